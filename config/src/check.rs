@@ -32,7 +32,7 @@ const MEANT: &[(&str, &str)] = &[
 
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
 const UNSUPPORTED_KEYS: &[&str] =
-    &["rollout", "cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent", "modelAlias"];
+    &["rollout", "cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent"];
 
 /// Places that a message about a key in a wrong place names at most.
 const MOST_HOMES: usize = 3;

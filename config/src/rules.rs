@@ -1,7 +1,7 @@
 //! Rules of a route that a caller could want to evade: who may use it, as whom and how much, and which servers and models
 //! answer. Compared by `check` and at run time, where a path has a second reading that another route governs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
 
@@ -31,6 +31,8 @@ pub struct RouteRules<'c> {
     calls_model: bool,
     /// Backends and models that a request may go to.
     targets: BTreeSet<(Option<&'c str>, Option<&'c str>)>,
+    /// Further names of its built-in models.
+    aliases: &'c BTreeMap<String, String>,
     /// Backends and models that answer instead, when there is no room and when no endpoint is available.
     spills_to: [Option<&'c str>; 2],
     /// Requests that may be answered by those.
@@ -67,6 +69,7 @@ impl<'c> RouteRules<'c> {
             models,
             calls_model,
             targets: targets.map(|reference| (reference.name.as_deref(), reference.model.as_deref())).collect(),
+            aliases: &route.model_alias,
             spills_to: [saturated, unavailable],
             spill: route.spill.as_ref().filter(|_| spills),
             filters,
@@ -87,6 +90,8 @@ impl<'c> RouteRules<'c> {
             Some("models")
         } else if self.targets != other.targets || self.calls_model != other.calls_model {
             Some("backendRefs")
+        } else if self.aliases != other.aliases {
+            Some("modelAlias")
         } else if self.spills_to != other.spills_to {
             Some("spillTo")
         } else if self.spill != other.spill {

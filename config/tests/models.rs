@@ -36,3 +36,37 @@ fn what_can_never_take_effect_is_an_error() {
         assert!(told(model).is_empty(), "{model}: {:?}", told(model));
     }
 }
+
+#[test]
+fn names_that_no_target_can_answer_are_reported() {
+    let told = |route: &str| {
+        let yaml = format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+models: [{{name: m, source: m.gguf}}]
+backends: [{{name: b, protocol: openai, models: [\"gpt-*\", x], endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]
+routes: [{{{route}}}]
+"
+        );
+        let (errors, warnings) = common::told(&yaml);
+        errors.into_iter().chain(warnings).collect::<Vec<_>>().join("\n")
+    };
+    for (route, says) in [
+        ("backendRefs: [{model: m}], modelAlias: {small: n}", "unknown model of `backendRefs` `n`"),
+        ("backendRefs: [{name: b}], modelAlias: {small: m}", "unknown model of `backendRefs` `m`"),
+        ("backendRefs: [{model: m}], modelAlias: {m: m}", "`m` is the name of a built-in model of this route"),
+        ("matches: [{model: large}], backendRefs: [{model: m}]", "no target of this route serves `large`"),
+        ("matches: [{model: y}], backendRefs: [{model: m}, {name: b}]", "no target of this route serves `y`"),
+        ("matches: [{model: gp}], backendRefs: [{name: b}]", "no target of this route serves `gp`"),
+    ] {
+        let told = told(route);
+        assert!(told.contains(says), "{route}: {told}");
+    }
+    for route in [
+        "matches: [{model: m}], backendRefs: [{model: m}]",
+        "matches: [{model: small}], backendRefs: [{model: m}], modelAlias: {small: m}",
+        "matches: [{model: gpt-4}, {model: x}, {model: m}], backendRefs: [{model: m}, {name: b}]",
+        "matches: [{model: \"y*\"}], backendRefs: [{model: m}]",
+    ] {
+        assert!(!told(route).contains("serves"), "{route}: {}", told(route));
+    }
+}

@@ -9,7 +9,7 @@
     reason = "tests"
 )]
 
-use spillway_tests::{Gateway, eventually, model, script, with_template};
+use spillway_tests::{Gateway, Seen, Upstream, eventually, model, reply, script, with_template};
 
 fn inside(more: &str) -> String {
     format!(
@@ -140,6 +140,95 @@ async fn structured_answers_end_with_the_asked_properties() {
         let share = value["share"].as_f64().unwrap();
         assert!(share > 0.0 && share <= 0.5 && (0..=150).contains(&value["age"].as_i64().unwrap()), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_model_asked_for_is_picked_by_name() {
+    let server = Upstream::start(|seen: Seen| async move {
+        let asked: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let body = serde_json::json!({"object": "chat.completion", "model": asked["model"], "choices": []});
+        Some(reply(200, &[("content-type", "application/json")], body.to_string()))
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: listed, protocol: openai, models: [\"gpt-*\", exact], endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: any, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+models:
+  - {{name: one, source: \"{model}\", contextLength: 256, maxQueueWait: 60s}}
+  - {{name: lab/two, source: \"{model}\", contextLength: 256, maxQueueWait: 60s}}
+routes:
+  - name: both
+    matches: [{{path: {{prefix: /v1}}}}]
+    modelAlias: {{gpt-4o-mini: one}}
+    backendRefs: [{{model: one}}, {{model: lab/two}}, {{name: listed}}]
+  - name: shares
+    hostnames: [shares.test]
+    matches: [{{path: {{prefix: /v1}}}}]
+    backendRefs: [{{model: one}}, {{name: any}}]
+  - {{name: closed, matches: [{{path: {{exact: /v1/chat/completions}}, model: only-here}}], backendRefs: [{{name: any}}]}}
+",
+        url = server.url(),
+        model = model().display()
+    ))
+    .await;
+    let client = gateway.client();
+    let ask = async |host: &str, model: &str, more: serde_json::Value| {
+        let messages = serde_json::json!([{"role": "user", "content": "hi"}]);
+        let mut body = serde_json::json!({"model": model, "max_tokens": 1, "messages": messages});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let headers = [("host", host), ("content-type", "application/json")];
+        let answer = client.post("/v1/chat/completions", &headers, body.to_string()).await;
+        (answer.status.as_u16(), answer.header("x-spillway-served-by").to_owned(), answer.text())
+    };
+    // Often enough that no draw is lucky.
+    for _ in 0..8 {
+        for (name, by) in [("one", "builtin/one"), ("lab/two", "builtin/lab/two")] {
+            let (status, served_by, text) = ask("a.test", name, serde_json::json!({})).await;
+            assert_eq!((status, served_by.as_str()), (200, by), "{name}: {text}");
+        }
+        let (status, _, text) = ask("a.test", "unknown", serde_json::json!({})).await;
+        assert!(status == 404 && text.contains("model_not_found"), "{text}");
+    }
+    // The alias is a name of `one`, and of the backend that serves such names; a built-in model that stands in answers others.
+    let mut by = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        for (host, name) in
+            [("a.test", "gpt-4o-mini"), ("a.test", "gpt-5"), ("shares.test", "x"), ("shares.test", "one")]
+        {
+            let (status, served_by, text) = ask(host, name, serde_json::json!({})).await;
+            assert_eq!(status, 200, "{text}");
+            by.insert((name, served_by));
+        }
+        // What a built-in model cannot do goes to the backend, where that serves the name.
+        let (status, served_by, text) = ask("shares.test", "x", serde_json::json!({"guided_regex": "a"})).await;
+        assert_eq!((status, served_by.as_str()), (200, ""), "{text}");
+    }
+    let by: Vec<_> = by.iter().map(|(name, by)| (*name, by.as_str())).collect();
+    assert_eq!(
+        by,
+        [
+            ("gpt-4o-mini", ""),
+            ("gpt-4o-mini", "builtin/one"),
+            ("gpt-5", ""),
+            ("gpt-5", "builtin/lab/two"),
+            ("gpt-5", "builtin/one"),
+            ("one", ""),
+            ("one", "builtin/one"),
+            ("x", ""),
+            ("x", "builtin/one"),
+        ]
+    );
+    let listed = client.get("/v1/models").await.json();
+    let ids: Vec<_> = listed["data"].as_array().unwrap().iter().map(|card| card["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["one", "gpt-4o-mini", "lab/two", "exact", "only-here"]);
+    for id in ["one", "gpt-4o-mini", "lab/two", "lab%2Ftwo", "only-here"] {
+        let card = client.get(&format!("/v1/models/{id}")).await;
+        assert_eq!(card.json()["id"].as_str(), Some(&*id.replace("%2F", "/")), "{}", card.text());
+        let head = client.send(client.request("HEAD", &format!("/v1/models/{id}"), &[], "")).await;
+        assert_eq!(head.status, 200, "{id}");
+    }
+    assert_eq!(client.get("/v1/models/gpt-5").await.status, 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,7 +130,7 @@ async fn what_changes_no_form_of_the_answer_bars_no_spill() {
             serde_json::json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
             "stream_options.continuous_usage_stats",
         ),
-        (serde_json::json!({"some new\nfield": [1]}), "some%20newfield"),
+        (serde_json::json!({"some new field": [1]}), "some%20new%20field"),
         (serde_json::json!({"max_new_tokens": 4, "user": "u"}), "max_new_tokens"),
     ] {
         let answer = ask(fields).await;

@@ -26,6 +26,10 @@ pub struct Backend {
     /// The model name that the servers know, when it differs from the one that clients send.
     #[serde(default)]
     pub model: Option<String>,
+    /// Models that the servers serve, by the names that clients send; `*` stands for any characters. A request that names
+    /// another goes to another target of its route. All when left out.
+    #[serde(default)]
+    pub models: Option<Vec<String>>,
     /// Credentials that replace those of the caller.
     #[serde(default)]
     pub credentials: Option<Credentials>,

@@ -1,5 +1,6 @@
 //! `routes`: matches, filters, targets, and actions when there is no room.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
@@ -38,6 +39,9 @@ pub struct Route {
     /// such a route does not answer gets 404.
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
+    /// Further names of the built-in models in `backendRefs`: the name that clients send, and the name of the model.
+    #[serde(default)]
+    pub model_alias: BTreeMap<String, String>,
     /// Keeps each caller on one backend of a weighted split.
     #[serde(default)]
     pub sticky: Option<Sticky>,

@@ -26,6 +26,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         filters(cx, n, route);
         references(cx, n, route);
         after_respond(cx, n, route);
+        model_names(cx, n, route);
         admission::all(cx, n, route);
         times(cx, n, route);
         if let Some(sticky) = &route.sticky {
@@ -211,6 +212,41 @@ fn without_targets(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
+/// Checks of names of models that a route can never answer.
+fn model_names(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let config = cx.config;
+    let own: Vec<&str> = route.backend_refs.iter().filter_map(|r| r.model.as_deref()).collect();
+    for (alias, model) in &route.model_alias {
+        let place = at!["routes", n, "modelAlias", alias.as_str()];
+        if !own.contains(&model.as_str()) {
+            cx.unknown(place, "model of `backendRefs`", model, &own);
+        } else if own.contains(&alias.as_str()) {
+            cx.error(place, format!("`{alias}` is the name of a built-in model of this route: choose another name"));
+        }
+    }
+    let backends: Vec<_> = route
+        .backend_refs
+        .iter()
+        .filter_map(|r| config.backends.iter().find(|b| r.name.as_deref() == Some(b.name.as_str())))
+        .collect();
+    // Patterns of the names that some target serves; a backend without a list serves all.
+    let Some(listed) = backends.iter().map(|b| b.models.as_deref()).collect::<Option<Vec<&[String]>>>() else { return };
+    let listed: Vec<&str> = listed.into_iter().flatten().map(String::as_str).collect();
+    for (m, written) in route.matches.iter().enumerate() {
+        let Some(name) = written.model.as_deref().filter(|name| !name.is_empty() && !name.contains('*')) else {
+            continue;
+        };
+        let is_own = own.contains(&name) || route.model_alias.contains_key(name);
+        if !is_own && !listed.iter().any(|pattern| is_like(pattern, name)) {
+            let message = format!(
+                "no target of this route serves `{name}`, so every such request is 404: add a target that does, or an \
+                 entry of `modelAlias`"
+            );
+            cx.warn(at!["routes", n, "matches", m, "model"], message);
+        }
+    }
+}
+
 /// Warns of targets and filters that get no request, because `respond` answers each.
 fn after_respond(cx: &mut Context<'_>, n: usize, route: &Route) {
     let Some(f) = route.filters.iter().position(|filter| filter.name == "respond") else { return };
@@ -224,6 +260,20 @@ fn after_respond(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.warn(at!["routes", n, "filters", later, filter.name.as_str()], message);
         }
     }
+}
+
+/// True if `name` matches a pattern in which `*` stands for any characters.
+fn is_like(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        match rest.split_once(part) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }
 
 fn references(cx: &mut Context<'_>, n: usize, route: &Route) {

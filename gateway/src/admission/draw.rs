@@ -4,7 +4,7 @@
 use std::hash::Hash;
 
 use crate::balancing::unit;
-use crate::topology::{Route, Target};
+use crate::topology::{Answerers, Route, Target};
 use rand::RngExt;
 
 /// Seeds of the sticky hash. They must not change between processes or versions: every gateway of a fleet, and the next
@@ -23,10 +23,11 @@ impl Order {
         &self.indices
     }
 
-    /// Draws the order for a request. `key` is the value of the sticky header, if the route and the request have one.
-    pub fn draw(route: &Route, key: Option<&[u8]>) -> Self {
+    /// Draws the order of those targets that may answer a request. `key` is the value of the sticky header, if the route and
+    /// the request have one.
+    pub fn draw(route: &Route, answerers: &Answerers, key: Option<&[u8]>) -> Self {
         if let [_] = route.targets.as_slice() {
-            return Self { indices: vec![0] };
+            return Self { indices: if answerers.has(0) { vec![0] } else { Vec::new() } };
         }
         let mut rng = rand::rng();
         // Available targets come first, and of those the lowest priority: the draw is among them. The others follow for the
@@ -35,7 +36,7 @@ impl Order {
             .targets
             .iter()
             .enumerate()
-            .filter(|(_, target)| target.weight > 0)
+            .filter(|(index, target)| target.weight > 0 && answerers.has(*index))
             .map(|(index, target)| {
                 let uniform = match key {
                     Some(key) => rendezvous(&route.name, key, target),
@@ -94,7 +95,7 @@ mod tests {
         let mut shares = HashMap::new();
         for caller in 0..20_000u32 {
             let key = caller.to_string();
-            let order = Order::draw(route, sticky.then_some(key.as_bytes()));
+            let order = Order::draw(route, &Answerers::All, sticky.then_some(key.as_bytes()));
             *shares.entry(route.targets[order.indices()[0]].name.clone()).or_insert(0) += 1;
         }
         shares
@@ -124,7 +125,7 @@ mod tests {
         let TargetKind::Backend(c) = &route.targets[2].kind else { panic!() };
         c.balancer.endpoints().all()[0].state.set_healthy(false, 1);
         for _ in 0..100 {
-            assert_eq!(Order::draw(&route, None).indices(), [0, 1, 2]);
+            assert_eq!(Order::draw(&route, &Answerers::All, None).indices(), [0, 1, 2]);
         }
     }
 
@@ -136,7 +137,7 @@ mod tests {
         for caller in 0..5_000u32 {
             let key = caller.to_string();
             let name = |route: &Route| {
-                let order = Order::draw(route, Some(key.as_bytes()));
+                let order = Order::draw(route, &Answerers::All, Some(key.as_bytes()));
                 route.targets[order.indices()[0]].name.clone()
             };
             let (was, is) = (name(&before), name(&after));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use pingora::protocols::http::ServerSession;
+use spillway_engine::Task;
 use tokio::time::Instant;
 
 use super::answers::too_late;
@@ -14,6 +15,7 @@ use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange};
+use crate::protocol::model_not_found;
 use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::{SpanKind, SpillReason};
 use crate::topology::{Backend, Route};
@@ -42,11 +44,24 @@ pub(super) enum Admitted<'r> {
     Model { target: usize, model: &'r Arc<LoadedModel> },
 }
 
-/// Draws the order of the targets: by weights, and by the header that keeps a caller at one of them.
-pub(super) fn select(route: &Route, session: &ServerSession) -> Tries {
+/// Draws the order of the targets that serve the model asked for: by weights, and by the header that keeps a caller at one
+/// of them.
+pub(super) fn select(route: &Route, session: &ServerSession, exchange: &Exchange) -> Result<Tries, End> {
+    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    // Vectors of another model are wrong answers; text of another is a lesser one.
+    let stands_in = |model: &LoadedModel| {
+        exchange.resolved.operation.asks_for_text()
+            && model.task() == Task::Generate
+            && !exchange.refuses_fallback
+            && exchange.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
+    };
+    let answerers = route.answerers(asked, stands_in);
+    if answerers.is_empty() {
+        return Err(model_not_found(asked.unwrap_or_default()).into());
+    }
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
-    let selection = TargetSelection::new(Order::draw(route, sticky));
-    Tries { selection, wait: Wait::default(), retries: 0, retrying: None }
+    let selection = TargetSelection::new(Order::draw(route, &answerers, sticky));
+    Ok(Tries { selection, wait: Wait::default(), retries: 0, retrying: None })
 }
 
 /// Admits the request at one of its targets, waiting in the queue of the route where none has room. The inner `Err`

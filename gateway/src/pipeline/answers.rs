@@ -1,4 +1,4 @@
-//! Answers that the gateway makes itself: refusals and the list of models.
+//! Answers that the gateway makes itself, and the requests that get them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
-use spillway_config::path;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
@@ -15,8 +14,8 @@ use super::AfterRequest;
 use crate::downstream::{Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
-use crate::protocol::{self, ModelCard, ModelPath, Operation, PROBLEM, ResolvedOperation, model_not_found};
-use crate::topology::{ListedModel, Route};
+use crate::protocol::{self, ModelPath, Operation, PROBLEM, ResolvedOperation};
+use crate::topology::Route;
 use crate::upstream::{client_write, finish_response};
 
 /// Most time for an answer of the gateway's own, which is short.
@@ -128,41 +127,4 @@ pub(super) fn is_model_by_id<'r>(
     mut routes: impl Iterator<Item = &'r Arc<Route>>,
 ) -> bool {
     matches!(resolved.dialect.model_path(path), ModelPath::One(_)) && routes.all(|route| is_models(route, resolved))
-}
-
-/// Answers a request for the models of a route that calls models, or for one of them. False when it is neither.
-pub(super) async fn models(route: &Route, session: &mut ServerSession, exchange: &mut Exchange) -> Result<bool, End> {
-    if !is_models(route, exchange.resolved) {
-        return Ok(false);
-    }
-    let dialect = exchange.resolved.dialect;
-    // A model that the caller may not name does not exist for it.
-    let caller = exchange.caller.as_ref();
-    let listed = route.listed_models.iter().map(ListedModel::card);
-    let mut cards = listed.filter(|card| caller.is_none_or(|caller| caller.may_use(Some(card.id))));
-    let body = match dialect.model_path(session.req_header().uri.path()) {
-        ModelPath::List => dialect.model_list(&cards.collect::<Vec<ModelCard<'_>>>()),
-        ModelPath::One(escaped) => {
-            // Decoded once: no other server reads it.
-            let id: Vec<u8> = path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
-            let id = String::from_utf8_lossy(&id);
-            match cards.find(|card| card.id == id) {
-                Some(card) => dialect.model(card),
-                None => return Err(model_not_found(&id).into()),
-            }
-        }
-        ModelPath::Neither => None,
-    };
-    let Some(body) = body else {
-        return Err(End::refuse(Refusal::new(
-            StatusCode::NOT_FOUND,
-            ErrorKind::NotFound,
-            "not_found",
-            "there is only /v1/models and /v1/models/ID here",
-        )));
-    };
-    let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
-    let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
-    send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
-    Ok(true)
 }

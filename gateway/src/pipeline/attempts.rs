@@ -61,7 +61,7 @@ pub(super) async fn attempt(
         Admitted::Endpoint { backend, endpoint, slot } => {
             at_endpoint(gateway, route, backend, (endpoint, slot), tries, session, exchange).await
         }
-        Admitted::Model { target, model } => match builtin::direct(model, session, exchange).await? {
+        Admitted::Model { target, model } => match builtin::direct(route, model, session, exchange).await? {
             Direct::Answered => Ok(Tried::Served),
             Direct::NoRoom => {
                 tries.selection.close(target);

@@ -13,6 +13,7 @@ use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
+use crate::protocol::Operation;
 use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
@@ -70,7 +71,11 @@ pub(super) fn match_head<'s>(
         return Ok(answering);
     }
     let candidates = candidates(&head.method)?;
-    if candidates.is_empty() { Err(no_route(session)) } else { Ok(candidates) }
+    if candidates.is_empty() {
+        return Err(no_route(session));
+    }
+    let lists_models = exchange.resolved.operation == Operation::Models;
+    Ok(if lists_models { candidates.listing_models() } else { candidates })
 }
 
 /// Answer to a health check of a listener, which no route, filter or limit may hide.

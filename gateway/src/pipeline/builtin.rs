@@ -12,33 +12,35 @@ use super::reading::{read_chat, tenant, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
+use crate::protocol::named;
+use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
 
 /// Outcome of a request that its route sends to a built-in model.
 pub(super) enum Direct {
     /// The model answered.
     Answered,
-    /// The model has no room.
+    /// The model has no room, or cannot answer in place of the model that was asked for.
     NoRoom,
 }
 
 /// Answers a request that its route sends to a built-in model.
 pub(super) async fn direct(
+    route: &Route,
     model: &Arc<LoadedModel>,
     session: &mut ServerSession,
     exchange: &mut Exchange,
 ) -> Result<Direct, End> {
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
-        return match encoding::encode(model, what, session, exchange).await? {
+        return match encoding::encode(route, model, what, session, exchange).await? {
             true => Ok(Direct::Answered),
             false => Ok(Direct::NoRoom),
         };
     }
     let Some(request) = read_chat(exchange).await? else { return Err(unsupported_endpoint()) };
     let request = request?;
-    request.addressed_to(model.name())?;
-    let deadline =
-        exchange.route.as_ref().map_or_else(std::time::Instant::now, |route| exchange.started + route.request_timeout);
+    let named = route.model_name(named(request.model.as_deref())?);
+    let deadline = exchange.started + route.request_timeout;
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let terms = Terms { dialect, max_prompt_tokens: None, over_limit: None, tenant };
     match builtin::answer(model, &request, terms, deadline).await {
@@ -47,6 +49,8 @@ pub(super) async fn direct(
             Ok(Direct::Answered)
         }
         Err(SpillError::Busy(_)) => Ok(Direct::NoRoom),
+        // A backend of the route serves the model that was asked for.
+        Err(SpillError::CannotSpill(_) | SpillError::TooLong(_)) if named != model.name() => Ok(Direct::NoRoom),
         Err(other) => Err(other.into_refusal().into()),
     }
 }

@@ -9,10 +9,12 @@ use pingora::protocols::http::ServerSession;
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::exchange::{End, Exchange, ServedBy};
-use crate::protocol::{DROPPED, Encode, SERVED_BY};
+use crate::protocol::{DROPPED, Encode, SERVED_BY, named};
+use crate::topology::Route;
 
 /// Answers the request. False where the model has no room. A client that leaves ends the work.
 pub(super) async fn encode(
+    route: &Route,
     model: &Arc<LoadedModel>,
     what: Encode,
     session: &mut ServerSession,
@@ -24,9 +26,8 @@ pub(super) async fn encode(
         return Err(unsupported_endpoint());
     };
     let mut request = request?;
-    request.addressed_to(model.name())?;
-    let deadline =
-        exchange.route.as_ref().map_or_else(std::time::Instant::now, |route| exchange.started + route.request_timeout);
+    named(request.model.as_deref())?;
+    let deadline = exchange.started + route.request_timeout;
     exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {

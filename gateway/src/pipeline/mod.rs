@@ -34,6 +34,7 @@ mod identify;
 mod limiting;
 mod may_spill;
 mod mirroring;
+mod model_list;
 mod reading;
 mod resuming;
 mod route;
@@ -130,7 +131,7 @@ async fn serve(
     if let Some((filter, refusal)) = exchange.over_limit.take() {
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
     }
-    if answers::models(&route, session, exchange).await? {
+    if model_list::models(&route, session, exchange).await? {
         return Ok(());
     }
     if route.targets.is_empty() {
@@ -138,7 +139,7 @@ async fn serve(
         return Err(access::no_route(session));
     }
     mirroring::mirror(gateway, &route, session, exchange);
-    let mut tries = select(&route, session);
+    let mut tries = select(&route, session, exchange)?;
     let reason = loop {
         match admit(&route, &mut tries, session, exchange).await? {
             Err(reason) => break reason,

@@ -7,8 +7,6 @@ use http::HeaderValue;
 use spillway_engine::{Tool, ToolCall, WrittenToken};
 use spillway_filter::Refusal;
 
-use super::refusals::model_not_found;
-
 /// Text or tokens that an answer continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptInput {
@@ -164,14 +162,6 @@ impl Ignored {
 }
 
 impl ChatRequest {
-    /// Checks that the request names the model `name`, for a route that goes to that model directly.
-    ///
-    /// # Errors
-    /// Refuses a request that names another model or none.
-    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
-        addressed_to(self.model.as_deref(), name)
-    }
-
     /// Name of the field that holds the prompt, for messages to the caller.
     pub fn prompt_field(&self) -> &'static str {
         if self.prompt.is_some() { "prompt" } else { "messages" }
@@ -232,24 +222,6 @@ pub struct EncodeRequest {
     pub return_documents: bool,
     /// Fields that the built-in model does not know and that change no form of the answer.
     pub ignored: Ignored,
-}
-
-impl EncodeRequest {
-    /// Checks that the request names the model `name`.
-    ///
-    /// # Errors
-    /// Refuses a request that names another model or none.
-    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
-        addressed_to(self.model.as_deref(), name)
-    }
-}
-
-fn addressed_to(named: Option<&str>, name: &str) -> Result<(), Refusal> {
-    match named {
-        Some(model) if model == name => Ok(()),
-        Some(model) => Err(model_not_found(model)),
-        None => Err(Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model")),
-    }
 }
 
 /// Vectors or ranks that a model made.

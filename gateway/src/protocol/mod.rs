@@ -25,7 +25,7 @@ pub use chat::{
 pub use dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 pub use operation::Operation;
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
-pub use refusals::model_not_found;
+pub use refusals::{model_not_found, named};
 pub use registry::{OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.

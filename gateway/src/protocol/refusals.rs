@@ -22,6 +22,14 @@ pub fn model_not_found(name: &str) -> Refusal {
     .param("model")
 }
 
+/// Returns the model that a request names.
+///
+/// # Errors
+/// Refuses a request that names none.
+pub fn named(model: Option<&str>) -> Result<&str, Refusal> {
+    model.ok_or_else(|| Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model"))
+}
+
 /// Refusal of a field that appears twice: two readers could each read another one.
 pub(super) fn duplicate(name: &str) -> Refusal {
     Refusal::invalid("duplicate_parameter", format!("`{name}` appears more than once in the body."))

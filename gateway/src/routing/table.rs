@@ -1,5 +1,6 @@
 //! Table of routes, indexed by host and sorted by precedence, so that the first entry that matches decides.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -101,20 +102,7 @@ impl RouteTable {
         context: HeadContext<'_>,
     ) -> Candidates<'_> {
         let mut entries = Vec::new();
-        let host = host.map(without_port).filter(|host| host.len() <= MAX_HOST).unwrap_or_default();
-        // An IPv6 address has many spellings (RFC 5952, 2).
-        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')?.parse::<Ipv6Addr>().ok());
-        let address = address.map(|address| address.to_string());
-        let host = address.as_deref().unwrap_or(host);
-        let exact = if self.exact.is_empty() || host.is_empty() {
-            None
-        } else if host.bytes().any(|b| b.is_ascii_uppercase()) {
-            self.exact.get(host.to_ascii_lowercase().as_str())
-        } else {
-            self.exact.get(host)
-        };
-        let wildcard = self.wildcard.iter().filter(|(suffix, _)| has_suffix(host, suffix)).map(|(_, list)| list);
-        for list in exact.into_iter().chain(wildcard).chain([&self.any]) {
+        for list in self.lists(host) {
             for entry in list {
                 if entry.matcher.matches_head(path, method, headers, context) {
                     entries.push(entry);
@@ -125,6 +113,34 @@ impl RouteTable {
             }
         }
         Candidates { entries, ignores_model: false }
+    }
+}
+
+impl RouteTable {
+    /// Routes that requests for a host may take, whatever their path, each once.
+    pub fn of_host(&self, host: Option<&str>) -> Vec<&Arc<Route>> {
+        let mut routes: Vec<&Arc<Route>> = Vec::new();
+        for entry in self.lists(host).flatten() {
+            if !routes.iter().any(|known| Arc::ptr_eq(known, &entry.route)) {
+                routes.push(&entry.route);
+            }
+        }
+        routes
+    }
+
+    /// Entries for a host by precedence. `host` may have a port.
+    fn lists(&self, host: Option<&str>) -> impl Iterator<Item = &Vec<Entry>> {
+        let host = host.map(without_port).filter(|host| host.len() <= MAX_HOST).unwrap_or_default();
+        // An IPv6 address has many spellings (RFC 5952, 2).
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')?.parse::<Ipv6Addr>().ok());
+        let name: Cow<'_, str> = match address {
+            Some(address) => address.to_string().into(),
+            None if host.bytes().any(|b| b.is_ascii_uppercase()) => host.to_ascii_lowercase().into(),
+            None => host.into(),
+        };
+        let exact = if self.exact.is_empty() || name.is_empty() { None } else { self.exact.get(&*name) };
+        let wildcard = self.wildcard.iter().filter(move |(suffix, _)| has_suffix(&name, suffix)).map(|(_, list)| list);
+        exact.into_iter().chain(wildcard).chain([&self.any])
     }
 }
 
@@ -167,6 +183,16 @@ impl<'a> Candidates<'a> {
     pub fn answering_preflight(self) -> Option<Self> {
         let entry = self.entries.into_iter().find(|entry| entry.route.answers_preflight)?;
         Some(Self { entries: vec![entry], ignores_model: true })
+    }
+
+    /// Narrows the candidates of a request for the list of models to one that calls models, where all ask for a model: the
+    /// body of such a request names none.
+    pub fn listing_models(self) -> Self {
+        let takes_any = self.entries.iter().any(|entry| entry.matcher.model().is_none());
+        match self.entries.iter().find(|entry| entry.route.calls_models) {
+            Some(entry) if !takes_any => Self { entries: vec![*entry], ignores_model: true },
+            _ => self,
+        }
     }
 
     /// True if a request gets the same rules (access, limits, models) by these candidates as by the others.

@@ -15,6 +15,7 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, bearer};
+use crate::model_pattern::ModelPattern;
 use crate::protocol::{Dialect, OPENAI};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
@@ -118,6 +119,7 @@ impl BackendCompiler<'_> {
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
             room,
             model: written.model.as_deref().map(Into::into),
+            serves: written.models.as_ref().map(|models| models.iter().map(|name| ModelPattern::new(name)).collect()),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),

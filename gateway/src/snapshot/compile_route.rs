@@ -166,6 +166,11 @@ impl RouteCompiler<'_> {
             guards,
             filters,
             targets,
+            model_alias: written
+                .model_alias
+                .iter()
+                .map(|(a, model)| (a.as_str().into(), model.as_str().into()))
+                .collect(),
             name,
         })
     }
@@ -412,10 +417,16 @@ fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<L
     }
     for target in targets {
         match &target.kind {
-            TargetKind::Model(model) => add(model.name(), model.created()),
+            TargetKind::Model(model) => {
+                add(model.name(), model.created());
+                let others = written.model_alias.iter().filter(|(_, name)| name.as_str() == model.name());
+                others.for_each(|(alias, _)| add(alias, model.created()));
+            }
             TargetKind::Backend(backend) => {
                 let written = config.backends.iter().find(|b| b.name.as_str() == &*backend.name);
-                if let Some(model) = written.and_then(|b| b.model.as_deref()) {
+                let serves = backend.serves.iter().flatten().filter_map(ModelPattern::exact);
+                serves.for_each(|model| add(model, 0));
+                if let Some(model) = written.filter(|b| b.models.is_none()).and_then(|b| b.model.as_deref()) {
                     add(model, 0);
                 }
             }

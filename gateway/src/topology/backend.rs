@@ -9,6 +9,7 @@ use spillway_config::schema::{HashOn, PolicyName};
 use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
+use crate::model_pattern::ModelPattern;
 use crate::protocol::Dialect;
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
@@ -60,6 +61,8 @@ pub struct Backend {
     pub model: Option<Arc<str>>,
     /// Model name that its servers know, as JSON text to put into a body.
     pub upstream_model: Option<String>,
+    /// Names of models that its servers serve; `None` for all.
+    pub serves: Option<Vec<ModelPattern>>,
     /// Value of `Authorization` that replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
     /// True if credentials of callers that identify no consumer are passed on.
@@ -87,6 +90,11 @@ impl Backend {
     /// True if a request may reach a server twice whatever its method: a second model call costs tokens but changes nothing.
     pub fn may_repeat(&self) -> bool {
         self.calls_models()
+    }
+
+    /// True if its servers serve the model `name`.
+    pub fn serves(&self, name: &str) -> bool {
+        self.serves.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(name)))
     }
 
     /// True if an endpoint may get traffic at all.
@@ -123,6 +131,7 @@ impl Backend {
             room: Arc::default(),
             model: None,
             upstream_model: None,
+            serves: None,
             credentials: None,
             passes_credentials: false,
             full_statuses: Vec::new(),

@@ -6,5 +6,5 @@ mod route;
 mod spill_rule;
 
 pub use backend::{Backend, Target, TargetKind};
-pub use route::{Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route};
+pub use route::{Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route};
 pub use spill_rule::SpillRule;

@@ -1,5 +1,6 @@
 //! Compiled routes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::backend::{Backend, Target, TargetKind};
 use super::spill_rule::SpillRule;
+use crate::builtin::LoadedModel;
 use crate::limits::Rules;
 use crate::protocol::{Dialect, ModelCard};
 use crate::queueing::Queue;
@@ -41,6 +43,8 @@ pub struct Route {
     pub environment: Option<Arc<[Box<[u8]>]>>,
     /// Targets of its requests.
     pub targets: Vec<Target>,
+    /// Names of its built-in models by their further names.
+    pub model_alias: HashMap<Box<str>, Box<str>>,
     /// Header whose value keeps a caller on one target.
     pub sticky: Option<HeaderName>,
     /// True if other targets of the same priority are tried when the drawn one has no room.
@@ -168,7 +172,63 @@ pub struct HedgePlan {
     pub max: usize,
 }
 
+/// Targets of a route that may answer a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answerers {
+    /// All of them.
+    All,
+    /// Those with these indices.
+    Some(Vec<usize>),
+}
+
+impl Answerers {
+    /// True if the target with this index is among them.
+    pub fn has(&self, index: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(indices) => indices.contains(&index),
+        }
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Some(indices) if indices.is_empty())
+    }
+}
+
 impl Route {
+    /// Name of the built-in model that callers may call `name`; `name` itself where it is no further name of one.
+    pub fn model_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.model_alias.get(name).map_or(name, |model| model)
+    }
+
+    /// Targets that may answer a request for the model `asked`: those that serve it by name. A built-in model that may
+    /// answer in place of another (`stands_in`) also takes its share beside a backend that serves the model. A request that
+    /// names no model is for a backend, where there is one.
+    pub fn answerers(&self, asked: Option<&str>, stands_in: impl Fn(&LoadedModel) -> bool) -> Answerers {
+        let is_plain =
+            |target: &Target| matches!(&target.kind, TargetKind::Backend(backend) if backend.serves.is_none());
+        if self.targets.iter().all(is_plain) {
+            return Answerers::All;
+        }
+        let pick = |keep: &dyn Fn(&TargetKind) -> bool| -> Vec<usize> {
+            let kept = self.targets.iter().enumerate().filter(|(_, target)| keep(&target.kind));
+            kept.map(|(index, _)| index).collect()
+        };
+        let Some(asked) = asked else {
+            let backends = pick(&|kind| matches!(kind, TargetKind::Backend(_)));
+            return if backends.is_empty() { Answerers::All } else { Answerers::Some(backends) };
+        };
+        let own = self.model_name(asked);
+        let mut found = pick(&|kind| matches!(kind, TargetKind::Model(model) if model.name() == own));
+        let backends = pick(&|kind| matches!(kind, TargetKind::Backend(backend) if backend.serves(asked)));
+        if found.is_empty() && !backends.is_empty() {
+            found = pick(&|kind| matches!(kind, TargetKind::Model(model) if stands_in(model)));
+        }
+        found.extend(backends);
+        Answerers::Some(found)
+    }
+
     /// Filters with hooks, each once, guards first.
     pub fn all_filters(&self) -> impl Iterator<Item = &NamedFilter> {
         self.guards.iter().chain(&self.filters).filter(|named| named.acts)
@@ -194,6 +254,7 @@ impl Route {
             filters: Vec::new(),
             environment: None,
             targets: Vec::new(),
+            model_alias: HashMap::new(),
             sticky: None,
             try_others: true,
             queues: Vec::new(),
