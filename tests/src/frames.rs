@@ -88,6 +88,19 @@ impl Frames {
         self.last
     }
 
+    /// Sends a request of any method without a body, and returns its stream.
+    pub async fn bare(&mut self, method: &str, path: &str) -> u32 {
+        self.last = if self.last == 0 { 1 } else { self.last + 2 };
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        // RFC 7541, 6.2.2: names of the static table, values written out.
+        let mut head = vec![0x02, length(method)];
+        head.extend(method.as_bytes());
+        head.extend([0x86, 0x01, 1, b'a', 0x04, length(path)]);
+        head.extend(path.as_bytes());
+        self.write.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, self.last, &head)).await.unwrap();
+        self.last
+    }
+
     /// Opens the window of a stream, or of the connection for stream 0, by `bytes`.
     pub async fn open(&mut self, stream: u32, bytes: u32) {
         let _ = self.write.write_all(&frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())).await;
@@ -104,6 +117,12 @@ impl Frames {
         let data = frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect();
         let ends = frames.iter().any(|frame| matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0);
         (String::from_utf8(data).unwrap(), ends)
+    }
+
+    /// Kinds and flags of the frames with the answer of a stream: 0 is data, 1 a head or trailers, flag 1 the end.
+    pub fn answer(&self, stream: u32) -> Vec<(u8, u8)> {
+        let frames = self.came(stream).into_iter().filter(|frame| matches!(frame.kind, DATA | HEADERS));
+        frames.map(|frame| (frame.kind, frame.flags & END_STREAM)).collect()
     }
 
     /// True if a stream was answered with 200.

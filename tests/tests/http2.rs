@@ -19,7 +19,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use spillway_tests::{
-    Authority, Gateway, Made, Upstream, digest, eventually, http2_over, reply, streamed, whole_answer,
+    Authority, Frames, Gateway, Made, PATIENCE, Upstream, digest, eventually, http2_over, reply, streamed, whole_answer,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -348,4 +348,132 @@ async fn servers_are_reached_over_tls_only_where_they_are_who_they_must_be() {
         assert_eq!(answer.status, 503, "{why}");
         assert!(upstream.heads.lock().unwrap().is_empty(), "{why}: nothing is said to a stranger");
     }
+}
+
+/// Server of HTTP/2 that answers as `reply` says and records whether each request ended with its head.
+async fn http2_server<B>(reply: fn(&str) -> Response<B>) -> (String, Arc<std::sync::Mutex<Vec<bool>>>)
+where
+    B: hyper::body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = ended.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let log = log.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                log.lock().unwrap().push(hyper::body::Body::is_end_stream(request.body()));
+                let answer = reply(request.uri().path());
+                async move { Ok::<_, std::io::Error>(answer) }
+            });
+            let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(serve.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    (url, ended)
+}
+
+/// Kinds and flags of the frames of an answer, once it has ended.
+async fn frames_of(client: &mut Frames, method: &str, path: &str) -> Vec<(u8, u8)> {
+    let stream = client.bare(method, path).await;
+    eventually("the answer ends", || {
+        let answer = client.answer(stream);
+        async move { answer.last().is_some_and(|(_, end)| *end == 1).then_some(answer) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_ends_with_its_head() {
+    const HEAD: (u8, u8) = (1, 0);
+    const LAST_HEAD: (u8, u8) = (1, 1);
+    let (http2, _) = http2_server(|path| {
+        let trailers = || {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("5"));
+            Frame::trailers(trailers)
+        };
+        let frames = match path {
+            "/status" => vec![],
+            "/trailers" => vec![Ok::<_, std::io::Error>(trailers())],
+            _ => vec![Ok(Frame::data(Bytes::from_static(b"text"))), Ok(trailers())],
+        };
+        let has_no_body = frames.is_empty();
+        let body = StreamBody::new(futures::stream::iter(frames));
+        let body = if has_no_body {
+            http_body_util::Either::Left(http_body_util::Empty::new().map_err(|never| match never {}))
+        } else {
+            http_body_util::Either::Right(body)
+        };
+        let answer = Response::builder().header("content-type", "application/grpc");
+        answer.header("grpc-message", "nothing").header("grpc-status", "5").body(body).unwrap()
+    })
+    .await;
+    let http1 = Upstream::start(|seen| async move {
+        let status = seen.path.trim_start_matches("/1/").parse().unwrap_or(200);
+        let kind = if seen.path.ends_with("events") { "text/event-stream" } else { "text/plain" };
+        Some(reply(status, &[("content-type", kind), ("etag", "\"a\"")], ""))
+    })
+    .await;
+    let yaml = format!(
+        "listeners: [{{name: h2c, address: \"127.0.0.1:0\", protocol: h2c}}]
+backends:
+  - {{name: two, http2: true, endpoints: [{{url: \"{http2}\"}}]}}
+  - {{name: one, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: a-long-credential}}}}
+  - {{name: events, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: two, matches: [{{path: {{prefix: /}}}}], backendRefs: [{{name: two}}]}}
+  - {{name: one, matches: [{{path: {{prefix: /1}}}}], backendRefs: [{{name: one}}]}}
+  - name: events
+    matches: [{{path: {{prefix: /events}}}}]
+    timeouts: {{firstToken: 10s}}
+    backendRefs: [{{name: events}}]
+  - name: moved
+    matches: [{{path: {{exact: /moved}}}}]
+    filters: [{{redirect: {{path: /}}}}]
+    backendRefs: [{{name: one}}]
+",
+        url = http1.url()
+    );
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
+    let mut client = Frames::connect(gateway.address, 65_535).await;
+    for (method, path, frames) in [
+        ("GET", "/status", vec![LAST_HEAD]),
+        ("GET", "/trailers", vec![HEAD, LAST_HEAD]),
+        ("GET", "/text", vec![HEAD, (0, 0), LAST_HEAD]),
+        ("HEAD", "/1/200", vec![LAST_HEAD]),
+        ("GET", "/1/200", vec![LAST_HEAD]),
+        ("GET", "/1/204", vec![LAST_HEAD]),
+        ("GET", "/1/304", vec![LAST_HEAD]),
+        ("GET", "/1/500", vec![LAST_HEAD]),
+        ("GET", "/events", vec![LAST_HEAD]),
+        ("GET", "/moved", vec![LAST_HEAD]),
+        ("HEAD", "/moved", vec![LAST_HEAD]),
+    ] {
+        let seen = tokio::time::timeout(PATIENCE, frames_of(&mut client, method, path)).await;
+        assert_eq!(seen.unwrap(), frames, "{method} {path}");
+    }
+    let mut client = connect(&gateway).await;
+    let answer = client.send_request(request("POST", "/status", "abc")).await.unwrap();
+    assert_eq!(
+        (&answer.headers()["grpc-status"], &answer.headers()["grpc-message"]),
+        (&"5".parse().unwrap(), &"nothing".parse().unwrap())
+    );
+    assert!(hyper::body::Body::is_end_stream(answer.body()));
+}
+
+#[tokio::test]
+async fn a_request_without_a_body_ends_with_its_head() {
+    let (url, ended) =
+        http2_server(|_| Response::new(http_body_util::Full::new(Bytes::new()).map_err(|never| match never {}))).await;
+    let gateway = start(&format!("http2: true, endpoints: [{{url: \"{url}\"}}]")).await;
+    let mut client = connect(&gateway).await;
+    for (method, body) in [("GET", ""), ("DELETE", ""), ("POST", ""), ("POST", "abc")] {
+        assert_eq!(client.send_request(request(method, "/", body)).await.unwrap().status(), 200);
+        assert_eq!(ended.lock().unwrap().last(), Some(&body.is_empty()), "{method} {body:?}");
+    }
+    let plain = spillway_tests::Client::new(gateway.listener("plain"));
+    assert_eq!(plain.get("/").await.status, 200);
+    assert_eq!(ended.lock().unwrap().last(), Some(&true));
 }

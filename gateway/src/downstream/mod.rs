@@ -9,7 +9,10 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use pingora::ErrorType;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep_until};
 
@@ -58,6 +61,18 @@ pub struct Nothing;
 impl Beside for Nothing {
     fn take_in(&mut self) -> impl Future<Output = ()> + Send {
         std::future::pending()
+    }
+}
+
+/// Writes the head of an answer, which is the whole answer where it `ends`. Over HTTP/2 the frame of such a head ends the
+/// stream: clients of gRPC read a status only there, and not from a head that an empty frame of data follows.
+pub async fn write_head(session: &mut ServerSession, head: Box<ResponseHeader>, ends: bool) -> pingora::Result<()> {
+    match session {
+        ServerSession::H2(session) => session.write_response_header(head, ends),
+        session => {
+            session.write_response_header(head).await?;
+            if ends { session.write_response_body(Bytes::new(), true).await } else { Ok(()) }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::AfterRequest;
-use crate::downstream::{Nothing, SLICE, deliver, slice};
+use crate::downstream::{Nothing, SLICE, deliver, slice, write_head};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
 use crate::protocol::{self, ModelPath, Operation, PROBLEM, ResolvedOperation};
@@ -77,7 +77,11 @@ pub(super) async fn send(
     exchange.pass(&body);
     // The deadline of the route may be over: this is what says so.
     let limits = exchange.write_limits(Instant::now() + LONGEST);
-    deliver(session.write_response_header(Box::new(head)), limits, &mut Nothing).await?;
+    let ends = body.is_empty();
+    deliver(write_head(session, Box::new(head), ends), limits, &mut Nothing).await?;
+    if ends {
+        return Ok(());
+    }
     let mut body = body;
     let last = body.split_off(body.len().saturating_sub(SLICE));
     while let Some(next) = slice(&mut body) {

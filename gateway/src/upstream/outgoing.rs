@@ -115,7 +115,13 @@ pub(super) async fn send(
     if matches!(upstream, HttpSession::H2(_)) {
         to_http2(&mut out.request, out.takes_trailers, attempt.endpoint.url.https);
     }
-    if let Err(e) = within(attempt, upstream.write_request_header(out.request)).await {
+    let is_empty = out.body.as_ref().is_some_and(|body| body.len() == 0);
+    let written = match upstream {
+        // The frame of the head ends a request without a body: some servers take an empty frame of data for a body.
+        HttpSession::H2(upstream) => upstream.write_request_header(out.request, is_empty),
+        upstream => within(attempt, upstream.write_request_header(out.request)).await,
+    };
+    if let Err(e) = written {
         return Err(AttemptOutcome::Failed(failure(&e)));
     }
     let Some(mut rest) = out.body else { return Ok(None) };

@@ -22,7 +22,7 @@ use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use crate::balancing::{Class, orca};
-use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
+use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe, Written};
 
@@ -51,6 +51,8 @@ pub(super) struct Passing {
     unread: Unread,
     /// Trailers, where they were read before the client had read the body.
     trailers: Option<Option<http::HeaderMap>>,
+    /// True once the client has the end of the answer: its head was all of it.
+    has_ended: bool,
 }
 
 impl Passing {
@@ -113,18 +115,24 @@ impl<'a> Conversation<'_, 'a> {
             }
         } else {
             // Observed first: more may be read while the client is slow to read the head.
-            let prefix = prefix.map(|prefix| self.observe(prefix));
+            let ends = prefix.as_ref().is_none_or(Bytes::is_empty) && self.is_read();
+            let prefix = prefix.map(|prefix| self.observe(prefix)).unwrap_or_default();
             self.release_server_when_read().await;
-            if self.pass_head(head, is_head).await.is_err() || self.pass(prefix.unwrap_or_default()).await.is_err() {
+            if self.pass_head(head, is_head, ends).await.is_err() || self.pass(prefix).await.is_err() {
                 return Some(self.state.client_gone());
             }
         }
         let is_read = match self.state.pending {
-            None => self.upstream.as_mut().is_some_and(HttpSession::response_done),
+            None => self.is_read(),
             Some(ConversationEvent::AnswerEnd) => self.state.answer_read,
             Some(_) => false,
         };
         if is_read { Some(self.finish().await) } else { None }
+    }
+
+    /// True if the server's answer has ended, and all of it was read.
+    fn is_read(&mut self) -> bool {
+        self.upstream.as_mut().is_some_and(HttpSession::response_done)
     }
 
     /// Stops reading an answer, as if it had ended.
@@ -135,7 +143,8 @@ impl<'a> Conversation<'_, 'a> {
         self.state.pending = Some(ConversationEvent::AnswerEnd);
     }
 
-    async fn pass_head(&mut self, head: ResponseHeader, is_head: bool) -> pingora::Result<()> {
+    /// Passes on the head, which is the whole answer where it `ends`.
+    async fn pass_head(&mut self, head: ResponseHeader, is_head: bool, ends: bool) -> pingora::Result<()> {
         self.exchange.outcome.status = head.status.as_u16();
         self.exchange.outcome.served_by = ServedBy::Backend(self.attempt.backend.name.clone());
         self.exchange.outcome.endpoint = Some(self.attempt.endpoint.address.clone());
@@ -155,8 +164,9 @@ impl<'a> Conversation<'_, 'a> {
             let _ = out.insert_header(SERVED_BY.clone(), name);
         }
         self.state.head_passed = true;
+        self.passing.has_ended = ends;
         let (session, mut server, limits) = self.sides();
-        deliver(session.write_response_header(out), limits, &mut server).await
+        deliver(write_head(session, out, ends), limits, &mut server).await
     }
 
     pub(super) async fn pass_part(&mut self, part: Bytes) -> pingora::Result<()> {
@@ -173,7 +183,7 @@ impl<'a> Conversation<'_, 'a> {
             if !self.state.content_seen && waiting.parts.len() <= MAX_WAITING {
                 return Ok(());
             }
-            part = self.release().await?;
+            part = self.release(false).await?;
         }
         self.pass(part).await
     }
@@ -193,14 +203,15 @@ impl<'a> Conversation<'_, 'a> {
         }
     }
 
-    /// Writes the head that waited, and returns the bytes of the body so far.
-    async fn release(&mut self) -> pingora::Result<Bytes> {
+    /// Writes the head that waited, and returns the bytes of the body so far. With `is_all`, nothing follows them.
+    async fn release(&mut self, is_all: bool) -> pingora::Result<Bytes> {
         let Some(Waiting { mut head, parts }) = self.passing.waiting.take() else { return Ok(Bytes::new()) };
         let body = match self.passing.sealed.take() {
             Some(coding) => decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange),
             None => parts.freeze(),
         };
-        self.pass_head(head, false).await?;
+        let ends = is_all && body.is_empty();
+        self.pass_head(head, false, ends).await?;
         Ok(body)
     }
 
@@ -215,17 +226,21 @@ impl<'a> Conversation<'_, 'a> {
             self.state.shown.strip_trailers(trailers);
         }
         self.release_server().await;
-        let Ok(mut last) = self.release().await else {
+        let gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
+        let masked = self.passing.mask.as_mut().map(Mask::rest).unwrap_or_default();
+        let Ok(mut last) = self.release(trailers.is_none() && gated.is_empty() && masked.is_empty()).await else {
             return self.state.client_gone();
         };
-        if let Some(rest) = self.passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
-            last = [last, rest].concat().into();
-        }
-        if let Some(rest) = self.passing.mask.as_mut().map(Mask::rest).filter(|rest| !rest.is_empty()) {
-            last = [last, rest].concat().into();
+        for rest in [gated, masked] {
+            if !rest.is_empty() {
+                last = [last, rest].concat().into();
+            }
         }
         if let Some(observer) = &mut self.passing.observer {
             note_answer(&mut self.exchange.outcome, observer.finish());
+        }
+        if self.passing.has_ended {
+            return AttemptOutcome::Answered;
         }
         let before = last.split_to(last.len().saturating_sub(SLICE));
         if self.pass(before).await.is_err() {
@@ -269,14 +284,9 @@ impl<'a> Conversation<'_, 'a> {
         }
     }
 
-    /// As [`Self::release_server`], where the part that was read last is known to be the last one. HTTP/2 may have
-    /// trailers to come.
+    /// As [`Self::release_server`], where the part that was read last is known to be the last one.
     async fn release_server_when_read(&mut self) {
-        let is_read = match &mut self.upstream {
-            Some(HttpSession::H2(_)) | None => false,
-            Some(server) => server.response_done(),
-        };
-        if is_read && self.state.pending.is_none() && !self.passing.is_cut_short() {
+        if self.state.pending.is_none() && self.is_read() && !self.passing.is_cut_short() {
             self.release_server().await;
             self.state.pending = Some(ConversationEvent::AnswerEnd);
         }
