@@ -35,13 +35,81 @@ pub const GUARDED: [&str; 14] = [
 pub const OVERRIDES: [&str; 6] =
     ["proxy", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 
-/// Names in which proxies write the caller's address. Only a trusted proxy (`clientAddress.trustedProxies`) sets them.
-pub const PROXY_CLAIMS: [&str; 5] =
-    ["cf-connecting-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip", "x-real-ip"];
+/// Names in which proxies write what they know of a caller: its address, the scheme, host and path that it used, the user
+/// that they authenticated and its certificate. Servers believe them, so that only a trusted proxy
+/// (`clientAddress.trustedProxies`) sets them.
+pub const PROXY_CLAIMS: [&str; 45] = [
+    "cf-access-authenticated-user-email",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-ipcountry",
+    "cf-pseudo-ipv4",
+    "cf-visitor",
+    "client-cert",
+    "client-cert-chain",
+    "client-ip",
+    "fastly-client",
+    "fastly-client-ip",
+    "fastly-ssl",
+    "front-end-https",
+    "proxy-client-ip",
+    "remote-addr",
+    "remote-user",
+    "true-client-ip",
+    "wl-proxy-client-cert",
+    "wl-proxy-client-ip",
+    "wl-proxy-ssl",
+    "x-arr-clientcert",
+    "x-arr-ssl",
+    "x-authenticated-user",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-client-cert",
+    "x-client-dn",
+    "x-client-ip",
+    "x-client-verify",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-host",
+    "x-http-host-override",
+    "x-original-for",
+    "x-original-host",
+    "x-original-method",
+    "x-original-path",
+    "x-original-proto",
+    "x-original-uri",
+    "x-originating-ip",
+    "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-remote-user",
+    "x-scheme",
+];
 
-/// Prefix of what else proxies write of a caller: port, prefix, scheme, user, certificate. The same holds for it, except
-/// for those names that the gateway writes anew.
-pub const FORWARDED: &str = "x-forwarded-";
+/// Beginnings of further such names: every name with one of them is a claim, except for those that the gateway writes
+/// anew. Each begins with `x-` or `ssl-`, so that most names of requests need one comparison.
+const CLAIM_PREFIXES: [&str; 8] = [
+    "x-amzn-mtls-",
+    "x-amzn-oidc-",
+    "x-appengine-",
+    "x-auth-request-",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-goog-authenticated-user-",
+    "x-ssl-",
+];
+
+/// Beginning of the names in which nginx writes a client certificate.
+const TLS_CLAIMS: &str = "ssl-client-";
+
+/// True for a name, in small letters and with `-` for every mark, that begins as what proxies say of a caller does.
+pub fn begins_as_claim(folded: &[u8]) -> bool {
+    if folded.starts_with(b"x-") {
+        CLAIM_PREFIXES.iter().any(|prefix| folded.starts_with(prefix.as_bytes()))
+    } else {
+        folded.starts_with(TLS_CLAIMS.as_bytes())
+    }
+}
 
 /// Sender from whom a header is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +164,7 @@ impl HeaderNames {
         if folded.starts_with(OURS) || self.owned.contains(&folded) || (is(&OVERRIDES) && !is_guarded) {
             return Sender::Nobody;
         }
-        let is_claim = folded.starts_with(FORWARDED) || (is(&PROXY_CLAIMS) && !is_guarded);
+        let is_claim = begins_as_claim(folded.as_bytes()) || (is(&PROXY_CLAIMS) && !is_guarded);
         if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             return if is_claim && !is_guarded { Sender::TrustedProxy } else { Sender::Anybody };
         }

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use http::HeaderName;
 use pingora::http::RequestHeader;
 use smallvec::SmallVec;
-use spillway_config::header_names::{FORWARDED, GUARDED, OURS, OVERRIDES, PROXY_CLAIMS, USUAL_CREDENTIALS};
+use spillway_config::header_names::{GUARDED, OURS, OVERRIDES, PROXY_CLAIMS, USUAL_CREDENTIALS, begins_as_claim};
 use spillway_config::schema::Authentication;
 
 /// Words of names whose values are credentials, such as `x-auth-token`.
@@ -131,9 +131,7 @@ impl CallerHeaders {
                 || match self.owned.get(text) {
                     Some(Setter::Gateway) => true,
                     Some(Setter::Proxy) => !from_trusted_proxy,
-                    None => {
-                        !from_trusted_proxy && text.starts_with(FORWARDED.as_bytes()) && !self.guarded.contains(text)
-                    }
+                    None => !from_trusted_proxy && begins_as_claim(text) && !self.guarded.contains(text),
                 };
             return if ends { NameRuling::Ends } else { NameRuling::Passes };
         }
@@ -142,7 +140,7 @@ impl CallerHeaders {
         let is_written = || self.credentials.contains(name);
         if folded.starts_with(OURS.as_bytes())
             || self.owned.contains_key(&*folded)
-            || ((folded.starts_with(FORWARDED.as_bytes()) || self.guarded.contains(&*folded)) && !is_written())
+            || ((begins_as_claim(&folded) || self.guarded.contains(&*folded)) && !is_written())
         {
             NameRuling::Ends
         } else {
@@ -257,6 +255,23 @@ mod tests {
             ("x-forwarded-ssl", NameRuling::Ends, NameRuling::Passes),
             ("x-forwarded-server", NameRuling::Ends, NameRuling::Passes),
             ("x-forwarded-client-cert", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-uri", NameRuling::Ends, NameRuling::Passes),
+            ("fastly-client-ip", NameRuling::Ends, NameRuling::Passes),
+            ("client-ip", NameRuling::Ends, NameRuling::Passes),
+            ("client-cert", NameRuling::Ends, NameRuling::Passes),
+            ("remote-user", NameRuling::Ends, NameRuling::Passes),
+            ("x-envoy-external-address", NameRuling::Ends, NameRuling::Passes),
+            ("x-envoy-original-path", NameRuling::Ends, NameRuling::Passes),
+            ("x-ssl-client-verify", NameRuling::Ends, NameRuling::Passes),
+            ("ssl-client-subject-dn", NameRuling::Ends, NameRuling::Passes),
+            ("x-original-uri", NameRuling::Ends, NameRuling::Passes),
+            ("x-auth-request-email", NameRuling::Ends, NameRuling::Passes),
+            ("x_envoy_external_address", NameRuling::Ends, NameRuling::Ends),
+            ("x-ssl_client_cert", NameRuling::Ends, NameRuling::Ends),
+            ("client_cert", NameRuling::Ends, NameRuling::Ends),
+            ("x-original-filename", NameRuling::Passes, NameRuling::Passes),
+            ("ssl-client", NameRuling::Passes, NameRuling::Passes),
             ("x_real_ip", NameRuling::Ends, NameRuling::Ends),
             ("x-forwarded_port", NameRuling::Ends, NameRuling::Ends),
             // Set by the gateway, or read by it as a credential.
@@ -285,7 +300,9 @@ mod tests {
         let theirs = HeaderNames::of(&serde_json::from_str(&yaml).unwrap());
         let listed = GUARDED.iter().chain(&OVERRIDES).chain(&PROXY_CLAIMS).chain(&USUAL_CREDENTIALS);
         let others = ["x-key", "x-caller", "x-tenant", "x-forwarded-token", "x-forwarded-user", "x-forwarded-port"];
-        let others = others.iter().chain(&["x-spillway-a", "x-spillway", "my-header", "accept", "cookie"]);
+        let claims = ["x-envoy-external-address", "x-ssl-client-cert", "ssl-client-verify", "x-amzn-oidc-data"];
+        let others = others.iter().chain(&claims);
+        let others = others.chain(&["x-spillway-a", "x-spillway", "my-header", "accept", "cookie"]);
         let plain: Vec<_> = listed.chain(others).map(|name| (*name).to_owned()).collect();
         let odd = plain.iter().flat_map(|name| [name.replace('-', "_"), name.replacen('-', ".", 1)]);
         for name in plain.iter().cloned().chain(odd) {
