@@ -19,7 +19,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use spillway_tests::{
-    Authority, Frames, Gateway, Made, PATIENCE, Upstream, digest, eventually, http2_over, reply, streamed, whole_answer,
+    Authority, Frames, Gateway, Made, PATIENCE, Reply, Upstream, digest, eventually, http2_over, reply, streamed,
+    whole_answer,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -350,11 +351,8 @@ async fn servers_are_reached_over_tls_only_where_they_are_who_they_must_be() {
     }
 }
 
-/// Server of HTTP/2 that answers as `reply` says and records whether each request ended with its head.
-async fn http2_server<B>(reply: fn(&str) -> Response<B>) -> (String, Arc<std::sync::Mutex<Vec<bool>>>)
-where
-    B: hyper::body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
-{
+/// Server of HTTP/2 that answers as `answer` says and records whether each request ended with its head.
+async fn http2_server(answer: fn(&str) -> Reply) -> (String, Arc<std::sync::Mutex<Vec<bool>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -364,7 +362,7 @@ where
             let log = log.clone();
             let service = service_fn(move |request: Request<Incoming>| {
                 log.lock().unwrap().push(hyper::body::Body::is_end_stream(request.body()));
-                let answer = reply(request.uri().path());
+                let answer = answer(request.uri().path());
                 async move { Ok::<_, std::io::Error>(answer) }
             });
             let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -389,25 +387,15 @@ async fn an_answer_without_a_body_ends_with_its_head() {
     const HEAD: (u8, u8) = (1, 0);
     const LAST_HEAD: (u8, u8) = (1, 1);
     let (http2, _) = http2_server(|path| {
-        let trailers = || {
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", HeaderValue::from_static("5"));
-            Frame::trailers(trailers)
-        };
-        let frames = match path {
-            "/status" => vec![],
-            "/trailers" => vec![Ok::<_, std::io::Error>(trailers())],
-            _ => vec![Ok(Frame::data(Bytes::from_static(b"text"))), Ok(trailers())],
-        };
-        let has_no_body = frames.is_empty();
-        let body = StreamBody::new(futures::stream::iter(frames));
-        let body = if has_no_body {
-            http_body_util::Either::Left(http_body_util::Empty::new().map_err(|never| match never {}))
-        } else {
-            http_body_util::Either::Right(body)
-        };
-        let answer = Response::builder().header("content-type", "application/grpc");
-        answer.header("grpc-message", "nothing").header("grpc-status", "5").body(body).unwrap()
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("5"));
+        let data = (path == "/text").then(|| Frame::data(Bytes::from_static(b"text")));
+        let frames: Vec<_> = data.into_iter().chain([Frame::trailers(trailers)]).map(Ok::<_, std::io::Error>).collect();
+        let has_status_alone = path == "/status";
+        let body = BodyExt::boxed(StreamBody::new(futures::stream::iter(frames)));
+        let head = [("content-type", "application/grpc"), ("grpc-message", "nothing"), ("grpc-status", "5")];
+        let answer = reply(200, &head, "");
+        if has_status_alone { answer } else { answer.map(|_| body) }
     })
     .await;
     let http1 = Upstream::start(|seen| async move {
@@ -420,7 +408,7 @@ async fn an_answer_without_a_body_ends_with_its_head() {
         "listeners: [{{name: h2c, address: \"127.0.0.1:0\", protocol: h2c}}]
 backends:
   - {{name: two, http2: true, endpoints: [{{url: \"{http2}\"}}]}}
-  - {{name: one, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: a-long-credential}}}}
+  - {{name: one, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
   - {{name: events, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
 routes:
   - {{name: two, matches: [{{path: {{prefix: /}}}}], backendRefs: [{{name: two}}]}}
@@ -465,8 +453,7 @@ routes:
 
 #[tokio::test]
 async fn a_request_without_a_body_ends_with_its_head() {
-    let (url, ended) =
-        http2_server(|_| Response::new(http_body_util::Full::new(Bytes::new()).map_err(|never| match never {}))).await;
+    let (url, ended) = http2_server(|_| reply(200, &[], "")).await;
     let gateway = start(&format!("http2: true, endpoints: [{{url: \"{url}\"}}]")).await;
     let mut client = connect(&gateway).await;
     for (method, body) in [("GET", ""), ("DELETE", ""), ("POST", ""), ("POST", "abc")] {

@@ -116,10 +116,10 @@ pub(super) async fn send(
         to_http2(&mut out.request, out.takes_trailers, attempt.endpoint.url.https);
     }
     let is_empty = out.body.as_ref().is_some_and(|body| body.len() == 0);
+    // Over HTTP/2 the frame of the head ends a request without a body: some servers take an empty frame of data for one.
     let written = match upstream {
-        // The frame of the head ends a request without a body: some servers take an empty frame of data for a body.
-        HttpSession::H2(upstream) => upstream.write_request_header(out.request, is_empty),
-        upstream => within(attempt, upstream.write_request_header(out.request)).await,
+        HttpSession::H2(server) => server.write_request_header(out.request, is_empty),
+        _ => within(attempt, upstream.write_request_header(out.request)).await,
     };
     if let Err(e) = written {
         return Err(AttemptOutcome::Failed(failure(&e)));
