@@ -533,3 +533,68 @@ routes:
     }
     assert_eq!(upstream.count(), 0);
 }
+
+#[tokio::test]
+async fn the_api_is_known_behind_a_prefix_that_is_rewritten() {
+    let upstream = Upstream::fixed(200, "REACHED").await;
+    let url = upstream.url();
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: openai, model: lab/mini, endpoints: [{{url: \"{url}\"}}]}}]
+routes:
+  - name: team
+    matches: [{{path: {{prefix: /team-a}}}}]
+    authentication: none
+    filters: [{{urlRewrite: {{replacePrefix: /}}}}]
+    backendRefs: [{{name: b}}]
+  - name: llm
+    matches: [{{path: {{prefix: /llm}}, model: gpt}}]
+    authentication: none
+    filters: [{{urlRewrite: {{replacePrefix: /v1}}}}]
+    backendRefs: [{{name: b}}]
+  - name: rest
+    matches: [{{path: {{prefix: /llm}}}}]
+    authentication: none
+    filters: [{{urlRewrite: {{replacePrefix: /v1}}}}]
+    backendRefs: [{{name: b}}]
+  - name: encoded
+    matches: [{{path: {{prefix: /encoded}}}}]
+    authentication: none
+    encodedSlashes: pass
+    filters: [{{urlRewrite: {{replacePrefix: /}}}}]
+    backendRefs: [{{name: b}}]
+  - name: closed
+    matches: [{{path: {{prefix: /closed}}}}]
+    filters: [{{urlRewrite: {{replacePrefix: /v1}}}}]
+    authentication: optional
+    access: {{consumers: [nobody]}}
+    backendRefs: [{{name: b}}]
+consumers: [{{name: nobody, keys: [{{sha256: \"{key}\"}}]}}]
+",
+        key = "0".repeat(64)
+    ))
+    .await;
+    let is_openai = |answer: &str| answer.contains("\"error\":{") && !answer.contains("requestId");
+    for prefix in ["/team-a/v1", "/llm", "/encoded/v1"] {
+        for path in ["/models", "/models/lab%2Fmini", "/models/lab/mini"] {
+            let (status, answer) = ask(gateway.address, "GET", &format!("{prefix}{path}"), "", "").await;
+            assert!(status == 200 && answer.contains("\"id\":\"lab/mini\""), "{prefix}{path}: {answer}");
+        }
+        let (status, answer) = ask(gateway.address, "GET", &format!("{prefix}/models/other"), "", "").await;
+        assert!(status == 404 && answer.contains("model_not_found") && is_openai(&answer), "{prefix}: {answer}");
+        let target = format!("{prefix}/chat/completions");
+        let (status, answer) = ask(gateway.address, "POST", &target, "content-type: text/plain\r\n", "{not json").await;
+        assert!(status == 400 && is_openai(&answer), "{prefix}: {status} {answer}");
+    }
+    assert_eq!(upstream.count(), 0);
+    let (status, _) = ask(gateway.address, "POST", "/llm/chat/completions", "", "{\"model\":\"gpt\"}").await;
+    assert_eq!((status, upstream.last().path.as_str()), (200, "/v1/chat/completions"));
+    // What is no operation there either is left to the server.
+    assert_eq!(ask(gateway.address, "GET", "/team-a/other", "", "").await.0, 200);
+    // A second reading that is an operation behind the prefix is refused as it is without one.
+    let before = upstream.count();
+    let (status, _) = ask(gateway.address, "POST", "/encoded/v1%2Fchat/completions", "", "{not json").await;
+    assert_eq!((status, upstream.count()), (400, before));
+    // A closed route is answered as none.
+    let (status, answer) = ask(gateway.address, "POST", "/closed/chat/completions", "", "{}").await;
+    assert!(status == 404 && answer.contains("no_route") && !is_openai(&answer), "{answer}");
+}

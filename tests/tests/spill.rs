@@ -308,3 +308,34 @@ async fn a_spilled_request_is_one_whole_trace_in_jaeger() {
     drop(jaeger);
     assert_eq!(gateway.client().chat("x", &[]).await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_under_a_prefix_of_its_own_spills_and_asks_the_model_as_any_other() {
+    let full = Upstream::fixed(429, "full").await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: fleet, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxQueueWait: 60s}}]
+routes:
+  - name: direct
+    matches: [{{path: {{prefix: /direct}}}}]
+    filters: [{{urlRewrite: {{replacePrefix: /}}}}]
+    backendRefs: [{{model: smollm2}}]
+  - name: team
+    matches: [{{path: {{prefix: /llm}}}}]
+    filters: [{{urlRewrite: {{replacePrefix: /v1}}}}]
+    backendRefs: [{{name: fleet}}]
+    whenSaturated: {{spillTo: smollm2}}
+",
+        full.url(),
+        model().display()
+    ))
+    .await;
+    let body =
+        serde_json::json!({"model": "smollm2", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]});
+    for path in ["/direct/v1/chat/completions", "/llm/chat/completions"] {
+        let answer = gateway.client().post(path, &[], body.to_string()).await;
+        let by = answer.header("x-spillway-served-by").to_owned();
+        assert_eq!((answer.status.as_u16(), by.as_str()), (200, "builtin/smollm2"), "{path}: {}", answer.text());
+    }
+    assert_eq!(full.last().path, "/v1/chat/completions");
+}

@@ -288,10 +288,15 @@ impl Exchange {
         }
     }
 
-    /// Resolves the operation of the request. Called once, when its path has been normalised or refused.
+    /// Resolves the operation of the request by its path, once that has been normalised or refused.
     pub fn resolve(&mut self, method: &Method, path: &str) {
-        self.resolved = ResolvedOperation::of(method, path);
-        self.dialect = self.resolved.dialect;
+        self.resolve_as(ResolvedOperation::of(method, path));
+    }
+
+    /// Sets the operation of the request.
+    pub fn resolve_as(&mut self, resolved: ResolvedOperation) {
+        self.resolved = resolved;
+        self.dialect = resolved.dialect;
     }
 
     /// Caller in the form that filters see.

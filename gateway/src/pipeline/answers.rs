@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -11,6 +12,7 @@ use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::AfterRequest;
+use super::rewritten::api_path;
 use crate::downstream::{Nothing, SLICE, deliver, slice, write_head};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
@@ -72,6 +74,7 @@ pub(super) async fn send(
     if head.status != StatusCode::NO_CONTENT {
         let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
     }
+    let body = if is_head { Bytes::new() } else { body };
     finish_response(&mut head, exchange);
     exchange.outcome.status = head.status.as_u16();
     exchange.pass(&body);
@@ -127,8 +130,13 @@ pub(super) fn is_models(route: &Route, resolved: ResolvedOperation) -> bool {
 /// True if the gateway answers this request itself with one model, whichever of the routes it takes.
 pub(super) fn is_model_by_id<'r>(
     resolved: ResolvedOperation,
-    path: &str,
+    method: &Method,
+    target: &PathAndQuery,
     mut routes: impl Iterator<Item = &'r Arc<Route>>,
 ) -> bool {
-    matches!(resolved.dialect.model_path(path), ModelPath::One(_)) && routes.all(|route| is_models(route, resolved))
+    resolved.operation == Operation::Models
+        && routes.all(|route| {
+            let path = api_path(route, method, target);
+            is_models(route, resolved) && matches!(resolved.dialect.model_path(&path), ModelPath::One(_))
+        })
 }

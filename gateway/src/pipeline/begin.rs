@@ -8,6 +8,7 @@ use pingora::protocols::http::ServerSession;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::access::no_route;
+use super::rewritten;
 use super::target::{self, host_of};
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::framing::MAX_FIELDS;
@@ -73,6 +74,9 @@ pub(super) fn match_head<'s>(
     let candidates = candidates(&head.method)?;
     if candidates.is_empty() {
         return Err(no_route(session));
+    }
+    if !exchange.resolved.is_known() {
+        exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));
     }
     let lists_models = exchange.resolved.operation == Operation::Models;
     Ok(if lists_models { candidates.listing_models() } else { candidates })

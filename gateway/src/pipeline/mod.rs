@@ -37,6 +37,7 @@ mod mirroring;
 mod model_list;
 mod reading;
 mod resuming;
+mod rewritten;
 mod route;
 mod target;
 mod trying;

@@ -11,6 +11,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::access::is_open_to;
 use super::answers::{is_models, send};
+use super::rewritten::api_path;
 use super::target::host_of;
 use crate::exchange::{End, Exchange};
 use crate::protocol::{ModelCard, ModelPath, model_not_found};
@@ -52,7 +53,9 @@ pub(super) async fn models(
     let dialect = exchange.resolved.dialect;
     let snapshot = exchange.snapshot.clone();
     let cards = listed(route, &snapshot, session, exchange);
-    let body = match dialect.model_path(session.req_header().uri.path()) {
+    let head = session.req_header();
+    let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
+    let body = match dialect.model_path(&path) {
         ModelPath::List => dialect.model_list(&cards),
         ModelPath::One(escaped) => {
             // Decoded once: no other server reads it.

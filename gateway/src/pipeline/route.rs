@@ -10,7 +10,7 @@ use pingora::protocols::http::ServerSession;
 use super::access::{is_open_to, no_route};
 use super::asking::{hold_body, memory_share, peek};
 use super::identify::{authenticate, enter, looks_for_caller};
-use super::limiting;
+use super::{limiting, rewritten};
 use crate::exchange::{End, Exchange, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
@@ -92,6 +92,10 @@ async fn by_model<'s>(
     let route = candidates
         .by_model(model)
         .ok_or_else(|| model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model))))?;
+    if !exchange.resolved.is_known() {
+        let head = session.req_header();
+        exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
+    }
     enter(route, looks_for_caller(route), session, exchange).await?;
     if exchange.caller.is_none() {
         authenticate(route.authentication, session, exchange).await?;
@@ -134,7 +138,8 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, exchange
         return Ok(());
     }
     // Neither the shape of the error nor a header shows that the route exists.
-    exchange.dialect = exchange.resolved.dialect;
+    let head = session.req_header();
+    exchange.resolve(&head.method, head.uri.path());
     exchange.route = None;
     exchange.ledger.release();
     exchange.ledger = Ledger::default();

@@ -46,6 +46,11 @@ impl ResolvedOperation {
             None => Self { writes_tokens, ..Self::OTHER },
         }
     }
+
+    /// True if the path belongs to the API of some dialect.
+    pub fn is_known(self) -> bool {
+        self.operation != Operation::Other || self.dialect != PROBLEM
+    }
 }
 
 /// True unless the path is that of embeddings, under any prefix: an answer of vectors has no written tokens.

@@ -6,14 +6,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use pingora::http::RequestHeader;
 use spillway_config::path;
 use spillway_config::schema::EncodedSlashes;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::answers;
-use crate::protocol::ResolvedOperation;
+use super::{answers, rewritten};
 use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
 use crate::topology::Route;
 
@@ -146,8 +146,10 @@ pub(super) fn judge_spelling<'t>(
     // A server that is asked whether the caller may make the request reads the id too.
     let judges_path = candidates.routes().any(|route| route.judges_path);
     let (method, path) = (&head.method, head.uri.path());
-    let resolved = ResolvedOperation::of(method, path);
-    if answers::is_model_by_id(resolved, path, candidates.routes()) && !(judges_path && spelling.is_hidden()) {
+    let target = head.uri.path_and_query();
+    let resolved = rewritten::operation(method, target, candidates.routes());
+    let is_id = target.is_some_and(|target| answers::is_model_by_id(resolved, method, target, candidates.routes()));
+    if is_id && !(judges_path && spelling.is_hidden()) {
         return Ok(());
     }
     if spelling.is_hidden() {
@@ -168,7 +170,8 @@ pub(super) fn judge_spelling<'t>(
     let is_evaded = (judges_path && spelling.evades_expressions())
         || spelling.readings(path).any(|reading| {
             // An operation of a model API has its own limits and checks, whatever the route.
-            ResolvedOperation::of(method, &reading).dialect != resolved.dialect
+            let target = reading.parse::<PathAndQuery>().ok();
+            rewritten::operation(method, target.as_ref(), candidates.routes()).dialect != resolved.dialect
                 || !candidates.rule_like(&others(&reading))
         });
     if is_evaded {

@@ -1,0 +1,52 @@
+//! Operation of a request on the routes that may take it. The caller's path names it; where that path belongs to no API, as
+//! under a prefix of a team (`/team-a/v1/...`), the path names it that the servers of the route will see. It owns no state.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::Method;
+use http::uri::PathAndQuery;
+
+use crate::protocol::ResolvedOperation;
+use crate::topology::Route;
+
+/// Path that the servers of a route see for a path of a caller; `None` where it is the same.
+fn rewritten(route: &Route, target: &PathAndQuery) -> Option<PathAndQuery> {
+    let mut seen: Option<PathAndQuery> = None;
+    for named in route.all_filters() {
+        if let Some(next) = named.filter.upstream_target(seen.as_ref().unwrap_or(target)) {
+            seen = Some(next);
+        }
+    }
+    seen
+}
+
+/// Operation of a request that one of these routes takes. Where the servers of the routes would see different operations,
+/// and the path of the caller names none, none is known before the route is.
+pub(super) fn operation<'r>(
+    method: &Method,
+    target: Option<&PathAndQuery>,
+    mut routes: impl Iterator<Item = &'r Arc<Route>>,
+) -> ResolvedOperation {
+    let Some(target) = target else { return ResolvedOperation::OTHER };
+    let own = ResolvedOperation::of(method, target.path());
+    if own.is_known() {
+        return own;
+    }
+    let at_server = |route: &Arc<Route>| {
+        let resolved = rewritten(route, target).map(|target| ResolvedOperation::of(method, target.path()));
+        resolved.filter(|resolved| resolved.is_known())
+    };
+    match routes.next().and_then(at_server) {
+        Some(first) if routes.all(|route| at_server(route) == Some(first)) => first,
+        _ => own,
+    }
+}
+
+/// Path of a request in which the route's API finds the name of a model: the caller's own, or that of the servers.
+pub(super) fn api_path<'p>(route: &Route, method: &Method, target: &'p PathAndQuery) -> Cow<'p, str> {
+    if ResolvedOperation::of(method, target.path()).is_known() {
+        return Cow::Borrowed(target.path());
+    }
+    rewritten(route, target).map_or(Cow::Borrowed(target.path()), |target| Cow::Owned(target.path().to_owned()))
+}
