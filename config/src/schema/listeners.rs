@@ -30,6 +30,13 @@ pub struct Listener {
     /// SIGTERM on. GET and HEAD only, before routes, filters and limits. Off when left out.
     #[serde(default)]
     pub health_path: Option<String>,
+    /// Finds loops by a header of the gateway's own, `x-spillway-hops`: requests to servers carry it, and one that comes back
+    /// with it is refused with 508, as is one that has passed sixteen gateways.
+    #[serde(default = "yes")]
+    pub loop_header: bool,
+    /// Signs requests to servers with `Via`, too. By default nginx compresses no answer to a request that has it.
+    #[serde(default)]
+    pub via: bool,
     /// Address of clients behind proxies, from a header.
     #[serde(default)]
     pub client_address: Option<ClientAddress>,
@@ -39,6 +46,10 @@ pub struct Listener {
     /// Limits on clients.
     #[serde(default)]
     pub limits: ListenerLimits,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Protocol of a listener.

@@ -25,6 +25,10 @@ pub struct ConnectionInfo {
     pub tls: Option<TlsInfo>,
     /// Handling of encoded slashes on routes that do not set it themselves.
     pub encoded_slashes: EncodedSlashes,
+    /// True if requests to servers carry the list of the gateways that they have passed.
+    pub loop_header: bool,
+    /// True if requests to servers are signed with `Via`.
+    pub via: bool,
     /// Limits of the listener.
     pub limits: ListenerLimits,
     /// Path of health checks, which the listener answers itself.
@@ -41,6 +45,10 @@ pub struct ListenerFacts {
     pub encoded_slashes: EncodedSlashes,
     /// Path of health checks, which the listener answers itself.
     pub health_path: Option<Arc<str>>,
+    /// True if requests to servers carry the list of the gateways that they have passed.
+    pub loop_header: bool,
+    /// True if requests to servers are signed with `Via`.
+    pub via: bool,
     /// Limits of the listener.
     pub limits: ListenerLimits,
     /// Proxies whose headers name the client.
@@ -63,7 +71,7 @@ pub struct TlsInfo {
 impl ConnectionInfo {
     /// Creates the facts of a connection from `client` to a listener.
     pub fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, listener: ListenerFacts) -> Self {
-        let ListenerFacts { encoded_slashes, health_path, limits, trusted } = listener;
+        let ListenerFacts { encoded_slashes, health_path, loop_header, via, limits, trusted } = listener;
         let ip = client.ip().to_canonical();
         let certificate_ends = tls.as_ref().and_then(|tls| ends(tls.client.as_ref()?));
         Self {
@@ -72,6 +80,8 @@ impl ConnectionInfo {
             local,
             tls,
             encoded_slashes,
+            loop_header,
+            via,
             limits,
             health_path,
             trusted,

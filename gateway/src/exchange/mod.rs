@@ -212,6 +212,10 @@ pub struct Exchange {
     pub odd_headers: bool,
     /// True if the caller prefers an error to a spill.
     pub refuses_fallback: bool,
+    /// Gateways that the request has passed, this one included; `None` where the listener does not look for loops.
+    pub hops: Option<HeaderValue>,
+    /// True if requests to servers are signed with `Via`.
+    pub signs_via: bool,
     /// Headers that filters add to the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Body of the request.
@@ -272,6 +276,8 @@ impl Exchange {
             token: None,
             odd_headers: false,
             refuses_fallback: false,
+            hops: None,
+            signs_via: connection.via,
             request_headers: Vec::new(),
             body: RequestBody::Unread,
             asked: None,

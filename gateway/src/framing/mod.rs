@@ -40,6 +40,12 @@ pub enum Violation {
     /// The request line is not `METHOD SP TARGET SP HTTP/1.0` or `HTTP/1.1` (RFC 9112, 3).
     #[error("the request line is not `METHOD TARGET HTTP/1.1`")]
     RequestLine,
+    /// A version of HTTP that is neither 1.0 nor 1.1, such as that of the preface of HTTP/2 (RFC 9113, 3.4).
+    #[error(
+        "the request is of a version of HTTP that this listener does not speak: it speaks 1.1 and 1.0; HTTP/2 without TLS \
+         needs a listener with `protocol: h2c`, and with TLS one with `protocol: https`"
+    )]
+    Version,
     /// A field is not `NAME: VALUE`, or has a byte that is not allowed there (RFC 9112, 5).
     #[error("a header field is not `NAME: VALUE`")]
     Field,
@@ -78,7 +84,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Status of the response: 431 (RFC 6585, 5), 414, 501 (RFC 9112, 6.1) or 400.
+    /// Status of the response: 431 (RFC 6585, 5), 414, 501 (RFC 9112, 6.1), 505 or 400.
     pub fn status(self) -> StatusCode {
         match self {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -86,6 +92,7 @@ impl Violation {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             Self::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -98,6 +105,7 @@ impl Violation {
             Self::UnknownCoding => "unsupported_transfer_coding",
             Self::Length | Self::TwoLengths | Self::Coding => "ambiguous_framing",
             Self::ChunkLine | Self::ChunkLineTooLong | Self::ChunkEnd | Self::Trailer => "malformed_body",
+            Self::Version => "unsupported_http_version",
             Self::RequestLine | Self::Field | Self::LineEnd => "malformed_request",
         }
     }
@@ -458,6 +466,8 @@ impl Framer {
             (FramerState::Version(n), _) if BEFORE_VERSION.get(usize::from(n)) == Some(&byte) => {
                 FramerState::Version(n + 1)
             }
+            // Behind `HTTP/`, or behind `HTTP/1.`.
+            (FramerState::Version(5 | 7), b'0'..=b'9') => return Err(Violation::Version),
             (FramerState::LineCr, b'\r') => FramerState::LineLf,
             (FramerState::LineLf, b'\n') => {
                 self.line_ended = true;

@@ -28,6 +28,10 @@ pub struct ListenerPlan {
     pub encoded_slashes: EncodedSlashes,
     /// Path of health checks, which the listener answers itself.
     pub health_path: Option<Arc<str>>,
+    /// True if requests to servers carry the list of the gateways that they have passed.
+    pub loop_header: bool,
+    /// True if requests to servers are signed with `Via`.
+    pub via: bool,
     /// Limits of connections and requests.
     pub limits: ListenerLimits,
 }
@@ -38,6 +42,8 @@ impl ListenerPlan {
         ListenerFacts {
             encoded_slashes: self.encoded_slashes,
             health_path: self.health_path.clone(),
+            loop_header: self.loop_header,
+            via: self.via,
             limits: self.limits.clone(),
             trusted: self.trusted.clone(),
         }
@@ -76,6 +82,8 @@ pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<Stri
             proxy_protocol: written.proxy_protocol.iter().flat_map(|rule| rule.from.iter().copied()).collect(),
             encoded_slashes: written.encoded_slashes,
             health_path: written.health_path.as_deref().map(Into::into),
+            loop_header: written.loop_header,
+            via: written.via,
             limits: written.limits.clone(),
         });
     }

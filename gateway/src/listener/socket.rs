@@ -334,7 +334,7 @@ fn reason(violation: Violation) -> MalformedReason {
         Violation::TargetTooLong => MalformedReason::TargetTooLong,
         Violation::HeadTooLong => MalformedReason::HeaderTooLong,
         Violation::TooManyFields => MalformedReason::TooManyFields,
-        Violation::RequestLine => MalformedReason::RequestLine,
+        Violation::RequestLine | Violation::Version => MalformedReason::RequestLine,
         Violation::Field => MalformedReason::Field,
         Violation::LineEnd => MalformedReason::LineEnd,
         Violation::Length | Violation::TwoLengths | Violation::Coding => MalformedReason::Length,

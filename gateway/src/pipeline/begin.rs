@@ -52,6 +52,7 @@ pub(super) fn match_head<'s>(
     if connection.is_health_check(&session.req_header().method, session.req_header().uri.path()) {
         return Err(health(gateway));
     }
+    exchange.hops = connection.loop_header.then(|| gateway.via.hops(&session.req_header().headers));
     strip_headers(connection, session, exchange);
     let client = exchange.client;
     let head = session.req_header();
@@ -175,7 +176,7 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Serv
             StatusCode::LOOP_DETECTED,
             ErrorKind::Internal,
             "loop_detected",
-            "the request has passed this gateway before: a backend points back at it",
+            "the request has passed this gateway before, or sixteen others: a backend points back at it",
         )));
     }
     Ok(spelling)

@@ -8,7 +8,7 @@ use spillway_filter::Headers;
 
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
-use super::via::Via;
+use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
@@ -367,8 +367,8 @@ fn set_caller(out: &mut RequestHeader, exchange: &Exchange) {
     }
 }
 
-/// Sets the client's address, scheme and host as the gateway sees them, the request id and `Via`. Claims of an outsider are
-/// not passed on.
+/// Sets the client's address, scheme and host as the gateway sees them, the request id and the gateway's own names. Claims of
+/// an outsider are not passed on.
 fn set_origin(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchange, via: &Via) {
     let scheme = HeaderValue::from_static(if exchange.secure { "https" } else { "http" });
     out.remove_header(&header::FORWARDED);
@@ -384,7 +384,12 @@ fn set_origin(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchan
             out.remove_header(&X_FORWARDED_HOST);
         }
     }
-    let _ = out.append_header(header::VIA, via.value());
+    if let Some(hops) = &exchange.hops {
+        let _ = out.insert_header(HOPS.clone(), hops.clone());
+    }
+    if exchange.signs_via {
+        let _ = out.append_header(header::VIA, via.value());
+    }
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
 }
 

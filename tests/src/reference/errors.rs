@@ -146,7 +146,7 @@ const ROWS: &[Row] = &[
     ("invalid_value", "A field has a value that the API does not have.", "Change it; `param` names it."),
     (
         "loop_detected",
-        "The request has passed this gateway before (`Via`): a backend points back at it.",
+        "The request has passed this gateway before, or sixteen gateways (`x-spillway-hops`, `Via`): a backend points back at it.",
         "Change the URL of the backend.",
     ),
     ("malformed_body", "The chunks of the body break HTTP/1.1.", "Repair the client."),
@@ -279,6 +279,11 @@ const ROWS: &[Row] = &[
         "unsupported_form",
         "The body is `application/x-www-form-urlencoded`, and a rule depends on it.",
         "Send JSON or `multipart/form-data`.",
+    ),
+    (
+        "unsupported_http_version",
+        "The request is of another version of HTTP than 1.0 and 1.1, such as HTTP/2 without TLS on a listener of HTTP/1.1.",
+        "Speak HTTP/1.1, or connect to a listener with `protocol: h2c`.",
     ),
     (
         "unsupported_parameter",

@@ -68,7 +68,7 @@ const GROUPS: &[Group] = &[
             ("access-control-request-headers", "Headers of a browser's preflight request."),
             (
                 "via",
-                "Marks requests that have passed this gateway before, which are refused with 508. Set for the server.",
+                "Marks requests that have passed this gateway before, which are refused with 508. Set for the server where the listener says `via: true`.",
             ),
         ],
     ),
@@ -139,6 +139,10 @@ const GROUPS: &[Group] = &[
         "Set for servers",
         "Beside those that are set anew above, the filters' own, and the names of `authentication.identityHeaders`.",
         &[
+            (
+                "x-spillway-hops",
+                "Gateways that the request has passed. One that comes back, or has passed sixteen, is refused with 508 (`listeners[].loopHeader`).",
+            ),
             ("x-forwarded-host", "Host that the client asked for. Also sent to the server of `externalAuthorization`."),
             ("endpoint-load-metrics-format", "`JSON`: requests the server's load (`capacity.loadReports`)."),
             ("x-spillway-consumer", "Name of the consumer, for the server of `externalAuthorization`."),
