@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until};
@@ -203,7 +203,9 @@ fn content_length(session: &ServerSession) -> Option<u64> {
 
 /// True if the client waits for `100 Continue` before it sends its body.
 pub fn expects_continue(session: &ServerSession) -> bool {
-    session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    // HTTP/1.0 knows no early answers (RFC 9110, 10.1.1).
+    session.req_header().version != Version::HTTP_10
+        && session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// End of a request whose body cannot be read.

@@ -194,11 +194,30 @@ impl ClientSocket {
         let is_in_request = |framing: &Framing| framing.framer.is_in_body() || framing.framer.violation().is_some();
         !self.stream.buffer().is_empty() || self.framing.as_ref().is_some_and(is_in_request)
     }
+
+    /// Sends what was written before a read waits. Pingora leaves parts of an answer with a length in the buffer; while their
+    /// server pauses, the session reads to see whether the client leaves.
+    fn poll_flush_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.stream.get_ref().buffer().is_empty() {
+            ready!(Pin::new(self.stream.get_mut()).poll_flush(cx))?;
+        }
+        Poll::Pending
+    }
 }
 
 impl AsyncRead for ClientSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, framing, .. } = self.get_mut();
+        let this = self.get_mut();
+        match this.poll_read_framed(cx, buf) {
+            Poll::Pending => this.poll_flush_waiting(cx),
+            ready => ready,
+        }
+    }
+}
+
+impl ClientSocket {
+    fn poll_read_framed(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, framing, .. } = self;
         let Some(Framing { framer, metrics }) = framing else { return Pin::new(stream).poll_read(cx, buf) };
         let opaque = framer.opaque();
         if opaque > 0 {

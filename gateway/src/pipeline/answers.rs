@@ -69,9 +69,11 @@ pub(super) async fn send(
     mut head: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
-    let body = if session.req_header().method == Method::HEAD { Bytes::new() } else { body };
-    // 204 has no body and no length (RFC 9110, 8.6).
-    if head.status != StatusCode::NO_CONTENT {
+    let is_head = session.req_header().method == Method::HEAD;
+    let is_error = head.status.is_client_error() || head.status.is_server_error();
+    // 204 has no body and no length. HEAD gets the length that GET would have, or none for an error, whose text may name the
+    // method (RFC 9110, 8.6).
+    if head.status != StatusCode::NO_CONTENT && !(is_head && is_error) {
         let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
     }
     let body = if is_head { Bytes::new() } else { body };

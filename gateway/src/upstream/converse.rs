@@ -9,7 +9,7 @@ use spillway_filter::Refusal;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::conversation::{Conversation, ConversationEvent};
-use super::headers::early_hints;
+use super::headers::{early_hints, settle_framing};
 use super::outcome::{AttemptOutcome, CutReason, Failure, failure_of_head};
 use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::client_write;
@@ -162,7 +162,10 @@ impl Conversation<'_, '_> {
         }
         self.state.heard = Instant::now();
         self.state.head_seen = true;
-        let head = head.clone();
+        let mut head = head.clone();
+        if let Err(found) = settle_framing(&mut head) {
+            return EventOutcome::End(AttemptOutcome::Failed(Failure::Protocol(found.to_owned())));
+        }
         connect::bound(server, None);
         self.attempt.read_load(&head);
         let prefix = match judge(self.attempt, self.state.callers_account, server, &head).await {

@@ -227,6 +227,29 @@ fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, exchange:
     }
 }
 
+/// Puts the framing of a server's answer into one form: chunks alone, or one length, said once. Pingora has read the body by
+/// it, and refused lengths that differ. An answer in another transfer coding is refused: the coding would be taken off its
+/// head and left on its body (RFC 9112, 6.1).
+pub(super) fn settle_framing(head: &mut ResponseHeader) -> Result<(), &'static str> {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err("a transfer coding other than `chunked`, which no request asks for");
+    }
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let Some(length) = lengths.next() else { return Ok(()) };
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    if is_number(length) && lengths.next().is_none() {
+        return Ok(());
+    }
+    let length = length.split(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
+    let length = Some(length).filter(|length| is_number(length)).and_then(|text| HeaderValue::from_bytes(text).ok());
+    let length = length.ok_or("a Content-Length that is no decimal number")?;
+    let _ = head.insert_header(header::CONTENT_LENGTH, length);
+    Ok(())
+}
+
 /// Recipient of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recipient {
@@ -538,6 +561,32 @@ mod tests {
                 headers.append(header::ACCEPT_ENCODING, HeaderValue::from_static(value));
             }
             assert_eq!(cheapest_of(&headers), left, "{accepted:?}");
+        }
+    }
+
+    #[test]
+    fn the_framing_of_an_answer_has_one_form_or_is_refused() {
+        for (fields, expected) in [
+            (&[("content-length", "11")][..], Some("11")),
+            (&[("content-length", "11"), ("content-length", "11")], Some("11")),
+            (&[("content-length", "11, 11")], Some("11")),
+            (&[("transfer-encoding", "Chunked")], Some("")),
+            (&[("content-length", "+11")], None),
+            (&[("content-length", "")], None),
+            (&[("transfer-encoding", "gzip, chunked")], None),
+            (&[("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], None),
+            (&[("transfer-encoding", "identity")], None),
+            (&[], Some("")),
+        ] {
+            let mut head = ResponseHeader::build(200, None).unwrap();
+            for (name, value) in fields {
+                head.append_header(*name, *value).unwrap();
+            }
+            let settled = settle_framing(&mut head).ok().map(|()| {
+                assert!(head.headers.get_all(header::CONTENT_LENGTH).iter().count() <= 1);
+                head.headers.get(header::CONTENT_LENGTH).map_or("", |length| length.to_str().unwrap())
+            });
+            assert_eq!(settled, expected, "{fields:?}");
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::bounds::Bounds;
 use super::connection::{close, end, not_connected};
+use super::headers::settle_framing;
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit, failure_of_head};
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
@@ -107,7 +108,7 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
             Ok(Err(e)) => return Err(AttemptOutcome::Failed(failure_of_head(&e, reused))),
             Ok(Ok(())) => {}
         }
-        let Some(head) = upstream.response_header().cloned() else { continue };
+        let Some(mut head) = upstream.response_header().cloned() else { continue };
         // Early answers are not passed on: they may belong to an attempt that loses.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(AttemptOutcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
@@ -115,6 +116,9 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
         bounds.count(&head).map_err(AttemptOutcome::Failed)?;
         if head.status.is_informational() {
             continue;
+        }
+        if let Err(found) = settle_framing(&mut head) {
+            return Err(AttemptOutcome::Failed(Failure::Protocol(found.to_owned())));
         }
         connect::bound(&upstream, None);
         attempt.read_load(&head);
