@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
-use spillway_filter::Refusal;
+use spillway_filter::{ErrorKind, Refusal};
 
 pub use chat::{
     Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Ignored, Message,
@@ -44,6 +44,9 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(1);
 /// while their caller could already act on the error.
 const TOO_LONG_TO_RETRY: Duration = Duration::from_secs(2);
 
+/// Code of the refusal of a caller whose budget is spent, which no retry within a call of a client refills.
+const SPENT: &str = "insufficient_quota";
+
 /// Response that a refusal is rendered to.
 #[derive(Debug)]
 pub struct Rendered {
@@ -64,6 +67,9 @@ fn json(value: &impl Serialize) -> Bytes {
 
 /// Adds `Retry-After` (whole seconds) and `retry-after-ms`. Both round up, because a client that retries early is refused
 /// again.
+///
+/// `is_shed` is true where the gateway has no room for any caller, or a budget is spent. A caller over a rate of its own is to
+/// come back after the wait, which official clients then do by themselves.
 fn retry_headers(wait: Duration, is_shed: bool, headers: &mut Vec<(HeaderName, HeaderValue)>) {
     let millis = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX).max(1);
     headers.push((header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000))));
@@ -79,9 +85,10 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
     if refusal.status == StatusCode::UNAUTHORIZED {
         headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spillway\"")));
     }
-    let is_shed = matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    if let Some(wait) = refusal.retry_after.or(is_shed.then_some(DEFAULT_WAIT)) {
-        retry_headers(wait, is_shed, &mut headers);
+    let is_temporary = matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    if let Some(wait) = refusal.retry_after.or(is_temporary.then_some(DEFAULT_WAIT)) {
+        let is_own_rate = refusal.kind == ErrorKind::RateLimited && refusal.code != SPENT;
+        retry_headers(wait, is_temporary && !is_own_rate, &mut headers);
     }
     let (content_type, body) = dialect.error(refusal, request_id);
     Rendered { status: refusal.status, content_type, body, headers }
@@ -100,7 +107,6 @@ pub fn reset_text(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use http::Method;
-    use spillway_filter::ErrorKind;
 
     use super::*;
 
@@ -158,6 +164,11 @@ mod tests {
                 assert_eq!(value(&rendered, "retry-after-ms"), millis, "{code} {wait:?}");
                 assert_eq!(value(&rendered, "x-should-retry"), should_retry, "{code} {wait:?}");
             }
+        }
+        for code in [429, 503] {
+            let own = Refusal::new(status(code), ErrorKind::RateLimited, "rate_limited", "m");
+            let rendered = render(&own.retry_after(Duration::from_secs(9)), OPENAI, "id");
+            assert_eq!((value(&rendered, "retry-after"), value(&rendered, "x-should-retry")), (Some("9"), None));
         }
         let unknown = Refusal::new(status(401), ErrorKind::Authentication, "invalid_api_key", "m");
         let rendered = render(&unknown, PROBLEM, "id");

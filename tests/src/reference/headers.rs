@@ -204,7 +204,7 @@ const GROUPS: &[Group] = &[
             ("ratelimit-policy", "Limits behind `ratelimit`."),
             (
                 "x-should-retry",
-                "`false` in a refusal with 429 or 503 and more than 2 s to wait: OpenAI's clients obey it.",
+                "`false` in a refusal with 429 or 503 and more than 2 s to wait, except for a caller's own rate limit: OpenAI's clients obey it and do not sleep.",
             ),
             (
                 "cache-control",
