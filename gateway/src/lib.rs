@@ -9,6 +9,7 @@ mod builder;
 pub mod builtin;
 pub mod cli;
 pub mod clock;
+pub mod coding;
 pub mod commit_steps;
 pub mod connect;
 pub mod credentials;

@@ -395,7 +395,7 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
     assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "ambiguous_content_type".to_owned()));
     let compressed = [JSON, ("content-encoding", "gzip"), key];
     let answer = client.post("/v1/other", &compressed, &b"\x1f\x8b\x08"[..]).await;
-    assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "unsupported_content_encoding".to_owned()));
+    assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "invalid_content_encoding".to_owned()));
     // Forms in which some servers read another model.
     let part = |header: &str, value: &str| format!("--x\r\n{header}\r\n\r\n{value}\r\n");
     let named_small = part("Content-Disposition: form-data; name=\"model\"", "small");
@@ -620,7 +620,7 @@ routes: [{{name: web, backendRefs: [{{name: web}}]}}]
         |model: &str| format!("--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--b--\r\n");
     let named = |model: &str| format!("{{\"model\":\"{model}\"}}");
     let multipart = ("content-type", "multipart/form-data; boundary=b");
-    let gzip = ("content-encoding", "gzip");
+    let (gzip, compress) = (("content-encoding", "gzip"), ("content-encoding", "compress"));
     let (identity, url_encoded) = (("content-encoding", "identity"), "application/x-www-form-urlencoded");
     let refused = "model_not_found";
     for (path, headers, body, status, code) in [
@@ -630,7 +630,8 @@ routes: [{{name: web, backendRefs: [{{name: web}}]}}]
         ("/api/chat", [multipart, identity], form("small"), 200, ""),
         ("/api/chat", [multipart, identity], form("big"), 404, refused),
         ("/api/chat", [JSON, identity], "{\"Model\":\"big\"}".to_owned(), 400, "ambiguous_parameter"),
-        ("/api/chat", [JSON, gzip], "packed".to_owned(), 400, "unsupported_content_encoding"),
+        ("/api/chat", [JSON, gzip], "packed".to_owned(), 400, "invalid_content_encoding"),
+        ("/api/chat", [JSON, compress], "packed".to_owned(), 415, "unsupported_content_encoding"),
         ("/api/chat", [("content-type", url_encoded), identity], "model=big".to_owned(), 400, "unsupported_form"),
         ("/upload", [("content-type", "image/png"), identity], "\u{89}PNG".to_owned(), 200, ""),
         ("/upload", [JSON, identity], "{\"a\":1}".to_owned(), 200, ""),
@@ -647,4 +648,90 @@ routes: [{{name: web, backendRefs: [{{name: web}}]}}]
         let answer = client.post(path, &[("x-api-key", &free), headers[0], headers[1]], body.clone()).await;
         assert_eq!(answer.status, 200, "a caller without a list: {path} {headers:?} {body}");
     }
+}
+
+fn encoded(coding: &str, text: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    match coding {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+        "deflate" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+            encoder.write_all(text).unwrap();
+            encoder.into_inner()
+        }
+        "zstd" => zstd::encode_all(text, 3).unwrap(),
+        _ => text.to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_read_where_it_must_be_and_passes_as_it_came_elsewhere() {
+    let upstream = Upstream::fixed(200, "reached").await;
+    let url = upstream.url();
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: ai, protocol: openai, model: theirs, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: web, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: big, matches: [{{path: {{prefix: /v1}}, model: big}}], backendRefs: [{{name: ai}}], limits: {{maxBody: 2MiB}}}}
+  - {{name: ai, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: ai}}], limits: {{maxBody: 100KiB}}}}
+  - {{name: web, matches: [{{path: {{prefix: /web}}}}], backendRefs: [{{name: web}}]}}
+"
+    ))
+    .await;
+    let client = gateway.client();
+    let plain = r#"{"model":"ours","messages":[{"role":"user","content":"hello"}]}"#;
+    let renamed = plain.replace("ours", "theirs");
+    for coding in ["gzip", "deflate", "br", "zstd"] {
+        let body = encoded(coding, plain.as_bytes());
+        let headers = [("content-encoding", coding), ("content-digest", "sha-256=:AAAA:"), JSON];
+        for request in [
+            client.request("POST", "/v1/chat/completions", &headers, body.clone()),
+            client.chunked("/v1/chat/completions", &headers, body.chunks(7).map(Bytes::copy_from_slice).collect()),
+        ] {
+            let answer = client.send(request).await;
+            assert_eq!(answer.status, 200, "{coding}: {}", answer.text());
+            let seen = upstream.last();
+            assert_eq!(seen.body, renamed, "{coding}");
+            assert_eq!(seen.headers["content-length"], renamed.len().to_string());
+            for gone in ["content-encoding", "content-digest"] {
+                assert!(!seen.headers.contains_key(gone), "{coding} {gone}");
+            }
+        }
+        // Nothing there depends on the body.
+        assert_eq!(client.post("/web", &headers, body.clone()).await.status, 200);
+        let seen = upstream.last();
+        assert_eq!((&seen.body[..], &seen.headers["content-encoding"]), (&body[..], &coding.parse().unwrap()));
+        assert!(seen.headers.contains_key("content-digest"));
+        // The limit of a route is that of the decoded body, which may be of another route's size.
+        let long = format!("{{\"model\":\"MODEL\",\"prompt\":\"{}\"}}", "x".repeat(1 << 20));
+        for (model, status) in [("ours", 413), ("big", 200)] {
+            let body = encoded(coding, long.replace("MODEL", model).as_bytes());
+            assert!(body.len() < 50_000, "{}", body.len());
+            let answer = client.post("/v1/completions", &headers, body).await;
+            assert_eq!(answer.status, status, "{coding} {model}: {}", answer.text());
+        }
+        let bomb = encoded(coding, &vec![b' '; 40 << 20]);
+        let answer = client.post("/v1/completions", &headers, bomb).await;
+        assert_eq!((answer.status.as_u16(), code_of(&answer).as_str()), (413, "request_too_large"), "{coding}");
+        let before = upstream.count();
+        let answer = client.post("/v1/completions", &headers, &b"\xff\xffno coding at all"[..]).await;
+        assert_eq!(code_of(&answer), "invalid_content_encoding", "{coding}: {}", answer.text());
+        assert_eq!((answer.status.as_u16(), upstream.count()), (400, before));
+    }
+    for coding in ["compress", "gzip, br", "aes128gcm"] {
+        let answer = client.post("/v1/completions", &[("content-encoding", coding), JSON], plain).await;
+        assert_eq!((answer.status.as_u16(), code_of(&answer).as_str()), (415, "unsupported_content_encoding"));
+        assert_eq!(answer.header("accept-encoding"), "gzip, deflate, br, zstd");
+    }
+    held(&gateway, 0.0).await;
 }

@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::body_budget::{BodyBudget, BodyShare, too_large};
 use super::{End, violation_of};
+use crate::coding::{ACCEPTED, Coding, Decoder};
 use crate::framing::Violation;
-use crate::off_loop::OffLoop;
+use crate::off_loop::{INLINE, OffLoop};
 
 /// Largest part of a body that is still arriving, in bytes. Parts are joined when all have arrived, so that growing copies at
 /// most one part.
@@ -48,6 +49,60 @@ impl HeldBody {
     pub fn belongs_to(&mut self, caller: u128) -> Result<(), End> {
         self.share.as_mut().and_then(Arc::get_mut).map_or(Ok(()), |share| share.belongs_to(caller))
     }
+
+    /// Replaces a body in a coding by its decoded bytes, `limit` of them at most, which are counted as they are written. Only
+    /// possible while the body has one holder.
+    pub async fn decode(&mut self, coding: Coding, off_loop: &OffLoop, limit: u64) -> Result<(), End> {
+        let Some(share) = self.share.as_mut().and_then(Arc::get_mut) else { return Ok(()) };
+        let mut decoder = Decoder::new(coding).ok_or_else(unsupported_coding)?;
+        let (mut parts, encoded) = (BodyParts::default(), &self.bytes);
+        // More comes out than one pass beside other requests may write, however little goes in.
+        off_loop.run(INLINE + 1, || decode_all(&mut decoder, encoded, &mut parts, share, limit)).await??;
+        let length = parts.length;
+        let bytes = if parts.list.len() > 1 { off_loop.run(length, || parts.join()).await? } else { parts.join() };
+        self.bytes = bytes;
+        share.shrink(len(length));
+        Ok(())
+    }
+}
+
+/// Decodes a whole body into parts.
+fn decode_all(
+    decoder: &mut Decoder,
+    encoded: &[u8],
+    parts: &mut BodyParts,
+    share: &mut BodyShare,
+    limit: u64,
+) -> Result<(), End> {
+    let mut pushed = Ok(());
+    let decoded = decoder.decode(encoded, |plain| {
+        pushed = if len(parts.length).saturating_add(len(plain.len())) > limit {
+            Err(too_large(limit, "this route accepts, decoded from its Content-Encoding"))
+        } else {
+            parts.push(plain, limit, share)
+        };
+        pushed.is_ok()
+    });
+    pushed?;
+    if decoded.is_ok() && decoder.is_at_end { Ok(()) } else { Err(malformed_coding()) }
+}
+
+/// Refusal of a body in a coding that the gateway does not read.
+fn unsupported_coding() -> End {
+    let message = "the body is in a Content-Encoding, or in several, that the gateway cannot read, and a rule or an API \
+                   depends on what it says: send it in gzip, deflate, br or zstd, or without Content-Encoding";
+    let kind = ErrorKind::InvalidRequest;
+    let refusal = Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, kind, "unsupported_content_encoding", message);
+    End::refuse(refusal.accept_encoding(ACCEPTED))
+}
+
+/// Refusal of a body that is not in the coding that its header names.
+fn malformed_coding() -> End {
+    End::refuse(Refusal::invalid(
+        "invalid_content_encoding",
+        "the body is not in the coding that its Content-Encoding names, or is cut: send it whole in that coding, or without \
+         Content-Encoding",
+    ))
 }
 
 /// State of the body of a request.

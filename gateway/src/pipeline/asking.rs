@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::Refusal;
 
+use crate::coding::Coding;
 use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::Estimate;
@@ -26,6 +27,40 @@ pub(super) async fn hold_body(
     Ok(())
 }
 
+/// Headers of a request that describe the bytes of its body, which are others once it is decoded.
+static OF_THE_BYTES: [HeaderName; 4] = [
+    header::CONTENT_ENCODING,
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
+/// Takes the coding off a held body that must be read. The server gets the decoded body too, so that it reads what was judged.
+pub(super) async fn decode_body(session: &mut ServerSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
+    let RequestBody::Held(held) = &mut exchange.body else { return Ok(()) };
+    let coding = content_coding(session.req_header());
+    if held.bytes.is_empty() || coding == Coding::Identity {
+        return Ok(());
+    }
+    held.decode(coding, &exchange.off_loop, limit).await?;
+    let head = session.req_header_mut();
+    for name in &OF_THE_BYTES {
+        head.remove_header(name);
+    }
+    Ok(())
+}
+
+/// Coding of a request's body.
+fn content_coding(head: &RequestHeader) -> Coding {
+    // Clients that mean the charset write UTF-8 here too.
+    let is_charset = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"utf-8");
+    let mut values = head.headers.get_all(header::CONTENT_ENCODING).iter();
+    if values.next().is_some_and(is_charset) && values.next().is_none() {
+        return Coding::Identity;
+    }
+    Coding::of(&head.headers)
+}
+
 /// Number of the caller or client address whose share of the memory for bodies the request uses.
 pub(super) fn memory_share(exchange: &Exchange) -> u128 {
     crate::limits::caller(exchange.caller.as_ref().map(|consumer| &*consumer.name), exchange.client)
@@ -40,10 +75,9 @@ pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: 
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
-    let head = session.req_header();
     let must_be_json = exchange.resolved.must_be_json;
     if decides {
-        check_readable(head, content_type)?;
+        check_readable(content_type)?;
     }
     // A body that is not JSON may be a sound or an image.
     let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
@@ -80,19 +114,9 @@ pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: 
     }
 }
 
-/// Refuses codings that the gateway does not read, where the body decides something: a server may read them.
-fn check_readable(head: &RequestHeader, content_type: &[u8]) -> Result<(), End> {
+/// Refuses forms that the gateway does not read, where the body decides something: a server may read them.
+fn check_readable(content_type: &[u8]) -> Result<(), End> {
     const URL_ENCODED: &[u8] = b"x-www-form-urlencoded";
-    // Clients that mean the charset write UTF-8 here too.
-    let is_plain = |coding: &HeaderValue| {
-        [&b"identity"[..], b"utf-8"].iter().any(|plain| coding.as_bytes().eq_ignore_ascii_case(plain))
-    };
-    if !head.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
-        return Err(End::refuse(Refusal::invalid(
-            "unsupported_content_encoding",
-            "The body is compressed, and a rule depends on what it says: send it without Content-Encoding.",
-        )));
-    }
     if content_type.windows(URL_ENCODED.len()).any(|part| part.eq_ignore_ascii_case(URL_ENCODED)) {
         return Err(End::refuse(Refusal::invalid(
             "unsupported_form",

@@ -8,7 +8,7 @@ use http::header;
 use pingora::protocols::http::ServerSession;
 
 use super::access::{is_open_to, no_route};
-use super::asking::{hold_body, memory_share, peek};
+use super::asking::{decode_body, hold_body, memory_share, peek};
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::{limiting, rewritten};
 use crate::exchange::{End, Exchange, RequestBody, too_large};
@@ -51,7 +51,11 @@ async fn settle(
                     limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
                 }
                 hold_body(gateway, session, exchange, route.max_body, within).await?;
-                exchange.asked = peek(session, exchange, decides(route, exchange)).await?;
+                let decides = decides(route, exchange);
+                if decides || route.calls_models || exchange.resolved.must_be_json {
+                    decode_body(session, exchange, route.max_body).await?;
+                }
+                exchange.asked = peek(session, exchange, decides).await?;
             } else {
                 check_length(session, route)?;
             }
@@ -87,6 +91,7 @@ async fn by_model<'s>(
     }
     let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
     hold_body(gateway, session, exchange, limit, within).await?;
+    decode_body(session, exchange, limit).await?;
     exchange.asked = peek(session, exchange, true).await?;
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let route = candidates

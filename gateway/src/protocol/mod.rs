@@ -90,6 +90,9 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
         let is_own_rate = refusal.kind == ErrorKind::RateLimited && refusal.code != SPENT;
         retry_headers(wait, is_temporary && !is_own_rate, &mut headers);
     }
+    if let Some(codings) = refusal.accept_encoding {
+        headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static(codings)));
+    }
     let (content_type, body) = dialect.error(refusal, request_id);
     Rendered { status: refusal.status, content_type, body, headers }
 }

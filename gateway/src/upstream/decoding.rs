@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::header;
 use pingora::http::ResponseHeader;
 
-use super::coding::{Coding, Decoder};
+use crate::coding::{Coding, Decoder};
 use crate::protocol::{Dialect, Observation, Observe};
 
 /// Bytes that an answer may always decode to: some ten thousand events.

@@ -8,8 +8,8 @@ use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::coding::Coding;
 use super::masking::SentCredentials;
+use crate::coding::Coding;
 use crate::exchange::Exchange;
 use crate::protocol::render;
 

@@ -4,7 +4,6 @@
 
 mod attempt;
 mod bounds;
-mod coding;
 mod connection;
 mod continuing;
 mod conversation;

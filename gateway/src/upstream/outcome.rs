@@ -11,11 +11,11 @@ use pingora::{ErrorType, RetryType};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
-use super::coding::Coding;
 use super::decoding::DecodingObserver;
 use super::via::Via;
 use crate::balancing::{Class, Endpoint, orca};
 use crate::clock::now_millis;
+use crate::coding::Coding;
 use crate::connect::{self, Connector};
 use crate::downstream::Downstream;
 use crate::exchange::Exchange;

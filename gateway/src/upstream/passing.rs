@@ -13,7 +13,6 @@ use spillway_filter::Refusal;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::bounds::has_room_for;
-use super::coding::Coding;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
@@ -22,6 +21,7 @@ use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use crate::balancing::{Class, orca};
+use crate::coding::Coding;
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe, Written};

@@ -7,9 +7,9 @@ use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 
-use super::coding::Coding;
 use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
+use crate::coding::Coding;
 use crate::protocol::{Dialect, OPENAI, Observe};
 
 /// Most bytes of a refusing answer that are read for its reason.

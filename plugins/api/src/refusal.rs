@@ -43,12 +43,14 @@ pub struct Refusal {
     pub param: Option<Cow<'static, str>>,
     /// Delay after which a retry may succeed.
     pub retry_after: Option<Duration>,
+    /// Codings in which the body would be accepted, for `Accept-Encoding` of a 415 (RFC 9110, 15.5.16).
+    pub accept_encoding: Option<&'static str>,
 }
 
 impl Refusal {
     /// A refusal without field and delay.
     pub fn new(status: StatusCode, kind: ErrorKind, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, kind, code, message: message.into(), param: None, retry_after: None }
+        Self { status, kind, code, message: message.into(), param: None, retry_after: None, accept_encoding: None }
     }
     /// A 400 for an invalid request.
     pub fn invalid(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
@@ -58,6 +60,12 @@ impl Refusal {
     #[must_use]
     pub fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
         self.param = Some(param.into());
+        self
+    }
+    /// Names the codings in which the body would be accepted.
+    #[must_use]
+    pub fn accept_encoding(mut self, codings: &'static str) -> Self {
+        self.accept_encoding = Some(codings);
         self
     }
     /// Sets the delay after which a retry may succeed.

@@ -122,6 +122,11 @@ const ROWS: &[Row] = &[
         "Add its identity to `consumers[].mtls.identities` ([mTLS](../how-to/mtls.md)).",
     ),
     (
+        "invalid_content_encoding",
+        "The body is not in the coding that `Content-Encoding` names, or is cut.",
+        "Send it whole in that coding, or without `Content-Encoding`.",
+    ),
+    (
         "invalid_credentials",
         "The server of `externalAuthorization` answered 401.",
         "Send the credentials that this server expects.",
@@ -271,8 +276,8 @@ const ROWS: &[Row] = &[
     ("unsupported_charset", "`Content-Type` names a charset other than UTF-8.", "Send UTF-8."),
     (
         "unsupported_content_encoding",
-        "The body is compressed, and a rule depends on what it says.",
-        "Send it without `Content-Encoding`.",
+        "The body has a coding other than gzip, deflate, br and zstd, or several, and a rule or an API depends on what it says.",
+        "Send it in one of those that `Accept-Encoding` of the answer names, or without `Content-Encoding`.",
     ),
     ("unsupported_endpoint", "A built-in model does not answer this path.", "Use one of those that the message names."),
     (

@@ -53,7 +53,13 @@ const GROUPS: &[Group] = &[
             ("content-type", "Type of a body that is held: JSON or a form. Two are refused."),
             ("content-length", "Length of the body. Two that differ are refused, equal ones made one."),
             ("transfer-encoding", "`chunked` and nothing else. It ends at the gateway, which frames the body anew."),
-            ("content-encoding", "A body that a rule depends on must have none."),
+            (
+                "content-encoding",
+                "Coding of the body: gzip, deflate, br or zstd. A body that a rule or an API depends on is decoded and goes to the server so; any other passes as it came.",
+            ),
+            ("content-md5", "Removed with the coding of a body that is decoded; also from answers, as `etag`."),
+            ("content-digest", "As `content-md5`."),
+            ("repr-digest", "As `content-md5`."),
             (
                 "accept-encoding",
                 "Codings that the caller accepts. Where tokens of the answer count, or `timeouts.firstToken` is set, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events, always `identity`.",
@@ -173,10 +179,7 @@ const GROUPS: &[Group] = &[
             ("last-modified", "As `content-language`."),
             ("etag", "Removed where the gateway changes the bytes of an answer."),
             ("accept-ranges", "As `etag`."),
-            ("content-md5", "As `etag`."),
-            ("content-digest", "As `etag`."),
             ("digest", "As `etag`."),
-            ("repr-digest", "As `etag`."),
         ],
     ),
     (
@@ -206,6 +209,7 @@ const GROUPS: &[Group] = &[
                 "x-should-retry",
                 "`false` in a refusal with 429 or 503 and more than 2 s to wait, except for a caller's own rate limit: OpenAI's clients obey it and do not sleep.",
             ),
+            ("accept-encoding", "Codings of a body that are accepted, in a refusal with 415."),
             (
                 "cache-control",
                 "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address.",

@@ -1,5 +1,5 @@
 //! Codings of bodies (`Content-Encoding`), and the decoder of each, which reads a body in parts as they arrive. A decoder
-//! holds the window of its coding and no part of the body. Inputs are the head and the bytes of an answer.
+//! holds the window of its coding and no part of the body. Inputs are a head and the bytes of its body.
 
 use brotli::enc::StandardAlloc;
 use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
@@ -7,6 +7,9 @@ use flate2::{Decompress, FlushDecompress, Status};
 use http::HeaderMap;
 use http::header::{self, HeaderValue};
 use zstd::stream::raw::{DParameter, Operation};
+
+/// Names of the codings, as `Accept-Encoding` of a refusal has them.
+pub const ACCEPTED: &str = "gzip, deflate, br, zstd";
 
 /// Bytes of decoded text that are passed on at a time.
 const OUT: usize = 8 << 10;
@@ -19,7 +22,7 @@ const ZSTD_WINDOW: u32 = 23;
 
 /// Coding of a body (RFC 9110, 8.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Coding {
+pub enum Coding {
     /// None, or one that changes nothing.
     Identity,
     Gzip,
@@ -31,8 +34,8 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// The coding that a head, as its server sent it, names.
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    /// The coding that a head, as it came, names.
+    pub fn of(headers: &HeaderMap) -> Self {
         // A transfer coding was not requested, and a client would read its bytes as the body.
         let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
         if !headers.get_all(header::TRANSFER_ENCODING).iter().all(is_chunked) {
@@ -55,7 +58,7 @@ impl Coding {
     }
 
     /// Decoded bytes of a whole body; `None` where the coding is another, or there are more than `most` of them.
-    pub(super) fn decode(self, body: &[u8], most: usize) -> Option<Vec<u8>> {
+    pub fn decode(self, body: &[u8], most: usize) -> Option<Vec<u8>> {
         match self {
             // Of an unknown coding nothing was read.
             Self::Unknown => return None,
@@ -75,7 +78,7 @@ impl Coding {
 
 /// Error of bytes that are not in the coding of their body, or decode to more than is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Undecodable;
+pub struct Undecodable;
 
 /// Brotli's state, without the windows above 16 MiB that only its large variant has.
 type BrotliDecoder = BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>;
@@ -90,17 +93,17 @@ enum DecoderState {
 }
 
 /// Decoder of one body.
-pub(super) struct Decoder {
+pub struct Decoder {
     state: DecoderState,
     /// True if the body may end here.
-    is_at_end: bool,
+    pub is_at_end: bool,
     /// Bytes of the body that were read.
-    pub(super) read: u64,
+    pub read: u64,
 }
 
 impl Decoder {
     /// Decoder of a coding; `None` for one that it does not know, and where no memory is left for its window.
-    pub(super) fn new(coding: Coding) -> Option<Self> {
+    pub fn new(coding: Coding) -> Option<Self> {
         let state = match coding {
             Coding::Identity | Coding::Unknown => return None,
             Coding::Gzip => DecoderState::Gzip(Decompress::new_gzip(GZIP_WINDOW)),
@@ -119,7 +122,7 @@ impl Decoder {
     }
 
     /// Decodes the next part of the body. Each piece of it goes to `take`, which returns false to end the decoding.
-    pub(super) fn decode(&mut self, part: &[u8], mut take: impl FnMut(&[u8]) -> bool) -> Result<(), Undecodable> {
+    pub fn decode(&mut self, part: &[u8], mut take: impl FnMut(&[u8]) -> bool) -> Result<(), Undecodable> {
         let (mut rest, mut out) = (part, [0; OUT]);
         loop {
             let (read, written) = self.step(rest, &mut out)?;
