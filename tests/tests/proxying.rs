@@ -259,6 +259,149 @@ routes: [{{backendRefs: [{{name: me}}]}}]
 }
 
 #[tokio::test]
+async fn a_loop_is_found_as_the_listener_says_through_other_gateways_too() {
+    let upstream = Upstream::fixed(200, "reached").await;
+    let yaml = |listener: &str, url: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"{listener}}}]
+backends: [{{name: b, endpoints: [{{url: \"{url}\"}}]}}]
+routes: [{{backendRefs: [{{name: b}}]}}]
+"
+        )
+    };
+    let start =
+        async |listener: &str, url: &str| Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(listener, url)).await;
+    let last = start("", &upstream.url()).await;
+    let first = start("", &format!("http://{}", last.address)).await;
+    assert_eq!(first.client().get("/").await.status, 200, "two gateways in a row are no loop");
+    let hops = upstream.last().headers["x-spillway-hops"].to_str().unwrap().to_owned();
+    let [one, two] = hops.split(", ").collect::<Vec<_>>()[..] else { panic!("{hops}") };
+    assert_ne!(one, two);
+    let client = last.client();
+    for (name, value, status) in [
+        ("x-spillway-hops", hops.as_str(), 508),
+        ("x-spillway-hops", one, 200),
+        ("x-spillway-hops", "no list; at all", 200),
+        ("x-spillway-hops", &["00000000"; 16].join(", "), 508),
+        ("via", "1.1 other", 200),
+    ] {
+        let answer = client.send(client.request("GET", "/", &[(name, value)], "")).await;
+        assert_eq!(answer.status, status, "{name}: {value}");
+    }
+    assert_eq!(upstream.last().headers["via"], "1.1 other");
+    let signs = start(", via: true, loopHeader: false", &upstream.url()).await;
+    let client = signs.client();
+    client.send(client.request("GET", "/", &[("via", "1.1 other"), ("x-spillway-hops", one)], "")).await;
+    let seen = upstream.last().headers;
+    assert!(!seen.contains_key("x-spillway-hops"));
+    let via: Vec<_> = seen.get_all("via").iter().map(|via| via.to_str().unwrap()).collect();
+    assert!(via[0] == "1.1 other" && via[1].starts_with("1.1 spillway-"), "{via:?}");
+    let answer = client.send(client.request("GET", "/", &[("via", via[1])], "")).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["code"]), (508, &"loop_detected".into()));
+}
+
+#[tokio::test]
+async fn comments_that_keep_a_stream_alive_pass_when_they_come() {
+    let (waiting, streams) = mpsc::channel::<mpsc::Receiver<_>>(1);
+    let streams = std::sync::Arc::new(tokio::sync::Mutex::new(streams));
+    let upstream = Upstream::start(move |_| {
+        let streams = streams.clone();
+        async move { Some(streamed(&[("content-type", "text/event-stream")], streams.lock().await.recv().await?)) }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: up, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: plain, matches: [{{path: {{prefix: /v1/completions}}}}], backendRefs: [{{name: up}}]}}
+  - name: token
+    matches: [{{path: {{prefix: /v1/chat}}}}]
+    timeouts: {{firstToken: 60s}}
+    backendRefs: [{{name: up}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = gateway.client();
+    for path in ["/v1/completions", "/v1/chat/completions"] {
+        for comment in [": ping\n\n", ":\n\n", ": ping\r\n\r\n", ": ping\n", ":\r\n", ":\r"] {
+            let (send, parts) = mpsc::channel(1);
+            waiting.send(parts).await.unwrap();
+            send.send(Ok(bytes::Bytes::from_static(comment.as_bytes()))).await.unwrap();
+            let body = r#"{"model":"m","stream":true,"prompt":"x","messages":[]}"#;
+            let mut answer = client.stream(client.request("POST", path, &[], body)).await.unwrap();
+            for _ in 0..3 {
+                // The next one is sent only when this one has arrived.
+                assert_eq!(answer.part().await.unwrap().unwrap(), comment, "{path}");
+                send.send(Ok(bytes::Bytes::from_static(comment.as_bytes()))).await.unwrap();
+            }
+            send.send(Ok("data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n".into()))
+                .await
+                .unwrap();
+            drop(send);
+            let mut rest = String::new();
+            while let Some(part) = answer.part().await {
+                rest.push_str(std::str::from_utf8(&part.unwrap()).unwrap());
+            }
+            assert!(rest.starts_with(comment) && rest.ends_with("data: [DONE]\n\n"), "{path} {comment:?}: {rest:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_error_event_stands_by_itself_behind_a_torn_event_of_any_size() {
+    for size in [10, 1_000, 300_000, 1_500_000] {
+        let upstream = Upstream::start(move |_| async move {
+            let (send, parts) = mpsc::channel(64);
+            tokio::spawn(async move {
+                let _ = send.send(Ok("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n".into())).await;
+                let _ = send.send(Ok(format!("data: {{\"torn\":\"{}", "x".repeat(size)).into())).await;
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                let _ = send.send(Err(std::io::Error::other("dies"))).await;
+            });
+            Some(streamed(&[("content-type", "text/event-stream")], parts))
+        })
+        .await;
+        let url = upstream.url();
+        let gateway = Gateway::start(&format!(
+            "backends:
+  - {{name: ai, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: web, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: ai, matches: [{{path: {{prefix: /v1/chat}}}}], backendRefs: [{{name: ai}}]}}
+  - {{name: web, matches: [{{path: {{prefix: /v1/completions}}}}], backendRefs: [{{name: web}}]}}
+"
+        ))
+        .await;
+        for path in ["/v1/chat/completions", "/v1/completions"] {
+            let answer =
+                gateway.client().post(path, &[], r#"{"model":"m","messages":[],"prompt":"x","stream":true}"#).await;
+            let text = answer.text();
+            let last = text.trim_end().rsplit("\n\n").next().unwrap().strip_prefix("data: ").unwrap();
+            let error: serde_json::Value = serde_json::from_str(last).unwrap_or_else(|e| panic!("{size} {path}: {e}"));
+            assert_eq!(error["error"]["code"], "upstream_reset", "{size} {path}");
+            assert!(text.ends_with("\n\n") && text.starts_with("data: {\"choices\""));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_stream_that_dies_is_cut_and_gets_no_event_in_plain_text() {
+    let upstream = Upstream::start(move |_| async move {
+        let (send, parts) = mpsc::channel(2);
+        tokio::spawn(async move {
+            let _ = send.send(Ok(Bytes::from_static(b"\x1f\x8b\x08\0\0\0\0\0\0\x03beginning"))).await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            let _ = send.send(Err(std::io::Error::other("dies"))).await;
+        });
+        Some(streamed(&[("content-type", "text/event-stream"), ("content-encoding", "gzip")], parts))
+    })
+    .await;
+    let gateway = Gateway::start(&both(&upstream, "")).await;
+    let answer = gateway.client().post("/held", &[], "{}").await;
+    assert!(answer.cut && answer.body.ends_with(b"beginning"), "{:?}", answer.body);
+}
+
+#[tokio::test]
 async fn bad_input_gets_a_clear_error_in_the_right_shape_and_harms_nothing() {
     let upstream = Upstream::fixed(200, "ok").await;
     let gateway = Gateway::start(&both(&upstream, "")).await;

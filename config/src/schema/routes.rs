@@ -292,7 +292,8 @@ pub struct RouteTimeouts {
     /// Time limit of an attempt: until the head of an event stream, else until the last byte.
     pub backend_request: Option<Duration>,
     /// From the arrival to the first content of an event stream; of a further try from its beginning. While nothing went
-    /// to the client, a backend that does not keep it is left for another.
+    /// to the client, a backend that does not keep it is left for another. Comments by which a server keeps its stream alive
+    /// go to the client as they come, and after the first no other backend is tried.
     pub first_token: Option<Duration>,
 }
 

@@ -242,6 +242,8 @@ pub struct Exchange {
     pub observers: Observers,
     /// Guard that counts the request as running.
     pub running: Option<RouteInFlight>,
+    /// Last bytes of the answer's body that went to the client; line feeds before the first.
+    last_bytes: [u8; 3],
 }
 
 impl Exchange {
@@ -291,6 +293,7 @@ impl Exchange {
             refused_by: None,
             observers: Observers::default(),
             running: None,
+            last_bytes: *b"\n\n\n",
         }
     }
 
@@ -332,7 +335,17 @@ impl Exchange {
     pub fn pass(&mut self, part: &[u8]) {
         let length = u64::try_from(part.len()).unwrap_or(0);
         self.outcome.bytes_out = self.outcome.bytes_out.saturating_add(length);
+        for byte in part.get(part.len().saturating_sub(self.last_bytes.len())..).unwrap_or_default() {
+            let [_, second, third] = self.last_bytes;
+            self.last_bytes = [second, third, *byte];
+        }
         self.observers.response_body(part);
+    }
+
+    /// True if the part of an event stream that the client has may end within an event.
+    pub fn is_within_event(&self) -> bool {
+        let [_, before, last] = self.last_bytes;
+        !matches!((before, last), (b'\n', b'\n') | (b'\r', b'\r')) && self.last_bytes != *b"\n\r\n"
     }
 
     /// Shows a part of the request's body to the observers before it goes to a server.

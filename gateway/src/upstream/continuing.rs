@@ -15,7 +15,7 @@ use super::events::Gate;
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
-use super::passing::{break_off, is_event_stream, note_answer};
+use super::passing::{END_OF_EVENT, break_off, is_event_stream, note_answer};
 use crate::balancing::Class;
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{AttemptSlot, Exchange};
@@ -56,6 +56,12 @@ pub async fn pass_rest(
         is_paused: false,
         event: None,
     };
+    if exchange.is_within_event() {
+        let end = Bytes::from_static(END_OF_EVENT);
+        if rest.write(session, exchange, limits.deadline, end, false).await.is_err() {
+            return AttemptOutcome::ClientGone;
+        }
+    }
     let mut next = prefix;
     let ended = loop {
         if let Some(part) = next.take() {

@@ -54,8 +54,8 @@ pub(super) struct ConversationState {
     /// The head of the answer was passed on to the client.
     pub(super) head_passed: bool,
     pub(super) event_stream: bool,
-    /// The answer has no content coding.
-    pub(super) is_plain: bool,
+    /// The answer is an event stream in no coding: an event of the gateway's own can follow those of the server.
+    pub(super) takes_events: bool,
     pub(super) content_seen: bool,
     /// Time at which the endpoint was last heard, or the request was sent.
     pub(super) heard: Instant,
@@ -81,7 +81,7 @@ impl ConversationState {
             head_seen: false,
             head_passed: false,
             event_stream: false,
-            is_plain: false,
+            takes_events: false,
             content_seen: false,
             heard: Instant::now(),
             pending: None,

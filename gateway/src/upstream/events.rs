@@ -1,5 +1,6 @@
 //! Event streams on their way to the client, in whole events. A server that dies in the middle of an event leaves a part of
-//! it. That part would spoil the next event, which reports the error or continues the answer.
+//! it. That part would spoil the next event, which reports the error or continues the answer. Comments between events, by
+//! which servers keep a stream alive, pass line by line as they come.
 
 use bytes::{Bytes, BytesMut};
 
@@ -10,22 +11,32 @@ const MAX_EVENT: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     held: BytesMut,
+    /// True once a piece of an event that is too long to be held has gone on, until that event ends.
+    is_in_pieces: bool,
 }
 
 impl Gate {
-    /// Bytes that may go on, up to the end of the last whole event.
+    /// Bytes that may go on, up to the end of the last whole event and the comments behind it.
     pub(super) fn pass(&mut self, part: Bytes) -> Bytes {
         if self.held.is_empty() && part.ends_with(b"\n\n") {
+            self.is_in_pieces = false;
             return part;
         }
         // The end of an event may be split between parts.
         let from = self.held.len().saturating_sub(3);
         self.held.extend_from_slice(&part);
-        match end_of_events(self.held.get(from..).unwrap_or_default()) {
-            Some(end) => self.held.split_to(from + end).freeze(),
-            None if self.held.len() > MAX_EVENT => self.held.split().freeze(),
-            None => Bytes::new(),
+        let end = end_of_events(self.held.get(from..).unwrap_or_default()).map(|end| from + end);
+        // Behind a piece of a longer event a line is no comment.
+        let begins = end.or((!self.is_in_pieces).then_some(0));
+        let passes = begins.map_or(0, |at| at + end_of_comments(self.held.get(at..).unwrap_or_default()));
+        if end.is_some() {
+            self.is_in_pieces = false;
         }
+        if passes == 0 && self.held.len() > MAX_EVENT {
+            self.is_in_pieces = true;
+            return self.held.split().freeze();
+        }
+        self.held.split_to(passes).freeze()
     }
 
     /// Bytes that are left at a proper end.
@@ -40,6 +51,27 @@ fn end_of_events(bytes: &[u8]) -> Option<usize> {
         .iter()
         .filter_map(|end| memchr::memmem::rfind(bytes, end).map(|at| at + end.len()))
         .max()
+}
+
+/// True if a line of these bytes, which begin with a line, is a comment.
+pub(super) fn has_comment(bytes: &[u8]) -> bool {
+    bytes.starts_with(b":") || [&b"\n:"[..], b"\r:"].iter().any(|line| memchr::memmem::find(bytes, line).is_some())
+}
+
+/// End of the empty lines and whole comment lines at the beginning of bytes that begin between events.
+fn end_of_comments(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        match bytes.get(at) {
+            Some(b'\n' | b'\r') => at += 1,
+            Some(b':') => {
+                let rest = bytes.get(at..).unwrap_or_default();
+                let Some(end) = memchr::memchr2(b'\n', b'\r', rest) else { return at };
+                at += end + 1;
+            }
+            _ => return at,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -60,19 +92,40 @@ mod tests {
         assert_eq!(&gate.rest()[..], b"data: 5");
         let long = Bytes::from(vec![b'x'; MAX_EVENT + 1]);
         assert_eq!(gate.pass(long.clone()), long, "what is too long to be held is passed on");
+        assert_eq!(gate.pass(Bytes::from_static(b": no comment\n")), "", "the event goes on");
+        assert_eq!(gate.pass(Bytes::from_static(b"\n: one\n")), ": no comment\n\n: one\n");
+    }
+
+    #[test]
+    fn comments_between_events_pass_line_by_line() {
+        for (parts, passed) in [
+            (&[": ping\n"][..], &[": ping\n"][..]),
+            (&[":\r\n", ": a\r", "\n", ":\n\n"], &[":\r\n", ": a\r", "\n", ":\n\n"]),
+            (&[": pi", "ng\n: an", "d\n"], &["", ": ping\n", ": and\n"]),
+            (
+                &["data: 1\n\n: ping\ndata", ": 2\n", ": inside\n", "\n"],
+                &["data: 1\n\n: ping\n", "", "", "data: 2\n: inside\n\n"],
+            ),
+            (&["\n", "event: x\n", "\n"], &["\n", "", "event: x\n\n"]),
+        ] {
+            let mut gate = Gate::default();
+            let out: Vec<_> = parts.iter().map(|part| gate.pass(Bytes::from_static(part.as_bytes()))).collect();
+            assert_eq!(out, passed, "{parts:?}");
+        }
     }
 
     proptest! {
         #[test]
-        fn nothing_is_lost_or_changed(text in "[ab\\n\\r]{0,60}", cuts in proptest::collection::vec(1usize..9, 0..20)) {
+        fn nothing_is_lost_or_changed(text in "[ab:\\n\\r]{0,60}", cuts in proptest::collection::vec(1usize..9, 0..20)) {
             let (mut gate, mut out, mut rest) = (Gate::default(), Vec::new(), text.as_bytes());
             for cut in cuts {
                 let (part, more) = rest.split_at(cut.min(rest.len()));
                 rest = more;
                 let passed = gate.pass(Bytes::copy_from_slice(part));
-                let ends = passed.is_empty() || end_of_events(&passed) == Some(passed.len());
-                prop_assert!(ends, "{passed:?}");
                 out.extend_from_slice(&passed);
+                let begun = end_of_events(&out).unwrap_or(0);
+                let behind = &out[begun..];
+                prop_assert_eq!(end_of_comments(behind), behind.len(), "{:?}", passed);
             }
             out.extend_from_slice(&gate.pass(Bytes::copy_from_slice(rest)));
             out.extend_from_slice(&gate.rest());

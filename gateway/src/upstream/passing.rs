@@ -16,7 +16,7 @@ use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
-use super::events::Gate;
+use super::events::{Gate, has_comment};
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
@@ -26,6 +26,8 @@ use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice, writ
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe, Written};
 
+/// Ends an event of which a part has passed, so that the next one stands by itself.
+pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
 /// Time for trailers to follow the end of a body.
 const TRAILERS: Duration = Duration::from_secs(5);
 /// Time for an error event to reach the client.
@@ -78,7 +80,7 @@ impl<'a> Conversation<'_, 'a> {
         self.state.heard = Instant::now();
         self.state.event_stream = is_event_stream(&head);
         let coding = Coding::of(&head.headers);
-        self.state.is_plain = coding == Coding::Identity;
+        self.state.takes_events = self.state.event_stream && coding == Coding::Identity;
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
         let mut head = head;
@@ -173,6 +175,8 @@ impl<'a> Conversation<'_, 'a> {
         let mut part = self.observe(part);
         self.release_server_when_read().await;
         if let Some(waiting) = &mut self.passing.waiting {
+            // A client hears that its server is at work, even where another one could still answer.
+            let keeps_alive = has_comment(&part);
             waiting.parts.extend_from_slice(&part);
             if self.passing.sealed.is_some() {
                 if waiting.parts.len() > MAX_ENCODED {
@@ -180,7 +184,7 @@ impl<'a> Conversation<'_, 'a> {
                 }
                 return Ok(());
             }
-            if !self.state.content_seen && waiting.parts.len() <= MAX_WAITING {
+            if !self.state.content_seen && waiting.parts.len() <= MAX_WAITING && !keeps_alive {
                 return Ok(());
             }
             part = self.release(false).await?;
@@ -268,9 +272,7 @@ impl<'a> Conversation<'_, 'a> {
 
     /// Cuts the answer as [`break_off`] does.
     pub(super) async fn break_off(&mut self, cut: CutReason) -> AttemptOutcome {
-        // An event in plain text would spoil a compressed stream.
-        let takes_events = self.state.event_stream && self.state.is_plain;
-        break_off(self.session, self.exchange, takes_events, cut).await
+        break_off(self.session, self.exchange, self.state.takes_events, cut).await
     }
 
     /// Releases the server, with an answer that was read whole, before the client is sent the end of it: a client that
@@ -460,16 +462,19 @@ async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
 pub async fn break_off(
     session: &mut ServerSession,
     exchange: &mut Exchange,
-    event_stream: bool,
+    takes_events: bool,
     cut: CutReason,
 ) -> AttemptOutcome {
     exchange.outcome.broken = true;
     exchange.outcome.error_code = Some(cut.as_str());
     session.set_keepalive(None);
-    if event_stream {
+    if takes_events {
         let (status, kind) = cut.class();
         let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
-        if let Some(event) = exchange.dialect.error_event(&refusal) {
+        if let Some(mut event) = exchange.dialect.error_event(&refusal) {
+            if exchange.is_within_event() {
+                event = [END_OF_EVENT, &event].concat().into();
+            }
             exchange.observers.response_body(&event);
             // A client that reads no more must not hold the server's slot for this write.
             let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;
