@@ -96,15 +96,15 @@ impl<'a> Conversation<'_, 'a> {
         if !self.state.event_stream {
             self.attempt.answered(Class::Head, head.status);
         }
-        let is_read = self.state.event_stream && self.passing.observer.is_some();
-        if is_read && self.state.is_plain {
+        let is_observed = self.state.event_stream && self.passing.observer.is_some();
+        if is_observed && self.state.takes_events {
             self.passing.gate = Some(Gate::default());
             if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
             }
         }
         if self.passing.sealed.is_some()
-            || (is_read && self.state.limits.first_token.is_some() && self.attempt.move_on.retry)
+            || (is_observed && self.state.limits.first_token.is_some() && self.attempt.move_on.retry)
         {
             self.passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
             if self.passing.sealed == Some(Coding::Unknown) {
