@@ -6,7 +6,7 @@ use super::connection::{end, not_connected};
 use super::conversation::{Conversation, ConversationState};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
-use super::passing::Passing;
+use super::stages::Passing;
 use crate::exchange::Exchange;
 
 /// Runs one attempt.

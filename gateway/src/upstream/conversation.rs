@@ -10,7 +10,7 @@ use super::bounds::Bounds;
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::{GIVEN_ALREADY, Sent};
-use super::passing::Passing;
+use super::stages::Passing;
 use crate::exchange::Exchange;
 use crate::framing::Violation;
 

@@ -18,6 +18,7 @@ mod outcome;
 mod outgoing;
 mod passing;
 mod pieces;
+mod stages;
 mod verdict;
 mod via;
 

@@ -20,11 +20,12 @@ use super::events::{Gate, has_comment};
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
+use super::stages::{Passing, Waiting};
 use crate::balancing::{Class, orca};
 use crate::coding::Coding;
-use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice, write_head};
+use crate::downstream::{Beside, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
-use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe, Written};
+use crate::protocol::{Observation, SERVED_BY, Written};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
@@ -34,43 +35,6 @@ const TRAILERS: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Most bytes of an event stream that wait for its first content.
 const MAX_WAITING: usize = 64 << 10;
-
-/// Stages that an answer passes on its way.
-#[derive(Default)]
-pub(super) struct Passing {
-    pub(super) observer: Option<Box<dyn Observe>>,
-    /// Holds back unfinished events of an event stream.
-    gate: Option<Gate>,
-    /// Masks credentials of the gateway in an error.
-    mask: Option<Mask>,
-    pub(super) transcript: Option<Box<dyn Transcribe>>,
-    /// Coding of an error that must be read whole before it can be masked.
-    sealed: Option<Coding>,
-    /// Head of an event stream that waits for its first content, until which another endpoint can answer instead; or head of
-    /// a sealed error.
-    waiting: Option<Waiting>,
-    /// Bytes that were read from the server and not yet written to the client.
-    unread: Unread,
-    /// Trailers, where they were read before the client had read the body.
-    trailers: Option<Option<http::HeaderMap>>,
-    /// True once the client has the end of the answer: its head was all of it.
-    has_ended: bool,
-}
-
-impl Passing {
-    /// True of a stream that ended in order but in the middle of its message, and can be continued.
-    pub(super) fn is_cut_short(&self) -> bool {
-        self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
-            && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
-    }
-}
-
-/// An answer whose head waits.
-struct Waiting {
-    head: ResponseHeader,
-    /// Bytes of the body so far.
-    parts: BytesMut,
-}
 
 impl<'a> Conversation<'_, 'a> {
     /// Begins to pass on an answer: its head, and the part of its body that was read already. Returns an outcome if the answer

@@ -1,0 +1,47 @@
+//! Stages between the server's side of an answer and the client's: each reads, holds back or changes what passes.
+
+use bytes::BytesMut;
+use pingora::http::ResponseHeader;
+
+use super::events::Gate;
+use super::masking::Mask;
+use crate::coding::Coding;
+use crate::downstream::Unread;
+use crate::protocol::{Observe, Transcribe};
+
+/// Stages that an answer passes on its way.
+#[derive(Default)]
+pub(super) struct Passing {
+    pub(super) observer: Option<Box<dyn Observe>>,
+    /// Holds back unfinished events of an event stream.
+    pub(super) gate: Option<Gate>,
+    /// Masks credentials of the gateway in an error.
+    pub(super) mask: Option<Mask>,
+    pub(super) transcript: Option<Box<dyn Transcribe>>,
+    /// Coding of an error that must be read whole before it can be masked.
+    pub(super) sealed: Option<Coding>,
+    /// Head of an event stream that waits for its first content, until which another endpoint can answer instead; or head of
+    /// a sealed error.
+    pub(super) waiting: Option<Waiting>,
+    /// Bytes that were read from the server and not yet written to the client.
+    pub(super) unread: Unread,
+    /// Trailers, where they were read before the client had read the body.
+    pub(super) trailers: Option<Option<http::HeaderMap>>,
+    /// True once the client has the end of the answer: its head was all of it.
+    pub(super) has_ended: bool,
+}
+
+impl Passing {
+    /// True of a stream that ended in order but in the middle of its message, and can be continued.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
+            && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
+    }
+}
+
+/// An answer whose head waits.
+pub(super) struct Waiting {
+    pub(super) head: ResponseHeader,
+    /// Bytes of the body so far.
+    pub(super) parts: BytesMut,
+}
