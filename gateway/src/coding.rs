@@ -25,9 +25,13 @@ const ZSTD_WINDOW: u32 = 23;
 pub enum Coding {
     /// None, or one that changes nothing.
     Identity,
+    /// RFC 1952; several members in a row are one body.
     Gzip,
+    /// RFC 1950, or RFC 1951 alone, as some senders write it.
     Deflate,
+    /// RFC 7932.
     Brotli,
+    /// RFC 8878.
     Zstd,
     /// Several codings, or an unknown one.
     Unknown,

@@ -62,7 +62,7 @@ const GROUPS: &[Group] = &[
             ("repr-digest", "As `content-md5`."),
             (
                 "accept-encoding",
-                "Codings that the caller accepts. Where tokens of the answer count, or `timeouts.firstToken` is set, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events, always `identity`.",
+                "Codings that the caller accepts. Where tokens of the answer count, or `timeouts.firstToken` is set, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events, always `identity`. A refusal with 415 names in it the codings of a body that are accepted.",
             ),
             ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
             ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on over HTTP/2 only."),
@@ -209,7 +209,6 @@ const GROUPS: &[Group] = &[
                 "x-should-retry",
                 "`false` in a refusal with 429 or 503 and more than 2 s to wait, except for a caller's own rate limit: OpenAI's clients obey it and do not sleep.",
             ),
-            ("accept-encoding", "Codings of a body that are accepted, in a refusal with 415."),
             (
                 "cache-control",
                 "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address.",
