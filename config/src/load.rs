@@ -189,7 +189,7 @@ fn judge(
         return Err(Unread::Reported);
     }
     let findings = {
-        let place = |at: &[Segment]| reporter.place(&validate::text(at), locate(root, at).file);
+        let place = |at: Vec<Segment>| reporter.place(&validate::text(&at), locate(root, &at).file);
         let mut context =
             validate::Context { config: &config, named: &named, options, place: &place, findings: Vec::new() };
         validate::all(&mut context);

@@ -49,13 +49,11 @@ fn route(name: &str, to: &str) -> String {
 
 #[test]
 fn lists_are_joined_in_the_order_of_the_names_and_paths_belong_to_their_files() {
-    let two = format!(
-        "x-a: &a {{name: two, matches: [{{path: {{prefix: /two}}}}], backendRefs: [{{name: b}}]}}\nroutes: [*a]\nshutdown: {{drainTimeout: 7s}}\nmodels: [{{name: m, source: m.gguf}}]\n"
-    );
+    let two = "x-a: &a {name: two, matches: [{path: {prefix: /two}}], backendRefs: [{name: b}]}\nroutes: [*a]\nshutdown: {drainTimeout: 7s}\nmodels: [{name: m, source: m.gguf}]\n";
     let folder = folder(&[
         ("spillway.yaml", FIRST),
         ("extra.yaml", EXTRA),
-        ("routes.d/2.yaml", &two),
+        ("routes.d/2.yaml", two),
         ("routes.d/1.yaml", &route("one", "b")),
         ("routes.d/.hidden.yaml", "never: read\n"),
         ("routes.d/3.yml", "never: read\n"),

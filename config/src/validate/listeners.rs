@@ -19,7 +19,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
                 format!(
                     "duplicate address {}, first of {}: change the port",
                     listener.address,
-                    (cx.place)(&at!["listeners", first])
+                    (cx.place)(at!["listeners", first])
                 ),
             );
         }

@@ -84,7 +84,7 @@ pub(crate) struct Context<'c> {
     pub(crate) named: &'c [Named],
     pub(crate) options: &'c LoadOptions<'c>,
     /// Path in the document as text; with its file where there are several.
-    pub(crate) place: &'c dyn Fn(&[Segment]) -> String,
+    pub(crate) place: &'c dyn Fn(Vec<Segment>) -> String,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -238,7 +238,7 @@ fn name<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mu
         let message = format!("duplicate name `{name}`, first of {first}: give one of them another");
         cx.error(at, message);
     } else {
-        seen.insert(name, (cx.place)(&at![list, n]));
+        seen.insert(name, (cx.place)(at![list, n]));
     }
 }
 

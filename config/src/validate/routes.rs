@@ -424,7 +424,7 @@ fn shadows(cx: &mut Context<'_>) {
     for (n, m, first) in found {
         let message = format!(
             "{} matches the same requests and comes first, so this never wins: remove it, or move it up",
-            (cx.place)(&at!["routes", first])
+            (cx.place)(at!["routes", first])
         );
         cx.warn(at!["routes", n, "matches", m], message);
     }
