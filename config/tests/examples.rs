@@ -70,7 +70,8 @@ routes: [{backendRefs: [{name: a}, {name: b}, {name: c}, {name: d}]}]
     let config = judge(yaml).unwrap_or_else(|report| panic!("{report}")).config;
     let shown = |n: usize| {
         let b = &config.backends[n];
-        (b.timeouts.connect.0.as_secs(), b.timeouts.idle.0.as_secs(), b.http2, b.caller_credentials.is_some())
+        let idle = b.timeouts.idle.map_or(0, |idle| idle.0.as_secs());
+        (b.timeouts.connect.0.as_secs(), idle, b.http2, b.caller_credentials.is_some())
     };
     let all = [0, 1, 2, 3].map(shown);
     assert_eq!(all, [(7, 8, false, false), (7, 90, true, false), (7, 90, false, true), (7, 90, false, true)]);

@@ -50,7 +50,7 @@ impl Rates {
 #[serde(rename_all = "camelCase")]
 struct AuditLine<'a> {
     /// Set when the line is written.
-    time: String,
+    timestamp: String,
     event: &'static str,
     action: &'static str,
     client: IpAddr,
@@ -76,7 +76,7 @@ impl AuditLine<'_> {
     /// Creates a line with the fields that every line has.
     fn of(action: &'static str, client: IpAddr) -> Self {
         Self {
-            time: String::new(),
+            timestamp: String::new(),
             event: "audit",
             action,
             client,
@@ -148,7 +148,7 @@ impl Audit {
         let cut =
             |path: &'_ str| path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(path.len());
         let path = line.path.and_then(|path| path.get(..cut(path)));
-        let line = AuditLine { path, time: rfc3339_millis(SystemTime::now()), ..*line };
+        let line = AuditLine { path, timestamp: rfc3339_millis(SystemTime::now()), ..*line };
         let mut text = Vec::with_capacity(512);
         if crate::telemetry::write_line(&mut text, &line) {
             self.log.write(&text);

@@ -196,6 +196,22 @@ impl PathReader {
         std::fs::create_dir_all(root.join("admin")).unwrap();
         std::fs::write(root.join("admin/keys"), "SECRET").unwrap();
         std::fs::write(root.join("page"), "open").unwrap();
+        let root =
+            format!("server {{ listen 127.0.0.1:{port}; location / {{ root {}/root; }} }}", folder.path().display());
+        Self::nginx_with(folder, port, &root).await
+    }
+
+    /// Starts nginx that answers 200 over HTTP/2 to every request, and ends each connection after `requests` of them.
+    pub async fn nginx_of_short_connections(requests: u32) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let server = format!(
+            "keepalive_requests {requests}; server {{ listen 127.0.0.1:{port} http2; error_page 405 =200 @ok;
+             location / {{ return 200 ok; }} location @ok {{ return 200 ok; }} }}"
+        );
+        Self::nginx_with(folder, port, &server).await
+    }
+
+    async fn nginx_with(folder: tempfile::TempDir, port: u16, http: &str) -> Self {
         let path = folder.path().display();
         // Workers of a root's nginx drop their privileges and must still read the files.
         let user = if Self::is_root() { "user root;" } else { "" };
@@ -203,8 +219,7 @@ impl PathReader {
             "daemon off; {user} worker_processes 1; pid {path}/pid; error_log {path}/error.log;
              events {{ worker_connections 256; }}
              http {{ access_log off; client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};
-             uwsgi_temp_path {path}; scgi_temp_path {path};
-             server {{ listen 127.0.0.1:{port}; location / {{ root {path}/root; }} }} }}"
+             uwsgi_temp_path {path}; scgi_temp_path {path}; {http} }}"
         );
         std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
         let program =

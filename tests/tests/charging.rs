@@ -789,7 +789,7 @@ async fn an_error_costs_nothing_whatever_its_status_says() {
     let cases = vec![
         (JSON, error.to_string()),
         (JSON, json!({"error": "plain"}).to_string()),
-        (JSON, json!({"type": "error", "error": {"type": "overloaded_error", "message": "no"}}).to_string()),
+        (JSON, json!({"type": "error", "error": {"type": "api_error", "message": "no"}}).to_string()),
         (STREAM, event(&error)),
         (STREAM, format!(": comment\n\nevent: error\n{}data: [DONE]\n\n", event(&error))),
         (STREAM, event(&json!({"type": "error", "code": "server_error", "message": "no"}))),

@@ -134,10 +134,12 @@ pub struct Credentials {
 pub struct BackendTimeouts {
     /// To open a connection.
     pub connect: Duration,
-    /// From the end of the request to the head of the answer.
-    pub first_byte: Duration,
-    /// Between two reads of the answer's body, and for the server to take each part of the request.
-    pub idle: Duration,
+    /// From the end of the request to the head of the answer. When left out, 60s with `protocol: http`; a model may think
+    /// as long as the `timeouts.request` of the route.
+    pub first_byte: Option<Duration>,
+    /// Between two reads of the answer's body, and for the server to take each part of the request. When left out, 60s;
+    /// a model may pause in its answer as long as the `timeouts.request` of the route.
+    pub idle: Option<Duration>,
 }
 
 /// Limits on what an endpoint may send beside bodies, over HTTP/1 and HTTP/2 alike.
@@ -159,6 +161,6 @@ impl Default for BackendLimits {
 
 impl Default for BackendTimeouts {
     fn default() -> Self {
-        Self { connect: Duration::seconds(1), first_byte: Duration::seconds(60), idle: Duration::seconds(60) }
+        Self { connect: Duration::seconds(1), first_byte: None, idle: None }
     }
 }

@@ -100,8 +100,8 @@ pub(super) fn all(cx: &mut Context<'_>) {
             cx.error(at!["backends", n, "limits", "maxHeaderBytes"], message);
         }
         let t = &backend.timeouts;
-        for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {
-            if value.0.is_zero() {
+        for (key, value) in [("connect", Some(t.connect)), ("firstByte", t.first_byte), ("idle", t.idle)] {
+            if value.is_some_and(|value| value.0.is_zero()) {
                 cx.error(
                     at!["backends", n, "timeouts", key],
                     "a time limit of zero lets nothing pass; expected a longer time",

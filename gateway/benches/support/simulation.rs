@@ -100,6 +100,7 @@ pub(crate) fn endpoints_of(servers: &[Server]) -> Vec<Arc<Endpoint>> {
         let url: spillway_config::values::ServerUrl = format!("http://{socket}").parse().unwrap();
         let key = EndpointKey { backend: "simulated".into(), url: url.clone(), address: socket };
         Arc::new(Endpoint {
+            backend: "x".into(),
             address: url.to_string(),
             socket,
             weight: 1,
@@ -187,7 +188,7 @@ pub(crate) fn run(fleet: &Fleet, picker: Picker, mut each: impl FnMut(f64, &[Bal
             let endpoint = &set.all()[done.server];
             endpoint.answered_in(Class::Head, took, done.at_start, clock(end.0));
             gateways[done.gateway].good_sign(endpoint, clock(done.began), clock(end.0));
-            gateways[done.gateway].ended(endpoint, Verdict::Good, clock(done.began), clock(end.0));
+            gateways[done.gateway].ended(endpoint, Verdict::Good, 0, clock(done.began), clock(end.0));
         }
         if policy == PolicyName::QueueDepth && now >= scrape_at {
             scrape_at = now + fleet.scraped_every;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::balancing::{Closed, Endpoint, UnresolvedEndpoint};
 use crate::clock::now_millis;
-use crate::telemetry::{BackendSample, EndpointSample};
+use crate::telemetry::{BackendSample, EndpointSample, rfc3339_millis};
 use crate::topology::Backend;
 
 /// Age up to which figures of servers are shown, in milliseconds: older ones mislead more than they tell.
@@ -56,6 +56,7 @@ pub(crate) struct EndpointReport {
     priority: u32,
     /// `open`, or the reason why the endpoint gets no further request.
     state: &'static str,
+    /// False while the active check fails, or where all of the last attempts did.
     healthy: bool,
     ejected: bool,
     drained: bool,
@@ -75,8 +76,19 @@ pub(crate) struct EndpointReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_cache: Option<f64>,
     ejections: u64,
+    /// Last failure of an attempt or a check; absent where there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_error: Option<LastErrorReport>,
     /// Attempts since the process began, by outcome.
     attempts: BTreeMap<&'static str, u64>,
+}
+
+/// Last failure of an endpoint.
+#[derive(Debug, Serialize)]
+pub(crate) struct LastErrorReport {
+    /// RFC 3339.
+    time: String,
+    cause: String,
 }
 
 /// Reports of all backends, in the order of their names.
@@ -87,7 +99,7 @@ pub(super) fn reports(backends: &[Arc<Backend>]) -> Vec<BackendReport> {
         .map(|backend| {
             let set = backend.balancer.endpoints();
             let panic = backend.balancer.is_in_panic(now);
-            let endpoints = set.all().iter().map(|e| report(e, now, panic));
+            let endpoints = set.all().iter().map(|e| report(backend, e, now, panic));
             let endpoints = endpoints.chain(set.unresolved().iter().map(unresolved_report)).collect();
             BackendReport {
                 name: backend.name.to_string(),
@@ -108,7 +120,7 @@ pub(super) fn reports(backends: &[Arc<Backend>]) -> Vec<BackendReport> {
     reports
 }
 
-fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
+fn report(backend: &Backend, e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
     let closed = e.closed(now, panic);
     let facts = e.state.facts(now, SHOWN_FOR);
     let wait = match closed {
@@ -122,7 +134,7 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
         weight: e.weight,
         priority: e.priority,
         state: closed.map_or("open", Closed::as_str),
-        healthy: e.state.is_healthy(),
+        healthy: e.state.is_healthy() && !backend.balancer.is_failing(e),
         ejected: facts.is_ejected,
         drained: e.state.is_drained(),
         retry_in_ms: (!wait.is_zero()).then(|| crate::clock::millis(wait)),
@@ -133,6 +145,10 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
         waiting: facts.waiting,
         kv_cache: facts.kv_cache,
         ejections: e.state.metrics.ejections.get(),
+        last_error: e
+            .state
+            .last_error()
+            .map(|last| LastErrorReport { time: rfc3339_millis(last.at), cause: last.cause }),
         attempts: e.state.metrics.attempts().collect(),
     }
 }
@@ -156,7 +172,7 @@ pub(super) fn samples(backends: &[Arc<Backend>]) -> Vec<EndpointSample> {
     for backend in backends {
         let panic = backend.balancer.is_in_panic(now);
         for e in backend.balancer.endpoints().all() {
-            let report = report(e, now, panic);
+            let report = report(backend, e, now, panic);
             samples.push(EndpointSample {
                 backend: backend.name.to_string(),
                 endpoint: report.endpoint,

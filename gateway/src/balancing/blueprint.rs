@@ -159,6 +159,7 @@ impl Blueprint {
         });
         let http2 = self.connect.http2.then_some(self.connect.max_header_bytes);
         Endpoint {
+            backend: self.backend.as_str().into(),
             url: written.url.clone(),
             address: text,
             socket: key.address,

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use spillway_config::values::ServerUrl;
@@ -17,7 +17,7 @@ use super::outlier::Record;
 use super::signal::{LimiterState, LoadState, Reason, SaturationSignal, SlotLimit};
 use crate::clock::{millis, now_millis};
 use crate::connect::{Connections, EndpointKey, Peer};
-use crate::telemetry::EndpointMetrics;
+use crate::telemetry::{EndpointMetrics, LogThrottle};
 
 /// Listener for changes of what the endpoints of a backend accept, other than the release of a slot.
 pub trait RoomListener: Send + Sync {
@@ -66,8 +66,21 @@ pub struct EndpointState {
     pub(super) limiter: LimiterState,
     /// Load that the server reported: its queue and its KV cache.
     pub(super) load: LoadState,
+    /// Last failure.
+    last_error: Mutex<Option<LastError>>,
+    /// Bounds the log lines about failures.
+    failures: LogThrottle,
     /// Metrics of the endpoint.
     pub metrics: Arc<EndpointMetrics>,
+}
+
+/// Last failure of an endpoint.
+#[derive(Debug, Clone)]
+pub struct LastError {
+    /// Time of the failure.
+    pub at: SystemTime,
+    /// Cause, with its details.
+    pub cause: String,
 }
 
 /// Facts of an endpoint for operators.
@@ -115,6 +128,8 @@ impl EndpointState {
             latency: Ewma::default(),
             limiter: LimiterState::default(),
             load: LoadState::default(),
+            last_error: Mutex::default(),
+            failures: LogThrottle::default(),
             metrics,
         }
     }
@@ -178,6 +193,16 @@ impl EndpointState {
         if let Some(listener) = &self.siblings.listener {
             listener.may_have_room();
         }
+    }
+
+    /// Last failure; `None` where there was none.
+    pub fn last_error(&self) -> Option<LastError> {
+        self.last_error.lock().clone()
+    }
+
+    /// Records a failure for operators, without a judgement.
+    pub fn note_error(&self, cause: String) {
+        *self.last_error.lock() = Some(LastError { at: SystemTime::now(), cause });
     }
 
     /// Records the load that the server reported at `now`.
@@ -273,6 +298,8 @@ impl Closed {
 
 /// A server of a backend, as a snapshot sees it.
 pub struct Endpoint {
+    /// Name of its backend.
+    pub backend: Arc<str>,
     /// URL of the server.
     pub url: ServerUrl,
     /// Name for logs, metrics and operators: the URL, with the address where the URL has a name.
@@ -366,6 +393,20 @@ impl Endpoint {
         for signal in self.signals.iter() {
             signal.observe(&self.state, class, took, at_start, now);
         }
+    }
+
+    /// Records and logs a failed attempt; a log line at most once a minute.
+    pub fn failed(&self, cause: String) {
+        self.state.failures.add(1, |times| {
+            tracing::warn!(
+                event = "endpoint_failed",
+                backend = %self.backend,
+                endpoint = %self.address,
+                cause = %cause,
+                times
+            );
+        });
+        self.state.note_error(cause);
     }
 
     /// Records the load that the server reported in an answer.

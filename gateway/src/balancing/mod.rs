@@ -5,6 +5,7 @@
 //! the compiled backends of a snapshot; the state of endpoints outlives snapshots.
 
 mod blueprint;
+mod callers;
 mod dns;
 mod endpoint;
 mod health;
@@ -22,7 +23,9 @@ mod watch;
 
 pub use blueprint::{Addresses, Blueprint, ConnectOptions};
 pub use dns::DnsResolver;
-pub use endpoint::{Closed, Endpoint, EndpointFacts, EndpointState, Endpoints, RoomListener, Siblings, Slot};
+pub use endpoint::{
+    Closed, Endpoint, EndpointFacts, EndpointState, Endpoints, LastError, RoomListener, Siblings, Slot,
+};
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};
 pub use policy::{

@@ -328,14 +328,20 @@ impl Balancer {
         self.detector.good_sign(endpoint, began, now);
     }
 
-    /// Records the end of an attempt that began at `began`.
-    pub fn ended(&self, endpoint: &Endpoint, verdict: Verdict, began: u64, now: u64) {
-        if matches!(verdict, Verdict::Error | Verdict::Full) {
+    /// Records the end of an attempt that began at `began`. `caller` is the number of its caller and operation.
+    pub fn ended(&self, endpoint: &Endpoint, verdict: Verdict, caller: u64, began: u64, now: u64) {
+        if matches!(verdict, Verdict::Error | Verdict::ServerError | Verdict::Full) {
             for signal in endpoint.signals.iter() {
                 signal.failed(&endpoint.state, now);
             }
         }
+        self.detector.answered(endpoint, verdict, caller, now);
         self.detector.ended(self.set.load().all(), endpoint, verdict, began, now);
+    }
+
+    /// True if the last attempts at an endpoint have all failed, as many as would eject one that has neighbours.
+    pub fn is_failing(&self, endpoint: &Endpoint) -> bool {
+        self.detector.is_failing(endpoint)
     }
 
     /// Endpoints that accept no request now, with the reason: some of them, for spans.

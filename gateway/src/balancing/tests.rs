@@ -24,6 +24,7 @@ pub(crate) fn endpoints_with(weights: &[u32], make: impl Fn() -> Vec<Box<dyn Sat
         let socket = std::net::SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 8_000));
         let url: ServerUrl = format!("http://{socket}").parse().unwrap();
         Arc::new(Endpoint {
+            backend: "x".into(),
             address: url.to_string(),
             socket,
             weight: *weight,
@@ -192,8 +193,8 @@ fn when_too_few_are_left_ejections_are_ignored_but_checks_and_drains_are_not() {
     let set = balancer.endpoints();
     let [a, b, c, d] = set.all() else { panic!() };
     for _ in 0..5 {
-        balancer.ended(a, Verdict::Error, 10, 10);
-        balancer.ended(b, Verdict::Error, 10, 10);
+        balancer.ended(a, Verdict::Error, 0, 10, 10);
+        balancer.ended(b, Verdict::Error, 0, 10, 10);
     }
     assert!(a.closed(50, false) == Some(Closed::Ejected) && !balancer.is_in_panic(50), "two of four are left");
     c.state.set_healthy(false, 60);
@@ -213,7 +214,7 @@ fn the_last_one_to_go_leaves_no_moment_in_which_nobody_is_there() {
     let set = balancer.endpoints();
     let [a, b] = set.all() else { panic!() };
     for _ in 0..5 {
-        balancer.ended(a, Verdict::Error, 10, 10);
+        balancer.ended(a, Verdict::Error, 0, 10, 10);
     }
     assert!(balancer.is_available(50) && a.closed(50, false) == Some(Closed::Ejected));
     // At the same time as the count, which is kept for a while.
@@ -231,7 +232,7 @@ fn one_that_returns_takes_a_single_request_until_it_answered() {
     let set = balancer.endpoints();
     let bad = &set.all()[0];
     for _ in 0..5 {
-        balancer.ended(bad, Verdict::Error, 10, 10);
+        balancer.ended(bad, Verdict::Error, 0, 10, 10);
     }
     let back = 10 + 15_000;
     let taken: Vec<_> = (0..100).map(|n| balancer.take(&ask(back, n)).unwrap()).collect();

@@ -55,7 +55,14 @@ struct EndpointRow {
     waiting: Option<u32>,
     kv_cache: Option<f64>,
     ejections: u64,
+    last_error: Option<LastErrorRow>,
     attempts: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LastErrorRow {
+    time: String,
+    cause: String,
 }
 
 /// State of the gateway at one moment.
@@ -295,6 +302,38 @@ fn printable(text: &str, width: usize) -> String {
     if clean.chars().count() <= width { clean } else { clean.chars().take(width - 1).chain(['…']).collect() }
 }
 
+/// Line of an endpoint. `rates` are its attempts and its failed attempts in a second.
+fn endpoint_line(e: &EndpointRow, rates: (f64, f64), paint: &dyn Fn(&str, String) -> String) -> String {
+    let code = match e.state.as_str() {
+        "open" => "32",
+        "drained" => "36",
+        "unhealthy" | "ejected" | "unresolved" => "31",
+        _ => "33",
+    };
+    let limit = e.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+    let dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let latency = |ms: f64| if ms < 10_000.0 { format!("{ms:.1}ms") } else { format!("{:.1}s", ms / 1e3) };
+    // The time of day: a terminal has no room for the date.
+    let last_error = e.last_error.as_ref().map(|last| {
+        let time = last.time.get(11..19).unwrap_or_default();
+        printable(&format!("{time} {}", last.cause), 60)
+    });
+    format!(
+        "  {:44} {:>4} {} {:>11} {:>8.1} {:>7.1} {:>9} {:>5} {:>4} {:>4}  {}\n",
+        printable(&e.endpoint, 44),
+        e.priority,
+        paint(code, format!("{:12}", printable(&e.state, 12))),
+        format!("{}/{limit}", e.in_flight),
+        rates.0,
+        rates.1,
+        dash(e.latency_ms.map(latency)),
+        dash(e.waiting.map(|waiting| waiting.to_string())),
+        dash(e.kv_cache.map(|share| format!("{:.0}%", share * 100.0))),
+        e.ejections,
+        dash(last_error),
+    )
+}
+
 /// Adds the table of routes, where there are any.
 fn route_rows(out: &mut String, before: &Reading, now: &Reading, seconds: f64, color: bool) {
     let rate = |now: f64, before: f64| (now - before).max(0.0) / seconds;
@@ -406,39 +445,15 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &Client
         );
         let _ = writeln!(
             out,
-            "  {:44} {:>4} {:12} {:>11} {:>8} {:>7} {:>9} {:>5} {:>4} {:>4}",
-            "ENDPOINT", "TIER", "STATE", "IN FLIGHT", "REQ/S", "ERR/S", "LATENCY", "WAIT", "KV", "EJ"
+            "  {:44} {:>4} {:12} {:>11} {:>8} {:>7} {:>9} {:>5} {:>4} {:>4}  {}",
+            "ENDPOINT", "TIER", "STATE", "IN FLIGHT", "REQ/S", "ERR/S", "LATENCY", "WAIT", "KV", "EJ", "LAST ERROR"
         );
         for e in &backend.endpoints {
             let key = (backend.name.as_str(), e.endpoint.as_str());
             let (count, failed) = has.get(&key).copied().unwrap_or_default();
             let (count_then, failed_then) = had.get(&key).copied().unwrap_or((count, failed));
-            let code = match e.state.as_str() {
-                "open" => "32",
-                "drained" => "36",
-                "unhealthy" | "ejected" | "unresolved" => "31",
-                _ => "33",
-            };
-            let limit = e.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-            let dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-            let _ = writeln!(
-                out,
-                "  {:44} {:>4} {} {:>11} {:>8.1} {:>7.1} {:>9} {:>5} {:>4} {:>4}",
-                printable(&e.endpoint, 44),
-                e.priority,
-                paint(code, format!("{:12}", printable(&e.state, 12))),
-                format!("{}/{limit}", e.in_flight),
-                rate(count as f64, count_then as f64),
-                rate(failed as f64, failed_then as f64),
-                dash(e.latency_ms.map(|ms| if ms < 10_000.0 {
-                    format!("{ms:.1}ms")
-                } else {
-                    format!("{:.1}s", ms / 1e3)
-                })),
-                dash(e.waiting.map(|waiting| waiting.to_string())),
-                dash(e.kv_cache.map(|share| format!("{:.0}%", share * 100.0))),
-                e.ejections,
-            );
+            let rates = (rate(count as f64, count_then as f64), rate(failed as f64, failed_then as f64));
+            out.push_str(&endpoint_line(e, rates, &paint));
         }
     }
     out

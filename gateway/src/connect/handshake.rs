@@ -88,6 +88,23 @@ pub(super) fn is_over(error: &Error) -> bool {
     })
 }
 
+/// True if an error says beyond doubt that the server of HTTP/2 did not look at the request: the stream was refused, or its
+/// number is above the last one that the end of the connection names. The library reports the end of a connection only to
+/// such streams; the others go on.
+pub fn is_unprocessed(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|cause| {
+        let is_refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+        cause.is_remote() && (cause.is_go_away() || is_refused)
+    })
+}
+
+/// True if an error of the sending of a header of HTTP/2 means that nothing was sent: the connection had ended.
+pub fn is_unsent(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|cause| cause.is_go_away() || cause.is_io())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ mod metered;
 mod peer;
 
 pub use dial::{Connections, NO_CONNECTION};
-pub use handshake::MAX_FIELDS;
+pub use handshake::{MAX_FIELDS, is_unprocessed, is_unsent};
 pub use key::EndpointKey;
 pub use metered::bound;
 pub use peer::{Connector, MAX_STREAMS, Peer};

@@ -9,12 +9,12 @@ use pingora::connectors::http::v2;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1::client::HttpSession as Http1Session;
-use pingora::protocols::{ALPN, Stream};
+use pingora::protocols::{ALPN, Stream, TcpKeepalive};
 use pingora::upstreams::peer::{HttpPeer, Peer as _, Tracer, Tracing};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use super::dial::{Connections, Dial};
-use super::handshake::{Http2, handshake};
+use super::handshake::{Http2, handshake, is_unsent};
 use super::key::EndpointKey;
 use super::metered::Metered;
 use crate::tls::UpstreamTls;
@@ -32,6 +32,17 @@ pub const MAX_STREAMS: u32 = 100;
 
 /// Interval of the pings on an HTTP/2 connection: until a lost connection is found, every request on it fails.
 const PING: Duration = Duration::from_secs(15);
+
+/// Probes of a silent connection: a model may think for minutes, and only they tell one that thinks from one whose machine
+/// is gone. After 15 s of silence three probes, 15 s apart, so that a lost server is found within a minute. Bytes that were
+/// sent may wait as long as TCP itself lets them.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(15),
+    interval: Duration::from_secs(15),
+    count: 3,
+    #[cfg(target_os = "linux")]
+    user_timeout: Duration::ZERO,
+};
 
 /// Pools of upstream connections.
 pub struct Connector {
@@ -91,6 +102,7 @@ impl Peer {
         peer.options.connection_timeout = Some(connect);
         peer.options.total_connection_timeout = Some(connect);
         peer.options.idle_timeout = Some(POOLED_FOR);
+        peer.options.tcp_keepalive = Some(KEEPALIVE);
         let http2 = http2.map(|max_header_bytes| Http2 { streams: MAX_STREAMS, ping: PING, max_header_bytes });
         Self { peer, http2 }
     }
@@ -129,8 +141,12 @@ impl Connector {
             let (stream, reused) = self.http1.get_stream(&peer.peer).await?;
             return Ok((http1(stream, peer, reused), reused));
         };
-        if let Some(session) = self.http2.reused_http_session(&peer.peer).await? {
-            return Ok((HttpSession::H2(session), true));
+        match self.http2.reused_http_session(&peer.peer).await {
+            Ok(Some(session)) => return Ok((HttpSession::H2(session), true)),
+            Ok(None) => {}
+            // The connection has ended, and left the pool with this.
+            Err(e) if is_unsent(&e) => {}
+            Err(e) => return Err(e),
         }
         let is_negotiated = peer.peer.tls();
         if is_negotiated && let Some(stream) = self.http1.reused_stream(&peer.peer).await {

@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
+use crate::balancing::Endpoint;
 use crate::downstream::WriteLimits;
 use crate::framing::Violation;
 use crate::identity::{Consumer, CredentialError, Token};
@@ -75,6 +76,39 @@ pub enum ServedBy {
     Model(Arc<str>),
 }
 
+/// Failed attempt of a request, or an endpoint that could not be tried.
+#[derive(Debug, Clone)]
+pub struct FailedAttempt {
+    /// Address of the endpoint.
+    pub endpoint: String,
+    /// Cause, for logs.
+    pub cause: &'static str,
+    /// Time limit that was over, as in the configuration.
+    pub limit: Option<&'static str>,
+}
+
+/// Errors of servers (5xx) that do not count yet: another endpoint may repeat them, and then the request is at fault.
+#[derive(Default)]
+pub enum Doubt {
+    /// No server has answered with an error.
+    #[default]
+    None,
+    /// An endpoint has; no other was tried since.
+    Pending(DoubtedError),
+    /// Two endpoints have.
+    Repeated,
+}
+
+/// Error of a server that another endpoint may repeat.
+pub struct DoubtedError {
+    /// Name of the backend.
+    pub backend: Arc<str>,
+    /// Endpoint that answered with the error.
+    pub endpoint: Arc<Endpoint>,
+    /// Begin of the attempt, as [`crate::clock::now_millis`] reads it.
+    pub began: u64,
+}
+
 /// Facts of a request that are logged and measured when it has ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -88,6 +122,10 @@ pub struct Outcome {
     pub attempts: u32,
     /// Address of the endpoint that answered.
     pub endpoint: Option<String>,
+    /// Last attempt that failed.
+    pub failed: Option<FailedAttempt>,
+    /// Limit that left no room for the request, as in the configuration.
+    pub limit: Option<&'static str>,
     /// Source of the answer.
     pub served_by: ServedBy,
     /// Time in a queue; `None` where the request did not wait.
@@ -98,6 +136,8 @@ pub struct Outcome {
     pub not_spilled: Option<(NotSpilled, Option<String>)>,
     /// True if the event stream broke and was continued.
     pub resumed: bool,
+    /// Status of the error that a server reported in the body of an answer with a status of success.
+    pub reported: Option<u16>,
     /// Code of the error that was sent.
     pub error_code: Option<&'static str>,
     /// Model that answered.
@@ -232,6 +272,10 @@ pub struct Exchange {
     pub off_loop: Arc<OffLoop>,
     /// Facts that are logged and measured at the end.
     pub outcome: Outcome,
+    /// Caller and operation as a number, by which errors of servers are told apart; 0 until the first attempt.
+    pub caller_key: u64,
+    /// Errors of servers that do not count yet.
+    pub doubt: Doubt,
     /// Reason for which a credential was refused.
     pub authentication_failed: Option<CredentialError>,
     /// Filter whose limit is exceeded and its refusal, where the route spills such requests.
@@ -288,6 +332,8 @@ impl Exchange {
             judged: Judged::default(),
             off_loop,
             outcome: Outcome::default(),
+            caller_key: 0,
+            doubt: Doubt::None,
             authentication_failed: None,
             over_limit: None,
             refused_by: None,

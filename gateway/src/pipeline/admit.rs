@@ -25,6 +25,8 @@ pub(super) struct Tries {
     pub(super) selection: TargetSelection,
     wait: Wait,
     pub(super) retries: u32,
+    /// Times that the request was sent again because a server had not looked at it.
+    pub(super) resends: u32,
     /// Permit of the retry that is under way.
     pub(super) retrying: Option<Retrying>,
 }
@@ -61,7 +63,7 @@ pub(super) fn select(route: &Route, session: &ServerSession, exchange: &Exchange
     }
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
     let selection = TargetSelection::new(Order::draw(route, &answerers, sticky));
-    Ok(Tries { selection, wait: Wait::default(), retries: 0, retrying: None })
+    Ok(Tries { selection, wait: Wait::default(), retries: 0, resends: 0, retrying: None })
 }
 
 /// Admits the request at one of its targets, waiting in the queue of the route where none has room. The inner `Err`
@@ -106,7 +108,8 @@ fn look_for_slot<'r>(
     let mut span = exchange.span.child("admission", SpanKind::Internal);
     let random = rand::random();
     let key = |backend: &Backend| affinity::key(backend, session, exchange);
-    let (wait, selection, is_retry) = (&tries.wait, &mut tries.selection, tries.retries > 0);
+    let is_retry = tries.retries > 0 || tries.resends > 0;
+    let (wait, selection) = (&tries.wait, &mut tries.selection);
     let admission = if wait.is_behind(route, selection) {
         Admission::Saturated
     } else {

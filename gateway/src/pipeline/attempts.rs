@@ -28,6 +28,10 @@ use crate::telemetry::SpillReason;
 use crate::topology::{Backend, Route};
 use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized};
 
+/// Most times that one request is sent again because a server had not looked at it. A server that ends its connections after
+/// a few requests each meets several in a row; one that never looks at any must not get them without end.
+const MAX_RESENDS: u32 = 8;
+
 /// Consequence of an attempt.
 enum AfterAttempt {
     /// The request was answered, or its answer was broken off.
@@ -100,6 +104,16 @@ async fn at_endpoint(
         AfterAttempt::Served => Ok(Tried::Served),
         AfterAttempt::Full if tries.selection.move_on() => Ok(Tried::Again),
         AfterAttempt::Full => Ok(Tried::Unserved(SpillReason::Saturated)),
+        AfterAttempt::Failed(Failure::Unprocessed { .. })
+            if tries.resends < MAX_RESENDS && can_resend(session, exchange) =>
+        {
+            // No retry: no server has seen it.
+            tries.resends += 1;
+            if tries.resends > 1 {
+                pause(route, tries.resends - 1, exchange.deadline(route)).await?;
+            }
+            Ok(Tried::Again)
+        }
         AfterAttempt::Failed(failure) => {
             if tries.retries < route.retry.attempts
                 && may_retry(&failure, route, decided_by, session, exchange)

@@ -1,7 +1,9 @@
 //! Step 10: reports of a request and its attempts, as spans, metrics and log lines. Nothing here changes an answer.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::request::Parts;
 use http::{Version, header};
 use opentelemetry::{Array, StringValue, Value};
 use pingora::protocols::http::ServerSession;
@@ -11,13 +13,13 @@ use crate::admission::Admission;
 use crate::balancing::Verdict;
 use crate::builtin::Report;
 use crate::clock::now_millis;
-use crate::exchange::{Exchange, RequestBody, ServedBy};
+use crate::exchange::{Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::protocol::Written;
 use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
-use crate::topology::{Route, TargetKind};
-use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure};
+use crate::topology::{Backend, Route, TargetKind};
+use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure, TimeLimit, is_server_fault};
 
 /// Least time that an attempt must have had before the request's deadline, to be judged by that deadline.
 const LEAST_TIME: Duration = Duration::from_secs(1);
@@ -54,16 +56,26 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &
     span
 }
 
+/// Number of a request's caller and operation. Where no model API names the operation, it is method and path.
+pub(super) fn caller_key(backend: &Backend, head: &Parts, exchange: &Exchange) -> u64 {
+    let seeds = ahash::RandomState::with_seeds(5, 6, 7, 8);
+    let path = (!backend.calls_models()).then(|| (&head.method, head.uri.path()));
+    seeds.hash_one((super::asking::memory_share(exchange), exchange.resolved.operation, path)).max(1)
+}
+
 /// Reports an attempt that has ended after `took`, which is the time of its server and not that of a client that reads
 /// slowly.
-pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, exchange: &Exchange, took: Duration) {
-    judged(a, outcome, exchange.outcome.status, took);
+pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, exchange: &mut Exchange, took: Duration) {
+    let status = exchange.outcome.reported.unwrap_or(exchange.outcome.status);
+    let verdict = counted(a, outcome, status, took);
+    note_failure(a, outcome, status, verdict, exchange);
+    judge(a, outcome, verdict, exchange);
     let mut span = std::mem::replace(&mut a.span, Span::none());
     if matches!(
         outcome,
         AttemptOutcome::Answered | AttemptOutcome::Unread | AttemptOutcome::Broken(_) | AttemptOutcome::Died(_)
     ) {
-        if let Some(metrics) = a.backend.metrics.as_ref().filter(|_| (200..300).contains(&exchange.outcome.status)) {
+        if let Some(metrics) = a.backend.metrics.as_ref().filter(|_| (200..300).contains(&status)) {
             let tokens = CallStats {
                 input: exchange.outcome.prompt_tokens,
                 output: exchange.outcome.completion_tokens,
@@ -78,25 +90,89 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, excha
             }
         }
     }
-    if let Some(error) = error(outcome) {
+    if let Some(error) = error(outcome).or(exchange.outcome.reported.map(|_| "reported_error")) {
         span.error(error);
     }
 }
 
 /// Reports an attempt that was dropped before its outcome was known.
 pub(super) fn given_up(a: &mut Attempt<'_>) {
-    let took = a.started.elapsed();
-    judged(a, &AttemptOutcome::GivenUp, 0, took);
+    a.span.set(names::SPILLWAY_GIVEN_UP, true);
+    judged(a, &AttemptOutcome::GivenUp, 0, Duration::ZERO);
 }
 
-/// Counts an attempt and lets it judge its endpoint. `status` is 0 where there was no answer.
+/// Counts an attempt whose outcome no client sees, and lets it judge its endpoint. `status` is 0 where there was no answer.
 pub(super) fn judged(a: &mut Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) {
-    if matches!(outcome, AttemptOutcome::GivenUp) {
-        a.span.set(names::SPILLWAY_GIVEN_UP, true);
-    }
+    let verdict = counted(a, outcome, status, took);
+    a.backend.balancer.ended(&a.endpoint, verdict, 0, a.began, now_millis());
+}
+
+/// Counts an attempt, and records the failure of its endpoint if it was one.
+fn counted(a: &Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     a.endpoint.state.metrics.attempted(attempt_end(outcome));
     let verdict = verdict(outcome, status, took);
-    a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());
+    if matches!(verdict, Verdict::Error | Verdict::ServerError) {
+        a.endpoint.failed(match outcome {
+            AttemptOutcome::Failed(failure) => failure.to_string(),
+            AttemptOutcome::Broken(cut) => cut.as_str().to_owned(),
+            AttemptOutcome::Died(died) => died.cut.as_str().to_owned(),
+            _ => format!("status: {status}"),
+        });
+    }
+    verdict
+}
+
+/// Records the failure of an attempt for the access line and the refusal.
+fn note_failure(a: &Attempt<'_>, outcome: &AttemptOutcome, status: u16, verdict: Verdict, exchange: &mut Exchange) {
+    let (cause, limit) = match outcome {
+        AttemptOutcome::Failed(failure) => (failure.as_str(), failure.limit()),
+        AttemptOutcome::Broken(cut) => (cut.as_str(), cut.limit()),
+        AttemptOutcome::Died(died) => (died.cut.as_str(), died.cut.limit()),
+        _ if exchange.outcome.reported == Some(status) => ("reported_error", None),
+        _ if verdict == Verdict::ServerError => ("status", None),
+        _ => return,
+    };
+    let endpoint = a.endpoint.address.clone();
+    exchange.outcome.failed = Some(FailedAttempt { endpoint, cause, limit: limit.map(TimeLimit::as_str) });
+}
+
+/// Lets an attempt judge its endpoint. An error of a server that is tried elsewhere waits for the other endpoint: if that
+/// one repeats it, the request is at fault, and it counts against neither; if that one answers well, the first has failed.
+fn judge(a: &Attempt<'_>, outcome: &AttemptOutcome, verdict: Verdict, exchange: &mut Exchange) {
+    let is_error = verdict == Verdict::ServerError;
+    let verdict = match std::mem::take(&mut exchange.doubt) {
+        Doubt::None => verdict,
+        Doubt::Repeated => {
+            exchange.doubt = Doubt::Repeated;
+            if is_error { Verdict::Unknown } else { verdict }
+        }
+        Doubt::Pending(first) => {
+            let is_other = !Arc::ptr_eq(&first.endpoint.state, &a.endpoint.state);
+            if is_error && is_other {
+                exchange.doubt = Doubt::Repeated;
+                Verdict::Unknown
+            } else {
+                let is_proven = is_other && verdict == Verdict::Good;
+                // The good answer first: it is what the error is compared with.
+                a.backend.balancer.ended(&a.endpoint, verdict, exchange.caller_key, a.began, now_millis());
+                count_doubted(&first, if is_proven { Verdict::Error } else { Verdict::ServerError }, exchange);
+                return;
+            }
+        }
+    };
+    if verdict == Verdict::ServerError && matches!(outcome, AttemptOutcome::Failed(_)) {
+        let (backend, endpoint) = (a.backend.name.clone(), a.endpoint.clone());
+        exchange.doubt = Doubt::Pending(DoubtedError { backend, endpoint, began: a.began });
+        return;
+    }
+    a.backend.balancer.ended(&a.endpoint, verdict, exchange.caller_key, a.began, now_millis());
+}
+
+/// Counts an error that was doubted.
+fn count_doubted(first: &DoubtedError, verdict: Verdict, exchange: &Exchange) {
+    if let Some(backend) = exchange.snapshot.backends.iter().find(|backend| backend.name == first.backend) {
+        backend.balancer.ended(&first.endpoint, verdict, exchange.caller_key, first.began, now_millis());
+    }
 }
 
 fn attempt_end(outcome: &AttemptOutcome) -> AttemptEnd {
@@ -123,7 +199,7 @@ fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
         AttemptOutcome::Full(_) => Some("full"),
         AttemptOutcome::ClientSlow => Some("client_slow"),
         AttemptOutcome::Malformed(_) => Some("malformed_request"),
-        AttemptOutcome::Failed(failure) => Some(kind(failure)),
+        AttemptOutcome::Failed(failure) => Some(failure.as_str()),
     }
 }
 
@@ -133,10 +209,7 @@ fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
         AttemptOutcome::Broken(
             CutReason::RequestTimeout | CutReason::ShuttingDown | CutReason::RefusedByFilter { .. },
         ) => Verdict::Unknown,
-        // 501 and 505 speak of the request.
-        AttemptOutcome::Answered | AttemptOutcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => {
-            Verdict::Error
-        }
+        AttemptOutcome::Answered | AttemptOutcome::Unread if is_server_fault(status) => Verdict::ServerError,
         AttemptOutcome::Answered | AttemptOutcome::Unread => Verdict::Good,
         AttemptOutcome::Full(_) => Verdict::Full,
         AttemptOutcome::ClientGone
@@ -144,12 +217,14 @@ fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
         | AttemptOutcome::Malformed(_)
         | AttemptOutcome::Refused(_)
         | AttemptOutcome::GivenUp => Verdict::Unknown,
-        // The server ended a connection that idled, as it may.
-        AttemptOutcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
+        // The server ended a connection, as it may.
+        AttemptOutcome::Failed(Failure::Stale(_) | Failure::Unprocessed { is_first: false, .. }) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
         AttemptOutcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
-        // Some other status that the route tries elsewhere.
-        AttemptOutcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
+        AttemptOutcome::Failed(Failure::Status(status) | Failure::Reported(status)) => {
+            // Some other status that the route tries elsewhere says nothing.
+            if is_server_fault(*status) { Verdict::ServerError } else { Verdict::Unknown }
+        }
         AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => Verdict::Error,
     }
 }
@@ -175,19 +250,6 @@ pub(super) fn admitted(span: &mut Span, route: &Route, admission: &Admission<'_>
         for (endpoint, closed) in backend.balancer.passed_over(now_millis()) {
             span.event("endpoint_passed_over", &format!("{}: {}", endpoint.address, closed.as_str()));
         }
-    }
-}
-
-fn kind(failure: &Failure) -> &'static str {
-    match failure {
-        Failure::Connect(_) => "connect_failure",
-        Failure::Reset(_) => "reset",
-        Failure::Stale(_) => "stale_connection",
-        Failure::Timeout(_) => "timeout",
-        Failure::Deadline => "deadline",
-        Failure::Status(_) => "status",
-        Failure::Protocol(_) => "protocol",
-        Failure::TooLarge(_) => "too_large",
     }
 }
 
@@ -275,6 +337,9 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
 pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exchange) {
     super::limiting::settle(&mut exchange);
+    if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
+        count_doubted(&first, Verdict::ServerError, &exchange);
+    }
     let head = session.req_header();
     let took = exchange.started.elapsed();
     // The 499 of nginx: the client left before it got a status.
@@ -318,10 +383,11 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
     end_span(session, &mut exchange, status);
     if exchange.snapshot.access_log {
         let route = exchange.route.as_ref().map(|route| route.name.as_str());
+        let failed = exchange.outcome.failed.as_ref();
         let millis = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
-        let time = rfc3339_millis(SystemTime::now());
+        let timestamp = rfc3339_millis(SystemTime::now());
         AccessRecord {
-            time: &time,
+            timestamp: &timestamp,
             event: "access",
             request_id: exchange.request_id.to_str().unwrap_or_default(),
             trace_id: exchange.span.trace_id().map(|id| id.to_string()),
@@ -336,8 +402,11 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
             bytes_out: exchange.outcome.bytes_out,
             duration_ms: millis(took),
             served_by: exchange.served_by(),
-            endpoint: exchange.outcome.endpoint.as_deref(),
+            endpoint: exchange.outcome.endpoint.as_deref().or(failed.map(|failed| failed.endpoint.as_str())),
             attempts: exchange.outcome.attempts,
+            cause: failed.map(|failed| failed.cause),
+            failed_endpoint: failed.map(|failed| failed.endpoint.as_str()),
+            limit: failed.and_then(|failed| failed.limit).or(exchange.outcome.limit),
             resumed: exchange.outcome.resumed,
             queue_ms: exchange.outcome.queued.map(millis),
             spilled: exchange.outcome.spilled.map(Label::as_str),
@@ -403,7 +472,7 @@ fn end_span(session: &ServerSession, exchange: &mut Exchange, status: u16) {
         }
         set_model_outcome(&mut span, exchange);
     }
-    if status >= 500 || exchange.outcome.broken {
+    if status >= 500 || exchange.outcome.broken || exchange.outcome.reported.is_some() {
         span.error(exchange.outcome.error_code.unwrap_or("upstream_status"));
     }
     exchange.span = span;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
@@ -13,12 +14,13 @@ use super::builtin::pass;
 use super::may_spill::bar;
 use super::reading::{read_chat, tenant};
 use crate::admission::TargetSelection;
+use crate::balancing::Closed;
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::clock::now_millis;
-use crate::exchange::{End, Exchange};
+use crate::exchange::{End, Exchange, FailedAttempt};
 use crate::gateway::Gateway;
 use crate::telemetry::{NotSpilled, SpillReason};
-use crate::topology::{Fallback, Route, TargetKind};
+use crate::topology::{Backend, Fallback, Route, TargetKind};
 
 /// Answers a request that is over a limit whose rule has `onExceeded: spill`; refuses it where nothing can.
 pub(super) async fn over_limit(
@@ -67,6 +69,17 @@ pub(super) async fn fall_back(
         }
     }
     route.metrics.shed(reason);
+    note_closed(route, reason, exchange);
+    if let Some(limit) = exchange.outcome.failed.as_ref().and_then(|failed| failed.limit)
+        && reason == SpillReason::Unavailable
+    {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "upstream_timeout",
+            format!("the server for this request did not answer in the time that `{limit}` allows"),
+        )));
+    }
     let (code, message) = match reason {
         SpillReason::Unavailable => ("service_unavailable", "no server for this request is available; try again"),
         _ => ("overloaded", "every server for this request is busy; try again"),
@@ -83,6 +96,39 @@ pub(super) async fn fall_back(
         Some(why) => not_spilled(route, refusal, why, exchange),
         None => refusal,
     }))
+}
+
+/// Records for the access line what left no room for a request, or which endpoint was not available.
+fn note_closed(route: &Route, reason: SpillReason, exchange: &mut Exchange) {
+    exchange.outcome.limit = match reason {
+        SpillReason::QueueFull => Some("whenSaturated.queue.maxDepth"),
+        SpillReason::QueueTooLong | SpillReason::QueueTimeout => Some("whenSaturated.queue.maxWait"),
+        _ => None,
+    };
+    let is_tried = reason == SpillReason::Unavailable && exchange.outcome.failed.is_some();
+    if is_tried || exchange.outcome.limit.is_some() {
+        return;
+    }
+    let backends = || {
+        route.targets.iter().filter_map(|target| match &target.kind {
+            TargetKind::Backend(backend) => Some(backend),
+            TargetKind::Model(_) => None,
+        })
+    };
+    let mut closed = backends().flat_map(|backend| backend.balancer.passed_over(now_millis()));
+    if reason == SpillReason::Unavailable {
+        let unavailable = closed.find(|(_, closed)| !matches!(closed, Closed::Full(_)));
+        exchange.outcome.failed = unavailable.map(|(endpoint, closed)| FailedAttempt {
+            endpoint: endpoint.address.clone(),
+            cause: closed.as_str(),
+            limit: None,
+        });
+        return;
+    }
+    let full =
+        closed.find_map(|(_, closed)| if let Closed::Full(reason) = closed { Some(reason.as_str()) } else { None });
+    let is_at_most = |backend: &Arc<Backend>| backend.balancer.in_flight() >= backend.balancer.max_in_flight();
+    exchange.outcome.limit = full.or_else(|| backends().any(is_at_most).then_some("circuitBreaker.maxInFlight"));
 }
 
 /// Outcome of an offer to a spill.

@@ -317,6 +317,7 @@ pub(super) fn settle(exchange: &mut Exchange) {
     let is_inside = matches!(o.served_by, ServedBy::Model(_));
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
     let mut used = Used::default();
+    // An error in place of an answer costs as little with a status of success as with its own.
     // An answer whose head was sent is judged by its status: a client that leaves an error pays no more than one that stays.
     if (answered && !o.is_error) || (o.left_at_work && o.status == 0) {
         let expected = exchange.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();

@@ -82,17 +82,12 @@ fn prepare(
 async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
     // The time of a copy may be shorter than that of the answers: one that is dropped for it says nothing of its server.
     let this = Try::copy(gateway, route, &plan.backend, copy.endpoint, copy.slot);
-    let mut status = 0;
-    let outcome = match open(&this.attempt, copy.ready).await {
-        Ok(opened) => {
-            status = opened.head.status.as_u16();
-            if drain(&this.attempt, opened).await {
-                AttemptOutcome::Answered
-            } else {
-                AttemptOutcome::Broken(CutReason::UpstreamReset)
-            }
-        }
-        Err(outcome) => outcome,
+    let (outcome, status) = match open(&this.attempt, copy.ready).await {
+        Ok(opened) => match drain(&this.attempt, opened).await {
+            Some(status) => (AttemptOutcome::Answered, status),
+            None => (AttemptOutcome::Broken(CutReason::UpstreamReset), 0),
+        },
+        Err(outcome) => (outcome, 0),
     };
     this.conclude_copy(&outcome, status);
     let answered = matches!(outcome, AttemptOutcome::Answered);

@@ -123,6 +123,10 @@ async fn continue_elsewhere(
         Err(outcome) => outcome,
     };
     this.conclude(&outcome, exchange);
+    if !matches!(outcome, AttemptOutcome::Answered | AttemptOutcome::Broken(_)) {
+        // The client got nothing of its error.
+        (exchange.outcome.reported, exchange.outcome.error_code) = (None, None);
+    }
     Some(outcome)
 }
 

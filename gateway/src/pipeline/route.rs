@@ -18,6 +18,10 @@ use crate::protocol::{PROBLEM, model_not_found};
 use crate::routing::Candidates;
 use crate::topology::Route;
 
+/// Most bytes of a body that is held only to be sent again where a server did not look at it: what most calls have, and no
+/// upload.
+const MAX_RESENT: u64 = 64 << 10;
+
 /// Settles on the route that takes the request. Where the body must be held, reading it takes at most `within`. A
 /// request that is refused here gives back what limits granted it before its body was read.
 pub(super) async fn route(
@@ -58,6 +62,10 @@ async fn settle(
                 exchange.asked = peek(session, exchange, decides).await?;
             } else {
                 check_length(session, route)?;
+                if route.resends && declared(session).is_some_and(|length| (1..=MAX_RESENT).contains(&length)) {
+                    limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
+                    hold_body(gateway, session, exchange, route.max_body, within).await?;
+                }
             }
             route
         }
@@ -128,12 +136,15 @@ fn decides(route: &Route, exchange: &Exchange) -> bool {
 
 /// Refuses a body whose declared length is over the route's limit; its real length is checked while it is streamed.
 fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
-    let declared =
-        session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    match declared {
+    match declared(session) {
         Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route accepts")),
         _ => Ok(()),
     }
+}
+
+/// Length of the body that its head declares.
+fn declared(session: &ServerSession) -> Option<u64> {
+    session.get_header(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Refuses a caller that may not use the route as if the route did not exist: as an unknown model where the model decided the

@@ -45,6 +45,9 @@ impl<'a> Try<'a> {
     ) -> Self {
         let resend = exchange.outcome.attempts;
         exchange.outcome.attempts += 1;
+        if exchange.caller_key == 0 {
+            exchange.caller_key = conclude::caller_key(backend, session.req_header(), exchange);
+        }
         let mut attempt = attempt(gateway, route, backend, endpoint, &place.slot, move_on);
         attempt.span = conclude::attempt_span(&attempt, session, exchange, resend);
         Self { attempt, place: Some(place), is_concluded: false }
@@ -181,9 +184,13 @@ pub(super) fn may_retry(
     let harmless = backend.may_repeat() || is_idempotent(&session.req_header().method);
     let retry = &route.retry;
     match failure {
-        Failure::Connect(_) => retry.on_connect_failure,
+        // No server has seen the request.
+        Failure::Connect(_) | Failure::Timeout(TimeLimit::Connect) | Failure::Unprocessed { .. } => {
+            retry.on_connect_failure
+        }
         Failure::Stale(_) => retry.on_connect_failure && harmless,
         Failure::Reset(_) => retry.on_reset && harmless,
+        Failure::Reported(status) => harmless && (retry.on_reset || retry.on_statuses.contains(status)),
         Failure::Status(_) => harmless,
         Failure::Protocol(_) => harmless && retry.on_statuses.contains(&502),
         // A route limits the wait for a first token to get it from another endpoint.

@@ -351,6 +351,11 @@ pub struct Observation {
     pub is_whole: bool,
     /// Error that the answer reports.
     pub error: Option<ObservedError>,
+    /// True once the beginning decides whether this is an answer or an error in its place: the first event or comment of a
+    /// stream has ended, or a whole answer has ended or has a member that no error has.
+    pub is_certain: bool,
+    /// True if an error stands in place of the answer, or of the rest of a stream.
+    pub has_failed: bool,
 }
 
 /// Text of an event stream that ended early, for another server to continue.

@@ -13,7 +13,9 @@ use http::{HeaderMap, HeaderValue, Method};
 use spillway_engine::WrittenToken;
 use spillway_filter::Refusal;
 
-use super::chat::{Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, Said, Usage};
+use super::chat::{
+    Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
+};
 use super::operation::{Known, Operation};
 
 /// Model in a list of models.
@@ -77,6 +79,11 @@ pub trait Dialect: Send + Sync {
     /// Reader of an answer with these headers; `None` where its type or coding cannot be read.
     fn observe(&self, _headers: &HeaderMap) -> Option<Box<dyn Observe>> {
         None
+    }
+
+    /// Status that a server of this dialect would have sent with an error, of an error in an answer with another status.
+    fn error_status(&self, _error: &ObservedError) -> u16 {
+        500
     }
 
     /// Path below the list of models, of a request whose operation is [`Operation::Models`].

@@ -1,7 +1,7 @@
 //! Operations of model APIs, with the facts that the gateway decides by.
 
 /// Operation that a request asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Answer to a conversation.
     Chat,

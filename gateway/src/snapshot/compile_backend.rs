@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::{self, BackendProtocol, Config};
@@ -21,6 +22,10 @@ use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
 use crate::tls::{TlsError, UpstreamTls};
 use crate::topology::Backend;
+
+/// Longest silence of a server where the file has no limit: as nginx has it. A model may think longer before and in its
+/// answer, but takes its request at once.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Backend that passed validation and still cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +95,7 @@ impl BackendCompiler<'_> {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
             None => dialect.map_or_else(Vec::new, |dialect| dialect.full_statuses().to_vec()),
         };
+        let silence = dialect.is_none().then_some(SILENCE);
         let connect = ConnectOptions {
             timeout: written.timeouts.connect.0,
             tls,
@@ -115,6 +121,7 @@ impl BackendCompiler<'_> {
             max_pending: written.circuit_breaker.max_pending.map_or(u32::MAX, NonZeroU32::get),
             hash_on: written.load_balancing.hash_on.clone(),
             policy: written.load_balancing.policy,
+            http2: written.http2,
             load_reports: written.capacity.load_reports,
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
             room,
@@ -125,8 +132,9 @@ impl BackendCompiler<'_> {
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
             max_full_for: written.capacity.max_full_for.0,
-            first_byte_timeout: written.timeouts.first_byte.0,
-            idle_timeout: written.timeouts.idle.0,
+            first_byte_timeout: written.timeouts.first_byte.map(|t| t.0).or(silence),
+            idle_timeout: written.timeouts.idle.map(|t| t.0).or(silence),
+            send_timeout: written.timeouts.idle.map_or(SILENCE, |t| t.0),
             max_header_bytes: written.limits.max_header_bytes.0,
             metrics: dialect.map(|dialect| self.metrics.model(dialect.name(), &written.name)),
         })

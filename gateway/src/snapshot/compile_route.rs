@@ -95,6 +95,7 @@ struct BodyNeeds {
     renames_model: bool,
     judges_body: bool,
     holds_body: bool,
+    resends: bool,
 }
 
 impl RouteCompiler<'_> {
@@ -158,6 +159,7 @@ impl RouteCompiler<'_> {
             // A waiter that leaves cannot be seen behind an unread body; a mirror sends the body a second time.
             holds_body: body.holds_body || !queues.is_empty() || !mirrors.is_empty(),
             judges_body: body.judges_body,
+            resends: body.resends,
             renames_model: body.renames_model,
             queues,
             mirrors,
@@ -354,7 +356,8 @@ fn body_needs(
         || filter_reads_body
         || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
     let holds_body = calls_models || renames_model || filter_reads_body;
-    BodyNeeds { calls_models, renames_model, judges_body, holds_body }
+    let resends = targets.iter().any(|target| matches!(&target.kind, TargetKind::Backend(backend) if backend.http2));
+    BodyNeeds { calls_models, renames_model, judges_body, holds_body, resends }
 }
 
 fn retry_plan(written: &schema::Retry) -> RetryPlan {

@@ -14,7 +14,7 @@ const MAX_TEXT: usize = 1024;
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs, reason = "each field is the key it is written as")]
 pub struct AccessRecord<'a> {
-    pub time: &'a str,
+    pub timestamp: &'a str,
     /// Always `access`, to tell these lines from those of the process log.
     pub event: &'static str,
     pub request_id: &'a str,
@@ -39,6 +39,12 @@ pub struct AccessRecord<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<&'a str>,
     pub attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_endpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,8 +83,8 @@ impl AccessRecord<'_> {
                 use std::io::Write;
                 writeln!(
                     line,
-                    "{} {} {} {} {} {} {:.1}ms {}{}{}{} {}",
-                    self.time,
+                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{} {}",
+                    self.timestamp,
                     self.client,
                     clipped(self.method),
                     // Debug escapes control characters.
@@ -90,6 +96,9 @@ impl AccessRecord<'_> {
                     self.spilled.map(|reason| format!(" spilled={reason}")).unwrap_or_default(),
                     self.not_spilled.map(|reason| format!(" not_spilled={reason}")).unwrap_or_default(),
                     self.error_code.map(|code| format!(" error={code}")).unwrap_or_default(),
+                    self.cause.map(|cause| format!(" cause={cause}")).unwrap_or_default(),
+                    self.failed_endpoint.map(|at| format!(" failed={at}")).unwrap_or_default(),
+                    self.limit.map(|limit| format!(" limit={limit}")).unwrap_or_default(),
                     self.request_id,
                 )
                 .is_ok()
@@ -149,7 +158,7 @@ mod tests {
 
     fn record<'a>(path: &'a str, agent: &'a str) -> AccessRecord<'a> {
         AccessRecord {
-            time: "2026-11-24T12:34:56.000Z",
+            timestamp: "2026-11-24T12:34:56.000Z",
             event: "access",
             request_id: "r-1",
             trace_id: None,
@@ -166,6 +175,9 @@ mod tests {
             served_by: "builtin/m",
             endpoint: None,
             attempts: 0,
+            cause: None,
+            failed_endpoint: None,
+            limit: None,
             spilled: Some("saturated"),
             not_spilled: None,
             not_spilled_field: None,

@@ -47,6 +47,8 @@ pub struct Backend {
     pub hash_on: Option<HashOn>,
     /// Name of the policy.
     pub policy: PolicyName,
+    /// True if its servers are spoken to in HTTP/2, where they accept it.
+    pub http2: bool,
     /// True if each request asks its server for a load report.
     pub load_reports: bool,
     /// Budget of retries and hedges.
@@ -71,10 +73,12 @@ pub struct Backend {
     pub full_statuses: Vec<u16>,
     /// Longest time that one such answer keeps an endpoint out.
     pub max_full_for: Duration,
-    /// Longest time from the end of the request to the head of the answer.
-    pub first_byte_timeout: Duration,
-    /// Longest time between two reads of the answer.
-    pub idle_timeout: Duration,
+    /// Longest time from the end of the request to the head of the answer; `None` for the time that the route has.
+    pub first_byte_timeout: Option<Duration>,
+    /// Longest time between two reads of the answer; `None` for the time that the route has.
+    pub idle_timeout: Option<Duration>,
+    /// Longest time for a server to take a part of the request.
+    pub send_timeout: Duration,
     /// Most bytes of the header of an answer with the early answers before it, and of its trailers.
     pub max_header_bytes: u64,
     /// Series of its model calls; `None` where it calls no models.
@@ -124,6 +128,7 @@ impl Backend {
             balancer: crate::balancing::tests::balancer(crate::balancing::tests::endpoints(&[1])),
             hash_on: None,
             policy: PolicyName::LeastRequest,
+            http2: false,
             load_reports: false,
             retries: Arc::default(),
             max_retries: u32::MAX,
@@ -136,8 +141,9 @@ impl Backend {
             passes_credentials: false,
             full_statuses: Vec::new(),
             max_full_for: Duration::from_secs(10),
-            first_byte_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(60),
+            first_byte_timeout: Some(Duration::from_secs(60)),
+            idle_timeout: Some(Duration::from_secs(60)),
+            send_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
             metrics: None,
         }

@@ -79,6 +79,8 @@ pub struct Route {
     pub holds_body: bool,
     /// True if its filters, its spill or the model names of its backends depend on the content of a body.
     pub judges_body: bool,
+    /// True if short bodies are held, because a server may end its connection before it looks at a request.
+    pub resends: bool,
     /// True if a backend gets another model name than the caller's.
     pub renames_model: bool,
     /// Model names that the list of models shows.
@@ -281,6 +283,7 @@ impl Route {
             max_body: 20 << 20,
             holds_body: false,
             judges_body: false,
+            resends: false,
             renames_model: false,
             listed_models: Vec::new(),
             metrics: Arc::new(RouteMetrics::default()),

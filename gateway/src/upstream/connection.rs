@@ -6,7 +6,7 @@ use std::time::Duration;
 use pingora::ErrorType;
 use pingora::protocols::http::client::HttpSession;
 
-use super::outcome::{Attempt, AttemptOutcome, Failure};
+use super::outcome::{Attempt, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::Sent;
 use crate::clock::now_millis;
 use crate::connect;
@@ -37,7 +37,12 @@ pub(super) fn not_connected(attempt: &Attempt<'_>, e: &pingora::Error) -> Attemp
         let (backend, endpoint) = (&attempt.backend.name, &attempt.endpoint.url);
         tracing::warn!(event = "upstream_tls_failed", backend = %backend, endpoint = %endpoint, error = %e);
     }
-    AttemptOutcome::Failed(Failure::Connect(e.etype().as_str().to_owned()))
+    let is_time = matches!(e.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
+    AttemptOutcome::Failed(if is_time {
+        Failure::Timeout(TimeLimit::Connect)
+    } else {
+        Failure::Connect(e.etype().as_str().to_owned())
+    })
 }
 
 /// Returns the connection of a conversation to the pool if it carried all of the request and all of the answer, else ends

@@ -36,7 +36,7 @@ pub async fn pass_rest(
     exchange: &mut Exchange,
 ) -> AttemptOutcome {
     // Only answers with status 200 continue another.
-    let OpenedAnswer { upstream, head, prefix, sent, shown: _, limits } = opened;
+    let OpenedAnswer { upstream, head, prefix, sent, limits, .. } = opened;
     let rewriter = exchange.dialect.continue_stream(&attempt.backend.name, before.said.tokens);
     let Some((transcript, rewriter)) = exchange.dialect.transcribe().zip(rewriter) else {
         end(attempt, upstream, sent, false).await;
@@ -66,6 +66,11 @@ pub async fn pass_rest(
     let ended = loop {
         if let Some(part) = next.take() {
             let out = rest.pass(part);
+            if rest.has_failed() {
+                // Another server may do what this one reports that it cannot.
+                let said = Said { text: before.said.text.clone(), tokens: before.said.tokens };
+                break AttemptOutcome::Died(Box::new(Died { said, cut: CutReason::UpstreamReset }));
+            }
             if rest.write(session, exchange, limits.deadline, out, false).await.is_err() {
                 break rest.client_gone();
             }
@@ -110,7 +115,7 @@ pub async fn pass_rest(
     if let Some(observer) = &mut rest.observer {
         let seen = observer.finish();
         let said_before = exchange.outcome.unreported;
-        note_answer(&mut exchange.outcome, seen);
+        note_answer(attempt, &mut exchange.outcome, seen);
         // The client has text, whatever this server has added to it.
         (exchange.outcome.is_text_known, exchange.outcome.is_error) = (true, false);
         if seen.usage.is_none() {
@@ -170,12 +175,17 @@ impl ResumedStream<'_, '_> {
         self.rewriter.rewrite(&events)
     }
 
+    /// True if the server reports an error before any text.
+    fn has_failed(&self) -> bool {
+        !self.has_text && self.observer.as_ref().is_some_and(|observer| observer.observation().has_failed)
+    }
+
     /// Waits for the next event from the server. The future can be dropped and created again.
     async fn read(&mut self) -> ServerEvent {
         let Some(server) = &mut self.upstream else { return std::future::pending().await };
         tokio::select! {
             biased;
-            () = sleep_until(self.heard + self.attempt.backend.idle_timeout) => ServerEvent::Silence,
+            () = sleep_until(self.heard + self.attempt.idle_timeout()) => ServerEvent::Silence,
             read = server.read_response_body() => match read {
                 Ok(Some(part)) => ServerEvent::Part(part),
                 Ok(None) => ServerEvent::End,

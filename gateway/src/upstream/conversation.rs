@@ -53,6 +53,8 @@ pub(super) struct ConversationState {
     pub(super) head_seen: bool,
     /// The head of the answer was passed on to the client.
     pub(super) head_passed: bool,
+    /// Time at which a head that waits goes to the client, although its body has not begun.
+    pub(super) release_at: Option<Instant>,
     pub(super) event_stream: bool,
     /// The answer is an event stream in no coding: an event of the gateway's own can follow those of the server.
     pub(super) takes_events: bool,
@@ -80,6 +82,7 @@ impl ConversationState {
             sent: None,
             head_seen: false,
             head_passed: false,
+            release_at: None,
             event_stream: false,
             takes_events: false,
             content_seen: false,
@@ -112,14 +115,14 @@ impl ConversationState {
     /// Time at which the next limit is due, given the progress of the conversation.
     pub(super) fn wake_at(&self, attempt: &Attempt<'_>, exchange: &Exchange) -> Instant {
         let limits = &self.limits;
-        let mut due = limits.deadline;
+        let mut due = self.release_at.map_or(limits.deadline, |at| at.min(limits.deadline));
         if self.head_seen {
             due = due.min(self.server_due(attempt));
         } else {
             due = due.min(limits.attempt);
             // The server's time begins when it has the request. Until then the client may pause.
             if self.sent.is_some() {
-                let within = if self.is_stalled() { GIVEN_ALREADY } else { attempt.backend.first_byte_timeout };
+                let within = if self.is_stalled() { GIVEN_ALREADY } else { attempt.first_byte_timeout() };
                 due = due.min(self.heard + within);
             }
         }
@@ -134,7 +137,7 @@ impl ConversationState {
 
     /// Time by which a server that has begun to answer must have continued.
     pub(super) fn server_due(&self, attempt: &Attempt<'_>) -> Instant {
-        let silent = self.heard + attempt.backend.idle_timeout;
+        let silent = self.heard + attempt.idle_timeout();
         if self.event_stream { silent } else { silent.min(self.limits.attempt) }
     }
 
@@ -147,7 +150,7 @@ impl ConversationState {
             Failure::Timeout(TimeLimit::BackendRequest)
         } else if limits.first_token.is_some_and(|limit| now >= limit) {
             Failure::Timeout(TimeLimit::FirstToken)
-        } else if self.is_stalled() {
+        } else if self.is_stalled() || self.head_seen {
             Failure::Timeout(TimeLimit::Idle)
         } else {
             Failure::Timeout(TimeLimit::FirstByte)

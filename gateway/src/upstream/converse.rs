@@ -57,8 +57,8 @@ impl Conversation<'_, '_> {
                 ConversationEvent::Head => self.head_came().await,
                 ConversationEvent::AnswerPart(part) => {
                     self.state.heard = Instant::now();
-                    if self.pass_part(part).await.is_err() {
-                        return self.state.client_gone();
+                    if let Err(outcome) = self.pass_part(part).await {
+                        return outcome;
                     }
                     // The time that the client took to read is not the server's.
                     self.state.heard = Instant::now();
@@ -75,7 +75,11 @@ impl Conversation<'_, '_> {
                 ConversationEvent::BodyEnd => self.body_came(None).await,
                 ConversationEvent::UpstreamFailed(e) if !self.state.head_passed => {
                     // A server that has sent a head has seen the request: the failure is not that of a stale connection.
-                    return AttemptOutcome::Failed(failure_of_head(&e, reused && !self.state.head_seen));
+                    return AttemptOutcome::Failed(failure_of_head(
+                        &e,
+                        reused && !self.state.head_seen,
+                        self.state.heard,
+                    ));
                 }
                 ConversationEvent::UpstreamFailed(_) => {
                     return self.died(CutReason::UpstreamReset).await;
@@ -87,6 +91,11 @@ impl Conversation<'_, '_> {
                 ConversationEvent::Time => {
                     // The limits may have moved since the timer was set.
                     if self.state.wake_at(self.attempt, self.exchange) > Instant::now() {
+                        EventOutcome::Rearm
+                    } else if self.state.release_at.is_some_and(|at| at <= Instant::now()) {
+                        if self.pass_waiting().await.is_err() {
+                            return self.state.client_gone();
+                        }
                         EventOutcome::Rearm
                     } else {
                         return self.time_is_over().await;

@@ -110,7 +110,8 @@ impl Observe for DecodingObserver {
             true
         };
         if decoder.decode(part, show).is_err() {
-            self.beyond = observer.observation().clone();
+            // No later part can show an error.
+            self.beyond = Observation { is_certain: true, ..observer.observation().clone() };
             self.before = (self.beyond.written.bytes, decoder.read);
             let rest = length.saturating_sub(decoder.read.saturating_sub(read_before));
             self.decoding = None;

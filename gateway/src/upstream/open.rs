@@ -30,6 +30,8 @@ pub struct OpenedAnswer {
     /// Begin of the body that was read already.
     pub(super) prefix: Option<Bytes>,
     pub(super) sent: Option<Sent>,
+    /// True if the request carries the caller's own credentials for the server.
+    pub(super) callers_account: bool,
     /// Credentials of the gateway's that the server was shown.
     pub(super) shown: SentCredentials,
     pub(super) limits: AttemptLimits,
@@ -97,15 +99,16 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
     };
     let (within, otherwise) = match sent {
         Some(Sent::Stalled) => (GIVEN_ALREADY, TimeLimit::Idle),
-        _ => (attempt.backend.first_byte_timeout, TimeLimit::FirstByte),
+        _ => (attempt.first_byte_timeout(), TimeLimit::FirstByte),
     };
-    let until = limits.attempt.min(Instant::now() + within);
+    let sent_at = Instant::now();
+    let until = limits.attempt.min(sent_at + within);
     connect::bound(&upstream, Some(attempt.backend.max_header_bytes));
     let mut bounds = Bounds::new(attempt.backend.max_header_bytes);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
             Err(_) => return Err(overdue(Instant::now(), otherwise)),
-            Ok(Err(e)) => return Err(AttemptOutcome::Failed(failure_of_head(&e, reused))),
+            Ok(Err(e)) => return Err(AttemptOutcome::Failed(failure_of_head(&e, reused, sent_at))),
             Ok(Ok(())) => {}
         }
         let Some(mut head) = upstream.response_header().cloned() else { continue };
@@ -123,7 +126,9 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
         connect::bound(&upstream, None);
         attempt.read_load(&head);
         return match judge(attempt, callers_account, &mut upstream, &head).await {
-            HeadVerdict::Pass(prefix) => Ok(OpenedAnswer { upstream, head, prefix, sent, shown, limits }),
+            HeadVerdict::Pass(prefix) => {
+                Ok(OpenedAnswer { upstream, head, prefix, sent, callers_account, shown, limits })
+            }
             HeadVerdict::MoveOn(outcome) => Err(outcome),
         };
     }
@@ -134,15 +139,23 @@ pub async fn abandon(attempt: &Attempt<'_>, opened: OpenedAnswer) {
     close(attempt, opened.upstream).await;
 }
 
-/// Reads an answer that is not needed to its end, so that its connection can be reused. False if the answer broke.
-pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> bool {
-    // As where an answer is passed on: the head of a stream says nothing yet.
-    if !is_event_stream(&opened.head) && opened.head.status.is_success() {
-        attempt.answered(Class::Head, opened.head.status);
-    }
+/// Reads an answer that is not needed to its end, so that its connection can be reused. Returns its status, or that of the
+/// error that it reports; `None` if the answer broke.
+pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
+    let took = attempt.started.elapsed();
+    let mut observer = attempt.observer(&opened.head);
     let mut upstream = opened.upstream;
-    while let Ok(Some(_)) = upstream.read_response_body().await {}
+    while let Ok(Some(part)) = upstream.read_response_body().await {
+        if let Some(observer) = &mut observer {
+            observer.feed(&part, std::time::Instant::now());
+        }
+    }
+    let reported = observer.and_then(|mut observer| attempt.reported(observer.finish()));
+    // As where an answer is passed on: the head of a stream says nothing yet.
+    if !is_event_stream(&opened.head) && opened.head.status.is_success() && reported.is_none() {
+        attempt.answered_in(Class::Head, opened.head.status, took);
+    }
     let whole = upstream.response_done();
     end(attempt, upstream, opened.sent, whole).await;
-    whole
+    whole.then(|| reported.unwrap_or(opened.head.status.as_u16()))
 }

@@ -2,6 +2,7 @@
 //!
 //! The client gets nothing before the answer is certain to be passed on. Every failure up to then can be tried elsewhere.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::connect::{self, Connector};
 use crate::downstream::Downstream;
 use crate::exchange::Exchange;
 use crate::framing::Violation;
-use crate::protocol::{Observe, Said};
+use crate::protocol::{Observation, Observe, Said};
 use crate::telemetry::Span;
 use crate::topology::{Backend, Route};
 
@@ -108,12 +109,21 @@ impl CutReason {
         }
     }
 
+    /// Time limit that was over, where it was one.
+    pub fn limit(self) -> Option<TimeLimit> {
+        match self {
+            Self::Silent | Self::RequestNotRead => Some(TimeLimit::Idle),
+            Self::RequestTimeout => Some(TimeLimit::Request),
+            _ => None,
+        }
+    }
+
     /// Message for the client.
     pub fn message(self) -> &'static str {
         match self {
             Self::UpstreamReset => "the backend ended the answer early",
-            Self::Silent => "the backend did not continue the answer in time",
-            Self::RequestNotRead => "the backend did not take the request in time",
+            Self::Silent => "the backend did not continue the answer in time (`backends[].timeouts.idle`)",
+            Self::RequestNotRead => "the backend did not take the request in time (`backends[].timeouts.idle`)",
             Self::RequestTimeout => {
                 "the time for this request was over before its answer was (`timeouts.request` of its route)"
             }
@@ -135,16 +145,67 @@ pub enum Failure {
     Reset(String),
     /// A connection from the pool was closed before it carried any byte of an answer.
     Stale(String),
+    /// The server did not look at the request, and says so: its HTTP/2 connection was ending, or it refused the stream. Any
+    /// request may be sent again (RFC 9113, 8.7).
+    Unprocessed {
+        /// Error of the connection.
+        error: String,
+        /// True if it was the first request of its connection: then the server is at fault.
+        is_first: bool,
+    },
     /// The head of the answer, or all of it, did not arrive in time.
     Timeout(TimeLimit),
     /// The time of the whole request is over.
     Deadline,
     /// The route tries this status elsewhere.
     Status(u16),
+    /// The body of an answer with a status of success is an error, which other servers would have sent with this status.
+    Reported(u16),
     /// The answer was no HTTP, or the request could not be written.
     Protocol(String),
     /// The answer is over a bound of `backends[].limits`.
     TooLarge(Oversized),
+}
+
+impl Failure {
+    /// Name for spans, metrics and logs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect_failure",
+            Self::Reset(_) => "reset",
+            Self::Stale(_) => "stale_connection",
+            Self::Unprocessed { .. } => "unprocessed",
+            Self::Timeout(_) => "timeout",
+            Self::Deadline => "deadline",
+            Self::Status(_) => "status",
+            Self::Reported(_) => "reported_error",
+            Self::Protocol(_) => "protocol",
+            Self::TooLarge(_) => "too_large",
+        }
+    }
+
+    /// Time limit that was over, where it was one.
+    pub fn limit(&self) -> Option<TimeLimit> {
+        match self {
+            Self::Timeout(limit) => Some(*limit),
+            Self::Deadline => Some(TimeLimit::Request),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())?;
+        match self {
+            Self::Connect(text) | Self::Reset(text) | Self::Stale(text) | Self::Protocol(text) => write!(f, ": {text}"),
+            Self::Unprocessed { error, .. } => write!(f, ": {error}"),
+            Self::Timeout(limit) => write!(f, ": {}", limit.as_str()),
+            Self::Deadline => write!(f, ": {}", TimeLimit::Request.as_str()),
+            Self::Status(status) | Self::Reported(status) => write!(f, ": {status}"),
+            Self::TooLarge(part) => write!(f, ": {}", part.as_str()),
+        }
+    }
 }
 
 /// Part of an answer that is over its bound.
@@ -179,6 +240,22 @@ pub enum TimeLimit {
     Idle,
     /// `routes[].timeouts.backendRequest`.
     BackendRequest,
+    /// `routes[].timeouts.request`.
+    Request,
+}
+
+impl TimeLimit {
+    /// Path in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "backends[].timeouts.connect",
+            Self::FirstByte => "backends[].timeouts.firstByte",
+            Self::FirstToken => "routes[].timeouts.firstToken",
+            Self::Idle => "backends[].timeouts.idle",
+            Self::BackendRequest => "routes[].timeouts.backendRequest",
+            Self::Request => "routes[].timeouts.request",
+        }
+    }
 }
 
 /// Answers that are kept from the client because another target may do better.
@@ -219,12 +296,27 @@ pub struct Attempt<'a> {
 impl Attempt<'_> {
     /// Reports that the endpoint has begun to answer well.
     pub(super) fn answered(&self, class: Class, status: StatusCode) {
+        self.answered_in(class, status, self.started.elapsed());
+    }
+
+    /// Reports that the endpoint began to answer well, `took` after the attempt began.
+    pub(super) fn answered_in(&self, class: Class, status: StatusCode, took: Duration) {
         if status.is_server_error() {
             return;
         }
         let now = now_millis();
-        self.endpoint.answered_in(class, self.started.elapsed(), self.in_flight, now);
+        self.endpoint.answered_in(class, took, self.in_flight, now);
         self.backend.balancer.good_sign(&self.endpoint, self.began, now);
+    }
+
+    /// Longest time from the end of the request to the head of the answer.
+    pub(super) fn first_byte_timeout(&self) -> Duration {
+        self.backend.first_byte_timeout.unwrap_or(self.route.request_timeout)
+    }
+
+    /// Longest time between two reads of the answer.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.backend.idle_timeout.unwrap_or(self.route.request_timeout)
     }
 
     /// Reads the load that the server reports in the head of an answer.
@@ -248,10 +340,16 @@ impl Attempt<'_> {
         Some(Box::new(DecodingObserver::of(coding, dialect, head)?))
     }
 
+    /// Status of the error that an answer reports in its body; `None` for an answer without one.
+    pub(super) fn reported(&self, seen: &Observation) -> Option<u16> {
+        let error = seen.error.as_ref().filter(|_| seen.has_failed)?;
+        Some(self.backend.dialect?.error_status(error))
+    }
+
     /// Reason to cut an answer when the time of its request is over and its server was last heard at `heard`. A server that
     /// wrote until the end is not to blame: its client may have read slowly.
     pub(super) fn cut_at_deadline(&self, heard: Instant) -> CutReason {
-        if heard.elapsed() < self.backend.idle_timeout / 2 { CutReason::RequestTimeout } else { CutReason::Silent }
+        if heard.elapsed() < self.idle_timeout() / 2 { CutReason::RequestTimeout } else { CutReason::Silent }
     }
 }
 
@@ -281,6 +379,10 @@ impl AttemptLimits {
     }
 }
 
+/// Time after which a connection that closes without an answer was no stale one: a server that had closed it while it idled
+/// says so within a round trip. One that closes it later has seen the request, and may have worked on it.
+const STALE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Failure of a read or write at a server.
 pub(super) fn failure(e: &pingora::Error) -> Failure {
     let text = e.etype().as_str().to_owned();
@@ -293,16 +395,21 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
     }
 }
 
-/// Failure to read the head of an answer. A pooled connection that closes before it answers was most likely closed while
-/// idle: the server never saw the request, as after a failed connect.
-pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
+/// Failure to read the head of an answer, of a request that was sent at `sent_at`. A pooled connection that closes at once was
+/// most likely closed while idle: the server never saw the request, as after a failed connect.
+pub(super) fn failure_of_head(e: &pingora::Error, reused: bool, sent_at: Instant) -> Failure {
     if connect::is_over(e) {
         return Failure::TooLarge(Oversized::Header);
     }
+    if connect::is_unprocessed(e) {
+        return Failure::Unprocessed { error: e.etype().as_str().to_owned(), is_first: !reused };
+    }
     match failure(e) {
-        Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
-        // HTTP/2 reports it: the stream was refused, or the connection was ending (RFC 9113, 8.7).
-        Failure::Reset(text) if matches!(e.retry, RetryType::Decided(true)) => Failure::Stale(text),
+        Failure::Reset(text)
+            if reused && matches!(e.retry, RetryType::ReusedOnly) && sent_at.elapsed() < STALE_WITHIN =>
+        {
+            Failure::Stale(text)
+        }
         other => other,
     }
 }

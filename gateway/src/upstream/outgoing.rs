@@ -13,8 +13,9 @@ use pingora::protocols::http::client::HttpSession;
 
 use super::headers::{Outbound, Recipient, outgoing_request, to_http2};
 use super::masking::SentCredentials;
-use super::outcome::{Attempt, AttemptOutcome, failure};
+use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::Pieces;
+use crate::connect;
 use crate::exchange::{Exchange, RequestBody};
 
 /// A request for an endpoint.
@@ -122,7 +123,12 @@ pub(super) async fn send(
         _ => within(attempt, upstream.write_request_header(out.request)).await,
     };
     if let Err(e) = written {
-        return Err(AttemptOutcome::Failed(failure(&e)));
+        let is_unsent = matches!(upstream, HttpSession::H2(_)) && connect::is_unsent(&e);
+        return Err(AttemptOutcome::Failed(if is_unsent {
+            Failure::Unprocessed { error: e.etype().as_str().to_owned(), is_first: false }
+        } else {
+            failure(&e)
+        }));
     }
     let Some(mut rest) = out.body else { return Ok(None) };
     while let Some(part) = rest.next(PART) {
@@ -151,7 +157,7 @@ pub(super) async fn end_body(attempt: &Attempt<'_>, upstream: &mut HttpSession) 
 /// Bounds a write by the time for which a server may be silent. Pingora bounds writes, but not flushes of bytes that it
 /// holds back.
 async fn within<T>(attempt: &Attempt<'_>, write: impl Future<Output = pingora::Result<T>>) -> pingora::Result<T> {
-    match tokio::time::timeout(attempt.backend.idle_timeout, write).await {
+    match tokio::time::timeout(attempt.backend.send_timeout, write).await {
         Ok(written) => written,
         Err(_) => pingora::Error::err(ErrorType::WriteTimedout),
     }

@@ -21,10 +21,11 @@ use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use super::stages::{Passing, Waiting};
+use super::verdict::judge_beginning;
 use crate::balancing::{Class, orca};
 use crate::coding::Coding;
 use crate::downstream::{Beside, SLICE, WriteLimits, deliver, slice, write_head};
-use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
+use crate::exchange::{self, AttemptSlot, Exchange, RequestBody, ServedBy};
 use crate::protocol::{Observation, SERVED_BY, Written};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
@@ -35,6 +36,11 @@ const TRAILERS: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Most bytes of an event stream that wait for its first content.
 const MAX_WAITING: usize = 64 << 10;
+/// Longest time for which a head waits for the begin of its body. Most errors come at once; a client that bounds its wait for
+/// a head must not see a model that thinks as a server that is silent.
+const MAX_HEAD_WAIT: Duration = Duration::from_secs(1);
+/// Most bytes of an answer that wait until it is certain that they are no error. Errors are shorter.
+const MAX_BEGINNING: usize = 16 << 10;
 
 impl<'a> Conversation<'_, 'a> {
     /// Begins to pass on an answer: its head, and the part of its body that was read already. Returns an outcome if the answer
@@ -57,7 +63,8 @@ impl<'a> Conversation<'_, 'a> {
                 coding => self.passing.sealed = Some(coding),
             }
         }
-        if !self.state.event_stream {
+        let may_fail = self.passing.observer.is_some() && !is_head;
+        if !self.state.event_stream && !may_fail {
             self.attempt.answered(Class::Head, head.status);
         }
         let is_observed = self.state.event_stream && self.passing.observer.is_some();
@@ -67,17 +74,20 @@ impl<'a> Conversation<'_, 'a> {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
             }
         }
-        if self.passing.sealed.is_some()
-            || (is_observed && self.state.limits.first_token.is_some() && self.attempt.move_on.retry)
-        {
-            self.passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
+        if self.passing.sealed.is_some() || may_fail {
+            let for_content = is_observed && self.state.limits.first_token.is_some() && self.attempt.move_on.retry;
+            if may_fail && !for_content {
+                self.state.release_at = Some(Instant::now() + MAX_HEAD_WAIT);
+            }
+            let took = self.attempt.started.elapsed();
+            self.passing.waiting = Some(Waiting { head, took, for_content, parts: BytesMut::new() });
             if self.passing.sealed == Some(Coding::Unknown) {
                 // No part of such a body can be passed on.
                 self.leave().await;
             } else if let Some(prefix) = prefix
-                && self.pass_part(prefix).await.is_err()
+                && let Err(outcome) = self.pass_part(prefix).await
             {
-                return Some(self.state.client_gone());
+                return Some(outcome);
             }
         } else {
             // Observed first: more may be read while the client is slow to read the head.
@@ -135,25 +145,53 @@ impl<'a> Conversation<'_, 'a> {
         deliver(write_head(session, out, ends), limits, &mut server).await
     }
 
-    pub(super) async fn pass_part(&mut self, part: Bytes) -> pingora::Result<()> {
+    /// Passes on a part of the answer, or keeps it while the head waits. An error is the end of the attempt.
+    pub(super) async fn pass_part(&mut self, part: Bytes) -> Result<(), AttemptOutcome> {
         let mut part = self.observe(part);
-        self.release_server_when_read().await;
-        if let Some(waiting) = &mut self.passing.waiting {
+        if self.passing.waiting.is_some() {
+            if let Some(outcome) = self.judge_beginning() {
+                return Err(outcome);
+            }
             // A client hears that its server is at work, even where another one could still answer.
-            let keeps_alive = has_comment(&part);
+            let keeps_alive = self.state.takes_events && has_comment(&part);
+            let is_awaited = !keeps_alive && self.is_awaited(part.len());
+            let Some(waiting) = &mut self.passing.waiting else { return Ok(()) };
             waiting.parts.extend_from_slice(&part);
-            if self.passing.sealed.is_some() {
-                if waiting.parts.len() > MAX_ENCODED {
-                    self.leave().await;
-                }
+            if self.passing.sealed.is_some() && waiting.parts.len() > MAX_ENCODED {
+                self.leave().await;
+            }
+            if is_awaited {
                 return Ok(());
             }
-            if !self.state.content_seen && waiting.parts.len() <= MAX_WAITING && !keeps_alive {
-                return Ok(());
-            }
-            part = self.release(false).await?;
+            // Not while the head waits: the end of the answer may still show that another target is to answer.
+            self.release_server_when_read().await;
+            part = self.release(false).await.map_err(|_| self.state.client_gone())?;
+        } else {
+            self.release_server_when_read().await;
         }
-        self.pass(part).await
+        self.pass(part).await.map_err(|_| self.state.client_gone())
+    }
+
+    /// True if the head waits on after a further part of `more` bytes.
+    fn is_awaited(&self, more: usize) -> bool {
+        let Some(waiting) = &self.passing.waiting else { return false };
+        if self.passing.sealed.is_some() {
+            return true;
+        }
+        let length = waiting.parts.len().saturating_add(more);
+        let is_certain = self.passing.observer.as_ref().is_none_or(|observer| observer.observation().is_certain);
+        let needs_content = waiting.for_content && !self.state.content_seen && length <= MAX_WAITING;
+        needs_content || (!is_certain && length <= MAX_BEGINNING)
+    }
+
+    /// Outcome of an answer whose beginning is an error that another target may not have.
+    fn judge_beginning(&mut self) -> Option<AttemptOutcome> {
+        let seen = self.passing.observer.as_ref()?.observation();
+        let can_resend = matches!(self.exchange.body, RequestBody::Held(_)) || self.session.is_body_empty();
+        let outcome = judge_beginning(self.attempt, self.state.callers_account, can_resend, seen)?;
+        // Of an answer that reaches the client, what is noted stays.
+        (self.exchange.outcome.reported, self.exchange.outcome.error_code) = (None, None);
+        Some(outcome)
     }
 
     /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
@@ -171,9 +209,19 @@ impl<'a> Conversation<'_, 'a> {
         }
     }
 
+    /// Passes on a head that has waited long enough, with the bytes of the body so far.
+    pub(super) async fn pass_waiting(&mut self) -> pingora::Result<()> {
+        let part = self.release(false).await?;
+        self.pass(part).await
+    }
+
     /// Writes the head that waited, and returns the bytes of the body so far. With `is_all`, nothing follows them.
     async fn release(&mut self, is_all: bool) -> pingora::Result<Bytes> {
-        let Some(Waiting { mut head, parts }) = self.passing.waiting.take() else { return Ok(Bytes::new()) };
+        self.state.release_at = None;
+        let Some(Waiting { mut head, took, parts, .. }) = self.passing.waiting.take() else { return Ok(Bytes::new()) };
+        if !self.state.event_stream && self.exchange.outcome.reported.is_none() && self.passing.observer.is_some() {
+            self.attempt.answered_in(Class::Head, head.status, took);
+        }
         let body = match self.passing.sealed.take() {
             Some(coding) => decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange),
             None => parts.freeze(),
@@ -184,6 +232,14 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     pub(super) async fn finish(&mut self) -> AttemptOutcome {
+        if self.passing.waiting.is_some()
+            && let Some(observer) = &mut self.passing.observer
+        {
+            observer.finish();
+            if let Some(outcome) = self.judge_beginning() {
+                return outcome;
+            }
+        }
         let trailers = match (self.passing.trailers.take(), &mut self.upstream) {
             (Some(read), _) => read,
             (None, Some(server)) => trailers(server).await,
@@ -205,7 +261,7 @@ impl<'a> Conversation<'_, 'a> {
             }
         }
         if let Some(observer) = &mut self.passing.observer {
-            note_answer(&mut self.exchange.outcome, observer.finish());
+            note_answer(self.attempt, &mut self.exchange.outcome, observer.finish());
         }
         if self.passing.has_ended {
             return AttemptOutcome::Answered;
@@ -340,7 +396,7 @@ impl Beside for ServerSide<'_, '_> {
                 state.answer_read = !passing.is_cut_short();
                 state.pending = Some(ConversationEvent::AnswerEnd);
                 if let Some(observer) = &mut passing.observer {
-                    note_answer(outcome, observer.finish());
+                    note_answer(attempt, outcome, observer.finish());
                 }
             }
             Err(e) => state.pending = Some(ConversationEvent::UpstreamFailed(e)),
@@ -366,7 +422,7 @@ fn observe(
     outcome.bytes_answered = outcome.bytes_answered.saturating_add(u64::try_from(part.len()).unwrap_or(0));
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, std::time::Instant::now());
-        note_usage(outcome, observer.observation());
+        note_usage(attempt, outcome, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -392,8 +448,12 @@ fn observe(
     part
 }
 
-/// Records the usage so far, for answers that are cut too.
-fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
+/// Records the usage so far, and an error that the answer reports, for answers that are cut too.
+fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Observation) {
+    if seen.has_failed {
+        outcome.reported = attempt.reported(seen);
+        outcome.error_code = Some("upstream_error");
+    }
     outcome.unreported = seen.written.since(seen.reported);
     outcome.is_text_known = seen.is_known_shape;
     outcome.is_deferred = seen.is_deferred;
@@ -407,11 +467,11 @@ fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
 }
 
 /// Records the facts of an answer that has ended.
-pub(super) fn note_answer(outcome: &mut exchange::Outcome, seen: &Observation) {
+pub(super) fn note_answer(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Observation) {
     outcome.model_answered.clone_from(&seen.model);
     outcome.finish_reason.clone_from(&seen.finish_reason);
     outcome.response_id.clone_from(&seen.id);
-    note_usage(outcome, seen);
+    note_usage(attempt, outcome, seen);
 }
 
 /// Trailers of an answer, such as the status of gRPC. Only HTTP/2 has them here.

@@ -1,5 +1,7 @@
 //! Stages between the server's side of an answer and the client's: each reads, holds back or changes what passes.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use pingora::http::ResponseHeader;
 
@@ -20,8 +22,8 @@ pub(super) struct Passing {
     pub(super) transcript: Option<Box<dyn Transcribe>>,
     /// Coding of an error that must be read whole before it can be masked.
     pub(super) sealed: Option<Coding>,
-    /// Head of an event stream that waits for its first content, until which another endpoint can answer instead; or head of
-    /// a sealed error.
+    /// Head that waits: of an answer that may still be an error, until which another endpoint can answer instead; or of a
+    /// sealed error.
     pub(super) waiting: Option<Waiting>,
     /// Bytes that were read from the server and not yet written to the client.
     pub(super) unread: Unread,
@@ -42,6 +44,10 @@ impl Passing {
 /// An answer whose head waits.
 pub(super) struct Waiting {
     pub(super) head: ResponseHeader,
+    /// Time from the begin of the attempt to the head.
+    pub(super) took: Duration,
+    /// True if an event stream waits for its first content, and not only for its first event.
+    pub(super) for_content: bool,
     /// Bytes of the body so far.
     pub(super) parts: BytesMut,
 }

@@ -10,7 +10,7 @@ use pingora::protocols::http::client::HttpSession;
 use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
 use crate::coding::Coding;
-use crate::protocol::{Dialect, OPENAI, Observe};
+use crate::protocol::{Dialect, OPENAI, Observation, Observe};
 
 /// Most bytes of a refusing answer that are read for its reason.
 const MAX_REFUSAL: usize = 16 << 10;
@@ -56,6 +56,29 @@ pub(super) async fn judge(
     HeadVerdict::Pass(None)
 }
 
+/// Outcome of an answer of which `seen` was read, nothing of it passed on yet: where its body is an error in place of an
+/// answer, the request goes elsewhere, as it would after the status that belongs to the error. `None` where the answer goes
+/// to the client all the same: without such an error, where the request is at fault, or where nothing else is left.
+pub(super) fn judge_beginning(
+    attempt: &Attempt<'_>,
+    callers_account: bool,
+    can_resend: bool,
+    seen: &Observation,
+) -> Option<AttemptOutcome> {
+    let status = attempt.reported(seen)?;
+    let is_own_account = status == 429 && (callers_account || is_quota_spent(seen));
+    if attempt.move_on.full && attempt.backend.full_statuses.contains(&status) && can_resend && !is_own_account {
+        return Some(AttemptOutcome::Full(None));
+    }
+    let is_failure = is_server_fault(status) && attempt.move_on.retry && can_resend;
+    is_failure.then_some(AttemptOutcome::Failed(Failure::Reported(status)))
+}
+
+/// True for a status that says that the server failed. 501 and 505 speak of the request.
+pub fn is_server_fault(status: u16) -> bool {
+    matches!(status, 500 | 502..=504 | 506..=599)
+}
+
 async fn read_some(upstream: &mut HttpSession) -> Bytes {
     let mut body = bytes::BytesMut::new();
     let read = async {
@@ -72,10 +95,9 @@ async fn read_some(upstream: &mut HttpSession) -> Bytes {
 
 /// True if an answer says that a quota is spent. That is no full server: a retry would not help, there or elsewhere.
 fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHeader, body: &[u8]) -> bool {
-    const SPENT: &str = "insufficient_quota";
     let says_so = |mut observer: Box<dyn Observe>| {
         observer.feed(body, std::time::Instant::now());
-        observer.finish().error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
+        is_quota_spent(observer.finish())
     };
     if let Some(decoded) = DecodingObserver::of(Coding::of(&head.headers), dialect, head)
         && says_so(Box::new(decoded))
@@ -85,6 +107,11 @@ fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHeader, body: &[u8]
     // A wrong content coding is ignored.
     let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| (header::CONTENT_TYPE, kind.clone()));
     dialect.observe(&kind.into_iter().collect()).is_some_and(says_so)
+}
+
+fn is_quota_spent(seen: &Observation) -> bool {
+    const SPENT: &str = "insufficient_quota";
+    seen.error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
 }
 
 /// Time until the server wants the next request: `retry-after-ms`, which model servers send for times below a second, else

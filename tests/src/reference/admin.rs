@@ -131,7 +131,10 @@ const ENDPOINT: &[(&str, &str)] = &[
         "state",
         "`open`, or the reason why it gets no further request: `drained`, `unhealthy`, `ejected`, `unresolved`, or the signal that says full.",
     ),
-    ("healthy", "Result of the active check."),
+    (
+        "healthy",
+        "`false` while the active check fails, and where the last attempts all failed, as many as `outlierDetection.consecutiveErrors`.",
+    ),
     ("ejected", "Whether it is ejected for its errors."),
     ("drained", "Whether an operator drained it."),
     ("retryInMs", "Milliseconds until it is tried again, after an ejection or an answer that meant full."),
@@ -142,6 +145,10 @@ const ENDPOINT: &[(&str, &str)] = &[
     ("waiting", "Requests that wait at the server, as it says."),
     ("kvCache", "Used share of its KV cache, as it says."),
     ("ejections", "Ejections since the process began."),
+    (
+        "lastError",
+        "Last failure of an attempt or a check: `time` (RFC 3339) and `cause`, as in the [log](logs.md) with its details; left out where there was none.",
+    ),
     ("attempts", "Attempts since the process began, by how they ended."),
 ];
 

@@ -311,6 +311,11 @@ const ROWS: &[Row] = &[
         "Operators: read the log of the backend.",
     ),
     (
+        "upstream_error",
+        "A server answered with a status of success, and with an error in place of the answer or of the rest of a stream. The client gets what the server sent.",
+        "Look at the server: `lastError` of `GET /api/backends` names the status that belongs to the error.",
+    ),
+    (
         "upstream_header_too_large",
         "The header or the trailers of the backend's answer are over `backends[].limits.maxHeaderBytes`.",
         "Raise the limit, or let the backend send less.",
@@ -319,6 +324,11 @@ const ROWS: &[Row] = &[
         "upstream_reset",
         "The backend broke off its answer after its head was sent to the client.",
         "Try again; [resume](../how-to/resume.md) continues streams.",
+    ),
+    (
+        "upstream_timeout",
+        "No server answered in the time of one attempt. The message names the limit.",
+        "Raise the limit, or look at the server: the access log names its endpoint (`failedEndpoint`) and the `limit`.",
     ),
 ];
 
@@ -333,6 +343,7 @@ const DEPENDS: &[(&str, &[u16], &str)] = &[
     ("service_unavailable", &[503], "`whenUnavailable.reject.status` decides."),
     ("shutting_down", &[503], ""),
     ("timeout", &[502], "The answer had begun with its own status; this one is of the error event."),
+    ("upstream_error", &[], "The answer has its own status, which says success."),
     ("upstream_error_withheld", &[], "The status is that of the backend's answer."),
     ("upstream_header_too_large", &[502], ""),
     ("upstream_reset", &[502], "The answer had begun with its own status; this one is of the error event."),
@@ -608,8 +619,8 @@ fn found() -> BTreeMap<String, Found> {
         }
         for at in code.match_indices("error_code = Some(\"").map(|(at, _)| at) {
             let code = literals(&code[at..]).remove(0);
-            let site =
-                Site { status: Some(500), kind: "Internal".to_owned(), code: String::new(), message: String::new() };
+            let status = (!DEPENDS.iter().any(|(depends, ..)| *depends == code)).then_some(500);
+            let site = Site { status, kind: "Internal".to_owned(), code: String::new(), message: String::new() };
             reader.add(&code, &site, None);
         }
     }

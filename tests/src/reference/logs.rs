@@ -9,7 +9,7 @@ use super::{GENERATED, cell, compare};
 
 /// Fields of a line for a request: name, meaning.
 const ACCESS: &[(&str, &str)] = &[
-    ("time", "End of the request, RFC 3339 in UTC with milliseconds."),
+    ("timestamp", "End of the request, RFC 3339 in UTC with milliseconds."),
     ("event", "`access`."),
     ("requestId", "Id of the request, as in `x-request-id`."),
     ("traceId", "Id of the trace; left out where there is none."),
@@ -24,7 +24,10 @@ const ACCESS: &[(&str, &str)] = &[
     ("bytesOut", "Bytes of the answer's body."),
     ("durationMs", "Arrival to last byte, in milliseconds."),
     ("servedBy", "Backend, or `builtin/NAME` for a built-in model; left out where the gateway answered itself."),
-    ("endpoint", "Address of the endpoint that answered."),
+    (
+        "endpoint",
+        "Address of the endpoint that answered; where none did, of the last one that failed or that may not get requests.",
+    ),
     ("attempts", "Attempts at endpoints."),
     (
         "spilled",
@@ -43,12 +46,21 @@ const ACCESS: &[(&str, &str)] = &[
     ("completionTokens", "Tokens written."),
     ("ttftMs", "Arrival to the first content of a stream, in milliseconds."),
     ("errorCode", "[Code](errors.md) of a refusal."),
+    (
+        "cause",
+        "Reason why the last attempt that failed did: `connect_failure`, `reset`, `stale_connection`, `unprocessed`, `timeout`, `deadline`, `status`, `reported_error` (an error inside an answer of 200), `protocol`, `too_large`, or the code of an answer that was cut. Of a request that no endpoint was tried for: `drained`, `unhealthy` or `ejected`.",
+    ),
+    ("failedEndpoint", "Address of the endpoint of that attempt."),
+    (
+        "limit",
+        "Limit that was reached, as in the configuration: a time (`backends[].timeouts.firstByte`), or the one that left no room (`maxInFlight`).",
+    ),
     ("userAgent", "`User-Agent`, at most 1,024 bytes."),
 ];
 
 /// Fields of a line of the audit log.
 const AUDIT: &[(&str, &str)] = &[
-    ("time", "RFC 3339 in UTC with milliseconds."),
+    ("timestamp", "RFC 3339 in UTC with milliseconds."),
     ("event", "`audit`."),
     ("action", "Audited action; values below."),
     ("client", "Address of the client."),
@@ -112,6 +124,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("drain_timeout", "`shutdown.drainTimeout` ended while requests still ran; their connections were closed."),
     ("encoding_lost", "A thread that read a prompt ended by a defect: report it."),
     ("endpoint_ejected", "An endpoint is ejected for its errors or latency ([outliers](../how-to/outliers.md))."),
+    (
+        "endpoint_failed",
+        "Attempts at an endpoint failed, or ended with an error of its server: at once, then at most once a minute for each endpoint, with their number since the last line (`times`).",
+    ),
     ("endpoint_healthy", "The health check returned an endpoint to service."),
     ("endpoint_metrics_not_read", "The metrics of an endpoint cannot be read; other signals decide."),
     ("endpoint_metrics_read", "The metrics of an endpoint are read again."),

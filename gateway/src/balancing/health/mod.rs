@@ -82,6 +82,9 @@ pub(super) async fn watch(key: EndpointKey, plan: CheckPlan, server: Server, sta
         let Some(state) = state.upgrade() else { return };
         let was = state.is_healthy();
         let is = tally.add(verdict.is_ok(), was, &plan.check);
+        if let Err(why) = &verdict {
+            state.note_error(format!("health_check: {why}"));
+        }
         if was != is {
             state.set_healthy(is, now_millis());
             match verdict {

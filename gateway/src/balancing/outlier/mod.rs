@@ -5,6 +5,9 @@
 //!
 //! At most `maxEjected` of the endpoints are ejected together: when all answer with errors, the requests are at fault.
 //! (Envoy's outlier detection; probation as in Linkerd's failure accrual.)
+//!
+//! A request that a server cannot serve may get a 5xx from a healthy one. So errors by status alone eject only where they come
+//! from two callers or operations, or where the neighbours answer the same caller and operation well.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -14,6 +17,7 @@ use parking_lot::Mutex;
 use spillway_config::schema::OutlierDetection;
 
 use super::Endpoint;
+use super::callers::CallerAnswers;
 use crate::clock::millis;
 
 /// Result of an attempt for the health of its endpoint.
@@ -21,8 +25,10 @@ use crate::clock::millis;
 pub enum Verdict {
     /// A good answer.
     Good,
-    /// No connection, a reset, a time limit, a status that is an error of the server.
+    /// No connection, a reset, a time limit, an error where another endpoint answered the same request well.
     Error,
+    /// A status that is an error of the server. It may be the request that is at fault.
+    ServerError,
     /// Full: neither good nor bad.
     Full,
     /// Nothing is known: the client left.
@@ -54,6 +60,10 @@ impl EjectionReason {
 const MOST_REPEATS: u32 = 10;
 /// Factor by which the share of errors of an outlier is above that of its neighbours.
 const UNLIKE: f64 = 2.0;
+/// Errors of an endpoint for each request of the same caller and operation that its neighbours must have had.
+const LEAST_EVIDENCE: f64 = 2.0;
+/// Errors in a row after which an endpoint is shown as failing where none eject it.
+const SHOWN_AFTER: u32 = 5;
 /// Least endpoints with enough requests for a median.
 const LEAST_NEIGHBOURS: usize = 3;
 
@@ -61,6 +71,8 @@ const LEAST_NEIGHBOURS: usize = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     consecutive: AtomicU32,
+    /// Those of them that are no errors by status alone.
+    consecutive_failures: AtomicU32,
     /// In milliseconds of the clock; 0 for never.
     ejected_until: AtomicU64,
     probation: AtomicBool,
@@ -70,6 +82,10 @@ pub(crate) struct Record {
     calm_since: AtomicU64,
     requests: Buckets,
     errors: Buckets,
+    /// Errors that are no errors by status alone.
+    failures: Buckets,
+    /// Callers and operations, with their answers.
+    callers: CallerAnswers,
     latency: Buckets,
     /// Number of latencies in the sum. A latency is known when an answer begins, a request is counted when it ends.
     timed: Buckets,
@@ -180,9 +196,22 @@ impl Detector {
             record.consecutive.store(0, Ordering::Relaxed);
             if record.probation.swap(false, Ordering::Relaxed) {
                 endpoint.state.returned(now);
-                tracing::info!(event = "endpoint_returned", endpoint = %endpoint.address);
+                tracing::info!(event = "endpoint_returned", backend = %endpoint.backend, endpoint = %endpoint.address);
             }
         }
+    }
+
+    /// Records an answer, good or an error, to a caller and operation.
+    pub fn answered(&self, endpoint: &Endpoint, verdict: Verdict, caller: u64, now: u64) {
+        if matches!(verdict, Verdict::Good | Verdict::ServerError) && caller != 0 {
+            endpoint.state.record.callers.add(caller, verdict == Verdict::Good, now / self.half);
+        }
+    }
+
+    /// True if the last attempts at an endpoint have all failed, as many as would eject one that has neighbours.
+    pub fn is_failing(&self, endpoint: &Endpoint) -> bool {
+        let most = if self.rules.consecutive_errors == 0 { SHOWN_AFTER } else { self.rules.consecutive_errors };
+        endpoint.state.record.consecutive.load(Ordering::Relaxed) >= most
     }
 
     /// Records the end of an attempt that began at `began`. True if the endpoint was ejected for it.
@@ -195,23 +224,35 @@ impl Detector {
             Verdict::Good => {
                 record.requests.add(1, epoch);
                 record.consecutive.store(0, Ordering::Relaxed);
+                record.consecutive_failures.store(0, Ordering::Relaxed);
                 self.good_sign(endpoint, began, now);
                 self.forgive(record, now);
                 self.compare(all, endpoint, now)
             }
-            Verdict::Error => {
+            Verdict::Error | Verdict::ServerError => {
                 record.requests.add(1, epoch);
                 record.errors.add(1, epoch);
                 let in_a_row = record.consecutive.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                let mut failures_in_a_row = record.consecutive_failures.load(Ordering::Relaxed);
+                if verdict == Verdict::Error {
+                    record.failures.add(1, epoch);
+                    record.consecutive_failures.fetch_add(1, Ordering::Relaxed);
+                    failures_in_a_row = failures_in_a_row.saturating_add(1);
+                }
                 // An attempt that began before an ejection says nothing about the time after it.
                 if began < record.ejected_until.load(Ordering::Relaxed) {
                     return false;
                 }
+                let most = self.rules.consecutive_errors;
                 let reason = if record.is_on_probation() {
                     EjectionReason::FailedOnProbation
-                } else if self.rules.consecutive_errors > 0 && in_a_row >= self.rules.consecutive_errors {
+                } else if most > 0 && in_a_row >= most && (failures_in_a_row >= most || is_at_fault(all, record, epoch))
+                {
                     EjectionReason::ConsecutiveErrors
-                } else if self.rate_is_too_high(all, record, epoch) {
+                } else if self.rate_is_too_high(all, record, epoch)
+                    && (record.failures.sum(epoch).saturating_mul(2) >= record.errors.sum(epoch)
+                        || is_at_fault(all, record, epoch))
+                {
                     EjectionReason::ErrorRate
                 } else {
                     return false;
@@ -304,18 +345,41 @@ impl Detector {
         record.probation.store(true, Ordering::Relaxed);
         record.ejected_until.store(now.saturating_add(time), Ordering::Relaxed);
         record.consecutive.store(0, Ordering::Relaxed);
-        for buckets in [&record.requests, &record.errors, &record.latency, &record.timed] {
+        record.consecutive_failures.store(0, Ordering::Relaxed);
+        for buckets in [&record.requests, &record.errors, &record.failures, &record.latency, &record.timed] {
             buckets.clear();
         }
         endpoint.state.metrics.ejections.inc();
         tracing::warn!(
             event = "endpoint_ejected",
+            backend = %endpoint.backend,
             endpoint = %endpoint.address,
             reason = reason.as_str(),
             seconds = Duration::from_millis(time).as_secs_f64()
         );
         true
     }
+}
+
+/// True if it is the endpoint that its errors by status speak of, and not the requests: they went to two callers or
+/// operations, or the neighbours answer that one well.
+fn is_at_fault(all: &[Arc<Endpoint>], record: &Record, epoch: u64) -> bool {
+    let failing = record.callers.failing(epoch);
+    let Some(first) = failing.first() else { return true };
+    if failing.len() > 1 {
+        return true;
+    }
+    let own = record.callers.of(*first, epoch);
+    let others = all.iter().map(|e| &e.state.record).filter(|other| !std::ptr::eq(*other, record));
+    let theirs = others.fold((0u32, 0u32), |(good, bad), other| {
+        let (more_good, more_bad) = other.callers.of(*first, epoch);
+        (good.saturating_add(more_good), bad.saturating_add(more_bad))
+    });
+    let all_of = |(good, bad): (u32, u32)| f64::from(good) + f64::from(bad);
+    // At least half as many requests as failed here, and at most half of the share of errors.
+    theirs.0 > 0
+        && LEAST_EVIDENCE * all_of(theirs) >= f64::from(own.1)
+        && f64::from(own.1) * all_of(theirs) >= UNLIKE * f64::from(theirs.1) * all_of(own)
 }
 
 #[cfg(test)]

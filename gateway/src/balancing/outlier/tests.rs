@@ -147,3 +147,92 @@ fn sums_look_back_one_window() {
     buckets.add(MAX_COUNT, 12);
     assert_eq!(buckets.sum(12), MAX_COUNT + 4, "it saturates");
 }
+
+/// Lets an endpoint answer a caller.
+fn answers(detector: &Detector, all: &[Arc<Endpoint>], at: usize, caller: u64, verdict: Verdict, now: u64) -> bool {
+    detector.answered(&all[at], verdict, caller << 40, now);
+    detector.ended(all, &all[at], verdict, now, now)
+}
+
+#[test]
+fn errors_by_status_eject_only_where_they_are_the_servers() {
+    use Verdict::{Error, Good, ServerError};
+    // Each step: endpoint, caller, verdict. True where the last step ejects the first endpoint.
+    let cases: &[(&str, &[(usize, u64, Verdict)], bool)] = &[
+        ("one caller", &[(0, 1, ServerError); 12], false),
+        (
+            "one caller, who gets good answers too",
+            &[(0, 1, Good), (0, 1, ServerError), (0, 1, ServerError), (0, 1, ServerError)],
+            false,
+        ),
+        ("two callers", &[(0, 1, ServerError), (0, 1, ServerError), (0, 2, ServerError)], true),
+        ("failures are nobody's request", &[(0, 1, Error), (0, 1, Error), (0, 1, Error)], true),
+        ("failures and one caller's errors", &[(0, 1, Error), (0, 1, ServerError), (0, 1, ServerError)], false),
+        (
+            "a neighbour answers the same caller",
+            &[(1, 1, Good), (1, 1, Good), (1, 1, Good), (0, 1, ServerError), (0, 1, ServerError), (0, 1, ServerError)],
+            true,
+        ),
+        (
+            "a neighbour has answered it less often",
+            &[(1, 1, Good), (0, 1, ServerError), (0, 1, ServerError), (0, 1, ServerError)],
+            false,
+        ),
+        (
+            "a neighbour has its errors too",
+            &[
+                (1, 1, Good),
+                (1, 1, ServerError),
+                (1, 1, ServerError),
+                (0, 1, ServerError),
+                (0, 1, ServerError),
+                (0, 1, ServerError),
+            ],
+            false,
+        ),
+        (
+            "a neighbour answers others",
+            &[(1, 2, Good), (1, 2, Good), (1, 2, Good), (0, 1, ServerError), (0, 1, ServerError), (0, 1, ServerError)],
+            false,
+        ),
+    ];
+    for (what, steps, ejects) in cases {
+        let detector = rules(serde_json::json!({"consecutiveErrors": 3, "errorRate": 0}));
+        let all = endpoints(&[1, 1]);
+        let ejected = steps.iter().fold(false, |ejected, (at, caller, verdict)| {
+            assert!(!ejected, "{what}: ejected too early");
+            answers(&detector, &all, *at, *caller, *verdict, 5_000)
+        });
+        assert_eq!(ejected, *ejects, "{what}");
+    }
+}
+
+#[test]
+fn a_share_of_errors_by_status_ejects_only_where_they_are_the_servers() {
+    for (their_errors, ejects) in [(false, true), (true, false)] {
+        let detector = rules(serde_json::json!({"consecutiveErrors": 0, "minimumRequests": 10}));
+        let all = endpoints(&[1, 1]);
+        let mut ejected = false;
+        for n in 0..40u64 {
+            let at = (n % 2) as usize;
+            let fails = n / 2 % 2 == 1 && (at == 0 || their_errors);
+            let verdict = if fails { Verdict::ServerError } else { Verdict::Good };
+            ejected |= answers(&detector, &all, at, 1, verdict, 5_000 + n);
+        }
+        assert_eq!(ejected, ejects, "with one caller, whose requests fail elsewhere too: {their_errors}");
+    }
+}
+
+#[test]
+fn an_endpoint_without_neighbours_is_shown_as_failing_and_not_ejected() {
+    for (rule, after) in [(3, 3), (0, 5)] {
+        let detector = rules(serde_json::json!({"consecutiveErrors": rule}));
+        let all = endpoints(&[1]);
+        for n in 1..=6 {
+            assert!(!answers(&detector, &all, 0, n, Verdict::Error, 5_000));
+            assert_eq!(detector.is_failing(&all[0]), n >= after);
+        }
+        answers(&detector, &all, 0, 1, Verdict::Good, 5_000);
+        assert!(!detector.is_failing(&all[0]));
+    }
+}

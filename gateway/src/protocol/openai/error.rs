@@ -5,6 +5,7 @@ use http::StatusCode;
 use serde::Serialize;
 use spillway_filter::{ErrorKind, Refusal};
 
+use crate::protocol::chat::ObservedError;
 use crate::protocol::json;
 
 #[derive(Serialize)]
@@ -38,6 +39,28 @@ fn kind(refusal: &Refusal) -> &'static str {
     }
 }
 
+/// Status of an error that came without one: its code where that is a status, else what its type and code say. OpenAI
+/// writes `invalid_request_error`, vLLM `BadRequestError`.
+pub(super) fn status(error: &ObservedError) -> u16 {
+    let code = error.code.as_deref().unwrap_or_default();
+    if let Some(status) = code.parse().ok().filter(|status| (400..600).contains(status)) {
+        return status;
+    }
+    let of = |text: &str| match text {
+        "invalid_request_error" | "BadRequestError" | "context_length_exceeded" | "exceed_context_size_error" => {
+            Some(400)
+        }
+        "authentication_error" | "invalid_api_key" => Some(401),
+        "permission_error" => Some(403),
+        "not_found_error" | "NotFoundError" | "model_not_found" => Some(404),
+        "insufficient_quota" | "rate_limit_error" | "rate_limit_exceeded" => Some(429),
+        "not_supported_error" | "NotImplementedError" => Some(501),
+        "overloaded_error" | "unavailable_error" | "service_unavailable" => Some(503),
+        _ => None,
+    };
+    of(code).or_else(|| of(&error.kind)).unwrap_or(500)
+}
+
 /// Body of a refusal.
 pub(super) fn error(refusal: &Refusal) -> Bytes {
     let (message, param) = (&*refusal.message, refusal.param.as_deref());
@@ -52,6 +75,26 @@ pub(super) fn error_event(refusal: &Refusal) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_without_a_status_says_whose_fault_it_is() {
+        for (kind, code, expected) in [
+            ("InternalServerError", Some("500"), 500),
+            ("BadRequestError", Some("400"), 400),
+            ("BadRequestError", None, 400),
+            ("server_error", Some("server_error"), 500),
+            ("", Some("502"), 502),
+            ("", Some("7"), 500),
+            ("invalid_request_error", Some("context_length_exceeded"), 400),
+            ("rate_limit_exceeded", None, 429),
+            ("unavailable_error", Some("503"), 503),
+            ("not_supported_error", None, 501),
+            ("", None, 500),
+        ] {
+            let error = ObservedError { kind: kind.into(), code: code.map(str::to_owned) };
+            assert_eq!(status(&error), expected, "{error:?}");
+        }
+    }
 
     #[test]
     fn every_error_has_the_type_that_clients_know() {

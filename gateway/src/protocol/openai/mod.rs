@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use spillway_filter::Refusal;
 
-use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, Said};
+use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
 use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 use super::operation::{Known, Operation};
 use super::peek::model_at;
@@ -82,6 +82,10 @@ impl Dialect for OpenAi {
     fn observe(&self, headers: &HeaderMap) -> Option<Box<dyn Observe>> {
         let observer = Observer::for_response(headers.get(header::CONTENT_TYPE), headers.get(header::CONTENT_ENCODING));
         observer.map(|observer| Box::new(observer) as Box<dyn Observe>)
+    }
+
+    fn error_status(&self, error: &ObservedError) -> u16 {
+        error::status(error)
     }
 
     fn model_path<'p>(&self, path: &'p str) -> ModelPath<'p> {

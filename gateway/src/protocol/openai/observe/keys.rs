@@ -69,6 +69,7 @@ pub(super) enum KnownKey {
     Status,
     Error,
     Kind,
+    Object,
     /// Code of an error, or code that a model wrote.
     Code,
     Other,
@@ -113,6 +114,7 @@ impl KnownKey {
             b"status" => Self::Status,
             b"error" => Self::Error,
             b"type" => Self::Kind,
+            b"object" => Self::Object,
             _ => Self::Other,
         }
     }

@@ -6,6 +6,8 @@
 pub(super) enum StreamPart<'a> {
     /// A piece of an event's data; the end of a `data:` line is a line feed.
     Data(&'a [u8]),
+    /// The end of a comment, which servers send while they have nothing to say.
+    Comment,
     /// The end of an event.
     End {
         /// True if the event was `[DONE]`.
@@ -22,6 +24,8 @@ enum At {
     Colon,
     /// In the data.
     Data,
+    /// In a comment.
+    Comment,
     /// In a line that does not matter.
     Other,
 }
@@ -82,6 +86,7 @@ impl Lines {
                     self.has_data |= matched == NAME.len();
                     part = rest;
                 }
+                At::Name(0) if byte == b':' => self.at = At::Comment,
                 At::Name(_) => self.at = At::Other,
                 At::Colon => {
                     self.at = At::Data;
@@ -89,7 +94,7 @@ impl Lines {
                         part = rest;
                     }
                 }
-                At::Data | At::Other => {
+                At::Data | At::Comment | At::Other => {
                     let end = memchr::memchr2(b'\n', b'\r', part).unwrap_or(part.len());
                     let (line, tail) = part.split_at_checked(end).unwrap_or((part, b""));
                     if self.at == At::Data {
@@ -111,6 +116,7 @@ impl Lines {
                 self.done = Some(0);
             }
             At::Colon | At::Data => report(StreamPart::Data(b"\n")),
+            At::Comment => report(StreamPart::Comment),
             At::Name(_) | At::Other => {}
         }
     }

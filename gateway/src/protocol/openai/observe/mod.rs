@@ -86,17 +86,26 @@ impl Observe for Observer {
                 }
                 scanner.feed(part, seen);
                 seen.is_whole = scanner.is_complete;
+                seen.is_certain |= scanner.has_answer || scanner.is_complete;
+                seen.has_failed = scanner.is_complete && !scanner.has_answer && seen.error.is_some();
             }
             AnswerFraming::Events(lines) => lines.feed(part, |what| match what {
                 StreamPart::Data(data) => feed(scanner, seen, data),
+                StreamPart::Comment => seen.is_certain = true,
                 StreamPart::End { is_done } => {
                     seen.is_whole |= is_done;
+                    seen.is_certain = true;
+                    seen.has_failed = seen.error.is_some();
                     scanner.reset();
                 }
             }),
             AnswerFraming::JsonLines => {
                 for line in part.split_inclusive(|byte| *byte == b'\n') {
                     feed(scanner, seen, line);
+                    if scanner.is_complete {
+                        seen.is_certain = true;
+                        seen.has_failed = seen.error.is_some();
+                    }
                     if line.ends_with(b"\n") {
                         scanner.reset();
                     }
@@ -108,7 +117,9 @@ impl Observe for Observer {
     fn finish(&mut self) -> &Observation {
         if let AnswerFraming::Events(lines) = &self.framing {
             self.seen.is_whole |= lines.is_done();
+            self.seen.has_failed = self.seen.error.is_some();
         }
+        self.seen.is_certain = true;
         &self.seen
     }
 }

@@ -15,6 +15,10 @@ const TRACKED_DEPTH: usize = 24;
 /// Longest key or value that is read, in bytes. Ids and model names are shorter.
 const MAX_TOKEN: usize = 256;
 
+/// Keys of an error that has no object of its own (`{"object": "error"}` of older vLLM, `{"type": "error"}` of the Responses
+/// API). Any other key before an error belongs to an answer.
+const ERROR_KEYS: [&[u8]; 7] = [b"error", b"type", b"object", b"code", b"message", b"param", b"status"];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Between tokens.
@@ -81,6 +85,8 @@ pub(super) struct Scanner {
     has_told_output: bool,
     /// True once the text or the tool calls of an answer have appeared.
     pub(super) has_content: bool,
+    /// True once a list, or a member of an object that no error has, has appeared before any error.
+    pub(super) has_answer: bool,
     /// True once a whole object has been read.
     pub(super) is_complete: bool,
 }
@@ -102,6 +108,7 @@ impl Default for Scanner {
             usage: UsageSeen::default(),
             has_told_output: false,
             has_content: false,
+            has_answer: false,
             is_complete: false,
         }
     }
@@ -118,6 +125,7 @@ impl Scanner {
         self.usage = UsageSeen::default();
         self.has_told_output = false;
         self.has_content = false;
+        self.has_answer = false;
         self.is_complete = false;
     }
 
@@ -245,9 +253,8 @@ impl Scanner {
                     (Container::Root | Container::Answer | Container::Message, KnownKey::Id | KnownKey::Model)
                         | (Container::Choice, KnownKey::FinishReason)
                         | (Container::Root | Container::Delta, KnownKey::StopReason)
-                        | (Container::Root | Container::Error, KnownKey::Kind)
-                        | (Container::Root, KnownKey::Status)
-                        | (Container::Error, KnownKey::Code)
+                        | (Container::Root | Container::Error, KnownKey::Kind | KnownKey::Code)
+                        | (Container::Root, KnownKey::Status | KnownKey::Object)
                 )
         })
     }
@@ -285,6 +292,8 @@ impl Scanner {
             parent => Container::under(parent, self.key, is_object),
         };
         seen.is_known_shape |= container.shows_shape();
+        // A list, or an answer in any shape, whatever stands before it.
+        self.has_answer |= container.shows_shape() || (self.depth == 0 && !is_object);
         match container {
             Container::Usage => self.usage = UsageSeen::default(),
             Container::Error => {
@@ -356,12 +365,16 @@ impl Scanner {
             self.has_reasoning |= self.key == KnownKey::Reasoning && self.length > 0;
             // Text right under the root is that of an event.
             seen.is_known_shape |= container == Container::Root;
+            self.has_answer |= container == Container::Root;
             if self.length > 0 {
                 self.has_text(seen);
             }
         }
         if self.expects_key && is_object {
-            self.key = self.token().map_or(KnownKey::Other, KnownKey::of);
+            let name = self.token();
+            let is_answer = container == Container::Root && !name.is_some_and(|name| ERROR_KEYS.contains(&name));
+            self.key = name.map_or(KnownKey::Other, KnownKey::of);
+            self.has_answer |= is_answer && seen.error.is_none();
             return;
         }
         let text = || self.token().and_then(unescaped).filter(|text| !text.is_empty());
@@ -377,7 +390,7 @@ impl Scanner {
             | (Container::Root | Container::Delta, KnownKey::StopReason) => {
                 seen.finish_reason = text().or(seen.finish_reason.take());
             }
-            (Container::Root, KnownKey::Kind) => self.kind(seen),
+            (Container::Root, KnownKey::Kind | KnownKey::Object) => self.kind(seen),
             (Container::Root, KnownKey::Status) => {
                 seen.is_deferred |= matches!(self.token(), Some(b"queued" | b"in_progress"));
             }
@@ -387,11 +400,18 @@ impl Scanner {
             (Container::Root, KnownKey::Error) if self.length > 0 => {
                 seen.error.get_or_insert_default();
             }
+            (Container::Root, KnownKey::Code) => {
+                if let Some(error) = &mut seen.error
+                    && error.code.is_none()
+                {
+                    error.code = text();
+                }
+            }
             _ => {}
         }
     }
 
-    /// The type of an event has been read.
+    /// The type of an event or an object has been read.
     fn kind(&self, seen: &mut Observation) {
         match self.token() {
             Some(b"response.completed" | b"response.incomplete" | b"response.failed" | b"message_stop") => {
@@ -400,7 +420,11 @@ impl Scanner {
             Some(b"error") => {
                 seen.error.get_or_insert_default();
             }
-            _ => {}
+            kind => {
+                if let Some(error) = seen.error.as_mut().filter(|error| error.kind.is_empty()) {
+                    error.kind = kind.and_then(unescaped).unwrap_or_default();
+                }
+            }
         }
     }
 
@@ -429,6 +453,13 @@ impl Scanner {
             (Container::Error, KnownKey::Code) if number().is_some() => {
                 let code = word().map(str::to_owned);
                 seen.error.get_or_insert_default().code = code;
+                return;
+            }
+            (Container::Root, KnownKey::Code) if number().is_some() => {
+                let code = word().map(str::to_owned);
+                if let Some(error) = &mut seen.error {
+                    error.code = error.code.take().or(code);
+                }
                 return;
             }
             (Container::Free, _) => {

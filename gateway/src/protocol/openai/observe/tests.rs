@@ -51,6 +51,8 @@ fn expected(now: Instant) -> Observation {
         is_deferred: false,
         is_whole: true,
         error: None,
+        is_certain: true,
+        has_failed: false,
     }
 }
 
@@ -156,7 +158,7 @@ fn endless_input_takes_no_memory_and_what_follows_is_read() {
         observer.feed(&[b'['; 1024], now);
     }
     observer.feed(b"\r\rdata: {\"model\":\"m\"}\n\n", now);
-    assert_eq!(*observer.finish(), Observation { model: Some("m".into()), ..Observation::default() });
+    assert_eq!(*observer.finish(), Observation { model: Some("m".into()), is_certain: true, ..Observation::default() });
     assert!(size_of::<Observer>() < 1024, "an observer holds {} bytes", size_of::<Observer>());
 }
 
@@ -205,7 +207,7 @@ fn errors_are_told() {
         (r#"{"error":"plain"}"#, "", None),
         (r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, "overloaded_error", None),
         (r#"{"type":"response.failed","response":{"error":{"code":"c"}}}"#, "", Some("c")),
-        (r#"{"type":"error","code":"c"}"#, "", None),
+        (r#"{"type":"error","code":"c"}"#, "", Some("c")),
     ] {
         let expected = Some(ObservedError { kind: kind.into(), code: code.map(str::to_owned) });
         assert_eq!(observe("application/json", body.as_bytes(), &[], Instant::now()).error, expected, "{body}");
@@ -389,5 +391,99 @@ fn the_end_of_a_stream_is_known_in_every_shape() {
     ] {
         assert!(observe(kind, end.as_bytes(), &[], Instant::now()).is_whole, "{end}");
         assert!(!observe(kind, &end.as_bytes()[..end.len() / 2], &[], Instant::now()).is_whole, "{end}");
+    }
+}
+
+#[test]
+fn an_error_in_place_of_an_answer_is_told_from_an_answer_as_soon_as_it_can_be() {
+    // Bytes after which it is certain, and whether it is an error.
+    let fails = |body: &str| (body.len(), true);
+    let answers = |read: &str| (read.len(), false);
+    for (body, (certain_at, has_failed)) in [
+        (r#"{"error":{"message":"m","code":500}}"#, fails(r#"{"error":{"message":"m","code":500}}"#)),
+        (r#"{"error":"plain"}"#, fails(r#"{"error":"plain"}"#)),
+        (r#"{"error":{"code":5},"user_id":"u"}"#, fails(r#"{"error":{"code":5},"user_id":"u"}"#)),
+        (r#"{"object":"error","message":"m","code":400}"#, fails(r#"{"object":"error","message":"m","code":400}"#)),
+        (r#"{"id":"a","choices":[]}"#, answers(r#"{"id""#)),
+        (r#"{"error":null,"choices":[]}"#, answers(r#"{"error":null,"choices""#)),
+        (r#"{"error":"","object":"list","data":[]}"#, answers(r#"{"error":"","object":"list","data""#)),
+        // The kept answer of a run that failed: the one who asks for it gets what it wants.
+        (r#"{"id":"r","error":{"code":"server_error"}}"#, answers(r#"{"id""#)),
+        (r#"[{"error":{}}]"#, answers("[")),
+    ] {
+        let mut observer = observer("application/json");
+        let found = body.bytes().position(|byte| {
+            observer.feed(&[byte], Instant::now());
+            observer.observation().is_certain
+        });
+        let seen = observer.observation();
+        assert_eq!((found.map(|at| at + 1), seen.has_failed), (Some(certain_at), has_failed), "{body}");
+    }
+    for (events, certain_after, has_failed) in [
+        ("data: {\"error\":{\"code\":500}}\n\n", 1, true),
+        ("data: {\"id\":\"c\",\"choices\":[],\"error\":{\"code\":502}}\n\n", 1, true),
+        ("event: error\ndata: {\"type\":\"error\",\"code\":\"server_error\"}\n\n", 1, true),
+        ("data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}],\"error\":null}\n\n", 1, false),
+        (": hello\n\ndata: {\"error\":{\"code\":500}}\n\n", 1, true),
+        ("data: {\"choices\":[]}\n\ndata: {\"error\":{\"code\":500}}\n\n", 1, true),
+    ] {
+        let mut observer = observer("text/event-stream");
+        let mut certain = 0;
+        for event in events.split_inclusive("\n\n") {
+            observer.feed(event.as_bytes(), Instant::now());
+            certain += usize::from(observer.observation().is_certain);
+        }
+        let count = events.split_inclusive("\n\n").count();
+        assert_eq!((count + 1 - certain, observer.finish().has_failed), (certain_after, has_failed), "{events}");
+    }
+    let mut cut = observer("text/event-stream");
+    cut.feed(b"data: {\"error\":{\"code\":500}}", Instant::now());
+    assert!(!cut.observation().has_failed && cut.finish().has_failed, "no empty line ends it");
+}
+
+#[test]
+fn an_error_without_an_object_of_its_own_has_its_type_and_code_beside_it() {
+    for (body, kind, code) in [
+        (
+            r#"{"object":"error","message":"m","type":"BadRequestError","param":null,"code":400}"#,
+            "BadRequestError",
+            "400",
+        ),
+        (r#"{"type":"error","code":"server_error","message":"m"}"#, "", "server_error"),
+        (r#"{"type":"error","error":{"type":"overloaded_error","code":"x"}}"#, "overloaded_error", "x"),
+    ] {
+        let expected = Some(ObservedError { kind: kind.into(), code: Some(code.into()) });
+        assert_eq!(observe("application/json", body.as_bytes(), &[], Instant::now()).error, expected, "{body}");
+    }
+}
+
+#[test]
+fn an_answer_in_the_shape_of_any_api_is_no_error() {
+    for (kind, body, has_failed) in [
+        ("application/json", r#"{"error":{"code":5},"output":[{"content":[{"text":"a"}]}]}"#, false),
+        (
+            "application/json",
+            r#"{"type":"message","error":{"type":"x"},"content":[{"type":"text","text":"a"}]}"#,
+            false,
+        ),
+        ("application/json", r#"{"message":{"role":"assistant","content":"a"},"error":"late"}"#, false),
+        ("application/json", r#"{"error":"early","response":"a"}"#, false),
+        ("application/json", r#"{"message":"no object of its own","object":"error"}"#, true),
+        ("application/x-ndjson", "{\"error\":\"model runner has stopped\"}\n", true),
+        ("application/x-ndjson", "{\"error\":\"model runner has stopped\"}", true),
+        ("application/x-ndjson", "{\"response\":\"a\",\"done\":false}\n{\"response\":\"\",\"done\":true}\n", false),
+        ("text/event-stream", "data: {\"type\":\"message_start\",\"message\":{\"content\":[]}}\n\n", false),
+        ("text/event-stream", "data: {\"type\":\"response.created\",\"response\":{\"error\":null}}\n\n", false),
+        ("text/event-stream", "data: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n", true),
+        (
+            "text/event-stream",
+            "data: {\"type\":\"response.failed\",\"response\":{\"error\":{\"code\":\"c\"}}}\n\n",
+            true,
+        ),
+    ] {
+        let mut observer = observer(kind);
+        observer.feed(body.as_bytes(), Instant::now());
+        assert!(observer.observation().is_certain, "{body}");
+        assert_eq!(observer.finish().has_failed, has_failed, "{body}");
     }
 }
