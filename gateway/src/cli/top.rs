@@ -445,8 +445,8 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &Client
         );
         let _ = writeln!(
             out,
-            "  {:44} {:>4} {:12} {:>11} {:>8} {:>7} {:>9} {:>5} {:>4} {:>4}  {}",
-            "ENDPOINT", "TIER", "STATE", "IN FLIGHT", "REQ/S", "ERR/S", "LATENCY", "WAIT", "KV", "EJ", "LAST ERROR"
+            "  {:44} {:>4} {:12} {:>11} {:>8} {:>7} {:>9} {:>5} {:>4} {:>4}  LAST ERROR",
+            "ENDPOINT", "TIER", "STATE", "IN FLIGHT", "REQ/S", "ERR/S", "LATENCY", "WAIT", "KV", "EJ"
         );
         for e in &backend.endpoints {
             let key = (backend.name.as_str(), e.endpoint.as_str());

@@ -154,11 +154,14 @@ fn answers(detector: &Detector, all: &[Arc<Endpoint>], at: usize, caller: u64, v
     detector.ended(all, &all[at], verdict, now, now)
 }
 
+/// Endpoint, caller and verdict of an answer.
+type Step = (usize, u64, Verdict);
+
 #[test]
 fn errors_by_status_eject_only_where_they_are_the_servers() {
     use Verdict::{Error, Good, ServerError};
-    // Each step: endpoint, caller, verdict. True where the last step ejects the first endpoint.
-    let cases: &[(&str, &[(usize, u64, Verdict)], bool)] = &[
+    // True where the last step ejects the first endpoint.
+    let cases: &[(&str, &[Step], bool)] = &[
         ("one caller", &[(0, 1, ServerError); 12], false),
         (
             "one caller, who gets good answers too",
