@@ -23,7 +23,6 @@ pub mod identity;
 pub mod limits;
 pub mod listener;
 pub mod load;
-pub mod model_pattern;
 pub mod off_loop;
 pub mod pipeline;
 pub mod protocol;

@@ -13,6 +13,7 @@
 )]
 
 mod client;
+mod coding;
 mod dns;
 mod frames;
 mod gateway;
@@ -28,6 +29,7 @@ mod secure;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
+pub use coding::encoded;
 pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, example_binary, whole};

@@ -10,7 +10,7 @@
 )]
 
 use bytes::Bytes;
-use spillway_tests::{Answer, Client, Gateway, PATIENCE, Upstream, eventually, new_key, reply};
+use spillway_tests::{Answer, Client, Gateway, PATIENCE, Upstream, encoded, eventually, new_key, reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -647,29 +647,6 @@ routes: [{{name: web, backendRefs: [{{name: web}}]}}]
         assert_eq!(upstream.count() - before, usize::from(status == 200), "{path} {headers:?} {body}");
         let answer = client.post(path, &[("x-api-key", &free), headers[0], headers[1]], body.clone()).await;
         assert_eq!(answer.status, 200, "a caller without a list: {path} {headers:?} {body}");
-    }
-}
-
-fn encoded(coding: &str, text: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    match coding {
-        "gzip" => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(text).unwrap();
-            encoder.finish().unwrap()
-        }
-        "deflate" => {
-            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(text).unwrap();
-            encoder.finish().unwrap()
-        }
-        "br" => {
-            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
-            encoder.write_all(text).unwrap();
-            encoder.into_inner()
-        }
-        "zstd" => zstd::encode_all(text, 3).unwrap(),
-        _ => text.to_vec(),
     }
 }
 

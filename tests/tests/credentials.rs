@@ -21,7 +21,9 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use spillway_tests::{Gateway, Issuer, IssuerKey, Seen, Upstream, eventually, head_of_a_request, http2_over, new_key};
+use spillway_tests::{
+    Gateway, Issuer, IssuerKey, Seen, Upstream, encoded, eventually, head_of_a_request, http2_over, new_key,
+};
 use spillway_tests::{raw, reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -706,31 +708,6 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     }
 }
 
-fn compressed(coding: &str, text: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    match coding {
-        "gzip" => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(text).unwrap();
-            encoder.finish().unwrap()
-        }
-        "deflate" => {
-            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(text).unwrap();
-            encoder.finish().unwrap()
-        }
-        "br" => {
-            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
-            encoder.write_all(text).unwrap();
-            encoder.into_inner()
-        }
-        "zstd" => zstd::encode_all(text, 3).unwrap(),
-        // Several, in the order in which they were applied (RFC 9110, 8.4).
-        _ if coding.contains(", ") => coding.split(", ").fold(text.to_vec(), |text, one| compressed(one, &text)),
-        _ => text.to_vec(),
-    }
-}
-
 #[tokio::test]
 async fn a_compressed_error_that_repeats_the_gateways_credential_does_not_tell_it() {
     // `/CODING` with 401, `/fine/CODING` with 200; `/large/CODING` is more than is decoded, `/spoiled/CODING` is cut.
@@ -741,7 +718,7 @@ async fn a_compressed_error_that_repeats_the_gateways_credential_does_not_tell_i
         if seen.path.starts_with("/large") {
             text.push_str(&" ".repeat(1 << 20));
         }
-        let mut body = compressed(&coding, text.as_bytes());
+        let mut body = encoded(&coding, text.as_bytes());
         if seen.path.starts_with("/spoiled") {
             body.truncate(body.len() / 2);
         }
@@ -793,7 +770,7 @@ routes:
         // What no credential can be in passes as it is.
         let answer = get("GET", &format!("/{coding}"), "x-open").await;
         assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (401, coding));
-        assert_eq!(answer.body, compressed(coding, plain("nobody").as_bytes()), "{coding}");
+        assert_eq!(answer.body, encoded(coding, plain("nobody").as_bytes()), "{coding}");
         // A good answer as well.
         let fine = client.get(&format!("/fine/{coding}")).await;
         assert_eq!((fine.status.as_u16(), fine.header("content-encoding")), (200, coding));

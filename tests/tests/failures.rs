@@ -9,12 +9,11 @@
     reason = "tests"
 )]
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use spillway_tests::{Gateway, PathReader, Upstream, binary, eventually, reply, streamed};
+use spillway_tests::{Gateway, PathReader, Upstream, binary, encoded, eventually, reply, streamed};
 use tokio::sync::mpsc;
 
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
@@ -37,13 +36,6 @@ async fn well() -> Upstream {
         Some(if is_stream { reply(200, EVENTS, CHUNKS) } else { reply(200, JSON, ANSWER) })
     })
     .await
-}
-
-/// A body in gzip.
-fn gzip(text: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(text).unwrap();
-    encoder.finish().unwrap()
 }
 
 /// Two backends, of which the first is asked first.
@@ -109,7 +101,7 @@ async fn an_error_inside_a_compressed_answer_of_200_is_tried_elsewhere() {
         (EVENTS[0], "data: {\"error\":{\"message\":\"engine died\",\"code\":500}}\n\n"),
     ] {
         let failing = Upstream::start(move |_| async move {
-            Some(reply(200, &[kind, ("content-encoding", "gzip")], gzip(error.as_bytes())))
+            Some(reply(200, &[kind, ("content-encoding", "gzip")], encoded("gzip", error.as_bytes())))
         })
         .await;
         let gateway = Gateway::start(&two("openai", &failing, &other, "")).await;

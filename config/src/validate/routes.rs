@@ -1,6 +1,7 @@
 //! Checks of `routes`: matches, filters, references, and routes that can never win.
 
 use crate::catalog::FieldError;
+use crate::model_pattern::ModelPattern;
 use crate::schema::{BackendProtocol, Match, PathMatch, Route, RouteAuthentication};
 
 use super::{Context, Segment, admission, at};
@@ -231,13 +232,13 @@ fn model_names(cx: &mut Context<'_>, n: usize, route: &Route) {
         .collect();
     // Patterns of the names that some target serves; a backend without a list serves all.
     let Some(listed) = backends.iter().map(|b| b.models.as_deref()).collect::<Option<Vec<&[String]>>>() else { return };
-    let listed: Vec<&str> = listed.into_iter().flatten().map(String::as_str).collect();
+    let listed: Vec<ModelPattern> = listed.into_iter().flatten().map(|pattern| ModelPattern::new(pattern)).collect();
     for (m, written) in route.matches.iter().enumerate() {
         let Some(name) = written.model.as_deref().filter(|name| !name.is_empty() && !name.contains('*')) else {
             continue;
         };
         let is_own = own.contains(&name) || route.model_alias.contains_key(name);
-        if !is_own && !listed.iter().any(|pattern| is_like(pattern, name)) {
+        if !is_own && !listed.iter().any(|pattern| pattern.matches(name)) {
             let message = format!(
                 "no target of this route serves `{name}`, so every such request is 404: add a target that does, or an \
                  entry of `modelAlias`"
@@ -260,20 +261,6 @@ fn after_respond(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.warn(at!["routes", n, "filters", later, filter.name.as_str()], message);
         }
     }
-}
-
-/// True if `name` matches a pattern in which `*` stands for any characters.
-fn is_like(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        match rest.split_once(part) {
-            Some((_, after)) => rest = after,
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 fn references(cx: &mut Context<'_>, n: usize, route: &Route) {

@@ -83,6 +83,20 @@ fn byte_tokens() -> Vec<String> {
         .collect()
 }
 
+/// Name, columns and rows of the matrices in a layer of a llama model. `queries` and `keys` are the widths of all heads
+/// together.
+fn layer_matrices(width: usize, queries: usize, keys: usize, feed_forward: usize) -> [(&'static str, usize, usize); 7] {
+    [
+        ("attn_q", width, queries),
+        ("attn_k", width, keys),
+        ("attn_v", width, keys),
+        ("attn_output", queries, width),
+        ("ffn_gate", width, feed_forward),
+        ("ffn_up", width, feed_forward),
+        ("ffn_down", feed_forward, width),
+    ]
+}
+
 /// A file of a small llama model with matrices of `kind`.
 pub(crate) fn small_model(kind: TensorType) -> Vec<u8> {
     small_model_with(kind, TEMPLATE)
@@ -137,15 +151,7 @@ pub(crate) fn small_model_with(kind: TensorType, template: &str) -> Vec<u8> {
         ("output_norm.weight".into(), TensorType::F32, WIDTH, 1),
     ];
     for n in 0..LAYERS {
-        for (name, columns, rows) in [
-            ("attn_q", WIDTH, HEADS * HEAD_DIM),
-            ("attn_k", WIDTH, KV_HEADS * HEAD_DIM),
-            ("attn_v", WIDTH, KV_HEADS * HEAD_DIM),
-            ("attn_output", HEADS * HEAD_DIM, WIDTH),
-            ("ffn_gate", WIDTH, FEED_FORWARD),
-            ("ffn_up", WIDTH, FEED_FORWARD),
-            ("ffn_down", FEED_FORWARD, WIDTH),
-        ] {
+        for (name, columns, rows) in layer_matrices(WIDTH, HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, FEED_FORWARD) {
             tensors.push((format!("blk.{n}.{name}.weight"), kind, columns, rows));
         }
         for name in ["attn_norm", "ffn_norm"] {

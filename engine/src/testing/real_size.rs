@@ -79,15 +79,7 @@ fn model() -> tempfile::NamedTempFile {
     file.random("token_embd.weight", TensorType::Q8_0, &[WIDTH, VOCABULARY], &mut rng);
     file.random("output_norm.weight", TensorType::F32, &[WIDTH], &mut rng);
     for n in 0..LAYERS {
-        for (name, columns, rows) in [
-            ("attn_q", WIDTH, HEADS * HEAD_DIM),
-            ("attn_k", WIDTH, KV_HEADS * HEAD_DIM),
-            ("attn_v", WIDTH, KV_HEADS * HEAD_DIM),
-            ("attn_output", HEADS * HEAD_DIM, WIDTH),
-            ("ffn_gate", WIDTH, FEED_FORWARD),
-            ("ffn_up", WIDTH, FEED_FORWARD),
-            ("ffn_down", FEED_FORWARD, WIDTH),
-        ] {
+        for (name, columns, rows) in super::layer_matrices(WIDTH, HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, FEED_FORWARD) {
             file.random(&format!("blk.{n}.{name}.weight"), TensorType::Q4_1, &[columns, rows], &mut rng);
         }
         for name in ["attn_norm", "ffn_norm"] {

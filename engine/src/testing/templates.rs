@@ -149,7 +149,7 @@ fn a_text_that_cannot_be_followed_is_refused_only_where_it_matters() {
     assert!(matches!(&refused, Err(PromptError::Template(why)) if why.contains("cannot be followed")), "{refused:?}");
 }
 
-/// What templates do with a text.
+/// Expressions by which templates work on a text.
 const WORK: [&str; 12] = [
     "{{ c }}",
     "{{ c | lower }}",

@@ -91,7 +91,7 @@ impl CallerAnswers {
         });
     }
 
-    /// Those with errors, each once.
+    /// Callers and operations with errors, each once.
     pub(super) fn failing(&self, epoch: u64) -> SmallVec<[CallerTag; PLACES]> {
         let mut tags = SmallVec::new();
         for entry in self.recent(epoch).filter(|entry| entry.bad > 0) {

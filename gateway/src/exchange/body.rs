@@ -113,6 +113,13 @@ pub enum RequestBody {
     Held(HeldBody),
 }
 
+impl RequestBody {
+    /// True if the whole body can be sent again: it is held, or there is none.
+    pub fn is_at_hand(&self, session: &mut ServerSession) -> bool {
+        matches!(self, Self::Held(_)) || session.is_body_empty()
+    }
+}
+
 /// Bounds of a body that is read to its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Hold {

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use spillway_config::ModelPattern;
 use spillway_config::schema;
 
 use super::tenants::Tenants;
 use super::{IdentityDeps, IdentityError};
 use crate::limits::Rules;
-use crate::model_pattern::ModelPattern;
 
 /// Configured identity of a caller.
 pub struct Consumer {

@@ -1,10 +1,10 @@
 //! Prices of tokens. One dollar for a million tokens is a thousand billionths of a dollar for a token, so costs are
 //! whole numbers except for the last rounding.
 
+use spillway_config::ModelPattern;
 use spillway_config::schema::Price;
 
 use super::estimate::{Estimate, Used};
-use crate::model_pattern::ModelPattern;
 
 /// Billionths of a dollar for one token, at one dollar for a million tokens.
 const NANOS: f64 = 1000.0;

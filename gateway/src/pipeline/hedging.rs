@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::trying::{Try, begin_retry};
 use crate::admission::{Admission, TargetSelection};
 use crate::clock::now_millis;
-use crate::exchange::{AttemptSlot, Exchange, RequestBody, is_idempotent};
+use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
 use crate::gateway::Gateway;
 use crate::topology::{Backend, HedgePlan, Route};
 use crate::upstream::{AttemptOutcome, Failure, MoveOn, Ready, open};
@@ -17,7 +17,7 @@ use crate::upstream::{AttemptOutcome, Failure, MoveOn, Ready, open};
 /// True if the request may be sent twice at the same time: a call of a model whose answer is not streamed, or an idempotent
 /// method.
 pub(super) fn is_allowed(backend: &Backend, session: &mut ServerSession, exchange: &Exchange) -> bool {
-    let is_held = matches!(exchange.body, RequestBody::Held(_)) || session.is_body_empty();
+    let is_held = exchange.body.is_at_hand(session);
     let is_streamed = exchange.asked.as_ref().is_some_and(|asked| asked.stream);
     is_held && (backend.may_repeat() && !is_streamed || is_idempotent(&session.req_header().method))
 }

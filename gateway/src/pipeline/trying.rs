@@ -10,7 +10,7 @@ use pingora::protocols::http::ServerSession;
 use super::conclude;
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
-use crate::exchange::{AttemptSlot, Exchange, RequestBody, is_idempotent};
+use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
 use crate::gateway::Gateway;
 use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::Span;
@@ -203,5 +203,5 @@ pub(super) fn may_retry(
 
 /// True if the body of the request is held, or nothing of it was read yet.
 pub(super) fn can_resend(session: &mut ServerSession, exchange: &Exchange) -> bool {
-    matches!(exchange.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
+    exchange.body.is_at_hand(session) || session.body_bytes_read() == 0
 }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::model_pattern::ModelPattern;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
 use spillway_cel::{Expression, Scope, Seen};
+use spillway_config::ModelPattern;
 use spillway_config::path;
 use spillway_config::schema::{Match, PathMatch};
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use spillway_config::ModelPattern;
 use spillway_config::schema::{self, BackendProtocol, Config};
 use spillway_filter::SharedStates;
 use tokio::task::JoinError;
@@ -16,7 +17,6 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, bearer};
-use crate::model_pattern::ModelPattern;
 use crate::protocol::{Dialect, OPENAI};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};

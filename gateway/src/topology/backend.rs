@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use spillway_config::ModelPattern;
 use spillway_config::schema::{HashOn, PolicyName};
 
 use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
-use crate::model_pattern::ModelPattern;
 use crate::protocol::Dialect;
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;

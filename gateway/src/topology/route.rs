@@ -177,9 +177,9 @@ pub struct HedgePlan {
 /// Targets of a route that may answer a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answerers {
-    /// All of them.
+    /// All targets.
     All,
-    /// Those with these indices.
+    /// Targets with these indices.
     Some(Vec<usize>),
 }
 

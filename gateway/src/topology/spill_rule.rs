@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::model_pattern::ModelPattern;
+use spillway_config::ModelPattern;
 
 /// Conditions that a request must meet to spill. The default lets every request spill.
 #[derive(Debug, Default, Clone)]

@@ -25,7 +25,7 @@ use super::verdict::judge_beginning;
 use crate::balancing::{Class, orca};
 use crate::coding::Coding;
 use crate::downstream::{Beside, SLICE, WriteLimits, deliver, slice, write_head};
-use crate::exchange::{self, AttemptSlot, Exchange, RequestBody, ServedBy};
+use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::protocol::{Observation, SERVED_BY, Written};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
@@ -187,7 +187,7 @@ impl<'a> Conversation<'_, 'a> {
     /// Outcome of an answer whose beginning is an error that another target may not have.
     fn judge_beginning(&mut self) -> Option<AttemptOutcome> {
         let seen = self.passing.observer.as_ref()?.observation();
-        let can_resend = matches!(self.exchange.body, RequestBody::Held(_)) || self.session.is_body_empty();
+        let can_resend = self.exchange.body.is_at_hand(self.session);
         let outcome = judge_beginning(self.attempt, self.state.callers_account, can_resend, seen)?;
         // Of an answer that reaches the client, what is noted stays.
         (self.exchange.outcome.reported, self.exchange.outcome.error_code) = (None, None);

@@ -71,7 +71,7 @@ const LEAST_NEIGHBOURS: usize = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     consecutive: AtomicU32,
-    /// Those of them that are no errors by status alone.
+    /// Consecutive errors that are none by status alone.
     consecutive_failures: AtomicU32,
     /// In milliseconds of the clock; 0 for never.
     ejected_until: AtomicU64,

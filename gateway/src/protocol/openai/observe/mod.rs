@@ -23,7 +23,7 @@ const JSON_LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "ap
 /// Framing of the values in an answer.
 #[derive(Debug)]
 enum AnswerFraming {
-    /// One JSON value.
+    /// A single JSON value.
     Json,
     /// An event stream.
     Events(Lines),
