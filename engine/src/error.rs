@@ -157,8 +157,10 @@ pub enum GrammarError {
 pub enum BusyReason {
     /// The queue is full.
     QueueFull,
-    /// The first token would come too late.
+    /// The first token would come too late, after those of other requests.
     WaitTooLong,
+    /// The first token would come too late although nothing else runs: prefill of the prompt alone takes too long.
+    PromptTooLong,
     /// The tenant has more than its share of the queue.
     TenantQueueFull,
     /// More choices than sequences run together: retrying never helps.

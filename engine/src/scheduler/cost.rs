@@ -28,12 +28,21 @@ fn float(rows: usize) -> f64 {
     rows as f64
 }
 
+/// Size class of a step.
+fn bucket(rows: usize) -> usize {
+    usize::try_from(rows.max(1).next_power_of_two().trailing_zeros()).map_or(BUCKETS - 1, |n| n.min(BUCKETS - 1))
+}
+
 impl Cost {
+    /// Most rows of a step so far.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Records the duration of a step.
     pub(super) fn measured(&mut self, rows: usize, took: Duration) {
-        let bucket = usize::try_from(rows.max(1).next_power_of_two().trailing_zeros()).unwrap_or(BUCKETS);
         self.most = self.most.max(rows);
-        let Some(figure) = self.figures.get_mut(bucket.min(BUCKETS - 1)) else { return };
+        let Some(figure) = self.figures.get_mut(bucket(rows)) else { return };
         let (rows, seconds) = (float(rows), took.as_secs_f64());
         match figure {
             Some(figure) => {
@@ -42,6 +51,15 @@ impl Cost {
             }
             None => *figure = Some(Figure { rows, seconds }),
         }
+    }
+
+    /// Replaces the averages for steps of this size and forgets those of larger ones: the device has been idle, and a
+    /// slow spell before it says nothing about now.
+    pub(super) fn measured_anew(&mut self, rows: usize, took: Duration) {
+        let bucket = bucket(rows);
+        self.figures.iter_mut().skip(bucket).for_each(|figure| *figure = None);
+        self.most = 0;
+        self.measured(rows, took);
     }
 
     /// Expected duration of a step: on the line through the averages on both sides of it, or through the last two. A
@@ -108,6 +126,10 @@ mod tests {
             cost.measured(8, ms(80));
         }
         assert_eq!(cost.rows_within(ms(40), 1, 64), 4);
+        // One that became faster while it was idle, too, and larger steps are tried again.
+        cost.measured_anew(8, ms(10));
+        assert_eq!(cost.of(8), ms(10));
+        assert_eq!(cost.rows_within(ms(40), 1, 64), 16);
     }
 
     proptest! {

@@ -12,6 +12,7 @@ mod masks;
 mod pace;
 mod pages;
 mod plan;
+mod prefixes;
 mod queue;
 mod request;
 mod sequence;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
-use crate::exec::{Batch, Row, Sizes};
+use crate::exec::{Batch, PAGE, Row, Sizes};
 use crate::runner::{self, Measured, ModelThread, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions};
@@ -51,6 +52,13 @@ const PARKED_LIMIT: Duration = Duration::from_secs(2);
 /// Niceness added to engine threads, so that the proxy's threads get a core first.
 const NICENESS: i32 = 5;
 
+/// Message to the scheduler's thread.
+pub(crate) enum Command {
+    Serve(Job),
+    /// Measures a step of prompts, unless requests run and so measure it.
+    Measure,
+}
+
 /// Request on its way to the scheduler's thread.
 pub(crate) struct Job {
     request: Generate,
@@ -73,19 +81,27 @@ impl Recipient for Sender<Event> {
 
 /// Callers' side of the scheduler's thread.
 pub(crate) struct SchedulerHandle {
-    pub(crate) thread: ModelThread<Job>,
+    pub(crate) thread: ModelThread<Command>,
     shared: Arc<SchedulerState>,
 }
 
 impl SchedulerHandle {
     /// Submits a request if its first token can be produced in time.
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
-        self.shared.enter(&request)?;
+        if let Err(refused) = self.shared.enter(&request) {
+            if refused.wants_pace {
+                // A full queue has requests, which measure it.
+                let _ = self.thread.send(Command::Measure);
+            }
+            return Err(refused.busy);
+        }
         let (events, receiver) = async_channel::unbounded();
-        match self.thread.send(Job { request, events, submitted: Instant::now() }) {
+        match self.thread.send(Command::Serve(Job { request, events, submitted: Instant::now() })) {
             Ok(()) => Ok(receiver),
             Err(refused) => {
-                self.shared.leave_queue(&refused.into_inner().request);
+                if let Command::Serve(job) = refused.into_inner() {
+                    self.shared.leave_queue(&job.request);
+                }
                 Err(self.shared.stopped())
             }
         }
@@ -118,7 +134,8 @@ fn begin(
     tuning: Tuning,
 ) -> Result<SchedulerHandle, LoadError> {
     let queue = usize::try_from(options.max_queue).unwrap_or(usize::MAX);
-    let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
+    // One more than requests, for a command to measure.
+    let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).saturating_add(1));
     let shared = Arc::new(SchedulerState::new(sizes, queue, options.max_queue_wait));
     let placement = model.placement();
     let watched = shared.health.clone();
@@ -135,9 +152,10 @@ fn begin(
         tuning,
         waiting: Queue::default(),
         running: Vec::new(),
+        wants_pace: false,
         is_starved: false,
         free_slots: (0..sizes.slots).rev().collect(),
-        pages: Pages::new(sizes),
+        pages: Pages::new(sizes, shared.prefixes.clone()),
         batch: Batch::default(),
         picked: Vec::new(),
         rows_read: 0,
@@ -163,13 +181,15 @@ struct SchedulerWorker {
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,
     shared: Arc<SchedulerState>,
-    jobs: Receiver<Job>,
+    jobs: Receiver<Command>,
     stall_timeout: Duration,
     token_pause: Duration,
     tuning: Tuning,
     waiting: Queue,
     /// Requests with slots, oldest first.
     running: Vec<Request>,
+    /// An idle engine refused a prompt by an old estimate.
+    wants_pace: bool,
     /// True if a request, or a preempted sequence, found no slot or pages at the last admission.
     is_starved: bool,
     free_slots: Vec<usize>,
@@ -210,13 +230,15 @@ impl RecoverableWorker for SchedulerWorker {
             self.cost.measured(rows, took);
             step = step.min(took);
         }
+        // Until steps are as large as they will be: the first prompts are judged by their cost.
+        while self.idle_rows() > self.cost.most() && self.measure_prompt_step()? {}
         self.plan_nothing();
         Ok(Measured { rate: 1.0 / step.as_secs_f64().max(f64::MIN_POSITIVE), step })
     }
 
     fn refuse(&mut self, fault: &EngineError) {
-        while let Ok(job) = self.jobs.try_recv() {
-            self.waiting.push(job);
+        while let Ok(command) = self.jobs.try_recv() {
+            self.obey(command);
         }
         for job in self.waiting.drain() {
             self.shared.leave_queue(&job.request);
@@ -239,13 +261,22 @@ impl SchedulerWorker {
         self.shared.set_running(0, 0, 0);
         self.running.drain(..).for_each(|request| request.fail(end.clone()));
         self.waiting.drain().iter().for_each(|job| job.fail(end.clone()));
-        while let Ok(job) = self.jobs.try_recv() {
-            job.fail(end.clone());
+        while let Ok(command) = self.jobs.try_recv() {
+            if let Command::Serve(job) = command {
+                job.fail(end.clone());
+            }
         }
     }
 
     fn run(&mut self) {
         while self.receive() {
+            if std::mem::take(&mut self.wants_pace)
+                && self.is_idle()
+                && let Err(fault) = self.measure_prompt_step()
+                && !self.recover(&fault)
+            {
+                break;
+            }
             self.settle();
             self.admit();
             if self.plan() {
@@ -270,7 +301,7 @@ impl SchedulerWorker {
             request.fail(fault.clone());
         }
         self.update_watch();
-        self.pages = Pages::new(self.sizes);
+        self.pages = Pages::new(self.sizes, self.shared.prefixes.clone());
         self.masks = Masks::default();
         self.shared.set_running(0, 0, 0);
         let pause = self.tuning.retry_first;
@@ -281,18 +312,41 @@ impl SchedulerWorker {
         recovered
     }
 
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Serve(job) => self.waiting.push(job),
+            Command::Measure => self.wants_pace = true,
+        }
+    }
+
+    /// Measures a step of prompts, of as many rows as have free pages, while nothing runs. Returns false if none has.
+    fn measure_prompt_step(&mut self) -> Result<bool, EngineError> {
+        let rows = self.idle_rows().min(self.pages.free() * PAGE).min(self.sizes.context);
+        if rows == 0 || self.pages.take(0, &vec![0; rows], 0).is_none() {
+            return Ok(false);
+        }
+        self.batch.rows = (0..rows).map(|position| Row { token: 0, position: narrow(position), slot: 0 }).collect();
+        self.batch.picks = vec![narrow(rows - 1)];
+        self.batch.pages = self.pages.table().to_vec();
+        let started = Instant::now();
+        let ran = self.model.forward_within(self.tuning.first_step, &self.watch, &self.batch);
+        self.pages.release_slot(0);
+        self.cost.measured_anew(rows, started.elapsed());
+        ran.map(|_| true)
+    }
+
     /// Receives new requests; blocks for one when idle. Returns false when the engine ends.
     fn receive(&mut self) -> bool {
         if self.is_idle() {
             self.plan_nothing();
             match self.jobs.recv_blocking() {
-                Ok(job) => self.waiting.push(job),
+                Ok(command) => self.obey(command),
                 Err(_) => return false,
             }
         }
         loop {
             match self.jobs.try_recv() {
-                Ok(job) => self.waiting.push(job),
+                Ok(command) => self.obey(command),
                 Err(TryRecvError::Empty) => return !self.shared.health.is_stopped(),
                 Err(TryRecvError::Closed) => return false,
             }
@@ -334,7 +388,7 @@ impl SchedulerWorker {
         }
         let sequences = || self.running.iter().flat_map(|request| &request.sequences);
         let used = sequences().map(|sequence| sequence.read()).sum();
-        self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * crate::exec::PAGE);
+        self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * PAGE);
     }
 
     /// Ends the longest parked request if another waits for its slot. Returns true if one was ended.

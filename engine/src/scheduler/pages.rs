@@ -5,17 +5,11 @@
 //! text of somebody else's prompt. Idle pages are evicted least recently used first, the end of a text before its
 //! beginning; a page in use never is. Page 0 belongs to no sequence.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use super::prefixes::{BEGINNING, Content, Key, Prefixes};
 use crate::exec::{PAGE, Sizes};
-
-/// Identifies the content of a page and of all before it; never used twice.
-type Content = u64;
-/// Content before the first page.
-const BEGINNING: Content = 0;
-
-/// Key of a full page: the content before it, and its tokens.
-type Key = (Content, Box<[u32]>);
 
 #[derive(Debug, Default)]
 struct Page {
@@ -41,7 +35,7 @@ const EMPTY: Slot = Slot { count: 0, known: 0, content: BEGINNING };
 pub(super) struct Pages {
     pages: Vec<Page>,
     free: Vec<u32>,
-    by_key: HashMap<Key, u32>,
+    prefixes: Arc<Prefixes>,
     idle: BTreeSet<(u64, u32, u32)>,
     /// `slots` x `pages_per_slot`; 0 where a sequence has no page.
     table: Vec<u32>,
@@ -56,11 +50,13 @@ fn at(page: u32) -> usize {
 }
 
 impl Pages {
-    pub(super) fn new(sizes: Sizes) -> Self {
+    /// Empty pages, which enter their texts into `prefixes`; what it held is forgotten.
+    pub(super) fn new(sizes: Sizes, prefixes: Arc<Prefixes>) -> Self {
+        prefixes.clear();
         Self {
             pages: (0..sizes.pages).map(|_| Page::default()).collect(),
             free: (1..sizes.pages).rev().filter_map(|page| u32::try_from(page).ok()).collect(),
-            by_key: HashMap::new(),
+            prefixes,
             idle: BTreeSet::new(),
             table: vec![0; sizes.slots * sizes.pages_per_slot()],
             slots: vec![EMPTY; sizes.slots],
@@ -80,6 +76,11 @@ impl Pages {
         self.free.len() + self.idle.len()
     }
 
+    /// Pages without a user and without tokens for later prompts.
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Pages that hold tokens for later prompts and have no user.
     pub(super) fn idle(&self) -> usize {
         self.idle.len()
@@ -93,8 +94,7 @@ impl Pages {
         let count = tokens.len().div_ceil(PAGE).min(self.per_slot);
         let mut shared = Vec::new();
         let mut content = BEGINNING;
-        for piece in tokens.chunks_exact(PAGE).take(tokens.len().saturating_sub(1) / PAGE) {
-            let Some((page, next)) = self.find(content, piece) else { break };
+        for (page, next) in self.prefixes.pages_of(tokens) {
             shared.push(page);
             content = next;
         }
@@ -143,7 +143,7 @@ impl Pages {
         while let Some(Slot { known, content, count }) = self.slots.get(slot).copied() {
             let Some(piece) = tokens.get(known * PAGE..(known + 1) * PAGE) else { break };
             let Some(page) = self.entry(slot, known).filter(|_| known < count) else { break };
-            let content = match self.find(content, piece) {
+            let content = match self.prefixes.find(content, piece) {
                 // Another sequence was faster: one of two equal pages is enough.
                 Some((twin, same)) => {
                     if twin != page {
@@ -159,7 +159,7 @@ impl Pages {
                     if let Some(entry) = self.pages.get_mut(at(page)) {
                         entry.content = Some((self.contents, key.clone()));
                     }
-                    self.by_key.insert(key, page);
+                    self.prefixes.insert(key, page, self.contents);
                     self.contents
                 }
             };
@@ -180,7 +180,9 @@ impl Pages {
                 break;
             }
             let Some(piece) = tokens.get(read..read + PAGE) else { break };
-            let (Some((twin, next)), Some(page)) = (self.find(content, piece), self.entry(slot, known)) else { break };
+            let (Some((twin, next)), Some(page)) = (self.prefixes.find(content, piece), self.entry(slot, known)) else {
+                break;
+            };
             self.use_page(twin);
             self.enter(slot, known, twin);
             self.leave(page, known);
@@ -223,12 +225,6 @@ impl Pages {
         }
     }
 
-    fn find(&self, content: Content, piece: &[u32]) -> Option<(u32, Content)> {
-        let page = *self.by_key.get(&(content, Box::from(piece)))?;
-        let (content, _) = self.pages.get(at(page))?.content.as_ref()?;
-        Some((page, *content))
-    }
-
     fn is_idle(&self, page: u32) -> bool {
         self.pages.get(at(page)).is_some_and(|page| page.idle.is_some())
     }
@@ -267,7 +263,7 @@ impl Pages {
         let entry = self.pages.get_mut(at(page))?;
         entry.idle = None;
         if let Some((_, key)) = entry.content.take() {
-            self.by_key.remove(&key);
+            self.prefixes.remove(&key);
         }
         Some(page)
     }
@@ -275,6 +271,8 @@ impl Pages {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -315,16 +313,16 @@ mod tests {
                 + pages.free.iter().filter(|free| **free as usize == n).count();
             assert_eq!(places, 1, "page {n} is in use, idle or free");
             if let Some((_, key)) = &page.content {
-                assert_eq!(pages.by_key.get(key), Some(&(n as u32)));
+                assert_eq!(pages.prefixes.find(key.0, &key.1).map(|found| found.0), Some(n as u32));
             }
         }
         assert_eq!(pages.idle.len(), pages.pages.iter().filter(|page| page.idle.is_some()).count());
-        assert_eq!(pages.by_key.len(), pages.pages.iter().filter(|page| page.content.is_some()).count());
+        assert_eq!(pages.prefixes.len(), pages.pages.iter().filter(|page| page.content.is_some()).count());
     }
 
     #[test]
     fn equal_beginnings_share_their_pages_and_the_last_token_is_always_read() {
-        let mut pages = Pages::new(sizes());
+        let mut pages = Pages::new(sizes(), Arc::default());
         assert_eq!(pages.take(0, &text(1, 3), 0), Some(0));
         pages.filled(0, &text(1, 3));
         assert_eq!(pages.take(1, &text(1, 3), 0), Some(3 * PAGE));
@@ -339,7 +337,7 @@ mod tests {
 
     #[test]
     fn idle_pages_go_least_recently_used_first_and_from_the_end() {
-        let mut pages = Pages::new(sizes());
+        let mut pages = Pages::new(sizes(), Arc::default());
         for kind in [1, 2] {
             pages.take(0, &text(kind, 4), 0);
             pages.filled(0, &text(kind, 4));
@@ -357,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_prompt_catches_up_with_what_another_has_read() {
-        let mut pages = Pages::new(sizes());
+        let mut pages = Pages::new(sizes(), Arc::default());
         let (a, b) = (text(1, 3), text(1, 3));
         pages.take(0, &a, 0);
         pages.take(1, &b, 0);
@@ -377,7 +375,7 @@ mod tests {
         fn no_page_is_lost_or_shared_wrongly(
             turns in proptest::collection::vec((0usize..SLOTS, 0u8..5, 0u32..3, 0usize..6), 1..80)
         ) {
-            let mut pages = Pages::new(sizes());
+            let mut pages = Pages::new(sizes(), Arc::default());
             let mut held: Vec<Option<(Vec<u32>, usize)>> = vec![None; SLOTS];
             // Content of each page, as an executor would have written it.
             let mut written: HashMap<u32, Vec<u32>> = HashMap::new();

@@ -50,7 +50,7 @@ impl SchedulerWorker {
         let writing = self.batch.rows.len();
         let most = self.sizes.max_rows;
         let room = if writing == 0 {
-            self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most)
+            self.idle_rows()
         } else {
             let pause = self.token_pause.max(self.cost.of(writing) * SLOWER_BY_PROMPTS);
             self.rows_within(pause, writing, most)
@@ -59,10 +59,15 @@ impl SchedulerWorker {
         !self.batch.rows.is_empty()
     }
 
+    /// Rows of a step that has nothing but prompts.
+    pub(super) fn idle_rows(&self) -> usize {
+        let most = self.sizes.max_rows;
+        self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most)
+    }
+
     /// Publishes the cost of a step for callers' estimates while nothing runs.
     pub(super) fn plan_nothing(&mut self) {
-        let most = self.sizes.max_rows;
-        let rows = self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most);
+        let rows = self.idle_rows();
         let pace = Pace { rows, bare: Duration::ZERO, full: self.cost.of(rows) };
         self.shared.planned(pace, &[], self.rows_read, self.pages.available() * PAGE);
     }

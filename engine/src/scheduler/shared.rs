@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::pace::{Pace, PendingPrompt, place, rows_until_read};
+use super::prefixes::Prefixes;
 use super::queue::TenantKey;
 use crate::exec::{PAGE, Sizes};
 use crate::runner::ThreadHealth;
@@ -16,8 +17,19 @@ use crate::{Busy, BusyReason, EngineStats, Generate};
 const SMOOTHING: u32 = 3;
 /// Tokens assumed for an answer before any was measured.
 const FIRST_ANSWER: u64 = 64;
+/// Age of the measured pace from which an idle engine that refuses a prompt measures it again. Otherwise one slow step
+/// could keep it idle: only running corrects an estimate.
+const PACE_AGE: Duration = Duration::from_secs(1);
 /// Share of the queue that one tenant may fill, in quarters, so that others find room.
 const TENANT_QUARTERS: usize = 3;
+
+/// A refused request.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) busy: Busy,
+    /// The engine is idle and refused by a pace that was measured a while ago.
+    pub(super) wants_pace: bool,
+}
 
 /// A request that waits for slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +55,8 @@ struct WaitingLine {
     rows_read: u64,
     /// Cost of the last step.
     pace: Pace,
+    /// Time of the last step, or of the last demand for one.
+    paced: Option<Instant>,
     /// Tokens for which pages were available.
     room: usize,
 }
@@ -70,6 +84,7 @@ pub(super) struct SchedulerState {
     queue: usize,
     max_wait: Duration,
     pub(super) health: Arc<ThreadHealth>,
+    pub(super) prefixes: Arc<Prefixes>,
     /// A request was refused for lack of room since the scheduler last looked.
     refused: AtomicBool,
     running: AtomicUsize,
@@ -103,6 +118,7 @@ impl SchedulerState {
             queue,
             max_wait,
             health: Arc::default(),
+            prefixes: Arc::default(),
             refused: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             line: Mutex::default(),
@@ -122,10 +138,12 @@ impl SchedulerState {
     }
 
     /// Enters a request into the queue, or returns the reason for refusing it.
-    pub(super) fn enter(&self, request: &Generate) -> Result<(), Busy> {
-        let refused = |reason, retry_after: Duration| Err(Busy { reason, retry_after: retry_after.max(self.step()) });
+    pub(super) fn enter(&self, request: &Generate) -> Result<(), Refused> {
+        let refused = |reason, retry_after: Duration| {
+            Err(Refused { busy: Busy { reason, retry_after: retry_after.max(self.step()) }, wants_pace: false })
+        };
         if self.health.is_stopped() {
-            return Err(self.stopped());
+            return Err(Refused { busy: self.stopped(), wants_pace: false });
         }
         if self.health.is_recovering() {
             return refused(BusyReason::Recovering, Duration::from_secs(1));
@@ -134,15 +152,24 @@ impl SchedulerState {
         if new.choices > self.sizes.slots {
             return refused(BusyReason::TooManyChoices, Duration::ZERO);
         }
+        let unread = new.prompt.saturating_sub(self.prefixes.cached(request.prompt.tokens()));
         let mut line = self.line();
-        let wait = self.wait_in(&line, new.prompt, &request.tenant);
-        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // An idle engine begins at once: the estimate is its own speed then, which only running corrects.
-        let idle = line.waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
-        let too_late = left.is_some_and(|left| if idle { left.is_zero() } else { wait > left });
-        if too_late || (!idle && wait > self.max_wait) {
-            self.refused.store(true, Ordering::Relaxed);
-            return refused(BusyReason::WaitTooLong, wait.saturating_sub(self.max_wait));
+        let wait = self.wait_in(&line, new.prompt, unread, &request.tenant);
+        let now = Instant::now();
+        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let is_late = left.is_some_and(|left| left.is_zero());
+        if is_late || wait > left.map_or(self.max_wait, |left| left.min(self.max_wait)) {
+            let idle = line.waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
+            if !idle {
+                self.refused.store(true, Ordering::Relaxed);
+            }
+            let wants_pace = idle && line.paced.is_none_or(|paced| now.saturating_duration_since(paced) >= PACE_AGE);
+            if wants_pace {
+                line.paced = Some(now);
+            }
+            let reason = if idle && !is_late { BusyReason::PromptTooLong } else { BusyReason::WaitTooLong };
+            let retry_after = wait.saturating_sub(self.max_wait).max(self.step());
+            return Err(Refused { busy: Busy { reason, retry_after }, wants_pace });
         }
         let places = self.sizes.slots.saturating_add(self.queue);
         if line.waiting() + self.running.load(Ordering::Relaxed) + new.choices > places {
@@ -198,6 +225,7 @@ impl SchedulerState {
     pub(super) fn planned(&self, pace: Pace, reading: &[PendingPrompt], rows_read: u64, room: usize) {
         let mut line = self.line();
         line.pace = pace;
+        line.paced = Some(Instant::now());
         line.rows_read = rows_read;
         line.room = room;
         line.reading.clear();
@@ -239,14 +267,14 @@ impl SchedulerState {
         Duration::from_nanos(self.step_nanos.load(Ordering::Relaxed))
     }
 
-    /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
+    /// Estimated time to the first token of a prompt of this length, none of it cached, if `tenant` submitted it now.
     pub(super) fn estimated_wait(&self, prompt_tokens: usize, tenant: &TenantKey) -> Duration {
-        self.wait_in(&self.line(), prompt_tokens, tenant)
+        self.wait_in(&self.line(), prompt_tokens, prompt_tokens, tenant)
     }
 
-    /// Time to prefill the prompt beside the current ones, by the sharing of steps. If no slot or no pages are free,
-    /// time for all prompts before it and for the rest of the answers before it.
-    fn wait_in(&self, line: &WaitingLine, prompt: usize, tenant: &TenantKey) -> Duration {
+    /// Time to prefill the `unread` tokens of a prompt beside the current ones, by the sharing of steps. If no slot or
+    /// no pages are free, time for all prompts before it and for the rest of the answers before it.
+    fn wait_in(&self, line: &WaitingLine, prompt: usize, unread: usize, tenant: &TenantKey) -> Duration {
         let before = line.before(tenant);
         let ahead = before.clone().map(|waiting| waiting.choices).sum::<usize>() + self.running.load(Ordering::Relaxed);
         let places = self.sizes.slots.max(1);
@@ -257,10 +285,10 @@ impl SchedulerState {
         if short_of == 0 {
             let comes = |unread| PendingPrompt { unread, place: place(line.rows_read, unread) };
             let readers = line.reading.iter().copied().chain(prompts.map(comes));
-            return line.pace.time_of(rows_until_read(prompt, readers, line.rows_read, line.pace.rows));
+            return line.pace.time_of(rows_until_read(unread, readers, line.rows_read, line.pace.rows));
         }
-        let unread = line.reading.iter().map(|reader| reader.unread).chain(prompts);
-        let reading = line.pace.time_of(unread.fold(prompt, usize::saturating_add));
+        let before = line.reading.iter().map(|reader| reader.unread).chain(prompts);
+        let reading = line.pace.time_of(before.fold(unread, usize::saturating_add));
         // Answers end evenly over their length: the n-th slot is free after n / slots of one.
         let answer = self.step_nanos.load(Ordering::Relaxed).saturating_mul(self.answer_tokens.load(Ordering::Relaxed));
         let writing = answer.saturating_mul(wide(short_of)) / wide(places.min(ahead.max(1)));

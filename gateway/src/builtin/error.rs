@@ -43,6 +43,9 @@ impl From<Busy> for SpillError {
         let message = match busy.reason {
             BusyReason::QueueFull => "Too many requests wait for the built-in model; try again.",
             BusyReason::WaitTooLong => "The built-in model is busy for longer than a request may wait; try again.",
+            BusyReason::PromptTooLong => {
+                "The built-in model would read this prompt for longer than a request may wait; send a shorter one."
+            }
             BusyReason::TenantQueueFull => "Too many requests of this caller wait for the built-in model; try again.",
             BusyReason::TooManyChoices => "The built-in model writes fewer answers at once than `n` asks for.",
             BusyReason::Recovering => "The built-in model is being set up again after a fault; try again.",

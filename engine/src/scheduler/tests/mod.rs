@@ -499,7 +499,7 @@ fn a_prompt_is_read_in_parts_that_fit_the_pause_between_tokens() {
 fn a_long_prompt_gets_no_short_one_refused() {
     // 5 s for the long one; the short ones would begin after a step or two of 64 ms.
     let world = World { row_time: Duration::from_millis(1), end: -9.0, ..World::default() };
-    let options = LoadOptions { max_queue_wait: Duration::from_millis(2500), ..options(64) };
+    let options = LoadOptions { max_queue_wait: Duration::from_secs(7), ..options(64) };
     let scene = Scene::new(sizes(8, 160 * PAGE, 1000), &options, world);
     let long = scene.submit(Generate { max_tokens: Some(1), ..Generate::new(words(1, 1, 5000)) });
     while !matches!(long.recv_blocking().unwrap(), Event::Started { .. }) {}
@@ -510,11 +510,63 @@ fn a_long_prompt_gets_no_short_one_refused() {
         assert!(long.is_empty(), "it is read before the long one");
     }
     // One that would have to wait for too long is still refused, beside the short ones that are not.
-    let too_late = scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(9, 9, 2400)) });
+    let too_late = scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(9, 9, 4500)) });
     assert_eq!(too_late.unwrap_err().reason, BusyReason::WaitTooLong);
     let stats = scene.handle.stats();
     assert!(stats.estimated_wait < options.max_queue_wait, "{stats:?}");
     drop(long);
+}
+
+/// Scene with a step of a millisecond a row, in which a first token may take a second and a half.
+fn slow_scene() -> Scene {
+    let world = World { row_time: Duration::from_millis(1), end: -9.0, copies: true, ..World::default() };
+    let options = LoadOptions { max_queue_wait: Duration::from_millis(1500), ..options(64) };
+    Scene::new(sizes(4, 300 * PAGE, 1000), &options, world)
+}
+
+#[test]
+fn an_idle_engine_refuses_a_prompt_that_it_reads_for_too_long() {
+    let scene = slow_scene();
+    let ask = |to| scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(1, 1, to)) });
+    let busy = ask(3000).unwrap_err();
+    assert_eq!(busy.reason, BusyReason::PromptTooLong);
+    assert!(busy.retry_after > Duration::from_secs(1), "{busy:?}");
+    let within = Instant::now() + Duration::from_millis(200);
+    let urgent = Generate { deadline: Some(within), ..Generate::new(words(2, 2, 600)) };
+    assert_eq!(scene.handle.submit(urgent).unwrap_err().reason, BusyReason::PromptTooLong);
+    // Its first part is short enough, and then the rest of it is.
+    for to in [1000, 2000, 3000] {
+        assert!(all(&ask(to).unwrap()).end.is_ok(), "{to}");
+        while scene.handle.stats().active > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let busy = scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(3, 3, 3000)) }).unwrap_err();
+    assert_eq!(busy.reason, BusyReason::PromptTooLong, "it begins otherwise");
+}
+
+#[test]
+fn a_slow_spell_gets_no_prompt_refused_for_good() {
+    let scene = slow_scene();
+    let ask = || scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(1, 1, 700)) });
+    scene.world.lock().unwrap().row_time = Duration::from_millis(20);
+    assert!(all(&ask().unwrap()).end.is_ok());
+    // Another text, because that one is cached.
+    let ask = || scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(2, 2, 700)) });
+    while scene.handle.stats().active > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(ask().unwrap_err().reason, BusyReason::PromptTooLong);
+    scene.world.lock().unwrap().row_time = Duration::from_millis(1);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let read = loop {
+        match ask() {
+            Ok(events) => break all(&events),
+            Err(busy) => assert!(Instant::now() < deadline, "{busy:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(read.end.is_ok());
 }
 
 #[test]
