@@ -12,6 +12,9 @@
 use std::io::Write;
 
 use bytes::Bytes;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use spillway_tests::{Gateway, Upstream, digest, eventually, reply, streamed};
 use tokio::sync::mpsc;
 
@@ -69,6 +72,31 @@ async fn a_body_over_the_limit_of_its_route_is_refused_before_it_is_sent() {
     assert_eq!(answer.status, 413);
     assert_eq!(upstream.count(), 0);
     assert_eq!(client.post("/held", &[], body(65_536)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_refused_where_it_exceeds_the_limit_of_its_route() {
+    let upstream = Upstream::digest().await;
+    let yaml = both(&upstream, "").replace("21MiB", "64KiB");
+    let listeners =
+        "listeners: [{name: one, address: \"127.0.0.1:0\"}, {name: two, address: \"127.0.0.1:0\", protocol: h2c}]";
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &format!("{listeners}\n{yaml}")).await;
+    let client = gateway.client();
+    for (parts, status) in [([32_768, 32_768], 200), ([32_768, 32_769], 413), ([70_000, 1], 413)] {
+        let parts = parts.map(body);
+        let answer = client.send(client.chunked("/streamed", &[], parts.to_vec())).await;
+        assert_eq!(answer.status, status, "{}", answer.text());
+        let stream = tokio::net::TcpStream::connect(gateway.listener("two")).await.unwrap();
+        let (mut http2, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let frames = parts.map(|part| Ok::<_, std::io::Error>(Frame::data(part)));
+        let request = http::Request::post("http://a.test/streamed");
+        let request = request.body(StreamBody::new(futures::stream::iter(frames))).unwrap();
+        assert_eq!(http2.send_request(request).await.unwrap().status(), status);
+    }
+    // The server is not to blame.
+    assert_eq!(gateway.endpoint(&upstream.url()).await["lastError"], serde_json::Value::Null);
 }
 
 #[tokio::test]

@@ -160,14 +160,19 @@ impl BodyBudget {
     }
 }
 
-/// Refusal of a body that is longer than `limit` bytes; `whose` completes "the LIMIT bytes that".
+/// End of a request whose body is longer than `limit` bytes; `whose` completes "the LIMIT bytes that".
 pub fn too_large(limit: u64, whose: &str) -> End {
-    End::refuse(Refusal::new(
+    End::refuse(too_large_refusal(limit, whose))
+}
+
+/// Refusal of a body that is longer than `limit` bytes; `whose` completes "the LIMIT bytes that".
+pub fn too_large_refusal(limit: u64, whose: &str) -> Refusal {
+    Refusal::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::InvalidRequest,
         "request_too_large",
         format!("the body is longer than the {limit} bytes that {whose}"),
-    ))
+    )
 }
 
 fn no_memory(message: &'static str) -> Refusal {

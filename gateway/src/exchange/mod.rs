@@ -29,7 +29,7 @@ use crate::telemetry::{NotSpilled, Span, SpillReason};
 use crate::tls::ClientCertificate;
 use crate::topology::Route;
 pub use body::{HeldBody, Hold, RequestBody, expects_continue, hold, malformed, malformed_refusal, too_slow};
-pub use body_budget::{BodyBudget, BodyShare, too_large};
+pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};

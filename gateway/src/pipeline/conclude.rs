@@ -179,7 +179,7 @@ fn attempt_end(outcome: &AttemptOutcome) -> AttemptEnd {
     match outcome {
         AttemptOutcome::GivenUp
         | AttemptOutcome::Refused(_)
-        | AttemptOutcome::Broken(CutReason::RefusedByFilter { .. }) => AttemptEnd::GivenUp,
+        | AttemptOutcome::Broken(CutReason::RefusedByFilter { .. } | CutReason::RequestTooLarge) => AttemptEnd::GivenUp,
         // After `Unread` the server has done its part.
         AttemptOutcome::Answered | AttemptOutcome::Unread => AttemptEnd::Answered,
         AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => AttemptEnd::Failed,
@@ -193,7 +193,8 @@ fn attempt_end(outcome: &AttemptOutcome) -> AttemptEnd {
 fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
     match outcome {
         AttemptOutcome::Answered | AttemptOutcome::GivenUp => None,
-        AttemptOutcome::Refused(_) | AttemptOutcome::Broken(CutReason::RefusedByFilter { .. }) => Some("refused"),
+        AttemptOutcome::Refused(_)
+        | AttemptOutcome::Broken(CutReason::RefusedByFilter { .. } | CutReason::RequestTooLarge) => Some("refused"),
         AttemptOutcome::Unread | AttemptOutcome::ClientGone => Some("client_gone"),
         AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) => Some("broken"),
         AttemptOutcome::Full(_) => Some("full"),
@@ -207,7 +208,10 @@ fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
 fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     match outcome {
         AttemptOutcome::Broken(
-            CutReason::RequestTimeout | CutReason::ShuttingDown | CutReason::RefusedByFilter { .. },
+            CutReason::RequestTimeout
+            | CutReason::ShuttingDown
+            | CutReason::RefusedByFilter { .. }
+            | CutReason::RequestTooLarge,
         ) => Verdict::Unknown,
         AttemptOutcome::Answered | AttemptOutcome::Unread if is_server_fault(status) => Verdict::ServerError,
         AttemptOutcome::Answered | AttemptOutcome::Unread => Verdict::Good,

@@ -15,7 +15,7 @@ use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::client_write;
 use super::verdict::{HeadVerdict, judge};
 use crate::connect;
-use crate::exchange::{expects_continue, violation_of};
+use crate::exchange::{expects_continue, too_large_refusal, violation_of};
 
 /// Consequence of an event.
 enum EventOutcome {
@@ -200,6 +200,15 @@ impl Conversation<'_, '_> {
 
     /// Passes a part of the request's body on to the server; `None` is its end.
     async fn body_came(&mut self, part: Option<Bytes>) -> EventOutcome {
+        // The length that a head declares was checked before; many bodies have none.
+        let read = u64::try_from(self.session.body_bytes_read()).unwrap_or(u64::MAX);
+        if read > self.attempt.route.max_body {
+            return EventOutcome::End(if self.state.head_passed {
+                self.break_off(CutReason::RequestTooLarge).await
+            } else {
+                AttemptOutcome::Refused(Box::new(too_large_refusal(self.attempt.route.max_body, "this route accepts")))
+            });
+        }
         let Some(server) = self.upstream.as_mut() else { return EventOutcome::Continue };
         if let Some(part) = &part
             && let Err(refusal) = self.exchange.show_request_body(part)

@@ -48,7 +48,7 @@ pub enum AttemptOutcome {
     ClientSlow,
     /// The body of the client's request breaks the framing of HTTP/1; nothing was sent to it.
     Malformed(Violation),
-    /// A filter refused a part of the request's body; nothing was sent to the client.
+    /// A part of the request's body was refused, by a filter or for its length; nothing was sent to the client.
     Refused(Box<Refusal>),
 }
 
@@ -83,6 +83,8 @@ pub enum CutReason {
         /// Code of the refusal.
         code: &'static str,
     },
+    /// The request's body is longer than its route accepts.
+    RequestTooLarge,
     /// The gateway stops.
     ShuttingDown,
 }
@@ -96,6 +98,7 @@ impl CutReason {
             Self::RequestTimeout => "request_timeout",
             Self::TrailersTooLarge => "upstream_header_too_large",
             Self::RefusedByFilter { code, .. } => code,
+            Self::RequestTooLarge => "request_too_large",
             Self::ShuttingDown => "shutting_down",
         }
     }
@@ -104,6 +107,7 @@ impl CutReason {
     pub fn class(self) -> (StatusCode, ErrorKind) {
         match self {
             Self::RefusedByFilter { status, kind, .. } => (status, kind),
+            Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequest),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
             _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
         }
@@ -131,6 +135,7 @@ impl CutReason {
                 "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`"
             }
             Self::RefusedByFilter { .. } => "a filter refused the rest of the request's body",
+            Self::RequestTooLarge => "the body of the request is longer than its route accepts (`limits.maxBody`)",
             Self::ShuttingDown => "the gateway is being stopped, and the time for what still ran is over; try again",
         }
     }
