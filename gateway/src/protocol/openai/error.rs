@@ -39,6 +39,29 @@ fn kind(refusal: &Refusal) -> &'static str {
     }
 }
 
+/// Codes of failed answers of the Responses API whose cause is the request or what it names (`ResponseError` of the official
+/// clients). The others are `rate_limit_exceeded` and those of the server: `server_error`, `vector_store_timeout`.
+const CALLERS_CODES: [&str; 18] = [
+    "invalid_prompt",
+    "data_residency_mismatch",
+    "bio_policy",
+    "misalignment_policy_violation",
+    "invalid_image",
+    "invalid_image_format",
+    "invalid_base64_image",
+    "invalid_image_url",
+    "image_too_large",
+    "image_too_small",
+    "image_parse_error",
+    "image_content_policy_violation",
+    "invalid_image_mode",
+    "image_file_too_large",
+    "unsupported_image_media_type",
+    "empty_image_file",
+    "failed_to_download_image",
+    "image_file_not_found",
+];
+
 /// Status of an error that came without one: its code where that is a status, else what its type and code say. OpenAI
 /// writes `invalid_request_error`, vLLM `BadRequestError`.
 pub(super) fn status(error: &ObservedError) -> u16 {
@@ -56,6 +79,7 @@ pub(super) fn status(error: &ObservedError) -> u16 {
         "insufficient_quota" | "rate_limit_error" | "rate_limit_exceeded" => Some(429),
         "not_supported_error" | "NotImplementedError" => Some(501),
         "overloaded_error" | "unavailable_error" | "service_unavailable" => Some(503),
+        text if CALLERS_CODES.contains(&text) => Some(400),
         _ => None,
     };
     of(code).or_else(|| of(&error.kind)).unwrap_or(500)
@@ -89,6 +113,10 @@ mod tests {
             ("rate_limit_exceeded", None, 429),
             ("unavailable_error", Some("503"), 503),
             ("not_supported_error", None, 501),
+            ("", Some("invalid_prompt"), 400),
+            ("", Some("image_content_policy_violation"), 400),
+            ("", Some("failed_to_download_image"), 400),
+            ("", Some("vector_store_timeout"), 500),
             ("", None, 500),
         ] {
             let error = ObservedError { kind: kind.into(), code: code.map(str::to_owned) };
