@@ -258,6 +258,42 @@ async fn a_stream_that_does_not_begin_is_left_for_another_server() {
 }
 
 #[tokio::test]
+async fn a_completion_of_llama_cpp_has_a_first_token() {
+    let (send, parts) = mpsc::channel(2);
+    let parts = std::sync::Mutex::new(Some(parts));
+    let server = Upstream::start(move |_| {
+        let parts = parts.lock().unwrap().take();
+        async move { Some(streamed(&[("content-type", "text/event-stream")], parts?)) }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{firstToken: 1s}}}}]
+",
+        server.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let asked =
+        tokio::spawn(async move { client.post("/completion", &[], r#"{"prompt": "a", "stream": true}"#).await });
+    let event = |text: &str, stop: bool| {
+        Bytes::from(format!("data: {{\"index\":0,\"content\":\"{text}\",\"tokens\":[1],\"stop\":{stop}}}\n\n"))
+    };
+    send.send(Ok(event("hello", false))).await.unwrap();
+    // Longer than a stream without a first token would be waited for.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    send.send(Ok(event("", true))).await.unwrap();
+    drop(send);
+    let answer = asked.await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.cut), (200, false), "{}", answer.text());
+    let logged = eventually("the request is logged", || {
+        let line = gateway.events("access").first().cloned();
+        async move { line }
+    });
+    assert!(logged.await["ttftMs"].as_f64().unwrap() > 0.0);
+}
+
+#[tokio::test]
 async fn copies_go_to_a_second_backend_and_never_change_the_answer() {
     let (first, copies) = (Upstream::digest().await, Upstream::fixed(500, "copy").await);
     let (hanging, _) = silent().await;

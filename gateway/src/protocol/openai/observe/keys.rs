@@ -129,7 +129,8 @@ impl KnownKey {
                 matches!(self, Self::Text | Self::Content | Self::Reasoning | Self::Arguments | Self::Code)
             }
             Container::Message => matches!(self, Self::Content | Self::Reasoning),
-            Container::Root => matches!(self, Self::Delta | Self::Response | Self::Reasoning),
+            // `content` as text is that of llama.cpp's own completions.
+            Container::Root => matches!(self, Self::Delta | Self::Response | Self::Reasoning | Self::Content),
             _ => false,
         }
     }
