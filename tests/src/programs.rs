@@ -17,7 +17,7 @@ pub(crate) fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
     path
 }
 
-/// Python with `openai` and `xllamacpp`.
+/// Python with the packages of `tests/python/requirements.txt`.
 pub fn python() -> PathBuf {
     needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it")
 }

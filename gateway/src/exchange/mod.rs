@@ -22,7 +22,7 @@ use crate::framing::Violation;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{Dialect, ResolvedOperation, Written};
+use crate::protocol::{Dialect, GRPC, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, Span, SpillReason};
@@ -240,6 +240,10 @@ pub struct Exchange {
     pub resolved: ResolvedOperation,
     /// Dialect of errors: that of the path, or of the route once it is known.
     pub dialect: &'static dyn Dialect,
+    /// True for a gRPC call, whose caller reads errors as gRPC statuses whatever the path is.
+    pub is_grpc: bool,
+    /// Time that the caller gives its gRPC call, from its arrival on; `None` without `grpc-timeout`.
+    pub callers_time: Option<Duration>,
     /// Consumer that the caller was identified as.
     pub caller: Option<Arc<Consumer>>,
     /// Header with the credential that identified the caller.
@@ -316,6 +320,8 @@ impl Exchange {
             route: None,
             resolved: ResolvedOperation::OTHER,
             dialect: ResolvedOperation::OTHER.dialect,
+            is_grpc: false,
+            callers_time: None,
             caller: None,
             identified_by: None,
             credential: None,
@@ -352,6 +358,11 @@ impl Exchange {
     pub fn resolve_as(&mut self, resolved: ResolvedOperation) {
         self.resolved = resolved;
         self.dialect = resolved.dialect;
+    }
+
+    /// Dialect in which the caller reads refusals, and the end of an answer that breaks.
+    pub fn error_dialect(&self) -> &'static dyn Dialect {
+        if self.is_grpc { GRPC } else { self.dialect }
     }
 
     /// Caller in the form that filters see.
@@ -424,9 +435,15 @@ impl Exchange {
         WriteLimits { timeout: self.write_timeout, deadline, downstream: &self.snapshot.downstream }
     }
 
-    /// End of the route's time for the whole request.
+    /// End of the time for the whole request: the route's, or the caller's where that is shorter.
     pub fn deadline(&self, route: &Route) -> Deadline {
-        Deadline::from_std(self.started + route.request_timeout)
+        let time = self.callers_time.map_or(route.request_timeout, |time| time.min(route.request_timeout));
+        Deadline::from_std(self.started + time)
+    }
+
+    /// True if the caller gives the request less time than the route does.
+    pub fn is_callers_deadline(&self, route: &Route) -> bool {
+        self.callers_time.is_some_and(|time| time < route.request_timeout)
     }
 }
 

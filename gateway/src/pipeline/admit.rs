@@ -139,7 +139,7 @@ async fn wait_for_slot(
     let reason = match waited {
         Waited::Called => return Ok(None),
         Waited::ClientGone => return Err(End::ClientGone),
-        Waited::Over(_) if Instant::now() >= exchange.deadline(route) => return Err(too_late()),
+        Waited::Over(_) if Instant::now() >= exchange.deadline(route) => return Err(too_late(route, exchange)),
         Waited::Over(_) | Waited::NoQueue if tries.retries > 0 || !tries.selection.is_available(route) => {
             SpillReason::Unavailable
         }

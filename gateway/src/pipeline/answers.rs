@@ -26,9 +26,11 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Time to tell a client that its request could not be read. The listener's `writeTimeout` may be shorter.
 const MALFORMED: Duration = Duration::from_secs(10);
 
-/// Sends a refusal. The connection is kept when the request was read to its end.
+/// Sends a refusal. The connection is kept when the request was read to its end. Logs and metrics have the status that the
+/// refusal stands for, also where the caller's dialect sends it in another form.
 pub(super) async fn refuse(session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> AfterRequest {
-    let rendered = protocol::render(refusal, exchange.dialect, exchange.request_id.to_str().unwrap_or_default());
+    let rendered =
+        protocol::render(refusal, exchange.error_dialect(), exchange.request_id.to_str().unwrap_or_default());
     exchange.outcome.error_code = Some(refusal.code);
     let mut head = match ResponseHeader::build(rendered.status, Some(8)) {
         Ok(head) => head,
@@ -38,7 +40,9 @@ pub(super) async fn refuse(session: &mut ServerSession, exchange: &mut Exchange,
     for (name, value) in rendered.headers {
         let _ = head.insert_header(name, value);
     }
-    match send(session, exchange, head, rendered.body).await {
+    let sent = send(session, exchange, head, rendered.body).await;
+    exchange.outcome.status = refusal.status.as_u16();
+    match sent {
         Ok(()) => AfterRequest::Keep,
         Err(_) => {
             exchange.outcome.client_gone = true;
@@ -115,13 +119,13 @@ pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Vio
 }
 
 /// Refusal of a request whose time is over before an answer began.
-pub(super) fn too_late() -> End {
-    End::refuse(Refusal::new(
-        StatusCode::GATEWAY_TIMEOUT,
-        ErrorKind::Timeout,
-        "request_timeout",
-        "the time for this request is over (`timeouts.request` of its route)",
-    ))
+pub(super) fn too_late(route: &Route, exchange: &Exchange) -> End {
+    let message = if exchange.is_callers_deadline(route) {
+        "the time that the caller gave this request is over (`grpc-timeout`)"
+    } else {
+        "the time for this request is over (`timeouts.request` of its route)"
+    };
+    End::refuse(Refusal::new(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, "request_timeout", message))
 }
 
 /// True if the gateway answers this request of a route itself, with its models or one of them.

@@ -110,7 +110,7 @@ async fn at_endpoint(
             // No retry: no server has seen it.
             tries.resends += 1;
             if tries.resends > 1 {
-                pause(route, tries.resends - 1, exchange.deadline(route)).await?;
+                pause(route, tries.resends - 1, exchange).await?;
             }
             Ok(Tried::Again)
         }
@@ -122,7 +122,7 @@ async fn at_endpoint(
                 tries.retrying = Some(begun);
                 tries.retries += 1;
                 route.metrics.retries.inc();
-                pause(route, tries.retries, exchange.deadline(route)).await?;
+                pause(route, tries.retries, exchange).await?;
                 return Ok(Tried::Again);
             }
             tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
@@ -156,7 +156,7 @@ async fn after(
             Ok(AfterAttempt::Served)
         }
         AttemptOutcome::Full(_) => Ok(AfterAttempt::Full),
-        AttemptOutcome::Failed(Failure::Deadline) => Err(too_late()),
+        AttemptOutcome::Failed(Failure::Deadline(_)) => Err(too_late(route, exchange)),
         AttemptOutcome::Failed(Failure::TooLarge(part)) => Err(too_large_answer(part)),
         AttemptOutcome::Failed(failure) => Ok(AfterAttempt::Failed(failure)),
     }
@@ -215,12 +215,12 @@ fn too_large_answer(part: Oversized) -> End {
 
 /// Waits before a retry: any part of a time that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
 /// Architecture Blog, 2015), so that callers who failed together do not return together.
-async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> {
+async fn pause(route: &Route, retry: u32, exchange: &Exchange) -> Result<(), End> {
     let doubled = route.retry.backoff_base.saturating_mul(1 << (retry - 1).min(16));
     let most = doubled.min(route.retry.backoff_max);
     let wait = most.mul_f64(rand::rng().random_range(0.0..=1.0));
-    if Instant::now() + wait >= deadline {
-        return Err(too_late());
+    if Instant::now() + wait >= exchange.deadline(route) {
+        return Err(too_late(route, exchange));
     }
     tokio::time::sleep(wait).await;
     Ok(())

@@ -14,7 +14,7 @@ use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
-use crate::protocol::Operation;
+use crate::protocol::{Operation, is_grpc, read_timeout};
 use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
@@ -32,7 +32,10 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
     let from_trusted_proxy = connection.is_from_trusted_proxy();
     let span = snapshot.tracer.server_span(&head.headers, from_trusted_proxy, std::time::SystemTime::now());
-    Exchange::begin(snapshot, connection, &head.headers, request_id, span, gateway.off_loop.clone())
+    let off_loop = gateway.off_loop.clone();
+    let mut exchange = Exchange::begin(snapshot, connection, &head.headers, request_id, span, off_loop);
+    exchange.is_grpc = is_grpc(&head.method, &head.headers);
+    exchange
 }
 
 /// Checks the head of a request and finds the routes that may take it by its head alone. A browser's preflight is routed
@@ -49,6 +52,9 @@ pub(super) fn match_head<'s>(
     exchange.resolve(&head.method, head.uri.path());
     let spelling = checked?;
     refuse_ended_certificate(connection, session, exchange)?;
+    if exchange.is_grpc {
+        exchange.callers_time = read_timeout(&session.req_header().headers)?;
+    }
     if connection.is_health_check(&session.req_header().method, session.req_header().uri.path()) {
         return Err(health(gateway));
     }

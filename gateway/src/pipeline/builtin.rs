@@ -40,7 +40,7 @@ pub(super) async fn direct(
     let Some(request) = read_chat(exchange).await? else { return Err(unsupported_endpoint()) };
     let request = request?;
     let named = route.model_name(named(request.model.as_deref())?);
-    let deadline = exchange.started + route.request_timeout;
+    let deadline = exchange.deadline(route).into_std();
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let terms = Terms { dialect, max_prompt_tokens: None, over_limit: None, tenant };
     match builtin::answer(model, &request, terms, deadline).await {

@@ -209,6 +209,7 @@ fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     match outcome {
         AttemptOutcome::Broken(
             CutReason::RequestTimeout
+            | CutReason::CallersTimeout
             | CutReason::ShuttingDown
             | CutReason::RefusedByFilter { .. }
             | CutReason::RequestTooLarge,
@@ -224,7 +225,9 @@ fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
         // The server ended a connection, as it may.
         AttemptOutcome::Failed(Failure::Stale(_) | Failure::Unprocessed { is_first: false, .. }) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
-        AttemptOutcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
+        AttemptOutcome::Failed(Failure::Deadline(_)) if took < LEAST_TIME => Verdict::Unknown,
+        // A caller that gives its calls little time must not take servers from others.
+        AttemptOutcome::Failed(Failure::Deadline(TimeLimit::Caller)) => Verdict::Unknown,
         AttemptOutcome::Failed(Failure::Status(status) | Failure::Reported(status)) => {
             // Some other status that the route tries elsewhere says nothing.
             if is_server_fault(*status) { Verdict::ServerError } else { Verdict::Unknown }

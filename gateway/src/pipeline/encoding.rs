@@ -27,7 +27,7 @@ pub(super) async fn encode(
     };
     let mut request = request?;
     named(request.model.as_deref())?;
-    let deadline = exchange.started + route.request_timeout;
+    let deadline = exchange.deadline(route).into_std();
     exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {

@@ -235,7 +235,7 @@ async fn spill(
     };
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let terms = Terms { dialect, max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
-    let answer = builtin::answer(model, &request, terms, exchange.started + route.request_timeout).await;
+    let answer = builtin::answer(model, &request, terms, exchange.deadline(route).into_std()).await;
     answer.map_err(|error| {
         let reason = match &error {
             SpillError::CannotSpill(_) => NotSpilled::UnsupportedField,

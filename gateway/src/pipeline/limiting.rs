@@ -168,7 +168,7 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, exchange: &mut Exchang
     let (TargetKind::Model(model), RequestBody::Held(body), true) = (&target.kind, &exchange.body, counts) else {
         return;
     };
-    let deadline = exchange.started + route.request_timeout;
+    let deadline = exchange.deadline(route).into_std();
     let counted =
         crate::builtin::prompt_tokens(model, exchange.dialect, &body.bytes, &exchange.off_loop, deadline).await;
     if let (Some(input), Some(asked)) = (counted, &mut exchange.asked) {

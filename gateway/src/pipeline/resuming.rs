@@ -143,7 +143,7 @@ async fn inside(route: &Arc<Route>, died: &Died, exchange: &Exchange) -> Option<
     }
     let request = read(exchange, &body, |body| exchange.dialect.read_chat(Operation::Chat, body)).await.ok()??.ok()?;
     let begun = builtin::Begun { text: &died.said.text, tokens: died.said.tokens };
-    let deadline = exchange.started + route.request_timeout;
+    let deadline = exchange.deadline(route).into_std();
     let terms = builtin::Terms {
         dialect: exchange.dialect,
         max_prompt_tokens: route.spill.max_prompt_tokens,

@@ -197,7 +197,7 @@ pub(super) fn may_retry(
         Failure::Timeout(TimeLimit::FirstToken) => harmless,
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
         // No time is left, or another endpoint would most likely send as large an answer.
-        Failure::Deadline | Failure::TooLarge(_) => false,
+        Failure::Deadline(_) | Failure::TooLarge(_) => false,
     }
 }
 

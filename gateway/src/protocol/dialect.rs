@@ -6,10 +6,10 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use spillway_engine::WrittenToken;
 use spillway_filter::Refusal;
 
@@ -53,6 +53,18 @@ pub struct AnswerHead<'a> {
     pub include_usage: bool,
 }
 
+/// Advice to a client on a retry of a refused request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryAdvice {
+    /// None: nobody knows when a retry may succeed.
+    None,
+    /// A retry after this time.
+    After(Duration),
+    /// No retry by the client itself, which would sleep while its caller could act on the error. A retry may succeed after
+    /// this time.
+    NotByItself(Duration),
+}
+
 /// API that callers or backends speak. The default of a method says that the dialect does not have the feature.
 pub trait Dialect: Send + Sync {
     /// Name in metrics, spans and the tests' tables.
@@ -65,6 +77,22 @@ pub trait Dialect: Send + Sync {
 
     /// Content type and body of a refusal. `request_id` is empty where there is none.
     fn error(&self, refusal: &Refusal, request_id: &str) -> (HeaderValue, Bytes);
+
+    /// Status of the answer that carries a refusal. Dialects whose clients read errors elsewhere send another one than the
+    /// status that the refusal stands for.
+    fn sent_status(&self, refusal: &Refusal) -> StatusCode {
+        refusal.status
+    }
+
+    /// Headers of a refusal, beside those that every dialect has.
+    fn error_headers(&self, _refusal: &Refusal, _retry: RetryAdvice) -> Vec<(HeaderName, HeaderValue)> {
+        Vec::new()
+    }
+
+    /// Refusal as trailers, for an answer whose head was sent; `None` where clients of the dialect read no error there.
+    fn error_trailers(&self, _refusal: &Refusal) -> Option<HeaderMap> {
+        None
+    }
 
     /// Refusal as an event, for an event stream whose head was sent; `None` where the dialect has no such event.
     fn error_event(&self, _refusal: &Refusal) -> Option<Bytes> {

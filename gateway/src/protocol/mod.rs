@@ -4,6 +4,7 @@
 
 mod chat;
 mod dialect;
+mod grpc;
 mod openai;
 mod operation;
 mod peek;
@@ -22,11 +23,14 @@ pub use chat::{
     Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Ignored, Message,
     Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
-pub use dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
+pub use dialect::{
+    AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, RetryAdvice, Transcribe, WriteAnswer,
+};
+pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
 pub use operation::Operation;
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{OPENAI, PROBLEM, ResolvedOperation};
+pub use registry::{GRPC, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
@@ -56,7 +60,7 @@ pub struct Rendered {
     pub content_type: HeaderValue,
     /// Body.
     pub body: Bytes,
-    /// `WWW-Authenticate`, `Retry-After` and its kin.
+    /// `WWW-Authenticate`, `Retry-After` and its kin, and those of the dialect.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -65,16 +69,33 @@ fn json(value: &impl Serialize) -> Bytes {
     serde_json::to_vec(value).unwrap_or_default().into()
 }
 
+/// Advice on a retry of a refused request. Where the gateway has no room for any caller, or a budget is spent, clients are not
+/// to sleep through a long wait. A caller over a rate of its own is to come back after the wait, which official clients then
+/// do by themselves.
+fn retry_advice(refusal: &Refusal) -> RetryAdvice {
+    let is_temporary = matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    let Some(wait) = refusal.retry_after.or(is_temporary.then_some(DEFAULT_WAIT)) else { return RetryAdvice::None };
+    let is_own_rate = refusal.kind == ErrorKind::RateLimited && refusal.code != SPENT;
+    if is_temporary && !is_own_rate && wait > TOO_LONG_TO_RETRY {
+        RetryAdvice::NotByItself(wait)
+    } else {
+        RetryAdvice::After(wait)
+    }
+}
+
+/// Wait in whole milliseconds, rounded up and never 0.
+fn whole_millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX).max(1)
+}
+
 /// Adds `Retry-After` (whole seconds) and `retry-after-ms`. Both round up, because a client that retries early is refused
 /// again.
-///
-/// `is_shed` is true where the gateway has no room for any caller, or a budget is spent. A caller over a rate of its own is to
-/// come back after the wait, which official clients then do by themselves.
-fn retry_headers(wait: Duration, is_shed: bool, headers: &mut Vec<(HeaderName, HeaderValue)>) {
-    let millis = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX).max(1);
+fn retry_headers(advice: RetryAdvice, headers: &mut Vec<(HeaderName, HeaderValue)>) {
+    let (RetryAdvice::After(wait) | RetryAdvice::NotByItself(wait)) = advice else { return };
+    let millis = whole_millis(wait);
     headers.push((header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000))));
     headers.push((RETRY_AFTER_MS.clone(), HeaderValue::from(millis)));
-    if is_shed && wait > TOO_LONG_TO_RETRY {
+    if matches!(advice, RetryAdvice::NotByItself(_)) {
         headers.push((X_SHOULD_RETRY.clone(), HeaderValue::from_static("false")));
     }
 }
@@ -85,16 +106,14 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
     if refusal.status == StatusCode::UNAUTHORIZED {
         headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spillway\"")));
     }
-    let is_temporary = matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    if let Some(wait) = refusal.retry_after.or(is_temporary.then_some(DEFAULT_WAIT)) {
-        let is_own_rate = refusal.kind == ErrorKind::RateLimited && refusal.code != SPENT;
-        retry_headers(wait, is_temporary && !is_own_rate, &mut headers);
-    }
+    let advice = retry_advice(refusal);
+    retry_headers(advice, &mut headers);
     if let Some(codings) = refusal.accept_encoding {
         headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static(codings)));
     }
+    headers.extend(dialect.error_headers(refusal, advice));
     let (content_type, body) = dialect.error(refusal, request_id);
-    Rendered { status: refusal.status, content_type, body, headers }
+    Rendered { status: dialect.sent_status(refusal), content_type, body, headers }
 }
 
 /// Formats the time until a limit is full again as OpenAI does: `12ms`, `1s`, `6m0s`.

@@ -5,13 +5,16 @@ use http::Method;
 
 use super::dialect::Dialect;
 use super::operation::{Known, Operation};
-use super::{openai, problem};
+use super::{grpc, openai, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
 pub const OPENAI: &dyn Dialect = &openai::OpenAi;
 
 /// RFC 9457: requests of no model API.
 pub const PROBLEM: &dyn Dialect = &problem::Problem;
+
+/// gRPC: calls that are known by their content type, whatever their path.
+pub const GRPC: &dyn Dialect = &grpc::Grpc;
 
 /// Dialects with paths of their own, in the order in which a path is offered to them.
 const DIALECTS: [&dyn Dialect; 1] = [OPENAI];

@@ -12,7 +12,7 @@ use crate::exchange::Exchange;
 /// Runs one attempt.
 pub async fn run(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &mut Exchange) -> AttemptOutcome {
     let limits = AttemptLimits::begin(attempt, exchange);
-    let (deadline, attempt_deadline) = (limits.deadline, limits.attempt);
+    let (deadline, whose, attempt_deadline) = (limits.deadline, limits.whose, limits.attempt);
     let (upstream, reused) = tokio::select! {
         biased;
         connected = attempt.connector.get(&attempt.endpoint.peer) => match connected {
@@ -22,7 +22,7 @@ pub async fn run(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &
         () = tokio::time::sleep_until(attempt_deadline) => {
             let is_request_over = attempt_deadline == deadline;
             let failure =
-                if is_request_over { Failure::Deadline } else { Failure::Timeout(TimeLimit::BackendRequest) };
+                if is_request_over { Failure::Deadline(whose) } else { Failure::Timeout(TimeLimit::BackendRequest) };
             return AttemptOutcome::Failed(failure);
         }
     };

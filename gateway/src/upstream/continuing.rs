@@ -86,7 +86,7 @@ pub async fn pass_rest(
                         break break_off(session, exchange, true, CutReason::ShuttingDown).await;
                     }
                     () = sleep_until(limits.deadline) => {
-                        break break_off(session, exchange, true, attempt.cut_at_deadline(rest.heard)).await;
+                        break break_off(session, exchange, true, attempt.cut_at_deadline(&limits, rest.heard)).await;
                     }
                     event = rest.read() => event,
                     _ = session.read_body_or_idle(true) => break AttemptOutcome::ClientGone,

@@ -145,7 +145,7 @@ impl ConversationState {
     pub(super) fn overdue(&self, now: Instant) -> Failure {
         let limits = &self.limits;
         if now >= limits.deadline {
-            Failure::Deadline
+            Failure::Deadline(limits.whose)
         } else if now >= limits.attempt && !self.event_stream {
             Failure::Timeout(TimeLimit::BackendRequest)
         } else if limits.first_token.is_some_and(|limit| now >= limit) {

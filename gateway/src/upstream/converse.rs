@@ -260,7 +260,7 @@ impl Conversation<'_, '_> {
             };
         }
         if now >= self.state.limits.deadline {
-            return self.break_off(self.attempt.cut_at_deadline(self.state.heard)).await;
+            return self.break_off(self.attempt.cut_at_deadline(&self.state.limits, self.state.heard)).await;
         }
         self.died(CutReason::Silent).await
     }

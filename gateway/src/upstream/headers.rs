@@ -5,6 +5,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use smallvec::SmallVec;
 use spillway_filter::Headers;
+use tokio::time::Instant;
 
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
@@ -12,6 +13,7 @@ use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
+use crate::protocol::{GRPC_TIMEOUT, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
@@ -306,6 +308,7 @@ pub(super) fn outgoing_request(
         let _ = out.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
     }
     set_framing(&mut out, client, body);
+    set_time_left(&mut out, attempt, exchange);
     let span = if attempt.span.is_none() { &exchange.span } else { &attempt.span };
     span.inject(&mut RequestHeaders { head: &mut out, odd: exchange.odd_headers });
     run_filters(&mut out, attempt, exchange, &mut shown);
@@ -430,6 +433,14 @@ fn set_framing(out: &mut RequestHeader, client: &RequestHeader, body: Option<u64
             let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         None => {}
+    }
+}
+
+/// Tells the server of a gRPC call how much of the time that its caller gave is left, or of the route's where that is less.
+fn set_time_left(out: &mut RequestHeader, attempt: &Attempt<'_>, exchange: &Exchange) {
+    if exchange.callers_time.is_some() {
+        let left = exchange.deadline(attempt.route).saturating_duration_since(Instant::now());
+        let _ = out.insert_header(GRPC_TIMEOUT.clone(), write_timeout(left));
     }
 }
 

@@ -14,14 +14,13 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use smallvec::SmallVec;
 
+use crate::protocol::GRPC_STATUS;
+
 /// Shortest credential that is searched for, bytes. A shorter one is no secret, and would be found in innocent text.
 const LEAST: usize = 8;
 
 /// Schemes before credentials in headers other than `authorization` too.
 const SCHEMES: [&[u8]; 4] = [b"bearer", b"basic", b"token", b"apikey"];
-
-/// Status of a gRPC call: in a head it means that there is no body.
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Base64 as gRPC writes binary headers: with padding or without.
 const BINARY: GeneralPurpose = GeneralPurpose::new(

@@ -68,9 +68,10 @@ impl Ready {
     pub fn copy(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Option<Self> {
         let out = Outgoing::copy(attempt, session, exchange);
         let end = Instant::now() + attempt.route.request_timeout;
-        out.body
-            .is_some()
-            .then(|| Self { out, limits: AttemptLimits { deadline: end, attempt: end, first_token: None } })
+        out.body.is_some().then(|| Self {
+            out,
+            limits: AttemptLimits { deadline: end, whose: TimeLimit::Request, attempt: end, first_token: None },
+        })
     }
 }
 
@@ -79,7 +80,7 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
     let Ready { mut out, limits } = ready;
     let overdue = |now: Instant, otherwise: TimeLimit| {
         AttemptOutcome::Failed(if now >= limits.deadline {
-            Failure::Deadline
+            Failure::Deadline(limits.whose)
         } else if now >= limits.attempt {
             Failure::Timeout(TimeLimit::BackendRequest)
         } else {

@@ -72,6 +72,8 @@ pub enum CutReason {
     RequestNotRead,
     /// The time of the request was over while its server still wrote.
     RequestTimeout,
+    /// The time that the caller gave the request was over.
+    CallersTimeout,
     /// The trailers of the answer are over `backends[].limits.maxHeaderBytes`.
     TrailersTooLarge,
     /// A filter refused a part of the request's body.
@@ -95,7 +97,7 @@ impl CutReason {
         match self {
             Self::UpstreamReset => "upstream_reset",
             Self::Silent | Self::RequestNotRead => "timeout",
-            Self::RequestTimeout => "request_timeout",
+            Self::RequestTimeout | Self::CallersTimeout => "request_timeout",
             Self::TrailersTooLarge => "upstream_header_too_large",
             Self::RefusedByFilter { code, .. } => code,
             Self::RequestTooLarge => "request_too_large",
@@ -103,12 +105,13 @@ impl CutReason {
         }
     }
 
-    /// Status and class of the error, for the event that ends an event stream.
+    /// Status and class of the error, for the event that ends an event stream, and for trailers.
     pub fn class(self) -> (StatusCode, ErrorKind) {
         match self {
             Self::RefusedByFilter { status, kind, .. } => (status, kind),
             Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequest),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
+            Self::RequestTimeout | Self::CallersTimeout => (StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout),
             _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
         }
     }
@@ -118,6 +121,7 @@ impl CutReason {
         match self {
             Self::Silent | Self::RequestNotRead => Some(TimeLimit::Idle),
             Self::RequestTimeout => Some(TimeLimit::Request),
+            Self::CallersTimeout => Some(TimeLimit::Caller),
             _ => None,
         }
     }
@@ -130,6 +134,9 @@ impl CutReason {
             Self::RequestNotRead => "the backend did not take the request in time (`backends[].timeouts.idle`)",
             Self::RequestTimeout => {
                 "the time for this request was over before its answer was (`timeouts.request` of its route)"
+            }
+            Self::CallersTimeout => {
+                "the time that the caller gave this request was over before its answer was (`grpc-timeout`)"
             }
             Self::TrailersTooLarge => {
                 "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`"
@@ -160,8 +167,8 @@ pub enum Failure {
     },
     /// The head of the answer, or all of it, did not arrive in time.
     Timeout(TimeLimit),
-    /// The time of the whole request is over.
-    Deadline,
+    /// The time of the whole request is over, which this limit gave it.
+    Deadline(TimeLimit),
     /// The route tries this status elsewhere.
     Status(u16),
     /// The body of an answer with a status of success is an error, which other servers would have sent with this status.
@@ -181,7 +188,7 @@ impl Failure {
             Self::Stale(_) => "stale_connection",
             Self::Unprocessed { .. } => "unprocessed",
             Self::Timeout(_) => "timeout",
-            Self::Deadline => "deadline",
+            Self::Deadline(_) => "deadline",
             Self::Status(_) => "status",
             Self::Reported(_) => "reported_error",
             Self::Protocol(_) => "protocol",
@@ -192,8 +199,7 @@ impl Failure {
     /// Time limit that was over, where it was one.
     pub fn limit(&self) -> Option<TimeLimit> {
         match self {
-            Self::Timeout(limit) => Some(*limit),
-            Self::Deadline => Some(TimeLimit::Request),
+            Self::Timeout(limit) | Self::Deadline(limit) => Some(*limit),
             _ => None,
         }
     }
@@ -205,8 +211,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Connect(text) | Self::Reset(text) | Self::Stale(text) | Self::Protocol(text) => write!(f, ": {text}"),
             Self::Unprocessed { error, .. } => write!(f, ": {error}"),
-            Self::Timeout(limit) => write!(f, ": {}", limit.as_str()),
-            Self::Deadline => write!(f, ": {}", TimeLimit::Request.as_str()),
+            Self::Timeout(limit) | Self::Deadline(limit) => write!(f, ": {}", limit.as_str()),
             Self::Status(status) | Self::Reported(status) => write!(f, ": {status}"),
             Self::TooLarge(part) => write!(f, ": {}", part.as_str()),
         }
@@ -232,7 +237,7 @@ impl Oversized {
     }
 }
 
-/// A limit on the time of an attempt, named as in the configuration.
+/// A limit on the time of an attempt, named as in the configuration or by the header that sets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeLimit {
     /// `backends[].timeouts.connect`.
@@ -247,10 +252,12 @@ pub enum TimeLimit {
     BackendRequest,
     /// `routes[].timeouts.request`.
     Request,
+    /// `grpc-timeout` of the caller.
+    Caller,
 }
 
 impl TimeLimit {
-    /// Path in the configuration.
+    /// Path in the configuration, or name of the header.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "backends[].timeouts.connect",
@@ -259,6 +266,7 @@ impl TimeLimit {
             Self::Idle => "backends[].timeouts.idle",
             Self::BackendRequest => "routes[].timeouts.backendRequest",
             Self::Request => "routes[].timeouts.request",
+            Self::Caller => "grpc-timeout",
         }
     }
 }
@@ -352,8 +360,11 @@ impl Attempt<'_> {
     }
 
     /// Reason to cut an answer when the time of its request is over and its server was last heard at `heard`. A server that
-    /// wrote until the end is not to blame: its client may have read slowly.
-    pub(super) fn cut_at_deadline(&self, heard: Instant) -> CutReason {
+    /// wrote until the end is not to blame: its client may have read slowly. Nor is one whose caller gave it too little time.
+    pub(super) fn cut_at_deadline(&self, limits: &AttemptLimits, heard: Instant) -> CutReason {
+        if limits.whose == TimeLimit::Caller {
+            return CutReason::CallersTimeout;
+        }
         if heard.elapsed() < self.idle_timeout() / 2 { CutReason::RequestTimeout } else { CutReason::Silent }
     }
 }
@@ -363,6 +374,8 @@ impl Attempt<'_> {
 pub(super) struct AttemptLimits {
     /// End of the time for the whole request.
     pub(super) deadline: Instant,
+    /// Limit that sets the deadline: the route's or the caller's.
+    pub(super) whose: TimeLimit,
     /// End of the time for this attempt.
     pub(super) attempt: Instant,
     /// End of the time for the first content of an event stream.
@@ -378,6 +391,7 @@ impl AttemptLimits {
         let from = if exchange.outcome.attempts > 1 { now } else { Instant::from_std(exchange.started) };
         Self {
             deadline,
+            whose: if exchange.is_callers_deadline(route) { TimeLimit::Caller } else { TimeLimit::Request },
             attempt: route.attempt_timeout.map_or(deadline, |t| deadline.min(now + t)),
             first_token: route.first_token_timeout.map(|limit| from + limit),
         }

@@ -481,8 +481,8 @@ async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
     Some(outgoing_trailers(trailers))
 }
 
-/// Cuts an answer whose head was sent: with an error event where the API has one, else by closing the connection. So no
-/// client mistakes half an answer for a whole one.
+/// Cuts an answer whose head was sent: with an error event or trailers where the API has them, else by closing the
+/// connection or resetting the stream. So no client mistakes half an answer for a whole one.
 pub async fn break_off(
     session: &mut ServerSession,
     exchange: &mut Exchange,
@@ -492,17 +492,21 @@ pub async fn break_off(
     exchange.outcome.broken = true;
     exchange.outcome.error_code = Some(cut.as_str());
     session.set_keepalive(None);
-    if takes_events {
-        let (status, kind) = cut.class();
-        let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
-        if let Some(mut event) = exchange.dialect.error_event(&refusal) {
-            if exchange.is_within_event() {
-                event = [END_OF_EVENT, &event].concat().into();
-            }
-            exchange.observers.response_body(&event);
-            // A client that reads no more must not hold the server's slot for this write.
-            let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;
+    let (status, kind) = cut.class();
+    let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
+    let dialect = exchange.error_dialect();
+    // A client that reads no more must not hold the server's slot for these writes.
+    let until = Instant::now() + LAST_WORD;
+    if session.is_http2()
+        && let Some(trailers) = dialect.error_trailers(&refusal)
+    {
+        let _ = client_write(until, session.write_response_trailers(trailers)).await;
+    } else if takes_events && let Some(mut event) = dialect.error_event(&refusal) {
+        if exchange.is_within_event() {
+            event = [END_OF_EVENT, &event].concat().into();
         }
+        exchange.observers.response_body(&event);
+        let _ = client_write(until, session.write_response_body(event, true)).await;
     }
     AttemptOutcome::Broken(cut)
 }

@@ -136,6 +136,11 @@ const ROWS: &[Row] = &[
         "A multipart form is incomplete, or servers could read it in two ways.",
         "Send it as common HTTP libraries write it.",
     ),
+    (
+        "invalid_grpc_timeout",
+        "`grpc-timeout` of a gRPC call is not one value of 1 to 8 digits and a unit.",
+        "Write it as the protocol says, such as `500m`; clients of gRPC do so by themselves.",
+    ),
     ("invalid_json", "The body is no JSON object.", "Send valid JSON; the message names the place."),
     (
         "invalid_json_schema",
@@ -229,8 +234,8 @@ const ROWS: &[Row] = &[
     ),
     (
         "request_timeout",
-        "The time of the whole request (`routes[].timeouts.request`) is over.",
-        "Ask for less, or raise the limit ([timeouts](../how-to/timeouts.md)).",
+        "The time of the whole request (`routes[].timeouts.request`, or the caller's own `grpc-timeout`) is over.",
+        "Ask for less, or raise the limit ([timeouts](../how-to/timeouts.md), [gRPC](../how-to/grpc.md)).",
     ),
     (
         "request_too_large",

@@ -73,6 +73,10 @@ const GROUPS: &[Group] = &[
             ("access-control-request-method", "Method of a browser's preflight request, for the filter `cors`."),
             ("access-control-request-headers", "Headers of a browser's preflight request."),
             (
+                "grpc-timeout",
+                "Time that the caller gives a [gRPC call](../how-to/grpc.md), where it is shorter than the route's. Set for the server to what is left.",
+            ),
+            (
                 "via",
                 "Marks requests that have passed this gateway before, which are refused with 508. Set for the server where the listener says `via: true`.",
             ),
@@ -170,7 +174,15 @@ const GROUPS: &[Group] = &[
                 "endpoint-load-metrics",
                 "Load of the server (ORCA); with `capacity.loadReports` removed before the answer goes on.",
             ),
-            ("grpc-status", "Status of a gRPC call, read by health checks and where an error text is masked."),
+            (
+                "grpc-status",
+                "Status of a gRPC call, read by health checks and where an error text is masked. Set in refusals of gRPC calls, and in the trailers of their answers that break.",
+            ),
+            ("grpc-message", "Message of such a refusal, percent-encoded."),
+            (
+                "grpc-retry-pushback-ms",
+                "Wait of such a refusal in milliseconds, for clients with a retry policy; `-1` where others get `x-should-retry: false`.",
+            ),
             ("www-authenticate", "`Bearer realm=\"spillway\"` in refusals with 401, `Bearer` at the admin address."),
             ("content-language", "Removed with the text of an error that is withheld (`upstream_error_withheld`)."),
             ("content-location", "As `content-language`."),

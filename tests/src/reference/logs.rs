@@ -19,7 +19,10 @@ const ACCESS: &[(&str, &str)] = &[
     ("method", "Method."),
     ("path", "Path without the query, which may hold secrets; at most 1,024 bytes."),
     ("protocol", "`HTTP/1.0`, `HTTP/1.1` or `HTTP/2`."),
-    ("status", "Status of the answer; 499 where the client left before it, 0 where none was sent."),
+    (
+        "status",
+        "Status of the answer; 499 where the client left before it, 0 where none was sent. Of a refused [gRPC call](../how-to/grpc.md) the status that its `grpc-status` stands for.",
+    ),
     ("bytesIn", "Bytes of the request body."),
     ("bytesOut", "Bytes of the answer's body."),
     ("durationMs", "Arrival to last byte, in milliseconds."),

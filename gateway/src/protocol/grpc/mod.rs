@@ -1,0 +1,239 @@
+//! Errors of gRPC calls: a status in headers or trailers over HTTP 200, as clients of gRPC read it ("gRPC over HTTP2",
+//! PROTOCOL-HTTP2.md of gRPC). The messages of a call are opaque here: they pass as any body does.
+
+mod timeout;
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::dialect::{Dialect, RetryAdvice};
+use super::whole_millis;
+
+pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
+
+/// Status of a call; in a head it means that there is no body.
+pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+static GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Content type of gRPC, to which `+proto` and the like may be added.
+const CONTENT_TYPE: &str = "application/grpc";
+
+/// Longest encoded message, in bytes. Clients take 8 KiB of headers and trailers by default, and other headers need room.
+const MAX_MESSAGE: usize = 2 << 10;
+
+/// Dialect of gRPC calls, chosen by their content type and not by their path.
+pub(super) struct Grpc;
+
+/// True for the head of a gRPC call. gRPC-Web is none: its clients read a status from the body.
+pub fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    *method == Method::POST
+        && kind.split_at_checked(CONTENT_TYPE.len()).is_some_and(|(name, rest)| {
+            name.eq_ignore_ascii_case(CONTENT_TYPE.as_bytes())
+                && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
+        })
+}
+
+/// Status codes of gRPC that refusals have (`google.rpc.Code`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Code {
+    Cancelled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    Unauthenticated = 16,
+}
+
+impl Code {
+    /// Code that stands for a refusal. Most follow gRPC's table for HTTP statuses; an invalid request is
+    /// `INVALID_ARGUMENT` and a limit `RESOURCE_EXHAUSTED`, as gRPC servers say it themselves.
+    fn of(refusal: &Refusal) -> Self {
+        match (refusal.status.as_u16(), refusal.kind) {
+            (401, _) => Self::Unauthenticated,
+            (403, _) => Self::PermissionDenied,
+            // A method that no route takes. A model that the request names is a thing that is not there.
+            (404, _) if refusal.code == "model_not_found" => Self::NotFound,
+            (404 | 405 | 501, _) => Self::Unimplemented,
+            (413 | 429 | 431, _) => Self::ResourceExhausted,
+            (499, _) => Self::Cancelled,
+            (502 | 503, _) => Self::Unavailable,
+            (408 | 504, _) => Self::DeadlineExceeded,
+            (400..500, ErrorKind::InvalidRequest) => Self::InvalidArgument,
+            (500..600, _) => Self::Internal,
+            _ => Self::Unknown,
+        }
+    }
+
+    fn value(self) -> HeaderValue {
+        // The discriminants are the numbers of the protocol.
+        HeaderValue::from(self as u16)
+    }
+}
+
+/// Text of `grpc-message`: UTF-8 in which all but printable ASCII, and `%`, is percent-encoded. A longer text than
+/// [`MAX_MESSAGE`] is cut between two characters.
+fn message(text: &str) -> HeaderValue {
+    let mut encoded = String::with_capacity(text.len().min(MAX_MESSAGE));
+    for character in text.chars() {
+        let before = encoded.len();
+        let mut utf8 = [0; 4];
+        for byte in character.encode_utf8(&mut utf8).bytes() {
+            if matches!(byte, b' '..=b'~') && byte != b'%' {
+                encoded.push(char::from(byte));
+            } else {
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+        if encoded.len() > MAX_MESSAGE {
+            encoded.truncate(before);
+            break;
+        }
+    }
+    HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Value of `grpc-retry-pushback-ms`; `None` where clients follow their own policy. It holds an `int32`, and a negative one
+/// tells a client not to retry by itself (gRFC A6).
+fn pushback(retry: RetryAdvice) -> Option<HeaderValue> {
+    match retry {
+        RetryAdvice::None => None,
+        RetryAdvice::After(wait) => Some(HeaderValue::from(i32::try_from(whole_millis(wait)).unwrap_or(i32::MAX))),
+        RetryAdvice::NotByItself(_) => Some(HeaderValue::from_static("-1")),
+    }
+}
+
+impl Dialect for Grpc {
+    fn name(&self) -> &'static str {
+        "grpc"
+    }
+
+    fn sent_status(&self, _refusal: &Refusal) -> StatusCode {
+        StatusCode::OK
+    }
+
+    fn error(&self, _refusal: &Refusal, _request_id: &str) -> (HeaderValue, Bytes) {
+        (HeaderValue::from_static(CONTENT_TYPE), Bytes::new())
+    }
+
+    fn error_headers(&self, refusal: &Refusal, retry: RetryAdvice) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers =
+            vec![(GRPC_STATUS.clone(), Code::of(refusal).value()), (GRPC_MESSAGE.clone(), message(&refusal.message))];
+        headers.extend(pushback(retry).map(|value| (GRPC_RETRY_PUSHBACK_MS.clone(), value)));
+        headers
+    }
+
+    fn error_trailers(&self, refusal: &Refusal) -> Option<HeaderMap> {
+        Some(self.error_headers(refusal, RetryAdvice::None).into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::protocol::{GRPC, Rendered, render};
+
+    fn refusal(status: u16, kind: ErrorKind, code: &'static str) -> Refusal {
+        Refusal::new(StatusCode::from_u16(status).unwrap(), kind, code, "no 100%: né\n")
+    }
+
+    fn value<'r>(rendered: &'r Rendered, name: &str) -> Option<&'r str> {
+        rendered.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.to_str().unwrap())
+    }
+
+    #[test]
+    fn a_call_is_known_by_its_content_type() {
+        for (kind, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/GRPC+json", true),
+            ("application/grpc; charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            let headers = [(header::CONTENT_TYPE, HeaderValue::from_static(kind))].into_iter().collect();
+            assert_eq!(is_grpc(&Method::POST, &headers), expected, "{kind}");
+            assert!(!is_grpc(&Method::GET, &headers), "{kind}");
+        }
+        assert!(!is_grpc(&Method::POST, &HeaderMap::new()));
+    }
+
+    #[test]
+    fn every_refusal_has_the_code_that_a_server_of_grpc_would_send() {
+        for (status, kind, code, expected) in [
+            (400, ErrorKind::InvalidRequest, "x", "3"),
+            (401, ErrorKind::Authentication, "x", "16"),
+            (403, ErrorKind::Permission, "x", "7"),
+            (404, ErrorKind::NotFound, "no_route", "12"),
+            (404, ErrorKind::NotFound, "model_not_found", "5"),
+            (405, ErrorKind::InvalidRequest, "x", "12"),
+            (408, ErrorKind::Timeout, "x", "4"),
+            (413, ErrorKind::InvalidRequest, "x", "8"),
+            (421, ErrorKind::InvalidRequest, "x", "3"),
+            (429, ErrorKind::RateLimited, "x", "8"),
+            (429, ErrorKind::Overloaded, "x", "8"),
+            (431, ErrorKind::InvalidRequest, "x", "8"),
+            (451, ErrorKind::Permission, "x", "2"),
+            (499, ErrorKind::Internal, "x", "1"),
+            (500, ErrorKind::Internal, "x", "13"),
+            (501, ErrorKind::InvalidRequest, "x", "12"),
+            (502, ErrorKind::Upstream, "x", "14"),
+            (503, ErrorKind::Overloaded, "x", "14"),
+            (504, ErrorKind::Timeout, "x", "4"),
+            (508, ErrorKind::Internal, "x", "13"),
+        ] {
+            let refusal = refusal(status, kind, code);
+            let rendered = render(&refusal, GRPC, "id");
+            assert_eq!((rendered.status, rendered.body.len()), (StatusCode::OK, 0), "{status} {code}");
+            assert_eq!(rendered.content_type, "application/grpc");
+            assert_eq!(value(&rendered, "grpc-status"), Some(expected), "{status} {code}");
+            assert_eq!(value(&rendered, "grpc-message"), Some("no 100%25: n%C3%A9%0A"));
+            let trailers = GRPC.error_trailers(&refusal).unwrap();
+            assert_eq!(trailers["grpc-status"], expected);
+            assert_eq!((trailers["grpc-message"].as_bytes(), trailers.len()), (&b"no 100%25: n%C3%A9%0A"[..], 2));
+        }
+    }
+
+    #[test]
+    fn a_retry_is_advised_as_to_other_clients() {
+        for (status, kind, code, wait, expected) in [
+            (429, ErrorKind::RateLimited, "x", Some(9_000_000), Some("9000")),
+            (429, ErrorKind::RateLimited, "insufficient_quota", Some(9_000_000), Some("-1")),
+            (503, ErrorKind::Overloaded, "x", None, Some("1000")),
+            (503, ErrorKind::Overloaded, "x", Some(1_500_001), Some("1501")),
+            (503, ErrorKind::Overloaded, "x", Some(9_000_000), Some("-1")),
+            (429, ErrorKind::RateLimited, "x", Some(u64::MAX), Some("2147483647")),
+            (401, ErrorKind::Authentication, "x", None, None),
+            (504, ErrorKind::Timeout, "x", None, None),
+        ] {
+            let mut refusal = refusal(status, kind, code);
+            refusal.retry_after = wait.map(Duration::from_micros);
+            let rendered = render(&refusal, GRPC, "id");
+            assert_eq!(value(&rendered, "grpc-retry-pushback-ms"), expected, "{status} {wait:?}");
+            assert_eq!(value(&rendered, "retry-after").is_some(), expected.is_some(), "{status} {wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_two_characters() {
+        let long = message(&"é".repeat(2000));
+        let text = long.to_str().unwrap();
+        assert!(text.len() <= MAX_MESSAGE && text.len() > MAX_MESSAGE - 6, "{}", text.len());
+        assert_eq!(text.replace("%C3%A9", ""), "");
+        assert_eq!(message("").as_bytes(), b"");
+    }
+}
