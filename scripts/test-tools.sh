@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
-# with llama.cpp and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
+# with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds).
 # Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec]; without arguments: all but
 # h2spec.
