@@ -12,8 +12,17 @@ const HARMLESS: [&str; 1] = ["strictTransportSecurity"];
 const EXPRESSIONS: [&str; 3] = ["authorize", "cel", "rateLimit"];
 
 /// Built-in filters that refuse no request for its path.
-const BLIND_TO_PATHS: [&str; 8] =
-    ["clientAddress", "cors", "mirror", "redirect", "requestHeaders", "respond", "responseHeaders", "urlRewrite"];
+const BLIND_TO_PATHS: [&str; 9] = [
+    "clientAddress",
+    "cors",
+    "mirror",
+    "publicLocation",
+    "redirect",
+    "requestHeaders",
+    "respond",
+    "responseHeaders",
+    "urlRewrite",
+];
 
 /// Rules that a route applies to requests. Equal for two routes where it makes no difference which of them takes a request.
 /// Time limits, retries and the sizes of shares are left out: they decide how long and how often, not what.

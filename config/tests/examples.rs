@@ -239,6 +239,7 @@ fn what_can_never_take_effect_is_an_error() {
             with("{filters: [{redirect: {}}], sticky: {header: x-a}}"),
             "no effect, because this route has no `backendRefs`",
         ),
+        (with("{filters: [{respond: {}}, {publicLocation: {}}]}"), "no effect, because no server answers"),
         (GOOD.replace("http://127.0.0.1:1", "http://127.0.0.1:1/v1"), "/v1 would come twice; write http://127.0.0.1:1"),
         (GOOD.replace("http://127.0.0.1:1", "https://a.test/v1/"), "/v1 would come twice; write https://a.test"),
         (GOOD.replace("http://127.0.0.1:1", "http://a.test:9/x/v1"), "`urlRewrite: {replacePrefix: /x/v1}`"),
@@ -254,6 +255,7 @@ fn what_can_never_take_effect_is_an_error() {
         ("{filters: [{respond: {}}]}", ""),
         ("{filters: [{redirect: {}}, {responseHeaders: {}}]}", ""),
         ("{filters: [{respond: {}}, {responseHeaders: {}}, {cors: {}}]}", ""),
+        ("{filters: [{publicLocation: {}}], backendRefs: [{name: a}]}", ""),
         ("{filters: [{respond: {}}], backendRefs: [{name: a}]}", "`respond` answers every request of this route"),
         ("{filters: [{respond: {}}, {authorize: x}]}", "`respond` has answered before `authorize` is asked"),
     ] {

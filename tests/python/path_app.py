@@ -7,7 +7,7 @@ import sys
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 
 
@@ -19,6 +19,14 @@ async def chat(request):
     return JSONResponse({"answered": (await request.json()).get("model")})
 
 
+async def folder(_request):
+    return PlainTextResponse("folder")
+
+
+async def to_folder(request):
+    return RedirectResponse(request.url_for("folder"))
+
+
 async def open_to_all(request):
     return PlainTextResponse("open " + request.url.path)
 
@@ -27,6 +35,8 @@ application = Starlette(
     routes=[
         Route("/admin/keys", admin),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/folder", to_folder),
+        Route("/folder/", folder),
         Route("/{rest:path}", open_to_all),
     ]
 )

@@ -125,6 +125,12 @@ async fn answer(port: u16, seen: Seen) -> Option<Reply> {
         );
         return Some(reply(200, &[("content-type", "application/json")], text));
     }
+    if seen.path.ends_with("/old") {
+        let host = seen.headers["host"].to_str().unwrap();
+        let new = format!("http://{host}{}/new", seen.path.trim_end_matches("/old"));
+        let cookie = format!("id=7; Domain={host}; Path=/");
+        return Some(reply(302, &[("location", &new), ("set-cookie", &cookie)], ""));
+    }
     let headers: BTreeSet<String> =
         seen.headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
     let headers: String = headers.into_iter().collect();

@@ -13,6 +13,9 @@ const ANSWERING: [&str; 2] = ["respond", "redirect"];
 const BEHIND_RESPOND: [&str; 7] =
     ["authorize", "cel", "externalAuthorization", "mirror", "requestHeaders", "respond", "urlRewrite"];
 
+/// Built-in filters that change answers of servers alone.
+const FOR_SERVERS: [&str; 1] = ["publicLocation"];
+
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     if config.routes.is_empty() {
@@ -27,6 +30,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         filters(cx, n, route);
         references(cx, n, route);
         after_respond(cx, n, route);
+        without_servers(cx, n, route);
         model_names(cx, n, route);
         admission::all(cx, n, route);
         times(cx, n, route);
@@ -259,6 +263,22 @@ fn after_respond(cx: &mut Context<'_>, n: usize, route: &Route) {
         if BEHIND_RESPOND.contains(&filter.name.as_str()) {
             let message = format!("`respond` has answered before `{}` is asked: move it up, or remove it", filter.name);
             cx.warn(at!["routes", n, "filters", later, filter.name.as_str()], message);
+        }
+    }
+}
+
+/// Reports filters of servers' answers on a route to which no server belongs.
+fn without_servers(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let saturated = route.when_saturated.as_ref().and_then(|rule| rule.spill_to.as_deref());
+    let unavailable = route.when_unavailable.as_ref().and_then(|rule| rule.spill_to.as_deref());
+    let mut names = route.backend_refs.iter().filter_map(|r| r.name.as_deref()).chain(saturated).chain(unavailable);
+    if names.any(|name| cx.config.models.iter().all(|model| model.name != name)) {
+        return;
+    }
+    for (f, filter) in route.filters.iter().enumerate() {
+        if FOR_SERVERS.contains(&filter.name.as_str()) {
+            let message = "no effect, because no server answers requests of this route: add a backend, or remove this";
+            cx.error(at!["routes", n, "filters", f, filter.name.as_str()], message);
         }
     }
 }

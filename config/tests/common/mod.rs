@@ -21,6 +21,7 @@ impl FilterCatalog for AnyFilter {
             "externalAuthorization",
             "mirror",
             "ours",
+            "publicLocation",
             "rateLimit",
             "redirect",
             "requestHeaders",

@@ -41,9 +41,9 @@ pub async fn relay(
     exchange: &mut Exchange,
     opened: OpenedAnswer,
 ) -> AttemptOutcome {
-    let OpenedAnswer { upstream, head, prefix, sent, callers_account, shown, limits } = opened;
+    let OpenedAnswer { upstream, head, prefix, sent, callers_account, shown, sent_host, limits } = opened;
     let mut state = ConversationState::new(limits, attempt.backend.max_header_bytes);
-    (state.sent, state.callers_account, state.shown) = (sent, callers_account, shown);
+    (state.sent, state.callers_account, state.shown, state.sent_host) = (sent, callers_account, shown, sent_host);
     let passing = Passing::default();
     let mut conversation = Conversation { attempt, session, exchange, upstream: Some(upstream), state, passing };
     let outcome = conversation.run(false, Some((head, prefix))).await;

@@ -2,6 +2,7 @@
 //! time limits end. Nothing is read or written here.
 
 use bytes::Bytes;
+use http::HeaderValue;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::Instant;
@@ -71,6 +72,8 @@ pub(super) struct ConversationState {
     pub(super) callers_account: bool,
     /// Credentials of the gateway's that the server was shown.
     pub(super) shown: SentCredentials,
+    /// `Host` that the server got.
+    pub(super) sent_host: Option<HeaderValue>,
     /// Headers that the server may still send.
     pub(super) bounds: Bounds,
     pub(super) limits: AttemptLimits,
@@ -92,6 +95,7 @@ impl ConversationState {
             is_paused: false,
             callers_account: false,
             shown: SentCredentials::default(),
+            sent_host: None,
             bounds: Bounds::new(max_header_bytes),
             limits,
         }

@@ -125,6 +125,7 @@ impl Conversation<'_, '_> {
         let mut out = Outgoing::new(self.attempt, self.session, self.exchange);
         self.state.callers_account = out.callers_account;
         self.state.shown = std::mem::take(&mut out.shown);
+        self.state.sent_host = out.host.take();
         let is_held = out.body.is_some();
         let sent = tokio::select! {
             biased;

@@ -2,9 +2,10 @@
 //! headers that the gateway sets. The duties of a gateway are in RFC 9110, 7.6. The order is: strip, add, run the filters.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use pingora::http::{RequestHeader, ResponseHeader};
 use smallvec::SmallVec;
-use spillway_filter::Headers;
+use spillway_filter::{Filter, Headers, ServerView};
 use tokio::time::Instant;
 
 use super::masking::SentCredentials;
@@ -15,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::identity::credential_in;
 use crate::protocol::{GRPC_TIMEOUT, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
+use crate::topology::Route;
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -76,6 +78,9 @@ impl Headers for RequestHeaders<'_> {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.head.headers.get(name)
     }
+    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
+        self.head.headers.get_all(name).iter().collect()
+    }
     fn set(&mut self, name: &HeaderName, value: HeaderValue) {
         self.remove_spellings(name);
         let _ = self.head.insert_header(name.clone(), value);
@@ -107,6 +112,9 @@ impl Recorded<'_> {
 impl Headers for Recorded<'_> {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.headers.get(name)
+    }
+    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
+        self.headers.get_all(name)
     }
     fn set(&mut self, name: &HeaderName, value: HeaderValue) {
         self.record(name, &value);
@@ -140,6 +148,9 @@ struct ResponseHeaders<'a>(&'a mut ResponseHeader);
 impl Headers for ResponseHeaders<'_> {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.0.headers.get(name)
+    }
+    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
+        self.0.headers.get_all(name).iter().collect()
     }
     fn set(&mut self, name: &HeaderName, value: HeaderValue) {
         let _ = self.0.insert_header(name.clone(), value);
@@ -269,6 +280,8 @@ pub(super) struct Outbound {
     pub callers_account: bool,
     /// Credentials that the gateway added: no answer may reveal them to the caller.
     pub shown: SentCredentials,
+    /// `Host` for the server.
+    pub host: Option<HeaderValue>,
 }
 
 /// Makes the header of the request that goes to an endpoint. `body` is the length of a body that is held, `None` for one
@@ -317,7 +330,8 @@ pub(super) fn outgoing_request(
         replace_credentials(&mut out, exchange, credentials);
         out.remove_header(&header::COOKIE);
     }
-    Outbound { head: Box::new(out), callers_account, shown }
+    let host = out.headers.get(header::HOST).cloned();
+    Outbound { head: Box::new(out), callers_account, shown, host }
 }
 
 /// Codings that the server is asked for in place of those that the caller accepts, where the answer must be read on its way;
@@ -486,6 +500,50 @@ pub(super) fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: boo
     if let Ok(uri) = uri {
         out.set_uri(uri);
         out.remove_header(&header::HOST);
+    }
+}
+
+/// Path under which callers reach `path` of a server of the route; `None` where no filter changes paths, and where the way
+/// back is not certain.
+fn caller_path(route: &Route, target: &PathAndQuery, path: &str) -> Option<String> {
+    // Filters that changed the target, each with the one that it saw.
+    let mut changed: SmallVec<[(&dyn Filter, PathAndQuery); 2]> = SmallVec::new();
+    let mut seen = target.clone();
+    for named in route.all_filters() {
+        if let Some(next) = named.filter.upstream_target(&seen) {
+            changed.push((&*named.filter, std::mem::replace(&mut seen, next)));
+        }
+    }
+    let mut found = None;
+    for (filter, seen) in changed.iter().rev() {
+        found = Some(filter.caller_path(seen.path(), found.as_deref().unwrap_or(path))?);
+    }
+    found
+}
+
+/// Runs the filters that change the answers of servers. `sent_host` is the `Host` that the server got.
+pub(super) fn filter_server_response(
+    head: &mut ResponseHeader,
+    attempt: &Attempt<'_>,
+    client: &RequestHeader,
+    exchange: &Exchange,
+    sent_host: Option<&HeaderValue>,
+) {
+    fn text(value: Option<&HeaderValue>) -> Option<&str> {
+        value.and_then(|value| value.to_str().ok()).filter(|host| !host.is_empty())
+    }
+    let url = &attempt.endpoint.url;
+    let server = ServerView {
+        https: url.https,
+        host: &url.host,
+        port: url.port,
+        sent_host: text(sent_host),
+        caller_host: text(client.headers.get(header::HOST)),
+        secure: exchange.secure,
+        caller_path: &|path| caller_path(attempt.route, client.uri.path_and_query()?, path),
+    };
+    for named in attempt.route.all_filters() {
+        named.filter.on_server_response(&mut ResponseHeaders(head), &server);
     }
 }
 

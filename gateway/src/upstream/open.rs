@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
@@ -34,6 +34,8 @@ pub struct OpenedAnswer {
     pub(super) callers_account: bool,
     /// Credentials of the gateway's that the server was shown.
     pub(super) shown: SentCredentials,
+    /// `Host` that the server got.
+    pub(super) sent_host: Option<HeaderValue>,
     pub(super) limits: AttemptLimits,
 }
 
@@ -93,7 +95,7 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
         Ok(Err(e)) => return Err(not_connected(attempt, &e)),
         Err(_) => return Err(overdue(Instant::now(), TimeLimit::Connect)),
     };
-    let (callers_account, shown) = (out.callers_account, std::mem::take(&mut out.shown));
+    let (callers_account, shown, sent_host) = (out.callers_account, std::mem::take(&mut out.shown), out.host.take());
     let sent = match timeout_at(limits.attempt, send(attempt, &mut upstream, out)).await {
         Ok(sent) => sent?,
         Err(_) => return Err(overdue(Instant::now(), TimeLimit::BackendRequest)),
@@ -128,7 +130,7 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
         attempt.read_load(&head);
         return match judge(attempt, callers_account, &mut upstream, &head).await {
             HeadVerdict::Pass(prefix) => {
-                Ok(OpenedAnswer { upstream, head, prefix, sent, callers_account, shown, limits })
+                Ok(OpenedAnswer { upstream, head, prefix, sent, callers_account, shown, sent_host, limits })
             }
             HeadVerdict::MoveOn(outcome) => Err(outcome),
         };

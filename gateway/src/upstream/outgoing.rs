@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header;
+use http::header::{self, HeaderValue};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
@@ -27,6 +27,8 @@ pub(super) struct Outgoing {
     pub(super) callers_account: bool,
     /// Credentials of the gateway's in the request.
     pub(super) shown: SentCredentials,
+    /// `Host` for the server.
+    pub(super) host: Option<HeaderValue>,
     /// True if the caller accepts trailers.
     takes_trailers: bool,
 }
@@ -72,11 +74,11 @@ impl Outgoing {
         };
         let body = body.map(renamed);
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-        let Outbound { head: request, callers_account, shown } =
+        let Outbound { head: request, callers_account, shown, host } =
             outgoing_request(attempt, session.req_header(), exchange, recipient, length);
         let te = session.get_header(header::TE);
         let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        Self { request, body, callers_account, shown, takes_trailers }
+        Self { request, body, callers_account, shown, host, takes_trailers }
     }
 }
 

@@ -9,6 +9,8 @@ use crate::Variables;
 pub trait Headers {
     /// Returns the first value of `name`.
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue>;
+    /// Returns all values of `name`.
+    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue>;
     /// Replaces all values of `name`.
     fn set(&mut self, name: &HeaderName, value: HeaderValue);
     /// Adds a value of `name`.
@@ -20,6 +22,9 @@ pub trait Headers {
 impl Headers for http::HeaderMap {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         http::HeaderMap::get(self, name)
+    }
+    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
+        http::HeaderMap::get_all(self, name).iter().collect()
     }
     fn set(&mut self, name: &HeaderName, value: HeaderValue) {
         self.insert(name.clone(), value);

@@ -135,6 +135,25 @@ pub struct Variables<'a> {
     pub secure: bool,
 }
 
+/// Server whose answer goes to the caller, and the caller's side of it, as filters of answers see them.
+pub struct ServerView<'a> {
+    /// True if the gateway speaks TLS to the server.
+    pub https: bool,
+    /// Host of the server's URL: a name, or an address (IPv6 without brackets).
+    pub host: &'a str,
+    /// Port of the server's URL.
+    pub port: u16,
+    /// `Host` of the request as the server got it; `None` if it got none.
+    pub sent_host: Option<&'a str>,
+    /// `Host` of the request as the caller sent it.
+    pub caller_host: Option<&'a str>,
+    /// True if the caller used TLS, to the gateway or to a trusted proxy.
+    pub secure: bool,
+    /// Path under which callers reach a path of the server; `None` where the route changes no path, and where that is not
+    /// certain.
+    pub caller_path: &'a dyn Fn(&str) -> Option<String>,
+}
+
 /// Copies of requests for a second backend, whose answers are discarded. The gateway sends them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MirrorSpec {
@@ -194,11 +213,19 @@ pub trait Filter: Send + Sync {
     fn upstream_target(&self, _: &http::uri::PathAndQuery) -> Option<http::uri::PathAndQuery> {
         None
     }
+    /// Path under which callers reach `path` of the server, where [`Self::upstream_target`] changed that of a request from
+    /// `request`: the way back. `None` where that is not certain; the path is then kept.
+    fn caller_path(&self, _request: &str, _path: &str) -> Option<String> {
+        None
+    }
     /// True if the filter answers CORS preflights: such a request is then routed like the request that it announces.
     /// Only for [`Stage::Guard`].
     fn answers_preflight(&self) -> bool {
         false
     }
+    /// Changes the headers of a server's answer. Called before [`Self::on_response`] of all filters, and not for answers of
+    /// filters, built-in models and the gateway.
+    fn on_server_response(&self, _: &mut dyn Headers, _: &ServerView<'_>) {}
     /// Changes the headers sent to the client.
     fn on_response(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
 }

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::{
     BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Filter, FilterFactory, Flow, HttpClient, HttpError, NoHttp,
-    RequestView, ResponseEvent, SharedStates, Variables, Waited,
+    RequestView, ResponseEvent, ServerView, SharedStates, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -312,6 +312,21 @@ pub fn exchange_end() -> ExchangeEnd<'static> {
 /// changes some of them by `Variables { secure: true, ..variables() }`.
 pub fn variables() -> Variables<'static> {
     Variables { backend: "backend", route: "route", request_id: "request-id", origin: None, secure: false }
+}
+
+/// Server of a plain exchange: `http://10.0.0.11:8000`, which got the `Host` of the caller, `api.example.com`, without TLS
+/// and with the path of the caller. A test changes some of it by `ServerView { secure: true, ..server_view() }`.
+pub fn server_view() -> ServerView<'static> {
+    let host = Some("api.example.com");
+    ServerView {
+        https: false,
+        host: "10.0.0.11",
+        port: 8000,
+        sent_host: host,
+        caller_host: host,
+        secure: false,
+        caller_path: &|_| None,
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod cors;
 mod external_authorization;
 mod headers;
 mod mirror;
+mod public_location;
 mod rate_limit;
 mod respond;
 mod target;
@@ -19,7 +20,7 @@ pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
-    registry.add(target::redirect()).add(target::rewrite()).add(respond::factory());
+    registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

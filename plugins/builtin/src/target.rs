@@ -13,10 +13,10 @@ use spillway_filter::{
     define,
 };
 
-/// Scheme of a redirect.
+/// Scheme of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-enum Scheme {
+pub(crate) enum Scheme {
     /// Without TLS.
     Http,
     /// With TLS.
@@ -137,20 +137,52 @@ impl Prefix {
         Self { old, new: new.trim_end_matches('/').into() }
     }
 
+    /// Length of the prefix that is replaced in a path of a caller; 0 where none matches.
+    fn matched(&self, path: &str) -> usize {
+        self.old.iter().find(|prefix| is_below(path, prefix)).map_or(0, |prefix| prefix.len())
+    }
+
     /// Replaces the prefix of a path. `*`, the target of `OPTIONS`, is no path and is kept.
     fn replace(&self, path: &str) -> String {
         if path == "*" {
             return path.to_owned();
         }
-        // Compared as the route compared it. The two differ in the case of letters, so lengths are the same.
-        let key = path::key(path);
-        let whole =
-            |prefix: &str| key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let old = self.old.iter().find(|prefix| whole(prefix)).map_or(0, |prefix| prefix.len());
-        let rest = path.get(old..).unwrap_or_default();
-        let path = format!("{}{rest}", self.new);
-        if path.is_empty() { "/".to_owned() } else { path }
+        let rest = path.get(self.matched(path)..).unwrap_or_default();
+        or_root(format!("{}{rest}", self.new))
     }
+
+    /// Path of callers for `path` of a server, with the prefix of a request from `request`. `None` where nobody can say: the
+    /// path is not below the new prefix, leaves it by dots, or is one of callers already, as servers write it that know
+    /// their public prefix.
+    fn restore(&self, request: &str, path: &str) -> Option<String> {
+        let old = request.get(..self.matched(request))?;
+        let is_callers = old.len() > self.new.len() && is_below(path, &path::key(old));
+        if request == "*" || is_callers || !is_below(path, &path::key(&self.new)) || has_dots(path) {
+            return None;
+        }
+        let whole = format!("{old}{}", path.get(self.new.len()..)?);
+        // Two slashes at the beginning, or what browsers take for them, would name another host.
+        let names_host = whole.starts_with("//") || whole.contains('\\');
+        (!names_host).then(|| or_root(whole))
+    }
+}
+
+/// True if a path is a prefix (without its final slash) or below it. Compared as routes compare: the two forms differ in the
+/// case of letters, so lengths are the same.
+fn is_below(path: &str, prefix: &str) -> bool {
+    path::key(path).strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn or_root(path: String) -> String {
+    if path.is_empty() { "/".to_owned() } else { path }
+}
+
+/// True if a path has a segment `.` or `..` in any spelling.
+fn has_dots(path: &str) -> bool {
+    path.split('/').any(|segment| {
+        let name = segment.split(';').next().unwrap_or_default();
+        !name.is_empty() && name.replace("%2e", ".").replace("%2E", ".").bytes().all(|b| b == b'.')
+    })
 }
 
 struct Redirected {
@@ -227,6 +259,10 @@ impl Filter for Rewritten {
             None => path,
         };
         PathAndQuery::try_from(whole).ok()
+    }
+
+    fn caller_path(&self, request: &str, path: &str) -> Option<String> {
+        self.prefix.as_ref()?.restore(request, path)
     }
 }
 
@@ -313,6 +349,48 @@ mod tests {
         ] {
             assert_eq!(rewritten(prefixes, new, target), expected, "{target}");
         }
+    }
+
+    #[test]
+    fn a_path_of_a_server_is_led_back_only_where_one_answer_is_certain() {
+        let restored = |prefixes: &[&str], new: &str, request: &str, path: &str| {
+            built(rewrite(), prefixes, serde_json::json!({"replacePrefix": new})).caller_path(request, path)
+        };
+        for (prefixes, new, request, path, expected) in [
+            (&["/v1"][..], "/openai/v1", "/v1/chat", "/openai/v1/done", Some("/v1/done")),
+            (&["/v1"], "/openai/v1", "/v1/chat", "/openai/v1", Some("/v1")),
+            (&["/v1"], "/openai/v1/", "/v1", "/openai/v1/", Some("/v1/")),
+            (&["/v1"], "/openai/v1", "/v1/chat", "/openai/v10", None),
+            (&["/v1"], "/openai/v1", "/v1/chat", "/login", None),
+            (&["/v1"], "/openai/v1", "/v1/chat", "/v1/chat/", None),
+            (&["/app"], "/", "/app/x", "/x/", Some("/app/x/")),
+            (&["/app"], "/", "/app", "/", Some("/app/")),
+            // A server that knows its public prefix, and one that has a folder of that name.
+            (&["/app"], "/", "/app/x", "/app/x/", None),
+            (&["/app"], "/app/v2", "/app/x", "/app/v2/y", Some("/app/y")),
+            // The prefix of this request.
+            (&["/a", "/a/b"], "/c", "/a/b/d", "/c/e", Some("/a/b/e")),
+            (&["/a", "/a/b"], "/c", "/a/d", "/c/e", Some("/a/e")),
+            (&["/a%2Fb"], "/c", "/a%2fb/d", "/c/e", Some("/a%2fb/e")),
+            (&["/x"], "/a%2Fb", "/x/d", "/a%2fb/e", Some("/x/e")),
+            // Without a prefix in the route, that of the servers is left out.
+            (&[], "/new", "/x", "/new/y", Some("/y")),
+            (&[], "/new", "/x", "/new", Some("/")),
+            (&[], "/", "/x", "/y", Some("/y")),
+            // Another host in the eyes of a browser.
+            (&[], "/new", "/x", "/new//evil.test/", None),
+            (&[], "/new", "/x", "/new/\\evil.test/", None),
+            (&["/a"], "/new", "/a/x", "/new//evil.test/", Some("/a//evil.test/")),
+            // Out of the prefix by dots.
+            (&["/a"], "/new", "/a/x", "/new/../admin", None),
+            (&["/a"], "/new", "/a/x", "/new/%2e%2E/admin", None),
+            (&["/a"], "/new", "/a/x", "/new/.%2e;x/admin", None),
+            (&["/a"], "/new", "*", "/new/x", None),
+        ] {
+            assert_eq!(restored(prefixes, new, request, path).as_deref(), expected, "{request} {path}");
+        }
+        let host = built(rewrite(), &["/v1"], serde_json::json!({"hostname": "a.test"}));
+        assert_eq!(host.caller_path("/v1/x", "/v1/y"), None);
     }
 
     #[test]
