@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu lint bench model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -23,6 +23,9 @@ test-aarch64: ## the kernels for 64-bit ARM, cross-compiled and run by qemu
 
 test-gpu: ## the engine on this machine's GPU: kernels, logits, texts, rates (eight minutes at most once built)
 	@scripts/test-gpu.sh
+
+test-clients: ## other programs, unmodified: OpenAI's Agents SDK, NVIDIA's client before MLServer, GuideLLM (6 GB of packages)
+	@scripts/test-clients.sh
 
 lint: ## formatting, clippy, cargo deny, shellcheck
 	@scripts/lint.sh

@@ -34,7 +34,7 @@ pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, example_binary, whole};
 pub use issuer::{Issuer, IssuerKey};
-pub use models::with_template;
+pub use models::{TEMPLATE_WITH_TOOLS, with_template};
 pub use pages::{Block, Page, commands, missing, pages};
 pub use pebble::Pebble;
 pub use ports::free_port;

@@ -3,6 +3,13 @@
 use std::ops::Range;
 use std::path::Path;
 
+/// Qwen's template, shortened, for the demo model, whose own knows no tools.
+pub const TEMPLATE_WITH_TOOLS: &str = "{%- if tools %}<|im_start|>system\nYou may call these tools:{%- for tool in tools %}\n{{ tool | tojson }}\
+    {%- endfor %}\nA call is JSON in <tool_call></tool_call>.<|im_end|>\n{%- endif %}{%- for message in messages %}\
+    <|im_start|>{{ message.role }}\n{{ message.content }}{%- for tool_call in message.tool_calls %}\
+    {%- set tool_call = tool_call.function %}\n<tool_call>\n{\"name\": \"{{ tool_call.name }}\", \"arguments\": \
+    {{ tool_call.arguments | tojson }}}\n</tool_call>{%- endfor %}<|im_end|>\n{%- endfor %}<|im_start|>assistant\n";
+
 /// Reads an eight-byte number.
 fn number(file: &[u8], at: usize) -> usize {
     usize::try_from(u64::from_le_bytes(file[at..at + 8].try_into().unwrap())).unwrap()

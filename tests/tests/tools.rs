@@ -9,20 +9,13 @@
     reason = "tests"
 )]
 
-use spillway_tests::{Gateway, model, script, with_template};
-
-/// Qwen's template, shortened: the demo model's own knows no tools.
-const TEMPLATE: &str = "{%- if tools %}<|im_start|>system\nYou may call these tools:{%- for tool in tools %}\n{{ tool | tojson }}\
-    {%- endfor %}\nA call is JSON in <tool_call></tool_call>.<|im_end|>\n{%- endif %}{%- for message in messages %}\
-    <|im_start|>{{ message.role }}\n{{ message.content }}{%- for tool_call in message.tool_calls %}\
-    {%- set tool_call = tool_call.function %}\n<tool_call>\n{\"name\": \"{{ tool_call.name }}\", \"arguments\": \
-    {{ tool_call.arguments | tojson }}}\n</tool_call>{%- endfor %}<|im_end|>\n{%- endfor %}<|im_start|>assistant\n";
+use spillway_tests::{Gateway, TEMPLATE_WITH_TOOLS, model, script, with_template};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_client_gets_the_calls_that_it_asks_for() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tools.gguf");
-    with_template(&model(), &file, Some(TEMPLATE));
+    with_template(&model(), &file, Some(TEMPLATE_WITH_TOOLS));
     let gateway = Gateway::start(&format!(
         "models: [{{name: smollm2, source: \"{}\", contextLength: 1024, maxSequences: 2, maxQueueWait: 60s}}]
 routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}}]}}]
