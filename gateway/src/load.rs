@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use spillway_config::{FileError, LoadOptions, Loaded, Report};
 use spillway_filter::Registry;
@@ -38,23 +39,44 @@ impl spillway_config::FileChecks for ModelFiles {
     }
 }
 
-/// Length and time of change of files, by path; `None` for a missing file. A pattern has a number for the files that it
-/// matches and no time: what else is in their folder does not matter.
-pub type FileStates = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
+/// State of a file, by which a change of it is found. Length and time of writing are not enough: a file may take the place of
+/// another of the same length and time, as archives, `cp -p` and package stores write them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileState {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: SystemTime,
+    /// Time of the last change of the file or its attributes, which programs cannot set.
+    changed: SystemTime,
+}
+
+/// States of files, by path; `None` for a missing file. A pattern has a number for the files that it matches in place of a
+/// length, and no times: what else is in their folder does not matter.
+pub type FileStates = BTreeMap<PathBuf, Option<FileState>>;
 
 /// State of files now.
 pub fn file_states(files: &[PathBuf]) -> FileStates {
     files.iter().map(|file| (file.clone(), file_state(file))).collect()
 }
 
-fn file_state(file: &Path) -> Option<(u64, SystemTime)> {
+fn file_state(file: &Path) -> Option<FileState> {
     if spillway_config::is_pattern(file) {
         let mut hasher = DefaultHasher::new();
         spillway_config::matching(file).hash(&mut hasher);
-        return Some((hasher.finish(), SystemTime::UNIX_EPOCH));
+        let (length, never) = (hasher.finish(), SystemTime::UNIX_EPOCH);
+        return Some(FileState { device: 0, inode: 0, length, modified: never, changed: never });
     }
     let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.len(), metadata.modified().ok()?))
+    let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or(0);
+    let since_1970 = Duration::new(u64::try_from(metadata.ctime()).unwrap_or(0), nanoseconds);
+    Some(FileState {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        length: metadata.len(),
+        modified: metadata.modified().ok()?,
+        changed: SystemTime::UNIX_EPOCH.checked_add(since_1970)?,
+    })
 }
 
 /// True if entries of the folder of a pattern have come or gone since `began`.
@@ -66,10 +88,12 @@ fn has_changed_since(pattern: &Path, began: SystemTime) -> bool {
 /// State of files that were read from `began` on. A file that was changed since then counts as missing, because the change
 /// may have come after the reading.
 pub fn file_states_as_read(files: &[PathBuf], began: SystemTime) -> FileStates {
-    let unsure = |file: &Path, state: &(u64, SystemTime)| {
-        state.1 >= began || (spillway_config::is_pattern(file) && has_changed_since(file, began))
+    let unsure = |file: &Path, state: &FileState| {
+        state.modified >= began
+            || state.changed >= began
+            || (spillway_config::is_pattern(file) && has_changed_since(file, began))
     };
-    let sure = |(file, state): (PathBuf, Option<(u64, SystemTime)>)| {
+    let sure = |(file, state): (PathBuf, Option<FileState>)| {
         let state = state.filter(|state| !unsure(&file, state));
         (file, state)
     };

@@ -21,7 +21,7 @@ use crate::listener::ListenerSet;
 use crate::load::{FileStates, file_states, file_states_as_read, read};
 use crate::snapshot::Compiler;
 
-/// A file is read when its size and time have not changed for this long: a half-written YAML is often valid.
+/// A file is read when its state has not changed for this long: a half-written YAML is often valid.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
 /// Longest wait for files to settle; files that change all the time are read all the same.
 const MAX_SETTLE_TIME: Duration = Duration::from_secs(10);

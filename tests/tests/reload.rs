@@ -62,6 +62,46 @@ async fn edits_are_taken_as_editors_write_them_and_bad_ones_are_kept_out() {
     eventually("the good edit is taken", || async { (client.get("/").await.text() == "b").then_some(()) }).await;
 }
 
+/// Archives and package stores give all files one time, and Kubernetes swaps the folder behind a link.
+#[tokio::test]
+async fn edits_that_keep_length_and_time_of_a_file_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let write = |version: &str, text: &str| {
+        let versions = folder.path().join("routes.d").join(version);
+        std::fs::create_dir_all(&versions).unwrap();
+        let file = versions.join("route.yaml");
+        std::fs::write(&file, format!("routes: [{{filters: [{{respond: {{body: {text}}}}}]}}]\n")).unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    };
+    let link = |version: &str| {
+        let routes = folder.path().join("routes.d");
+        std::os::unix::fs::symlink(version, routes.join("..new")).unwrap();
+        std::fs::rename(routes.join("..new"), routes.join("..data")).unwrap();
+    };
+    for (version, text) in [("..1", "one"), ("..2", "two"), ("..3", "six")] {
+        write(version, text);
+    }
+    link("..1");
+    std::os::unix::fs::symlink("..data/route.yaml", folder.path().join("routes.d/route.yaml")).unwrap();
+    let routes = folder.path().join("routes.d");
+    let yaml = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\ninclude: [\"{}/*.yaml\"]\n", routes.display());
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
+    let client = gateway.client();
+    let becomes = async |text: &str| {
+        let what = format!("{text} is answered");
+        eventually(&what, || async { (client.get("/").await.text() == text).then_some(()) }).await;
+    };
+    becomes("one").await;
+    // Another folder behind the link, another file of the name, another text in the file.
+    link("..2");
+    becomes("two").await;
+    std::fs::rename(routes.join("..3/route.yaml"), routes.join("..2/route.yaml")).unwrap();
+    becomes("six").await;
+    write("..2", "ten");
+    becomes("ten").await;
+}
+
 #[tokio::test]
 async fn no_request_is_lost_or_mixed_while_the_file_changes_under_load() {
     let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);

@@ -12,6 +12,8 @@ pub(super) struct FileIdentity {
     inode: u64,
     length: u64,
     modified: (i64, i64),
+    /// Last change of the file or its attributes: unlike the time before, programs cannot set it.
+    changed: (i64, i64),
 }
 
 /// Identities of all files of a model: its weights, and files beside them that need not exist.
@@ -31,6 +33,7 @@ fn identity(path: &Path) -> Option<FileIdentity> {
         inode: metadata.ino(),
         length: metadata.len(),
         modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
     })
 }
 
