@@ -147,12 +147,17 @@ shutdown: {{delay: 600s}}
     );
     let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
     let client = gateway.client();
-    assert_eq!(client.get("/healthz").await.status, 200);
+    let ready = client.get("/healthz").await;
+    assert_eq!((ready.status.as_u16(), ready.header("connection")), (200, "keep-alive"));
     gateway.signal("TERM");
     eventually("it says so", || async { (client.get("/healthz").await.status == 503).then_some(()) }).await;
     let answer = client.get("/healthz").await;
     assert_eq!((answer.text().as_str(), answer.header("retry-after")), ("draining", "1"));
     assert_eq!(gateway.shown("/readyz").await, "draining");
+    // A client that keeps its connection is told to open another, before this one is closed under its next request.
+    for path in ["/", "/healthz"] {
+        assert_eq!(client.get(path).await.header("connection"), "close", "{path}");
+    }
     // New connections and their requests are served; a further SIGTERM changes nothing.
     for _ in 0..2 {
         assert_eq!(client.get("/").await.text(), "reached");

@@ -64,7 +64,8 @@ pub(super) async fn serve(
         }
         session.set_total_drain_timeout(Some(DRAIN));
         session.set_read_timeout(Some(limits.body_timeout.0));
-        if *stop.borrow() {
+        // During `shutdown.delay` too: a connection that is still kept at its end would be closed under a request.
+        if *stop.borrow() || gateway.is_draining() {
             session.set_keepalive(None);
         }
         let ended = match challenge(&gateway, &session) {
