@@ -236,16 +236,17 @@ async fn load(gateway: &Gateway, clients: usize, each: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_where_a_server_of_http2_ends_its_connections_and_says_what_it_did_not_see() {
-    let nginx = PathReader::nginx_of_short_connections(7).await;
-    for protocol in ["http", "openai"] {
+    // Many clients and connections of one request: those that wait find each new connection used up by others.
+    for (requests, protocol, clients, each) in [(7, "http", 12, 60), (7, "openai", 12, 60), (1, "http", 64, 20)] {
+        let nginx = PathReader::nginx_of_short_connections(requests).await;
         let gateway = Gateway::start(&format!(
             "backends: [{{name: x, protocol: {protocol}, http2: true, endpoints: [{{url: \"{}\"}}]}}]
 routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{attempts: 0}}}}]\n",
             nginx.url
         ))
         .await;
-        let bad = load(&gateway, 12, 60).await;
-        assert!(bad.is_empty(), "{protocol}: {} of 720: {:?}", bad.len(), bad.first());
+        let bad = load(&gateway, clients, each).await;
+        assert!(bad.is_empty(), "{requests} {protocol}: {} of {}: {:?}", bad.len(), clients * each, bad.first());
         assert_eq!(gateway.metric("spillway_retries_total{http_route=\"r\"}").await, 0.0, "no retry is spent");
         assert!(gateway.events("endpoint_ejected").is_empty());
     }

@@ -13,7 +13,7 @@ use pingora::protocols::{ALPN, Stream, TcpKeepalive};
 use pingora::upstreams::peer::{HttpPeer, Peer as _, Tracer, Tracing};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
-use super::dial::{Connections, Dial};
+use super::dial::{Connections, Dial, NO_CONNECTION};
 use super::handshake::{Http2, handshake, is_unsent};
 use super::key::EndpointKey;
 use super::metered::Metered;
@@ -135,24 +135,23 @@ impl Peer {
 }
 
 impl Connector {
-    /// Returns a session with the endpoint, and whether its connection was used before.
-    pub async fn get(&self, peer: &Peer) -> pingora::Result<(HttpSession, bool)> {
+    /// Returns a session with the endpoint, and whether its connection was used before. One that is `alone` has a connection of
+    /// HTTP/2 that no other request shares, unless the endpoint may have no further one.
+    pub async fn get(&self, peer: &Peer, alone: bool) -> pingora::Result<(HttpSession, bool)> {
         let Some(http2) = peer.http2 else {
             let (stream, reused) = self.http1.get_stream(&peer.peer).await?;
             return Ok((http1(stream, peer, reused), reused));
         };
-        match self.http2.reused_http_session(&peer.peer).await {
-            Ok(Some(session)) => return Ok((HttpSession::H2(session), true)),
-            Ok(None) => {}
-            // The connection has ended, and left the pool with this.
-            Err(e) if is_unsent(&e) => {}
-            Err(e) => return Err(e),
+        if !alone && let Some(session) = self.pooled(peer).await? {
+            return Ok((session, true));
         }
         let is_negotiated = peer.peer.tls();
-        if is_negotiated && let Some(stream) = self.http1.reused_stream(&peer.peer).await {
-            return Ok((http1(stream, peer, true), true));
-        }
-        let stream = self.http1.new_stream(&peer.peer).await?;
+        let stream = match self.http1.new_stream(&peer.peer).await {
+            Err(e) if alone && *e.etype() == NO_CONNECTION => {
+                return self.pooled(peer).await?.map(|session| (session, true)).ok_or(e);
+            }
+            opened => opened?,
+        };
         // Pingora would read HTTP/1 of a server that does not speak HTTP/2 without a bound.
         if is_negotiated && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return Ok((http1(stream, peer, false), false));
@@ -161,10 +160,23 @@ impl Connector {
         let Some(session) = connection.spawn_stream().await? else {
             return pingora::Error::e_explain(H2Error, "the server closed the connection right after the handshake");
         };
-        if connection.more_streams_allowed() {
+        if !alone && connection.more_streams_allowed() {
             self.http2.in_use_pool().insert(peer.peer.reuse_hash(), connection);
         }
         Ok((HttpSession::H2(session), false))
+    }
+
+    /// Returns a session on a pooled connection of an endpoint that may speak HTTP/2.
+    async fn pooled(&self, peer: &Peer) -> pingora::Result<Option<HttpSession>> {
+        match self.http2.reused_http_session(&peer.peer).await {
+            Ok(Some(session)) => return Ok(Some(HttpSession::H2(session))),
+            Ok(None) => {}
+            // The connection has ended, and left the pool with this.
+            Err(e) if is_unsent(&e) => {}
+            Err(e) => return Err(e),
+        }
+        let stream = if peer.peer.tls() { self.http1.reused_stream(&peer.peer).await } else { None };
+        Ok(stream.map(|stream| http1(stream, peer, true)))
     }
 
     /// Releases a connection whose answer was read to its end to its pool.

@@ -32,6 +32,10 @@ use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized};
 /// a few requests each meets several in a row; one that never looks at any must not get them without end.
 const MAX_RESENDS: u32 = 8;
 
+/// Times of these that the request shares a connection with others. Where many wait for a server that ends its connections
+/// after a few requests, each new one may be used up by others; later times have a connection of their own.
+const SHARED_RESENDS: u32 = 2;
+
 /// Consequence of an attempt.
 enum AfterAttempt {
     /// The request was answered, or its answer was broken off.
@@ -91,7 +95,8 @@ async fn at_endpoint(
     }
     let place = AttemptSlot { slot, retrying: tries.retrying.take() };
     let move_on = MoveOn { full: true, retry };
-    let first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    let mut first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    first.attempt.alone = tries.resends > SHARED_RESENDS;
     let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, exchange));
     let (decided_by, outcome) = match hedge {
         // Rare branches are boxed, so that the future of every request does not carry them.

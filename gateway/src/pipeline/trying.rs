@@ -136,6 +136,7 @@ fn attempt<'a>(
         downstream: &gateway.downstream,
         via: &gateway.via,
         move_on,
+        alone: false,
         span: Span::none(),
     }
 }

@@ -15,7 +15,7 @@ pub async fn run(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &
     let (deadline, whose, attempt_deadline) = (limits.deadline, limits.whose, limits.attempt);
     let (upstream, reused) = tokio::select! {
         biased;
-        connected = attempt.connector.get(&attempt.endpoint.peer) => match connected {
+        connected = attempt.connector.get(&attempt.endpoint.peer, attempt.alone) => match connected {
             Ok(connected) => connected,
             Err(e) => return not_connected(attempt, &e),
         },

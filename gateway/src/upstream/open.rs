@@ -89,7 +89,7 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
             Failure::Timeout(otherwise)
         })
     };
-    let connected = timeout_at(limits.attempt, attempt.connector.get(&attempt.endpoint.peer)).await;
+    let connected = timeout_at(limits.attempt, attempt.connector.get(&attempt.endpoint.peer, attempt.alone)).await;
     let (mut upstream, reused) = match connected {
         Ok(Ok(connected)) => connected,
         Ok(Err(e)) => return Err(not_connected(attempt, &e)),

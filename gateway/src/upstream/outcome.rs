@@ -302,6 +302,8 @@ pub struct Attempt<'a> {
     pub via: &'a Via,
     /// Answers that are kept from the client.
     pub move_on: MoveOn,
+    /// True if no other request may share its connection, which a server could end before it looks at this one.
+    pub alone: bool,
     /// Span whose context goes to the endpoint; records nothing where the attempt has no span.
     pub span: Span,
 }
