@@ -178,6 +178,7 @@ async fn a_client_of_http_1_0_gets_no_early_answers_and_no_chunks() {
         assert!(answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200"), "{request}: {answer}");
         assert!(answer.ends_with("\r\n\r\nhello"), "{request}: {answer}");
         assert!(values(&answer, "transfer-encoding").is_empty() && values(&answer, "trailer").is_empty(), "{answer}");
+        assert_eq!(values(&answer, "connection"), ["close"], "the end of the connection is that of the body: {answer}");
     }
 }
 

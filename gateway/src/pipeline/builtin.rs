@@ -14,7 +14,7 @@ use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, delive
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::protocol::named;
 use crate::topology::Route;
-use crate::upstream::{CutReason, break_off, outgoing_response};
+use crate::upstream::{CutReason, break_off, close_behind_unframed, outgoing_response};
 
 /// Outcome of a request that its route sends to a built-in model.
 pub(super) enum Direct {
@@ -101,6 +101,7 @@ async fn write(
     exchange.outcome.status = head.status.as_u16();
     let is_http11 = session.req_header().version == Version::HTTP_11;
     let answer = outgoing_response(answer, exchange, is_http11, true);
+    close_behind_unframed(session, &answer, true);
     let mut unread = Unread::default();
     let mut ahead = Ahead::new(stream, &mut unread, exchange);
     deliver(session.write_response_header(answer), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)?;

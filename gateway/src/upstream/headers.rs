@@ -4,6 +4,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
 use spillway_filter::{Filter, Headers, ServerView};
 use tokio::time::Instant;
@@ -544,6 +545,16 @@ pub(super) fn filter_server_response(
     };
     for named in attempt.route.all_filters() {
         named.filter.on_server_response(&mut ResponseHeaders(head), &server);
+    }
+}
+
+/// Has the connection end with an answer whose body has no other end, as for a client of HTTP/1.0 that is sent no chunks
+/// (RFC 9112, 6.3). The head then says so.
+pub fn close_behind_unframed(session: &mut ServerSession, out: &ResponseHeader, has_body: bool) {
+    let is_framed =
+        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| out.headers.contains_key(name));
+    if has_body && !is_framed && !session.is_http2() {
+        session.set_keepalive(None);
     }
 }
 

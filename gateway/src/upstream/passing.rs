@@ -17,7 +17,9 @@ use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
 use super::events::{Gate, has_comment};
-use super::headers::{filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop};
+use super::headers::{
+    close_behind_unframed, filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop,
+};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use super::stages::{Passing, Waiting};
@@ -136,6 +138,7 @@ impl<'a> Conversation<'_, 'a> {
         let (client, sent_host) = (self.session.req_header(), self.state.sent_host.as_ref());
         filter_server_response(&mut head, self.attempt, client, self.exchange, sent_host);
         let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
+        close_behind_unframed(self.session, &out, has_body);
         if self.exchange.outcome.spilled.is_some()
             && let Ok(name) = header::HeaderValue::from_str(&self.attempt.backend.name)
         {
