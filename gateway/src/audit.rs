@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use http::request::Parts;
 use serde::Serialize;
 use spillway_config::schema::AuditLog;
 
 use crate::exchange::Exchange;
 use crate::limits::AddressRate;
+use crate::message::RequestHead;
 use crate::telemetry::{LogWriter, Metrics, rfc3339_millis};
 
 /// Most client addresses whose rates are tracked.
@@ -106,7 +106,7 @@ impl Audit {
     }
 
     /// Records a refused credential.
-    pub fn refused(&self, reason: &'static str, exchange: &Exchange, head: &Parts) {
+    pub fn refused(&self, reason: &'static str, exchange: &Exchange, head: &RequestHead) {
         self.write(&AuditLine {
             request_id: exchange.request_id.to_str().ok(),
             route: exchange.route.as_ref().map(|route| route.name.as_str()),

@@ -1,5 +1,6 @@
 //! Clocks of the process: a monotonic one that fits an atomic, and Unix time.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,34 @@ pub fn now_millis() -> u64 {
 /// Converts a duration to whole milliseconds.
 pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Current time as HTTP writes it (RFC 9110, 5.6.7). A thread writes it once a second.
+pub fn http_date() -> HttpDate {
+    thread_local! {
+        static LAST: Cell<(u64, HttpDate)> = const { Cell::new((u64::MAX, HttpDate([b' '; 29]))) };
+    }
+    let now = unix_now();
+    let (second, date) = LAST.get();
+    if second == now {
+        return date;
+    }
+    let mut fresh = HttpDate([b' '; 29]);
+    let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now));
+    fresh.0.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
+    LAST.set((now, fresh));
+    fresh
+}
+
+/// Time as HTTP writes it.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpDate([u8; 29]);
+
+impl HttpDate {
+    /// Text of the time.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Current time in whole Unix seconds.

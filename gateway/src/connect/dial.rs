@@ -28,10 +28,10 @@ impl Connections {
     }
 
     /// Counts a further connection, of at most `most`, in one atomic step.
-    fn reserve(self: &Arc<Self>, most: u32) -> Option<Reserved> {
+    fn reserve(self: &Arc<Self>, most: u32) -> Option<Open> {
         let more = |open: u32| if open < most { open.checked_add(1) } else { None };
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Reserved(Some(self.clone())))
+        Some(Open(Some(self.clone())))
     }
 
     fn close(&self) {
@@ -39,17 +39,17 @@ impl Connections {
     }
 }
 
-/// Count of a connection that is being opened, released on drop.
-struct Reserved(Option<Arc<Connections>>);
+/// Count of an open connection, released on drop.
+pub(super) struct Open(Option<Arc<Connections>>);
 
-impl Reserved {
-    /// Keeps the count for an open connection, whose tracer releases it on close.
-    fn keep(mut self) {
+impl Open {
+    /// Leaves the count to the tracer of the connection, which releases it on close.
+    fn leave_to_tracer(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Reserved {
+impl Drop for Open {
     fn drop(&mut self) {
         if let Some(connections) = &self.0 {
             connections.close();
@@ -64,14 +64,10 @@ pub(super) struct Dial {
     pub(super) most: u32,
 }
 
-#[async_trait]
-impl Connect for Dial {
-    /// Opens a connection. Called only where the pool has none; the time limit of the peer covers this and TLS together.
-    async fn connect(&self, address: &SocketAddr) -> pingora::Result<Stream> {
-        let Some(address) = address.as_inet() else {
-            return pingora::Error::e_explain(ErrorType::InternalError, "endpoints have internet addresses");
-        };
-        let Some(reserved) = self.connections.reserve(self.most) else {
+impl Dial {
+    /// Opens a connection. Called only where the pool has none; the caller bounds the time.
+    pub(super) async fn open(&self, address: std::net::SocketAddr) -> pingora::Result<(TcpStream, Open)> {
+        let Some(open) = self.connections.reserve(self.most) else {
             return pingora::Error::e_explain(
                 NO_CONNECTION,
                 "the endpoint has as many connections as `capacity.maxConnections` allows",
@@ -87,11 +83,7 @@ impl Connect for Dial {
                 Side::Servers.count_shortage();
                 pingora::Error::e_because(NO_CONNECTION, "no file descriptor is left", e)
             }
-            Ok(stream) => {
-                // Pingora attaches the tracer below to the stream before anything else can fail.
-                reserved.keep();
-                Ok(Stream::from(stream))
-            }
+            Ok(stream) => Ok((stream, open)),
             Err(e) => {
                 let kind = match e.kind() {
                     std::io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
@@ -103,6 +95,20 @@ impl Connect for Dial {
                 pingora::Error::e_because(kind, "cannot connect", e)
             }
         }
+    }
+}
+
+#[async_trait]
+impl Connect for Dial {
+    /// Opens a connection for TLS or HTTP/2. The time limit of the peer covers this and TLS together.
+    async fn connect(&self, address: &SocketAddr) -> pingora::Result<Stream> {
+        let Some(address) = address.as_inet() else {
+            return pingora::Error::e_explain(ErrorType::InternalError, "endpoints have internet addresses");
+        };
+        let (stream, open) = self.open(*address).await?;
+        // Pingora attaches the tracer below to the stream before anything else can fail.
+        open.leave_to_tracer();
+        Ok(Stream::from(stream))
     }
 }
 

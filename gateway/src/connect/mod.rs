@@ -3,17 +3,20 @@
 
 mod dial;
 mod handshake;
+mod http1;
 mod key;
-mod metered;
 mod peer;
+mod pool;
+mod session;
+mod transport;
 
 pub use dial::{Connections, NO_CONNECTION};
 pub use handshake::{MAX_FIELDS, is_unprocessed, is_unsent};
 pub use key::EndpointKey;
-pub use metered::bound;
 pub use peer::{Connector, MAX_STREAMS, Peer};
+pub use session::{Follows, UpstreamSession};
 
 /// True if an error means that a server's header exceeded a bound on its size.
 pub fn is_over(error: &pingora::Error) -> bool {
-    metered::is_over(error) || handshake::is_over(error)
+    http1::is_over(error) || handshake::is_over(error)
 }

@@ -4,23 +4,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::ErrorType::H2Error;
+use pingora::ErrorType::{ConnectTimedout, H2Error};
 use pingora::connectors::http::v2;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::protocols::http::client::HttpSession;
-use pingora::protocols::http::v1::client::HttpSession as Http1Session;
-use pingora::protocols::{ALPN, Stream, TcpKeepalive};
+use pingora::protocols::l4::ext::set_tcp_keepalive;
+use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::{HttpPeer, Peer as _, Tracer, Tracing};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use super::dial::{Connections, Dial, NO_CONNECTION};
 use super::handshake::{Http2, handshake, is_unsent};
+use super::http1::Http1Session;
 use super::key::EndpointKey;
-use super::metered::Metered;
+use super::pool::Pool;
+use super::session::{Http2Session, UpstreamSession};
+use super::transport::Transport;
 use crate::tls::UpstreamTls;
 
-/// Most idle upstream connections, over all endpoints. Pingora's pool thrashes when it is smaller than the number of requests
-/// in flight, so the bound is generous: an idle connection costs a file descriptor and some kilobytes.
+/// Most idle upstream connections, over all endpoints. A pool that is smaller than the number of requests in flight opens
+/// connections all the time, so the bound is generous: an idle connection costs a file descriptor and little more.
 const POOL_SIZE: usize = 4096;
 
 /// Longest idle time of a pooled connection. Below the keep-alive time of common servers, of which llama.cpp has the shortest
@@ -48,15 +51,18 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 pub struct Connector {
     /// Connections that speak HTTP/2.
     http2: v2::Connector,
-    /// Connections that speak HTTP/1, also where HTTP/2 was offered. Opens connections for both.
-    http1: TransportConnector,
+    /// Idle connections that speak HTTP/1, also where HTTP/2 was offered.
+    http1: Pool,
+    /// Opens connections with TLS, and those of HTTP/2.
+    opener: TransportConnector,
 }
 
 impl Default for Connector {
     fn default() -> Self {
         Self {
             http2: v2::Connector::new(Some(ConnectorOptions::new(POOL_SIZE))),
-            http1: TransportConnector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+            http1: Pool::new(POOL_SIZE, POOLED_FOR),
+            opener: TransportConnector::new(Some(ConnectorOptions::new(1))),
         }
     }
 }
@@ -65,6 +71,12 @@ impl Default for Connector {
 #[derive(Clone)]
 pub struct Peer {
     peer: HttpPeer,
+    /// Key of its idle connections.
+    key: u64,
+    /// Dialler of its connections.
+    dial: Dial,
+    /// Longest time to open a connection.
+    connect: Duration,
     /// Settings of HTTP/2; `None` where only HTTP/1 is spoken.
     http2: Option<Http2>,
 }
@@ -104,7 +116,8 @@ impl Peer {
         peer.options.idle_timeout = Some(POOLED_FOR);
         peer.options.tcp_keepalive = Some(KEEPALIVE);
         let http2 = http2.map(|max_header_bytes| Http2 { streams: MAX_STREAMS, ping: PING, max_header_bytes });
-        Self { peer, http2 }
+        let dial = Dial { connections: Arc::default(), most: u32::MAX };
+        Self { key: peer.reuse_hash(), peer, dial, connect, http2 }
     }
 
     /// Counts the connections of this peer in `connections`, and bounds them to `most` at a time.
@@ -112,7 +125,8 @@ impl Peer {
     pub fn counted(mut self, connections: &Arc<Connections>, most: u32) -> Self {
         let dial = Dial { connections: connections.clone(), most };
         self.peer.options.tracer = Some(Tracer(dial.boxed_clone()));
-        self.peer.options.custom_l4 = Some(Arc::new(dial));
+        self.peer.options.custom_l4 = Some(Arc::new(dial.clone()));
+        self.dial = dial;
         self
     }
 
@@ -135,18 +149,30 @@ impl Peer {
 }
 
 impl Connector {
-    /// Returns a session with the endpoint, and whether its connection was used before. One that is `alone` has a connection of
-    /// HTTP/2 that no other request shares, unless the endpoint may have no further one.
-    pub async fn get(&self, peer: &Peer, alone: bool) -> pingora::Result<(HttpSession, bool)> {
+    /// Begins a conversation with the endpoint. Returns it, and whether its connection was used before. One that is `alone` has
+    /// a connection of HTTP/2 that no other request shares, unless the endpoint may have no further one.
+    pub async fn get(&self, peer: &Peer, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {
+        let is_negotiated = peer.peer.tls();
         let Some(http2) = peer.http2 else {
-            let (stream, reused) = self.http1.get_stream(&peer.peer).await?;
-            return Ok((http1(stream, peer, reused), reused));
+            if let Some(transport) = self.http1.take(peer.key) {
+                return Ok((http1(transport), true));
+            }
+            let transport = if is_negotiated {
+                Transport::Tls(Box::pin(self.opener.new_stream(&peer.peer)).await?)
+            } else {
+                Box::pin(open_plain(peer)).await?
+            };
+            return Ok((http1(transport), false));
         };
+        Box::pin(self.get_http2(peer, http2, alone)).await
+    }
+
+    async fn get_http2(&self, peer: &Peer, http2: Http2, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {
         if !alone && let Some(session) = self.pooled(peer).await? {
             return Ok((session, true));
         }
         let is_negotiated = peer.peer.tls();
-        let stream = match self.http1.new_stream(&peer.peer).await {
+        let stream = match self.opener.new_stream(&peer.peer).await {
             Err(e) if alone && *e.etype() == NO_CONNECTION => {
                 return self.pooled(peer).await?.map(|session| (session, true)).ok_or(e);
             }
@@ -154,49 +180,61 @@ impl Connector {
         };
         // Pingora would read HTTP/1 of a server that does not speak HTTP/2 without a bound.
         if is_negotiated && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            return Ok((http1(stream, peer, false), false));
+            return Ok((http1(Transport::Tls(stream)), false));
         }
         let connection = handshake(stream, http2).await?;
-        let Some(session) = connection.spawn_stream().await? else {
+        let Some(begun) = connection.spawn_stream().await? else {
             return pingora::Error::e_explain(H2Error, "the server closed the connection right after the handshake");
         };
         if !alone && connection.more_streams_allowed() {
-            self.http2.in_use_pool().insert(peer.peer.reuse_hash(), connection);
+            self.http2.in_use_pool().insert(peer.key, connection);
         }
-        Ok((HttpSession::H2(session), false))
+        Ok((http2(begun), false))
     }
 
-    /// Returns a session on a pooled connection of an endpoint that may speak HTTP/2.
-    async fn pooled(&self, peer: &Peer) -> pingora::Result<Option<HttpSession>> {
+    /// Begins a conversation on a pooled connection of an endpoint that may speak HTTP/2.
+    async fn pooled(&self, peer: &Peer) -> pingora::Result<Option<UpstreamSession>> {
         match self.http2.reused_http_session(&peer.peer).await {
-            Ok(Some(session)) => return Ok(Some(HttpSession::H2(session))),
+            Ok(Some(session)) => return Ok(Some(http2(session))),
             Ok(None) => {}
             // The connection has ended, and left the pool with this.
             Err(e) if is_unsent(&e) => {}
             Err(e) => return Err(e),
         }
-        let stream = if peer.peer.tls() { self.http1.reused_stream(&peer.peer).await } else { None };
-        Ok(stream.map(|stream| http1(stream, peer, true)))
+        Ok(if peer.peer.tls() { self.http1.take(peer.key).map(http1) } else { None })
     }
 
     /// Releases a connection whose answer was read to its end to its pool.
-    pub async fn release(&self, session: HttpSession, peer: &Peer) {
+    pub fn release(&self, session: UpstreamSession, peer: &Peer) {
         match session {
-            HttpSession::H1(mut session) => {
-                session.respect_keepalive();
-                if let Some(stream) = session.reuse().await {
-                    self.http1.release_stream(stream, peer.peer.reuse_hash(), Some(POOLED_FOR));
+            UpstreamSession::Http1(session) => {
+                if let Some(transport) = session.into_reusable() {
+                    self.http1.put(peer.key, transport);
                 }
             }
-            HttpSession::H2(session) => self.http2.release_http_session(session, &peer.peer, Some(POOLED_FOR)),
-            // The gateway makes no custom sessions.
-            HttpSession::Custom(()) => {}
+            UpstreamSession::Http2(session) => {
+                if let HttpSession::H2(session) = session.session {
+                    self.http2.release_http_session(session, &peer.peer, Some(POOLED_FOR));
+                }
+            }
         }
     }
 }
 
-/// Session of HTTP/1 on a connection that can bound the bytes read.
-fn http1(stream: Stream, peer: &Peer, reused: bool) -> HttpSession {
-    let stream = if reused { stream } else { Box::new(Metered::new(stream)) };
-    HttpSession::H1(Http1Session::new_with_options(stream, &peer.peer))
+/// Opens a connection without TLS.
+async fn open_plain(peer: &Peer) -> pingora::Result<Transport> {
+    let opened = tokio::time::timeout(peer.connect, peer.dial.open(peer.address())).await;
+    let (stream, open) =
+        opened.unwrap_or_else(|_| pingora::Error::e_explain(ConnectTimedout, "cannot connect in time"))?;
+    let _ = stream.set_nodelay(true);
+    let _ = set_tcp_keepalive(&stream, &KEEPALIVE);
+    Ok(Transport::Plain { stream, _open: open })
+}
+
+fn http2(session: pingora::protocols::http::v2::client::Http2Session) -> UpstreamSession {
+    UpstreamSession::Http2(Box::new(Http2Session::new(HttpSession::H2(session))))
+}
+
+fn http1(transport: Transport) -> UpstreamSession {
+    UpstreamSession::Http1(Box::new(Http1Session::new(transport)))
 }

@@ -2,6 +2,9 @@
 //! answers must end. The room knows no server: a [`Beside`] reads on while a write waits.
 
 mod ending;
+mod http1;
+mod session;
+mod transport;
 mod unread;
 
 use std::future::{Future, poll_fn};
@@ -11,12 +14,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pingora::ErrorType;
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep_until};
 
+use crate::message::ResponseHead;
+
 pub use ending::Ending;
+pub use http1::{GOODBYE, Http1Session, violation_of};
+pub use session::{ClientSession, Http2Session};
+pub use transport::{Transport, WriteBounded};
 pub use unread::{AnswerBudget, SLICE, Unread, slice};
 
 /// State that all answers to clients share; it outlives configurations.
@@ -66,9 +72,9 @@ impl Beside for Nothing {
 
 /// Writes the head of an answer, which is the whole answer where it `ends`. Over HTTP/2 the frame of such a head ends the
 /// stream: clients of gRPC read a status only there, and not from a head that an empty frame of data follows.
-pub async fn write_head(session: &mut ServerSession, head: Box<ResponseHeader>, ends: bool) -> pingora::Result<()> {
+pub async fn write_head(session: &mut ClientSession, head: Box<ResponseHead>, ends: bool) -> pingora::Result<()> {
     match session {
-        ServerSession::H2(session) => session.write_response_header(head, ends),
+        ClientSession::Http2(session) => session.write_head(*head, ends).await,
         session => {
             session.write_response_header(head).await?;
             if ends { session.write_response_body(Bytes::new(), true).await } else { Ok(()) }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
-use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until};
 
 use super::body_budget::{BodyBudget, BodyShare, too_large};
-use super::{End, violation_of};
+use super::End;
 use crate::coding::{ACCEPTED, Coding, Decoder};
+use crate::downstream::{ClientSession, violation_of};
 use crate::framing::Violation;
 use crate::off_loop::{INLINE, OffLoop};
 
@@ -115,7 +115,7 @@ pub enum RequestBody {
 
 impl RequestBody {
     /// True if the whole body can be sent again: it is held, or there is none.
-    pub fn is_at_hand(&self, session: &mut ServerSession) -> bool {
+    pub fn is_at_hand(&self, session: &mut ClientSession) -> bool {
         matches!(self, Self::Held(_)) || session.is_body_empty()
     }
 }
@@ -133,7 +133,7 @@ pub struct Hold {
 
 /// Reads the body of a request to its end, within `bounds`.
 pub async fn hold(
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     budget: &Arc<BodyBudget>,
     off_loop: &OffLoop,
     bounds: Hold,
@@ -259,19 +259,19 @@ fn len(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-fn content_length(session: &ServerSession) -> Option<u64> {
+fn content_length(session: &ClientSession) -> Option<u64> {
     session.get_header(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// True if the client waits for `100 Continue` before it sends its body.
-pub fn expects_continue(session: &ServerSession) -> bool {
+pub fn expects_continue(session: &ClientSession) -> bool {
     // HTTP/1.0 knows no early answers (RFC 9110, 10.1.1).
     session.req_header().version != Version::HTTP_10
         && session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// End of a request whose body cannot be read.
-fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
+fn unread(session: &mut ClientSession, e: &pingora::Error) -> End {
     // Pingora's own limit on a read is that of the whole body, and may be first.
     if *e.etype() == pingora::ErrorType::ReadTimedout {
         return too_slow();
@@ -280,8 +280,8 @@ fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
 }
 
 /// Ends a request whose body breaks the framing, and closes its connection: no byte behind the body can be trusted.
-pub fn malformed(session: &mut ServerSession, violation: Violation) -> End {
-    session.set_keepalive(None);
+pub fn malformed(session: &mut ClientSession, violation: Violation) -> End {
+    session.close_after();
     End::refuse(malformed_refusal(violation))
 }
 

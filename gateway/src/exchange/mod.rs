@@ -7,7 +7,6 @@ mod connection;
 mod forwarded;
 mod observers;
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +17,6 @@ use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
 use crate::downstream::WriteLimits;
-use crate::framing::Violation;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
@@ -475,9 +473,4 @@ impl Drop for RouteInFlight {
 /// True if a request of this method may be sent twice (RFC 9110, 9.2.2).
 pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
-}
-
-/// Violation of the framing that an error of a session carries.
-pub fn violation_of(error: &pingora::Error) -> Option<Violation> {
-    error.root_cause().downcast_ref::<io::Error>()?.get_ref()?.downcast_ref().copied()
 }

@@ -1,9 +1,9 @@
 //! Strict reader of the beginning and end of HTTP/1 requests (RFC 9112). [`Framer`] reads each byte of a connection once,
-//! before the session does, and stops at the first byte that breaks the grammar or a limit.
+//! before anything else does, and stops at the first byte that breaks the grammar or a limit.
 //!
 //! The reader is a pure state machine: no I/O, no clock and no memory that grows with the input. Its only decision is where
-//! a message ends; the parser behind it reads the meaning of the fields. Both must agree on which bytes are a whole message:
-//! `framing/tests/` compares them, and `gateway/fuzz` does so on any bytes.
+//! heads, parts of bodies and messages end; the session (`downstream/http1.rs`) parses the fields of a head behind it. Both must
+//! agree on which bytes are a whole message: `framing/tests/` compares them, and `gateway/fuzz` does so on any bytes.
 
 use std::io;
 
@@ -12,14 +12,14 @@ use http::StatusCode;
 #[cfg(test)]
 mod tests;
 
-/// Most fields of a head, and of trailers. Pingora parses into an array of this length.
+/// Most fields of a head, and of trailers.
 pub const MAX_FIELDS: u16 = 256;
 
 /// Most bytes of the line that begins a chunk: its size and extensions. The longest extensions in use, signatures of chunks,
 /// have about 90 bytes.
 pub const MAX_CHUNK_LINE: u16 = 1024;
 
-/// Most bytes of trailers, whatever the limit of a head. Pingora reads no more.
+/// Most bytes of trailers, whatever the limit of a head.
 pub const MAX_TRAILERS: u64 = 64 << 10;
 
 /// Largest length of a body or chunk in bytes. Other parsers keep lengths as signed 64-bit integers.
@@ -312,30 +312,35 @@ impl Framer {
             )
     }
 
-    /// Reads `bytes`, which must not be empty, and returns how many of them may be handed on: all, or those up to the end of
-    /// a message, or those before a violation. The call after a violation fails with it. At least the first byte of a
-    /// message is handed on, so that the waiting session learns of a request before it fails.
-    pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        if let FramerState::Failed(violation) = self.state {
-            return Err(violation);
-        }
-        let was_between = self.is_between();
+    /// Reads bytes of a head. Returns how many of them belong to it, and whether it has ended with them.
+    pub fn scan_head(&mut self, bytes: &[u8]) -> Result<(usize, bool), Violation> {
         let mut at = 0;
         while at < bytes.len() {
-            if let Err(violation) = self.step(bytes, &mut at) {
-                self.state = FramerState::Failed(violation);
-                return match at {
-                    0 if was_between => Ok(1),
-                    0 => Err(violation),
-                    _ => Ok(at),
-                };
+            self.step(bytes, &mut at).inspect_err(|violation| self.state = FramerState::Failed(*violation))?;
+            if self.is_between() || self.is_in_body() {
+                return Ok((at, true));
             }
-            // The message has ended; the next one is read by the next call.
-            if self.is_between() {
+        }
+        Ok((at, false))
+    }
+
+    /// Reads bytes of the framing of a body, up to the next bytes that need no reading or to the end of the message. Returns
+    /// how many were read.
+    pub fn scan_framing(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+        let mut at = 0;
+        while at < bytes.len() && self.opaque() == 0 && !self.is_between() {
+            self.step(bytes, &mut at).inspect_err(|violation| self.state = FramerState::Failed(*violation))?;
+            // The trailers begin with a call of their own.
+            if self.in_trailers && self.used == 0 {
                 break;
             }
         }
         Ok(at)
+    }
+
+    /// True while trailers are read.
+    pub fn is_in_trailers(&self) -> bool {
+        self.in_trailers
     }
 
     /// Reads at least one of the bytes from `at` on, and moves `at` behind the bytes read.

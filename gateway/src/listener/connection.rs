@@ -15,8 +15,9 @@ use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use super::permit::ConnectionPermit;
 use super::plan::ListenerPlan;
 use super::proxy_protocol::{self, ProxyError};
-use super::socket::{ClientSocket, Transport};
+use super::socket::ClientSocket;
 use super::{http1, http2};
+use crate::downstream::{Http1Session, Transport, WriteBounded};
 use crate::exchange::{ConnectionInfo, TlsInfo};
 use crate::gateway::Gateway;
 use crate::telemetry::ConnectionRefusal;
@@ -79,10 +80,12 @@ pub(super) async fn serve(
     };
     drop(plan);
     if is_http2 {
-        http2::serve(socket, Arc::new(connection), gateway, stop).await;
+        http2::serve(ClientSocket::new(socket), Arc::new(connection), gateway, stop).await;
     } else {
         // Boxed: a connection that never completes its handshake takes no memory for requests.
-        let served = http1::serve(socket, connection, gateway.clone(), permit.metrics().clone(), stop);
+        let metrics = permit.metrics().clone();
+        let session = Http1Session::new(socket, connection.limits.max_header_bytes.0, metrics.clone());
+        let served = http1::serve(session, connection, gateway.clone(), metrics, stop);
         Box::pin(gateway.downstream.ending.watch(served)).await;
     }
 }
@@ -93,9 +96,9 @@ async fn open(
     plan: &ListenerPlan,
     permit: &mut ConnectionPermit,
     gateway: &Gateway,
-) -> Result<(ClientSocket, ConnectionInfo, bool), Unopened> {
+) -> Result<(WriteBounded, ConnectionInfo, bool), Unopened> {
     let socket = |transport| {
-        ClientSocket::new(transport, plan.limits.write_timeout.0, gateway.downstream.write_timeouts.clone())
+        WriteBounded::new(transport, plan.limits.write_timeout.0, gateway.downstream.write_timeouts.clone())
     };
     let local = stream.local_addr().unwrap_or(plan.address);
     let mut client = peer;

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, header};
-use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
-use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, HttpSession, default_h2_options, handshake};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,8 +13,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::socket::ClientSocket;
 use super::stop::stopped;
+use crate::downstream::{ClientSession, Http2Session};
 use crate::exchange::ConnectionInfo;
 use crate::gateway::Gateway;
+use crate::message::RequestHead;
 use crate::pipeline;
 
 /// Malformed requests after which the connection is closed: an honest client sends none.
@@ -103,13 +103,16 @@ pub(super) async fn serve(
 }
 
 /// Runs one request.
-async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
-    to_common_form(session.req_header_mut());
-    let mut session = ServerSession::new_http2(session);
+async fn request(session: HttpSession, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
+    let mut head = RequestHead::from(session.req_header().as_owned_parts());
+    to_common_form(&mut head);
+    let mut session = ClientSession::Http2(Box::new(Http2Session::new(session, head)));
     let handled = pipeline::handle(&gateway, &connection, &mut session);
     match Box::pin(gateway.downstream.ending.watch(handled)).await {
         pipeline::AfterRequest::Keep => {
-            let _ = session.finish().await;
+            if let ClientSession::Http2(session) = session {
+                session.finish().await;
+            }
         }
         // Resets the stream unless its answer was whole.
         pipeline::AfterRequest::Close => session.shutdown().await,
@@ -118,7 +121,7 @@ async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gate
 
 /// Rewrites the head of a request to the form of HTTP/1.1, which the pipeline expects. The authority becomes `Host`,
 /// the target loses it, and cookies are joined (RFC 9113, 8.3.1 and 8.2.3).
-fn to_common_form(head: &mut RequestHeader) {
+fn to_common_form(head: &mut RequestHead) {
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
@@ -149,7 +152,7 @@ mod tests {
         for cookie in ["a=1", "b=2"] {
             request.headers_mut().append(header::COOKIE, HeaderValue::from_static(cookie));
         }
-        let mut head = RequestHeader::from(request.into_parts().0);
+        let mut head = RequestHead::from(request.into_parts().0);
         to_common_form(&mut head);
         assert_eq!(head.headers[header::HOST], "a.test:8443");
         assert_eq!(head.uri, "/x?y=1");

@@ -1,9 +1,9 @@
 //! Access of callers to routes, and the refusal of a path that no route takes.
 
 use http::{Method, StatusCode};
-use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange};
 use crate::protocol::{Operation, ResolvedOperation};
 use crate::topology::Route;
@@ -12,7 +12,7 @@ use crate::topology::Route;
 const API_PREFIX: &str = "/v1";
 
 /// Refusal of a path that no route takes.
-pub(super) fn no_route(session: &ServerSession) -> End {
+pub(super) fn no_route(session: &ClientSession) -> End {
     let head = session.req_header();
     End::refuse(Refusal::new(
         StatusCode::NOT_FOUND,

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use pingora::protocols::http::ServerSession;
 use spillway_engine::Task;
 use tokio::time::Instant;
 
@@ -14,6 +13,7 @@ use crate::admission::{Admission, Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange};
 use crate::protocol::model_not_found;
 use crate::queueing::{Retrying, WakingSlot};
@@ -48,7 +48,7 @@ pub(super) enum Admitted<'r> {
 
 /// Draws the order of the targets that serve the model asked for: by weights, and by the header that keeps a caller at one
 /// of them.
-pub(super) fn select(route: &Route, session: &ServerSession, exchange: &Exchange) -> Result<Tries, End> {
+pub(super) fn select(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<Tries, End> {
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     // Vectors of another model are wrong answers; text of another is a lesser one.
     let stands_in = |model: &LoadedModel| {
@@ -71,7 +71,7 @@ pub(super) fn select(route: &Route, session: &ServerSession, exchange: &Exchange
 pub(super) async fn admit<'r>(
     route: &'r Route,
     tries: &mut Tries,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Result<Admitted<'r>, SpillReason>, End> {
     loop {
@@ -102,7 +102,7 @@ pub(super) async fn admit<'r>(
 fn look_for_slot<'r>(
     route: &'r Route,
     tries: &mut Tries,
-    session: &ServerSession,
+    session: &ClientSession,
     exchange: &Exchange,
 ) -> Admission<'r> {
     let mut span = exchange.span.child("admission", SpanKind::Internal);
@@ -128,7 +128,7 @@ fn look_for_slot<'r>(
 async fn wait_for_slot(
     route: &Route,
     tries: &mut Tries,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Option<SpillReason>, End> {
     let waited = tries.wait.for_turn(route, &tries.selection, session, exchange).await;

@@ -1,17 +1,17 @@
 //! Affinity of a request to an endpoint: by the value of a header or cookie, the client, or the beginning of the prompt.
 
 use http::header;
-use pingora::protocols::http::ServerSession;
 use spillway_config::schema::HashOn;
 
 use crate::balancing::hash_key;
+use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, RequestBody};
 use crate::off_loop::INLINE;
 use crate::protocol::prompt_prefix;
 use crate::topology::Backend;
 
 /// The key of a request at a backend; `None` where the backend asks for none, or the request has none.
-pub(super) fn key(backend: &Backend, session: &ServerSession, exchange: &Exchange) -> Option<u64> {
+pub(super) fn key(backend: &Backend, session: &ClientSession, exchange: &Exchange) -> Option<u64> {
     match backend.hash_on.as_ref()? {
         HashOn::Header(name) => session.get_header(name.as_str()).map(|value| hash_key(value.as_bytes())),
         HashOn::Cookie(name) => {

@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
+use http::{Method, StatusCode, header};
 use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::AfterRequest;
 use super::rewritten::api_path;
-use crate::downstream::{Nothing, SLICE, deliver, slice, write_head};
+use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice, write_head};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
+use crate::message::ResponseHead;
 use crate::protocol::{self, ModelPath, Operation, PROBLEM, ResolvedOperation};
 use crate::topology::Route;
 use crate::upstream::{client_write, finish_response};
@@ -28,14 +27,11 @@ const MALFORMED: Duration = Duration::from_secs(10);
 
 /// Sends a refusal. The connection is kept when the request was read to its end. Logs and metrics have the status that the
 /// refusal stands for, also where the caller's dialect sends it in another form.
-pub(super) async fn refuse(session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> AfterRequest {
+pub(super) async fn refuse(session: &mut ClientSession, exchange: &mut Exchange, refusal: &Refusal) -> AfterRequest {
     let rendered =
         protocol::render(refusal, exchange.error_dialect(), exchange.request_id.to_str().unwrap_or_default());
     exchange.outcome.error_code = Some(refusal.code);
-    let mut head = match ResponseHeader::build(rendered.status, Some(8)) {
-        Ok(head) => head,
-        Err(_) => return AfterRequest::Close,
-    };
+    let mut head = ResponseHead::new(rendered.status, 8);
     let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
     for (name, value) in rendered.headers {
         let _ = head.insert_header(name, value);
@@ -52,8 +48,8 @@ pub(super) async fn refuse(session: &mut ServerSession, exchange: &mut Exchange,
 }
 
 /// Sends an answer that a filter made.
-pub(super) async fn local(session: &mut ServerSession, exchange: &mut Exchange, answer: Answer) -> AfterRequest {
-    let Ok(mut head) = ResponseHeader::build(answer.status, Some(8)) else { return AfterRequest::Close };
+pub(super) async fn local(session: &mut ClientSession, exchange: &mut Exchange, answer: Answer) -> AfterRequest {
+    let mut head = ResponseHead::new(answer.status, 8);
     for (name, value) in answer.headers {
         let _ = head.append_header(name, value);
     }
@@ -68,9 +64,9 @@ pub(super) async fn local(session: &mut ServerSession, exchange: &mut Exchange, 
 
 /// Sends a whole answer.
 pub(super) async fn send(
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
-    mut head: ResponseHeader,
+    mut head: ResponseHead,
     body: Bytes,
 ) -> pingora::Result<()> {
     let is_head = session.req_header().method == Method::HEAD;
@@ -100,21 +96,19 @@ pub(super) async fn send(
 }
 
 /// Refuses a request whose head could not be read; there is no exchange for it.
-pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Violation>) {
+pub async fn refuse_malformed(session: &mut ClientSession, violation: Option<Violation>) {
     let refusal = match violation {
         Some(violation) => malformed_refusal(violation),
         None => Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1"),
     };
     let rendered = protocol::render(&refusal, PROBLEM, "");
-    if let Ok(mut head) = ResponseHeader::build(rendered.status, Some(4)) {
-        head.set_version(Version::HTTP_11);
-        let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
-        let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(rendered.body.len()));
-        session.set_keepalive(None);
-        let limit = Instant::now() + MALFORMED;
-        if client_write(limit, session.write_response_header(Box::new(head))).await.is_ok() {
-            let _ = client_write(limit, session.write_response_body(rendered.body, true)).await;
-        }
+    let mut head = ResponseHead::new(rendered.status, 4);
+    let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
+    let _ = head.insert_header(header::CONTENT_LENGTH, rendered.body.len());
+    session.close_after();
+    let limit = Instant::now() + MALFORMED;
+    if client_write(limit, session.write_response_header(Box::new(head))).await.is_ok() {
+        let _ = client_write(limit, session.write_response_body(rendered.body, true)).await;
     }
 }
 

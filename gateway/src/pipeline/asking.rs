@@ -4,20 +4,20 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
-use pingora::http::RequestHeader;
-use pingora::protocols::http::ServerSession;
 use spillway_filter::Refusal;
 
 use crate::coding::Coding;
+use crate::downstream::ClientSession;
 use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::Estimate;
+use crate::message::RequestHead;
 use crate::protocol;
 
 /// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
 pub(super) async fn hold_body(
     gateway: &Gateway,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
     limit: u64,
     within: Duration,
@@ -36,7 +36,7 @@ static OF_THE_BYTES: [HeaderName; 4] = [
 ];
 
 /// Takes the coding off a held body that must be read. The server gets the decoded body too, so that it reads what was judged.
-pub(super) async fn decode_body(session: &mut ServerSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
+pub(super) async fn decode_body(session: &mut ClientSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
     let RequestBody::Held(held) = &mut exchange.body else { return Ok(()) };
     let coding = content_coding(session.req_header());
     if held.bytes.is_empty() || coding == Coding::Identity {
@@ -51,7 +51,7 @@ pub(super) async fn decode_body(session: &mut ServerSession, exchange: &mut Exch
 }
 
 /// Coding of a request's body.
-fn content_coding(head: &RequestHeader) -> Coding {
+fn content_coding(head: &RequestHead) -> Coding {
     // Clients that mean the charset write UTF-8 here too.
     let is_charset = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"utf-8");
     let mut values = head.headers.get_all(header::CONTENT_ENCODING).iter();
@@ -68,7 +68,7 @@ pub(super) fn memory_share(exchange: &Exchange) -> u128 {
 
 /// Reads the model, the stream flag and the size of the prompt from a held body; a body that is not JSON gives none of them.
 /// Where the body decides something (`decides`), and on a path of a model API, only JSON with one reading passes.
-pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
+pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &exchange.body else { return Ok(None) };
     if held.bytes.is_empty() {
         return Ok(None);

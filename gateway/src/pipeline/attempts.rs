@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use pingora::protocols::http::ServerSession;
 use rand::RngExt;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use super::{affinity, hedging, resuming};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, End, Exchange, malformed, too_slow};
 use crate::gateway::Gateway;
 use crate::queueing::WakingSlot;
@@ -62,7 +62,7 @@ pub(super) async fn attempt(
     route: &Arc<Route>,
     admitted: Admitted<'_>,
     tries: &mut Tries,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
     match admitted {
@@ -86,7 +86,7 @@ async fn at_endpoint(
     backend: &Backend,
     (endpoint, slot): (Arc<Endpoint>, WakingSlot),
     tries: &mut Tries,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
     let retry = tries.retries < route.retry.attempts || is_possible(&route.when_unavailable, exchange);
@@ -142,7 +142,7 @@ async fn after(
     route: &Arc<Route>,
     selection: &mut TargetSelection,
     outcome: AttemptOutcome,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<AfterAttempt, End> {
     match outcome {
@@ -153,7 +153,7 @@ async fn after(
         AttemptOutcome::Malformed(violation) => Err(malformed(session, violation)),
         AttemptOutcome::Refused(refusal) => {
             // The rest of the body is not read.
-            session.set_keepalive(None);
+            session.close_after();
             Err(End::Refuse(refusal))
         }
         AttemptOutcome::Died(died) => {
@@ -174,7 +174,7 @@ pub(super) async fn stand_in(
     route: &Arc<Route>,
     backend: &Arc<Backend>,
     reason: SpillReason,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     let mut selection = TargetSelection::new(Order::default());

@@ -3,17 +3,17 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use pingora::http::RequestHeader;
-use pingora::protocols::http::ServerSession;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::access::no_route;
 use super::rewritten;
 use super::target::{self, host_of};
+use crate::downstream::ClientSession;
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
+use crate::message::RequestHead;
 use crate::protocol::{Operation, is_grpc, read_timeout};
 use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
@@ -26,7 +26,7 @@ static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
 const MAX_REQUEST_ID: usize = 128;
 
 /// Begins the exchange of a request whose head was read.
-pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &ServerSession) -> Exchange {
+pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &ClientSession) -> Exchange {
     let snapshot = gateway.snapshot.load_full();
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
@@ -44,7 +44,7 @@ pub(super) fn match_head<'s>(
     gateway: &Gateway,
     connection: &ConnectionInfo,
     snapshot: &'s Snapshot,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Candidates<'s>, End> {
     let checked = check_head(gateway, connection, session);
@@ -103,7 +103,7 @@ fn health(gateway: &Gateway) -> End {
 }
 
 /// Removes the headers that only the gateway or a trusted proxy may set, before a route, a filter or a server sees them.
-fn strip_headers(connection: &ConnectionInfo, session: &mut ServerSession, exchange: &mut Exchange) {
+fn strip_headers(connection: &ConnectionInfo, session: &mut ClientSession, exchange: &mut Exchange) {
     let head = session.req_header_mut();
     exchange.refuses_fallback =
         head.headers.get(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"));
@@ -126,7 +126,7 @@ fn new_request_id() -> HeaderValue {
 
 /// Refuses an oversized head, CONNECT, ambiguous framing, a host of another connection, and a request that has passed this
 /// gateway before. Returns the ways in which other servers could read the path.
-fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut ServerSession) -> Result<Spelling, End> {
+fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut ClientSession) -> Result<Spelling, End> {
     let head = session.req_header();
     let max = connection.limits.max_header_bytes.0;
     // Over HTTP/1 the reader of the connection has refused it already.
@@ -137,7 +137,7 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Serv
         u64::try_from(size).unwrap_or(u64::MAX) > max || head.headers.len() > usize::from(MAX_FIELDS)
     };
     if session.is_http2() && is_too_large() {
-        session.set_keepalive(None);
+        session.close_after();
         return Err(End::refuse(Refusal::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             ErrorKind::InvalidRequest,
@@ -146,7 +146,7 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Serv
         )));
     }
     if head.method == Method::CONNECT {
-        session.set_keepalive(None);
+        session.close_after();
         return Err(End::refuse(Refusal::new(
             StatusCode::METHOD_NOT_ALLOWED,
             ErrorKind::InvalidRequest,
@@ -157,13 +157,13 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Serv
     let spelling = match target::settle(session.req_header_mut()) {
         Ok(spelling) => spelling,
         Err(refusal) => {
-            session.set_keepalive(None);
+            session.close_after();
             return Err(End::Refuse(refusal));
         }
     };
     let head = session.req_header();
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
-        session.set_keepalive(None);
+        session.close_after();
         return Err(End::refuse(Refusal::invalid("no_host", "a request of HTTP/1.1 must say which host it is for")));
     }
     let head = session.req_header();
@@ -191,13 +191,13 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Serv
 /// Refuses a request on a connection whose client certificate has expired, as a new connection with it would be refused.
 fn refuse_ended_certificate(
     connection: &ConnectionInfo,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     if !connection.certificate_has_ended() {
         return Ok(());
     }
-    session.set_keepalive(None);
+    session.close_after();
     exchange.authentication_failed = Some(CredentialError::CertificateExpired);
     Err(End::refuse(Refusal::new(
         StatusCode::UNAUTHORIZED,
@@ -208,7 +208,7 @@ fn refuse_ended_certificate(
 }
 
 /// Method that a browser's preflight announces (Fetch, 3.2.2).
-fn preflight_method(head: &RequestHeader) -> Option<Method> {
+fn preflight_method(head: &RequestHead) -> Option<Method> {
     if head.method != Method::OPTIONS || !head.headers.contains_key(header::ORIGIN) {
         return None;
     }

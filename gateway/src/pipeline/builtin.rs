@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Version, header};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
 
 use super::encoding;
 use super::reading::{read_chat, tenant, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
-use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
+use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
+use crate::message::ResponseHead;
 use crate::protocol::named;
 use crate::topology::Route;
-use crate::upstream::{CutReason, break_off, close_behind_unframed, outgoing_response};
+use crate::upstream::{CutReason, break_off, outgoing_response};
 
 /// Outcome of a request that its route sends to a built-in model.
 pub(super) enum Direct {
@@ -28,7 +27,7 @@ pub(super) enum Direct {
 pub(super) async fn direct(
     route: &Route,
     model: &Arc<LoadedModel>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Direct, End> {
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
@@ -60,7 +59,7 @@ pub(super) async fn direct(
 pub(super) async fn pass(
     mut stream: SpillStream,
     model: &Arc<LoadedModel>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     exchange.outcome.begin_answer();
@@ -88,10 +87,10 @@ pub(super) async fn pass(
 async fn write(
     stream: &mut SpillStream,
     head: builtin::Head,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
-    let mut answer = ResponseHeader::build(head.status, Some(12)).map_err(|_| End::ClientGone)?;
+    let mut answer = ResponseHead::new(head.status, 12);
     for (name, value) in head.headers {
         let _ = answer.insert_header(name, value);
     }
@@ -101,7 +100,6 @@ async fn write(
     exchange.outcome.status = head.status.as_u16();
     let is_http11 = session.req_header().version == Version::HTTP_11;
     let answer = outgoing_response(answer, exchange, is_http11, true);
-    close_behind_unframed(session, &answer, true);
     let mut unread = Unread::default();
     let mut ahead = Ahead::new(stream, &mut unread, exchange);
     deliver(session.write_response_header(answer), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)?;
@@ -146,7 +144,7 @@ impl Beside for Ahead<'_> {
 pub(super) async fn write_frames(
     stream: &mut SpillStream,
     mut unread: Unread,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     loop {

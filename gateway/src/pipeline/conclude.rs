@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::request::Parts;
 use http::{Version, header};
 use opentelemetry::{Array, StringValue, Value};
-use pingora::protocols::http::ServerSession;
 use spillway_filter::ExchangeEnd;
 
 use crate::admission::Admission;
 use crate::balancing::Verdict;
 use crate::builtin::Report;
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
+use crate::message::RequestHead;
 use crate::protocol::Written;
 use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
 use crate::topology::{Backend, Route, TargetKind};
@@ -25,7 +25,7 @@ use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure, TimeLimit, is
 const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// The span of an attempt that begins.
-pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &Exchange, resend: u32) -> Span {
+pub(super) fn attempt_span(a: &Attempt<'_>, session: &ClientSession, exchange: &Exchange, resend: u32) -> Span {
     if !exchange.span.is_recording() {
         return exchange.span.child("attempt", SpanKind::Client);
     }
@@ -57,7 +57,7 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &
 }
 
 /// Number of a request's caller and operation. Where no model API names the operation, it is method and path.
-pub(super) fn caller_key(backend: &Backend, head: &Parts, exchange: &Exchange) -> u64 {
+pub(super) fn caller_key(backend: &Backend, head: &RequestHead, exchange: &Exchange) -> u64 {
     let seeds = ahash::RandomState::with_seeds(5, 6, 7, 8);
     let path = (!backend.calls_models()).then(|| (&head.method, head.uri.path()));
     seeds.hash_one((super::asking::memory_share(exchange), exchange.resolved.operation, path)).max(1)
@@ -342,7 +342,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 }
 
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
-pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exchange) {
+pub(super) fn end(gateway: &Gateway, session: &ClientSession, mut exchange: Exchange) {
     super::limiting::settle(&mut exchange);
     if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
         count_doubted(&first, Verdict::ServerError, &exchange);
@@ -368,7 +368,7 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
     }
     let bytes_in = match &exchange.body {
         RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
-        RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
+        RequestBody::Unread => session.body_bytes(),
     };
     if !exchange.observers.is_empty() {
         let mut observers = std::mem::take(&mut exchange.observers);
@@ -431,7 +431,7 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
     }
 }
 
-fn end_span(session: &ServerSession, exchange: &mut Exchange, status: u16) {
+fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16) {
     if !exchange.span.is_recording() {
         return;
     }

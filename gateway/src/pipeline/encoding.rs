@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use http::{StatusCode, header};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
 
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, ServedBy};
+use crate::message::ResponseHead;
 use crate::protocol::{DROPPED, Encode, SERVED_BY, named};
 use crate::topology::Route;
 
@@ -17,7 +17,7 @@ pub(super) async fn encode(
     route: &Route,
     model: &Arc<LoadedModel>,
     what: Encode,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     let body = held(exchange).unwrap_or_default();
@@ -49,7 +49,7 @@ pub(super) async fn encode(
     let Some(body) = dialect.write_encoded(model.name(), &request, &encoded, tokens) else {
         return Err(unsupported_endpoint());
     };
-    let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
+    let mut answer = ResponseHead::new(StatusCode::OK, 4);
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
     let _ = answer.insert_header(&SERVED_BY, model.served_by());
     if let Some(dropped) = request.ignored.header() {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -17,6 +16,7 @@ use crate::admission::TargetSelection;
 use crate::balancing::Closed;
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, FailedAttempt};
 use crate::gateway::Gateway;
 use crate::telemetry::{NotSpilled, SpillReason};
@@ -28,7 +28,7 @@ pub(super) async fn over_limit(
     route: &Arc<Route>,
     filter: String,
     refusal: Box<Refusal>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let last = &route.when_saturated;
@@ -57,7 +57,7 @@ pub(super) async fn fall_back(
     route: &Arc<Route>,
     selection: &TargetSelection,
     reason: SpillReason,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let last = if reason == SpillReason::Unavailable { &route.when_unavailable } else { &route.when_saturated };
@@ -167,7 +167,7 @@ async fn offer(
     last: &Fallback,
     target: &TargetKind,
     reason: SpillReason,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Offered, End> {
     if let Some(bar) = bar(route, last, target, exchange) {

@@ -3,12 +3,12 @@
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
 use super::trying::{Try, begin_retry};
 use crate::admission::{Admission, TargetSelection};
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
 use crate::gateway::Gateway;
 use crate::topology::{Backend, HedgePlan, Route};
@@ -16,7 +16,7 @@ use crate::upstream::{AttemptOutcome, Failure, MoveOn, Ready, open};
 
 /// True if the request may be sent twice at the same time: a call of a model whose answer is not streamed, or an idempotent
 /// method.
-pub(super) fn is_allowed(backend: &Backend, session: &mut ServerSession, exchange: &Exchange) -> bool {
+pub(super) fn is_allowed(backend: &Backend, session: &mut ClientSession, exchange: &Exchange) -> bool {
     let is_held = exchange.body.is_at_hand(session);
     let is_streamed = exchange.asked.as_ref().is_some_and(|asked| asked.stream);
     is_held && (backend.may_repeat() && !is_streamed || is_idempotent(&session.req_header().method))
@@ -30,7 +30,7 @@ pub(super) async fn race<'a>(
     plan: &HedgePlan,
     selection: &mut TargetSelection,
     first: Try<'a>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> (&'a Backend, AttemptOutcome) {
     let (backend, move_on) = (first.attempt.backend, first.attempt.move_on);
@@ -86,7 +86,7 @@ fn another<'a>(
     route: &'a Route,
     selection: &mut TargetSelection,
     move_on: MoveOn,
-    session: &ServerSession,
+    session: &ClientSession,
     exchange: &mut Exchange,
 ) -> Option<Try<'a>> {
     // A request that waits for its first slot goes before one that wants a second.

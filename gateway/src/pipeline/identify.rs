@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 
 use super::limiting;
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Observers, RouteInFlight};
 use crate::routing::Candidates;
 use crate::topology::Route;
@@ -14,7 +14,7 @@ use crate::topology::Route;
 /// Runs the filters that need no caller, where the head decides the route.
 pub(super) async fn guard(
     candidates: &Candidates<'_>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     match candidates.only() {
@@ -27,7 +27,7 @@ pub(super) async fn guard(
 /// of the body read then.
 pub(super) async fn identify(
     candidates: &Candidates<'_>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     match candidates.only() {
@@ -49,7 +49,7 @@ pub(super) fn looks_for_caller(route: &Arc<Route>) -> bool {
 pub(super) async fn enter(
     route: &Arc<Route>,
     would_identify: bool,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     exchange.running = Some(RouteInFlight::enter(&route.metrics));
@@ -73,7 +73,7 @@ pub(super) async fn enter(
 /// Identifies the caller as the route wants it: by the certificate of its connection, else by a key or token.
 pub(super) async fn authenticate(
     mode: RouteAuthentication,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let snapshot = exchange.snapshot.clone();

@@ -1,12 +1,12 @@
 //! Step 5: limits and filters, in the order of the file behind the consumer's own limits. Rules that stand next to each
 //! other are judged together. At the end, what was reserved is settled by what was used.
 
-use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
 use crate::off_loop::BUILDS_VALUES;
@@ -17,7 +17,7 @@ use crate::topology::{NamedFilter, Route, TargetKind};
 const OWN_LIMITS: &str = "limits";
 
 /// Runs the filters that need no caller.
-pub(super) async fn guards(route: &Route, session: &mut ServerSession, exchange: &mut Exchange) -> Result<(), End> {
+pub(super) async fn guards(route: &Route, session: &mut ClientSession, exchange: &mut Exchange) -> Result<(), End> {
     run(&Rules::new(), &route.guards, Judged::default(), session, exchange).await
 }
 
@@ -27,7 +27,7 @@ pub(super) async fn guards(route: &Route, session: &mut ServerSession, exchange:
 pub(super) async fn before_body(
     route: Option<&Route>,
     calls_model: bool,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let consumer = exchange.caller.clone();
@@ -79,7 +79,7 @@ fn refuse(by: By<'_>, name: &str, exchange: &mut Exchange) -> End {
 /// body says: as the first of them does. Takes nothing. The route is `None` where that is not there for the caller.
 pub(super) async fn refused_by_all<'r>(
     candidates: impl Iterator<Item = &'r Arc<Route>>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Option<(Option<&'r Arc<Route>>, End)> {
     let mut first = None;
@@ -99,7 +99,7 @@ pub(super) async fn refused_by_all<'r>(
 
 async fn refused_by_head<'r>(
     route: &'r Route,
-    session: &ServerSession,
+    session: &ClientSession,
     exchange: &Exchange,
 ) -> Option<(By<'r>, &'r str)> {
     for named in &route.guards {
@@ -133,7 +133,7 @@ async fn refused_by_head<'r>(
 }
 
 /// Takes from the consumer's own limits and runs the other filters.
-pub(super) async fn filters(route: &Route, session: &mut ServerSession, exchange: &mut Exchange) -> Result<(), End> {
+pub(super) async fn filters(route: &Route, session: &mut ClientSession, exchange: &mut Exchange) -> Result<(), End> {
     if let Some(consumer) = exchange.caller.clone() {
         count_with_tokenizer(route, &consumer.rules, exchange).await;
         run(&consumer.rules, &route.filters, exchange.judged, session, exchange).await?;
@@ -177,7 +177,7 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, exchange: &mut Exchang
 }
 
 /// Request as filters see it.
-pub(super) fn view<'a>(session: &'a ServerSession, exchange: &'a Exchange) -> RequestView<'a> {
+pub(super) fn view<'a>(session: &'a ClientSession, exchange: &'a Exchange) -> RequestView<'a> {
     let head = session.req_header();
     RequestView {
         method: &head.method,
@@ -201,7 +201,7 @@ async fn run(
     own: &Rules,
     filters: &[NamedFilter],
     judged: Judged,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     if own.is_empty() && filters.is_empty() {
@@ -278,7 +278,7 @@ async fn run(
 async fn take(
     rules: &mut SmallVec<[&Arc<Rule>; 8]>,
     name: &str,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     if rules.is_empty() {

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::limiting::view;
@@ -11,6 +10,7 @@ use super::trying::{Try, copy_attempt};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{BodyShare, Exchange, RequestBody};
 use crate::gateway::Gateway;
 use crate::queueing::WakingSlot;
@@ -19,7 +19,7 @@ use crate::topology::{MirrorPlan, Route};
 use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
 
 /// Sends the copies for which this request is drawn and which its filters want.
-pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, exchange: &Exchange) {
+pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ClientSession, exchange: &Exchange) {
     for (place, plan) in route.mirrors.iter().enumerate() {
         if rand::random::<f64>() >= plan.share {
             continue;
@@ -55,7 +55,7 @@ fn prepare(
     gateway: &Gateway,
     route: &Route,
     plan: &MirrorPlan,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &Exchange,
 ) -> Option<Copy> {
     let length = match &exchange.body {

@@ -47,7 +47,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use pingora::protocols::http::ServerSession;
 
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -62,6 +61,7 @@ use identify::{guard, identify};
 use limiting::filters;
 use route::route;
 
+use crate::downstream::ClientSession;
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::gateway::Gateway;
 use crate::upstream::CutReason;
@@ -79,7 +79,7 @@ pub enum AfterRequest {
 }
 
 /// Handles one request whose header was read.
-pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ServerSession) -> AfterRequest {
+pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ClientSession) -> AfterRequest {
     let _running = gateway.enter();
     let mut exchange = begin(gateway, connection, session);
     let ending = &gateway.downstream.ending;
@@ -118,7 +118,7 @@ fn stopping() -> End {
 async fn serve(
     gateway: &Arc<Gateway>,
     connection: &ConnectionInfo,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let route = {

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use http::{StatusCode, header};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
 use spillway_config::path;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
@@ -13,7 +11,9 @@ use super::access::is_open_to;
 use super::answers::{is_models, send};
 use super::rewritten::api_path;
 use super::target::host_of;
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange};
+use crate::message::ResponseHead;
 use crate::protocol::{ModelCard, ModelPath, model_not_found};
 use crate::snapshot::Snapshot;
 use crate::topology::{ListedModel, Route};
@@ -23,7 +23,7 @@ use crate::topology::{ListedModel, Route};
 fn listed<'s>(
     route: &'s Arc<Route>,
     snapshot: &'s Snapshot,
-    session: &ServerSession,
+    session: &ClientSession,
     exchange: &Exchange,
 ) -> Vec<ModelCard<'s>> {
     let caller = exchange.caller.as_ref();
@@ -44,7 +44,7 @@ fn listed<'s>(
 /// Answers a request for the models that the caller may use, or for one of them. False when it is neither.
 pub(super) async fn models(
     route: &Arc<Route>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     if !is_models(route, exchange.resolved) {
@@ -76,7 +76,7 @@ pub(super) async fn models(
             "there is only /v1/models and /v1/models/ID here",
         )));
     };
-    let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
+    let mut answer = ResponseHead::new(StatusCode::OK, 4);
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
     send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
     Ok(true)

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pingora::protocols::http::ServerSession;
 use tokio::time::Instant;
 
 use super::builtin::write_frames;
@@ -16,7 +15,7 @@ use super::{affinity, conclude};
 use crate::admission::{Admission, TargetSelection};
 use crate::builtin;
 use crate::clock::now_millis;
-use crate::downstream::Unread;
+use crate::downstream::{ClientSession, Unread};
 use crate::exchange::{AttemptSlot, End, Exchange};
 use crate::gateway::Gateway;
 use crate::off_loop::BUILDS_VALUES;
@@ -35,7 +34,7 @@ pub(super) async fn resume(
     route: &Arc<Route>,
     selection: &mut TargetSelection,
     mut died: Box<Died>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     for _ in 0..MAX_TRIES {
@@ -86,7 +85,7 @@ async fn continue_elsewhere(
     route: &Arc<Route>,
     selection: &mut TargetSelection,
     died: &Died,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Option<AttemptOutcome> {
     let asked = held(exchange)?;

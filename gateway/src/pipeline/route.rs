@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header;
-use pingora::protocols::http::ServerSession;
 
 use super::access::{is_open_to, no_route};
 use super::asking::{decode_body, hold_body, memory_share, peek};
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::{limiting, rewritten};
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
@@ -28,7 +28,7 @@ pub(super) async fn route(
     gateway: &Gateway,
     candidates: &Candidates<'_>,
     within: Duration,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Arc<Route>, End> {
     let settled = settle(gateway, candidates, within, session, exchange).await;
@@ -42,7 +42,7 @@ async fn settle(
     gateway: &Gateway,
     candidates: &Candidates<'_>,
     within: Duration,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Arc<Route>, End> {
     let route = match candidates.only() {
@@ -80,7 +80,7 @@ async fn by_model<'s>(
     gateway: &Gateway,
     candidates: &Candidates<'s>,
     within: Duration,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<&'s Arc<Route>, End> {
     if !session.is_body_empty() {
@@ -135,7 +135,7 @@ fn decides(route: &Route, exchange: &Exchange) -> bool {
 }
 
 /// Refuses a body whose declared length is over the route's limit; its real length is checked while it is streamed.
-fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
+fn check_length(session: &ClientSession, route: &Route) -> Result<(), End> {
     match declared(session) {
         Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route accepts")),
         _ => Ok(()),
@@ -143,13 +143,13 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
 }
 
 /// Length of the body that its head declares.
-fn declared(session: &ServerSession) -> Option<u64> {
+fn declared(session: &ClientSession) -> Option<u64> {
     session.get_header(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Refuses a caller that may not use the route as if the route did not exist: as an unknown model where the model decided the
 /// route (`by_model`), else as an unknown path.
-fn check_access(route: &Route, by_model: bool, session: &ServerSession, exchange: &mut Exchange) -> Result<(), End> {
+fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange: &mut Exchange) -> Result<(), End> {
     if is_open_to(route, exchange) {
         return Ok(());
     }

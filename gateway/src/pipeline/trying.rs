@@ -5,11 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::protocols::http::ServerSession;
-
 use super::conclude;
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
 use crate::gateway::Gateway;
 use crate::queueing::{Retrying, WakingSlot};
@@ -40,7 +39,7 @@ impl<'a> Try<'a> {
         endpoint: Arc<Endpoint>,
         place: AttemptSlot,
         move_on: MoveOn,
-        session: &ServerSession,
+        session: &ClientSession,
         exchange: &mut Exchange,
     ) -> Self {
         let resend = exchange.outcome.attempts;
@@ -66,7 +65,7 @@ impl<'a> Try<'a> {
     }
 
     /// Runs the try to its end.
-    pub(super) async fn run(mut self, session: &mut ServerSession, exchange: &mut Exchange) -> AttemptOutcome {
+    pub(super) async fn run(mut self, session: &mut ClientSession, exchange: &mut Exchange) -> AttemptOutcome {
         self.lend_place(exchange);
         let outcome = run(&self.attempt, session, exchange).await;
         self.conclude(&outcome, exchange);
@@ -77,7 +76,7 @@ impl<'a> Try<'a> {
     pub(super) async fn relay(
         mut self,
         opened: OpenedAnswer,
-        session: &mut ServerSession,
+        session: &mut ClientSession,
         exchange: &mut Exchange,
     ) -> AttemptOutcome {
         self.lend_place(exchange);
@@ -175,7 +174,7 @@ pub(super) fn may_retry(
     failure: &Failure,
     route: &Route,
     backend: &Backend,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &Exchange,
 ) -> bool {
     if !can_resend(session, exchange) {
@@ -203,6 +202,6 @@ pub(super) fn may_retry(
 }
 
 /// True if the body of the request is held, or nothing of it was read yet.
-pub(super) fn can_resend(session: &mut ServerSession, exchange: &Exchange) -> bool {
-    exchange.body.is_at_hand(session) || session.body_bytes_read() == 0
+pub(super) fn can_resend(session: &mut ClientSession, exchange: &Exchange) -> bool {
+    exchange.body.is_at_hand(session) || session.body_bytes() == 0
 }

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::admission::TargetSelection;
 use crate::clock::now_millis;
+use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 use crate::limits::network;
 use crate::queueing::{NotHeld, Party, Pending, Turn, Waiter};
@@ -65,7 +65,7 @@ impl Wait {
         &mut self,
         route: &Route,
         selection: &TargetSelection,
-        session: &mut ServerSession,
+        session: &mut ClientSession,
         exchange: &mut Exchange,
     ) -> Waited {
         let Some(queue) = selection.queue(route) else { return Waited::NoQueue };

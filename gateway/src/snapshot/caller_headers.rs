@@ -8,10 +8,11 @@
 use std::collections::{HashMap, HashSet};
 
 use http::HeaderName;
-use pingora::http::RequestHeader;
 use smallvec::SmallVec;
 use spillway_config::header_names::{GUARDED, OURS, OVERRIDES, PROXY_CLAIMS, USUAL_CREDENTIALS, begins_as_claim};
 use spillway_config::schema::Authentication;
+
+use crate::message::RequestHead;
 
 /// Words of names whose values are credentials, such as `x-auth-token`.
 const CREDENTIAL_WORDS: [&str; 7] = ["token", "secret", "password", "apikey", "credential", "jwt", "cookie"];
@@ -108,7 +109,7 @@ impl CallerHeaders {
     /// Removes headers that only the gateway may set, and names that a server could read as such a header. Unless a trusted
     /// proxy sent the request, headers that only such a proxy may set are removed too. True if a name is left that some
     /// servers cannot tell from another (see [`same_name`]).
-    pub fn strip(&self, head: &mut RequestHeader, from_trusted_proxy: bool) -> bool {
+    pub fn strip(&self, head: &mut RequestHead, from_trusted_proxy: bool) -> bool {
         let mut ends: SmallVec<[HeaderName; 4]> = SmallVec::new();
         let mut odd = false;
         for name in head.headers.keys() {
@@ -321,7 +322,8 @@ mod tests {
     #[test]
     fn names_are_removed_and_odd_ones_that_stay_are_reported() {
         let names = names("{}", &["x-caller"]);
-        let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+        let mut head =
+            RequestHead::new(http::Method::GET, http::uri::PathAndQuery::from_static("/"), http::HeaderMap::new());
         for name in ["host", "x-caller", "X_Caller", "content_length", "accept"] {
             head.append_header(name, "v").unwrap();
         }

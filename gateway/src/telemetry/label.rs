@@ -150,7 +150,7 @@ label! {
 label! {
     /// Reason why a request is no HTTP/1 or breaks a limit of its framing.
     MalformedReason {
-        /// Pingora could not read it.
+        /// The head could not be parsed, or names its host twice.
         Request => "request",
         /// The request line.
         RequestLine => "request_line",

@@ -1,16 +1,15 @@
 //! The two ways to run an attempt: from its connection on, or from an answer whose head has arrived.
 
-use pingora::protocols::http::ServerSession;
-
 use super::connection::{end, not_connected};
 use super::conversation::{Conversation, ConversationState};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::stages::Passing;
+use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 
 /// Runs one attempt.
-pub async fn run(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &mut Exchange) -> AttemptOutcome {
+pub async fn run(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &mut Exchange) -> AttemptOutcome {
     let limits = AttemptLimits::begin(attempt, exchange);
     let (deadline, whose, attempt_deadline) = (limits.deadline, limits.whose, limits.attempt);
     let (upstream, reused) = tokio::select! {
@@ -37,7 +36,7 @@ pub async fn run(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &
 /// Passes on an answer whose head has arrived.
 pub async fn relay(
     attempt: &Attempt<'_>,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
     opened: OpenedAnswer,
 ) -> AttemptOutcome {

@@ -1,12 +1,12 @@
 //! Bounds on a server's bytes beside bodies (`backends[].limits`): the header of its answer, early answers before it, and
-//! trailers. Connections read little more than that (`metered` and `handshake`). Bytes beyond the bound are dropped here,
+//! trailers. Connections read little more than that (`http1` and `handshake`). Bytes beyond the bound are dropped here,
 //! before they are read or passed on.
 
 use http::HeaderMap;
-use pingora::http::ResponseHeader;
 
 use super::outcome::{Failure, Oversized};
 use crate::connect::MAX_FIELDS;
+use crate::message::ResponseHead;
 
 /// Most early answers (1xx) of one attempt; a server that sends more is not answering.
 const MAX_EARLY: u32 = 16;
@@ -24,7 +24,7 @@ impl Bounds {
     }
 
     /// Counts the header of an answer, or of an early one.
-    pub(super) fn count(&mut self, head: &ResponseHeader) -> Result<(), Failure> {
+    pub(super) fn count(&mut self, head: &ResponseHead) -> Result<(), Failure> {
         let left = self.left.checked_sub(size(&head.headers)).filter(|_| head.headers.len() <= MAX_FIELDS);
         self.left = left.ok_or(Failure::TooLarge(Oversized::Header))?;
         if head.status.is_informational() {
@@ -52,8 +52,8 @@ pub(super) fn size(fields: &HeaderMap) -> u64 {
 mod tests {
     use super::*;
 
-    fn head(status: u16, fields: usize, bytes: usize) -> ResponseHeader {
-        let mut head = ResponseHeader::build(status, None).unwrap();
+    fn head(status: u16, fields: usize, bytes: usize) -> ResponseHead {
+        let mut head = ResponseHead::new(http::StatusCode::from_u16(status).unwrap(), 0);
         for n in 0..fields {
             head.append_header(format!("x-{n:03}"), "v".repeat(bytes)).unwrap();
         }

@@ -4,12 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pingora::ErrorType;
-use pingora::protocols::http::client::HttpSession;
 
 use super::outcome::{Attempt, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::Sent;
 use crate::clock::now_millis;
-use crate::connect;
+use crate::connect::{self, UpstreamSession};
 use crate::exchange::AttemptSlot;
 
 /// Milliseconds between two log lines about servers whose TLS fails: a wrong certificate must be seen, but fails every
@@ -47,19 +46,19 @@ pub(super) fn not_connected(attempt: &Attempt<'_>, e: &pingora::Error) -> Attemp
 
 /// Returns the connection of a conversation to the pool if it carried all of the request and all of the answer, else ends
 /// it. The rest of an unfinished body would be read as the beginning of the next answer (RFC 9112, 9.3).
-pub(super) async fn end(attempt: &Attempt<'_>, mut upstream: HttpSession, sent: Option<Sent>, is_whole: bool) {
-    if is_whole && sent == Some(Sent::Whole) && upstream.response_done() {
-        attempt.connector.release(upstream, &attempt.endpoint.peer).await;
+pub(super) async fn end(attempt: &Attempt<'_>, mut upstream: UpstreamSession, sent: Option<Sent>, is_whole: bool) {
+    if is_whole && sent == Some(Sent::Whole) && upstream.is_done() {
+        attempt.connector.release(upstream, &attempt.endpoint.peer);
     } else {
         close(attempt, upstream).await;
     }
 }
 
 /// Ends a conversation before its time. Of HTTP/2 that is one stream; its connection returns to the pool.
-pub(super) async fn close(attempt: &Attempt<'_>, mut upstream: HttpSession) {
+pub(super) async fn close(attempt: &Attempt<'_>, mut upstream: UpstreamSession) {
     let _ = tokio::time::timeout(GOODBYE, upstream.shutdown()).await;
-    if matches!(upstream, HttpSession::H2(_)) {
-        attempt.connector.release(upstream, &attempt.endpoint.peer).await;
+    if upstream.is_http2() {
+        attempt.connector.release(upstream, &attempt.endpoint.peer);
     }
 }
 
@@ -67,7 +66,7 @@ pub(super) async fn close(attempt: &Attempt<'_>, mut upstream: HttpSession) {
 /// the server, or will not continue.
 pub(super) async fn release_early(
     attempt: &Attempt<'_>,
-    upstream: &mut Option<HttpSession>,
+    upstream: &mut Option<UpstreamSession>,
     place: &mut Option<AttemptSlot>,
     answered_in: &mut Option<Duration>,
     sent: Option<Sent>,

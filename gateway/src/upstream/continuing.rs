@@ -5,9 +5,6 @@ use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
 use http::{StatusCode, header};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::{end, release_early};
@@ -17,12 +14,14 @@ use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
 use super::passing::{END_OF_EVENT, break_off, is_event_stream, note_answer};
 use crate::balancing::Class;
-use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
+use crate::connect::UpstreamSession;
+use crate::downstream::{Beside, ClientSession, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{AttemptSlot, Exchange};
+use crate::message::ResponseHead;
 use crate::protocol::{ContinueStream, Observe, Said, Transcribe};
 
 /// True if an answer with this head can be the rest of a stream.
-pub fn can_continue(head: &ResponseHeader) -> bool {
+pub fn can_continue(head: &ResponseHead) -> bool {
     head.status == StatusCode::OK && is_event_stream(head) && !head.headers.contains_key(header::CONTENT_ENCODING)
 }
 
@@ -32,7 +31,7 @@ pub async fn pass_rest(
     attempt: &Attempt<'_>,
     before: &Died,
     opened: OpenedAnswer,
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> AttemptOutcome {
     // Only answers with status 200 continue another.
@@ -146,7 +145,7 @@ enum ServerEvent {
 /// The rest of a stream, as it is read and passed on.
 struct ResumedStream<'a, 'r> {
     attempt: &'r Attempt<'a>,
-    upstream: Option<HttpSession>,
+    upstream: Option<UpstreamSession>,
     sent: Option<Sent>,
     observer: Option<Box<dyn Observe>>,
     gate: Gate,
@@ -186,7 +185,7 @@ impl ResumedStream<'_, '_> {
         tokio::select! {
             biased;
             () = sleep_until(self.heard + self.attempt.idle_timeout()) => ServerEvent::Silence,
-            read = server.read_response_body() => match read {
+            read = server.read_part() => match read {
                 Ok(Some(part)) => ServerEvent::Part(part),
                 Ok(None) => ServerEvent::End,
                 Err(_) => ServerEvent::Failure,
@@ -197,7 +196,7 @@ impl ResumedStream<'_, '_> {
     /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
     async fn write(
         &mut self,
-        session: &mut ServerSession,
+        session: &mut ClientSession,
         exchange: &mut Exchange,
         deadline: Instant,
         mut part: Bytes,
@@ -248,7 +247,7 @@ impl ResumedStream<'_, '_> {
     async fn ended_early(
         &self,
         before: &Died,
-        session: &mut ServerSession,
+        session: &mut ClientSession,
         exchange: &mut Exchange,
         cut: CutReason,
     ) -> AttemptOutcome {

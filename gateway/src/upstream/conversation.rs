@@ -3,8 +3,6 @@
 
 use bytes::Bytes;
 use http::HeaderValue;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::client::HttpSession;
 use tokio::time::Instant;
 
 use super::bounds::Bounds;
@@ -12,16 +10,18 @@ use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::{GIVEN_ALREADY, Sent};
 use super::stages::Passing;
+use crate::connect::UpstreamSession;
+use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 use crate::framing::Violation;
 
 /// Conversation between a client and a server during an attempt.
 pub(super) struct Conversation<'c, 'a> {
     pub(super) attempt: &'c Attempt<'a>,
-    pub(super) session: &'c mut ServerSession,
+    pub(super) session: &'c mut ClientSession,
     pub(super) exchange: &'c mut Exchange,
     /// Connection to the server; `None` once it was given back or closed.
-    pub(super) upstream: Option<HttpSession>,
+    pub(super) upstream: Option<UpstreamSession>,
     pub(super) state: ConversationState,
     pub(super) passing: Passing,
 }

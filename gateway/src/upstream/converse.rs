@@ -4,7 +4,6 @@
 use bytes::Bytes;
 use http::{StatusCode, Version};
 use pingora::ErrorType;
-use pingora::http::ResponseHeader;
 use spillway_filter::Refusal;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
@@ -14,8 +13,9 @@ use super::outcome::{AttemptOutcome, CutReason, Failure, failure_of_head};
 use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::client_write;
 use super::verdict::{HeadVerdict, judge};
-use crate::connect;
-use crate::exchange::{expects_continue, too_large_refusal, violation_of};
+use crate::downstream::violation_of;
+use crate::exchange::{expects_continue, too_large_refusal};
+use crate::message::ResponseHead;
 
 /// Consequence of an event.
 enum EventOutcome {
@@ -30,11 +30,7 @@ enum EventOutcome {
 impl Conversation<'_, '_> {
     /// Runs the conversation to its end. An answer that was `opened` before has its head and first part already; without
     /// one, the request is sent first.
-    pub(super) async fn run(
-        &mut self,
-        reused: bool,
-        opened: Option<(ResponseHeader, Option<Bytes>)>,
-    ) -> AttemptOutcome {
+    pub(super) async fn run(&mut self, reused: bool, opened: Option<(ResponseHead, Option<Bytes>)>) -> AttemptOutcome {
         let begun = match opened {
             Some((head, prefix)) => {
                 self.state.head_seen = true;
@@ -47,9 +43,9 @@ impl Conversation<'_, '_> {
         }
         let mut timer = std::pin::pin!(sleep_until(self.state.wake_at(self.attempt, self.exchange)));
         if !self.state.head_seen
-            && let Some(server) = self.upstream.as_ref()
+            && let Some(server) = self.upstream.as_mut()
         {
-            connect::bound(server, Some(self.attempt.backend.max_header_bytes));
+            server.bound_head(self.attempt.backend.max_header_bytes);
         }
         loop {
             let event = self.next(timer.as_mut()).await;
@@ -151,7 +147,7 @@ impl Conversation<'_, '_> {
     /// Handles the head of an answer or of an early one: passes it on, or ends the attempt for another target.
     async fn head_came(&mut self) -> EventOutcome {
         let Some(server) = self.upstream.as_mut() else { return EventOutcome::Continue };
-        let Some(head) = server.response_header() else { return EventOutcome::Continue };
+        let Some(head) = server.head() else { return EventOutcome::Continue };
         // The gateway passes no `Upgrade` on, so nobody has asked the server for another protocol.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return EventOutcome::End(AttemptOutcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
@@ -172,11 +168,10 @@ impl Conversation<'_, '_> {
         }
         self.state.heard = Instant::now();
         self.state.head_seen = true;
-        let mut head = head.clone();
+        let Some(mut head) = server.take_head() else { return EventOutcome::Continue };
         if let Err(found) = settle_framing(&mut head) {
             return EventOutcome::End(AttemptOutcome::Failed(Failure::Protocol(found.to_owned())));
         }
-        connect::bound(server, None);
         self.attempt.read_load(&head);
         let prefix = match judge(self.attempt, self.state.callers_account, server, &head).await {
             HeadVerdict::Pass(prefix) => prefix,
@@ -190,7 +185,7 @@ impl Conversation<'_, '_> {
     }
 
     /// Passes on early hints (103), except to a client of HTTP/1.0, which knows no early answers.
-    async fn pass_early_hints(&mut self, mut hints: ResponseHeader) -> pingora::Result<()> {
+    async fn pass_early_hints(&mut self, mut hints: ResponseHead) -> pingora::Result<()> {
         if self.session.req_header().version == Version::HTTP_10 {
             return Ok(());
         }
@@ -202,7 +197,7 @@ impl Conversation<'_, '_> {
     /// Passes a part of the request's body on to the server; `None` is its end.
     async fn body_came(&mut self, part: Option<Bytes>) -> EventOutcome {
         // The length that a head declares was checked before; many bodies have none.
-        let read = u64::try_from(self.session.body_bytes_read()).unwrap_or(u64::MAX);
+        let read = self.session.body_bytes();
         if read > self.attempt.route.max_body {
             return EventOutcome::End(if self.state.head_passed {
                 self.break_off(CutReason::RequestTooLarge).await
@@ -275,13 +270,13 @@ impl Conversation<'_, '_> {
         let answer = async {
             let Some(upstream) = upstream else { return std::future::pending().await };
             if state.head_seen {
-                match upstream.read_response_body().await {
+                match upstream.read_part().await {
                     Ok(Some(part)) => ConversationEvent::AnswerPart(part),
                     Ok(None) => ConversationEvent::AnswerEnd,
                     Err(e) => ConversationEvent::UpstreamFailed(e),
                 }
             } else {
-                match upstream.read_response_header().await {
+                match upstream.read_head().await {
                     Ok(()) => ConversationEvent::Head,
                     Err(e) => ConversationEvent::UpstreamFailed(e),
                 }
@@ -292,7 +287,7 @@ impl Conversation<'_, '_> {
                 // The server reads no more of the body, so the rest is read and dropped. The check below for a client that
                 // leaves would take it for the beginning of another request.
                 while !session.is_body_done() {
-                    session.set_keepalive(None);
+                    session.close_after();
                     match session.read_body_or_idle(false).await {
                         Ok(Some(_)) => {}
                         Ok(None) => break,

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use http::header;
-use pingora::http::ResponseHeader;
 
 use crate::coding::{Coding, Decoder};
+use crate::message::ResponseHead;
 use crate::protocol::{Dialect, Observation, Observe};
 
 /// Bytes that an answer may always decode to: some ten thousand events.
@@ -82,7 +82,7 @@ impl DecodingObserver {
     }
 
     /// Observer of a compressed answer with this head, where the dialect reads its type.
-    pub(super) fn of(coding: Coding, dialect: &dyn Dialect, head: &ResponseHeader) -> Option<Self> {
+    pub(super) fn of(coding: Coding, dialect: &dyn Dialect, head: &ResponseHead) -> Option<Self> {
         let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| (header::CONTENT_TYPE, kind.clone()));
         Self::new(coding, dialect.observe(&kind.into_iter().collect())?)
     }
@@ -132,13 +132,13 @@ impl Observe for DecodingObserver {
 mod tests {
     use std::io::Write;
 
-    use pingora::http::ResponseHeader;
+    use crate::message::ResponseHead;
 
     use super::*;
     use crate::protocol::{OPENAI, Written};
 
     fn observer(coding: Coding) -> Option<DecodingObserver> {
-        let mut head = ResponseHeader::build(200, None).unwrap();
+        let mut head = ResponseHead::new(http::StatusCode::OK, 0);
         head.insert_header(header::CONTENT_TYPE, "application/json").unwrap();
         DecodingObserver::of(coding, OPENAI, &head)
     }

@@ -5,12 +5,12 @@
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
-use pingora::http::ResponseHeader;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::masking::SentCredentials;
 use crate::coding::Coding;
 use crate::exchange::Exchange;
+use crate::message::ResponseHead;
 use crate::protocol::render;
 
 /// Most bytes of a compressed error that are read. Errors of APIs have some hundred bytes, pages of frameworks some tens of
@@ -36,7 +36,7 @@ static OF_THE_BYTES: [HeaderName; 8] = [
 ];
 
 /// Removes the fields that describe the bytes of a body from its head.
-pub(super) fn without_coding(head: &mut ResponseHeader) {
+pub(super) fn without_coding(head: &mut ResponseHead) {
     for name in &OF_THE_BYTES {
         head.remove_header(name);
     }
@@ -48,7 +48,7 @@ pub(super) fn decode_error_body(
     coding: Coding,
     body: &[u8],
     shown: &SentCredentials,
-    head: &mut ResponseHeader,
+    head: &mut ResponseHead,
     exchange: &mut Exchange,
 ) -> Bytes {
     without_coding(head);

@@ -3,8 +3,6 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
 use spillway_filter::{Filter, Headers, ServerView};
 use tokio::time::Instant;
@@ -15,6 +13,7 @@ use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
+use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{GRPC_TIMEOUT, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
@@ -61,7 +60,7 @@ static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 
 /// A request header as filters change it.
 struct RequestHeaders<'a> {
-    head: &'a mut RequestHeader,
+    head: &'a mut RequestHead,
     /// True if a name may be in it that some servers cannot tell from another.
     odd: bool,
 }
@@ -131,7 +130,7 @@ impl Headers for Recorded<'_> {
 }
 
 /// Removes every header for which `ends` is true of its name and one of its values.
-fn remove_where(head: &mut RequestHeader, ends: impl Fn(&HeaderName, &HeaderValue) -> bool) {
+fn remove_where(head: &mut RequestHead, ends: impl Fn(&HeaderName, &HeaderValue) -> bool) {
     let mut names: SmallVec<[HeaderName; 4]> = SmallVec::new();
     for (name, value) in &head.headers {
         if ends(name, value) && !names.contains(name) {
@@ -144,7 +143,7 @@ fn remove_where(head: &mut RequestHeader, ends: impl Fn(&HeaderName, &HeaderValu
 }
 
 /// A response header as filters change it.
-struct ResponseHeaders<'a>(&'a mut ResponseHeader);
+struct ResponseHeaders<'a>(&'a mut ResponseHead);
 
 impl Headers for ResponseHeaders<'_> {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
@@ -182,7 +181,7 @@ fn claimed(headers: &HeaderMap) -> SmallVec<[HeaderName; 4]> {
 }
 
 /// Early hints without fields of the server's connection and names of the gateway (RFC 8297; RFC 9110, 7.6.1).
-pub(super) fn early_hints(head: &ResponseHeader) -> ResponseHeader {
+pub(super) fn early_hints(head: &ResponseHead) -> ResponseHead {
     let mut hints = head.clone();
     remove_hop_by_hop(&mut hints);
     hints.remove_header(&header::CONTENT_LENGTH);
@@ -201,7 +200,7 @@ pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
 }
 
 /// Removes from a server's head the fields of its connection, and names of the gateway.
-pub(super) fn remove_hop_by_hop(head: &mut ResponseHeader) {
+pub(super) fn remove_hop_by_hop(head: &mut ResponseHead) {
     if head.headers.contains_key(header::CONNECTION) {
         for name in nominated(&head.headers) {
             head.remove_header(&name);
@@ -216,7 +215,7 @@ pub(super) fn remove_hop_by_hop(head: &mut ResponseHeader) {
 }
 
 /// Removes the credentials of the caller: all, or only those for this gateway where the others pass (`passes`).
-fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchange, passes: bool) {
+fn remove_credentials(out: &mut RequestHead, client: &RequestHead, exchange: &Exchange, passes: bool) {
     let names = exchange.snapshot.caller_headers.credentials();
     if passes {
         if let Some(name) = &exchange.identified_by {
@@ -244,7 +243,7 @@ fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, exchange:
 /// Puts the framing of a server's answer into one form: chunks alone, or one length, said once. Pingora has read the body by
 /// it, and refused lengths that differ. An answer in another transfer coding is refused: the coding would be taken off its
 /// head and left on its body (RFC 9112, 6.1).
-pub(super) fn settle_framing(head: &mut ResponseHeader) -> Result<(), &'static str> {
+pub(super) fn settle_framing(head: &mut ResponseHead) -> Result<(), &'static str> {
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
         && (codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
@@ -276,7 +275,7 @@ pub(super) enum Recipient {
 /// Header of a request for an endpoint, and the credentials in it.
 pub(super) struct Outbound {
     /// The header.
-    pub head: Box<RequestHeader>,
+    pub head: Box<RequestHead>,
     /// True if the head carries credentials of the caller's own account at the server.
     pub callers_account: bool,
     /// Credentials that the gateway added: no answer may reveal them to the caller.
@@ -289,7 +288,7 @@ pub(super) struct Outbound {
 /// that streams through as the client frames it.
 pub(super) fn outgoing_request(
     attempt: &Attempt<'_>,
-    client: &RequestHeader,
+    client: &RequestHead,
     exchange: &Exchange,
     recipient: Recipient,
     body: Option<u64>,
@@ -337,7 +336,7 @@ pub(super) fn outgoing_request(
 
 /// Codings that the server is asked for in place of those that the caller accepts, where the answer must be read on its way;
 /// `None` where it need not. What a caller accepts must not hide the tokens or events of its answer.
-fn readable_codings(attempt: &Attempt<'_>, client: &RequestHeader, exchange: &Exchange) -> Option<&'static str> {
+fn readable_codings(attempt: &Attempt<'_>, client: &RequestHead, exchange: &Exchange) -> Option<&'static str> {
     let (route, calls_model) = (attempt.route, attempt.backend.calls_models());
     if (calls_model && route.resume) || exchange.observers.reads_events() {
         return Some("identity");
@@ -372,7 +371,7 @@ fn cheapest_of(headers: &HeaderMap) -> &'static str {
 }
 
 /// The client's header without the fields of its connection.
-fn without_hop_by_hop(client: &RequestHeader) -> RequestHeader {
+fn without_hop_by_hop(client: &RequestHead) -> RequestHead {
     let mut out = client.clone();
     if client.headers.contains_key(header::CONNECTION) {
         for name in nominated(&client.headers) {
@@ -382,12 +381,12 @@ fn without_hop_by_hop(client: &RequestHeader) -> RequestHeader {
     for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS, &header::EXPECT]) {
         out.remove_header(name);
     }
-    out.set_version(http::Version::HTTP_11);
+    out.version = http::Version::HTTP_11;
     out
 }
 
 /// Adds the headers that filters put on the request, such as a token that another server issued for the caller's.
-fn add_headers_of_filters(out: &mut RequestHeader, exchange: &Exchange, shown: &mut SentCredentials) {
+fn add_headers_of_filters(out: &mut RequestHead, exchange: &Exchange, shown: &mut SentCredentials) {
     let names = &exchange.snapshot.caller_headers;
     for (name, value) in &exchange.request_headers {
         let _ = out.append_header(name.clone(), value.clone());
@@ -398,7 +397,7 @@ fn add_headers_of_filters(out: &mut RequestHeader, exchange: &Exchange, shown: &
 }
 
 /// Sets the configured headers that name the consumer and its tenant.
-fn set_caller(out: &mut RequestHeader, exchange: &Exchange) {
+fn set_caller(out: &mut RequestHead, exchange: &Exchange) {
     let Some(caller) = &exchange.caller else { return };
     let [consumer, tenant] = &exchange.snapshot.identity_headers;
     for (name, text) in [(consumer, &caller.name), (tenant, &caller.tenant)] {
@@ -410,7 +409,7 @@ fn set_caller(out: &mut RequestHeader, exchange: &Exchange) {
 
 /// Sets the client's address, scheme and host as the gateway sees them, the request id and the gateway's own names. Claims of
 /// an outsider are not passed on.
-fn set_origin(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchange, via: &Via) {
+fn set_origin(out: &mut RequestHead, client: &RequestHead, exchange: &Exchange, via: &Via) {
     let scheme = HeaderValue::from_static(if exchange.secure { "https" } else { "http" });
     out.remove_header(&header::FORWARDED);
     let _ = out.insert_header(X_FORWARDED_FOR.clone(), exchange.client_text.clone());
@@ -435,7 +434,7 @@ fn set_origin(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchan
 }
 
 /// Sets how the body is framed in HTTP/1.1; `body` is the length of one that is held.
-fn set_framing(out: &mut RequestHeader, client: &RequestHeader, body: Option<u64>) {
+fn set_framing(out: &mut RequestHead, client: &RequestHead, body: Option<u64>) {
     let has_length = client.headers.contains_key(header::CONTENT_LENGTH);
     let is_chunked = client.headers.contains_key(header::TRANSFER_ENCODING);
     match body {
@@ -452,7 +451,7 @@ fn set_framing(out: &mut RequestHeader, client: &RequestHeader, body: Option<u64
 }
 
 /// Tells the server of a gRPC call how much of the time that its caller gave is left, or of the route's where that is less.
-fn set_time_left(out: &mut RequestHeader, attempt: &Attempt<'_>, exchange: &Exchange) {
+fn set_time_left(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchange) {
     if exchange.callers_time.is_some() {
         let left = exchange.deadline(attempt.route).saturating_duration_since(Instant::now());
         let _ = out.insert_header(GRPC_TIMEOUT.clone(), write_timeout(left));
@@ -460,7 +459,7 @@ fn set_time_left(out: &mut RequestHeader, attempt: &Attempt<'_>, exchange: &Exch
 }
 
 /// Runs the filters of the route over a request for an endpoint.
-fn run_filters(out: &mut RequestHeader, attempt: &Attempt<'_>, exchange: &Exchange, shown: &mut SentCredentials) {
+fn run_filters(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchange, shown: &mut SentCredentials) {
     let variables = exchange.variables(attempt.route, &attempt.backend.name);
     for filter in attempt.route.all_filters() {
         let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
@@ -475,7 +474,7 @@ fn run_filters(out: &mut RequestHeader, attempt: &Attempt<'_>, exchange: &Exchan
 }
 
 /// Puts credentials of the configuration, or none, in the place of all others.
-fn replace_credentials(out: &mut RequestHeader, exchange: &Exchange, credentials: Option<&HeaderValue>) {
+fn replace_credentials(out: &mut RequestHead, exchange: &Exchange, credentials: Option<&HeaderValue>) {
     for name in exchange.snapshot.caller_headers.credentials() {
         out.remove_header(name);
     }
@@ -486,7 +485,7 @@ fn replace_credentials(out: &mut RequestHeader, exchange: &Exchange, credentials
 
 /// Converts a request to HTTP/2: authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and `te: trailers` where
 /// the caller sent it, which gRPC requires.
-pub(super) fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
+pub(super) fn to_http2(out: &mut RequestHead, takes_trailers: bool, https: bool) {
     out.remove_header(&header::TRANSFER_ENCODING);
     if takes_trailers {
         let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
@@ -524,9 +523,9 @@ fn caller_path(route: &Route, target: &PathAndQuery, path: &str) -> Option<Strin
 
 /// Runs the filters that change the answers of servers. `sent_host` is the `Host` that the server got.
 pub(super) fn filter_server_response(
-    head: &mut ResponseHeader,
+    head: &mut ResponseHead,
     attempt: &Attempt<'_>,
-    client: &RequestHeader,
+    client: &RequestHead,
     exchange: &Exchange,
     sent_host: Option<&HeaderValue>,
 ) {
@@ -548,28 +547,18 @@ pub(super) fn filter_server_response(
     }
 }
 
-/// Has the connection end with an answer whose body has no other end, as for a client of HTTP/1.0 that is sent no chunks
-/// (RFC 9112, 6.3). The head then says so.
-pub fn close_behind_unframed(session: &mut ServerSession, out: &ResponseHeader, has_body: bool) {
-    let is_framed =
-        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| out.headers.contains_key(name));
-    if has_body && !is_framed && !session.is_http2() {
-        session.set_keepalive(None);
-    }
-}
-
 /// Header of the answer for the client, made in place from a new one or from an endpoint's after [`remove_hop_by_hop`].
 pub fn outgoing_response(
-    mut out: ResponseHeader,
+    mut out: ResponseHead,
     exchange: &mut Exchange,
     client_is_http11: bool,
     has_body: bool,
-) -> Box<ResponseHeader> {
+) -> Box<ResponseHead> {
     if out.status == http::StatusCode::NO_CONTENT {
         // An answer without a body must not claim one (RFC 9110, 8.6).
         out.remove_header(&header::CONTENT_LENGTH);
     }
-    out.set_version(http::Version::HTTP_11);
+    out.version = http::Version::HTTP_11;
     if has_body && client_is_http11 && !out.headers.contains_key(header::CONTENT_LENGTH) {
         let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -578,7 +567,7 @@ pub fn outgoing_response(
 }
 
 /// Sets the caller's limits. Limits in a server's answer are those of the gateway's account there, and are replaced.
-fn show_limits(out: &mut ResponseHeader, exchange: &Exchange) {
+fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
     for (n, shown) in exchange.ledger.shown().enumerate() {
         if n == 0 {
             out.remove_header(&RATELIMIT);
@@ -603,7 +592,7 @@ fn show_limits(out: &mut ResponseHeader, exchange: &Exchange) {
 }
 
 /// Adds the headers of every answer: the request id, the limits, and those of the filters and their observers.
-pub fn finish_response(out: &mut ResponseHeader, exchange: &mut Exchange) {
+pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
     show_limits(out, exchange);
     if let Some(route) = &exchange.route {
@@ -658,7 +647,7 @@ mod tests {
             (&[("transfer-encoding", "identity")], None),
             (&[], Some("")),
         ] {
-            let mut head = ResponseHeader::build(200, None).unwrap();
+            let mut head = ResponseHead::new(http::StatusCode::OK, 0);
             for (name, value) in fields {
                 head.append_header(*name, *value).unwrap();
             }

@@ -11,9 +11,9 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use pingora::http::ResponseHeader;
 use smallvec::SmallVec;
 
+use crate::message::ResponseHead;
 use crate::protocol::GRPC_STATUS;
 
 /// Shortest credential that is searched for, bytes. A shorter one is no secret, and would be found in innocent text.
@@ -108,15 +108,15 @@ impl SentCredentials {
 
     /// Removes from a server's head the headers that repeat a credential, and a reason phrase that does. A value of
     /// the environment stays in the head of a good answer: the server may use it itself, such as the name of a region.
-    pub(super) fn strip(&self, head: &mut ResponseHeader) {
+    pub(super) fn strip(&self, head: &mut ResponseHead) {
         let is_good = head.status.is_success() || head.status.is_redirection();
         let with_environment = !is_good || head.headers.contains_key(&GRPC_STATUS);
         for name in self.repeating(&head.headers, with_environment) {
             head.remove_header(&name);
         }
-        if head.get_reason_phrase().is_some_and(|reason| self.is_in_text(reason.as_bytes(), with_environment)) {
+        if self.is_in_text(head.reason().as_bytes(), with_environment) {
             // The standard phrase of the status is written instead.
-            let _ = head.set_reason_phrase(None);
+            head.set_reason(None);
         }
     }
 
@@ -393,12 +393,12 @@ mod tests {
 
     #[test]
     fn a_head_loses_what_repeats_it_and_keeps_the_rest() {
-        let mut head = ResponseHeader::build(401, None).unwrap();
-        head.set_reason_phrase(Some("abc-abd-secret is wrong")).unwrap();
+        let mut head = ResponseHead::new(http::StatusCode::UNAUTHORIZED, 0);
+        head.set_reason(Some("abc-abd-secret is wrong"));
         head.insert_header("x-kept", "kept").unwrap();
         head.insert_header("x-key", "abc-abd-secret").unwrap();
         shown(&[("authorization", "Bearer abc-abd-secret")]).strip(&mut head);
-        assert_eq!(head.get_reason_phrase(), Some("Unauthorized"));
+        assert_eq!(head.reason(), "Unauthorized");
         assert_eq!(head.headers.keys().collect::<Vec<_>>(), ["x-kept"]);
     }
 
@@ -408,7 +408,7 @@ mod tests {
         let shown = SentCredentials::on_route(Some(&values));
         assert_eq!(masked(&shown, &["vendor of-the-envi", "ronment."]), "vendor ******************.");
         let kept = |status: u16, more: &[(&'static str, &str)]| {
-            let mut head = ResponseHeader::build(status, None).unwrap();
+            let mut head = ResponseHead::new(http::StatusCode::from_u16(status).unwrap(), 0);
             for (name, value) in [("x-vendor", "of-the-environment")].iter().chain(more) {
                 head.insert_header(*name, *value).unwrap();
             }

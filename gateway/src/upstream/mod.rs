@@ -24,7 +24,7 @@ mod via;
 
 pub use attempt::{relay, run};
 pub use continuing::{can_continue, pass_rest};
-pub use headers::{X_REQUEST_ID, close_behind_unframed, finish_response, outgoing_response};
+pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
 pub use open::{OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};

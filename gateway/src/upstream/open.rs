@@ -5,9 +5,6 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
 use super::bounds::Bounds;
@@ -19,14 +16,16 @@ use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
 use super::verdict::{HeadVerdict, judge};
 use crate::balancing::Class;
-use crate::connect;
+use crate::connect::UpstreamSession;
+use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
+use crate::message::ResponseHead;
 
 /// An answer whose head has arrived and will be passed on.
 pub struct OpenedAnswer {
-    pub(super) upstream: HttpSession,
+    pub(super) upstream: UpstreamSession,
     /// Head of the answer.
-    pub head: ResponseHeader,
+    pub head: ResponseHead,
     /// Begin of the body that was read already.
     pub(super) prefix: Option<Bytes>,
     pub(super) sent: Option<Sent>,
@@ -47,7 +46,7 @@ pub struct Ready {
 
 impl Ready {
     /// Prepares the request. `None` if its body is not held and so cannot be sent twice.
-    pub fn new(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Option<Self> {
+    pub fn new(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Option<Self> {
         let out = Outgoing::new(attempt, session, exchange);
         out.body.is_some().then(|| Self { out, limits: AttemptLimits::begin(attempt, exchange) })
     }
@@ -55,7 +54,7 @@ impl Ready {
     /// Prepares the request with another body, for the rest of an answer.
     pub fn with_body(
         attempt: &Attempt<'_>,
-        session: &mut ServerSession,
+        session: &mut ClientSession,
         exchange: &Exchange,
         body: Bytes,
         model_at: Option<Range<usize>>,
@@ -67,7 +66,7 @@ impl Ready {
     }
 
     /// Prepares a copy that no client waits for: without the caller's credentials, and with a time limit of its own.
-    pub fn copy(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Option<Self> {
+    pub fn copy(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Option<Self> {
         let out = Outgoing::copy(attempt, session, exchange);
         let end = Instant::now() + attempt.route.request_timeout;
         out.body.is_some().then(|| Self {
@@ -106,15 +105,15 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
     };
     let sent_at = Instant::now();
     let until = limits.attempt.min(sent_at + within);
-    connect::bound(&upstream, Some(attempt.backend.max_header_bytes));
+    upstream.bound_head(attempt.backend.max_header_bytes);
     let mut bounds = Bounds::new(attempt.backend.max_header_bytes);
     loop {
-        match timeout_at(until, upstream.read_response_header()).await {
+        match timeout_at(until, upstream.read_head()).await {
             Err(_) => return Err(overdue(Instant::now(), otherwise)),
             Ok(Err(e)) => return Err(AttemptOutcome::Failed(failure_of_head(&e, reused, sent_at))),
             Ok(Ok(())) => {}
         }
-        let Some(mut head) = upstream.response_header().cloned() else { continue };
+        let Some(mut head) = upstream.take_head() else { continue };
         // Early answers are not passed on: they may belong to an attempt that loses.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(AttemptOutcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
@@ -126,7 +125,6 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
         if let Err(found) = settle_framing(&mut head) {
             return Err(AttemptOutcome::Failed(Failure::Protocol(found.to_owned())));
         }
-        connect::bound(&upstream, None);
         attempt.read_load(&head);
         return match judge(attempt, callers_account, &mut upstream, &head).await {
             HeadVerdict::Pass(prefix) => {
@@ -148,7 +146,7 @@ pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
     let took = attempt.started.elapsed();
     let mut observer = attempt.observer(&opened.head);
     let mut upstream = opened.upstream;
-    while let Ok(Some(part)) = upstream.read_response_body().await {
+    while let Ok(Some(part)) = upstream.read_part().await {
         if let Some(observer) = &mut observer {
             observer.feed(&part, std::time::Instant::now());
         }
@@ -158,7 +156,7 @@ pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
     if !is_event_stream(&opened.head) && opened.head.status.is_success() && reported.is_none() {
         attempt.answered_in(Class::Head, opened.head.status, took);
     }
-    let whole = upstream.response_done();
+    let whole = upstream.is_done();
     end(attempt, upstream, opened.sent, whole).await;
     whole.then(|| reported.unwrap_or(opened.head.status.as_u16()))
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use pingora::http::ResponseHeader;
 use pingora::{ErrorType, RetryType};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use crate::connect::{self, Connector};
 use crate::downstream::Downstream;
 use crate::exchange::Exchange;
 use crate::framing::Violation;
+use crate::message::ResponseHead;
 use crate::protocol::{Observation, Observe, Said};
 use crate::telemetry::Span;
 use crate::topology::{Backend, Route};
@@ -335,7 +335,7 @@ impl Attempt<'_> {
     }
 
     /// Reads the load that the server reports in the head of an answer.
-    pub(super) fn read_load(&self, head: &ResponseHeader) {
+    pub(super) fn read_load(&self, head: &ResponseHead) {
         if self.backend.load_reports
             && let Some(report) = orca::report(&head.headers)
         {
@@ -344,7 +344,7 @@ impl Attempt<'_> {
     }
 
     /// Observer for the body of a good answer, where the backend's dialect has one.
-    pub(super) fn observer(&self, head: &ResponseHeader) -> Option<Box<dyn Observe>> {
+    pub(super) fn observer(&self, head: &ResponseHead) -> Option<Box<dyn Observe>> {
         if !head.status.is_success() {
             return None;
         }

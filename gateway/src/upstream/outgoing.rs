@@ -7,20 +7,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use pingora::ErrorType;
-use pingora::http::RequestHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::client::HttpSession;
 
 use super::headers::{Outbound, Recipient, outgoing_request, to_http2};
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::Pieces;
-use crate::connect;
+use crate::connect::{self, Follows, UpstreamSession};
+use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, RequestBody};
+use crate::message::RequestHead;
 
 /// A request for an endpoint.
 pub(super) struct Outgoing {
-    pub(super) request: Box<RequestHeader>,
+    pub(super) request: Box<RequestHead>,
     /// `None` for a body that streams through.
     pub(super) body: Option<Pieces>,
     /// True if the request carries credentials of the caller's own account at the server.
@@ -34,13 +33,13 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Self {
+    pub(super) fn new(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Self {
         let (body, model_at) = held(session, exchange);
         Self::with_body(attempt, session, exchange, body, model_at)
     }
 
     /// Request for a copy, without the credentials that are for the route's own backends.
-    pub(super) fn copy(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Self {
+    pub(super) fn copy(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Self {
         let (body, model_at) = held(session, exchange);
         Self::build(attempt, session, exchange, body, model_at, Recipient::Other)
     }
@@ -48,7 +47,7 @@ impl Outgoing {
     /// Request with this body, in which the model at `model_at` gets the name that the backend knows.
     pub(super) fn with_body(
         attempt: &Attempt<'_>,
-        session: &ServerSession,
+        session: &ClientSession,
         exchange: &Exchange,
         body: Option<Bytes>,
         model_at: Option<Range<usize>>,
@@ -59,7 +58,7 @@ impl Outgoing {
 
     fn build(
         attempt: &Attempt<'_>,
-        session: &ServerSession,
+        session: &ClientSession,
         exchange: &Exchange,
         body: Option<Bytes>,
         model_at: Option<Range<usize>>,
@@ -83,7 +82,7 @@ impl Outgoing {
 }
 
 /// Body where it is held or empty, `None` where it streams through; and the range of the value of `model` in it.
-fn held(session: &mut ServerSession, exchange: &Exchange) -> (Option<Bytes>, Option<Range<usize>>) {
+fn held(session: &mut ClientSession, exchange: &Exchange) -> (Option<Bytes>, Option<Range<usize>>) {
     let body = match &exchange.body {
         RequestBody::Held(held) => Some(held.bytes.clone()),
         RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
@@ -112,20 +111,19 @@ pub(super) const GIVEN_ALREADY: Duration = Duration::from_secs(1);
 /// Sends the head of a request, and its body where that is held; `None` where the body follows.
 pub(super) async fn send(
     attempt: &Attempt<'_>,
-    upstream: &mut HttpSession,
+    upstream: &mut UpstreamSession,
     mut out: Outgoing,
 ) -> Result<Option<Sent>, AttemptOutcome> {
-    if matches!(upstream, HttpSession::H2(_)) {
+    if upstream.is_http2() {
         to_http2(&mut out.request, out.takes_trailers, attempt.endpoint.url.https);
     }
-    let is_empty = out.body.as_ref().is_some_and(|body| body.len() == 0);
-    // Over HTTP/2 the frame of the head ends a request without a body: some servers take an empty frame of data for one.
-    let written = match upstream {
-        HttpSession::H2(server) => server.write_request_header(out.request, is_empty),
-        _ => within(attempt, upstream.write_request_header(out.request)).await,
+    let follows = match &out.body {
+        None => Follows::Later,
+        Some(body) if body.len() == 0 => Follows::Nothing,
+        Some(_) => Follows::Now,
     };
-    if let Err(e) = written {
-        let is_unsent = matches!(upstream, HttpSession::H2(_)) && connect::is_unsent(&e);
+    if let Err(e) = within(attempt, upstream.write_head(out.request, follows)).await {
+        let is_unsent = upstream.is_http2() && connect::is_unsent(&e);
         return Err(AttemptOutcome::Failed(if is_unsent {
             Failure::Unprocessed { error: e.etype().as_str().to_owned(), is_first: false }
         } else {
@@ -135,7 +133,7 @@ pub(super) async fn send(
     let Some(mut rest) = out.body else { return Ok(None) };
     while let Some(part) = rest.next(PART) {
         let is_last = rest.len() == 0;
-        if let Some(sent) = not_taken(within(attempt, upstream.write_request_body(part, is_last)).await) {
+        if let Some(sent) = not_taken(within(attempt, upstream.write_part(part, is_last)).await) {
             return Ok(Some(sent));
         }
     }
@@ -143,21 +141,20 @@ pub(super) async fn send(
 }
 
 /// Sends a part of a body that streams through. Returns the end of the sending, if it has ended.
-pub(super) async fn send_part(attempt: &Attempt<'_>, upstream: &mut HttpSession, part: Bytes) -> Option<Sent> {
+pub(super) async fn send_part(attempt: &Attempt<'_>, upstream: &mut UpstreamSession, part: Bytes) -> Option<Sent> {
     // An empty part is no end: written in chunks it would be one, and a second one would follow it.
     if part.is_empty() {
         return None;
     }
-    not_taken(within(attempt, upstream.write_request_body(part, false)).await)
+    not_taken(within(attempt, upstream.write_part(part, false)).await)
 }
 
 /// Ends a body.
-pub(super) async fn end_body(attempt: &Attempt<'_>, upstream: &mut HttpSession) -> Sent {
-    not_taken(within(attempt, upstream.finish_request_body()).await).unwrap_or(Sent::Whole)
+pub(super) async fn end_body(attempt: &Attempt<'_>, upstream: &mut UpstreamSession) -> Sent {
+    not_taken(within(attempt, upstream.end_body()).await).unwrap_or(Sent::Whole)
 }
 
-/// Bounds a write by the time for which a server may be silent. Pingora bounds writes, but not flushes of bytes that it
-/// holds back.
+/// Bounds a write by the time for which a server may be silent.
 async fn within<T>(attempt: &Attempt<'_>, write: impl Future<Output = pingora::Result<T>>) -> pingora::Result<T> {
     match tokio::time::timeout(attempt.backend.send_timeout, write).await {
         Ok(written) => written,

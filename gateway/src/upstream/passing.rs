@@ -6,9 +6,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version, header};
 use pingora::ErrorType;
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::client::HttpSession;
 use spillway_filter::Refusal;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -18,7 +15,7 @@ use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
 use super::events::{Gate, has_comment};
 use super::headers::{
-    close_behind_unframed, filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop,
+    filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop,
 };
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
@@ -26,8 +23,10 @@ use super::stages::{Passing, Waiting};
 use super::verdict::judge_beginning;
 use crate::balancing::{Class, orca};
 use crate::coding::Coding;
-use crate::downstream::{Beside, SLICE, WriteLimits, deliver, slice, write_head};
+use crate::connect::UpstreamSession;
+use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
+use crate::message::ResponseHead;
 use crate::protocol::{Observation, SERVED_BY, Written};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
@@ -47,7 +46,7 @@ const MAX_BEGINNING: usize = 16 << 10;
 impl<'a> Conversation<'_, 'a> {
     /// Begins to pass on an answer: its head, and the part of its body that was read already. Returns an outcome if the answer
     /// has ended with them.
-    pub(super) async fn begin(&mut self, head: ResponseHeader, prefix: Option<Bytes>) -> Option<AttemptOutcome> {
+    pub(super) async fn begin(&mut self, head: ResponseHead, prefix: Option<Bytes>) -> Option<AttemptOutcome> {
         let is_head = self.session.req_header().method == Method::HEAD;
         self.state.heard = Instant::now();
         self.state.event_stream = is_event_stream(&head);
@@ -110,7 +109,7 @@ impl<'a> Conversation<'_, 'a> {
 
     /// True if the server's answer has ended, and all of it was read.
     fn is_read(&mut self) -> bool {
-        self.upstream.as_mut().is_some_and(HttpSession::response_done)
+        self.upstream.as_mut().is_some_and(UpstreamSession::is_done)
     }
 
     /// Stops reading an answer, as if it had ended.
@@ -122,7 +121,7 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     /// Passes on the head, which is the whole answer where it `ends`.
-    async fn pass_head(&mut self, head: ResponseHeader, is_head: bool, ends: bool) -> pingora::Result<()> {
+    async fn pass_head(&mut self, head: ResponseHead, is_head: bool, ends: bool) -> pingora::Result<()> {
         self.exchange.outcome.status = head.status.as_u16();
         self.exchange.outcome.served_by = ServedBy::Backend(self.attempt.backend.name.clone());
         self.exchange.outcome.endpoint = Some(self.attempt.endpoint.address.clone());
@@ -138,7 +137,6 @@ impl<'a> Conversation<'_, 'a> {
         let (client, sent_host) = (self.session.req_header(), self.state.sent_host.as_ref());
         filter_server_response(&mut head, self.attempt, client, self.exchange, sent_host);
         let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
-        close_behind_unframed(self.session, &out, has_body);
         if self.exchange.outcome.spilled.is_some()
             && let Ok(name) = header::HeaderValue::from_str(&self.attempt.backend.name)
         {
@@ -325,7 +323,7 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     /// Session of the client for one write, the server's side that goes on meanwhile, and the limits of the write.
-    fn sides(&mut self) -> (&mut ServerSession, ServerSide<'_, 'a>, WriteLimits<'a>) {
+    fn sides(&mut self) -> (&mut ClientSession, ServerSide<'_, 'a>, WriteLimits<'a>) {
         let Self { attempt, session, exchange, upstream, state, passing } = self;
         let downstream = attempt.downstream;
         let limits = WriteLimits { timeout: exchange.write_timeout, deadline: state.limits.deadline, downstream };
@@ -344,7 +342,7 @@ impl<'a> Conversation<'_, 'a> {
     }
 }
 
-pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
+pub(super) fn is_event_stream(head: &ResponseHead) -> bool {
     head.headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
@@ -359,7 +357,7 @@ struct ServerSide<'l, 'a> {
     started: std::time::Instant,
     /// Most bytes of one answer that may wait for the client.
     most: u64,
-    upstream: &'l mut Option<HttpSession>,
+    upstream: &'l mut Option<UpstreamSession>,
     state: &'l mut ConversationState,
     passing: &'l mut Passing,
 }
@@ -388,7 +386,7 @@ impl Beside for ServerSide<'_, '_> {
                 state.pending = Some(ConversationEvent::Silent);
                 return;
             }
-            read = server.read_response_body() => read,
+            read = server.read_part() => read,
         };
         match read {
             Ok(Some(part)) => {
@@ -480,23 +478,22 @@ pub(super) fn note_answer(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome
 }
 
 /// Trailers of an answer, such as the status of gRPC. Only HTTP/2 has them here.
-async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
-    let HttpSession::H2(upstream) = upstream else { return None };
-    let trailers = tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()??;
+async fn trailers(upstream: &mut UpstreamSession) -> Option<http::HeaderMap> {
+    let trailers = tokio::time::timeout(TRAILERS, upstream.trailers()).await.ok()??;
     Some(outgoing_trailers(trailers))
 }
 
 /// Cuts an answer whose head was sent: with an error event or trailers where the API has them, else by closing the
 /// connection or resetting the stream. So no client mistakes half an answer for a whole one.
 pub async fn break_off(
-    session: &mut ServerSession,
+    session: &mut ClientSession,
     exchange: &mut Exchange,
     takes_events: bool,
     cut: CutReason,
 ) -> AttemptOutcome {
     exchange.outcome.broken = true;
     exchange.outcome.error_code = Some(cut.as_str());
-    session.set_keepalive(None);
+    session.close_after();
     let (status, kind) = cut.class();
     let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
     let dialect = exchange.error_dialect();

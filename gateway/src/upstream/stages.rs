@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use pingora::http::ResponseHeader;
 
 use super::events::Gate;
 use super::masking::Mask;
 use crate::coding::Coding;
 use crate::downstream::Unread;
+use crate::message::ResponseHead;
 use crate::protocol::{Observe, Transcribe};
 
 /// Stages that an answer passes on its way.
@@ -43,7 +43,7 @@ impl Passing {
 
 /// An answer whose head waits.
 pub(super) struct Waiting {
-    pub(super) head: ResponseHeader,
+    pub(super) head: ResponseHead,
     /// Time from the begin of the attempt to the head.
     pub(super) took: Duration,
     /// True if an event stream waits for its first content, and not only for its first event.

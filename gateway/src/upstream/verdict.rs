@@ -4,12 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::client::HttpSession;
 
 use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
 use crate::coding::Coding;
+use crate::connect::UpstreamSession;
+use crate::message::ResponseHead;
 use crate::protocol::{Dialect, OPENAI, Observation, Observe};
 
 /// Most bytes of a refusing answer that are read for its reason.
@@ -33,8 +33,8 @@ pub(super) enum HeadVerdict {
 pub(super) async fn judge(
     attempt: &Attempt<'_>,
     callers_account: bool,
-    upstream: &mut HttpSession,
-    head: &ResponseHeader,
+    upstream: &mut UpstreamSession,
+    head: &ResponseHead,
 ) -> HeadVerdict {
     let status = head.status.as_u16();
     if attempt.move_on.full && attempt.backend.full_statuses.contains(&status) {
@@ -79,11 +79,11 @@ pub fn is_server_fault(status: u16) -> bool {
     matches!(status, 500 | 502..=504 | 506..=599)
 }
 
-async fn read_some(upstream: &mut HttpSession) -> Bytes {
+async fn read_some(upstream: &mut UpstreamSession) -> Bytes {
     let mut body = bytes::BytesMut::new();
     let read = async {
         while body.len() < MAX_REFUSAL {
-            match upstream.read_response_body().await {
+            match upstream.read_part().await {
                 Ok(Some(part)) => body.extend_from_slice(&part),
                 _ => break,
             }
@@ -94,7 +94,7 @@ async fn read_some(upstream: &mut HttpSession) -> Bytes {
 }
 
 /// True if an answer says that a quota is spent. That is no full server: a retry would not help, there or elsewhere.
-fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHeader, body: &[u8]) -> bool {
+fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHead, body: &[u8]) -> bool {
     let says_so = |mut observer: Box<dyn Observe>| {
         observer.feed(body, std::time::Instant::now());
         is_quota_spent(observer.finish())

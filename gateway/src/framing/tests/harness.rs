@@ -6,11 +6,11 @@ use super::{Framer, Violation};
 /// Result of reading the bytes of one connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ReadConnection {
-    /// Messages that were handed on whole.
+    /// Whole messages.
     pub(super) messages: Vec<Vec<u8>>,
-    /// Bytes of the last message that were handed on, where it is not whole.
+    /// Bytes of the last message, where it is not whole; none behind a violation.
     pub(super) rest: Vec<u8>,
-    /// Violation with which reading ended, also one that only the next read would return.
+    /// Violation with which reading ended.
     pub(super) violation: Option<Violation>,
 }
 
@@ -30,10 +30,16 @@ pub(super) fn read(bytes: &[u8], sizes: &[usize], most: u64) -> ReadConnection {
             framer.skip(taken as u64);
             taken
         } else {
-            match framer.scan(part) {
+            let scan = |framer: &mut Framer| match framer.is_in_body() {
+                true => framer.scan_framing(part),
+                false => framer.scan_head(part).map(|(taken, _)| taken),
+            };
+            match scan(&mut framer) {
                 Ok(taken) => taken,
                 Err(violation) => {
-                    assert_eq!(framer.scan(part), Err(violation), "a violation lasts");
+                    assert_eq!(framer.scan_head(part), Err(violation), "a violation lasts");
+                    assert_eq!(framer.scan_framing(part), Err(violation), "a violation lasts");
+                    read.rest.clear();
                     break;
                 }
             }

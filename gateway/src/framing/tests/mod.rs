@@ -1,5 +1,5 @@
-//! Tests of the grammar case by case, then against httparse, with which Pingora parses heads. The tests of the listener's
-//! `socket.rs` compare whole connections with Pingora's session.
+//! Tests of the grammar case by case, then against httparse, with which the session parses fields. The tests of
+//! `downstream/http1.rs` read whole connections.
 
 mod harness;
 
@@ -151,20 +151,22 @@ fn a_head_and_trailers_have_bounds_that_are_reached_and_not_passed() {
 
     let mut framer = Framer::new(1 << 20);
     let fields = |count: usize| [&b"GET / HTTP/1.1\r\n"[..], &b"a:b\r\n".repeat(count), b"\r\n"].concat();
-    assert_eq!(framer.scan(&fields(256)), Ok(fields(256).len()));
+    assert_eq!(framer.scan_head(&fields(256)), Ok((fields(256).len(), true)));
     assert!(framer.is_between());
-    assert!(framer.scan(&fields(257)).is_ok());
+    assert_eq!(framer.scan_head(&fields(257)), Err(Violation::TooManyFields));
     assert_eq!(framer.violation(), Some(Violation::TooManyFields));
 }
 
 #[test]
-fn all_before_a_violation_is_handed_on_and_at_least_a_byte_of_its_message() {
-    let good = b"GET / HTTP/1.1\r\n\r\n";
-    let bad = read(&[&good[..], b"\0\0"].concat(), &[4096]);
-    assert_eq!((bad.messages, bad.rest.as_slice()), (vec![good.to_vec()], &b"\0"[..]));
-    assert_eq!(bad.violation, Some(Violation::RequestLine));
-    let bad = read(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nx", &[4096]);
-    assert!(bad.rest.ends_with(b"3\r\nabc\r\n"), "{:?}", bad.rest.escape_ascii().to_string());
+fn a_scan_ends_where_the_part_of_the_message_does() {
+    let mut framer = Framer::new(1000);
+    let head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    assert_eq!(framer.scan_head(&[&head[..], b"3\r\nabc"].concat()), Ok((head.len(), true)));
+    assert_eq!((framer.scan_framing(b"3\r\nabc\r\n"), framer.opaque()), (Ok(3), 3));
+    framer.skip(3);
+    assert_eq!((framer.scan_framing(b"\r\n0\r\nA: b\r\n\r\nGET"), framer.is_in_trailers()), (Ok(5), true));
+    assert_eq!((framer.scan_framing(b"A: b\r\n\r\nGET"), framer.is_between()), (Ok(8), true));
+    assert_eq!(framer.scan_head(b"GET"), Ok((3, false)));
 }
 
 /// Strategy of bytes in which valid and invalid requests are likely.

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
-use pingora::http::RequestHeader;
 use spillway_config::path;
 use spillway_config::schema::EncodedSlashes;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::{answers, rewritten};
+use crate::message::RequestHead;
 use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
 use crate::topology::Route;
 
 /// Puts target, host and framing of a head into one form, or refuses them. Returns the ways in which other servers could
 /// read the path.
-pub(super) fn settle(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
+pub(super) fn settle(head: &mut RequestHead) -> Result<Spelling, Box<Refusal>> {
     origin_form(head)?;
     if head.headers.get_all(header::HOST).iter().any(|host| !is_host(host.as_bytes())) {
         return Err(wrong("bad_host", "the Host of the request is no name or address, with or without a port"));
@@ -37,7 +37,7 @@ fn wrong(code: &'static str, message: &'static str) -> Box<Refusal> {
 
 /// A target with scheme and host says which host is meant, whatever `Host` says (RFC 9112, 3.2.2); any other begins with
 /// a slash, but for `OPTIONS *`.
-fn origin_form(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
+fn origin_form(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
     if head.raw_path().first() == Some(&b'/') || (head.method == Method::OPTIONS && head.raw_path() == b"*") {
         return Ok(());
     }
@@ -80,7 +80,7 @@ fn is_host(host: &[u8]) -> bool {
 
 /// Writes the host in small letters and without the dot of the root, as routes read it (RFC 9110, 4.2.3; RFC 1034, 3.1):
 /// an expression, a limit or a server that compares it letter by letter is passed by no other spelling.
-fn one_host(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
+fn one_host(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let Some(host) = hosts.next().map(HeaderValue::as_bytes) else { return Ok(()) };
     if hosts.next().is_some() {
@@ -100,7 +100,7 @@ fn one_host(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
 
 /// Puts the path into its normal form (RFC 3986, 6.2.2), with slashes written once, and says what other servers could
 /// read in it. The query stays as it came.
-fn one_path(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
+fn one_path(head: &mut RequestHead) -> Result<Spelling, Box<Refusal>> {
     // Pingora passes bytes that are no UTF-8 on as they came and shows a path in which they are replaced.
     let path_as_it_came = head.raw_path().split(|b| *b == b'?').next().unwrap_or_default();
     if !head.raw_path_is_utf8() && std::str::from_utf8(path_as_it_came).is_err() {
@@ -120,12 +120,12 @@ fn one_path(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
 }
 
 /// Host that a request is for.
-pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
+pub(super) fn host_of(head: &RequestHead) -> Option<&str> {
     head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
 }
 
 /// Path of a request by which its route is found.
-pub(super) fn route_key(head: &RequestHeader) -> Cow<'_, str> {
+pub(super) fn route_key(head: &RequestHead) -> Cow<'_, str> {
     path::key(head.uri.path())
 }
 
@@ -134,7 +134,7 @@ pub(super) fn route_key(head: &RequestHeader) -> Cow<'_, str> {
 /// them. A model's id is decoded by the gateway itself, and no other server reads it.
 pub(super) fn judge_spelling<'t>(
     spelling: Spelling,
-    head: &RequestHeader,
+    head: &RequestHead,
     listener: EncodedSlashes,
     candidates: &Candidates<'_>,
     others: impl Fn(&str) -> Candidates<'t>,
@@ -185,7 +185,7 @@ pub(super) fn judge_spelling<'t>(
 }
 
 /// A body has one length, said once, or is chunked and nothing else (RFC 9112, 6).
-fn one_length(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
+fn one_length(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
         && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -215,7 +215,7 @@ fn one_length(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
 }
 
 /// A body has one type: servers differ on which of two they read it by.
-fn one_type(head: &RequestHeader) -> Result<(), Box<Refusal>> {
+fn one_type(head: &RequestHead) -> Result<(), Box<Refusal>> {
     match head.headers.get_all(header::CONTENT_TYPE).iter().nth(1) {
         Some(_) => Err(wrong("ambiguous_content_type", "the request has more than one Content-Type: send one")),
         None => Ok(()),

@@ -30,7 +30,7 @@ fn table(encoded_slashes: Option<EncodedSlashes>) -> RouteTable {
 
 /// Path that a server gets for a target, and the rules that were applied; `None` where the gateway refuses.
 fn passed(table: &RouteTable, target: &str) -> Option<(String, usize)> {
-    let mut head = RequestHeader::build(Method::GET, target.as_bytes(), None).ok()?;
+    let mut head = RequestHead::with_target(Method::GET, target.as_bytes(), HeaderMap::new()).ok()?;
     let spelling = settle(&mut head).ok()?;
     let headers = HeaderMap::new();
     let client = std::net::IpAddr::from([127, 0, 0, 1]);

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn settled(target: &[u8], headers: &[(&'static str, &[u8])]) -> Result<RequestHeader, &'static str> {
-    let mut head = RequestHeader::build(Method::GET, target, None).unwrap();
+fn settled(target: &[u8], headers: &[(&'static str, &[u8])]) -> Result<RequestHead, &'static str> {
+    let mut head = RequestHead::with_target(Method::GET, target, header::HeaderMap::new()).unwrap();
     for (name, value) in headers {
         head.append_header(*name, HeaderValue::from_bytes(value).unwrap()).unwrap();
     }

@@ -1,0 +1,208 @@
+//! Open connections of HTTP/1 that carry no request. The last one that was used is taken first: the others reach their longest
+//! idle time and are closed, so that a burst leaves nothing behind.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::transport::Transport;
+
+/// Parts of a pool, each with its own lock, so that threads seldom wait for one another.
+const SHARDS: usize = 16;
+
+/// Time between two looks for connections that their servers have closed, or that have idled for too long.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Idle connection.
+struct Idle {
+    transport: Transport,
+    since: Instant,
+}
+
+/// Idle connections by the key of their peer; the one used last is at the back.
+type Shard = Mutex<HashMap<u64, VecDeque<Idle>>>;
+
+struct Shared {
+    shards: [Shard; SHARDS],
+    /// Idle connections of all peers.
+    count: AtomicUsize,
+    most: usize,
+    longest: Duration,
+    /// True while a task looks for connections to close.
+    is_swept: AtomicBool,
+}
+
+/// Pool of idle connections.
+pub(super) struct Pool(Arc<Shared>);
+
+impl Pool {
+    /// Pool of at most `most` connections, each of which idles for `longest` at most.
+    pub(super) fn new(most: usize, longest: Duration) -> Self {
+        Self(Arc::new(Shared {
+            shards: Default::default(),
+            count: AtomicUsize::new(0),
+            most,
+            longest,
+            is_swept: AtomicBool::new(false),
+        }))
+    }
+
+    /// Takes a connection to the peer with this key.
+    pub(super) fn take(&self, key: u64) -> Option<Transport> {
+        loop {
+            let mut idle = self.0.shard(key).get_mut(&key)?.pop_back()?;
+            self.0.count.fetch_sub(1, Ordering::Relaxed);
+            if idle.since.elapsed() < self.0.longest && idle.transport.is_quiet() {
+                return Some(idle.transport);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request. Where the pool is full, the oldest connection of the same peer is closed, or
+    /// else this one.
+    pub(super) fn put(&self, key: u64, transport: Transport) {
+        let closed = {
+            let mut shard = self.0.shard(key);
+            let is_full = self.0.count.load(Ordering::Relaxed) >= self.0.most;
+            let idle = Idle { transport, since: Instant::now() };
+            match (is_full, shard.get_mut(&key)) {
+                (true, Some(peers)) if !peers.is_empty() => {
+                    peers.push_back(idle);
+                    peers.pop_front()
+                }
+                (true, _) => Some(idle),
+                (false, _) => {
+                    shard.entry(key).or_default().push_back(idle);
+                    self.0.count.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
+            }
+        };
+        // Outside of the lock.
+        drop(closed);
+        if !self.0.is_swept.load(Ordering::Relaxed) && !self.0.is_swept.swap(true, Ordering::AcqRel) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0)));
+        }
+    }
+}
+
+impl Shared {
+    fn shard(&self, key: u64) -> MutexGuard<'_, HashMap<u64, VecDeque<Idle>>> {
+        let [first, ..] = &self.shards;
+        let shard = usize::try_from(key).ok().and_then(|key| self.shards.get(key % SHARDS)).unwrap_or(first);
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the connections that are closed already, or have idled for too long.
+    fn sweep(&self) {
+        for shard in &self.shards {
+            let mut closed = Vec::new();
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|_, peers| {
+                for mut idle in std::mem::take(peers) {
+                    if idle.since.elapsed() < self.longest && idle.transport.is_quiet() {
+                        peers.push_back(idle);
+                    } else {
+                        closed.push(idle);
+                    }
+                }
+                !peers.is_empty()
+            });
+            self.count.fetch_sub(closed.len(), Ordering::Relaxed);
+            drop(shard);
+            drop(closed);
+        }
+    }
+}
+
+/// Sweeps a pool until it is empty or gone.
+async fn sweep(pool: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(pool) = pool.upgrade() else { return };
+        pool.sweep();
+        if pool.count.load(Ordering::Relaxed) == 0 {
+            pool.is_swept.store(false, Ordering::Release);
+            // One that came in between starts another task, or is still counted here.
+            if pool.count.load(Ordering::Relaxed) == 0 || pool.is_swept.swap(true, Ordering::AcqRel) {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::connect::dial::{Connections, Dial};
+
+    /// Connections to a server, and their other ends.
+    async fn open(count: usize) -> (Vec<Transport>, Vec<TcpStream>, Arc<Connections>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dial = Dial { connections: Arc::default(), most: u32::MAX };
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (stream, open) = dial.open(listener.local_addr().unwrap()).await.unwrap();
+            here.push(Transport::Plain { stream, _open: open });
+            there.push(listener.accept().await.unwrap().0);
+        }
+        (here, there, dial.connections)
+    }
+
+    fn port(transport: &Transport) -> u16 {
+        let Transport::Plain { stream, .. } = transport else { panic!() };
+        stream.local_addr().unwrap().port()
+    }
+
+    #[tokio::test]
+    async fn the_last_one_is_taken_first_and_one_that_its_server_has_closed_is_not() {
+        let pool = Pool::new(10, Duration::from_secs(60));
+        let (here, mut there, connections) = open(3).await;
+        let ports: Vec<u16> = here.iter().map(port).collect();
+        here.into_iter().for_each(|transport| pool.put(7, transport));
+        assert!(pool.take(8).is_none() && pool.take(7 + 16).is_none());
+        assert_eq!(port(&pool.take(7).unwrap()), ports[2]);
+        assert_eq!(connections.open(), 2);
+        // The next one has something to say that nobody asked for.
+        there[1].write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(port(&pool.take(7).unwrap()), ports[0]);
+        assert!(pool.take(7).is_none());
+        assert_eq!((connections.open(), pool.0.count.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn idle_connections_are_bounded_in_number_and_time() {
+        let pool = Pool::new(2, Duration::from_millis(100));
+        let (here, there, connections) = open(4).await;
+        let ports: Vec<u16> = here.iter().map(port).collect();
+        for (n, transport) in here.into_iter().enumerate() {
+            pool.put(u64::from(n == 3), transport);
+        }
+        assert_eq!(connections.open(), 2, "the oldest of the same peer made room, and another peer got none");
+        assert!(pool.take(1).is_none());
+        let last = pool.take(0).unwrap();
+        assert_eq!(port(&last), ports[2]);
+        pool.put(0, last);
+        // Nobody asks for them: the pool closes them by itself, and its task ends.
+        let swept = async {
+            while connections.open() > 0 || pool.0.is_swept.load(Ordering::Acquire) {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), swept).await.unwrap();
+        let (more, _others, connections) = open(1).await;
+        more.into_iter().for_each(|transport| pool.put(0, transport));
+        let swept = async {
+            while connections.open() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), swept).await.unwrap();
+        drop(there);
+    }
+}
