@@ -10,8 +10,8 @@ use http::{StatusCode, Version, header};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until};
 
-use super::body_budget::{BodyBudget, BodyShare, too_large};
 use super::End;
+use super::body_budget::{BodyBudget, BodyShare, too_large};
 use crate::coding::{ACCEPTED, Coding, Decoder};
 use crate::downstream::{ClientSession, violation_of};
 use crate::framing::Violation;
