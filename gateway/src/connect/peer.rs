@@ -167,7 +167,7 @@ impl Connector {
         Box::pin(self.get_http2(peer, http2, alone)).await
     }
 
-    async fn get_http2(&self, peer: &Peer, http2: Http2, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {
+    async fn get_http2(&self, peer: &Peer, settings: Http2, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {
         if !alone && let Some(session) = self.pooled(peer).await? {
             return Ok((session, true));
         }
@@ -182,7 +182,7 @@ impl Connector {
         if is_negotiated && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return Ok((http1(Transport::Tls(stream)), false));
         }
-        let connection = handshake(stream, http2).await?;
+        let connection = handshake(stream, settings).await?;
         let Some(begun) = connection.spawn_stream().await? else {
             return pingora::Error::e_explain(H2Error, "the server closed the connection right after the handshake");
         };

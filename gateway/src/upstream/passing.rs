@@ -14,9 +14,7 @@ use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
 use super::events::{Gate, has_comment};
-use super::headers::{
-    filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop,
-};
+use super::headers::{filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use super::stages::{Passing, Waiting};
