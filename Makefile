@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients lint bench model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -26,6 +26,9 @@ test-gpu: ## the engine on this machine's GPU: kernels, logits, texts, rates (ei
 
 test-clients: ## other programs, unmodified: OpenAI's Agents SDK, NVIDIA's client before MLServer, GuideLLM (6 GB of packages)
 	@scripts/test-clients.sh
+
+test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
+	@scripts/test-instructions.sh
 
 lint: ## formatting, clippy, cargo deny, shellcheck
 	@scripts/lint.sh

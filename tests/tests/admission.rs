@@ -576,17 +576,17 @@ routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{attempts: 3, backoff: {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_model_takes_a_prompt_whatever_it_thinks_of_its_own_speed() {
+async fn an_idle_model_refuses_a_prompt_that_it_would_read_for_too_long() {
     let gateway = Gateway::start(&format!(
         "models: [{{name: m, source: \"{}\", contextLength: 512, maxQueueWait: 1ms}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
         model().display()
     ))
     .await;
-    // No prompt is prefilled within a millisecond; the engine knows after the first.
+    // No prompt is prefilled within a millisecond.
     for _ in 0..3 {
         let answer = gateway.client().chat("m", &[]).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let idle = "spillway_engine_active_sequences{model=\"m\"}";
-        gateway.metric_becomes(idle, 0.0).await;
+        assert_eq!(answer.status, 429, "{}", answer.text());
+        assert!(answer.text().contains("send a shorter one"), "{}", answer.text());
+        assert!(answer.headers.contains_key("retry-after"), "{:?}", answer.headers);
     }
 }
