@@ -115,8 +115,8 @@ backends:
   - {name: large, protocol: openai, endpoints: [{url: "http://127.0.0.1:ORIGIN"}]}
   - {name: small, protocol: openai, endpoints: [{url: "http://127.0.0.1:1"}]}
 routes:
-  - {name: large, matches: [{model: {exact: large}}], backendRefs: [{name: large}]}
-  - {name: small, matches: [{model: {exact: small}}], backendRefs: [{name: small}]}
+  - {name: large, matches: [{model: large}], backendRefs: [{name: large}]}
+  - {name: small, matches: [{model: small}], backendRefs: [{name: small}]}
 """
 
 
