@@ -313,6 +313,37 @@ async fn headers_and_trailers_of_servers_of_http2_have_the_same_bounds() {
 }
 
 #[tokio::test]
+async fn trailers_of_servers_of_http1_reach_clients_of_http2_within_their_bound() {
+    for (trailers, expected) in [
+        ("X-Sum: 1\r\nConnection: x-hop\r\nX-Spillway-Forged: 1\r\n".to_owned(), Some(1)),
+        (String::new(), Some(0)),
+        (format!("X-Long: {}\r\n", "x".repeat(66 << 10)), None),
+        ("No colon\r\n".to_owned(), None),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n{trailers}\r\n");
+        let url = raw(move |mut stream| {
+            let answer = answer.clone();
+            async move {
+                head_of_a_request(&mut stream).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        })
+        .await;
+        let gateway = start(&format!("endpoints: [{{url: \"{url}\"}}]"), "").await;
+        let mut client = connect::<Full<Bytes>>(&gateway).await;
+        let request = Request::get("http://a.test/").body(Full::new(Bytes::new())).unwrap();
+        let Ok(answer) = client.send_request(request).await else {
+            assert!(expected.is_none(), "{trailers:?}");
+            continue;
+        };
+        let body = answer.into_body().collect().await;
+        let passed = body.ok().map(|body| body.trailers().map_or(0, HeaderMap::len));
+        assert_eq!(passed, expected, "{trailers:.40}");
+    }
+}
+
+#[tokio::test]
 async fn heads_of_clients_of_http2_have_the_bounds_of_their_listener() {
     let upstream = Upstream::fixed(200, "reached").await;
     let gateway = start(&format!("endpoints: [{{url: \"{}\"}}]", upstream.url()), "").await;

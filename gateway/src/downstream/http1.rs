@@ -70,8 +70,6 @@ pub struct Http1Session {
     is_empty: bool,
     /// Bytes of the body that were read.
     body_bytes: u64,
-    /// Trailers of the request as they came, in full once its body has ended.
-    trailers: BytesMut,
     /// Bytes that wait to be written, then `part`, then `end`.
     unsent: BytesMut,
     part: Bytes,
@@ -92,10 +90,9 @@ impl Http1Session {
             metrics,
             read: BytesMut::new(),
             scanned: 0,
-            head: RequestHead::new(Method::GET, PathAndQuery::from_static("/"), HeaderMap::new()),
+            head: no_head(),
             is_empty: true,
             body_bytes: 0,
-            trailers: BytesMut::new(),
             unsent: BytesMut::new(),
             part: Bytes::new(),
             end: b"",
@@ -111,7 +108,8 @@ impl Http1Session {
             (self.read, self.unsent) = (BytesMut::new(), BytesMut::new());
         }
         (self.writing, self.written, self.keeps, self.body_bytes) = (Writing::Head, None, false, 0);
-        self.trailers.clear();
+        // A refusal of the next head must not be framed by this one.
+        self.head = no_head();
         loop {
             if let Some(new) = self.read.get(self.scanned..).filter(|new| !new.is_empty()) {
                 let (passed, is_whole) = self.framer.scan_head(new).map_err(|violation| self.violated(violation))?;
@@ -174,11 +172,7 @@ impl Http1Session {
                     self.framer.skip(length);
                     return Ok(Some(part));
                 }
-                let in_trailers = self.framer.is_in_trailers();
                 let passed = self.framer.scan_framing(&self.read).map_err(|violation| self.violated(violation))?;
-                if in_trailers && let Some(trailers) = self.read.get(..passed) {
-                    self.trailers.extend_from_slice(trailers);
-                }
                 self.read.advance(passed);
                 continue;
             }
@@ -211,20 +205,6 @@ impl Http1Session {
             }
         };
         *left
-    }
-
-    /// Trailers of a request whose body was read to its end.
-    pub fn trailers(&self) -> Option<HeaderMap> {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
-        let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&self.trailers, &mut fields) else {
-            return None;
-        };
-        let mut trailers = HeaderMap::with_capacity(fields.len());
-        for field in fields.iter() {
-            let (name, value) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
-            trailers.append(name.ok()?, value.ok()?);
-        }
-        (!trailers.is_empty()).then_some(trailers)
     }
 
     /// True if the connection may carry another request after this one.
@@ -421,6 +401,11 @@ impl Http1Session {
     }
 }
 
+/// Head in place of one that was not read.
+fn no_head() -> RequestHead {
+    RequestHead::new(Method::GET, PathAndQuery::from_static("/"), HeaderMap::new())
+}
+
 /// Parses a head whose grammar and end the framer has checked.
 fn parse(mut bytes: Bytes) -> pingora::Result<RequestHead> {
     // Empty lines before a request (RFC 9112, 2.2).
@@ -610,6 +595,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_refusal_of_a_head_is_not_framed_by_the_request_before() {
+        let (mut client, mut session) = pair().await;
+        client.write_all(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n\r\n").await.unwrap();
+        assert!(session.read_request().await.unwrap());
+        session.write_head(&answer(204, &[])).await.unwrap();
+        assert!(session.finish().await.unwrap());
+        assert!(violation_of(&session.read_request().await.unwrap_err()).is_some());
+        session.write_head(&answer(400, &[("content-length", "3")])).await.unwrap();
+        session.write_body(Bytes::from_static(b"bad"), true).await.unwrap();
+        assert!(!session.finish().await.unwrap());
+        drop(session);
+        let mut read = String::new();
+        client.read_to_string(&mut read).await.unwrap();
+        assert!(read.ends_with("\r\nconnection: close\r\n\r\nbad"), "{read}");
+    }
+
+    #[tokio::test]
     async fn a_client_that_leaves_is_noticed_and_one_that_pipelines_is_not_taken_for_it() {
         let (mut client, mut session) = pair().await;
         client.write_all(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -625,21 +627,6 @@ mod tests {
         assert_eq!(session.head().uri, "/2");
         drop(client);
         let _ = session.left().await;
-    }
-
-    #[tokio::test]
-    async fn trailers_are_read() {
-        let (mut client, mut session) = pair().await;
-        let request =
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n";
-        for byte in request.bytes() {
-            client.write_all(&[byte]).await.unwrap();
-        }
-        assert!(session.read_request().await.unwrap());
-        assert_eq!(session.read_body().await.unwrap().unwrap(), "x");
-        assert!(session.read_body().await.unwrap().is_none());
-        let trailers = session.trailers().unwrap();
-        assert_eq!((trailers.len(), &trailers["a"], &trailers["c"]), (2, &"b".parse().unwrap(), &"d".parse().unwrap()));
     }
 
     /// Requests that a session reads from a connection, by target and body, and the violation that ended it.

@@ -330,17 +330,8 @@ impl Framer {
         let mut at = 0;
         while at < bytes.len() && self.opaque() == 0 && !self.is_between() {
             self.step(bytes, &mut at).inspect_err(|violation| self.state = FramerState::Failed(*violation))?;
-            // The trailers begin with a call of their own.
-            if self.in_trailers && self.used == 0 {
-                break;
-            }
         }
         Ok(at)
-    }
-
-    /// True while trailers are read.
-    pub fn is_in_trailers(&self) -> bool {
-        self.in_trailers
     }
 
     /// Reads at least one of the bytes from `at` on, and moves `at` behind the bytes read.
