@@ -76,6 +76,13 @@ impl RequestHead {
         Ok(Self { method, uri: parsed.uri.clone(), version: Version::HTTP_11, headers, raw_target })
     }
 
+    /// The same request with other headers.
+    #[must_use]
+    pub fn with_headers(&self, headers: HeaderMap) -> Self {
+        let Self { method, uri, version, raw_target, .. } = self;
+        Self { method: method.clone(), uri: uri.clone(), version: *version, headers, raw_target: raw_target.clone() }
+    }
+
     /// Target as it came.
     pub fn raw_path(&self) -> &[u8] {
         match &self.raw_target {

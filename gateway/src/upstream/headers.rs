@@ -33,6 +33,9 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// Room for the headers that the gateway and filters most often add to a request.
+const HEADERS_SET: usize = 8;
+
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -199,17 +202,19 @@ pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
     trailers
 }
 
+/// True for a field of one connection, whatever `Connection` names.
+fn is_of_connection(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name) || *name == KEEP_ALIVE || *name == PROXY_CONNECTION
+}
+
 /// Removes from a server's head the fields of its connection, and names of the gateway.
 pub(super) fn remove_hop_by_hop(head: &mut ResponseHead) {
-    if head.headers.contains_key(header::CONNECTION) {
-        for name in nominated(&head.headers) {
-            head.remove_header(&name);
-        }
+    let ends = |name: &&HeaderName| is_of_connection(name) || claims_to_be_ours(name);
+    let mut ending: SmallVec<[HeaderName; 4]> = head.headers.keys().filter(ends).cloned().collect();
+    if ending.contains(&header::CONNECTION) {
+        ending.extend(nominated(&head.headers));
     }
-    for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION]) {
-        head.remove_header(name);
-    }
-    for name in &claimed(&head.headers) {
+    for name in &ending {
         head.remove_header(name);
     }
 }
@@ -372,15 +377,15 @@ fn cheapest_of(headers: &HeaderMap) -> &'static str {
 
 /// The client's header without the fields of its connection.
 fn without_hop_by_hop(client: &RequestHead) -> RequestHead {
-    let mut out = client.clone();
-    if client.headers.contains_key(header::CONNECTION) {
-        for name in nominated(&client.headers) {
-            out.remove_header(&name);
-        }
+    let nominated = nominated(&client.headers);
+    let ends = |name: &HeaderName| {
+        is_of_connection(name) || *name == header::EXPECT || *name == HTTP2_SETTINGS || nominated.contains(name)
+    };
+    let mut headers = HeaderMap::with_capacity(client.headers.len() + HEADERS_SET);
+    for (name, value) in client.headers.iter().filter(|(name, _)| !ends(name)) {
+        headers.append(name, value.clone());
     }
-    for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS, &header::EXPECT]) {
-        out.remove_header(name);
-    }
+    let mut out = client.with_headers(headers);
     out.version = http::Version::HTTP_11;
     out
 }
