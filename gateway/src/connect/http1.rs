@@ -72,6 +72,8 @@ pub struct Http1Session {
     head_left: u64,
     is_head_request: bool,
     head: Option<ResponseHead>,
+    /// True once a head was read: the server has seen the request.
+    has_answered: bool,
     trailers: Option<HeaderMap>,
     /// True if the connection can carry another conversation after this one.
     can_reuse: bool,
@@ -90,6 +92,7 @@ impl Http1Session {
             head_left: u64::MAX,
             is_head_request: false,
             head: None,
+            has_answered: false,
             trailers: None,
             can_reuse: false,
         }
@@ -165,8 +168,11 @@ impl Http1Session {
         loop {
             if let Some(length) = self.parse_head()? {
                 self.head_left = self.head_left.saturating_sub(length);
+                self.has_answered = true;
                 return Ok(());
             }
+            // A connection that was closed while it was idle has nothing of an answer.
+            let may_be_stale = !self.has_answered && self.read.is_empty();
             if u64::try_from(self.read.len()).unwrap_or(u64::MAX) > self.head_left {
                 return Error::e_explain(HEAD_TOO_LONG, "the head of an answer exceeds its bound");
             }
@@ -174,14 +180,16 @@ impl Http1Session {
                 Ok(0) => {
                     let what = format!("no answer after {} bytes of its head", self.read.len());
                     let mut e = Error::explain(ConnectionClosed, what);
-                    e.retry = RetryType::ReusedOnly;
+                    if may_be_stale {
+                        e.retry = RetryType::ReusedOnly;
+                    }
                     return Err(e);
                 }
                 Ok(_) => {}
                 Err(e) => {
                     let is_of_system = e.raw_os_error().is_some();
                     let mut e = Error::because(ReadError, "the head of an answer", e);
-                    if is_of_system {
+                    if is_of_system && may_be_stale {
                         e.retry = RetryType::ReusedOnly;
                     }
                     return Err(e);
@@ -288,9 +296,9 @@ impl Http1Session {
                         (_, 0) => Reading::Done,
                         (_, left) => Reading::Length(left),
                     };
-                    return Ok(Some(self.read.split_to(here).freeze()));
+                    return Ok(Some(self.take(here)));
                 }
-                Reading::UntilClose if !self.read.is_empty() => return Ok(Some(self.read.split().freeze())),
+                Reading::UntilClose if !self.read.is_empty() => return Ok(Some(self.take(self.read.len()))),
                 Reading::ChunkLine | Reading::ChunkEnd | Reading::Trailers => {
                     if self.parse_framing()? {
                         continue;
@@ -321,7 +329,10 @@ impl Http1Session {
                 self.reading = Reading::ChunkLine;
             }
             Reading::ChunkLine => match httparse::parse_chunk_size(&self.read) {
-                Ok(httparse::Status::Complete((length, size))) => {
+                // The parser takes a line without a size for the last chunk.
+                Ok(httparse::Status::Complete((length, size)))
+                    if self.read.first().is_some_and(u8::is_ascii_hexdigit) =>
+                {
                     self.read.advance(length);
                     self.reading = if size == 0 { Reading::Trailers } else { Reading::Chunk(size) };
                 }
@@ -357,10 +368,22 @@ impl Http1Session {
         self.read.reserve(self.next_read);
         let room = self.read.capacity() - self.read.len();
         let read = self.transport.read_buf(&mut self.read).await?;
-        if read >= room.min(self.next_read) {
-            self.next_read = (self.next_read * 2).min(MOST_READ);
-        }
+        self.next_read = match read {
+            _ if read >= room.min(self.next_read) => (self.next_read * 2).min(MOST_READ),
+            _ if read < self.next_read / 4 => (self.next_read / 2).max(FIRST_READ),
+            _ => self.next_read,
+        };
         Ok(read)
+    }
+
+    /// Takes bytes off the buffer. A few are copied: a part that waits for a slow client must not keep the buffer.
+    fn take(&mut self, count: usize) -> Bytes {
+        if count >= self.next_read / 4 {
+            return self.read.split_to(count).freeze();
+        }
+        let part = Bytes::copy_from_slice(self.read.get(..count).unwrap_or_default());
+        self.read.advance(count);
+        part
     }
 
     /// Trailers, once the body was read to its end.
@@ -588,6 +611,8 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nContent-Length: 3, \r\n\r\nabc", false),
             ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nabc", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n;x\r\n\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11111111111111111\r\na\r\n", false),
@@ -604,6 +629,23 @@ mod tests {
                 let is_size = is_size.then_some(true).unwrap_or_default();
                 assert_eq!(found.as_ref().err().map(|e| is_over(e)), Some(is_size), "{answer:?}: {found:?}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_connection_without_a_byte_of_an_answer_may_have_been_closed_before() {
+        for (answer, may_be_stale) in [("", true), ("HTTP/1.1 20", false), ("HTTP/1.1 103 Early Hints\r\n\r\n", false)]
+        {
+            let (mut session, mut server) = pair().await;
+            session.write_head(&request(Method::GET, &[]), false).await.unwrap();
+            server.write_all(answer.as_bytes()).await.unwrap();
+            server.shutdown().await.unwrap();
+            let failed = loop {
+                if let Err(e) = session.read_head().await {
+                    break e;
+                }
+            };
+            assert_eq!(matches!(failed.retry, RetryType::ReusedOnly), may_be_stale, "{answer:?}");
         }
     }
 

@@ -74,14 +74,14 @@ impl Pool {
                 (true, _) => Some(idle),
                 (false, _) => {
                     shard.entry(key).or_default().push_back(idle);
-                    self.0.count.fetch_add(1, Ordering::Relaxed);
+                    self.0.count.fetch_add(1, Ordering::SeqCst);
                     None
                 }
             }
         };
         // Outside of the lock.
         drop(closed);
-        if !self.0.is_swept.load(Ordering::Relaxed) && !self.0.is_swept.swap(true, Ordering::AcqRel) {
+        if !self.0.is_swept.load(Ordering::SeqCst) && !self.0.is_swept.swap(true, Ordering::SeqCst) {
             tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
     }
@@ -122,10 +122,10 @@ async fn sweep(pool: Weak<Shared>) {
         tokio::time::sleep(SWEEP).await;
         let Some(pool) = pool.upgrade() else { return };
         pool.sweep();
-        if pool.count.load(Ordering::Relaxed) == 0 {
-            pool.is_swept.store(false, Ordering::Release);
-            // One that came in between starts another task, or is still counted here.
-            if pool.count.load(Ordering::Relaxed) == 0 || pool.is_swept.swap(true, Ordering::AcqRel) {
+        if pool.count.load(Ordering::SeqCst) == 0 {
+            pool.is_swept.store(false, Ordering::SeqCst);
+            // One that came in between starts another task, or is counted here: in one order of all four steps.
+            if pool.count.load(Ordering::SeqCst) == 0 || pool.is_swept.swap(true, Ordering::SeqCst) {
                 return;
             }
         }
@@ -173,6 +173,18 @@ mod tests {
         assert_eq!(port(&pool.take(7).unwrap()), ports[0]);
         assert!(pool.take(7).is_none());
         assert_eq!((connections.open(), pool.0.count.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn no_closed_connection_is_taken_however_many_there_are() {
+        // More than a task may poll at a time.
+        let pool = Pool::new(1000, Duration::from_secs(60));
+        let (here, there, connections) = open(300).await;
+        here.into_iter().for_each(|transport| pool.put(7, transport));
+        drop(there);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(pool.take(7).is_none());
+        assert_eq!(connections.open(), 0);
     }
 
     #[tokio::test]

@@ -1,12 +1,14 @@
 //! Byte stream of a connection to a server that speaks HTTP/1.
 
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 
 use super::dial::Open;
 
@@ -23,12 +25,20 @@ pub(super) enum Transport {
 }
 
 impl Transport {
-    /// True if the server has neither closed the connection nor sent anything. Reads what the system has told of already, and
-    /// asks it for nothing more in most cases.
+    /// True if the server has neither closed the connection nor sent anything, as far as the system has told. The budget of the
+    /// task must not hide it: a task may ask of many connections.
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
-        let mut read = ReadBuf::new(&mut byte);
-        Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut read).is_pending()
+        match self {
+            Self::Plain { stream, .. } => {
+                stream.try_read(&mut byte).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+            }
+            Self::Tls(stream) => {
+                let mut read = ReadBuf::new(&mut byte);
+                let read = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut read));
+                pin!(unconstrained(read)).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -63,6 +63,8 @@ pub struct Http1Session {
     metrics: Arc<ListenerMetrics>,
     /// Bytes that were read and belong to no part yet.
     read: BytesMut,
+    /// Most bytes of the next read of a body.
+    next_read: usize,
     /// Bytes of a head at the beginning of `read` that the framer has passed.
     scanned: usize,
     head: RequestHead,
@@ -89,6 +91,7 @@ impl Http1Session {
             framer: Framer::new(most),
             metrics,
             read: BytesMut::new(),
+            next_read: HEAD_READ,
             scanned: 0,
             head: no_head(),
             is_empty: true,
@@ -166,7 +169,7 @@ impl Http1Session {
             if !self.read.is_empty() {
                 let opaque = usize::try_from(self.framer.opaque()).unwrap_or(usize::MAX);
                 if opaque > 0 {
-                    let part = self.read.split_to(opaque.min(self.read.len())).freeze();
+                    let part = self.take(opaque.min(self.read.len()));
                     let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
                     self.body_bytes = self.body_bytes.saturating_add(length);
                     self.framer.skip(length);
@@ -192,11 +195,11 @@ impl Http1Session {
     /// Waits until the client leaves: that is an error. Bytes of its next requests wait. Sends what was written before.
     pub async fn left(&mut self) -> pingora::Error {
         let left = loop {
-            if let Err(e) = self.flush().await {
-                break e;
-            }
             if self.read.len() >= PIPELINED {
-                return std::future::pending().await;
+                match self.flush().await {
+                    Ok(()) => return std::future::pending().await,
+                    Err(e) => break e,
+                }
             }
             match self.fill_small().await {
                 Ok(0) => break Error::explain(ConnectionClosed, "the client has closed the connection"),
@@ -360,24 +363,54 @@ impl Http1Session {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Takes bytes of a body off the buffer. A few are copied: a part that waits for a slow server must not keep the buffer.
+    fn take(&mut self, count: usize) -> Bytes {
+        if count >= self.next_read / 4 {
+            return self.read.split_to(count).freeze();
+        }
+        let part = Bytes::copy_from_slice(self.read.get(..count).unwrap_or_default());
+        self.read.advance(count);
+        part
+    }
+
     /// Reads a part of a body.
     async fn fill(&mut self) -> io::Result<usize> {
         let left = usize::try_from(self.framer.opaque()).unwrap_or(usize::MAX);
-        self.read.reserve(left.clamp(HEAD_READ, BODY_READ));
-        self.stream.read_buf(&mut self.read).await
+        let most = self.next_read.min(left.max(HEAD_READ));
+        self.read.reserve(most);
+        let read = poll_fn(|cx| {
+            let read = pin!(self.stream.read_buf(&mut self.read)).poll(cx);
+            self.flush_while_waiting(cx, read)
+        })
+        .await?;
+        self.next_read = match read {
+            _ if read >= most => (self.next_read * 2).min(BODY_READ),
+            _ if read < self.next_read / 4 => (self.next_read / 2).max(HEAD_READ),
+            _ => self.next_read,
+        };
+        Ok(read)
     }
 
     /// Reads a head, or what comes behind a request.
     async fn fill_small(&mut self) -> io::Result<usize> {
-        let Self { stream, read, .. } = self;
         poll_fn(|cx| {
             let mut bytes = [MaybeUninit::uninit(); HEAD_READ];
             let mut here = ReadBuf::uninit(&mut bytes);
-            ready!(Pin::new(&mut *stream).poll_read(cx, &mut here))?;
-            read.extend_from_slice(here.filled());
-            Poll::Ready(Ok(here.filled().len()))
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut here).map_ok(|()| here.filled().len());
+            self.read.extend_from_slice(here.filled());
+            self.flush_while_waiting(cx, read)
         })
         .await
+    }
+
+    /// Sends what was written before while a read waits: a client may wait for the head of its answer before it sends on.
+    fn flush_while_waiting(&mut self, cx: &mut Context<'_>, read: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if read.is_pending()
+            && let Poll::Ready(Err(e)) = self.poll_flush(cx)
+        {
+            return Poll::Ready(Err(e));
+        }
+        read
     }
 
     /// Ends the connection in order: sends what was written, and reads what a client still sends for a while, so that it gets
@@ -592,6 +625,23 @@ mod tests {
         }
         let (text, _) = written(get, answer(204, &[]), &[]).await;
         assert!(text.contains("\r\ndate: ") && text.contains(" GMT\r\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_head_is_sent_while_the_body_of_the_request_waits() {
+        let (mut client, mut session) = pair().await;
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n1").await.unwrap();
+        assert!(session.read_request().await.unwrap());
+        assert_eq!(session.read_body().await.unwrap().unwrap(), "1");
+        session.write_head(&answer(200, &[("content-length", "3")])).await.unwrap();
+        let client = async {
+            let mut head = [0; 8];
+            client.read_exact(&mut head).await.unwrap();
+            client.write_all(b"2").await.unwrap();
+            head
+        };
+        let (head, part) = tokio::join!(client, session.read_body());
+        assert_eq!((&head, part.unwrap().unwrap().as_ref()), (b"HTTP/1.1", &b"2"[..]));
     }
 
     #[tokio::test]
