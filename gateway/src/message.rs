@@ -76,7 +76,7 @@ impl RequestHead {
         Ok(Self { method, uri: parsed.uri.clone(), version: Version::HTTP_11, headers, raw_target })
     }
 
-    /// The same request with other headers.
+    /// Copy of the request with other headers.
     #[must_use]
     pub fn with_headers(&self, headers: HeaderMap) -> Self {
         let Self { method, uri, version, raw_target, .. } = self;

@@ -272,10 +272,6 @@ pub fn expects_continue(session: &ClientSession) -> bool {
 
 /// End of a request whose body cannot be read.
 fn unread(session: &mut ClientSession, e: &pingora::Error) -> End {
-    // Pingora's own limit on a read is that of the whole body, and may be first.
-    if *e.etype() == pingora::ErrorType::ReadTimedout {
-        return too_slow();
-    }
     violation_of(e).map_or(End::ClientGone, |violation| malformed(session, violation))
 }
 

@@ -3,7 +3,6 @@
 
 use bytes::Bytes;
 use http::{StatusCode, Version};
-use pingora::ErrorType;
 use spillway_filter::Refusal;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
@@ -261,7 +260,7 @@ impl Conversation<'_, '_> {
         self.died(CutReason::Silent).await
     }
 
-    /// Waits for the next event. Every branch may be dropped and polled again: Pingora's readers keep what they have read.
+    /// Waits for the next event. Every branch may be dropped and polled again: the sessions keep what they have read.
     async fn next(&mut self, timer: std::pin::Pin<&mut Sleep>) -> ConversationEvent {
         if let Some(pending) = self.state.pending.take() {
             return pending;
@@ -291,21 +290,18 @@ impl Conversation<'_, '_> {
                     match session.read_body_or_idle(false).await {
                         Ok(Some(_)) => {}
                         Ok(None) => break,
-                        // A client may wait for the answer before it sends the rest.
-                        Err(e) if *e.etype() == ErrorType::ReadTimedout => std::future::pending().await,
                         Err(e) => return ended_by(&e),
                     }
                 }
                 let _ = session.read_body_or_idle(true).await;
                 return ConversationEvent::ClientGone;
             }
-            // HTTP/2 sessions have no such limit of their own.
+            // Sessions have no such limit of their own.
             match tokio::time::timeout(exchange.body_pause, session.read_body_or_idle(false)).await {
                 Ok(Ok(Some(part))) => ConversationEvent::BodyPart(part),
                 Ok(Ok(None)) => ConversationEvent::BodyEnd,
-                // Pingora's own limit on a read is the same, and may be first.
-                Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => ended_by(&e),
-                Ok(Err(_)) | Err(_) => ConversationEvent::ClientSlow,
+                Ok(Err(e)) => ended_by(&e),
+                Err(_) => ConversationEvent::ClientSlow,
             }
         };
         // The time first: a server that always has more to say must not hide that it is over.

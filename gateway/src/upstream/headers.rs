@@ -245,8 +245,8 @@ fn remove_credentials(out: &mut RequestHead, client: &RequestHead, exchange: &Ex
     }
 }
 
-/// Puts the framing of a server's answer into one form: chunks alone, or one length, said once. Pingora has read the body by
-/// it, and refused lengths that differ. An answer in another transfer coding is refused: the coding would be taken off its
+/// Puts the framing of a server's answer into one form: chunks alone, or one length, said once. The session has read the body
+/// by it, and refused lengths that differ. An answer in another transfer coding is refused: the coding would be taken off its
 /// head and left on its body (RFC 9112, 6.1).
 pub(super) fn settle_framing(head: &mut ResponseHead) -> Result<(), &'static str> {
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();

@@ -405,8 +405,7 @@ impl Beside for ServerSide<'_, '_> {
     }
 }
 
-/// Bounds a write to the client by `limit`. Pingora does not bound writes of a head, and bounds each write of a body alone.
-/// A write that takes longer is treated as if the client had left.
+/// Bounds a write to the client by `limit`. A write that takes longer is treated as if the client had left.
 pub async fn client_write(limit: Instant, write: impl Future<Output = pingora::Result<()>>) -> pingora::Result<()> {
     timeout_at(limit, write).await.unwrap_or_else(|_| pingora::Error::err(ErrorType::WriteTimedout))
 }

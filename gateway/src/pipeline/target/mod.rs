@@ -42,7 +42,7 @@ fn origin_form(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
         return Ok(());
     }
     let bad = || wrong("bad_target", "the target of the request is neither a path nor an http or https URL");
-    // Pingora keeps such a target as it came and gives only its path.
+    // The head keeps such a target as it came, and its `uri` is only the path.
     let target = std::str::from_utf8(head.raw_path()).ok().and_then(|raw| raw.parse::<Uri>().ok()).ok_or_else(bad)?;
     let is_http = matches!(target.scheme_str(), Some("http" | "https"));
     let authority =
@@ -101,7 +101,7 @@ fn one_host(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
 /// Puts the path into its normal form (RFC 3986, 6.2.2), with slashes written once, and says what other servers could
 /// read in it. The query stays as it came.
 fn one_path(head: &mut RequestHead) -> Result<Spelling, Box<Refusal>> {
-    // Pingora passes bytes that are no UTF-8 on as they came and shows a path in which they are replaced.
+    // Bytes that are no UTF-8 would pass as they came, while rules see a path in which they are replaced.
     let path_as_it_came = head.raw_path().split(|b| *b == b'?').next().unwrap_or_default();
     if !head.raw_path_is_utf8() && std::str::from_utf8(path_as_it_came).is_err() {
         return Err(wrong("bad_target", "the path of the request is no UTF-8"));
