@@ -319,9 +319,11 @@ impl SchedulerWorker {
         }
     }
 
-    /// Measures a step of prompts, of as many rows as have free pages, while nothing runs. Returns false if none has.
+    /// Measures a step of prompts while nothing runs, of as many rows as have free pages and fit the context. Returns true if
+    /// these are all that such a step may have.
     fn measure_prompt_step(&mut self) -> Result<bool, EngineError> {
-        let rows = self.idle_rows().min(self.pages.free() * PAGE).min(self.sizes.context);
+        let most = self.idle_rows();
+        let rows = most.min(self.pages.free() * PAGE).min(self.sizes.context);
         if rows == 0 || self.pages.take(0, &vec![0; rows], 0).is_none() {
             return Ok(false);
         }
@@ -332,7 +334,7 @@ impl SchedulerWorker {
         let ran = self.model.forward_within(self.tuning.first_step, &self.watch, &self.batch);
         self.pages.release_slot(0);
         self.cost.measured_anew(rows, started.elapsed());
-        ran.map(|_| true)
+        ran.map(|_| rows == most)
     }
 
     /// Receives new requests; blocks for one when idle. Returns false when the engine ends.

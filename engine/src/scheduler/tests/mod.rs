@@ -517,6 +517,14 @@ fn a_long_prompt_gets_no_short_one_refused() {
     drop(long);
 }
 
+#[test]
+fn a_model_whose_context_is_shorter_than_a_step_starts() {
+    for context in [2, 3 * PAGE - 1] {
+        let scene = Scene::new(sizes(1, context, 20), &options(4), World { end: 9.0, ..World::default() });
+        assert!(all(&scene.submit(Generate::new(words(1, 1, 1)))).end.is_ok(), "{context}");
+    }
+}
+
 /// Scene with a step of a millisecond a row, in which a first token may take a second and a half.
 fn slow_scene() -> Scene {
     let world = World { row_time: Duration::from_millis(1), end: -9.0, copies: true, ..World::default() };
