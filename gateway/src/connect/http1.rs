@@ -626,7 +626,6 @@ mod tests {
         ] {
             for size in [5, 5000] {
                 let found = read(Method::GET, answer.as_bytes(), size).await;
-                let is_size = is_size.then_some(true).unwrap_or_default();
                 assert_eq!(found.as_ref().err().map(|e| is_over(e)), Some(is_size), "{answer:?}: {found:?}");
             }
         }
