@@ -37,5 +37,6 @@ pub mod telemetry;
 pub mod tls;
 pub mod topology;
 pub mod upstream;
+pub mod wire;
 
 pub use builder::Builder;

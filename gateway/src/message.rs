@@ -11,6 +11,13 @@ use pingora::http::{RequestHeader, ResponseHeader};
 #[error("a header has a name or value with bytes that HTTP does not allow")]
 pub struct InvalidHeader;
 
+fn field(
+    name: impl TryInto<HeaderName>,
+    value: impl TryInto<HeaderValue>,
+) -> Result<(HeaderName, HeaderValue), InvalidHeader> {
+    Ok((name.try_into().map_err(|_| InvalidHeader)?, value.try_into().map_err(|_| InvalidHeader)?))
+}
+
 /// Methods that both heads have.
 macro_rules! header_methods {
     () => {
@@ -20,8 +27,7 @@ macro_rules! header_methods {
             name: impl TryInto<HeaderName>,
             value: impl TryInto<HeaderValue>,
         ) -> Result<(), InvalidHeader> {
-            let (name, value) =
-                (name.try_into().map_err(|_| InvalidHeader)?, value.try_into().map_err(|_| InvalidHeader)?);
+            let (name, value) = field(name, value)?;
             self.headers.insert(name, value);
             Ok(())
         }
@@ -32,8 +38,7 @@ macro_rules! header_methods {
             name: impl TryInto<HeaderName>,
             value: impl TryInto<HeaderValue>,
         ) -> Result<(), InvalidHeader> {
-            let (name, value) =
-                (name.try_into().map_err(|_| InvalidHeader)?, value.try_into().map_err(|_| InvalidHeader)?);
+            let (name, value) = field(name, value)?;
             self.headers.append(name, value);
             Ok(())
         }

@@ -15,14 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::handshake::MAX_FIELDS;
 use super::transport::Transport;
 use crate::message::{RequestHead, ResponseHead};
+use crate::wire::{ReadBuffer, append_chunk_line, append_fields, keeps_connection, size_of_fields};
 
 /// Error of an answer whose head, with the early answers before it, exceeds the bound on its bytes or fields.
 const HEAD_TOO_LONG: ErrorType = ErrorType::new("HeadTooLong");
 
-/// Bytes that are read at a time at first: holds most heads, and short answers with them.
-const FIRST_READ: usize = 4 << 10;
-/// Most bytes that are read at a time; reads grow to it while they fill their buffer.
-const MOST_READ: usize = 64 << 10;
 /// Bytes of a body up to which head and body are copied together, to go out as one write.
 const JOINED: usize = 8 << 10;
 /// Most bytes of the line that begins a chunk.
@@ -61,9 +58,7 @@ enum Reading {
 /// A conversation.
 pub struct Http1Session {
     transport: Transport,
-    read: BytesMut,
-    /// Bytes of the next read.
-    next_read: usize,
+    read: ReadBuffer,
     /// Bytes of the request that wait to be written.
     unsent: BytesMut,
     sending: Sending,
@@ -84,8 +79,7 @@ impl Http1Session {
     pub(super) fn new(transport: Transport) -> Self {
         Self {
             transport,
-            read: BytesMut::new(),
-            next_read: FIRST_READ,
+            read: ReadBuffer::new(),
             unsent: BytesMut::new(),
             sending: Sending::Done,
             reading: Reading::Head,
@@ -123,7 +117,7 @@ impl Http1Session {
                 Some(rest) => *left = rest,
                 None => return Error::e_explain(WriteError, "a body longer than its Content-Length"),
             },
-            Sending::Chunked => write_chunk_line(length, &mut self.unsent),
+            Sending::Chunked => append_chunk_line(length, &mut self.unsent),
         }
         if part.len() <= JOINED {
             self.unsent.extend_from_slice(&part);
@@ -172,13 +166,13 @@ impl Http1Session {
                 return Ok(());
             }
             // A connection that was closed while it was idle has nothing of an answer.
-            let may_be_stale = !self.has_answered && self.read.is_empty();
-            if u64::try_from(self.read.len()).unwrap_or(u64::MAX) > self.head_left {
+            let may_be_stale = !self.has_answered && self.read.bytes.is_empty();
+            if u64::try_from(self.read.bytes.len()).unwrap_or(u64::MAX) > self.head_left {
                 return Error::e_explain(HEAD_TOO_LONG, "the head of an answer exceeds its bound");
             }
             match self.read_more().await {
                 Ok(0) => {
-                    let what = format!("no answer after {} bytes of its head", self.read.len());
+                    let what = format!("no answer after {} bytes of its head", self.read.bytes.len());
                     let mut e = Error::explain(ConnectionClosed, what);
                     if may_be_stale {
                         e.retry = RetryType::ReusedOnly;
@@ -200,7 +194,7 @@ impl Http1Session {
 
     /// Parses a head at the beginning of the buffer. Returns its length, or `None` if it is not there in full.
     fn parse_head(&mut self) -> pingora::Result<Option<u64>> {
-        if self.read.is_empty() {
+        if self.read.bytes.is_empty() {
             return Ok(None);
         }
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
@@ -208,7 +202,7 @@ impl Http1Session {
         let mut parser = httparse::ParserConfig::default();
         parser.allow_spaces_after_header_name_in_responses(true);
         parser.allow_obsolete_multiline_headers_in_responses(true);
-        let length = match parser.parse_response(&mut parsed, &self.read) {
+        let length = match parser.parse_response(&mut parsed, &self.read.bytes) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(httparse::Error::TooManyHeaders) => {
@@ -223,7 +217,7 @@ impl Http1Session {
         let status = status.ok_or_else(|| Error::explain(InvalidHTTPHeader, "an answer without a status"))?;
         let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
         let reason = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason)).map(str::to_owned);
-        let base = self.read.as_ptr().addr();
+        let base = self.read.bytes.as_ptr().addr();
         // Places of the fields, so that their values can share the bytes of the buffer.
         let places: smallvec::SmallVec<[_; 24]> = parsed
             .headers
@@ -232,7 +226,7 @@ impl Http1Session {
                 (HeaderName::from_bytes(field.name.as_bytes()), field.value.as_ptr().addr() - base, field.value.len())
             })
             .collect();
-        let bytes = self.read.split_to(length).freeze();
+        let bytes = self.read.bytes.split_to(length).freeze();
         let mut headers = HeaderMap::with_capacity(places.len() + 4);
         for (name, at, long) in places {
             let name = name.or_err(InvalidHTTPHeader, "the name of a field of an answer")?;
@@ -249,11 +243,9 @@ impl Http1Session {
             return Ok(());
         }
         let has_coding = headers.contains_key(header::TRANSFER_ENCODING);
-        self.can_reuse = match version {
-            Version::HTTP_11 => !says(headers, "close"),
-            // A coding under HTTP/1.0 may have come through a server that does not know it (RFC 9112, 6.1).
-            _ => says(headers, "keep-alive") && !says(headers, "close") && !has_coding,
-        };
+        // A coding under HTTP/1.0 may have come through a server that does not know it (RFC 9112, 6.1).
+        let is_odd = has_coding && version != Version::HTTP_11;
+        self.can_reuse = keeps_connection(version, headers) && !is_odd;
         if has_coding {
             headers.remove(header::CONTENT_LENGTH);
         }
@@ -287,8 +279,8 @@ impl Http1Session {
             match self.reading {
                 Reading::Done => return Ok(None),
                 Reading::Head => return Error::e_explain(ReadError, "a body before its head"),
-                Reading::Length(left) | Reading::Chunk(left) if !self.read.is_empty() => {
-                    let here = usize::try_from(left).unwrap_or(usize::MAX).min(self.read.len());
+                Reading::Length(left) | Reading::Chunk(left) if !self.read.bytes.is_empty() => {
+                    let here = usize::try_from(left).unwrap_or(usize::MAX).min(self.read.bytes.len());
                     let left = left - u64::try_from(here).unwrap_or(left);
                     self.reading = match (self.reading, left) {
                         (Reading::Chunk(_), 0) => Reading::ChunkEnd,
@@ -296,9 +288,11 @@ impl Http1Session {
                         (_, 0) => Reading::Done,
                         (_, left) => Reading::Length(left),
                     };
-                    return Ok(Some(self.take(here)));
+                    return Ok(Some(self.read.take(here)));
                 }
-                Reading::UntilClose if !self.read.is_empty() => return Ok(Some(self.take(self.read.len()))),
+                Reading::UntilClose if !self.read.bytes.is_empty() => {
+                    return Ok(Some(self.read.take(self.read.bytes.len())));
+                }
                 Reading::ChunkLine | Reading::ChunkEnd | Reading::Trailers => {
                     if self.parse_framing()? {
                         continue;
@@ -319,29 +313,29 @@ impl Http1Session {
         let invalid = |what: &'static str| Error::explain(InvalidHTTPHeader, what);
         match self.reading {
             Reading::ChunkEnd => {
-                if self.read.len() < 2 {
+                if self.read.bytes.len() < 2 {
                     return Ok(false);
                 }
-                if !self.read.starts_with(b"\r\n") {
+                if !self.read.bytes.starts_with(b"\r\n") {
                     return Err(invalid("the data of a chunk is longer or shorter than its size says"));
                 }
-                self.read.advance(2);
+                self.read.bytes.advance(2);
                 self.reading = Reading::ChunkLine;
             }
-            Reading::ChunkLine => match httparse::parse_chunk_size(&self.read) {
+            Reading::ChunkLine => match httparse::parse_chunk_size(&self.read.bytes) {
                 // The parser takes a line without a size for the last chunk.
                 Ok(httparse::Status::Complete((length, size)))
-                    if self.read.first().is_some_and(u8::is_ascii_hexdigit) =>
+                    if self.read.bytes.first().is_some_and(u8::is_ascii_hexdigit) =>
                 {
-                    self.read.advance(length);
+                    self.read.bytes.advance(length);
                     self.reading = if size == 0 { Reading::Trailers } else { Reading::Chunk(size) };
                 }
-                Ok(httparse::Status::Partial) if self.read.len() <= MAX_CHUNK_LINE => return Ok(false),
+                Ok(httparse::Status::Partial) if self.read.bytes.len() <= MAX_CHUNK_LINE => return Ok(false),
                 _ => return Err(invalid("the line of a chunk is not a hexadecimal size, or is too long")),
             },
             _ => {
                 let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-                match httparse::parse_headers(&self.read, &mut fields) {
+                match httparse::parse_headers(&self.read.bytes, &mut fields) {
                     Ok(httparse::Status::Complete((length, fields))) => {
                         if !fields.is_empty() {
                             let mut trailers = HeaderMap::with_capacity(fields.len());
@@ -352,10 +346,10 @@ impl Http1Session {
                             }
                             self.trailers = Some(trailers);
                         }
-                        self.read.advance(length);
+                        self.read.bytes.advance(length);
                         self.reading = Reading::Done;
                     }
-                    Ok(httparse::Status::Partial) if self.read.len() <= MAX_TRAILERS => return Ok(false),
+                    Ok(httparse::Status::Partial) if self.read.bytes.len() <= MAX_TRAILERS => return Ok(false),
                     _ => return Err(invalid("the trailers of an answer are no fields, or too long")),
                 }
             }
@@ -365,25 +359,10 @@ impl Http1Session {
 
     /// Reads what the server has sent, and returns the number of bytes.
     async fn read_more(&mut self) -> io::Result<usize> {
-        self.read.reserve(self.next_read);
-        let room = self.read.capacity() - self.read.len();
-        let read = self.transport.read_buf(&mut self.read).await?;
-        self.next_read = match read {
-            _ if read >= room.min(self.next_read) => (self.next_read * 2).min(MOST_READ),
-            _ if read < self.next_read / 4 => (self.next_read / 2).max(FIRST_READ),
-            _ => self.next_read,
-        };
+        let room = self.read.make_room(usize::MAX);
+        let read = self.transport.read_buf(&mut self.read.bytes).await?;
+        self.read.has_read(read, room);
         Ok(read)
-    }
-
-    /// Takes bytes off the buffer. A few are copied: a part that waits for a slow client must not keep the buffer.
-    fn take(&mut self, count: usize) -> Bytes {
-        if count >= self.next_read / 4 {
-            return self.read.split_to(count).freeze();
-        }
-        let part = Bytes::copy_from_slice(self.read.get(..count).unwrap_or_default());
-        self.read.advance(count);
-        part
     }
 
     /// Trailers, once the body was read to its end.
@@ -404,7 +383,7 @@ impl Http1Session {
     /// Connection for another conversation; `None` where this one has left something on it, or its server closes it.
     pub(super) fn into_reusable(self) -> Option<Transport> {
         let is_clean =
-            self.is_done() && self.sending == Sending::Done && self.unsent.is_empty() && self.read.is_empty();
+            self.is_done() && self.sending == Sending::Done && self.unsent.is_empty() && self.read.bytes.is_empty();
         (is_clean && self.can_reuse).then_some(self.transport)
     }
 }
@@ -427,17 +406,6 @@ fn sending(headers: &HeaderMap) -> Sending {
     }
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     length.map_or(Sending::Done, Sending::Length)
-}
-
-/// True if `Connection` has this option.
-fn says(headers: &HeaderMap, option: &str) -> bool {
-    let has = |value: &HeaderValue| {
-        value
-            .as_bytes()
-            .split(|byte| *byte == b',')
-            .any(|word| word.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
-    };
-    headers.get_all(header::CONNECTION).iter().any(has)
 }
 
 /// True if `chunked` is the last transfer coding.
@@ -473,23 +441,13 @@ fn write_request_head(head: &RequestHead, out: &mut BytesMut) -> pingora::Result
     if target.is_empty() || target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
         return Error::e_explain(InvalidHTTPHeader, "the target of a request has a space or control character");
     }
-    let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    out.reserve(head.method.as_str().len() + target.len() + fields + 16);
+    out.reserve(head.method.as_str().len() + target.len() + size_of_fields(&head.headers) + 16);
     for part in [head.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
-    for (name, value) in &head.headers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            out.extend_from_slice(part);
-        }
-    }
+    append_fields(&head.headers, out);
     out.extend_from_slice(b"\r\n");
     Ok(())
-}
-
-/// Writes the line that begins a chunk.
-fn write_chunk_line(length: u64, out: &mut BytesMut) {
-    out.extend_from_slice(format!("{length:x}\r\n").as_bytes());
 }
 
 /// True if an error means that a head exceeded the bound on its bytes, or on its fields.

@@ -27,11 +27,10 @@ use crate::clock;
 use crate::framing::{Framer, MAX_FIELDS, Violation};
 use crate::message::{RequestHead, ResponseHead};
 use crate::telemetry::{ListenerMetrics, MalformedReason};
+use crate::wire::{ReadBuffer, append_chunk_line, append_field, append_fields, keeps_connection, size_of_fields};
 
 /// Bytes that are read at a time while a head is awaited. They are read onto the stack: an idle connection has no buffer.
 const HEAD_READ: usize = 4 << 10;
-/// Most bytes of a body that are read at a time.
-const BODY_READ: usize = 64 << 10;
 /// Most bytes of later requests that are read while a request runs, to notice a client that leaves.
 const PIPELINED: usize = 4 << 10;
 /// Bytes of a part of a body up to which it is copied behind what waits, to go out as one piece.
@@ -62,9 +61,7 @@ pub struct Http1Session {
     framer: Framer,
     metrics: Arc<ListenerMetrics>,
     /// Bytes that were read and belong to no part yet.
-    read: BytesMut,
-    /// Most bytes of the next read of a body.
-    next_read: usize,
+    read: ReadBuffer,
     /// Bytes of a head at the beginning of `read` that the framer has passed.
     scanned: usize,
     head: RequestHead,
@@ -90,8 +87,7 @@ impl Http1Session {
             stream,
             framer: Framer::new(most),
             metrics,
-            read: BytesMut::new(),
-            next_read: HEAD_READ,
+            read: ReadBuffer::new(),
             scanned: 0,
             head: no_head(),
             is_empty: true,
@@ -107,26 +103,26 @@ impl Http1Session {
 
     /// Reads the head of the next request. Returns false where the client has closed the connection instead.
     pub async fn read_request(&mut self) -> pingora::Result<bool> {
-        if self.read.is_empty() {
-            (self.read, self.unsent) = (BytesMut::new(), BytesMut::new());
+        if self.read.bytes.is_empty() {
+            (self.read.bytes, self.unsent) = (BytesMut::new(), BytesMut::new());
         }
         (self.writing, self.written, self.keeps, self.body_bytes) = (Writing::Head, None, false, 0);
         // A refusal of the next head must not be framed by this one.
         self.head = no_head();
         loop {
-            if let Some(new) = self.read.get(self.scanned..).filter(|new| !new.is_empty()) {
+            if let Some(new) = self.read.bytes.get(self.scanned..).filter(|new| !new.is_empty()) {
                 let (passed, is_whole) = self.framer.scan_head(new).map_err(|violation| self.violated(violation))?;
                 self.scanned += passed;
                 if is_whole {
-                    let head = self.read.split_to(std::mem::take(&mut self.scanned)).freeze();
+                    let head = self.read.bytes.split_to(std::mem::take(&mut self.scanned)).freeze();
                     self.is_empty = self.framer.is_between();
                     self.head = parse(head)?;
-                    self.keeps = keeps(&self.head);
+                    self.keeps = keeps_connection(self.head.version, &self.head.headers);
                     return Ok(true);
                 }
             }
             match self.fill_small().await {
-                Ok(0) if self.read.iter().all(|byte| matches!(byte, b'\r' | b'\n')) => return Ok(false),
+                Ok(0) if self.read.bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n')) => return Ok(false),
                 Ok(0) => return Error::e_explain(ConnectionClosed, "a request is cut"),
                 Ok(_) => {}
                 Err(e) => return Error::e_because(ReadError, "the head of a request", e),
@@ -166,17 +162,18 @@ impl Http1Session {
             if self.framer.is_between() {
                 return Ok(None);
             }
-            if !self.read.is_empty() {
+            if !self.read.bytes.is_empty() {
                 let opaque = usize::try_from(self.framer.opaque()).unwrap_or(usize::MAX);
                 if opaque > 0 {
-                    let part = self.take(opaque.min(self.read.len()));
+                    let part = self.read.take(opaque.min(self.read.bytes.len()));
                     let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
                     self.body_bytes = self.body_bytes.saturating_add(length);
                     self.framer.skip(length);
                     return Ok(Some(part));
                 }
-                let passed = self.framer.scan_framing(&self.read).map_err(|violation| self.violated(violation))?;
-                self.read.advance(passed);
+                let passed =
+                    self.framer.scan_framing(&self.read.bytes).map_err(|violation| self.violated(violation))?;
+                self.read.bytes.advance(passed);
                 continue;
             }
             match self.fill().await {
@@ -195,7 +192,7 @@ impl Http1Session {
     /// Waits until the client leaves: that is an error. Bytes of its next requests wait. Sends what was written before.
     pub async fn left(&mut self) -> pingora::Error {
         let left = loop {
-            if self.read.len() >= PIPELINED {
+            if self.read.bytes.len() >= PIPELINED {
                 match self.flush().await {
                     Ok(()) => return std::future::pending().await,
                     Err(e) => break e,
@@ -260,28 +257,20 @@ impl Http1Session {
     }
 
     fn append_head(&mut self, head: &ResponseHead, is_early: bool) {
-        let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         let out = &mut self.unsent;
-        out.reserve(fields + 128);
+        out.reserve(size_of_fields(&head.headers) + 128);
         let reason = head.reason();
         for part in [b"HTTP/1.1 ", head.status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"] {
             out.extend_from_slice(part);
         }
-        let mut field = |name: &[u8], value: &[u8]| {
-            for part in [name, b": ", value, b"\r\n"] {
-                out.extend_from_slice(part);
-            }
-        };
-        for (name, value) in &head.headers {
-            field(name.as_str().as_bytes(), value.as_bytes());
-        }
+        append_fields(&head.headers, out);
         if !is_early {
             if !head.headers.contains_key(header::DATE) {
-                field(b"date", clock::http_date().as_bytes());
+                append_field(b"date", clock::http_date().as_bytes(), out);
             }
             match (self.keeps, self.head.version) {
-                (false, _) => field(b"connection", b"close"),
-                (true, Version::HTTP_10) => field(b"connection", b"keep-alive"),
+                (false, _) => append_field(b"connection", b"close", out),
+                (true, Version::HTTP_10) => append_field(b"connection", b"keep-alive", out),
                 (true, _) => {}
             }
         }
@@ -307,7 +296,7 @@ impl Http1Session {
                 }
             },
             Writing::Chunked if length > 0 => {
-                self.unsent.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+                append_chunk_line(length, &mut self.unsent);
                 self.end = if ends { b"\r\n0\r\n\r\n" } else { b"\r\n" };
             }
             Writing::Chunked => self.end = if ends { b"0\r\n\r\n" } else { b"" },
@@ -363,31 +352,16 @@ impl Http1Session {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Takes bytes of a body off the buffer. A few are copied: a part that waits for a slow server must not keep the buffer.
-    fn take(&mut self, count: usize) -> Bytes {
-        if count >= self.next_read / 4 {
-            return self.read.split_to(count).freeze();
-        }
-        let part = Bytes::copy_from_slice(self.read.get(..count).unwrap_or_default());
-        self.read.advance(count);
-        part
-    }
-
     /// Reads a part of a body.
     async fn fill(&mut self) -> io::Result<usize> {
         let left = usize::try_from(self.framer.opaque()).unwrap_or(usize::MAX);
-        let most = self.next_read.min(left.max(HEAD_READ));
-        self.read.reserve(most);
+        let room = self.read.make_room(left);
         let read = poll_fn(|cx| {
-            let read = pin!(self.stream.read_buf(&mut self.read)).poll(cx);
+            let read = pin!(self.stream.read_buf(&mut self.read.bytes)).poll(cx);
             self.flush_while_waiting(cx, read)
         })
         .await?;
-        self.next_read = match read {
-            _ if read >= most => (self.next_read * 2).min(BODY_READ),
-            _ if read < self.next_read / 4 => (self.next_read / 2).max(HEAD_READ),
-            _ => self.next_read,
-        };
+        self.read.has_read(read, room);
         Ok(read)
     }
 
@@ -397,7 +371,7 @@ impl Http1Session {
             let mut bytes = [MaybeUninit::uninit(); HEAD_READ];
             let mut here = ReadBuf::uninit(&mut bytes);
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut here).map_ok(|()| here.filled().len());
-            self.read.extend_from_slice(here.filled());
+            self.read.bytes.extend_from_slice(here.filled());
             self.flush_while_waiting(cx, read)
         })
         .await
@@ -422,11 +396,11 @@ impl Http1Session {
             self.stream.shutdown().await.is_ok() && is_flushed
         };
         let ended = tokio::time::timeout(GOODBYE, goodbye).await;
-        let is_sending = !self.read.is_empty() || self.framer.is_in_body() || self.framer.violation().is_some();
+        let is_sending = !self.read.bytes.is_empty() || self.framer.is_in_body() || self.framer.violation().is_some();
         if ended == Ok(true) && is_sending {
             let linger = async {
                 while matches!(self.fill_small().await, Ok(1..)) {
-                    self.read.clear()
+                    self.read.bytes.clear()
                 }
             };
             let _ = tokio::time::timeout(LINGER, linger).await;
@@ -496,20 +470,6 @@ fn other_form(method: Method, target: &[u8], headers: HeaderMap) -> pingora::Res
 /// Violation of the framing that an error of a session carries.
 pub fn violation_of(error: &Error) -> Option<Violation> {
     error.root_cause().downcast_ref::<io::Error>()?.get_ref()?.downcast_ref().copied()
-}
-
-/// True if a client wants its connection kept (RFC 9112, 9.3).
-fn keeps(head: &RequestHead) -> bool {
-    let mut keeps = head.version == Version::HTTP_11;
-    for value in head.headers.get_all(header::CONNECTION) {
-        for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if option.eq_ignore_ascii_case(b"close") {
-                return false;
-            }
-            keeps |= option.eq_ignore_ascii_case(b"keep-alive");
-        }
-    }
-    keeps
 }
 
 /// Value of the metrics' label `reason`.

@@ -18,6 +18,7 @@ use crate::protocol::{Operation, is_grpc, read_timeout};
 use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
+use crate::wire::size_of_fields;
 
 /// Header of a caller that prefers an error to an answer of a built-in model or stand-in (`never`).
 static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
@@ -133,7 +134,7 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Clie
     let is_too_large = || {
         let size = head.method.as_str().len()
             + head.uri.path_and_query().map_or(1, |p| p.as_str().len())
-            + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+            + size_of_fields(&head.headers);
         u64::try_from(size).unwrap_or(u64::MAX) > max || head.headers.len() > usize::from(MAX_FIELDS)
     };
     if session.is_http2() && is_too_large() {

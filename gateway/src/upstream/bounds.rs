@@ -7,6 +7,7 @@ use http::HeaderMap;
 use super::outcome::{Failure, Oversized};
 use crate::connect::MAX_FIELDS;
 use crate::message::ResponseHead;
+use crate::wire::size_of_fields;
 
 /// Most early answers (1xx) of one attempt; a server that sends more is not answering.
 const MAX_EARLY: u32 = 16;
@@ -42,10 +43,8 @@ pub(super) fn has_room_for(trailers: &HeaderMap, most: u64) -> bool {
     trailers.len() <= MAX_FIELDS && size(trailers) <= most
 }
 
-/// Bytes of fields as HTTP/1 writes them.
-pub(super) fn size(fields: &HeaderMap) -> u64 {
-    let bytes = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>();
-    u64::try_from(bytes).unwrap_or(u64::MAX)
+fn size(fields: &HeaderMap) -> u64 {
+    u64::try_from(size_of_fields(fields)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
