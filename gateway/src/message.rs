@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::{AsHeaderName, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::RequestHeader;
 
 /// Error of a name or value that no header can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -117,14 +117,6 @@ impl From<http::request::Parts> for RequestHead {
     }
 }
 
-impl From<RequestHead> for RequestHeader {
-    fn from(head: RequestHead) -> Self {
-        let (mut parts, ()) = http::Request::new(()).into_parts();
-        (parts.method, parts.uri, parts.version, parts.headers) = (head.method, head.uri, head.version, head.headers);
-        Self::from(parts)
-    }
-}
-
 /// Head of an answer.
 #[derive(Debug, Clone)]
 pub struct ResponseHead {
@@ -168,14 +160,6 @@ impl From<http::response::Parts> for ResponseHead {
     fn from(parts: http::response::Parts) -> Self {
         let http::response::Parts { status, version, headers, .. } = parts;
         Self { status, version, headers, reason: None }
-    }
-}
-
-impl From<ResponseHead> for ResponseHeader {
-    fn from(head: ResponseHead) -> Self {
-        let (mut parts, ()) = http::Response::new(()).into_parts();
-        (parts.status, parts.version, parts.headers) = (head.status, head.version, head.headers);
-        Self::from(parts)
     }
 }
 

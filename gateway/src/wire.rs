@@ -1,9 +1,14 @@
-//! Pieces of HTTP/1 on the wire that both sides of the gateway share: reading in parts, and the writing of fields and chunks
-//! (RFC 9112).
+//! Pieces of HTTP on the wire that both sides of the gateway share: reading in parts, the fields and chunks of HTTP/1
+//! (RFC 9112), and the parts of a body on a stream of HTTP/2 (RFC 9113).
+
+use std::future::poll_fn;
 
 use bytes::{Buf, Bytes, BytesMut};
+use h2::SendStream;
 use http::Version;
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use pingora::ErrorType::{InvalidHTTPHeader, WriteError};
+use pingora::{Error, OrErr};
 
 /// Most bytes of one read.
 const MOST: usize = 64 << 10;
@@ -80,6 +85,56 @@ pub fn append_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
 /// Writes the line that begins a chunk of `length` bytes.
 pub fn append_chunk_line(length: u64, out: &mut BytesMut) {
     out.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+}
+
+/// Writes the end of a body in chunks, with its trailers.
+pub fn append_last_chunk(trailers: &HeaderMap, out: &mut BytesMut) {
+    out.extend_from_slice(b"0\r\n");
+    append_fields(trailers, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Fields of a section of trailers that a parser has checked; `None` where there are none.
+pub fn trailers_of(fields: &[httparse::Header<'_>]) -> pingora::Result<Option<HeaderMap>> {
+    let mut trailers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).or_err(InvalidHTTPHeader, "the name of a trailer")?;
+        trailers.append(name, field_value(Bytes::copy_from_slice(field.value))?);
+    }
+    Ok(Some(trailers).filter(|trailers| !trailers.is_empty()))
+}
+
+/// Value of a field, whose bytes a parser has checked.
+pub fn field_value(bytes: Bytes) -> pingora::Result<HeaderValue> {
+    // The parser leaves the line breaks of folded lines in a value (RFC 9112, 5.2).
+    let bytes = if memchr::memchr2(b'\r', b'\n', &bytes).is_some() {
+        bytes.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect()
+    } else {
+        bytes
+    };
+    HeaderValue::from_maybe_shared(bytes).or_err(InvalidHTTPHeader, "the value of a field")
+}
+
+/// Writes a part of a body on a stream of HTTP/2, the last one where it `ends`. Waits for room in the windows of the peer.
+pub async fn send_part(stream: &mut SendStream<Bytes>, mut part: Bytes, ends: bool) -> pingora::Result<()> {
+    while !part.is_empty() {
+        stream.reserve_capacity(part.len());
+        // The library tells of each growth once: one that a dropped write was told of is still there.
+        let mut room = stream.capacity();
+        if room == 0 {
+            let grown = poll_fn(|cx| stream.poll_capacity(cx)).await;
+            let grown =
+                grown.ok_or_else(|| Error::explain(WriteError, "a part of a body behind the end of its stream"))?;
+            room = grown.or_err(WriteError, "a part of a body")?;
+        }
+        let now = part.split_to(room.min(part.len()));
+        let is_last = ends && part.is_empty();
+        stream.send_data(now, is_last).or_err(WriteError, "a part of a body")?;
+        if is_last {
+            return Ok(());
+        }
+    }
+    if ends { stream.send_data(Bytes::new(), true).or_err(WriteError, "the end of a body") } else { Ok(()) }
 }
 
 /// True if the sender of a message of this version wants its connection kept (RFC 9112, 9.3).

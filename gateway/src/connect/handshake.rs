@@ -1,25 +1,21 @@
-//! Handshake of HTTP/2 with a server. Pingora's own handshake has no setting for the size of header blocks, of which its
-//! library reads 16 MiB each; this one is the same with a bound. Pingora's pool owns the connections.
+//! Handshake of HTTP/2 with a server, and the meaning of its errors.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
 use pingora::ErrorType::{H2Error, HandshakeError};
-use pingora::connectors::http::v2::ConnectionRef;
-use pingora::protocols::http::v2::client::drive_connection;
-use pingora::protocols::{Digest, Stream};
+use pingora::protocols::Stream;
 use pingora::{Error, OrErr};
-use tokio::sync::watch;
 
 /// Most fields of a header or of trailers of a server.
 pub const MAX_FIELDS: usize = 256;
 
-/// Bytes that a server may send of one body, and of all bodies of a connection, before they are read: as Pingora sets it.
+/// Bytes that a server may send of one body, and of all bodies of a connection, before they are read: enough for 80 MB a
+/// second over a round trip of 100 ms.
 const WINDOW: u32 = 8 << 20;
 
-/// Largest frame in bytes, as Pingora sets it.
+/// Largest frame in bytes.
 const FRAME: u32 = 64 << 10;
 
 /// Bytes that HTTP/2 counts for a field beside its name and value (RFC 9113, 6.5.2).
@@ -46,19 +42,14 @@ impl Http2 {
     }
 }
 
-/// Begins HTTP/2 on a new connection.
-pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<ConnectionRef> {
-    let id = stream.id();
-    let digest = Digest {
-        ssl_digest: stream.get_ssl_digest(),
-        timing_digest: stream.get_timing_digest(),
-        proxy_digest: stream.get_proxy_digest(),
-        socket_digest: stream.get_socket_digest(),
-    };
-    let streams = usize::try_from(http2.streams).unwrap_or(usize::MAX);
+/// Begins HTTP/2 on a new connection, which its task must drive.
+pub(super) async fn handshake(
+    stream: Stream,
+    http2: Http2,
+) -> pingora::Result<(SendRequest<Bytes>, Connection<Stream, Bytes>)> {
     let (send, connection) = h2::client::Builder::new()
         .enable_push(false)
-        .initial_max_send_streams(streams)
+        .initial_max_send_streams(usize::try_from(http2.streams).unwrap_or(usize::MAX))
         // Streams that the server opens: none, because push is disabled above.
         .max_concurrent_streams(1)
         .max_frame_size(FRAME)
@@ -68,14 +59,10 @@ pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<C
         .handshake::<_, Bytes>(stream)
         .await
         .or_err(HandshakeError, "in the handshake of HTTP/2")?;
-    let streams = streams.min(connection.max_concurrent_send_streams());
-    if streams == 0 {
+    if connection.max_concurrent_send_streams() == 0 {
         return Error::e_explain(H2Error, "the server accepts no requests");
     }
-    let (closed, watch_closed) = watch::channel(false);
-    let is_ping_lost = Arc::new(AtomicBool::new(false));
-    tokio::spawn(drive_connection(connection, id, closed, Some(http2.ping), is_ping_lost.clone()));
-    Ok(ConnectionRef::new(send, watch_closed, is_ping_lost, id, streams, digest))
+    Ok((send, connection))
 }
 
 /// True if an error means beyond doubt that a header exceeded the bound. A reset stream is no proof: the library resets it

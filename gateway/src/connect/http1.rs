@@ -6,7 +6,7 @@
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode, Version};
 use pingora::ErrorType::{ConnectionClosed, InvalidHTTPHeader, ReadError, WriteError};
 use pingora::{Error, ErrorType, OrErr, RetryType};
@@ -15,7 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::handshake::MAX_FIELDS;
 use super::transport::Transport;
 use crate::message::{RequestHead, ResponseHead};
-use crate::wire::{ReadBuffer, append_chunk_line, append_fields, keeps_connection, size_of_fields};
+use crate::wire::{
+    ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_value, keeps_connection, size_of_fields,
+    trailers_of,
+};
 
 /// Error of an answer whose head, with the early answers before it, exceeds the bound on its bytes or fields.
 const HEAD_TOO_LONG: ErrorType = ErrorType::new("HeadTooLong");
@@ -130,10 +133,10 @@ impl Http1Session {
         if is_last { Ok(()) } else { self.flush().await }
     }
 
-    /// Ends the body.
-    pub(super) async fn end_body(&mut self) -> pingora::Result<()> {
+    /// Ends the body. Trailers follow one in chunks; another has none.
+    pub(super) async fn end_body(&mut self, trailers: &HeaderMap) -> pingora::Result<()> {
         match self.sending {
-            Sending::Chunked => self.unsent.extend_from_slice(b"0\r\n\r\n"),
+            Sending::Chunked => append_last_chunk(trailers, &mut self.unsent),
             Sending::Length(0) | Sending::Done => {}
             Sending::Length(_) => return Error::e_explain(WriteError, "a body shorter than its Content-Length"),
         }
@@ -230,7 +233,7 @@ impl Http1Session {
         let mut headers = HeaderMap::with_capacity(places.len() + 4);
         for (name, at, long) in places {
             let name = name.or_err(InvalidHTTPHeader, "the name of a field of an answer")?;
-            headers.append(name, value(bytes.slice(at..at + long))?);
+            headers.append(name, field_value(bytes.slice(at..at + long))?);
         }
         self.settle(status, version, &mut headers)?;
         self.head = Some(ResponseHead::read(status, version, headers, reason.as_deref()));
@@ -337,15 +340,7 @@ impl Http1Session {
                 let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
                 match httparse::parse_headers(&self.read.bytes, &mut fields) {
                     Ok(httparse::Status::Complete((length, fields))) => {
-                        if !fields.is_empty() {
-                            let mut trailers = HeaderMap::with_capacity(fields.len());
-                            for field in fields {
-                                let name = HeaderName::from_bytes(field.name.as_bytes());
-                                let value = value(Bytes::copy_from_slice(field.value))?;
-                                trailers.append(name.or_err(InvalidHTTPHeader, "the name of a trailer")?, value);
-                            }
-                            self.trailers = Some(trailers);
-                        }
+                        self.trailers = trailers_of(fields)?;
                         self.read.bytes.advance(length);
                         self.reading = Reading::Done;
                     }
@@ -386,17 +381,6 @@ impl Http1Session {
             self.is_done() && self.sending == Sending::Done && self.unsent.is_empty() && self.read.bytes.is_empty();
         (is_clean && self.can_reuse).then_some(self.transport)
     }
-}
-
-/// Value of a field, whose bytes the parser has checked.
-fn value(bytes: Bytes) -> pingora::Result<HeaderValue> {
-    // The parser leaves the line breaks of folded lines in a value (RFC 9112, 5.2).
-    let bytes = if memchr::memchr2(b'\r', b'\n', &bytes).is_some() {
-        bytes.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect()
-    } else {
-        bytes
-    };
-    HeaderValue::from_maybe_shared(bytes).or_err(InvalidHTTPHeader, "the value of a field")
 }
 
 /// Framing that the head of a request announces.
@@ -457,6 +441,7 @@ pub(super) fn is_over(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
     use proptest::prelude::*;
     use tokio::net::{TcpListener, TcpStream};
 
@@ -489,7 +474,7 @@ mod tests {
         let (mut session, mut server) = pair().await;
         session.bound_head(1000);
         session.write_head(&request(method, &[]), false).await.unwrap();
-        session.end_body().await.unwrap();
+        session.end_body(&HeaderMap::new()).await.unwrap();
         let answer = answer.to_vec();
         let sending = tokio::spawn(async move {
             for part in answer.chunks(size) {
@@ -638,7 +623,7 @@ mod tests {
                 for (n, part) in parts.iter().enumerate() {
                     session.write_part(Bytes::from_static(part), follows && n + 1 == parts.len()).await.unwrap();
                 }
-                session.end_body().await.unwrap();
+                session.end_body(&HeaderMap::new()).await.unwrap();
                 drop(session);
                 let mut read = String::new();
                 server.read_to_string(&mut read).await.unwrap();
@@ -652,7 +637,7 @@ mod tests {
                 for part in parts {
                     session.write_part(Bytes::from_static(part), false).await?;
                 }
-                session.end_body().await
+                session.end_body(&HeaderMap::new()).await
             };
             assert!(written.await.is_err(), "{parts:?}");
         }

@@ -4,10 +4,12 @@
 mod dial;
 mod handshake;
 mod http1;
+mod http2;
 mod key;
 mod peer;
 mod pool;
 mod session;
+mod shared;
 mod transport;
 
 pub use dial::{Connections, NO_CONNECTION};

@@ -5,20 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::ErrorType::{ConnectTimedout, H2Error};
-use pingora::connectors::http::v2;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
-use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::l4::ext::set_tcp_keepalive;
 use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::{HttpPeer, Peer as _, Tracer, Tracing};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use super::dial::{Connections, Dial, NO_CONNECTION};
-use super::handshake::{Http2, handshake, is_unsent};
+use super::handshake::Http2;
 use super::http1::Http1Session;
 use super::key::EndpointKey;
 use super::pool::Pool;
-use super::session::{Http2Session, UpstreamSession};
+use super::session::UpstreamSession;
+use super::shared::SharedPool;
 use super::transport::Transport;
 use crate::tls::UpstreamTls;
 
@@ -50,7 +49,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 /// Pools of upstream connections.
 pub struct Connector {
     /// Connections that speak HTTP/2.
-    http2: v2::Connector,
+    http2: SharedPool,
     /// Idle connections that speak HTTP/1, also where HTTP/2 was offered.
     http1: Pool,
     /// Opens connections with TLS, and those of HTTP/2.
@@ -60,7 +59,7 @@ pub struct Connector {
 impl Default for Connector {
     fn default() -> Self {
         Self {
-            http2: v2::Connector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+            http2: SharedPool::default(),
             http1: Pool::new(POOL_SIZE, POOLED_FOR),
             opener: TransportConnector::new(Some(ConnectorOptions::new(1))),
         }
@@ -178,45 +177,29 @@ impl Connector {
             }
             opened => opened?,
         };
-        // Pingora would read HTTP/1 of a server that does not speak HTTP/2 without a bound.
         if is_negotiated && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return Ok((http1(Transport::Tls(stream)), false));
         }
-        let connection = handshake(stream, settings).await?;
-        let Some(begun) = connection.spawn_stream().await? else {
+        let Some(begun) = self.http2.open(peer.key, stream, settings, POOLED_FOR, alone).await? else {
             return pingora::Error::e_explain(H2Error, "the server closed the connection right after the handshake");
         };
-        if !alone && connection.more_streams_allowed() {
-            self.http2.in_use_pool().insert(peer.key, connection);
-        }
-        Ok((http2(begun), false))
+        Ok((UpstreamSession::Http2(Box::new(begun)), false))
     }
 
     /// Begins a conversation on a pooled connection of an endpoint that may speak HTTP/2.
     async fn pooled(&self, peer: &Peer) -> pingora::Result<Option<UpstreamSession>> {
-        match self.http2.reused_http_session(&peer.peer).await {
-            Ok(Some(session)) => return Ok(Some(http2(session))),
-            Ok(None) => {}
-            // The connection has ended, and left the pool with this.
-            Err(e) if is_unsent(&e) => {}
-            Err(e) => return Err(e),
+        if let Some(begun) = self.http2.begin(peer.key).await? {
+            return Ok(Some(UpstreamSession::Http2(Box::new(begun))));
         }
         Ok(if peer.peer.tls() { self.http1.take(peer.key).map(http1) } else { None })
     }
 
-    /// Releases a connection whose answer was read to its end to its pool.
+    /// Releases a connection whose answer was read to its end to its pool. One of HTTP/2 has never left it.
     pub fn release(&self, session: UpstreamSession, peer: &Peer) {
-        match session {
-            UpstreamSession::Http1(session) => {
-                if let Some(transport) = session.into_reusable() {
-                    self.http1.put(peer.key, transport);
-                }
-            }
-            UpstreamSession::Http2(session) => {
-                if let HttpSession::H2(session) = session.session {
-                    self.http2.release_http_session(session, &peer.peer, Some(POOLED_FOR));
-                }
-            }
+        if let UpstreamSession::Http1(session) = session
+            && let Some(transport) = session.into_reusable()
+        {
+            self.http1.put(peer.key, transport);
         }
     }
 }
@@ -229,10 +212,6 @@ async fn open_plain(peer: &Peer) -> pingora::Result<Transport> {
     let _ = stream.set_nodelay(true);
     let _ = set_tcp_keepalive(&stream, &KEEPALIVE);
     Ok(Transport::Plain { stream, _open: open })
-}
-
-fn http2(session: pingora::protocols::http::v2::client::Http2Session) -> UpstreamSession {
-    UpstreamSession::Http2(Box::new(Http2Session::new(HttpSession::H2(session))))
 }
 
 fn http1(transport: Transport) -> UpstreamSession {

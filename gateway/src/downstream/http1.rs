@@ -27,7 +27,10 @@ use crate::clock;
 use crate::framing::{Framer, MAX_FIELDS, Violation};
 use crate::message::{RequestHead, ResponseHead};
 use crate::telemetry::{ListenerMetrics, MalformedReason};
-use crate::wire::{ReadBuffer, append_chunk_line, append_field, append_fields, keeps_connection, size_of_fields};
+use crate::wire::{
+    ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, keeps_connection, size_of_fields,
+    trailers_of,
+};
 
 /// Bytes that are read at a time while a head is awaited. They are read onto the stack: an idle connection has no buffer.
 const HEAD_READ: usize = 4 << 10;
@@ -69,6 +72,8 @@ pub struct Http1Session {
     is_empty: bool,
     /// Bytes of the body that were read.
     body_bytes: u64,
+    /// Trailers as they came, with the empty line behind them.
+    trailers: Vec<u8>,
     /// Bytes that wait to be written, then `part`, then `end`.
     unsent: BytesMut,
     part: Bytes,
@@ -92,6 +97,7 @@ impl Http1Session {
             head: no_head(),
             is_empty: true,
             body_bytes: 0,
+            trailers: Vec::new(),
             unsent: BytesMut::new(),
             part: Bytes::new(),
             end: b"",
@@ -107,6 +113,7 @@ impl Http1Session {
             (self.read.bytes, self.unsent) = (BytesMut::new(), BytesMut::new());
         }
         (self.writing, self.written, self.keeps, self.body_bytes) = (Writing::Head, None, false, 0);
+        self.trailers = Vec::new();
         // A refusal of the next head must not be framed by this one.
         self.head = no_head();
         loop {
@@ -171,8 +178,14 @@ impl Http1Session {
                     self.framer.skip(length);
                     return Ok(Some(part));
                 }
+                let in_trailers = self.framer.is_in_trailers();
                 let passed =
                     self.framer.scan_framing(&self.read.bytes).map_err(|violation| self.violated(violation))?;
+                let new = self.read.bytes.get(..passed).unwrap_or_default();
+                // Most bodies have an empty line in place of trailers.
+                if in_trailers && (new != b"\r\n" || !self.trailers.is_empty()) {
+                    self.trailers.extend_from_slice(new);
+                }
                 self.read.bytes.advance(passed);
                 continue;
             }
@@ -187,6 +200,18 @@ impl Http1Session {
     /// Bytes of the body that were read.
     pub fn body_bytes(&self) -> u64 {
         self.body_bytes
+    }
+
+    /// Trailers of a request whose body was read to its end.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        if self.trailers.is_empty() || !self.framer.is_between() {
+            return None;
+        }
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
+        match httparse::parse_headers(&self.trailers, &mut fields) {
+            Ok(httparse::Status::Complete((_, fields))) => trailers_of(fields).ok()?,
+            _ => None,
+        }
     }
 
     /// Waits until the client leaves: that is an error. Bytes of its next requests wait. Sends what was written before.
@@ -313,6 +338,18 @@ impl Http1Session {
             self.keeps &= !matches!(self.writing, Writing::Length(1..));
             self.writing = Writing::Done;
         }
+        self.flush().await
+    }
+
+    /// Writes trailers, and so ends the answer. One that is not in chunks ends without them.
+    pub async fn write_trailers(&mut self, trailers: &HeaderMap) -> pingora::Result<()> {
+        if self.writing != Writing::Chunked {
+            return self.write_body(Bytes::new(), true).await;
+        }
+        // A write before this one may have been dropped.
+        self.flush().await?;
+        append_last_chunk(trailers, &mut self.unsent);
+        self.writing = Writing::Done;
         self.flush().await
     }
 

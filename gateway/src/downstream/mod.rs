@@ -3,6 +3,7 @@
 
 mod ending;
 mod http1;
+mod http2;
 mod session;
 mod transport;
 mod unread;
@@ -21,7 +22,8 @@ use crate::message::ResponseHead;
 
 pub use ending::Ending;
 pub use http1::{GOODBYE, Http1Session, violation_of};
-pub use session::{ClientSession, Http2Session};
+pub use http2::Http2Session;
+pub use session::ClientSession;
 pub use transport::{Transport, WriteBounded};
 pub use unread::{AnswerBudget, SLICE, Unread, slice};
 
@@ -74,7 +76,7 @@ impl Beside for Nothing {
 /// stream: clients of gRPC read a status only there, and not from a head that an empty frame of data follows.
 pub async fn write_head(session: &mut ClientSession, head: Box<ResponseHead>, ends: bool) -> pingora::Result<()> {
     match session {
-        ClientSession::Http2(session) => session.write_head(*head, ends).await,
+        ClientSession::Http2(session) => session.write_head(*head, ends),
         session => {
             session.write_response_header(head).await?;
             if ends { session.write_response_body(Bytes::new(), true).await } else { Ok(()) }

@@ -1,7 +1,6 @@
 //! Byte stream of a connection with a client, whose writes fail if the client reads nothing for too long.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -81,14 +80,6 @@ impl WriteBounded {
     /// Lifts the bound: the connection is being closed, which has a time limit of its own.
     pub fn begin_closing(&mut self) {
         self.is_closing = true;
-    }
-
-    /// Descriptor of the connection.
-    pub fn descriptor(&self) -> RawFd {
-        match &self.transport {
-            Transport::Plain(stream) => stream.as_raw_fd(),
-            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-        }
     }
 
     fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

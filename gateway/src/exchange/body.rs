@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, Version, header};
+use http::header::{self, HeaderMap};
+use http::{StatusCode, Version};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until};
 
@@ -40,6 +41,8 @@ const LEAST_GROWTH: u64 = 16;
 pub struct HeldBody {
     /// Whole body.
     pub bytes: Bytes,
+    /// Trailers behind it, as they came; boxed, because few requests have some.
+    pub trailers: Option<Box<HeaderMap>>,
     /// Share of the budget, released with the last holder of the body; `None` for an empty body.
     pub share: Option<Arc<BodyShare>>,
 }
@@ -115,7 +118,7 @@ pub enum RequestBody {
 
 impl RequestBody {
     /// True if the whole body can be sent again: it is held, or there is none.
-    pub fn is_at_hand(&self, session: &mut ClientSession) -> bool {
+    pub fn is_at_hand(&self, session: &ClientSession) -> bool {
         matches!(self, Self::Held(_)) || session.is_body_empty()
     }
 }
@@ -187,7 +190,8 @@ pub async fn hold(
     let length = parts.length;
     let bytes = if parts.list.len() > 1 { off_loop.run(length, || parts.join()).await? } else { parts.join() };
     share.shrink(len(length));
-    Ok(HeldBody { bytes, share: Some(Arc::new(share)) })
+    let trailers = session.trailers().map(Box::new);
+    Ok(HeldBody { bytes, trailers, share: Some(Arc::new(share)) })
 }
 
 /// Body that is arriving. Its memory grows with the bytes: to at most twice their number, and to at most a part more.

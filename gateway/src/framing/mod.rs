@@ -324,11 +324,16 @@ impl Framer {
         Ok((at, false))
     }
 
-    /// Reads bytes of the framing of a body, up to the next bytes that need no reading or to the end of the message. Returns
-    /// how many were read.
+    /// True at trailers, or at the empty line in place of them.
+    pub fn is_in_trailers(&self) -> bool {
+        self.in_trailers
+    }
+
+    /// Reads bytes of the framing of a body, up to the next bytes that need no reading, to the beginning of trailers, or to the
+    /// end of the message. Returns how many were read.
     pub fn scan_framing(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        let mut at = 0;
-        while at < bytes.len() && self.opaque() == 0 && !self.is_between() {
+        let (mut at, in_trailers) = (0, self.in_trailers);
+        while at < bytes.len() && self.opaque() == 0 && !self.is_between() && self.in_trailers == in_trailers {
             self.step(bytes, &mut at).inspect_err(|violation| self.state = FramerState::Failed(*violation))?;
         }
         Ok(at)

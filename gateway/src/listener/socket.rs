@@ -1,18 +1,10 @@
-//! Client connection of HTTP/2 for Pingora's sessions. Buffers are small: Pingora's own stream has a read buffer of 64 KiB,
-//! too much for ten thousand idle clients.
+//! Client connection of HTTP/2. Buffers are small: ten thousand idle clients may hold one each.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use async_trait::async_trait;
-use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType, raw_connect::ProxyDigest,
-};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, BufWriter, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::downstream::{GOODBYE, WriteBounded};
@@ -21,25 +13,18 @@ use crate::downstream::{GOODBYE, WriteBounded};
 const BUFFER: usize = 4 << 10;
 
 /// Client connection.
+#[derive(Debug)]
 pub(super) struct ClientSocket {
     stream: BufReader<BufWriter<WriteBounded>>,
-    id: UniqueIDType,
     /// Time that the end of the connection may take, once it has begun.
     closing: Option<Pin<Box<Sleep>>>,
-}
-
-impl std::fmt::Debug for ClientSocket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientSocket").field("id", &self.id).finish_non_exhaustive()
-    }
 }
 
 impl ClientSocket {
     /// Makes a connection.
     pub(super) fn new(transport: WriteBounded) -> Self {
-        let id = transport.descriptor();
         let stream = BufReader::with_capacity(BUFFER, BufWriter::with_capacity(BUFFER, transport));
-        Self { stream, id, closing: None }
+        Self { stream, closing: None }
     }
 }
 
@@ -80,47 +65,5 @@ impl AsyncWrite for ClientSocket {
     }
     fn is_write_vectored(&self) -> bool {
         self.stream.get_ref().is_write_vectored()
-    }
-}
-
-#[async_trait]
-impl Shutdown for ClientSocket {
-    async fn shutdown(&mut self) {
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for ClientSocket {
-    fn id(&self) -> UniqueIDType {
-        self.id
-    }
-}
-
-impl Ssl for ClientSocket {}
-
-#[async_trait]
-impl Peek for ClientSocket {}
-
-impl GetTimingDigest for ClientSocket {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-    fn get_read_pending_time(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn get_write_pending_time(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl GetProxyDigest for ClientSocket {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-}
-
-impl GetSocketDigest for ClientSocket {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        None
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn not_connected(attempt: &Attempt<'_>, e: &pingora::Error) -> Attemp
 
 /// Returns the connection of a conversation to the pool if it carried all of the request and all of the answer, else ends
 /// it. The rest of an unfinished body would be read as the beginning of the next answer (RFC 9112, 9.3).
-pub(super) async fn end(attempt: &Attempt<'_>, mut upstream: UpstreamSession, sent: Option<Sent>, is_whole: bool) {
+pub(super) async fn end(attempt: &Attempt<'_>, upstream: UpstreamSession, sent: Option<Sent>, is_whole: bool) {
     if is_whole && sent == Some(Sent::Whole) && upstream.is_done() {
         attempt.connector.release(upstream, &attempt.endpoint.peer);
     } else {

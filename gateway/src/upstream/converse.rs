@@ -11,6 +11,7 @@ use super::headers::{early_hints, settle_framing};
 use super::outcome::{AttemptOutcome, CutReason, Failure, failure_of_head};
 use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::client_write;
+use super::trailers::of_request;
 use super::verdict::{HeadVerdict, judge};
 use crate::downstream::violation_of;
 use crate::exchange::{expects_continue, too_large_refusal};
@@ -219,13 +220,15 @@ impl Conversation<'_, '_> {
         }
         // The last part of HTTP/2 says that it is the last: no end follows it.
         let ends = part.is_none() || self.session.is_body_done();
+        let trailers = self.session.trailers().filter(|_| ends);
+        let trailers = trailers.map(|trailers| of_request(&trailers, self.attempt, self.session, self.exchange));
         let written = async {
             let sent = match part {
                 Some(part) => send_part(self.attempt, server, part).await,
                 None => None,
             };
             match sent {
-                None if ends => Some(end_body(self.attempt, server).await),
+                None if ends => Some(end_body(self.attempt, server, trailers.unwrap_or_default()).await),
                 sent => sent,
             }
         };

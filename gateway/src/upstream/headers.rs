@@ -179,7 +179,7 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// Names in a server's headers that only the gateway may use towards callers.
-fn claimed(headers: &HeaderMap) -> SmallVec<[HeaderName; 4]> {
+pub(super) fn claimed(headers: &HeaderMap) -> SmallVec<[HeaderName; 4]> {
     headers.keys().filter(|name| claims_to_be_ours(name)).cloned().collect()
 }
 
@@ -191,19 +191,8 @@ pub(super) fn early_hints(head: &ResponseHead) -> ResponseHead {
     hints
 }
 
-/// Trailers without fields of framing and of the connection, and names of the gateway (RFC 9110, 6.5.1).
-pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
-    for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &header::CONTENT_LENGTH, &header::HOST]) {
-        trailers.remove(name);
-    }
-    for name in &claimed(&trailers) {
-        trailers.remove(name);
-    }
-    trailers
-}
-
 /// True for a field of one connection, whatever `Connection` names.
-fn is_of_connection(name: &HeaderName) -> bool {
+pub(super) fn is_of_connection(name: &HeaderName) -> bool {
     HOP_BY_HOP.contains(name) || *name == KEEP_ALIVE || *name == PROXY_CONNECTION
 }
 
@@ -220,7 +209,7 @@ pub(super) fn remove_hop_by_hop(head: &mut ResponseHead) {
 }
 
 /// Removes the credentials of the caller: all, or only those for this gateway where the others pass (`passes`).
-fn remove_credentials(out: &mut RequestHead, client: &RequestHead, exchange: &Exchange, passes: bool) {
+pub(super) fn remove_credentials(out: &mut RequestHead, client: &RequestHead, exchange: &Exchange, passes: bool) {
     let names = exchange.snapshot.caller_headers.credentials();
     if passes {
         if let Some(name) = &exchange.identified_by {
@@ -289,14 +278,24 @@ pub(super) struct Outbound {
     pub host: Option<HeaderValue>,
 }
 
-/// Makes the header of the request that goes to an endpoint. `body` is the length of a body that is held, `None` for one
-/// that streams through as the client frames it.
+/// Body of a request for an endpoint, as its head announces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutgoingBody {
+    /// Held, with so many bytes.
+    Length(u64),
+    /// Held, with trailers behind it.
+    WithTrailers,
+    /// Streams through as the client frames it.
+    AsItComes,
+}
+
+/// Makes the header of the request that goes to an endpoint.
 pub(super) fn outgoing_request(
     attempt: &Attempt<'_>,
     client: &RequestHead,
     exchange: &Exchange,
     recipient: Recipient,
-    body: Option<u64>,
+    body: OutgoingBody,
 ) -> Outbound {
     let is_own = recipient == Recipient::Own;
     let mut out = without_hop_by_hop(client);
@@ -438,20 +437,26 @@ fn set_origin(out: &mut RequestHead, client: &RequestHead, exchange: &Exchange, 
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
 }
 
-/// Sets how the body is framed in HTTP/1.1; `body` is the length of one that is held.
-fn set_framing(out: &mut RequestHead, client: &RequestHead, body: Option<u64>) {
+/// Sets how the body is framed in HTTP/1.1, and announces trailers as the client does.
+fn set_framing(out: &mut RequestHead, client: &RequestHead, body: OutgoingBody) {
     let has_length = client.headers.contains_key(header::CONTENT_LENGTH);
     let is_chunked = client.headers.contains_key(header::TRANSFER_ENCODING);
     match body {
-        Some(0) if !has_length && !is_chunked => {}
-        Some(length) => {
+        OutgoingBody::Length(0) if !has_length && !is_chunked => return,
+        OutgoingBody::Length(length) => {
             let _ = out.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length));
+            return;
+        }
+        OutgoingBody::WithTrailers => {
+            out.remove_header(&header::CONTENT_LENGTH);
         }
         // HTTP/2 frames a body whose length is not known.
-        None if is_chunked || !has_length => {
-            let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        None => {}
+        OutgoingBody::AsItComes if is_chunked || !has_length => {}
+        OutgoingBody::AsItComes => return,
+    }
+    let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    for announced in client.headers.get_all(header::TRAILER) {
+        let _ = out.append_header(header::TRAILER, announced.clone());
     }
 }
 
@@ -464,7 +469,12 @@ fn set_time_left(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchan
 }
 
 /// Runs the filters of the route over a request for an endpoint.
-fn run_filters(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchange, shown: &mut SentCredentials) {
+pub(super) fn run_filters(
+    out: &mut RequestHead,
+    attempt: &Attempt<'_>,
+    exchange: &Exchange,
+    shown: &mut SentCredentials,
+) {
     let variables = exchange.variables(attempt.route, &attempt.backend.name);
     for filter in attempt.route.all_filters() {
         let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
@@ -485,6 +495,14 @@ fn replace_credentials(out: &mut RequestHead, exchange: &Exchange, credentials: 
     }
     if let Some(credentials) = credentials {
         let _ = out.insert_header(header::AUTHORIZATION, credentials.clone());
+    }
+}
+
+/// Completes a request of HTTP/1.1: the server may send trailers where the caller accepts them (RFC 9110, 10.1.4).
+pub(super) fn to_http1(out: &mut RequestHead, takes_trailers: bool) {
+    if takes_trailers {
+        let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
+        let _ = out.insert_header(header::CONNECTION, HeaderValue::from_static("te"));
     }
 }
 

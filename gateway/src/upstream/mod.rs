@@ -19,6 +19,7 @@ mod outgoing;
 mod passing;
 mod pieces;
 mod stages;
+mod trailers;
 mod verdict;
 mod via;
 

@@ -5,13 +5,14 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{HeaderMap, HeaderValue};
 use pingora::ErrorType;
 
-use super::headers::{Outbound, Recipient, outgoing_request, to_http2};
+use super::headers::{Outbound, OutgoingBody, Recipient, outgoing_request, to_http1, to_http2};
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::Pieces;
+use super::trailers::of_request;
 use crate::connect::{self, Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, RequestBody};
@@ -22,6 +23,8 @@ pub(super) struct Outgoing {
     pub(super) request: Box<RequestHead>,
     /// `None` for a body that streams through.
     pub(super) body: Option<Pieces>,
+    /// Trailers behind a body that is held.
+    trailers: HeaderMap,
     /// True if the request carries credentials of the caller's own account at the server.
     pub(super) callers_account: bool,
     /// Credentials of the gateway's in the request.
@@ -33,15 +36,26 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Self {
-        let (body, model_at) = held(session, exchange);
-        Self::with_body(attempt, session, exchange, body, model_at)
+    pub(super) fn new(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange) -> Self {
+        let recipient = recipient_of(exchange);
+        Self::as_it_came(attempt, session, exchange, recipient)
     }
 
     /// Request for a copy, without the credentials that are for the route's own backends.
-    pub(super) fn copy(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Self {
-        let (body, model_at) = held(session, exchange);
-        Self::build(attempt, session, exchange, body, model_at, Recipient::Other)
+    pub(super) fn copy(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange) -> Self {
+        Self::as_it_came(attempt, session, exchange, Recipient::Other)
+    }
+
+    /// Request with the body and trailers of the client.
+    fn as_it_came(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange, recipient: Recipient) -> Self {
+        let (body, trailers) = match &exchange.body {
+            RequestBody::Held(held) => (Some(held.bytes.clone()), held.trailers.as_deref()),
+            RequestBody::Unread if session.is_body_empty() => (Some(Bytes::new()), None),
+            RequestBody::Unread => (None, None),
+        };
+        let model_at = exchange.asked.as_ref().and_then(|asked| asked.model_at.clone());
+        let trailers = trailers.map(|trailers| of_request(trailers, attempt, session, exchange));
+        Self::build(attempt, session, exchange, body, trailers.unwrap_or_default(), model_at, recipient)
     }
 
     /// Request with this body, in which the model at `model_at` gets the name that the backend knows.
@@ -52,8 +66,7 @@ impl Outgoing {
         body: Option<Bytes>,
         model_at: Option<Range<usize>>,
     ) -> Self {
-        let recipient = if exchange.outcome.spilled.is_some() { Recipient::Other } else { Recipient::Own };
-        Self::build(attempt, session, exchange, body, model_at, recipient)
+        Self::build(attempt, session, exchange, body, HeaderMap::new(), model_at, recipient_of(exchange))
     }
 
     fn build(
@@ -61,6 +74,7 @@ impl Outgoing {
         session: &ClientSession,
         exchange: &Exchange,
         body: Option<Bytes>,
+        trailers: HeaderMap,
         model_at: Option<Range<usize>>,
         recipient: Recipient,
     ) -> Self {
@@ -73,22 +87,20 @@ impl Outgoing {
         };
         let body = body.map(renamed);
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
+        let framed = match length {
+            Some(length) if trailers.is_empty() => OutgoingBody::Length(length),
+            Some(_) => OutgoingBody::WithTrailers,
+            None => OutgoingBody::AsItComes,
+        };
         let Outbound { head: request, callers_account, shown, host } =
-            outgoing_request(attempt, session.req_header(), exchange, recipient, length);
-        let te = session.get_header(header::TE);
-        let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        Self { request, body, callers_account, shown, host, takes_trailers }
+            outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
+        Self { request, body, trailers, callers_account, shown, host, takes_trailers: session.asks_for_trailers() }
     }
 }
 
-/// Body where it is held or empty, `None` where it streams through; and the range of the value of `model` in it.
-fn held(session: &mut ClientSession, exchange: &Exchange) -> (Option<Bytes>, Option<Range<usize>>) {
-    let body = match &exchange.body {
-        RequestBody::Held(held) => Some(held.bytes.clone()),
-        RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
-        RequestBody::Unread => None,
-    };
-    (body, exchange.asked.as_ref().and_then(|asked| asked.model_at.clone()))
+/// Recipient of the requests of an exchange: one that spills goes to another backend than its route's own.
+fn recipient_of(exchange: &Exchange) -> Recipient {
+    if exchange.outcome.spilled.is_some() { Recipient::Other } else { Recipient::Own }
 }
 
 /// End of the sending of a request.
@@ -116,10 +128,13 @@ pub(super) async fn send(
 ) -> Result<Option<Sent>, AttemptOutcome> {
     if upstream.is_http2() {
         to_http2(&mut out.request, out.takes_trailers, attempt.endpoint.url.https);
+    } else {
+        to_http1(&mut out.request, out.takes_trailers);
     }
+    let ends_with_trailers = !out.trailers.is_empty();
     let follows = match &out.body {
         None => Follows::Later,
-        Some(body) if body.len() == 0 => Follows::Nothing,
+        Some(body) if body.len() == 0 && !ends_with_trailers => Follows::Nothing,
         Some(_) => Follows::Now,
     };
     if let Err(e) = within(attempt, upstream.write_head(out.request, follows)).await {
@@ -132,12 +147,12 @@ pub(super) async fn send(
     }
     let Some(mut rest) = out.body else { return Ok(None) };
     while let Some(part) = rest.next(PART) {
-        let is_last = rest.len() == 0;
+        let is_last = rest.len() == 0 && !ends_with_trailers;
         if let Some(sent) = not_taken(within(attempt, upstream.write_part(part, is_last)).await) {
             return Ok(Some(sent));
         }
     }
-    Ok(Some(end_body(attempt, upstream).await))
+    Ok(Some(end_body(attempt, upstream, out.trailers).await))
 }
 
 /// Sends a part of a body that streams through. Returns the end of the sending, if it has ended.
@@ -149,9 +164,9 @@ pub(super) async fn send_part(attempt: &Attempt<'_>, upstream: &mut UpstreamSess
     not_taken(within(attempt, upstream.write_part(part, false)).await)
 }
 
-/// Ends a body.
-pub(super) async fn end_body(attempt: &Attempt<'_>, upstream: &mut UpstreamSession) -> Sent {
-    not_taken(within(attempt, upstream.end_body()).await).unwrap_or(Sent::Whole)
+/// Ends a body, with its trailers.
+pub(super) async fn end_body(attempt: &Attempt<'_>, upstream: &mut UpstreamSession, trailers: HeaderMap) -> Sent {
+    not_taken(within(attempt, upstream.end_body(trailers)).await).unwrap_or(Sent::Whole)
 }
 
 /// Bounds a write by the time for which a server may be silent.

@@ -14,10 +14,11 @@ use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
 use super::events::{Gate, has_comment};
-use super::headers::{filter_server_response, outgoing_response, outgoing_trailers, remove_hop_by_hop};
+use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
 use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use super::stages::{Passing, Waiting};
+use super::trailers::of_answer;
 use super::verdict::judge_beginning;
 use crate::balancing::{Class, orca};
 use crate::coding::Coding;
@@ -107,7 +108,7 @@ impl<'a> Conversation<'_, 'a> {
 
     /// True if the server's answer has ended, and all of it was read.
     fn is_read(&mut self) -> bool {
-        self.upstream.as_mut().is_some_and(UpstreamSession::is_done)
+        self.upstream.as_ref().is_some_and(UpstreamSession::is_done)
     }
 
     /// Stops reading an answer, as if it had ended.
@@ -246,7 +247,7 @@ impl<'a> Conversation<'_, 'a> {
             (None, Some(server)) => trailers(server).await,
             (None, None) => None,
         };
-        let mut trailers = trailers.filter(|_| self.session.is_http2());
+        let mut trailers = trailers.filter(|_| self.session.takes_trailers());
         if let Some(trailers) = &mut trailers {
             self.state.shown.strip_trailers(trailers);
         }
@@ -474,10 +475,10 @@ pub(super) fn note_answer(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome
     note_usage(attempt, outcome, seen);
 }
 
-/// Trailers of an answer, such as the status of gRPC. Only HTTP/2 has them here.
+/// Trailers of an answer, such as the status of gRPC.
 async fn trailers(upstream: &mut UpstreamSession) -> Option<http::HeaderMap> {
     let trailers = tokio::time::timeout(TRAILERS, upstream.trailers()).await.ok()??;
-    Some(outgoing_trailers(trailers))
+    Some(of_answer(trailers))
 }
 
 /// Cuts an answer whose head was sent: with an error event or trailers where the API has them, else by closing the

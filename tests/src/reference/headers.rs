@@ -65,7 +65,7 @@ const GROUPS: &[Group] = &[
                 "Codings that the caller accepts. Where tokens of the answer count, or `timeouts.firstToken` is set, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events, always `identity`. A refusal with 415 names in it the codings of a body that are accepted.",
             ),
             ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
-            ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on over HTTP/2 only."),
+            ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on."),
             ("connection", "Fields that it names end at the gateway (RFC 9110, 7.6.1)."),
             ("upgrade", "Ends at the gateway: no upgrade is offered."),
             ("user-agent", "Logged; `user_agent.original` of the span."),
