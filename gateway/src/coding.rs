@@ -5,11 +5,18 @@ use brotli::enc::StandardAlloc;
 use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
 use flate2::{Decompress, FlushDecompress, Status};
 use http::HeaderMap;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use zstd::stream::raw::{DParameter, Operation};
 
 /// Names of the codings, as `Accept-Encoding` of a refusal has them.
 pub const ACCEPTED: &str = "gzip, deflate, br, zstd";
+
+/// Fields that describe the bytes of a body, beside its coding (RFC 9530; RFC 1864): they are others once the body is.
+pub static DIGESTS: [HeaderName; 3] = [
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("repr-digest"),
+];
 
 /// Bytes of decoded text that are passed on at a time.
 const OUT: usize = 8 << 10;

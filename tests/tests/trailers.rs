@@ -212,6 +212,131 @@ async fn trailers_of_requests_and_answers_pass_between_all_versions() {
 }
 
 #[tokio::test]
+async fn trailers_end_where_the_gateway_changes_the_body_that_they_describe() {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-checksum", HeaderValue::from_static("abc"));
+    let body = r#"{"model":"m","messages":[]}"#;
+    let (backend, seen) = server(false).await;
+    let gateway = start(&format!("{backend}, protocol: openai, model: other")).await;
+    let answer = over_http1(gateway.listener("plain"), "/v1/chat/completions", body, &trailers, usize::MAX).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let got = seen.lock().unwrap().pop().unwrap();
+    assert_eq!(got.body, r#"{"model":"other","messages":[]}"#);
+    assert!(got.trailers.is_empty(), "{got:?}");
+    // Decoded, because the route is chosen by what it says.
+    let gateway = start(&backend).await;
+    let packed = spillway_tests::encoded("gzip", body.as_bytes());
+    let mut stream = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-encoding: gzip\r\n\
+                content-digest: sha-256=:AA==:\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let size = format!("{:x}\r\n", packed.len());
+    let end = b"\r\n0\r\nx-checksum: abc\r\n\r\n";
+    stream.write_all(&[head.as_bytes(), size.as_bytes(), &packed, end].concat()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let got = seen.lock().unwrap().pop().unwrap();
+    assert_eq!((got.body.as_ref(), got.headers.get("content-digest")), (body.as_bytes(), None));
+    assert!(got.trailers.is_empty(), "{got:?}");
+}
+
+/// Server that reads a request to its end, or only `most` bytes behind its head, and says that it is full.
+async fn full(most: usize) -> String {
+    raw(move |mut stream: TcpStream| async move {
+        spillway_tests::head_of_a_request(&mut stream).await;
+        let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+        while read.len() < most && !read.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut buffer).await {
+                Ok(n) if n > 0 => read.extend_from_slice(&buffer[..n]),
+                _ => break,
+            }
+        }
+        let _ = stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
+        // The client of this server goes on sending.
+        while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
+    })
+    .await
+}
+
+/// Gateway before a server that is full and one that is not.
+async fn before_a_full_one(full: &str, other: &str) -> Gateway {
+    let yaml = format!(
+        "listeners:
+  - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c}}
+  - {{name: plain, address: \"127.0.0.1:0\"}}
+backends:
+  - {{name: full, endpoints: [{{url: \"{full}\"}}], capacity: {{statuses: [503]}}}}
+  - {{name: other, {other}}}
+routes: [{{name: r, backendRefs: [{{name: full}}, {{name: other, priority: 1}}]}}]
+"
+    );
+    Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
+}
+
+#[tokio::test]
+async fn a_body_without_a_byte_is_sent_again_with_its_trailers() {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-checksum", HeaderValue::from_static("abc"));
+    for is_http2 in [false, true] {
+        let (other, seen) = server(is_http2).await;
+        for trailers in [trailers.clone(), HeaderMap::new()] {
+            let gateway = before_a_full_one(&full(usize::MAX).await, &other).await;
+            let (status, body, _) = over_http2(gateway.listener("h2c"), "/x", "", trailers.clone()).await;
+            assert_eq!((status, body.as_ref()), (200, &b"ok"[..]));
+            let gateway = before_a_full_one(&full(usize::MAX).await, &other).await;
+            let answer = over_http1(gateway.listener("plain"), "/x", "", &trailers, usize::MAX).await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            for got in std::mem::take(&mut *seen.lock().unwrap()) {
+                assert_eq!((got.body.len(), &got.trailers), (0, &trailers), "to HTTP/2: {is_http2}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_body_that_a_full_server_has_begun_to_read_goes_nowhere_else() {
+    let (other, seen) = server(false).await;
+    let gateway = before_a_full_one(&full(10_000).await, &other).await;
+    for listener in ["plain", "h2c"] {
+        let address = gateway.listener(listener);
+        let parts = futures::stream::unfold(0, |n| async move {
+            // The answer of the first server comes in the middle of the body.
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            (n < 100).then(|| (Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 10_000]))), n + 1))
+        });
+        let request = Request::post("http://a.test/x").header("host", "a.test");
+        let request = request.body(http_body_util::BodyExt::boxed_unsync(StreamBody::new(parts))).unwrap();
+        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let answer = if listener == "h2c" {
+            let (mut client, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+            tokio::spawn(connection);
+            client.send_request(request).await.unwrap()
+        } else {
+            let (mut client, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+            tokio::spawn(connection);
+            client.send_request(request).await.unwrap()
+        };
+        assert_eq!(answer.status(), 503, "{listener}");
+        assert!(seen.lock().unwrap().is_empty(), "{listener}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_a_host_reaches_a_server_of_http2() {
+    let (backend, seen) = server(true).await;
+    let gateway = start(&backend).await;
+    for request in ["GET /x HTTP/1.0\r\n\r\n", "GET /x HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"] {
+        let mut stream = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{request}: {answer}");
+    }
+    assert_eq!(seen.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn a_client_of_http1_that_does_not_ask_for_trailers_gets_none() {
     for is_http2 in [false, true] {
         let (backend, _) = server(is_http2).await;

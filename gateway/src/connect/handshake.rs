@@ -11,9 +11,9 @@ use pingora::{Error, OrErr};
 /// Most fields of a header or of trailers of a server.
 pub const MAX_FIELDS: usize = 256;
 
-/// Bytes that a server may send of one body, and of all bodies of a connection, before they are read: enough for 80 MB a
-/// second over a round trip of 100 ms.
-const WINDOW: u32 = 8 << 20;
+/// Bytes that a server may send of one body before they are read: enough for 5 MB a second over a round trip of 100 ms. All
+/// bodies of a connection may have as many each, so that one whose client does not read stops no other.
+const WINDOW: u32 = 512 << 10;
 
 /// Largest frame in bytes.
 const FRAME: u32 = 64 << 10;
@@ -55,7 +55,7 @@ pub(super) async fn handshake(
         .max_frame_size(FRAME)
         .max_header_list_size(http2.list_size())
         .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW.saturating_mul(http2.streams))
         .handshake::<_, Bytes>(stream)
         .await
         .or_err(HandshakeError, "in the handshake of HTTP/2")?;

@@ -5,17 +5,18 @@
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{HeaderMap, HeaderName};
 use http::{Request, Version, header};
-use pingora::ErrorType::{H2Error, InvalidH2, ReadError, WriteError};
+use pingora::ErrorType::{H2Downgrade, H2Error, InvalidH2, ReadError, WriteError};
 use pingora::{Error, OrErr, RetryType};
 
-use super::shared::Place;
+use super::shared::{Begun, Place};
 use crate::message::{RequestHead, ResponseHead};
 use crate::wire::send_part;
 
@@ -36,6 +37,8 @@ pub struct Http2Session {
     awaited: Option<ResponseFuture>,
     /// Head that was read last.
     head: Option<ResponseHead>,
+    /// True once a head was read, of an early answer too: the server has seen the request.
+    has_answered: bool,
     answer: Option<RecvStream>,
     /// True once the end of the request was written.
     has_ended: bool,
@@ -44,8 +47,17 @@ pub struct Http2Session {
 }
 
 impl Http2Session {
-    pub(super) fn new(send: SendRequest<Bytes>, place: Place) -> Self {
-        Self { send, request: None, awaited: None, head: None, answer: None, has_ended: false, _place: place }
+    pub(super) fn new((send, place): Begun) -> Self {
+        Self {
+            send,
+            request: None,
+            awaited: None,
+            head: None,
+            has_answered: false,
+            answer: None,
+            has_ended: false,
+            _place: place,
+        }
     }
 
     /// Writes the head of a request, which is the whole request where it `ends`.
@@ -89,17 +101,18 @@ impl Http2Session {
         let Some(awaited) = &mut self.awaited else {
             return Error::e_explain(ReadError, "the head of an answer without a request, or a second one");
         };
-        let (head, answer) = poll_fn(|cx| {
-            if let Poll::Ready(Some(early)) = awaited.poll_informational(cx) {
+        let read = poll_fn(|cx| {
+            // The other poll would take an early answer for nothing.
+            if let Some(early) = ready!(awaited.poll_informational(cx)) {
                 return Poll::Ready(early.map(|early| (ResponseHead::from(early.into_parts().0), None)));
             }
-            std::pin::Pin::new(&mut *awaited).poll(cx).map_ok(|answer| {
+            Pin::new(&mut *awaited).poll(cx).map_ok(|answer| {
                 let (head, body) = answer.into_parts();
                 (ResponseHead::from(head), Some(body))
             })
-        })
-        .await
-        .map_err(of_head)?;
+        });
+        let (head, answer) = read.await.map_err(|e| of_head(e, self.has_answered))?;
+        self.has_answered = true;
         self.head = Some(head);
         if answer.is_some() {
             (self.answer, self.awaited) = (answer, None);
@@ -147,9 +160,12 @@ impl Http2Session {
     }
 }
 
-/// Error of reading a head.
-fn of_head(e: h2::Error) -> Box<Error> {
+/// Error of reading a head, on a stream on which the server `has_answered` early or not.
+fn of_head(e: h2::Error, has_answered: bool) -> Box<Error> {
     let what = "the head of an answer";
+    if e.is_remote() && e.reason() == Some(Reason::HTTP_1_1_REQUIRED) {
+        return Error::because(H2Downgrade, what, e);
+    }
     if e.is_go_away() && e.is_library() && e.reason() == Some(Reason::PROTOCOL_ERROR) {
         return Error::because(InvalidH2, what, e);
     }
@@ -157,7 +173,7 @@ fn of_head(e: h2::Error) -> Box<Error> {
     let is_of_system = io.raw_os_error().is_some()
         || matches!(io.kind(), ErrorKind::ConnectionReset | ErrorKind::TimedOut | ErrorKind::BrokenPipe);
     let mut e = Error::because(ReadError, what, e);
-    if is_of_system {
+    if is_of_system && !has_answered {
         e.retry = RetryType::ReusedOnly;
     }
     e

@@ -14,10 +14,11 @@ use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use super::dial::{Connections, Dial, NO_CONNECTION};
 use super::handshake::Http2;
 use super::http1::Http1Session;
+use super::http2::Http2Session;
 use super::key::EndpointKey;
 use super::pool::Pool;
 use super::session::UpstreamSession;
-use super::shared::SharedPool;
+use super::shared::{Begun, SharedPool};
 use super::transport::Transport;
 use crate::tls::UpstreamTls;
 
@@ -183,13 +184,13 @@ impl Connector {
         let Some(begun) = self.http2.open(peer.key, stream, settings, POOLED_FOR, alone).await? else {
             return pingora::Error::e_explain(H2Error, "the server closed the connection right after the handshake");
         };
-        Ok((UpstreamSession::Http2(Box::new(begun)), false))
+        Ok((http2(begun), false))
     }
 
     /// Begins a conversation on a pooled connection of an endpoint that may speak HTTP/2.
     async fn pooled(&self, peer: &Peer) -> pingora::Result<Option<UpstreamSession>> {
         if let Some(begun) = self.http2.begin(peer.key).await? {
-            return Ok(Some(UpstreamSession::Http2(Box::new(begun))));
+            return Ok(Some(http2(begun)));
         }
         Ok(if peer.peer.tls() { self.http1.take(peer.key).map(http1) } else { None })
     }
@@ -212,6 +213,10 @@ async fn open_plain(peer: &Peer) -> pingora::Result<Transport> {
     let _ = stream.set_nodelay(true);
     let _ = set_tcp_keepalive(&stream, &KEEPALIVE);
     Ok(Transport::Plain { stream, _open: open })
+}
+
+fn http2(begun: Begun) -> UpstreamSession {
+    UpstreamSession::Http2(Box::new(Http2Session::new(begun)))
 }
 
 fn http1(transport: Transport) -> UpstreamSession {

@@ -14,7 +14,6 @@ use pingora::protocols::Stream;
 use tokio::time::{interval, sleep, timeout};
 
 use super::handshake::{Http2, handshake, is_unsent};
-use super::http2::Http2Session;
 use crate::clock::{millis, now_millis};
 
 /// Time between two looks whether a connection carries requests.
@@ -23,11 +22,16 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Time for a server to answer a ping.
 const PONG: Duration = Duration::from_secs(5);
 
+/// Means to send a request, and its place on the connection.
+pub(super) type Begun = (SendRequest<Bytes>, Place);
+
 /// Connection with a server.
-pub(super) struct Shared {
+struct Shared {
     send: SendRequest<Bytes>,
     /// Requests at a time that the gateway allows.
     most: usize,
+    /// True while its one request shares it with no other.
+    is_alone: AtomicBool,
     /// Requests that the connection carries now.
     carried: AtomicUsize,
     /// Time at which its last request ended, as [`now_millis`] reads it.
@@ -39,7 +43,8 @@ pub(super) struct Shared {
 impl Shared {
     /// Takes a place for a request; `None` where the connection has none, or takes no more.
     fn reserve(self: &Arc<Self>) -> Option<Place> {
-        let most = self.most.min(self.send.current_max_send_streams());
+        let most = if self.is_alone.load(Ordering::SeqCst) { 1 } else { self.most };
+        let most = most.min(self.send.current_max_send_streams());
         let more = |carried: usize| if carried < most { carried.checked_add(1) } else { None };
         self.carried.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
         let place = Place(self.clone());
@@ -47,10 +52,10 @@ impl Shared {
         (!self.is_ending.load(Ordering::SeqCst)).then_some(place)
     }
 
-    /// Begins a conversation in this place; `None` where the connection has ended.
-    async fn begin(place: Place) -> pingora::Result<Option<Http2Session>> {
+    /// Begins a stream in this place; `None` where the connection has ended.
+    async fn begin(place: Place) -> pingora::Result<Option<Begun>> {
         match place.0.send.clone().ready().await {
-            Ok(send) => Ok(Some(Http2Session::new(send, place))),
+            Ok(send) => Ok(Some((send, place))),
             Err(e) => {
                 place.0.is_ending.store(true, Ordering::SeqCst);
                 let e = pingora::Error::because(pingora::ErrorType::H2Error, "a new stream", e);
@@ -78,6 +83,7 @@ pub(super) struct Place(Arc<Shared>);
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.0.is_alone.store(false, Ordering::SeqCst);
         self.0.idle_since.store(now_millis(), Ordering::SeqCst);
         self.0.carried.fetch_sub(1, Ordering::SeqCst);
     }
@@ -91,8 +97,8 @@ type All = Mutex<HashMap<u64, Vec<Arc<Shared>>>>;
 pub(super) struct SharedPool(Arc<All>);
 
 impl SharedPool {
-    /// Begins a conversation on a connection to the peer with this key that has a place.
-    pub(super) async fn begin(&self, key: u64) -> pingora::Result<Option<Http2Session>> {
+    /// Takes a place on a connection to the peer with this key.
+    pub(super) async fn begin(&self, key: u64) -> pingora::Result<Option<Begun>> {
         loop {
             let place = lock(&self.0).get(&key).and_then(|all| all.iter().find_map(Shared::reserve));
             let Some(place) = place else { return Ok(None) };
@@ -102,7 +108,7 @@ impl SharedPool {
         }
     }
 
-    /// Begins HTTP/2 on a new connection, and a conversation on it. Others may share the connection unless it is `alone`. One
+    /// Begins HTTP/2 on a new connection, and takes a place on it, which shares it with others unless it is `alone`. A connection
     /// without a request ends after `longest`.
     pub(super) async fn open(
         &self,
@@ -111,20 +117,19 @@ impl SharedPool {
         settings: Http2,
         longest: Duration,
         alone: bool,
-    ) -> pingora::Result<Option<Http2Session>> {
+    ) -> pingora::Result<Option<Begun>> {
         let (send, mut connection) = handshake(stream, settings).await?;
         let pings = connection.ping_pong();
         let shared = Arc::new(Shared {
             send,
-            most: if alone { 1 } else { usize::try_from(settings.streams).unwrap_or(usize::MAX) },
+            most: usize::try_from(settings.streams).unwrap_or(usize::MAX),
+            is_alone: AtomicBool::new(alone),
             carried: AtomicUsize::new(0),
             idle_since: AtomicU64::new(now_millis()),
             is_ending: AtomicBool::new(false),
         });
         let place = shared.reserve();
-        if !alone {
-            lock(&self.0).entry(key).or_default().push(shared.clone());
-        }
+        lock(&self.0).entry(key).or_default().push(shared.clone());
         let entry = Entry { pool: Arc::downgrade(&self.0), key, shared: Arc::downgrade(&shared) };
         tokio::spawn(async move {
             let mut looks = interval(LOOK);

@@ -1,10 +1,11 @@
 //! Requests over HTTP/2 (RFC 9113), each on a stream of a client's connection. The crate `h2` frames the streams; the task of
 //! the connection drives them all.
 //!
-//! A read or write that is dropped loses nothing: what was read is returned at once, and a part is only split off as it is
-//! handed on.
+//! A read that is dropped loses nothing: what was read is returned at once. A write that is dropped may have written a part of
+//! its part.
 
 use std::future::poll_fn;
+use std::io;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -16,6 +17,7 @@ use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authori
 use pingora::{Error, OrErr};
 
 use crate::clock;
+use crate::framing::{MAX_FIELDS, Violation};
 use crate::message::{RequestHead, ResponseHead};
 use crate::wire::send_part;
 
@@ -107,6 +109,10 @@ impl Http2Session {
         let Some(part) = self.body.data().await else {
             // They have come with the end of the body.
             if let Some(trailers) = self.body.trailers().await.or_err(ReadError, "the trailers of a request")? {
+                if trailers.len() > usize::from(MAX_FIELDS) {
+                    let violation = io::Error::from(Violation::TrailersTooLong);
+                    return Error::e_because(ReadError, "the trailers of a request", violation);
+                }
                 self.trailers = Some(trailers);
             }
             return Ok(None);

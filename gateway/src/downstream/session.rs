@@ -98,6 +98,11 @@ impl ClientSession {
         either!(self, session => session.written())
     }
 
+    /// True once the head of the answer was written; early answers do not count.
+    pub fn has_answered(&self) -> bool {
+        self.response_written().is_some_and(|status| !status.is_informational())
+    }
+
     /// Writes `100 Continue`, unless an answer has begun.
     pub async fn write_continue_response(&mut self) -> pingora::Result<()> {
         if self.response_written().is_some() {

@@ -117,9 +117,15 @@ pub enum RequestBody {
 }
 
 impl RequestBody {
-    /// True if the whole body can be sent again: it is held, or there is none.
+    /// True if the whole body is there: it is held, or has no byte.
     pub fn is_at_hand(&self, session: &ClientSession) -> bool {
-        matches!(self, Self::Held(_)) || session.is_body_empty()
+        let is_empty = || session.is_body_empty() || (session.is_body_done() && session.body_bytes() == 0);
+        matches!(self, Self::Held(_)) || is_empty()
+    }
+
+    /// True if the whole body can be sent to another server: it is held, or no byte of it was read yet.
+    pub fn can_resend(&self, session: &ClientSession) -> bool {
+        matches!(self, Self::Held(_)) || session.body_bytes() == 0
     }
 }
 

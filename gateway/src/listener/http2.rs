@@ -22,6 +22,10 @@ const MAX_MALFORMED: u32 = 32;
 /// the initial window of RFC 9113, rounded up. Bytes beyond the window wait in `limits.bufferedAnswers`.
 const SEND_BUFFER: usize = 64 << 10;
 
+/// Bytes of all bodies of a connection that a client may send before they are read: those of 16 streams, so that a few whose
+/// servers do not read stop no other.
+const WINDOW: u32 = 1 << 20;
+
 /// Time for requests to end after their connection has ended, seconds: they only settle and log.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -39,6 +43,7 @@ pub(super) async fn serve(
         .max_header_list_size(u32::try_from(limits.max_header_bytes.0).unwrap_or(u32::MAX))
         .max_concurrent_streams(most)
         .max_send_buffer_size(SEND_BUFFER)
+        .initial_connection_window_size(WINDOW)
         .handshake(socket);
     let Ok(Ok(mut h2)) = timeout(limits.handshake_timeout.0, handshake).await else {
         return;

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderValue, header};
 use spillway_filter::Refusal;
 
-use crate::coding::Coding;
+use crate::coding::{Coding, DIGESTS};
 use crate::downstream::ClientSession;
 use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
 use crate::gateway::Gateway;
@@ -27,14 +27,6 @@ pub(super) async fn hold_body(
     Ok(())
 }
 
-/// Headers of a request that describe the bytes of its body, which are others once it is decoded.
-static OF_THE_BYTES: [HeaderName; 4] = [
-    header::CONTENT_ENCODING,
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("repr-digest"),
-];
-
 /// Takes the coding off a held body that must be read. The server gets the decoded body too, so that it reads what was judged.
 pub(super) async fn decode_body(session: &mut ClientSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
     let RequestBody::Held(held) = &mut exchange.body else { return Ok(()) };
@@ -43,8 +35,10 @@ pub(super) async fn decode_body(session: &mut ClientSession, exchange: &mut Exch
         return Ok(());
     }
     held.decode(coding, &exchange.off_loop, limit).await?;
+    // They describe the bytes that came.
+    held.trailers = None;
     let head = session.req_header_mut();
-    for name in &OF_THE_BYTES {
+    for name in DIGESTS.iter().chain([&header::CONTENT_ENCODING]) {
         head.remove_header(name);
     }
     Ok(())

@@ -15,7 +15,7 @@ use super::admit::{Admitted, Tries};
 use super::answers::too_late;
 use super::builtin::{self, Direct};
 use super::may_spill::is_possible;
-use super::trying::{Try, begin_retry, can_resend, may_retry};
+use super::trying::{Try, begin_retry, may_retry};
 use super::{affinity, hedging, resuming};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
@@ -110,7 +110,7 @@ async fn at_endpoint(
         AfterAttempt::Full if tries.selection.move_on() => Ok(Tried::Again),
         AfterAttempt::Full => Ok(Tried::Unserved(SpillReason::Saturated)),
         AfterAttempt::Failed(Failure::Unprocessed { .. })
-            if tries.resends < MAX_RESENDS && can_resend(session, exchange) =>
+            if tries.resends < MAX_RESENDS && exchange.body.can_resend(session) =>
         {
             // No retry: no server has seen it.
             tries.resends += 1;
@@ -178,7 +178,7 @@ pub(super) async fn stand_in(
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     let mut selection = TargetSelection::new(Order::default());
-    while can_resend(session, exchange)
+    while exchange.body.can_resend(session)
         && let Some((endpoint, slot)) =
             selection.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, exchange))
     {

@@ -91,7 +91,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     };
     let ended = match ended {
         Some(ended) => ended,
-        None if exchange.outcome.status == 0 && session.response_written().is_none() => Err(stopping()),
+        None if exchange.outcome.status == 0 && !session.has_answered() => Err(stopping()),
         None => Err(End::ClientGone),
     };
     let after = match ended {

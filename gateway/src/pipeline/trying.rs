@@ -177,7 +177,7 @@ pub(super) fn may_retry(
     session: &mut ClientSession,
     exchange: &Exchange,
 ) -> bool {
-    if !can_resend(session, exchange) {
+    if !exchange.body.can_resend(session) {
         return false;
     }
     // Answering a model call twice costs tokens but changes nothing; any other request needs an idempotent method.
@@ -199,9 +199,4 @@ pub(super) fn may_retry(
         // No time is left, or another endpoint would most likely send as large an answer.
         Failure::Deadline(_) | Failure::TooLarge(_) => false,
     }
-}
-
-/// True if the body of the request is held, or nothing of it was read yet.
-pub(super) fn can_resend(session: &mut ClientSession, exchange: &Exchange) -> bool {
-    exchange.body.is_at_hand(session) || session.body_bytes() == 0
 }

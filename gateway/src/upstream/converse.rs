@@ -173,7 +173,8 @@ impl Conversation<'_, '_> {
             return EventOutcome::End(AttemptOutcome::Failed(Failure::Protocol(found.to_owned())));
         }
         self.attempt.read_load(&head);
-        let prefix = match judge(self.attempt, self.state.callers_account, server, &head).await {
+        let can_resend = self.exchange.body.can_resend(self.session);
+        let prefix = match judge(self.attempt, self.state.callers_account, can_resend, server, &head).await {
             HeadVerdict::Pass(prefix) => prefix,
             HeadVerdict::MoveOn(outcome) => return EventOutcome::End(outcome),
         };

@@ -2,8 +2,9 @@
 //! headers that the gateway sets. The duties of a gateway are in RFC 9110, 7.6. The order is: strip, add, run the filters.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
+use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use smallvec::SmallVec;
+use spillway_config::values::ServerUrl;
 use spillway_filter::{Filter, Headers, ServerView};
 use tokio::time::Instant;
 
@@ -167,7 +168,7 @@ impl Headers for ResponseHeaders<'_> {
 }
 
 /// Names that `Connection` lists, which end here too.
-fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+pub(super) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
     headers
         .get_all(header::CONNECTION)
         .iter()
@@ -506,23 +507,22 @@ pub(super) fn to_http1(out: &mut RequestHead, takes_trailers: bool) {
     }
 }
 
-/// Converts a request to HTTP/2: authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and `te: trailers` where
-/// the caller sent it, which gRPC requires.
-pub(super) fn to_http2(out: &mut RequestHead, takes_trailers: bool, https: bool) {
+/// Converts a request for a server to HTTP/2: authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and
+/// `te: trailers` where the caller sent it, which gRPC requires. A `Host` that is no authority, such as an empty one, becomes that
+/// of the server's URL.
+pub(super) fn to_http2(out: &mut RequestHead, takes_trailers: bool, server: &ServerUrl) {
     out.remove_header(&header::TRANSFER_ENCODING);
     if takes_trailers {
         let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
     }
-    let Some(host) = out.headers.get(header::HOST).cloned() else { return };
-    let target = out.uri.path_and_query().map_or("/", |target| target.as_str());
-    let uri = http::Uri::builder()
-        .scheme(if https { "https" } else { "http" })
-        .authority(host.as_bytes())
-        .path_and_query(target)
-        .build();
-    if let Ok(uri) = uri {
+    let host = out.remove_header(&header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let authority = host.or_else(|| Authority::try_from(server.to_string().split_once("://")?.1).ok());
+    let mut parts = Parts::default();
+    parts.scheme = Some(if server.https { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = authority;
+    parts.path_and_query = Some(out.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
+    if let Ok(uri) = http::Uri::from_parts(parts) {
         out.set_uri(uri);
-        out.remove_header(&header::HOST);
     }
 }
 

@@ -126,7 +126,7 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
             return Err(AttemptOutcome::Failed(Failure::Protocol(found.to_owned())));
         }
         attempt.read_load(&head);
-        return match judge(attempt, callers_account, &mut upstream, &head).await {
+        return match judge(attempt, callers_account, true, &mut upstream, &head).await {
             HeadVerdict::Pass(prefix) => {
                 Ok(OpenedAnswer { upstream, head, prefix, sent, callers_account, shown, sent_host, limits })
             }

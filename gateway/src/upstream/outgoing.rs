@@ -13,6 +13,7 @@ use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::Pieces;
 use super::trailers::of_request;
+use crate::coding::DIGESTS;
 use crate::connect::{self, Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, RequestBody};
@@ -48,9 +49,10 @@ impl Outgoing {
 
     /// Request with the body and trailers of the client.
     fn as_it_came(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange, recipient: Recipient) -> Self {
+        let read = session.trailers();
         let (body, trailers) = match &exchange.body {
             RequestBody::Held(held) => (Some(held.bytes.clone()), held.trailers.as_deref()),
-            RequestBody::Unread if session.is_body_empty() => (Some(Bytes::new()), None),
+            body if body.is_at_hand(session) => (Some(Bytes::new()), read.as_ref()),
             RequestBody::Unread => (None, None),
         };
         let model_at = exchange.asked.as_ref().and_then(|asked| asked.model_at.clone());
@@ -81,19 +83,23 @@ impl Outgoing {
         let backend = attempt.backend;
         let is_form = exchange.asked.as_ref().is_some_and(|asked| asked.is_form);
         let name = if is_form { backend.model.as_deref() } else { backend.upstream_model.as_deref() };
-        let renamed = |body: Bytes| match (name, model_at) {
-            (Some(model), Some(at)) => Pieces::with(&body, at, model),
-            _ => body.into(),
+        let (body, is_renamed) = match (body, name, model_at) {
+            (Some(body), Some(model), Some(at)) => (Some(Pieces::with(&body, at, model)), true),
+            (body, ..) => (body.map(Pieces::from), false),
         };
-        let body = body.map(renamed);
+        // They describe the bytes that came.
+        let trailers = if is_renamed { HeaderMap::new() } else { trailers };
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
         let framed = match length {
             Some(length) if trailers.is_empty() => OutgoingBody::Length(length),
             Some(_) => OutgoingBody::WithTrailers,
             None => OutgoingBody::AsItComes,
         };
-        let Outbound { head: request, callers_account, shown, host } =
+        let Outbound { head: mut request, callers_account, shown, host } =
             outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
+        for name in DIGESTS.iter().filter(|_| is_renamed) {
+            request.remove_header(name);
+        }
         Self { request, body, trailers, callers_account, shown, host, takes_trailers: session.asks_for_trailers() }
     }
 }
@@ -127,7 +133,7 @@ pub(super) async fn send(
     mut out: Outgoing,
 ) -> Result<Option<Sent>, AttemptOutcome> {
     if upstream.is_http2() {
-        to_http2(&mut out.request, out.takes_trailers, attempt.endpoint.url.https);
+        to_http2(&mut out.request, out.takes_trailers, &attempt.endpoint.url);
     } else {
         to_http1(&mut out.request, out.takes_trailers);
     }

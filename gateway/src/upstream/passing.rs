@@ -189,7 +189,7 @@ impl<'a> Conversation<'_, 'a> {
     /// Outcome of an answer whose beginning is an error that another target may not have.
     fn judge_beginning(&mut self) -> Option<AttemptOutcome> {
         let seen = self.passing.observer.as_ref()?.observation();
-        let can_resend = self.exchange.body.is_at_hand(self.session);
+        let can_resend = self.exchange.body.can_resend(self.session);
         let outcome = judge_beginning(self.attempt, self.state.callers_account, can_resend, seen)?;
         // Of an answer that reaches the client, what is noted stays.
         (self.exchange.outcome.reported, self.exchange.outcome.error_code) = (None, None);

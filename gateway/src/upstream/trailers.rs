@@ -4,7 +4,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use spillway_config::header_names::GUARDED;
 
-use super::headers::{claimed, is_of_connection, remove_credentials, run_filters};
+use super::headers::{claimed, is_of_connection, nominated, remove_credentials, run_filters};
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
 use crate::downstream::ClientSession;
@@ -53,8 +53,10 @@ pub(super) fn of_request(
     exchange: &Exchange,
 ) -> HeaderMap {
     let (names, client) = (&exchange.snapshot.caller_headers, session.req_header());
+    let nominated = nominated(&client.headers);
     let ends = |name: &HeaderName| {
         is_of_connection(name)
+            || nominated.contains(name)
             || [&NEVER[..], &GUARDED[..]].iter().any(|all| all.contains(&name.as_str()))
             || names.may_hold_credential(name)
             || client.headers.contains_key(name)

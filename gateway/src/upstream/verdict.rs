@@ -29,14 +29,18 @@ pub(super) enum HeadVerdict {
     MoveOn(AttemptOutcome),
 }
 
-/// Decides whether an answer goes to the client or the request goes elsewhere.
+/// Decides whether an answer goes to the client or the request goes elsewhere, which it can only where its body `can_resend`.
 pub(super) async fn judge(
     attempt: &Attempt<'_>,
     callers_account: bool,
+    can_resend: bool,
     upstream: &mut UpstreamSession,
     head: &ResponseHead,
 ) -> HeadVerdict {
     let status = head.status.as_u16();
+    if !can_resend {
+        return HeadVerdict::Pass(None);
+    }
     if attempt.move_on.full && attempt.backend.full_statuses.contains(&status) {
         // On the caller's own account at the server, "too many" refers to the caller, not to the endpoint.
         if status == 429 {

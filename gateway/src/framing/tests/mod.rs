@@ -164,7 +164,8 @@ fn a_scan_ends_where_the_part_of_the_message_does() {
     assert_eq!(framer.scan_head(&[&head[..], b"3\r\nabc"].concat()), Ok((head.len(), true)));
     assert_eq!((framer.scan_framing(b"3\r\nabc\r\n"), framer.opaque()), (Ok(3), 3));
     framer.skip(3);
-    assert_eq!((framer.scan_framing(b"\r\n0\r\nA: b\r\n\r\nGET"), framer.is_between()), (Ok(13), true));
+    assert_eq!((framer.scan_framing(b"\r\n0\r\nA: b\r\n\r\nGET"), framer.is_in_trailers()), (Ok(5), true));
+    assert_eq!((framer.scan_framing(b"A: b\r\n\r\nGET"), framer.is_between()), (Ok(8), true));
     assert_eq!(framer.scan_head(b"GET"), Ok((3, false)));
 }
 
