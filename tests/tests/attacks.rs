@@ -312,7 +312,8 @@ async fn an_upgrade_that_a_caller_asks_for_ends_at_the_gateway() {
         let mut seen = upstream.last().headers;
         // The gateway's own word that trailers may come.
         assert_eq!((&seen["te"], &seen["connection"]), (&"trailers".parse().unwrap(), &"te".parse().unwrap()));
-        (seen.remove("te"), seen.remove("connection"));
+        seen.remove("te");
+        seen.remove("connection");
         for (name, _) in asked {
             assert!(!seen.contains_key(name), "{upgrade}: {name} in {seen:?}");
         }

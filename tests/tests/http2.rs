@@ -383,6 +383,34 @@ async fn frames_of(client: &mut Frames, method: &str, path: &str) -> Vec<(u8, u8
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_stops_no_other_on_the_connection_to_their_server() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const LARGE: usize = 64 << 20;
+    let (url, ended) =
+        http2_server(|path| reply(200, &[], if path == "/large" { vec![7; LARGE] } else { b"small".to_vec() })).await;
+    let backend = format!("http2: true, endpoints: [{{url: \"{url}\"}}], capacity: {{maxConnections: 1}}");
+    let gateway = start(&backend).await;
+    let mut stuck = Vec::new();
+    for n in 1..=3 {
+        let mut stream = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+        stream.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        stream.read_exact(&mut [0; 1]).await.unwrap();
+        stuck.push(stream);
+        eventually("the server is asked", || {
+            let asked = ended.lock().unwrap().len();
+            async move { (asked == n).then_some(()) }
+        })
+        .await;
+    }
+    // Until all that the gateway takes for them has come.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let small = client.get("/small");
+    let answer = tokio::time::timeout(PATIENCE, small).await.expect("nothing stands before a small answer");
+    assert_eq!(answer.text(), "small");
+}
+
+#[tokio::test]
 async fn an_answer_without_a_body_ends_with_its_head() {
     const HEAD: (u8, u8) = (1, 0);
     const LAST_HEAD: (u8, u8) = (1, 1);
