@@ -28,7 +28,7 @@ fn yaml(backend: &str) -> String {
     format!(
         "listeners:
   - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c, limits: {{idleTimeout: 5s}}}}
-  - {{name: plain, address: \"127.0.0.1:0\"}}
+  - {{name: plain, address: \"127.0.0.1:0\", limits: {{writeTimeout: 10m}}}}
 backends: [{{name: up, {backend}}}]
 routes: [{{name: r, backendRefs: [{{name: up}}], limits: {{maxBody: 21MiB}}}}]
 "
