@@ -4,9 +4,10 @@
 use brotli::enc::StandardAlloc;
 use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
 use flate2::{Decompress, FlushDecompress, Status};
-use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 use zstd::stream::raw::{DParameter, Operation};
+
+use crate::fields::Fields;
 
 /// Names of the codings, as `Accept-Encoding` of a refusal has them.
 pub const ACCEPTED: &str = "gzip, deflate, br, zstd";
@@ -46,7 +47,7 @@ pub enum Coding {
 
 impl Coding {
     /// The coding that a head, as it came, names.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub fn of(headers: &Fields) -> Self {
         // A transfer coding was not requested, and a client would read its bytes as the body.
         let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
         if !headers.get_all(header::TRANSFER_ENCODING).iter().all(is_chunked) {
@@ -277,7 +278,7 @@ mod tests {
             (&[("transfer-encoding", "gzip, chunked")], Coding::Unknown),
             (&[("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")], Coding::Unknown),
         ] {
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::default();
             for (name, value) in fields {
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
             }

@@ -1,10 +1,12 @@
 //! Heads of requests and answers, as all rooms see them, whatever the version of HTTP.
 
 use bytes::Bytes;
-use http::header::{AsHeaderName, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri, Version};
 use pingora::http::RequestHeader;
+
+use crate::fields::{FieldName, Fields};
 
 /// Error of a name or value that no header can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +46,7 @@ macro_rules! header_methods {
         }
 
         /// Removes all headers of this name, and returns the first.
-        pub fn remove_header(&mut self, name: impl AsHeaderName) -> Option<HeaderValue> {
+        pub fn remove_header(&mut self, name: impl FieldName) -> Option<HeaderValue> {
             self.headers.remove(name)
         }
     };
@@ -60,19 +62,21 @@ pub struct RequestHead {
     /// Version of HTTP, which of a request over HTTP/2 is 2.
     pub version: Version,
     /// Headers.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// Target as it came, where `uri` does not have its bytes.
     raw_target: Option<Bytes>,
 }
 
 impl RequestHead {
     /// Head with a path as its target.
-    pub fn new(method: Method, target: PathAndQuery, headers: HeaderMap) -> Self {
+    pub fn new(method: Method, target: PathAndQuery, headers: impl Into<Fields>) -> Self {
+        let headers = headers.into();
         Self { method, uri: Uri::from(target), version: Version::HTTP_11, headers, raw_target: None }
     }
 
     /// Head with a target of any form, whose bytes are kept (RFC 9112, 3.2).
-    pub fn with_target(method: Method, target: &[u8], headers: HeaderMap) -> pingora::Result<Self> {
+    pub fn with_target(method: Method, target: &[u8], headers: impl Into<Fields>) -> pingora::Result<Self> {
+        let headers = headers.into();
         // Its reading of the forms is Pingora's, which leaves the authority to its caller.
         let parsed = RequestHeader::build_no_case(method.clone(), target, Some(0))?;
         let raw = parsed.raw_path();
@@ -83,7 +87,7 @@ impl RequestHead {
 
     /// Copy of the request with other headers.
     #[must_use]
-    pub fn with_headers(&self, headers: HeaderMap) -> Self {
+    pub fn with_headers(&self, headers: Fields) -> Self {
         let Self { method, uri, version, raw_target, .. } = self;
         Self { method: method.clone(), uri: uri.clone(), version: *version, headers, raw_target: raw_target.clone() }
     }
@@ -113,7 +117,7 @@ impl RequestHead {
 impl From<http::request::Parts> for RequestHead {
     fn from(parts: http::request::Parts) -> Self {
         let http::request::Parts { method, uri, version, headers, .. } = parts;
-        Self { method, uri, version, headers, raw_target: None }
+        Self { method, uri, version, headers: headers.into(), raw_target: None }
     }
 }
 
@@ -125,7 +129,7 @@ pub struct ResponseHead {
     /// Version of HTTP.
     pub version: Version,
     /// Headers.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// Reason phrase, where it is not the usual one.
     reason: Option<Box<str>>,
 }
@@ -133,12 +137,12 @@ pub struct ResponseHead {
 impl ResponseHead {
     /// Head with this status and room for some headers.
     pub fn new(status: StatusCode, headers: usize) -> Self {
-        let headers = HeaderMap::with_capacity(headers);
+        let headers = Fields::with_capacity(headers);
         Self { status, version: Version::HTTP_11, headers, reason: None }
     }
 
     /// Head as it was read, with its reason phrase where that is not the usual one.
-    pub fn read(status: StatusCode, version: Version, headers: HeaderMap, reason: Option<&str>) -> Self {
+    pub fn read(status: StatusCode, version: Version, headers: Fields, reason: Option<&str>) -> Self {
         let reason = reason.filter(|reason| status.canonical_reason() != Some(*reason)).map(Into::into);
         Self { status, version, headers, reason }
     }
@@ -159,7 +163,7 @@ impl ResponseHead {
 impl From<http::response::Parts> for ResponseHead {
     fn from(parts: http::response::Parts) -> Self {
         let http::response::Parts { status, version, headers, .. } = parts;
-        Self { status, version, headers, reason: None }
+        Self { status, version, headers: headers.into(), reason: None }
     }
 }
 
@@ -172,11 +176,11 @@ mod tests {
         for (target, path) in
             [("/a?b=c", "/a?b=c"), ("http://a.test/b?c", "/b?c"), ("*", "*"), ("a.test:443", "/"), ("/a|b", "/a|b")]
         {
-            let head = RequestHead::with_target(Method::GET, target.as_bytes(), HeaderMap::new()).unwrap();
+            let head = RequestHead::with_target(Method::GET, target.as_bytes(), Fields::default()).unwrap();
             assert_eq!((head.raw_path(), head.uri.to_string().as_str()), (target.as_bytes(), path), "{target}");
             assert!(head.raw_path_is_utf8());
         }
-        let mut head = RequestHead::with_target(Method::GET, b"/\xff", HeaderMap::new()).unwrap();
+        let mut head = RequestHead::with_target(Method::GET, b"/\xff", Fields::default()).unwrap();
         assert!(head.raw_path() == b"/\xff" && !head.raw_path_is_utf8());
         head.set_uri(Uri::from_static("/x"));
         assert!(head.raw_path() == b"/x" && head.raw_path_is_utf8());

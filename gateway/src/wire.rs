@@ -10,6 +10,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::ErrorType::{InvalidHTTPHeader, WriteError};
 use pingora::{Error, OrErr};
 
+use crate::fields::Fields;
+use crate::framing::MAX_FIELDS;
+
 /// Most bytes of one read.
 const MOST: usize = 64 << 10;
 /// Bytes of the first read of a body, and least of any: holds most heads, and short bodies with them.
@@ -94,6 +97,34 @@ pub fn append_last_chunk(trailers: &HeaderMap, out: &mut BytesMut) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Fields of most heads: room for all that a head may have is filled only where there are more.
+const USUAL_FIELDS: usize = 32;
+
+/// Parses a section of fields at the beginning of `bytes`, and gives its length and them to `read`; `None` where it is not there
+/// in full. A section has 256 fields at most.
+pub fn parse_fields<R>(
+    bytes: &[u8],
+    read: impl FnOnce(usize, &[httparse::Header<'_>]) -> R,
+) -> Result<Option<R>, httparse::Error> {
+    fn parse<R, const MOST: usize>(
+        bytes: &[u8],
+        read: impl FnOnce(usize, &[httparse::Header<'_>]) -> R,
+    ) -> Result<Option<R>, httparse::Error> {
+        let mut fields = [httparse::EMPTY_HEADER; MOST];
+        match httparse::parse_headers(bytes, &mut fields)? {
+            httparse::Status::Complete((length, fields)) => Ok(Some(read(length, fields))),
+            httparse::Status::Partial => Ok(None),
+        }
+    }
+    let mut read = Some(read);
+    let mut once = |length: usize, fields: &[httparse::Header<'_>]| read.take().map(|read| read(length, fields));
+    let parsed = match parse::<_, USUAL_FIELDS>(bytes, &mut once) {
+        Err(httparse::Error::TooManyHeaders) => parse::<_, { MAX_FIELDS as usize }>(bytes, &mut once),
+        parsed => parsed,
+    };
+    Ok(parsed?.flatten())
+}
+
 /// Fields of a section of trailers that a parser has checked; `None` where there are none.
 pub fn trailers_of(fields: &[httparse::Header<'_>]) -> pingora::Result<Option<HeaderMap>> {
     let mut trailers = HeaderMap::with_capacity(fields.len());
@@ -138,7 +169,7 @@ pub async fn send_part(stream: &mut SendStream<Bytes>, mut part: Bytes, ends: bo
 }
 
 /// True if the sender of a message of this version wants its connection kept (RFC 9112, 9.3).
-pub fn keeps_connection(version: Version, headers: &HeaderMap) -> bool {
+pub fn keeps_connection(version: Version, headers: &Fields) -> bool {
     let mut keeps = version == Version::HTTP_11;
     for value in headers.get_all(header::CONNECTION) {
         for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {

@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 use super::LoadReport;
+use crate::fields::Fields;
 
 /// Request header that asks for reports.
 pub static FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
@@ -23,7 +24,7 @@ const WAITING: [&str; 2] = ["num_requests_waiting", "waiting_requests"];
 const KV_CACHE: [&str; 3] = ["kv_cache_usage_perc", "gpu_cache_usage_perc", "kv_cache_utilization"];
 
 /// Report in the headers of an answer.
-pub fn report(headers: &HeaderMap) -> Option<LoadReport> {
+pub fn report(headers: &Fields) -> Option<LoadReport> {
     let text = headers.get(&REPORT)?.to_str().ok().filter(|text| text.len() <= MAX_REPORT)?.trim();
     let (format, rest) = text.split_once(' ').unwrap_or((text, ""));
     let figures: HashMap<String, f64> = if format.eq_ignore_ascii_case("JSON") {
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> Option<LoadReport> {
-        report(&HeaderMap::from_iter([(REPORT.clone(), HeaderValue::from_str(text).unwrap())]))
+        report(&Fields::from_iter([(REPORT.clone(), HeaderValue::from_str(text).unwrap())]))
     }
 
     #[test]

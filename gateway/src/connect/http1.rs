@@ -4,6 +4,7 @@
 //! A read that is dropped loses nothing: bytes stay in the buffer until they are understood.
 
 use std::io;
+use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName};
@@ -14,10 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::handshake::MAX_FIELDS;
 use super::transport::Transport;
+use crate::fields::Fields;
 use crate::message::{RequestHead, ResponseHead};
 use crate::wire::{
-    ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_value, keeps_connection, size_of_fields,
-    trailers_of,
+    ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_value, keeps_connection, parse_fields,
+    size_of_fields, trailers_of,
 };
 
 /// Error of an answer whose head, with the early answers before it, exceeds the bound on its bytes or fields.
@@ -200,12 +202,12 @@ impl Http1Session {
         if self.read.bytes.is_empty() {
             return Ok(None);
         }
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut parsed = httparse::Response::new(&mut fields);
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut parsed = httparse::Response::new(&mut []);
         let mut parser = httparse::ParserConfig::default();
         parser.allow_spaces_after_header_name_in_responses(true);
         parser.allow_obsolete_multiline_headers_in_responses(true);
-        let length = match parser.parse_response(&mut parsed, &self.read.bytes) {
+        let length = match parser.parse_response_with_uninit_headers(&mut parsed, &self.read.bytes, &mut fields) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(httparse::Error::TooManyHeaders) => {
@@ -222,16 +224,15 @@ impl Http1Session {
         let reason = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason)).map(str::to_owned);
         let base = self.read.bytes.as_ptr().addr();
         // Places of the fields, so that their values can share the bytes of the buffer.
-        let places: smallvec::SmallVec<[_; 24]> = parsed
-            .headers
-            .iter()
-            .map(|field| {
-                (HeaderName::from_bytes(field.name.as_bytes()), field.value.as_ptr().addr() - base, field.value.len())
-            })
-            .collect();
+        let place = |text: &[u8]| (text.as_ptr().addr() - base, text.len());
+        let mut places: smallvec::SmallVec<[_; 24]> = smallvec::SmallVec::new();
+        for field in parsed.headers.iter() {
+            places.push((place(field.name.as_bytes()), place(field.value)));
+        }
         let bytes = self.read.bytes.split_to(length).freeze();
-        let mut headers = HeaderMap::with_capacity(places.len() + 4);
-        for (name, at, long) in places {
+        let mut headers = Fields::with_capacity(places.len() + 4);
+        for ((name_at, name), (at, long)) in places {
+            let name = HeaderName::from_bytes(bytes.get(name_at..name_at + name).unwrap_or_default());
             let name = name.or_err(InvalidHTTPHeader, "the name of a field of an answer")?;
             headers.append(name, field_value(bytes.slice(at..at + long))?);
         }
@@ -241,7 +242,7 @@ impl Http1Session {
     }
 
     /// Decides where the body of an answer ends (RFC 9112, 6.3), and whether the connection can be reused after it.
-    fn settle(&mut self, status: StatusCode, version: Version, headers: &mut HeaderMap) -> pingora::Result<()> {
+    fn settle(&mut self, status: StatusCode, version: Version, headers: &mut Fields) -> pingora::Result<()> {
         if status.is_informational() {
             return Ok(());
         }
@@ -337,14 +338,14 @@ impl Http1Session {
                 _ => return Err(invalid("the line of a chunk is not a hexadecimal size, or is too long")),
             },
             _ => {
-                let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-                match httparse::parse_headers(&self.read.bytes, &mut fields) {
-                    Ok(httparse::Status::Complete((length, fields))) => {
-                        self.trailers = trailers_of(fields)?;
+                let read = parse_fields(&self.read.bytes, |length, fields| (length, trailers_of(fields)));
+                match read {
+                    Ok(Some((length, trailers))) => {
+                        self.trailers = trailers?;
                         self.read.bytes.advance(length);
                         self.reading = Reading::Done;
                     }
-                    Ok(httparse::Status::Partial) if self.read.bytes.len() <= MAX_TRAILERS => return Ok(false),
+                    Ok(None) if self.read.bytes.len() <= MAX_TRAILERS => return Ok(false),
                     _ => return Err(invalid("the trailers of an answer are no fields, or too long")),
                 }
             }
@@ -384,7 +385,7 @@ impl Http1Session {
 }
 
 /// Framing that the head of a request announces.
-fn sending(headers: &HeaderMap) -> Sending {
+fn sending(headers: &Fields) -> Sending {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return Sending::Chunked;
     }
@@ -393,14 +394,14 @@ fn sending(headers: &HeaderMap) -> Sending {
 }
 
 /// True if `chunked` is the last transfer coding.
-fn is_chunked(headers: &HeaderMap) -> bool {
+fn is_chunked(headers: &Fields) -> bool {
     let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back();
     let last = last.and_then(|value| value.as_bytes().rsplit(|byte| *byte == b',').next());
     last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// Length of an answer. The same length said several times counts once (RFC 9110, 8.6).
-fn content_length(headers: &HeaderMap) -> pingora::Result<Option<u64>> {
+fn content_length(headers: &Fields) -> pingora::Result<Option<u64>> {
     let mut found = None;
     for word in
         headers.get_all(header::CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
@@ -460,8 +461,9 @@ mod tests {
     }
 
     fn request(method: Method, fields: &[(&'static str, &'static str)]) -> RequestHead {
-        let headers = fields.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
-        RequestHead::new(method, http::uri::PathAndQuery::from_static("/x?y"), headers.collect())
+        let headers =
+            fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        RequestHead::new(method, http::uri::PathAndQuery::from_static("/x?y"), headers.collect::<Fields>())
     }
 
     /// Answer to a request with this method, sent in parts of `size` bytes: status, body, trailers, and whether the connection

@@ -66,7 +66,7 @@ impl Http2Session {
         *request.method_mut() = head.method;
         *request.uri_mut() = head.uri;
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = head.headers;
+        *request.headers_mut() = head.headers.into();
         for name in &OF_CONNECTION {
             request.headers_mut().remove(name);
         }

@@ -24,12 +24,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::transport::WriteBounded;
 use crate::clock;
-use crate::framing::{Framer, MAX_FIELDS, Violation};
+use crate::fields::Fields;
+use crate::framing::{Framer, Violation};
 use crate::message::{RequestHead, ResponseHead};
 use crate::telemetry::{ListenerMetrics, MalformedReason};
 use crate::wire::{
-    ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, keeps_connection, size_of_fields,
-    trailers_of,
+    ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, keeps_connection, parse_fields,
+    size_of_fields, trailers_of,
 };
 
 /// Bytes that are read at a time while a head is awaited. They are read onto the stack: an idle connection has no buffer.
@@ -207,11 +208,7 @@ impl Http1Session {
         if self.trailers.is_empty() || !self.framer.is_between() {
             return None;
         }
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
-        match httparse::parse_headers(&self.trailers, &mut fields) {
-            Ok(httparse::Status::Complete((_, fields))) => trailers_of(fields).ok()?,
-            _ => None,
-        }
+        parse_fields(&self.trailers, |_, fields| trailers_of(fields)).ok()??.ok()?
     }
 
     /// Waits until the client leaves: that is an error. Bytes of its next requests wait. Sends what was written before.
@@ -463,20 +460,11 @@ fn parse(mut bytes: Bytes) -> pingora::Result<RequestHead> {
     let target_at = method.len() + 1..method.len() + 1 + target.len();
     let method = Method::from_bytes(method).or_err(InvalidHTTPHeader, "the method")?;
     let fields_at = line.len() + 2;
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
-    let fields = match httparse::parse_headers(bytes.get(fields_at..).unwrap_or_default(), &mut fields) {
-        Ok(httparse::Status::Complete((_, fields))) => fields,
-        Ok(httparse::Status::Partial) => return Error::e_explain(InvalidHTTPHeader, "a head without its end"),
-        Err(e) => return Error::e_because(InvalidHTTPHeader, "the fields of a request", e),
+    let fields = parse_fields(bytes.get(fields_at..).unwrap_or_default(), |_, fields| headers_of(&bytes, fields));
+    let headers = match fields.or_err(InvalidHTTPHeader, "the fields of a request")? {
+        Some(headers) => headers?,
+        None => return Error::e_explain(InvalidHTTPHeader, "a head without its end"),
     };
-    let base = bytes.as_ptr().addr();
-    let mut headers = HeaderMap::with_capacity(fields.len() + 4);
-    for field in fields.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).or_err(InvalidHTTPHeader, "the name of a field")?;
-        let at = field.value.as_ptr().addr() - base;
-        let value = HeaderValue::from_maybe_shared(bytes.slice(at..at + field.value.len()));
-        headers.append(name, value.or_err(InvalidHTTPHeader, "the value of a field")?);
-    }
     let target = bytes.slice(target_at);
     let is_path = target.starts_with(b"/") && !target.contains(&b'#');
     let mut head = match PathAndQuery::from_maybe_shared(target.clone()) {
@@ -494,8 +482,21 @@ fn parse(mut bytes: Bytes) -> pingora::Result<RequestHead> {
     Ok(head)
 }
 
+/// Headers from the fields of a head, whose values share its bytes.
+fn headers_of(bytes: &Bytes, fields: &[httparse::Header<'_>]) -> pingora::Result<Fields> {
+    let base = bytes.as_ptr().addr();
+    let mut headers = Fields::with_capacity(fields.len() + 4);
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).or_err(InvalidHTTPHeader, "the name of a field")?;
+        let at = field.value.as_ptr().addr() - base;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(at..at + field.value.len()));
+        headers.append(name, value.or_err(InvalidHTTPHeader, "the value of a field")?);
+    }
+    Ok(headers)
+}
+
 /// Head with a target of another form (RFC 9112, 3.2), whose authority must be that of `Host`.
-fn other_form(method: Method, target: &[u8], headers: HeaderMap) -> pingora::Result<RequestHead> {
+fn other_form(method: Method, target: &[u8], headers: Fields) -> pingora::Result<RequestHead> {
     let mut judged = RequestHeader::build_no_case(method.clone(), target, Some(2))?;
     for host in headers.get_all(header::HOST) {
         judged.append_header(header::HOST, host.clone())?;

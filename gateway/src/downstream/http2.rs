@@ -154,7 +154,7 @@ impl Http2Session {
         let mut response = Response::new(());
         *response.status_mut() = status;
         *response.version_mut() = Version::HTTP_2;
-        *response.headers_mut() = head.headers;
+        *response.headers_mut() = head.headers.into();
         let headers = response.headers_mut();
         for name in &OF_CONNECTION {
             headers.remove(name);

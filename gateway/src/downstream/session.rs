@@ -1,11 +1,12 @@
 //! Request of a client and its answer, over either version of HTTP.
 
 use bytes::Bytes;
-use http::header::{self, AsHeaderName, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 
 use super::http1::Http1Session;
 use super::http2::Http2Session;
+use crate::fields::FieldName;
 use crate::message::{RequestHead, ResponseHead};
 
 /// Request of a client, and its answer.
@@ -43,7 +44,7 @@ impl ClientSession {
     }
 
     /// First value of a header of the request.
-    pub fn get_header(&self, name: impl AsHeaderName) -> Option<&HeaderValue> {
+    pub fn get_header(&self, name: impl FieldName) -> Option<&HeaderValue> {
         self.req_header().headers.get(name)
     }
 

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use spillway_config::schema::{EncodedSlashes, ListenerLimits};
 use tokio::time::Instant;
 
 use super::forwarded::{Origin, TrustedProxies, address_value};
 use crate::clock::unix_now;
+use crate::fields::Fields;
 use crate::tls::{ClientCertificate, ServerTls};
 
 /// Facts of a client's connection, the same for all of its requests.
@@ -90,7 +91,7 @@ impl ConnectionInfo {
     }
 
     /// Origin of a request of this connection, which its headers may name where the client is a trusted proxy.
-    pub fn origin(&self, headers: &HeaderMap) -> Origin {
+    pub fn origin(&self, headers: &Fields) -> Origin {
         let (peer, secure) = (self.client.ip(), self.tls.is_some());
         let Some(trusted) = self.trusted.as_ref().filter(|trusted| trusted.contains(peer)) else {
             return Origin { client: peer, text: self.client_text.clone(), secure };

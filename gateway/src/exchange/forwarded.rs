@@ -3,9 +3,11 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use spillway_config::schema::{ClientAddress, ClientAddressHeader};
 use spillway_config::values::Network;
+
+use crate::fields::Fields;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -45,7 +47,7 @@ impl TrustedProxies {
     }
 
     /// Returns the address of the caller behind `peer`, the other end of the connection.
-    pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub(super) fn caller(&self, peer: IpAddr, headers: &Fields) -> IpAddr {
         let name = match self.header {
             ClientAddressHeader::XForwardedFor => &X_FORWARDED_FOR,
             ClientAddressHeader::Forwarded => &header::FORWARDED,
@@ -70,7 +72,7 @@ impl TrustedProxies {
     }
 
     /// True if the nearest proxy reports that its client used TLS; `None` where it does not report the scheme.
-    pub(super) fn secure(&self, headers: &HeaderMap) -> Option<bool> {
+    pub(super) fn secure(&self, headers: &Fields) -> Option<bool> {
         let name = match self.header {
             ClientAddressHeader::XForwardedFor => &X_FORWARDED_PROTO,
             ClientAddressHeader::Forwarded => &header::FORWARDED,
@@ -124,10 +126,10 @@ mod tests {
         TrustedProxies::new(&serde_json::from_value(rule).unwrap())
     }
 
-    fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+    fn headers(name: &'static str, values: &[&str]) -> Fields {
+        let mut headers = Fields::default();
         for value in values {
-            headers.append(name, HeaderValue::from_str(value).unwrap());
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
         headers
     }

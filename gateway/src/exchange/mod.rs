@@ -11,12 +11,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
 use crate::downstream::WriteLimits;
+use crate::fields::Fields;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
@@ -297,7 +298,7 @@ impl Exchange {
     pub fn begin(
         snapshot: Arc<Snapshot>,
         connection: &ConnectionInfo,
-        headers: &HeaderMap,
+        headers: &Fields,
         request_id: HeaderValue,
         span: Span,
         off_loop: Arc<OffLoop>,

@@ -34,6 +34,7 @@ pub use new_key::{KeyError, NewKey};
 use tenants::Tenants;
 
 use crate::credentials::CredentialsError;
+use crate::fields::Fields;
 use crate::limits::{BudgetRules, Credential, RateTooHigh};
 use crate::telemetry::BudgetSample;
 use crate::tls::{ClientCertificate, TlsError};
@@ -212,7 +213,7 @@ impl Authenticator {
     /// asked for.
     pub async fn identify(
         &self,
-        headers: &HeaderMap,
+        headers: &Fields,
         address: IpAddr,
         now: u64,
         mode: RouteAuthentication,
@@ -253,7 +254,7 @@ impl Authenticator {
     /// request has a key or token, which goes before.
     pub fn identify_by_certificate(
         &self,
-        headers: &HeaderMap,
+        headers: &Fields,
         address: IpAddr,
         certificate: &ClientCertificate,
     ) -> Option<Result<(Arc<Consumer>, Credential), Unidentified>> {
@@ -318,7 +319,7 @@ impl Authenticator {
 
     /// Counts a bad key against its address if a request is refused before the caller is identified: guesses count
     /// whichever step refuses them. Tokens are left out, because only a signature shows that one is bad.
-    pub fn note_guess(&self, headers: &HeaderMap, address: IpAddr, now: u64) {
+    pub fn note_guess(&self, headers: &Fields, address: IpAddr, now: u64) {
         let is_bad = match self.presented(headers) {
             Ok(None) => false,
             Ok(Some(shown)) => {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
@@ -12,6 +12,7 @@ use spillway_filter::{HttpClient, NoHttp, Refusal, SharedStates};
 
 use super::{Authenticator, Identity, IdentityDeps, IdentityError, NewKey, Unidentified};
 use crate::commit_steps::CommitSteps;
+use crate::fields::Fields;
 use crate::limits::Limits;
 use crate::telemetry::Metrics;
 
@@ -48,11 +49,11 @@ impl Known {
         Authenticator::new(authentication, consumers, &[], None, deps).map(Self)
     }
 
-    fn at(&self, headers: &HeaderMap, mode: RouteAuthentication, now: u64) -> Result<Option<Identity>, Unidentified> {
+    fn at(&self, headers: &Fields, mode: RouteAuthentication, now: u64) -> Result<Option<Identity>, Unidentified> {
         self.0.identify(headers, ADDRESS, now, mode).now_or_never().expect("nothing to wait for")
     }
 
-    fn identify(&self, headers: &HeaderMap, mode: RouteAuthentication) -> Result<Option<Identity>, Refusal> {
+    fn identify(&self, headers: &Fields, mode: RouteAuthentication) -> Result<Option<Identity>, Refusal> {
         self.at(headers, mode, NOW).map_err(|unidentified| unidentified.refusal)
     }
 }
@@ -63,8 +64,8 @@ fn authenticator() -> Known {
     Known::new(&Authentication::default(), &consumers).unwrap()
 }
 
-fn headers(pairs: &[(&str, &[u8])]) -> HeaderMap {
-    let mut map = HeaderMap::new();
+fn headers(pairs: &[(&str, &[u8])]) -> Fields {
+    let mut map = Fields::default();
     for (name, value) in pairs {
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
     }
@@ -145,7 +146,7 @@ fn a_key_of_the_longest_length_is_looked_up() {
 #[test]
 fn no_credential_is_anonymous_only_where_that_is_allowed() {
     let authenticator = authenticator();
-    let none = HeaderMap::new();
+    let none = Fields::default();
     assert!(authenticator.identify(&none, RouteAuthentication::Optional).unwrap().is_none());
     assert!(authenticator.identify(&none, RouteAuthentication::None).unwrap().is_none());
     let refusal = authenticator.identify(&none, RouteAuthentication::Required).unwrap_err();
@@ -219,14 +220,14 @@ fn an_address_with_many_bad_keys_is_refused_unseen_and_its_good_keys_are_not() {
     let authentication: Authentication = serde_json::from_value(written).unwrap();
     let authenticator = Known::new(&authentication, &[consumer("acme", None, &["sk-acme"])]).unwrap();
     let bad = headers(&[("x-api-key", b"sk-guess")]);
-    let show = |shown: &HeaderMap| authenticator.at(shown, RouteAuthentication::Required, NOW);
+    let show = |shown: &Fields| authenticator.at(shown, RouteAuthentication::Required, NOW);
     for _ in 0..3 {
         assert_eq!(show(&bad).unwrap_err().refusal.status, 401);
     }
     let refused = show(&bad).unwrap_err();
     assert!(refused.throttled && refused.refusal.status == 429 && refused.refusal.retry_after.is_some());
     assert!(show(&headers(&[("x-api-key", b"sk-acme")])).is_ok());
-    assert_eq!(show(&HeaderMap::new()).unwrap_err().refusal.status, 401, "nothing is guessed by showing nothing");
+    assert_eq!(show(&Fields::default()).unwrap_err().refusal.status, 401, "nothing is guessed by showing nothing");
     let elsewhere = "10.1.1.1".parse().unwrap();
     let other = authenticator.0.identify(&bad, elsewhere, NOW, RouteAuthentication::Required).now_or_never().unwrap();
     assert_eq!(other.unwrap_err().refusal.status, 401);

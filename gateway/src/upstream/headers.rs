@@ -13,6 +13,7 @@ use super::outcome::Attempt;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::exchange::Exchange;
+use crate::fields::Fields;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{GRPC_TIMEOUT, write_timeout};
@@ -168,7 +169,7 @@ impl Headers for ResponseHeaders<'_> {
 }
 
 /// Names that `Connection` lists, which end here too.
-pub(super) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+pub(super) fn nominated(headers: &Fields) -> Vec<HeaderName> {
     headers
         .get_all(header::CONNECTION)
         .iter()
@@ -351,7 +352,7 @@ fn readable_codings(attempt: &Attempt<'_>, client: &RequestHead, exchange: &Exch
 }
 
 /// Accepted codings whose decoders need no large window, so that every answer can be decoded.
-fn cheapest_of(headers: &HeaderMap) -> &'static str {
+fn cheapest_of(headers: &Fields) -> &'static str {
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let (mut gzip, mut deflate, mut others) = (None, None, false);
     for coding in values.flat_map(|value| value.split(',')) {
@@ -381,9 +382,9 @@ fn without_hop_by_hop(client: &RequestHead) -> RequestHead {
     let ends = |name: &HeaderName| {
         is_of_connection(name) || *name == header::EXPECT || *name == HTTP2_SETTINGS || nominated.contains(name)
     };
-    let mut headers = HeaderMap::with_capacity(client.headers.len() + HEADERS_SET);
+    let mut headers = Fields::with_capacity(client.headers.len() + HEADERS_SET);
     for (name, value) in client.headers.iter().filter(|(name, _)| !ends(name)) {
-        headers.append(name, value.clone());
+        headers.append(name.clone(), value.clone());
     }
     let mut out = client.with_headers(headers);
     out.version = http::Version::HTTP_11;
@@ -648,7 +649,7 @@ mod tests {
             (&["gzip; q=0.000,deflate;q=0"], "identity"),
             (&["gzip;q=much"], "gzip"),
         ] {
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::default();
             for value in accepted {
                 headers.append(header::ACCEPT_ENCODING, HeaderValue::from_static(value));
             }
@@ -684,7 +685,7 @@ mod tests {
 
     #[test]
     fn connection_cannot_nominate_what_frames_the_message() {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Secret , host, content-length, b@d"));
         assert_eq!(nominated(&headers), ["close", "x-secret"]);
     }

@@ -63,7 +63,7 @@ pub(super) fn of_request(
             // Some servers cannot tell other marks from `-`.
             || !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    let mut head = client.with_headers(fields(trailers, |name| !ends(name)));
+    let mut head = client.with_headers(fields(trailers, |name| !ends(name)).into());
     // Whoever sends them: a trusted proxy writes its claims in the header.
     names.strip(&mut head, false);
     remove_credentials(&mut head, client, exchange, true);

@@ -3,12 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderName, header};
 
 use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
 use crate::coding::Coding;
 use crate::connect::UpstreamSession;
+use crate::fields::Fields;
 use crate::message::ResponseHead;
 use crate::protocol::{Dialect, OPENAI, Observation, Observe};
 
@@ -120,7 +121,7 @@ fn is_quota_spent(seen: &Observation) -> bool {
 
 /// Time until the server wants the next request: `retry-after-ms`, which model servers send for times below a second, else
 /// `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+fn retry_after(headers: &Fields, now: SystemTime) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: &str, parts: f64| {
         let seconds = text.parse::<f64>().ok()? / parts;
@@ -151,7 +152,7 @@ mod tests {
             let headers = headers
                 .iter()
                 .map(|(name, value)| (HeaderName::from_static(name), header::HeaderValue::from_static(value)));
-            retry_after(&HeaderMap::from_iter(headers), now).map(|wait| wait.as_secs_f64())
+            retry_after(&Fields::from_iter(headers), now).map(|wait| wait.as_secs_f64())
         };
         for (headers, expected) in [
             (&[("retry-after", "3")][..], Some(3.0)),

@@ -3,7 +3,9 @@
 //! want it.
 
 use http::HeaderName;
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderValue};
+
+use crate::fields::Fields;
 
 /// Gateways that a request has passed, in their order.
 pub(super) static HOPS: HeaderName = HeaderName::from_static("x-spillway-hops");
@@ -37,7 +39,7 @@ impl Via {
     }
 
     /// True if a request has passed this process before, or too many gateways.
-    pub fn is_in(&self, headers: &HeaderMap) -> bool {
+    pub fn is_in(&self, headers: &Fields) -> bool {
         let has =
             |value: &HeaderValue, name: &HeaderValue| memchr::memmem::find(value.as_bytes(), name.as_bytes()).is_some();
         let hops = headers.get(&HOPS).filter(|hops| hops.len() <= LONGEST);
@@ -46,7 +48,7 @@ impl Via {
     }
 
     /// List of the gateways that a request with these headers will have passed. A list that no gateway wrote is left out.
-    pub fn hops(&self, headers: &HeaderMap) -> HeaderValue {
+    pub fn hops(&self, headers: &Fields) -> HeaderValue {
         let is_list = |hops: &&HeaderValue| {
             hops.len() <= LONGEST && hops.as_bytes().iter().all(|b| b.is_ascii_hexdigit() || b", ".contains(b))
         };
@@ -66,20 +68,20 @@ impl Default for Via {
 mod tests {
     use super::*;
 
-    fn with(name: &HeaderName, value: HeaderValue) -> HeaderMap {
-        HeaderMap::from_iter([(name.clone(), value)])
+    fn with(name: &HeaderName, value: HeaderValue) -> Fields {
+        Fields::from_iter([(name.clone(), value)])
     }
 
     #[test]
     fn a_request_that_comes_back_is_known() {
         let via = Via::new();
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         headers.append(header::VIA, HeaderValue::from_static("1.1 other"));
         assert!(!via.is_in(&headers));
         headers.append(header::VIA, via.value.clone());
         assert!(via.is_in(&headers));
         let (other, third) = (Via::new(), Via::new());
-        let passed = with(&HOPS, third.hops(&with(&HOPS, other.hops(&with(&HOPS, via.hops(&HeaderMap::new()))))));
+        let passed = with(&HOPS, third.hops(&with(&HOPS, other.hops(&with(&HOPS, via.hops(&Fields::default()))))));
         assert_eq!([&via, &other, &third].map(|gateway| gateway.is_in(&passed)), [true; 3]);
         assert!(!Via::new().is_in(&passed));
     }
@@ -92,7 +94,7 @@ mod tests {
             assert_eq!(via.hops(&headers), via.hop, "{wrong}");
             assert!(!via.is_in(&headers), "{wrong}");
         }
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         for passed in 0..MAX_HOPS {
             assert!(!via.is_in(&headers), "{passed}");
             headers = with(&HOPS, Via::new().hops(&headers));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use parking_lot::Mutex;
 use ring::rand::SystemRandom;
 use ring::signature::{
@@ -19,6 +19,7 @@ use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
 use spillway_filter::{Call, HttpError};
 
 use super::*;
+use crate::fields::Fields;
 use crate::identity::{Authenticator, Identity};
 
 /// Made for these tests with `openssl genpkey -algorithm rsa`; it opens nothing.
@@ -155,8 +156,8 @@ fn compile(issuer: &Value, previous: Option<&Authenticator>, deps: IdentityDeps<
 
 impl House {
     async fn show(&self, token: &str) -> Result<Identity, &'static str> {
-        let mut headers = HeaderMap::new();
-        headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+        let mut headers = Fields::default();
+        headers.insert(http::HeaderName::from_static("authorization"), HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
         let address = IpAddr::from([127, 0, 0, 1]);
         let identified = self.authenticator.identify(&headers, address, now(), RouteAuthentication::Required).await;
         identified.map(Option::unwrap).map_err(|unidentified| {
@@ -318,8 +319,8 @@ async fn a_token_that_is_remembered_ends_when_it_ends() {
     let house = house(vec![es.jwk("e")], json!({"leeway": "0s"}));
     let token = es.token(&json!({"alg": "ES256", "kid": "e"}), &claims());
     house.show(&token).await.unwrap();
-    let mut headers = HeaderMap::new();
-    headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+    let mut headers = Fields::default();
+    headers.insert(http::HeaderName::from_static("authorization"), HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
     let at = |seconds| {
         house.authenticator.identify(
             &headers,
@@ -370,8 +371,8 @@ async fn keys_rotate_without_a_refused_token_and_outlive_their_issuer() {
         IdentityDeps { limits: &house.limits, states, http, metrics: &house.metrics, commit_steps: &commit_steps };
     let fetches = house.site.fetches.load(Ordering::SeqCst);
     let again = compile(&json!({}), Some(&house.authenticator), deps);
-    let mut headers = HeaderMap::new();
-    headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", token(&new, "new"))).unwrap());
+    let mut headers = Fields::default();
+    headers.insert(http::HeaderName::from_static("authorization"), HeaderValue::from_str(&format!("Bearer {}", token(&new, "new"))).unwrap());
     assert!(again.identify(&headers, IpAddr::from([127, 0, 0, 1]), now(), RouteAuthentication::Required).await.is_ok());
     assert_eq!(house.site.fetches.load(Ordering::SeqCst), fetches);
 }
@@ -430,8 +431,8 @@ async fn the_tokens_of_an_address_with_many_bad_ones_are_not_looked_at() {
         assert_eq!(house.show(&Signer::es256().token(&header, &claims())).await.unwrap_err(), "token_signature");
     }
     let from = async |address: [u8; 4], token: &str| {
-        let mut headers = HeaderMap::new();
-        headers.insert("x-api-key", HeaderValue::from_str(token).unwrap());
+        let mut headers = Fields::default();
+        headers.insert(http::HeaderName::from_static("x-api-key"), HeaderValue::from_str(token).unwrap());
         let mode = RouteAuthentication::Required;
         let identified = house.authenticator.identify(&headers, IpAddr::from(address), now(), mode).await;
         identified.map_or_else(|unidentified| unidentified.refusal.status.as_u16(), |_| 200)

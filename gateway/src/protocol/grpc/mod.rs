@@ -11,6 +11,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::dialect::{Dialect, RetryAdvice};
 use super::whole_millis;
+use crate::fields::Fields;
 
 pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 
@@ -29,7 +30,7 @@ const MAX_MESSAGE: usize = 2 << 10;
 pub(super) struct Grpc;
 
 /// True for the head of a gRPC call. gRPC-Web is none: its clients read a status from the body.
-pub fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
+pub fn is_grpc(method: &Method, headers: &Fields) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     *method == Method::POST
         && kind.split_at_checked(CONTENT_TYPE.len()).is_some_and(|(name, rest)| {
@@ -169,7 +170,7 @@ mod tests {
             assert_eq!(is_grpc(&Method::POST, &headers), expected, "{kind}");
             assert!(!is_grpc(&Method::GET, &headers), "{kind}");
         }
-        assert!(!is_grpc(&Method::POST, &HeaderMap::new()));
+        assert!(!is_grpc(&Method::POST, &Fields::default()));
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use spillway_filter::Refusal;
+
+use crate::fields::Fields;
 
 /// Time for a call.
 pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -26,7 +28,7 @@ const UNITS: [(u128, char); 6] = [
 
 /// Reads the time that the caller gives a call; `None` without the header. A value that is not of the protocol's form is
 /// refused: a server would refuse it, or give the call no end.
-pub fn read_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+pub fn read_timeout(headers: &Fields) -> Result<Option<Duration>, Refusal> {
     let mut values = headers.get_all(&GRPC_TIMEOUT).iter();
     let Some(value) = values.next() else { return Ok(None) };
     match parse(value.as_bytes()).filter(|_| values.next().is_none()) {

@@ -1,13 +1,15 @@
 //! Trace of the caller, read by W3C Trace Context. A malformed header counts as none: a new trace begins.
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+
+use crate::fields::Fields;
 
 pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Reads the span that the caller names, with its vendors' state.
-pub(super) fn parent_of(headers: &HeaderMap) -> Option<SpanContext> {
+pub(super) fn parent_of(headers: &Fields) -> Option<SpanContext> {
     let (trace, parent, flags) = traceparent(headers)?;
     Some(SpanContext::new(trace, parent, flags, true, tracestate(headers)))
 }
@@ -19,12 +21,12 @@ pub(super) fn decided(parent: &SpanContext, is_sampled: bool) -> SpanContext {
 }
 
 /// Reads the trace that the caller names.
-pub(super) fn trace_of(headers: &HeaderMap) -> Option<TraceId> {
+pub(super) fn trace_of(headers: &Fields) -> Option<TraceId> {
     traceparent(headers).map(|(trace, _, _)| trace)
 }
 
 /// Reads `00-TRACE-PARENT-FLAGS` in lower case, sent once (section 3.2). A later version may have more behind the flags.
-fn traceparent(headers: &HeaderMap) -> Option<(TraceId, SpanId, TraceFlags)> {
+fn traceparent(headers: &Fields) -> Option<(TraceId, SpanId, TraceFlags)> {
     let mut values = headers.get_all(&TRACEPARENT).iter();
     let text = values.next()?.to_str().ok()?;
     if values.next().is_some() {
@@ -45,7 +47,7 @@ fn traceparent(headers: &HeaderMap) -> Option<(TraceId, SpanId, TraceFlags)> {
 }
 
 /// Joins several fields into one list (section 3.3). A malformed list is dropped, and the trace continues.
-fn tracestate(headers: &HeaderMap) -> TraceState {
+fn tracestate(headers: &Fields) -> TraceState {
     let mut text = String::new();
     for value in headers.get_all(&TRACESTATE) {
         let Ok(value) = value.to_str() else { return TraceState::default() };
@@ -65,10 +67,10 @@ mod tests {
 
     const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    fn headers(pairs: &[(&HeaderName, &'static str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+    fn headers(pairs: &[(&HeaderName, &'static str)]) -> Fields {
+        let mut headers = Fields::default();
         for (name, value) in pairs {
-            headers.append(*name, HeaderValue::from_static(value));
+            headers.append((*name).clone(), HeaderValue::from_static(value));
         }
         headers
     }
@@ -98,7 +100,7 @@ mod tests {
         let list = |states: &[&'static str]| {
             let mut headers = headers(&[(&TRACEPARENT, GOOD)]);
             for state in states {
-                headers.append(&TRACESTATE, HeaderValue::from_static(state));
+                headers.append(TRACESTATE.clone(), HeaderValue::from_static(state));
             }
             parent_of(&headers).unwrap().trace_state().header()
         };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanKind as OtelSpanKind, Status, TraceContextExt, TraceId, Tracer as _,
     TracerProvider as _,
@@ -26,6 +26,7 @@ use self::context::{TRACEPARENT, TRACESTATE, decided, parent_of, trace_of};
 use self::export::Pipeline;
 use self::plan::TracePlan;
 use super::names;
+use crate::fields::Fields;
 
 /// Longest text of an attribute or event, in bytes. Callers choose paths and agents; spans that wait for a collector must
 /// not grow with them.
@@ -86,7 +87,7 @@ impl Tracer {
 
     /// Starts the span of a request that has just arrived: a child of the caller's span, if the caller sent one.
     /// `from_trusted_proxy` is true if a trusted proxy sent the request.
-    pub fn server_span(&self, headers: &HeaderMap, from_trusted_proxy: bool, start: SystemTime) -> Span {
+    pub fn server_span(&self, headers: &Fields, from_trusted_proxy: bool, start: SystemTime) -> Span {
         let Some(active) = &self.active else {
             return Span { span: trace_of(headers).map_or(SpanState::None, SpanState::Untouched), tracer: None };
         };

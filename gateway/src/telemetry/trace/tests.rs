@@ -10,10 +10,11 @@ use spillway_config::schema::{CallersDecide, Otlp, OtlpProtocol};
 
 use super::plan::Parent;
 use super::*;
+use crate::fields::Fields;
 
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+fn headers(pairs: &[(&'static str, &'static str)]) -> Fields {
     pairs.iter().map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value))).collect()
 }
 
@@ -54,7 +55,7 @@ fn a_request_is_one_tree_under_the_callers_span() {
     server.set(names::HTTP_ROUTE, "chat");
     let mut attempt = server.child("chat gpt-x", SpanKind::Client);
     attempt.error("timeout");
-    let mut upstream = HeaderMap::new();
+    let mut upstream = http::HeaderMap::new();
     attempt.inject(&mut upstream);
     drop(attempt);
     server.child_at("prefill", SpanKind::Internal, start).end_at(start + Duration::from_millis(20));
@@ -97,7 +98,7 @@ fn a_stranger_does_not_decide_that_its_requests_are_traced() {
         (0..400)
             .filter(|_| {
                 let span = tracer.server_span(&caller, from_trusted_proxy, SystemTime::now());
-                let mut upstream = HeaderMap::new();
+                let mut upstream = http::HeaderMap::new();
                 span.inject(&mut upstream);
                 let sent = upstream["traceparent"].to_str().unwrap();
                 assert!(sent.starts_with("00-00000000000000000000000000000001-"), "the trace goes on: {sent}");
@@ -130,7 +131,7 @@ fn a_trace_that_is_not_sampled_says_so_upstream_and_is_not_sent() {
     let mut span = tracer.server_span(&headers(&[("traceparent", not_sampled)]), false, SystemTime::now());
     assert!(!span.is_recording());
     span.set(names::HTTP_ROUTE, "chat");
-    let mut upstream = headers(&[("tracestate", "stale=1")]);
+    let mut upstream = http::HeaderMap::from(headers(&[("tracestate", "stale=1")]));
     span.child("attempt", SpanKind::Client).inject(&mut upstream);
     let sent = upstream["traceparent"].to_str().unwrap();
     assert!(sent.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && sent.ends_with("-00"), "{sent}");
@@ -155,20 +156,20 @@ fn a_gateway_that_does_not_trace_leaves_the_callers_headers_alone() {
         ("tracestate", "b=2"),
         ("baggage", "k=v"),
     ]);
-    let mut upstream = sent.clone();
+    let mut upstream = http::HeaderMap::from(sent.clone());
     let span = Tracer::default().server_span(&sent, false, SystemTime::now());
     let attempt = span.child("attempt", SpanKind::Client);
     attempt.inject(&mut upstream);
-    assert_eq!(upstream, sent);
+    assert_eq!(upstream, *sent);
     assert_eq!(attempt.trace_id().unwrap().to_string(), "0af7651916cd43dd8448eb211c80319c", "for the log");
-    assert!(Tracer::default().server_span(&HeaderMap::new(), false, SystemTime::now()).trace_id().is_none());
+    assert!(Tracer::default().server_span(&Fields::default(), false, SystemTime::now()).trace_id().is_none());
 }
 
 #[test]
 fn what_a_caller_sends_does_not_make_spans_long() {
     let (tracer, kept) = kept(1.0);
     let long = "ü".repeat(5000);
-    let mut span = tracer.server_span(&HeaderMap::new(), false, SystemTime::now());
+    let mut span = tracer.server_span(&Fields::default(), false, SystemTime::now());
     span.set(names::URL_PATH, long.clone());
     span.set(names::GEN_AI_RESPONSE_FINISH_REASONS, Value::Array(Array::String(vec![long.clone().into()])));
     span.rename(long.clone());
@@ -198,7 +199,7 @@ fn exporting_to(address: std::net::SocketAddr) -> (Tracer, Arc<AtomicU64>) {
 fn flood(tracer: &Tracer) -> Duration {
     let began = Instant::now();
     for _ in 0..2 * export::QUEUE {
-        drop(tracer.server_span(&HeaderMap::new(), false, SystemTime::now()));
+        drop(tracer.server_span(&Fields::default(), false, SystemTime::now()));
     }
     began.elapsed()
 }
@@ -250,7 +251,7 @@ async fn an_unchanged_tracer_is_kept_and_a_replaced_one_dropped_inside_a_runtime
     let other = Tracer::new(Some(&other), Some(&first), &dropped).unwrap();
     assert!(!Arc::ptr_eq(first.active.as_ref().unwrap(), other.active.as_ref().unwrap()));
     // A span outlives its tracer's replacement.
-    let span = first.server_span(&HeaderMap::new(), false, SystemTime::now());
+    let span = first.server_span(&Fields::default(), false, SystemTime::now());
     drop((first, same));
     drop(span);
     let wrong = tracing(Otlp { endpoint: "not a url".into(), protocol: OtlpProtocol::Grpc }, 1.0);
