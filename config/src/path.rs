@@ -91,7 +91,8 @@ fn hex(high: u8, low: u8) -> Option<u8> {
 /// Text by which paths in normal form are compared: the same, with the letters of encoded slashes in capitals too.
 pub fn key(normal: &str) -> Cow<'_, str> {
     let lower = ["%2f", "%5c"];
-    if !lower.iter().any(|escape| normal.contains(escape)) {
+    // Most paths have no escape at all.
+    if !normal.contains('%') || !lower.iter().any(|escape| normal.contains(escape)) {
         return Cow::Borrowed(normal);
     }
     Cow::Owned(normal.replace("%2f", "%2F").replace("%5c", "%5C"))

@@ -87,7 +87,13 @@ pub fn append_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
 
 /// Writes the line that begins a chunk of `length` bytes.
 pub fn append_chunk_line(length: u64, out: &mut BytesMut) {
-    out.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = (u64::BITS - length.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        let digit = usize::try_from(length >> (place * 4) & 0xf).ok().and_then(|digit| DIGITS.get(digit));
+        out.extend_from_slice(digit.map(std::slice::from_ref).unwrap_or_default());
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the end of a body in chunks, with its trailers.
@@ -185,6 +191,15 @@ pub fn keeps_connection(version: Version, headers: &Fields) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chunk_begins_with_its_length_in_hexadecimal_digits() {
+        for length in [0, 1, 9, 10, 15, 16, 255, 256, 4096, 65_535, 1 << 32, u64::MAX] {
+            let mut out = BytesMut::new();
+            append_chunk_line(length, &mut out);
+            assert_eq!(out, format!("{length:x}\r\n").as_bytes());
+        }
+    }
 
     #[test]
     fn reads_grow_while_they_are_filled_and_shrink_again() {

@@ -118,12 +118,15 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
 
 /// Formats the time until a limit is full again as OpenAI does: `12ms`, `1s`, `6m0s`.
 pub fn reset_text(time: Duration) -> String {
-    let millis = time.as_millis();
+    let millis = crate::clock::millis(time);
+    let (mut first, mut second) = (itoa::Buffer::new(), itoa::Buffer::new());
     if millis < 1000 {
-        return format!("{millis}ms");
+        return [first.format(millis), "ms"].concat();
     }
-    let seconds = millis.div_ceil(1000);
-    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+    match millis.div_ceil(1000) {
+        seconds @ ..60 => [first.format(seconds), "s"].concat(),
+        seconds => [first.format(seconds / 60), "m", second.format(seconds % 60), "s"].concat(),
+    }
 }
 
 #[cfg(test)]

@@ -1,87 +1,64 @@
 //! Access log: a line for each request that has ended, made on the thread that ended it and queued for the log's writer.
 //! Writing never waits. Texts of callers and upstreams are shortened, and their control characters are escaped.
 
-use serde::{Serialize, Serializer};
 use spillway_config::schema::LogFormat;
 
 use super::LogWriter;
+use super::json::ObjectLine;
 
 /// Longest text of a caller or an upstream in a line, in bytes: longer paths and agents say no more and fill disks.
 const MAX_TEXT: usize = 1024;
 
 /// Fields of a line. The query of the path is not logged: it may hold secrets.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "each field is the key it is written as")]
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each field is the key it is written as, in camel case")]
 pub struct AccessRecord<'a> {
     pub timestamp: &'a str,
     /// Always `access`, to tell these lines from those of the process log.
     pub event: &'static str,
     pub request_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
     pub client: std::net::IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub consumer: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<&'a str>,
-    #[serde(serialize_with = "short")]
     pub method: &'a str,
-    #[serde(serialize_with = "short")]
     pub path: &'a str,
     pub protocol: &'static str,
     pub status: u16,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub duration_ms: f64,
-    #[serde(skip_serializing_if = "str::is_empty")]
     pub served_by: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<&'a str>,
     pub attempts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_endpoint: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub not_spilled: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub not_spilled_field: Option<&'a str>,
     /// True if a built-in model continued a stream that died.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resumed: bool,
     /// Time in a queue.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub model_asked: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub model_answered: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttft_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub user_agent: Option<&'a str>,
 }
 
 impl AccessRecord<'_> {
     /// Queues the line.
     pub fn write(&self, log: &LogWriter, format: LogFormat) {
-        let mut line = Vec::with_capacity(512);
-        let written = match format {
-            LogFormat::Json => super::json::write_line(&mut line, self),
+        match format {
+            LogFormat::Json => log.write(&self.object()),
             LogFormat::Text => {
                 use std::io::Write;
-                writeln!(
+                let mut line = Vec::with_capacity(512);
+                let written = writeln!(
                     line,
                     "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{} {}",
                     self.timestamp,
@@ -100,28 +77,71 @@ impl AccessRecord<'_> {
                     self.failed_endpoint.map(|at| format!(" failed={at}")).unwrap_or_default(),
                     self.limit.map(|limit| format!(" limit={limit}")).unwrap_or_default(),
                     self.request_id,
-                )
-                .is_ok()
+                );
+                if written.is_ok() {
+                    log.write(&line);
+                }
+            }
+        }
+    }
+
+    /// The line as an object.
+    fn object(&self) -> Vec<u8> {
+        let mut line = ObjectLine::with_capacity(512);
+        let text_if_any = |line: &mut ObjectLine, key: &'static str, text: Option<&str>| {
+            if let Some(text) = text {
+                line.text(key, clipped(text));
             }
         };
-        if written {
-            log.write(&line);
+        line.text("timestamp", clipped(self.timestamp));
+        line.text("event", clipped(self.event));
+        line.text("requestId", clipped(self.request_id));
+        text_if_any(&mut line, "traceId", self.trace_id.as_deref());
+        line.value("client", self.client);
+        text_if_any(&mut line, "consumer", self.consumer);
+        text_if_any(&mut line, "route", self.route);
+        line.text("method", clipped(self.method));
+        line.text("path", clipped(self.path));
+        line.text("protocol", clipped(self.protocol));
+        line.value("status", self.status);
+        line.value("bytesIn", self.bytes_in);
+        line.value("bytesOut", self.bytes_out);
+        line.value("durationMs", self.duration_ms);
+        text_if_any(&mut line, "servedBy", Some(self.served_by).filter(|name| !name.is_empty()));
+        text_if_any(&mut line, "endpoint", self.endpoint);
+        line.value("attempts", self.attempts);
+        text_if_any(&mut line, "cause", self.cause);
+        text_if_any(&mut line, "failedEndpoint", self.failed_endpoint);
+        text_if_any(&mut line, "limit", self.limit);
+        text_if_any(&mut line, "spilled", self.spilled);
+        text_if_any(&mut line, "notSpilled", self.not_spilled);
+        text_if_any(&mut line, "notSpilledField", self.not_spilled_field);
+        if self.resumed {
+            line.value("resumed", true);
         }
+        if let Some(value) = self.queue_ms {
+            line.value("queueMs", value);
+        }
+        text_if_any(&mut line, "modelAsked", self.model_asked);
+        text_if_any(&mut line, "modelAnswered", self.model_answered);
+        if let Some(value) = self.prompt_tokens {
+            line.value("promptTokens", value);
+        }
+        if let Some(value) = self.completion_tokens {
+            line.value("completionTokens", value);
+        }
+        if let Some(value) = self.ttft_ms {
+            line.value("ttftMs", value);
+        }
+        text_if_any(&mut line, "errorCode", self.error_code);
+        text_if_any(&mut line, "userAgent", self.user_agent);
+        line.end()
     }
 }
 
 /// Cuts `text` to the length that a line may hold, at a boundary of characters.
 fn clipped(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
-}
-
-fn short<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(clipped(text))
-}
-
-#[allow(clippy::ref_option, reason = "serde calls it so")]
-fn short_if_any<S: Serializer>(text: &Option<&str>, to: S) -> Result<S::Ok, S::Error> {
-    text.map(clipped).serialize(to)
 }
 
 #[cfg(test)]

@@ -19,6 +19,60 @@ pub fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
     true
 }
 
+/// Line with an object of JSON, written field by field: most texts have nothing to escape, and keys never.
+#[derive(Debug)]
+pub(super) struct ObjectLine(Vec<u8>);
+
+impl ObjectLine {
+    /// Begins an object, with room for so many bytes.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        let mut out = Vec::with_capacity(bytes);
+        out.push(b'{');
+        Self(out)
+    }
+
+    fn key(&mut self, key: &'static str) {
+        for part in [if self.0.len() > 1 { ",\"" } else { "\"" }, key, "\":"] {
+            self.0.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    /// Adds a text.
+    pub(super) fn text(&mut self, key: &'static str, text: &str) {
+        self.key(key);
+        // Without an early end, so that many bytes are compared at a time.
+        let is_plain = text.bytes().fold(true, |is_plain, byte| is_plain & is_written_as_it_is(byte));
+        if is_plain {
+            for part in ["\"", text, "\""] {
+                self.0.extend_from_slice(part.as_bytes());
+            }
+        } else if text.serialize(&mut Serializer::with_formatter(&mut self.0, Escaping)).is_err() {
+            self.0.extend_from_slice(b"null");
+        }
+    }
+
+    /// Adds a number, or true or false.
+    pub(super) fn value(&mut self, key: &'static str, value: impl Serialize) {
+        self.key(key);
+        let before = self.0.len();
+        if serde_json::to_writer(&mut self.0, &value).is_err() {
+            self.0.truncate(before);
+            self.0.extend_from_slice(b"null");
+        }
+    }
+
+    /// Ends the object and the line.
+    pub(super) fn end(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"}\n");
+        self.0
+    }
+}
+
+/// True for a byte of a text that needs no look: ASCII that JSON and terminals show as it is.
+fn is_written_as_it_is(byte: u8) -> bool {
+    (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'
+}
+
 /// Compact JSON that escapes what could act on a terminal.
 struct Escaping;
 

@@ -231,6 +231,11 @@ impl Route {
         Answerers::Some(found)
     }
 
+    /// True if a filter has hooks.
+    pub fn has_filters(&self) -> bool {
+        self.all_filters().next().is_some()
+    }
+
     /// Filters with hooks, each once, guards first.
     pub fn all_filters(&self) -> impl Iterator<Item = &NamedFilter> {
         self.guards.iter().chain(&self.filters).filter(|named| named.acts)

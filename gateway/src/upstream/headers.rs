@@ -1,6 +1,7 @@
 //! Headers between the two sides: removal of hop-by-hop fields, credentials and forwarding claims of an outsider, and the
 //! headers that the gateway sets. The duties of a gateway are in RFC 9110, 7.6. The order is: strip, add, run the filters.
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use smallvec::SmallVec;
@@ -12,11 +13,12 @@ use super::masking::SentCredentials;
 use super::outcome::Attempt;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
+use crate::clock::millis;
 use crate::exchange::Exchange;
 use crate::fields::Fields;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
-use crate::protocol::{GRPC_TIMEOUT, write_timeout};
+use crate::protocol::{GRPC_TIMEOUT, reset_text, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
 
@@ -477,6 +479,9 @@ pub(super) fn run_filters(
     exchange: &Exchange,
     shown: &mut SentCredentials,
 ) {
+    if !attempt.route.has_filters() {
+        return;
+    }
     let variables = exchange.variables(attempt.route, &attempt.backend.name);
     for filter in attempt.route.all_filters() {
         let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
@@ -553,6 +558,9 @@ pub(super) fn filter_server_response(
     exchange: &Exchange,
     sent_host: Option<&HeaderValue>,
 ) {
+    if !attempt.route.has_filters() {
+        return;
+    }
     fn text(value: Option<&HeaderValue>) -> Option<&str> {
         value.and_then(|value| value.to_str().ok()).filter(|host| !host.is_empty())
     }
@@ -602,11 +610,13 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
             if shown.is_tokens { (tokens, "tokens") } else { (requests, "requests") };
         let _ = out.insert_header(limit.clone(), HeaderValue::from(shown.limit));
         let _ = out.insert_header(remaining.clone(), HeaderValue::from(shown.remaining));
-        if let Ok(value) = HeaderValue::from_str(&crate::protocol::reset_text(shown.reset)) {
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(reset_text(shown.reset))) {
             let _ = out.insert_header(reset.clone(), value);
         }
-        let seconds = shown.reset.as_millis().div_ceil(1000);
-        if let Ok(value) = HeaderValue::from_str(&format!("\"{unit}\";r={};t={seconds}", shown.remaining)) {
+        let (mut left, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let seconds = seconds.format(millis(shown.reset).div_ceil(1000));
+        let text = ["\"", unit, "\";r=", left.format(shown.remaining), ";t=", seconds].concat();
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
             let _ = out.append_header(RATELIMIT.clone(), value);
         }
         if let Some(policy) = &shown.policy {
@@ -620,9 +630,11 @@ pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
     show_limits(out, exchange);
     if let Some(route) = &exchange.route {
-        let variables = exchange.variables(route, exchange.served_by());
-        for filter in route.all_filters() {
-            filter.filter.on_response(&mut ResponseHeaders(out), &variables);
+        if route.has_filters() {
+            let variables = exchange.variables(route, exchange.served_by());
+            for filter in route.all_filters() {
+                filter.filter.on_response(&mut ResponseHeaders(out), &variables);
+            }
         }
         exchange.observers.response_head(out.status, &mut ResponseHeaders(out));
     }

@@ -109,6 +109,9 @@ impl SentCredentials {
     /// Removes from a server's head the headers that repeat a credential, and a reason phrase that does. A value of
     /// the environment stays in the head of a good answer: the server may use it itself, such as the name of a region.
     pub(super) fn strip(&self, head: &mut ResponseHead) {
+        if self.is_empty() {
+            return;
+        }
         let is_good = head.status.is_success() || head.status.is_redirection();
         let with_environment = !is_good || head.headers.contains_key(&GRPC_STATUS);
         for name in self.repeating(&head.headers, with_environment) {

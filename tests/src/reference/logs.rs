@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::source::{File, calls, constant, files, json_fields, literal, literals, module};
+use super::source::{File, calls, constant, files, json_fields, literal, literals, module, written_keys};
 use super::{GENERATED, cell, compare};
 
 /// Fields of a line for a request: name, meaning.
@@ -251,7 +251,7 @@ fn table(page: &mut String, head: &str, rows: &[(&str, &str)]) {
 pub(super) fn page() -> String {
     let files = files(&["gateway/src", "engine/src", "config/src", "plugins"]);
     let names = |rows: &[(&'static str, &str)]| rows.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-    let access = json_fields(module(&files, "telemetry/access_log"), 0);
+    let access = written_keys(module(&files, "telemetry/access_log"));
     compare("fields of the access log", &names(ACCESS), access.iter().map(String::as_str));
     let audit = json_fields(module(&files, "audit"), 0);
     compare("fields of the audit log", &names(AUDIT), audit.iter().map(String::as_str));

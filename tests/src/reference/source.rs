@@ -271,6 +271,18 @@ pub(super) fn local<'c>(code: &'c str, function: &Function, at: usize, name: &st
     Some(statement(value))
 }
 
+/// Keys of the line that a file writes field by field, in their order.
+pub(super) fn written_keys(file: &File) -> Vec<String> {
+    let writes = ["line.text(\"", "line.value(\"", "(&mut line, \""];
+    let mut found: Vec<(usize, &str)> = Vec::new();
+    for write in writes {
+        let key = |(at, _): (usize, &str)| Some((at, file.code.get(at + write.len()..)?.split('"').next()?));
+        found.extend(file.code.match_indices(write).filter_map(key));
+    }
+    found.sort_unstable();
+    found.into_iter().map(|(_, key)| key.to_owned()).collect()
+}
+
 /// Fields of a struct that is written as JSON, in the case of JSON: of the struct number `nth` in the file.
 pub(super) fn json_fields(file: &File, nth: usize) -> Vec<String> {
     let marked = file.code.split("#[serde(rename_all = \"camelCase\")]").nth(nth + 1).unwrap();

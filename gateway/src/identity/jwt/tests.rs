@@ -157,7 +157,10 @@ fn compile(issuer: &Value, previous: Option<&Authenticator>, deps: IdentityDeps<
 impl House {
     async fn show(&self, token: &str) -> Result<Identity, &'static str> {
         let mut headers = Fields::default();
-        headers.insert(http::HeaderName::from_static("authorization"), HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+        headers.insert(
+            http::HeaderName::from_static("authorization"),
+            HeaderValue::from_str(&format!("Bearer {token}")).unwrap(),
+        );
         let address = IpAddr::from([127, 0, 0, 1]);
         let identified = self.authenticator.identify(&headers, address, now(), RouteAuthentication::Required).await;
         identified.map(Option::unwrap).map_err(|unidentified| {
@@ -320,7 +323,10 @@ async fn a_token_that_is_remembered_ends_when_it_ends() {
     let token = es.token(&json!({"alg": "ES256", "kid": "e"}), &claims());
     house.show(&token).await.unwrap();
     let mut headers = Fields::default();
-    headers.insert(http::HeaderName::from_static("authorization"), HeaderValue::from_str(&format!("Bearer {token}")).unwrap());
+    headers.insert(
+        http::HeaderName::from_static("authorization"),
+        HeaderValue::from_str(&format!("Bearer {token}")).unwrap(),
+    );
     let at = |seconds| {
         house.authenticator.identify(
             &headers,
@@ -372,7 +378,10 @@ async fn keys_rotate_without_a_refused_token_and_outlive_their_issuer() {
     let fetches = house.site.fetches.load(Ordering::SeqCst);
     let again = compile(&json!({}), Some(&house.authenticator), deps);
     let mut headers = Fields::default();
-    headers.insert(http::HeaderName::from_static("authorization"), HeaderValue::from_str(&format!("Bearer {}", token(&new, "new"))).unwrap());
+    headers.insert(
+        http::HeaderName::from_static("authorization"),
+        HeaderValue::from_str(&format!("Bearer {}", token(&new, "new"))).unwrap(),
+    );
     assert!(again.identify(&headers, IpAddr::from([127, 0, 0, 1]), now(), RouteAuthentication::Required).await.is_ok());
     assert_eq!(house.site.fetches.load(Ordering::SeqCst), fetches);
 }

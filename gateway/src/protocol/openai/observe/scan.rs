@@ -273,8 +273,9 @@ impl Scanner {
         if self.keeps
             && let Some(room) = self.token.get_mut(self.length..)
         {
-            for (to, from) in room.iter_mut().zip(bytes) {
-                *to = *from;
+            let kept = bytes.len().min(room.len());
+            if let (Some(room), Some(kept)) = (room.get_mut(..kept), bytes.get(..kept)) {
+                room.copy_from_slice(kept);
             }
         }
         self.length = self.length.saturating_add(bytes.len());
