@@ -7,7 +7,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use http::header::{self, HeaderName, HeaderValue};
 use zstd::stream::raw::{DParameter, Operation};
 
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 /// Names of the codings, as `Accept-Encoding` of a refusal has them.
 pub const ACCEPTED: &str = "gzip, deflate, br, zstd";

@@ -16,7 +16,6 @@ pub mod credentials;
 pub mod descriptors;
 pub mod downstream;
 pub mod exchange;
-pub mod fields;
 pub mod framing;
 pub mod gateway;
 pub mod http_client;

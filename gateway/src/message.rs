@@ -6,7 +6,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri, Version};
 use pingora::http::RequestHeader;
 
-use crate::fields::{FieldName, Fields};
+use spillway_filter::{FieldName, Fields};
 
 /// Error of a name or value that no header can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -10,8 +10,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::ErrorType::{InvalidHTTPHeader, WriteError};
 use pingora::{Error, OrErr};
 
-use crate::fields::Fields;
 use crate::framing::MAX_FIELDS;
+use spillway_filter::Fields;
 
 /// Most bytes of one read.
 const MOST: usize = 64 << 10;
@@ -67,12 +67,12 @@ impl Default for ReadBuffer {
 }
 
 /// Bytes of fields as HTTP/1 writes them.
-pub fn size_of_fields(fields: &HeaderMap) -> usize {
-    fields.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
+pub fn size_of_fields<'f>(fields: impl IntoIterator<Item = (&'f HeaderName, &'f HeaderValue)>) -> usize {
+    fields.into_iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
 }
 
 /// Writes fields, without the line behind the last.
-pub fn append_fields(fields: &HeaderMap, out: &mut BytesMut) {
+pub fn append_fields<'f>(fields: impl IntoIterator<Item = (&'f HeaderName, &'f HeaderValue)>, out: &mut BytesMut) {
     for (name, value) in fields {
         append_field(name.as_str().as_bytes(), value.as_bytes(), out);
     }

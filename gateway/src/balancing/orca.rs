@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use http::{HeaderName, HeaderValue};
 
 use super::LoadReport;
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 /// Request header that asks for reports.
 pub static FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");

@@ -15,12 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::handshake::MAX_FIELDS;
 use super::transport::Transport;
-use crate::fields::Fields;
 use crate::message::{RequestHead, ResponseHead};
 use crate::wire::{
     ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_value, keeps_connection, parse_fields,
     size_of_fields, trailers_of,
 };
+use spillway_filter::Fields;
 
 /// Error of an answer whose head, with the early answers before it, exceeds the bound on its bytes or fields.
 const HEAD_TOO_LONG: ErrorType = ErrorType::new("HeadTooLong");

@@ -24,7 +24,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::transport::WriteBounded;
 use crate::clock;
-use crate::fields::Fields;
 use crate::framing::{Framer, Violation};
 use crate::message::{RequestHead, ResponseHead};
 use crate::telemetry::{ListenerMetrics, MalformedReason};
@@ -32,6 +31,7 @@ use crate::wire::{
     ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, keeps_connection, parse_fields,
     size_of_fields, trailers_of,
 };
+use spillway_filter::Fields;
 
 /// Bytes that are read at a time while a head is awaited. They are read onto the stack: an idle connection has no buffer.
 const HEAD_READ: usize = 4 << 10;

@@ -15,6 +15,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use pingora::ErrorType::{H2Error, ReadError, WriteError};
 use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::{Error, OrErr};
+use spillway_filter::Fields;
 
 use crate::clock;
 use crate::framing::{MAX_FIELDS, Violation};
@@ -226,7 +227,7 @@ enum Length {
 }
 
 /// Announced length; `None` where it is not one number, given once (RFC 9110, 8.6).
-fn announced(headers: &HeaderMap) -> Option<Length> {
+fn announced(headers: &Fields) -> Option<Length> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
     let Some(length) = lengths.next() else { return Some(Length::Unknown) };
     let is_number = !length.is_empty() && length.iter().all(u8::is_ascii_digit);

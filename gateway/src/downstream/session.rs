@@ -6,8 +6,8 @@ use http::{StatusCode, Version};
 
 use super::http1::Http1Session;
 use super::http2::Http2Session;
-use crate::fields::FieldName;
 use crate::message::{RequestHead, ResponseHead};
+use spillway_filter::FieldName;
 
 /// Request of a client, and its answer.
 pub enum ClientSession {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::forwarded::{Origin, TrustedProxies, address_value};
 use crate::clock::unix_now;
-use crate::fields::Fields;
 use crate::tls::{ClientCertificate, ServerTls};
+use spillway_filter::Fields;
 
 /// Facts of a client's connection, the same for all of its requests.
 #[derive(Debug)]

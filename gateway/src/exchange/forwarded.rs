@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, header};
 use spillway_config::schema::{ClientAddress, ClientAddressHeader};
 use spillway_config::values::Network;
 
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -17,7 +17,6 @@ use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
 use crate::downstream::WriteLimits;
-use crate::fields::Fields;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
@@ -32,6 +31,7 @@ pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
+use spillway_filter::Fields;
 
 /// End of a request that no endpoint or model answers.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use base64::Engine;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
@@ -34,10 +34,10 @@ pub use new_key::{KeyError, NewKey};
 use tenants::Tenants;
 
 use crate::credentials::CredentialsError;
-use crate::fields::Fields;
 use crate::limits::{BudgetRules, Credential, RateTooHigh};
 use crate::telemetry::BudgetSample;
 use crate::tls::{ClientCertificate, TlsError};
+use spillway_filter::Fields;
 
 /// Longest API key that is examined, bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
@@ -360,7 +360,7 @@ impl Authenticator {
     }
 
     /// Finds the only credential of a request, with the first header that holds it.
-    fn presented<'h>(&'h self, headers: &'h HeaderMap) -> Result<Option<Presented<'h>>, Refusal> {
+    fn presented<'h>(&'h self, headers: &'h Fields) -> Result<Option<Presented<'h>>, Refusal> {
         let mut found: Option<Presented<'h>> = None;
         for name in &self.headers {
             for value in headers.get_all(name) {

@@ -12,9 +12,9 @@ use spillway_filter::{HttpClient, NoHttp, Refusal, SharedStates};
 
 use super::{Authenticator, Identity, IdentityDeps, IdentityError, NewKey, Unidentified};
 use crate::commit_steps::CommitSteps;
-use crate::fields::Fields;
 use crate::limits::Limits;
 use crate::telemetry::Metrics;
+use spillway_filter::Fields;
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 /// 2026-11-24.

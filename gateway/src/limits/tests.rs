@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use spillway_config::schema::{ConsumerLimits, OnExceeded};
+use spillway_filter::Fields;
 use spillway_filter::{Caller, LimitBy, LimitSpec, Quota, Refusal, RequestView};
 
 use super::*;
@@ -18,14 +19,14 @@ struct Asked<'a> {
     consumer: Option<&'a str>,
     address: &'a str,
     credential: Option<Credential>,
-    headers: HeaderMap,
+    headers: Fields,
     model: Option<&'a str>,
     expected: Option<(Estimate, u64)>,
 }
 
 impl Default for Asked<'_> {
     fn default() -> Self {
-        let headers = HeaderMap::new();
+        let headers = Fields::default();
         Self { consumer: Some("a"), address: "10.0.0.1", credential: None, headers, model: None, expected: None }
     }
 }
@@ -245,8 +246,8 @@ fn a_spent_budget_refuses_with_its_own_code() {
 fn whoever_a_rule_is_by_has_a_level() {
     let (limits, _) = limits();
     let header = || {
-        let mut headers = HeaderMap::new();
-        headers.insert("x-user", HeaderValue::from_static("mia"));
+        let mut headers = Fields::default();
+        headers.insert(HeaderName::from_static("x-user"), HeaderValue::from_static("mia"));
         headers
     };
     type Case<'c> = (LimitBy, Asked<'c>, Asked<'c>, bool);

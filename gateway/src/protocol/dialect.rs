@@ -17,6 +17,7 @@ use super::chat::{
     Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
 };
 use super::operation::{Known, Operation};
+use spillway_filter::Fields;
 
 /// Model in a list of models.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +106,7 @@ pub trait Dialect: Send + Sync {
     }
 
     /// Reader of an answer with these headers; `None` where its type or coding cannot be read.
-    fn observe(&self, _headers: &HeaderMap) -> Option<Box<dyn Observe>> {
+    fn observe(&self, _headers: &Fields) -> Option<Box<dyn Observe>> {
         None
     }
 

@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
 use spillway_cel::{Expression, Scope, Seen};
 use spillway_config::ModelPattern;
 use spillway_config::path;
 use spillway_config::schema::{Match, PathMatch};
+use spillway_filter::Fields;
 
 /// Largest compiled regular expression in bytes, which also bounds its cost per character.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
@@ -114,7 +115,7 @@ impl Matcher {
     }
 
     /// True if a head meets everything but the model.
-    pub fn matches_head(&self, path: &str, method: &Method, headers: &HeaderMap, context: HeadContext<'_>) -> bool {
+    pub fn matches_head(&self, path: &str, method: &Method, headers: &Fields, context: HeadContext<'_>) -> bool {
         self.method.as_ref().is_none_or(|m| m == method)
             && match &self.path {
                 Path::Any => true,
@@ -163,7 +164,7 @@ pub fn comparable(path: &str) -> String {
 }
 
 /// True if an expression holds for a head. An expression without a value, as of a missing header, does not match.
-fn holds(when: &Expression, path: &str, method: &Method, headers: &HeaderMap, context: HeadContext<'_>) -> bool {
+fn holds(when: &Expression, path: &str, method: &Method, headers: &Fields, context: HeadContext<'_>) -> bool {
     let seen = Seen {
         method: method.as_str(),
         path,
@@ -188,7 +189,7 @@ mod tests {
 
     fn head(matcher: &Matcher, path: &str) -> bool {
         let rest = HeadContext { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
-        matcher.matches_head(path, &Method::GET, &HeaderMap::new(), rest)
+        matcher.matches_head(path, &Method::GET, &Fields::default(), rest)
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
+use http::Method;
 
 use super::{CompileError, HeadContext, Matcher};
 use crate::topology::Route;
+use spillway_filter::Fields;
 
 /// Longest host name that is looked up, in bytes (RFC 1035, 2.3.4). The pipeline refuses a longer one.
 pub const MAX_HOST: usize = 253;
@@ -98,7 +99,7 @@ impl RouteTable {
         host: Option<&str>,
         path: &str,
         method: &Method,
-        headers: &HeaderMap,
+        headers: &Fields,
         context: HeadContext<'_>,
     ) -> Candidates<'_> {
         let mut entries = Vec::new();
@@ -237,7 +238,7 @@ mod tests {
 
     fn names(table: &RouteTable, host: &str, path: &str) -> Vec<String> {
         table
-            .candidates(Some(host), path, &Method::POST, &HeaderMap::new(), REST)
+            .candidates(Some(host), path, &Method::POST, &Fields::default(), REST)
             .routes()
             .map(|r| r.name.clone())
             .collect()
@@ -302,7 +303,7 @@ mod tests {
             ("claude", &[], r#"[{"path":{"prefix":"/v1"},"model":"claude-*"}]"#),
             ("rest", &[], r#"[{"path":{"prefix":"/v1"}}]"#),
         ]);
-        let headers = HeaderMap::new();
+        let headers = Fields::default();
         let candidates = table.candidates(None, "/v1/x", &Method::POST, &headers, REST);
         assert!(candidates.only().is_none());
         assert_eq!(candidates.by_model(Some("claude-3")).unwrap().name, "claude");

@@ -15,12 +15,12 @@ use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::clock::millis;
 use crate::exchange::Exchange;
-use crate::fields::Fields;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{GRPC_TIMEOUT, reset_text, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
+use spillway_filter::Fields;
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [

@@ -97,13 +97,17 @@ impl SentCredentials {
     }
 
     /// Names of headers that repeat a credential.
-    fn repeating(&self, headers: &HeaderMap, with_environment: bool) -> Vec<HeaderName> {
+    fn repeating<'f>(
+        &self,
+        headers: impl IntoIterator<Item = (&'f HeaderName, &'f HeaderValue)>,
+        with_environment: bool,
+    ) -> Vec<HeaderName> {
         if self.texts(with_environment).next().is_none() {
             return Vec::new();
         }
         let repeats =
             |(name, value): &(&HeaderName, &HeaderValue)| self.is_in_field(name, value.as_bytes(), with_environment);
-        headers.iter().filter(repeats).map(|(name, _)| name.clone()).collect()
+        headers.into_iter().filter(repeats).map(|(name, _)| name.clone()).collect()
     }
 
     /// Removes from a server's head the headers that repeat a credential, and a reason phrase that does. A value of
@@ -125,7 +129,7 @@ impl SentCredentials {
 
     /// Removes trailers that repeat a credential: a server of gRPC puts the text of its error there.
     pub(super) fn strip_trailers(&self, trailers: &mut HeaderMap) {
-        for name in self.repeating(trailers, true) {
+        for name in self.repeating(&*trailers, true) {
             trailers.remove(&name);
         }
     }

@@ -63,7 +63,7 @@ pub(super) fn of_request(
             // Some servers cannot tell other marks from `-`.
             || !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    let mut head = client.with_headers(fields(trailers, |name| !ends(name)).into());
+    let mut head = client.with_headers(fields(trailers, |name| !ends(name)));
     // Whoever sends them: a trusted proxy writes its claims in the header.
     names.strip(&mut head, false);
     remove_credentials(&mut head, client, exchange, true);
@@ -74,7 +74,10 @@ pub(super) fn of_request(
 }
 
 /// Copy of the fields whose names are kept.
-fn fields(all: &HeaderMap, keeps: impl Fn(&HeaderName) -> bool) -> HeaderMap {
-    let kept = all.iter().filter(|(name, _)| keeps(name));
-    kept.map(|(name, value): (&HeaderName, &HeaderValue)| (name.clone(), value.clone())).collect()
+fn fields<'f, C: FromIterator<(HeaderName, HeaderValue)>>(
+    all: impl IntoIterator<Item = (&'f HeaderName, &'f HeaderValue)>,
+    keeps: impl Fn(&HeaderName) -> bool,
+) -> C {
+    let kept = all.into_iter().filter(|(name, _)| keeps(name));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }

@@ -9,9 +9,9 @@ use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
 use crate::coding::Coding;
 use crate::connect::UpstreamSession;
-use crate::fields::Fields;
 use crate::message::ResponseHead;
 use crate::protocol::{Dialect, OPENAI, Observation, Observe};
+use spillway_filter::Fields;
 
 /// Most bytes of a refusing answer that are read for its reason.
 const MAX_REFUSAL: usize = 16 << 10;

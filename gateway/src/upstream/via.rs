@@ -5,7 +5,7 @@
 use http::HeaderName;
 use http::header::{self, HeaderValue};
 
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 /// Gateways that a request has passed, in their order.
 pub(super) static HOPS: HeaderName = HeaderName::from_static("x-spillway-hops");

@@ -3,7 +3,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use crate::Variables;
+use crate::{Fields, Variables};
 
 /// Headers that a filter can change.
 pub trait Headers {
@@ -34,6 +34,24 @@ impl Headers for http::HeaderMap {
     }
     fn remove(&mut self, name: &HeaderName) {
         http::HeaderMap::remove(self, name);
+    }
+}
+
+impl Headers for Fields {
+    fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        Fields::get(self, name)
+    }
+    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
+        Fields::get_all(self, name).collect()
+    }
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
+        self.insert(name.clone(), value);
+    }
+    fn append(&mut self, name: &HeaderName, value: HeaderValue) {
+        Fields::append(self, name.clone(), value);
+    }
+    fn remove(&mut self, name: &HeaderName) {
+        Fields::remove(self, name);
     }
 }
 

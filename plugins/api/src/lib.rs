@@ -3,6 +3,7 @@
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
 mod events;
+mod fields;
 mod headers;
 mod http_client;
 mod limit;
@@ -13,6 +14,7 @@ mod state;
 pub mod testing;
 
 pub use events::{EventSplitter, MAX_EVENT, ResponseEvent};
+pub use fields::{FieldName, Fields, Values};
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
@@ -105,7 +107,7 @@ pub struct RequestView<'a> {
     /// True if the caller used TLS, to the gateway or to a trusted proxy.
     pub secure: bool,
     /// Request headers as received.
-    pub headers: &'a http::HeaderMap,
+    pub headers: &'a Fields,
     /// Address of the client.
     pub client: IpAddr,
     /// Caller; `None` for an anonymous caller, and for one that is not identified yet at [`Stage::Guard`].

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Filter, FilterFactory, Flow, HttpClient, HttpError, NoHttp,
-    RequestView, ResponseEvent, ServerView, SharedStates, Variables, Waited,
+    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, HttpClient, HttpError,
+    NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -81,7 +81,7 @@ pub struct TestRequest {
     path: String,
     query: String,
     secure: bool,
-    headers: HeaderMap,
+    headers: Fields,
     client: IpAddr,
     caller: Option<TestCaller>,
     route: String,
@@ -106,7 +106,7 @@ impl TestRequest {
             path: path.to_owned(),
             query: query.to_owned(),
             secure: false,
-            headers: HeaderMap::new(),
+            headers: Fields::default(),
             client: [127, 0, 0, 1].into(),
             caller: None,
             route: "route".to_owned(),

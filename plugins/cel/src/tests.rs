@@ -17,7 +17,7 @@ fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce
         method: "POST",
         path: "/v1/chat/completions",
         query: "debug=1",
-        headers: &headers,
+        headers: &headers.into(),
         client: IpAddr::from([10, 0, 0, 7]),
         route: "chat",
         model: Some("gpt-4o"),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use cel::objects::{Key, Map};
 use cel::{Context, ExecutionError, Value};
-use spillway_filter::RequestView;
+use http::HeaderName;
+use spillway_filter::{Fields, RequestView};
 
 use crate::MAX_BODY;
 
@@ -40,7 +41,7 @@ pub struct Seen<'a> {
     /// Query without `?`.
     pub query: &'a str,
     /// Request headers.
-    pub headers: &'a http::HeaderMap,
+    pub headers: &'a Fields,
     /// Address of the client.
     pub client: IpAddr,
     /// Name of the route.
@@ -76,18 +77,13 @@ fn map(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
 
 /// Headers by lower-case name; several values of one name are joined as in RFC 9110, 5.3. Bytes beyond ASCII become
 /// replacement characters.
-fn headers(headers: &http::HeaderMap) -> Value {
-    let mut joined: HashMap<Key, Value> = HashMap::with_capacity(headers.keys_len());
-    for name in headers.keys() {
-        let mut text = String::new();
-        for value in headers.get_all(name) {
-            if !text.is_empty() {
-                text.push_str(", ");
-            }
-            text.push_str(&String::from_utf8_lossy(value.as_bytes()));
-        }
-        joined.insert(Key::from(name.as_str()), Value::from(text));
+fn headers(headers: &Fields) -> Value {
+    let mut joined: HashMap<&HeaderName, String> = HashMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        joined.entry(name).and_modify(|text| text.extend([", ", &*value])).or_insert_with(|| value.to_string());
     }
+    let joined = joined.into_iter().map(|(name, text)| (Key::from(name.as_str()), Value::from(text))).collect();
     Value::Map(Map { map: Arc::new(joined) })
 }
 
@@ -196,7 +192,7 @@ pub(crate) fn bind(context: &mut Context<'_, '_>, x: &Seen<'_>, asked: Asked) ->
 
 /// Sample requests for trying an expression: one of a known caller with a body, one of an anonymous caller without.
 pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), String>) -> Result<(), String> {
-    let mut headers = http::HeaderMap::new();
+    let mut headers = Fields::default();
     headers.insert(http::header::HOST, http::HeaderValue::from_static("example.com"));
     let client = IpAddr::from([127, 0, 0, 1]);
     let scopes = ["read".to_owned()];
@@ -214,7 +210,7 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         body: Some(body),
         caller: Some(caller),
     })?;
-    let nothing = http::HeaderMap::new();
+    let nothing = Fields::default();
     try_one(&Seen {
         method: "GET",
         path: "/",

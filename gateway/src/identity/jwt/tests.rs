@@ -19,8 +19,8 @@ use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
 use spillway_filter::{Call, HttpError};
 
 use super::*;
-use crate::fields::Fields;
 use crate::identity::{Authenticator, Identity};
+use spillway_filter::Fields;
 
 /// Made for these tests with `openssl genpkey -algorithm rsa`; it opens nothing.
 const RSA: &[u8] = include_bytes!("test_rsa.der");

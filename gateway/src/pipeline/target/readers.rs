@@ -1,9 +1,9 @@
 //! Servers as readers of a path, each a pure function, and the property that none of them reads a path that passes the
 //! gateway as a path with other rules than those that the gateway applied. Real servers are asked by the end-to-end tests.
 
-use http::HeaderMap;
 use proptest::prelude::*;
 use spillway_config::schema::Match;
+use spillway_filter::Fields;
 
 use super::*;
 use crate::routing::{HeadContext, RouteTable, TableBuilder};
@@ -30,9 +30,9 @@ fn table(encoded_slashes: Option<EncodedSlashes>) -> RouteTable {
 
 /// Path that a server gets for a target, and the rules that were applied; `None` where the gateway refuses.
 fn passed(table: &RouteTable, target: &str) -> Option<(String, usize)> {
-    let mut head = RequestHead::with_target(Method::GET, target.as_bytes(), HeaderMap::new()).ok()?;
+    let mut head = RequestHead::with_target(Method::GET, target.as_bytes(), Fields::default()).ok()?;
     let spelling = settle(&mut head).ok()?;
-    let headers = HeaderMap::new();
+    let headers = Fields::default();
     let client = std::net::IpAddr::from([127, 0, 0, 1]);
     let by_path = |path: &str| table.candidates(None, path, &Method::GET, &headers, HeadContext { query: "", client });
     let found = by_path(&route_key(&head));

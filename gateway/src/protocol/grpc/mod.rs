@@ -11,7 +11,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::dialect::{Dialect, RetryAdvice};
 use super::whole_millis;
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use spillway_filter::Refusal;
 
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 /// Time for a call.
 pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");

@@ -12,7 +12,7 @@ mod transcript;
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderValue, Method, header};
 use spillway_filter::Refusal;
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
@@ -20,6 +20,7 @@ use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, 
 use super::operation::{Known, Operation};
 use super::peek::model_at;
 use observe::Observer;
+use spillway_filter::Fields;
 
 /// Paths of the API, below `/v1/`.
 const CHAT: &str = "chat/completions";
@@ -79,7 +80,7 @@ impl Dialect for OpenAi {
         &[429, 503]
     }
 
-    fn observe(&self, headers: &HeaderMap) -> Option<Box<dyn Observe>> {
+    fn observe(&self, headers: &Fields) -> Option<Box<dyn Observe>> {
         let observer = Observer::for_response(headers.get(header::CONTENT_TYPE), headers.get(header::CONTENT_ENCODING));
         observer.map(|observer| Box::new(observer) as Box<dyn Observe>)
     }

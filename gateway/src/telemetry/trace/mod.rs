@@ -26,7 +26,7 @@ use self::context::{TRACEPARENT, TRACESTATE, decided, parent_of, trace_of};
 use self::export::Pipeline;
 use self::plan::TracePlan;
 use super::names;
-use crate::fields::Fields;
+use spillway_filter::Fields;
 
 /// Longest text of an attribute or event, in bytes. Callers choose paths and agents; spans that wait for a collector must
 /// not grow with them.
