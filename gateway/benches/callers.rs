@@ -10,7 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::FutureExt;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
+use spillway_filter::Fields;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -50,13 +51,13 @@ fn authenticator(jwks: &std::path::Path) -> Authenticator {
     made
 }
 
-fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Identity {
+fn identify(authenticator: &Authenticator, headers: &Fields) -> Identity {
     let address = IpAddr::from([127, 0, 0, 1]);
     let identified = authenticator.identify(headers, address, unix_now(), RouteAuthentication::Required);
     identified.now_or_never().unwrap().unwrap_or_else(|e| panic!("{}", e.reason.as_str())).unwrap()
 }
 
-fn chain(authenticator: &Authenticator, headers: &HeaderMap) -> u64 {
+fn chain(authenticator: &Authenticator, headers: &Fields) -> u64 {
     let identity = identify(authenticator, headers);
     let claims = serde_json::Value::Null;
     let caller =
@@ -107,8 +108,8 @@ fn benchmarks(c: &mut Criterion) {
 
     let authenticator = authenticator(&jwks);
     let with = |name: &'static str, value: &str| {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, HeaderValue::from_str(value).unwrap());
+        let mut headers = Fields::default();
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         headers
     };
     let (key, token) = (with("x-api-key", "sk-7"), with("authorization", &token));

@@ -1,14 +1,34 @@
 //! Clocks of the process: a monotonic one that fits an atomic, and Unix time.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::OnceLock;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 /// Milliseconds since the first call in this process, plus 1, so that callers can store zero for "never".
 pub fn now_millis() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = START.get_or_init(Instant::now);
     millis(start.elapsed()).saturating_add(1)
+}
+
+/// Polls a future once: what is ready needs no timer and no other branch.
+pub async fn at_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// Runs a future for at most `time`.
+pub async fn within<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    match at_once(future.as_mut()).await {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => timeout(time, future).await,
+    }
 }
 
 /// Converts a duration to whole milliseconds.

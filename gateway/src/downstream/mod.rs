@@ -8,7 +8,7 @@ mod session;
 mod transport;
 mod unread;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use pingora::ErrorType;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep_until};
 
+use crate::clock::at_once;
 use crate::message::ResponseHead;
 
 pub use ending::Ending;
@@ -92,7 +93,7 @@ where
     B: Beside,
 {
     let mut write = std::pin::pin!(write);
-    match poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
+    match at_once(write.as_mut()).await {
         Poll::Ready(written) => written,
         // Boxed, because few writes wait: the others need not hold this state.
         Poll::Pending => Box::pin(wait(write, limits, beside)).await,

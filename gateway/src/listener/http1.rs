@@ -1,12 +1,14 @@
 //! Serves an HTTP/1.1 connection: reads a head within its time limit, runs the request, then goes on or closes.
 //! Pipelined requests (RFC 9112, 9.3.2) are served one after the other.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, header};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::stop::stopped;
 use crate::downstream::{ClientSession, Http1Session, violation_of};
@@ -31,17 +33,21 @@ pub(super) async fn serve(
     let mut session = ClientSession::Http1(Box::new(session));
     // The first request gets the time for a header only; between requests a connection may idle.
     let mut wait = limits.header_timeout.0;
+    // One timer for the connection: its move to a later time costs nothing.
+    let mut timer = pin!(sleep(wait));
     loop {
         let ClientSession::Http1(http1) = &mut session else { return };
+        timer.as_mut().reset(Instant::now() + wait);
         let read = tokio::select! {
             biased;
-            read = tokio::time::timeout(wait, http1.read_request()) => read,
+            read = http1.read_request() => read,
             () = stopped(&mut stop, &connection) => break,
+            () = timer.as_mut() => break,
         };
         match read {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) | Err(_) => break,
-            Ok(Err(e)) => {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(e) => {
                 let violation = violation_of(&e);
                 if violation.is_none() && *e.etype() == pingora::ErrorType::InvalidHTTPHeader {
                     metrics.malformed(MalformedReason::Request);

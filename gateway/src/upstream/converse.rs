@@ -1,6 +1,9 @@
 //! The conversation of an attempt. Both directions run in one loop on one task, which handles whichever event is next: the
 //! head or a part of the answer, a part of the client's body, the client that leaves, or a time limit.
 
+use std::pin::pin;
+use std::task::Poll;
+
 use bytes::Bytes;
 use http::{StatusCode, Version};
 use spillway_filter::Refusal;
@@ -13,6 +16,7 @@ use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::client_write;
 use super::trailers::of_request;
 use super::verdict::{HeadVerdict, judge};
+use crate::clock::at_once;
 use crate::downstream::violation_of;
 use crate::exchange::{expects_continue, too_large_refusal};
 use crate::message::ResponseHead;
@@ -123,12 +127,16 @@ impl Conversation<'_, '_> {
         self.state.shown = std::mem::take(&mut out.shown);
         self.state.sent_host = out.host.take();
         let is_held = out.body.is_some();
-        let sent = tokio::select! {
-            biased;
-            sent = send(self.attempt, server, out) => sent,
-            () = sleep_until(limit) => Err(AttemptOutcome::Failed(self.state.overdue(Instant::now()))),
-            // The client has left. As after the time limit, the server's connection is closed: it may carry half a request.
-            _ = self.session.read_body_or_idle(true), if is_held => Err(AttemptOutcome::ClientGone),
+        let mut sending = pin!(send(self.attempt, server, out));
+        let sent = match at_once(sending.as_mut()).await {
+            Poll::Ready(sent) => sent,
+            Poll::Pending => tokio::select! {
+                biased;
+                sent = sending => sent,
+                () = sleep_until(limit) => Err(AttemptOutcome::Failed(self.state.overdue(Instant::now()))),
+                // The client has left. As after the time limit, the server's connection is closed: it may carry half a request.
+                _ = self.session.read_body_or_idle(true), if is_held => Err(AttemptOutcome::ClientGone),
+            },
         };
         match sent {
             Ok(sent) => self.state.sent = sent,

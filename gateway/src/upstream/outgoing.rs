@@ -13,6 +13,7 @@ use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::Pieces;
 use super::trailers::of_request;
+use crate::clock;
 use crate::coding::DIGESTS;
 use crate::connect::{self, Follows, UpstreamSession};
 use crate::downstream::ClientSession;
@@ -177,7 +178,7 @@ pub(super) async fn end_body(attempt: &Attempt<'_>, upstream: &mut UpstreamSessi
 
 /// Bounds a write by the time for which a server may be silent.
 async fn within<T>(attempt: &Attempt<'_>, write: impl Future<Output = pingora::Result<T>>) -> pingora::Result<T> {
-    match tokio::time::timeout(attempt.backend.send_timeout, write).await {
+    match clock::within(attempt.backend.send_timeout, write).await {
         Ok(written) => written,
         Err(_) => pingora::Error::err(ErrorType::WriteTimedout),
     }

@@ -21,6 +21,7 @@ use super::stages::{Passing, Waiting};
 use super::trailers::of_answer;
 use super::verdict::judge_beginning;
 use crate::balancing::{Class, orca};
+use crate::clock;
 use crate::coding::Coding;
 use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
@@ -477,7 +478,7 @@ pub(super) fn note_answer(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome
 
 /// Trailers of an answer, such as the status of gRPC.
 async fn trailers(upstream: &mut UpstreamSession) -> Option<http::HeaderMap> {
-    let trailers = tokio::time::timeout(TRAILERS, upstream.trailers()).await.ok()??;
+    let trailers = clock::within(TRAILERS, upstream.trailers()).await.ok()??;
     Some(of_answer(trailers))
 }
 
