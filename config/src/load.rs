@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value as Json;
+
 use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Report, Severity};
@@ -76,12 +78,14 @@ impl Loaded {
     /// Configuration that may be shown: without digests of keys, and with `${NAME}` as in the file. Secrets of `{env}` and
     /// `{file}` are references, and hold no value.
     pub fn shown(&self) -> serde_json::Value {
-        let mut config = self.config.clone();
-        for consumer in &mut config.consumers {
-            consumer.keys.clear();
-            consumer.keys_file = None;
+        let mut shown = serde_json::to_value(&self.config).unwrap_or_default();
+        for consumer in shown.get_mut("consumers").and_then(Json::as_array_mut).into_iter().flatten() {
+            for key in ["keys", "keysFile"] {
+                if let Some(value) = consumer.get_mut(key) {
+                    *value = if value.is_array() { Json::Array(Vec::new()) } else { Json::Null };
+                }
+            }
         }
-        let mut shown = serde_json::to_value(config).unwrap_or_default();
         self.origins.redact_config(&mut shown);
         shown
     }

@@ -176,6 +176,8 @@ pub async fn serve(
         supervisor: supervisor.clone(),
         last_edit,
     };
+    // The snapshot has all that requests need of it.
+    drop(loaded);
     let (reload, requests) = tokio::sync::mpsc::channel(1);
     let watching = tokio::spawn(reloader.run(states, requests));
     wait_for_end(&reload, &mut signals).await;
