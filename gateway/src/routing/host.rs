@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ahash::RandomState;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 use super::candidates::Candidates;
 use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PathKey};
@@ -23,9 +25,27 @@ pub(super) struct HostRoutes {
     routes: Box<[Arc<Route>]>,
 }
 
-/// Matches with the same path, in order of precedence.
+/// Matches with the same path.
 #[derive(Default)]
-struct Heads(Box<[Head]>);
+struct Heads {
+    /// In order of precedence.
+    all: Box<[Head]>,
+    /// Index by header; `None` where few matches ask for one.
+    by_header: Option<Box<HeaderIndex>>,
+}
+
+/// Number of matches with headers above which they are indexed: below it, comparing them one after another is as fast.
+const MOST_UNINDEXED: usize = 8;
+
+/// Matches by one of the headers that they ask for, the one that the fewest others ask for. Matches have indices in order of
+/// precedence.
+struct HeaderIndex {
+    by_value: Box<[(HeaderName, ByValue)]>,
+    /// Matches without a header.
+    others: Box<[u32]>,
+}
+
+type ByValue = HashMap<HeaderValue, Vec<u32>, RandomState>;
 
 /// Match of a head, or several that differ in their models.
 struct Head {
@@ -98,16 +118,66 @@ impl HostRoutes {
 
 impl Heads {
     fn find<'t>(&'t self, list: u32, head: &HeadView<'_>, found: &mut Candidates<'t>) -> bool {
-        for Head { takes, .. } in self.0.iter().filter(|known| known.conditions.hold(head)) {
-            match takes {
-                Takes::Any(route) => {
-                    found.end_with(route);
-                    return true;
-                }
-                Takes::ByModel(group) => found.add_group(list, group),
+        match &self.by_header {
+            None => self.all.iter().any(|known| known.find(list, head, found)),
+            Some(index) => index.of(head.headers).iter().any(|known| {
+                let known = usize::try_from(*known).ok().and_then(|known| self.all.get(known));
+                known.is_some_and(|known| known.find(list, head, found))
+            }),
+        }
+    }
+}
+
+impl Head {
+    /// Adds its routes to `found` where a head meets its conditions. True if one takes the request whatever its model.
+    fn find<'t>(&'t self, list: u32, head: &HeadView<'_>, found: &mut Candidates<'t>) -> bool {
+        if !self.conditions.hold(head) {
+            return false;
+        }
+        match &self.takes {
+            Takes::Any(route) => {
+                found.end_with(route);
+                true
+            }
+            Takes::ByModel(group) => {
+                found.add_group(list, group);
+                false
             }
         }
-        false
+    }
+}
+
+impl HeaderIndex {
+    fn new(heads: &[Head]) -> Option<Box<Self>> {
+        let mut asked: HashMap<&(HeaderName, HeaderValue), usize> = HashMap::new();
+        for header in heads.iter().flat_map(|head| head.conditions.headers()) {
+            *asked.entry(header).or_default() += 1;
+        }
+        let (mut by_value, mut others): (HashMap<&HeaderName, ByValue>, Vec<u32>) = (HashMap::new(), Vec::new());
+        for (index, head) in (0..).zip(heads) {
+            match head.conditions.headers().iter().min_by_key(|header| asked.get(header)) {
+                Some((name, value)) => {
+                    by_value.entry(name).or_default().entry(value.clone()).or_default().push(index);
+                }
+                None => others.push(index),
+            }
+        }
+        (heads.len() - others.len() > MOST_UNINDEXED).then(|| {
+            let by_value = by_value.into_iter().map(|(name, values)| (name.clone(), values)).collect();
+            Box::new(Self { by_value, others: others.into() })
+        })
+    }
+
+    /// Matches that a request with these headers could meet, in order of precedence.
+    fn of(&self, headers: &HeaderMap) -> SmallVec<[u32; 16]> {
+        let mut found: SmallVec<[u32; 16]> = self.others.iter().copied().collect();
+        for (name, by_value) in &self.by_value {
+            let matches = headers.get_all(name).iter().filter_map(|value| by_value.get(value));
+            matches.for_each(|matches| found.extend_from_slice(matches));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 }
 
@@ -150,6 +220,8 @@ impl HeadsBuilder {
             };
             Head { conditions, takes }
         };
-        Heads(self.heads.into_iter().map(head).collect())
+        let all: Box<[Head]> = self.heads.into_iter().map(head).collect();
+        let by_header = HeaderIndex::new(&all);
+        Heads { all, by_header }
     }
 }

@@ -188,6 +188,11 @@ impl Conditions {
         }
     }
 
+    /// Headers that a head must have.
+    pub(super) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.headers
+    }
+
     /// True if a head meets the conditions.
     pub(super) fn hold(&self, head: &HeadView<'_>) -> bool {
         self.method.as_ref().is_none_or(|method| method == head.method)

@@ -164,12 +164,16 @@ fn written_match() -> impl Strategy<Value = Match> {
         .prop_map(|(path, method, headers, model, when)| Match { path, method, headers, model, when })
 }
 
-fn written() -> impl Strategy<Value = Vec<Written>> {
+fn written_route() -> impl Strategy<Value = Written> {
     let hosts = ["a.test", "*.test", "*.b.test", "x.b.test"].map(str::to_owned);
     let hosts = prop::collection::vec(prop::sample::select(hosts.to_vec()), 0..3);
-    let route =
-        (hosts, prop::collection::vec(written_match(), 0..4)).prop_map(|(hosts, matches)| Written { hosts, matches });
-    prop::collection::vec(route, 1..24)
+    (hosts, prop::collection::vec(written_match(), 0..4)).prop_map(|(hosts, matches)| Written { hosts, matches })
+}
+
+/// Few routes, or so many that those with one path are indexed by their headers.
+fn written() -> impl Strategy<Value = Vec<Written>> {
+    let count = prop_oneof![3 => 1_usize..24, 1 => 60_usize..90];
+    count.prop_flat_map(|count| prop::collection::vec(written_route(), count))
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
