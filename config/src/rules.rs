@@ -1,7 +1,7 @@
 //! Rules of a route that a caller could want to evade: who may use it, as whom and how much, and which servers and models
 //! answer. Compared by `check` and at run time, where a path has a second reading that another route governs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
 
@@ -83,6 +83,23 @@ impl<'c> RouteRules<'c> {
             spill: route.spill.as_ref().filter(|_| spills),
             filters,
         }
+    }
+
+    /// Numbers of rules: equal for equal ones.
+    pub fn numbers(rules: &[Self]) -> Vec<usize> {
+        // Rules that differ here are not equal; few of those that do not are compared.
+        let mut alike: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut numbers = Vec::with_capacity(rules.len());
+        for (n, own) in rules.iter().enumerate() {
+            let key = (&own.filters, own.named, own.max_body, &own.models, &own.targets, own.aliases, own.spills_to);
+            let alike = alike.entry(key).or_default();
+            let first = alike.iter().copied().find(|first| rules.get(*first) == Some(own));
+            if first.is_none() {
+                alike.push(n);
+            }
+            numbers.push(first.unwrap_or(n));
+        }
+        numbers
     }
 
     /// First rule in which two routes differ, by its key in the file; `None` where all are equal.

@@ -104,10 +104,11 @@ impl RouteCompiler<'_> {
         let routes = &self.config.routes;
         let rules: Vec<RouteRules<'_>> = routes.iter().map(|route| RouteRules::of(route, self.config)).collect();
         let (mut table, mut owned_headers, mut errors) = (TableBuilder::default(), Vec::new(), Vec::new());
-        for (number, (written, own)) in routes.iter().zip(&rules).enumerate() {
+        let numbers = RouteRules::numbers(&rules);
+        for (number, ((written, own), same)) in routes.iter().zip(&rules).zip(numbers).enumerate() {
             let added = self.route(written).and_then(|route| {
                 let route = Route {
-                    rules: rules.iter().position(|rules| rules == own).unwrap_or_default(),
+                    rules: same,
                     judges_path: own.judges_path(),
                     environment: environment(origins, number, written),
                     ..route
