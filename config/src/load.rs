@@ -194,8 +194,15 @@ fn judge(
     }
     let findings = {
         let place = |at: Vec<Segment>| reporter.place(&validate::text(&at), locate(root, &at).file);
-        let mut context =
-            validate::Context { config: &config, named: &named, options, place: &place, findings: Vec::new() };
+        let index = validate::Index::new(&config);
+        let mut context = validate::Context {
+            config: &config,
+            index: &index,
+            named: &named,
+            options,
+            place: &place,
+            findings: Vec::new(),
+        };
         validate::all(&mut context);
         context.findings
     };
@@ -244,7 +251,7 @@ fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>,
         }
         Value::Mapping(entries) => {
             for (key, child) in entries {
-                at.push(Segment::Key(key.name.clone()));
+                at.push(Segment::Key(key.name.to_string()));
                 substitute(child, at, options, reporter);
                 at.pop();
             }

@@ -1,7 +1,7 @@
 //! Rules of a route that a caller could want to evade: who may use it, as whom and how much, and which servers and models
 //! answer. Compared by `check` and at run time, where a path has a second reading that another route governs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
 
@@ -49,18 +49,24 @@ pub struct RouteRules<'c> {
 }
 
 impl<'c> RouteRules<'c> {
-    /// Rules of a route of this configuration.
-    pub fn of(route: &'c Route, config: &'c Config) -> Self {
+    /// Rules of each route of a configuration.
+    pub fn all(config: &'c Config) -> Vec<Self> {
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
+        let openai = config.backends.iter().filter(|backend| backend.protocol == BackendProtocol::Openai);
+        let openai: HashSet<&str> = openai.map(|backend| backend.name.as_str()).collect();
+        config.routes.iter().map(|route| Self::of(route, default, &openai)).collect()
+    }
+
+    /// Rules of a route; `openai` are the backends that speak OpenAI's API.
+    fn of(route: &'c Route, default: RouteAuthentication, openai: &HashSet<&str>) -> Self {
         let judges = |filter: &&FilterEntry| !HARMLESS.contains(&filter.name.as_str());
         let filters: Vec<_> = route.filters.iter().filter(judges).map(|f| (f.name.as_str(), &f.config)).collect();
         let is_named = filters.iter().any(|(name, config)| depends_on_route(name, config));
-        let is_openai = |name: &str| {
-            config.backends.iter().any(|backend| backend.name == name && backend.protocol == BackendProtocol::Openai)
-        };
-        let calls_model =
-            route.backend_refs.iter().any(|r| r.model.is_some() || r.name.as_deref().is_some_and(is_openai));
+        let calls_model = route
+            .backend_refs
+            .iter()
+            .any(|r| r.model.is_some() || r.name.as_deref().is_some_and(|name| openai.contains(name)));
         let mut models: Vec<_> = route.matches.iter().map(|m| m.model.as_deref()).collect();
         models.dedup();
         if models == [None] {
