@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -23,6 +23,10 @@ const SHARDS: usize = 16;
 /// Furthest that a level may be moved into the future, nanoseconds: some 36 years, far below the overflow of governor's
 /// arithmetic.
 const FURTHEST: u64 = 1 << 60;
+
+/// Clock of all levels. To make one asks the processor what it has, for which a virtual machine leaves the guest: tens of
+/// microseconds, which each limit of each consumer would take.
+static CLOCK: LazyLock<DefaultClock> = LazyLock::new(DefaultClock::default);
 
 /// Rate and burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +143,7 @@ pub(super) struct Levels {
 impl Levels {
     /// Makes levels of at most `keys` keys, all full.
     pub(super) fn new(limit: Limit, keys: usize, forgotten: Counter) -> Self {
-        let clock = DefaultClock::default();
+        let clock = CLOCK.clone();
         let count = keys.clamp(1, SHARDS);
         let shards = (0..count).map(|_| Mutex::new(HashMap::with_hasher(RandomState::new()))).collect();
         let table = SharedTable(Arc::new(Table { shards, most: keys.div_ceil(count).max(8), forgotten }));
