@@ -214,8 +214,12 @@ impl Reloader {
     /// them.
     async fn compile(&self, loaded: Arc<Loaded>, previous: Arc<Snapshot>) -> Result<Snapshot, Vec<String>> {
         let (compiler, runtime) = (self.compiler.clone(), tokio::runtime::Handle::current());
-        let compiling =
-            tokio::task::spawn_blocking(move || runtime.block_on(compiler.compile(&loaded, Some(&previous))));
+        let compiling = tokio::task::spawn_blocking(move || {
+            let compiled = runtime.block_on(compiler.compile(&loaded, Some(&previous)));
+            drop((loaded, previous));
+            crate::memory::give_back();
+            compiled
+        });
         compiling.await.map_err(|e| vec![e.to_string()])?.map_err(|e| e.0)
     }
 
