@@ -111,7 +111,10 @@ fn consumers(count: usize) -> String {
     text.push_str("consumers:\n");
     for n in 0..count {
         let limits = "{requests: 100/s, tokens: 100000/min}";
-        writeln!(text, "  - {{name: consumer-{n}, keys: [{{sha256: \"{n:064x}\"}}], limits: {limits}}}").unwrap();
+        // Digests of keys are spread over their whole range.
+        let digest = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        writeln!(text, "  - {{name: consumer-{n}, keys: [{{sha256: \"{digest:016x}{n:048x}\"}}], limits: {limits}}}")
+            .unwrap();
     }
     text
 }
