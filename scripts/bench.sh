@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # make bench: the load tests of loadtest/, compared with nginx and llama.cpp, printed as tables. Arguments go to the
-# program; `policies` instead prints cost and quality of the balancing policies in simulated time.
+# program; `policies` instead prints cost and quality of the balancing policies in simulated time, and `growth [COUNT]` what
+# grows with the configuration: look-ups, memory, loading.
 #   scripts/bench.sh engine --cores 1 [--unit AVX2] [--model FILE]... [--llama-server FILE]
 #   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
 # SPILLWAY_BENCH_PROFILE=release builds faster and measures the binary of `make run`.
@@ -12,6 +13,11 @@ cd "$ROOT"
 if [ "${1:-}" = policies ]; then
   scripts/rust.sh
   exec cargo bench --locked -p spillway --bench quality --bench picking
+fi
+
+if [ "${1:-}" = growth ]; then
+  scripts/rust.sh
+  exec cargo bench --locked -p spillway --bench growth -- "${@:2}"
 fi
 
 scripts/system.sh bench

@@ -2,7 +2,7 @@
 //! position, before anything is decoded.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value as Json};
 
@@ -52,6 +52,8 @@ pub(crate) struct Checker<'s> {
     root: &'s Json,
     /// Places of every key, worked out for the first unknown one.
     homes: OnceCell<BTreeMap<String, Vec<String>>>,
+    /// Regular expressions of the schema that were needed so far.
+    patterns: HashMap<&'s str, Option<regex::Regex>>,
     pub(crate) mistakes: Vec<Mistake>,
 }
 
@@ -62,7 +64,7 @@ fn joined(path: &str, key: &str) -> String {
 impl<'s> Checker<'s> {
     /// Checker for parts of a document with this schema.
     pub(crate) fn new(root: &'s Json) -> Self {
-        Self { root, homes: OnceCell::new(), mistakes: Vec::new() }
+        Self { root, homes: OnceCell::new(), patterns: HashMap::new(), mistakes: Vec::new() }
     }
 
     fn wrong(&mut self, place: Place, path: &str, message: impl Into<String>, help: Option<String>) {
@@ -153,7 +155,7 @@ impl<'s> Checker<'s> {
         }
     }
 
-    fn string(&mut self, node: &Node, schema: &Json, path: &str) {
+    fn string(&mut self, node: &Node, schema: &'s Json, path: &str) {
         let format = schema.get("format").and_then(Json::as_str).unwrap_or_default();
         let Value::String(text) = &node.value else {
             return self.mismatch(node, &expectation(self.root, schema), path);
@@ -174,7 +176,12 @@ impl<'s> Checker<'s> {
             return self.wrong(node.place, path, error.to_string(), None);
         }
         if let Some(pattern) = schema.get("pattern").and_then(Json::as_str)
-            && regex::Regex::new(pattern).is_ok_and(|pattern| !pattern.is_match(text))
+            && self
+                .patterns
+                .entry(pattern)
+                .or_insert_with(|| regex::Regex::new(pattern).ok())
+                .as_ref()
+                .is_some_and(|pattern| !pattern.is_match(text))
         {
             let expected = schema.get("description").and_then(Json::as_str).unwrap_or(pattern).trim_end_matches('.');
             self.wrong(node.place, path, format!("expected {expected}, found {}", node.describe()), None);
@@ -190,7 +197,7 @@ impl<'s> Checker<'s> {
         let names: Vec<&str> = properties.unwrap_or(&empty).keys().map(String::as_str).collect();
         for (key, child) in entries {
             let at = joined(path, &key.name);
-            match (properties.and_then(|p| p.get(&key.name)), schema.get("additionalProperties")) {
+            match (properties.and_then(|p| p.get(&*key.name)), schema.get("additionalProperties")) {
                 (Some(schema), _) => self.walk(child, schema, &at),
                 (None, Some(Json::Bool(false))) => self.unknown(key, &names, &at),
                 (None, Some(schema @ Json::Object(_))) => self.walk(child, schema, &at),
@@ -198,7 +205,7 @@ impl<'s> Checker<'s> {
             }
         }
         for name in schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str) {
-            if !entries.iter().any(|(key, _)| key.name == name) {
+            if !entries.iter().any(|(key, _)| *key.name == *name) {
                 let property = properties.and_then(|properties| properties.get(name));
                 let expected = property.map_or_else(|| "a value".to_owned(), |schema| expectation(self.root, schema));
                 self.wrong(node.place, path, format!("`{name}` is missing; expected {expected}: add it"), None);
@@ -207,7 +214,7 @@ impl<'s> Checker<'s> {
     }
 
     fn unknown(&mut self, key: &Key, names: &[&str], path: &str) {
-        let name = key.name.as_str();
+        let name = &*key.name;
         let around = path.strip_suffix(name).map_or(path, |around| around.trim_end_matches('.'));
         let around = if around.is_empty() { "at the top level".to_owned() } else { format!("in `{around}`") };
         let homes = self.homes.get_or_init(|| homes(self.root));
@@ -259,7 +266,7 @@ impl<'s> Checker<'s> {
         match &node.value {
             Value::Mapping(entries) if !keyed.is_empty() => {
                 for (key, child) in entries {
-                    match keyed.iter().find(|(name, _)| *name == key.name) {
+                    match keyed.iter().find(|(name, _)| **name == *key.name) {
                         Some((_, schema)) => self.walk(child, schema, &joined(path, &key.name)),
                         None => self.unknown(key, &keys, &joined(path, &key.name)),
                     }

@@ -6,14 +6,14 @@ use std::path::{Component, Path, PathBuf};
 
 /// Most paths that a pattern matches: a pattern over a folder of other things must not take all memory.
 const MAX_MATCHES: usize = 10_000;
-/// Longest file that is read whole, in bytes.
-const MAX_FILE: u64 = 4 << 20;
+/// Longest file that is read whole, in bytes: three hundred thousand consumers, each with a key and limits.
+const MAX_FILE: u64 = 64 << 20;
 
-/// Reads a regular file of at most 4 MiB. A directory, a device or a pipe is an error, not a wait.
+/// Reads a regular file of at most 64 MiB. A directory, a device or a pipe is an error, not a wait.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "not a regular file; expected one of at most 4 MiB"));
+        return Err(Error::new(ErrorKind::InvalidInput, "not a regular file; expected one of at most 64 MiB"));
     }
     if metadata.len() > MAX_FILE {
         return Err(too_large());
@@ -28,12 +28,12 @@ fn read_bounded(input: impl Read) -> Result<Vec<u8>> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_FILE) { Ok(bytes) } else { Err(too_large()) }
 }
 
-/// Reads a regular file of at most 4 MiB as UTF-8.
+/// Reads a regular file of at most 64 MiB as UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     utf8(read_bytes(path)?)
 }
 
-/// Reads at most 4 MiB of UTF-8 from an input that is no file, such as standard input.
+/// Reads at most 64 MiB of UTF-8 from an input that is no file, such as standard input.
 pub fn read_input(input: impl Read) -> Result<String> {
     utf8(read_bounded(input)?)
 }
@@ -106,7 +106,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 fn too_large() -> Error {
-    Error::new(ErrorKind::FileTooLarge, "larger than 4 MiB; expected at most that")
+    Error::new(ErrorKind::FileTooLarge, "larger than 64 MiB; expected at most that")
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
         std::fs::write(at("good"), "a: 1").unwrap();
         assert_eq!(read_text(&at("good")).unwrap(), "a: 1");
         std::fs::File::create(at("most")).unwrap().set_len(MAX_FILE).unwrap();
-        assert_eq!(read_bytes(&at("most")).unwrap().len(), 4 << 20);
+        assert_eq!(read_bytes(&at("most")).unwrap().len(), 64 << 20);
         std::fs::File::create(at("large")).unwrap().set_len(MAX_FILE + 1).unwrap();
         assert_eq!(read_bytes(&at("large")).unwrap_err().kind(), ErrorKind::FileTooLarge);
         assert_eq!(read_bytes(&at("none")).unwrap_err().kind(), ErrorKind::NotFound);

@@ -8,7 +8,7 @@ use crate::check::Mistake;
 use crate::diagnostic::Severity;
 use crate::files::{is_pattern, matching, read_text};
 use crate::reporter::Reporter;
-use crate::tree::{self, Key, MAX_NODES, Node, Place, Value};
+use crate::tree::{self, Key, MAX_MEMORY, Node, Place, Value};
 
 /// Most files that `include` adds: each is read and watched.
 const MAX_FILES: usize = 1_000;
@@ -20,7 +20,7 @@ const INCLUDE: &str = "include";
 pub(crate) fn include(root: &mut Node, path: &Path, reporter: &mut Reporter) -> BTreeSet<PathBuf> {
     let mut watched = BTreeSet::from([path.to_owned()]);
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let mut values = tree::size(root);
+    let mut memory = tree::size(root).memory;
     for (place, pattern) in patterns(root) {
         let whole = folder.join(&pattern);
         let files = if is_pattern(&whole) { matching(&whole) } else { vec![whole.clone()] };
@@ -40,9 +40,10 @@ pub(crate) fn include(root: &mut Node, path: &Path, reporter: &mut Reporter) -> 
                 return watched;
             }
             let Some(document) = read(&file, place, reporter) else { continue };
-            values = values.saturating_add(tree::size(&document));
-            if values > MAX_NODES {
-                let message = format!("all files together have more than {MAX_NODES} values; expected fewer");
+            memory = memory.saturating_add(tree::size(&document).memory);
+            if memory > MAX_MEMORY {
+                let most = MAX_MEMORY >> 20;
+                let message = format!("the values of all files together take more than {most} MiB; expected fewer");
                 reporter.add(Severity::Error, mistake(place, message));
                 return watched;
             }
@@ -114,7 +115,7 @@ fn add(root: &mut Node, document: Node, reporter: &mut Reporter) {
     };
     let Value::Mapping(all) = &mut root.value else { return };
     for (key, node) in entries {
-        if key.name == INCLUDE {
+        if *key.name == *INCLUDE {
             let message = "an included file includes no further ones; expected them in the first file: name them there";
             reporter.add(Severity::Error, mistake(key.place, message.to_owned()));
             continue;
@@ -134,7 +135,7 @@ fn join(first: &Key, known: &mut Node, key: &Key, node: Node, reporter: &mut Rep
             let (name, line) = (&key.name, first.place.line);
             let other = reporter.file(first.place.file).display().to_string();
             let message = format!("duplicate key `{name}`, first in {other} on line {line}: keep one of them");
-            reporter.add(Severity::Error, Mistake { path: name.clone(), ..mistake(key.place, message) });
+            reporter.add(Severity::Error, Mistake { path: name.to_string(), ..mistake(key.place, message) });
         }
     }
 }

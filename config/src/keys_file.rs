@@ -6,7 +6,7 @@ use crate::files::read_text;
 use crate::schema::ConsumerKey;
 use crate::values::{Date, KeyDigest};
 
-/// Reads a file of digests, some fifty thousand at most. The error has the number of the line.
+/// Reads a file of digests, some nine hundred thousand at most. The error has the number of the line.
 pub fn read_keys(path: &Path) -> Result<Vec<ConsumerKey>, String> {
     let cannot = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     parse(&read_text(path).map_err(|e| cannot(&e))?)

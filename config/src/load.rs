@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value as Json;
+
 use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Report, Severity};
@@ -76,12 +78,14 @@ impl Loaded {
     /// Configuration that may be shown: without digests of keys, and with `${NAME}` as in the file. Secrets of `{env}` and
     /// `{file}` are references, and hold no value.
     pub fn shown(&self) -> serde_json::Value {
-        let mut config = self.config.clone();
-        for consumer in &mut config.consumers {
-            consumer.keys.clear();
-            consumer.keys_file = None;
+        let mut shown = serde_json::to_value(&self.config).unwrap_or_default();
+        for consumer in shown.get_mut("consumers").and_then(Json::as_array_mut).into_iter().flatten() {
+            for key in ["keys", "keysFile"] {
+                if let Some(value) = consumer.get_mut(key) {
+                    *value = if value.is_array() { Json::Array(Vec::new()) } else { Json::Null };
+                }
+            }
         }
-        let mut shown = serde_json::to_value(config).unwrap_or_default();
         self.origins.redact_config(&mut shown);
         shown
     }
@@ -190,8 +194,15 @@ fn judge(
     }
     let findings = {
         let place = |at: Vec<Segment>| reporter.place(&validate::text(&at), locate(root, &at).file);
-        let mut context =
-            validate::Context { config: &config, named: &named, options, place: &place, findings: Vec::new() };
+        let index = validate::Index::new(&config);
+        let mut context = validate::Context {
+            config: &config,
+            index: &index,
+            named: &named,
+            options,
+            place: &place,
+            findings: Vec::new(),
+        };
         validate::all(&mut context);
         context.findings
     };
@@ -240,7 +251,7 @@ fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>,
         }
         Value::Mapping(entries) => {
             for (key, child) in entries {
-                at.push(Segment::Key(key.name.clone()));
+                at.push(Segment::Key(key.name.to_string()));
                 substitute(child, at, options, reporter);
                 at.pop();
             }

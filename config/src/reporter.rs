@@ -33,7 +33,7 @@ pub(crate) struct Reporter {
     /// Files that the first includes; their numbers begin with 1.
     further: Vec<SourceFile>,
     /// Numbers of the files of the items of each list at the top level, where there are several files.
-    owners: BTreeMap<String, Vec<usize>>,
+    owners: BTreeMap<String, Vec<u32>>,
     /// Messages so far.
     pub(crate) report: Report,
     /// Values that messages must not show.
@@ -54,13 +54,13 @@ impl Reporter {
     }
 
     /// Adds a file that is included, by its absolute path; returns its number.
-    pub(crate) fn add_file(&mut self, whole: &Path, text: &str) -> usize {
+    pub(crate) fn add_file(&mut self, whole: &Path, text: &str) -> u32 {
         // Named as the first file is: relative where that is.
         let folder = |path: &Path| path.parent().unwrap_or(Path::new("")).to_owned();
         let below = whole.strip_prefix(folder(&self.first.whole)).ok();
         let shown = below.map_or_else(|| whole.to_owned(), |below| folder(&self.first.shown).join(below));
         self.further.push(SourceFile::new(shown, whole.to_owned(), text));
-        self.further.len()
+        u32::try_from(self.further.len()).unwrap_or(u32::MAX)
     }
 
     /// Number of the files.
@@ -73,17 +73,21 @@ impl Reporter {
         self.first.whole == whole || self.further.iter().any(|file| file.whole == whole)
     }
 
-    fn source(&self, file: usize) -> &SourceFile {
-        file.checked_sub(1).and_then(|n| self.further.get(n)).unwrap_or(&self.first)
+    fn source(&self, file: u32) -> &SourceFile {
+        usize::try_from(file)
+            .ok()
+            .and_then(|file| file.checked_sub(1))
+            .and_then(|n| self.further.get(n))
+            .unwrap_or(&self.first)
     }
 
     /// Path of a file as messages name it.
-    pub(crate) fn file(&self, file: usize) -> &Path {
+    pub(crate) fn file(&self, file: u32) -> &Path {
         &self.source(file).shown
     }
 
     /// Absolute path of a file.
-    pub(crate) fn absolute(&self, file: usize) -> PathBuf {
+    pub(crate) fn absolute(&self, file: u32) -> PathBuf {
         self.source(file).whole.clone()
     }
 
@@ -95,13 +99,13 @@ impl Reporter {
         }
         for (key, node) in entries {
             if let Value::Sequence(items) = &node.value {
-                self.owners.insert(key.name.clone(), items.iter().map(|item| item.place.file).collect());
+                self.owners.insert(key.name.to_string(), items.iter().map(|item| item.place.file).collect());
             }
         }
     }
 
     /// Path in the document of one file, for a path in the document of all.
-    fn own_path(&self, path: &str, file: usize) -> String {
+    fn own_path(&self, path: &str, file: u32) -> String {
         let own = || {
             let (key, rest) = path.split_once('[')?;
             let (index, rest) = rest.split_once(']')?;
@@ -112,7 +116,7 @@ impl Reporter {
     }
 
     /// Path in the document as text; with its file where there are several.
-    pub(crate) fn place(&self, path: &str, file: usize) -> String {
+    pub(crate) fn place(&self, path: &str, file: u32) -> String {
         let own = self.own_path(path, file);
         if self.further.is_empty() { own } else { format!("{own} in {}", self.file(file).display()) }
     }
@@ -123,13 +127,14 @@ impl Reporter {
             return;
         }
         let source = self.source(mistake.place.file);
-        let line = mistake.place.line.saturating_sub(1);
+        let whole = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        let line = whole(mistake.place.line).saturating_sub(1);
         let diagnostic = Diagnostic {
             severity,
             file: source.shown.clone(),
-            line: mistake.place.line,
-            column: mistake.place.column,
-            width: mistake.place.width,
+            line: whole(mistake.place.line),
+            column: whole(mistake.place.column),
+            width: whole(mistake.place.width),
             message: self.origins.redact_at(&mistake.path, &mistake.message),
             help: mistake.help.map(|help| self.origins.redact_at(&mistake.path, &help)),
             path: self.own_path(&mistake.path, mistake.place.file),

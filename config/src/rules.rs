@@ -1,7 +1,7 @@
 //! Rules of a route that a caller could want to evade: who may use it, as whom and how much, and which servers and models
 //! answer. Compared by `check` and at run time, where a path has a second reading that another route governs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
 
@@ -49,18 +49,24 @@ pub struct RouteRules<'c> {
 }
 
 impl<'c> RouteRules<'c> {
-    /// Rules of a route of this configuration.
-    pub fn of(route: &'c Route, config: &'c Config) -> Self {
+    /// Rules of each route of a configuration.
+    pub fn all(config: &'c Config) -> Vec<Self> {
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
+        let openai = config.backends.iter().filter(|backend| backend.protocol == BackendProtocol::Openai);
+        let openai: HashSet<&str> = openai.map(|backend| backend.name.as_str()).collect();
+        config.routes.iter().map(|route| Self::of(route, default, &openai)).collect()
+    }
+
+    /// Rules of a route; `openai` are the backends that speak OpenAI's API.
+    fn of(route: &'c Route, default: RouteAuthentication, openai: &HashSet<&str>) -> Self {
         let judges = |filter: &&FilterEntry| !HARMLESS.contains(&filter.name.as_str());
         let filters: Vec<_> = route.filters.iter().filter(judges).map(|f| (f.name.as_str(), &f.config)).collect();
         let is_named = filters.iter().any(|(name, config)| depends_on_route(name, config));
-        let is_openai = |name: &str| {
-            config.backends.iter().any(|backend| backend.name == name && backend.protocol == BackendProtocol::Openai)
-        };
-        let calls_model =
-            route.backend_refs.iter().any(|r| r.model.is_some() || r.name.as_deref().is_some_and(is_openai));
+        let calls_model = route
+            .backend_refs
+            .iter()
+            .any(|r| r.model.is_some() || r.name.as_deref().is_some_and(|name| openai.contains(name)));
         let mut models: Vec<_> = route.matches.iter().map(|m| m.model.as_deref()).collect();
         models.dedup();
         if models == [None] {
@@ -83,6 +89,23 @@ impl<'c> RouteRules<'c> {
             spill: route.spill.as_ref().filter(|_| spills),
             filters,
         }
+    }
+
+    /// Numbers of rules: equal for equal ones.
+    pub fn numbers(rules: &[Self]) -> Vec<usize> {
+        // Rules that differ here are not equal; few of those that do not are compared.
+        let mut alike: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut numbers = Vec::with_capacity(rules.len());
+        for (n, own) in rules.iter().enumerate() {
+            let key = (&own.filters, own.named, own.max_body, &own.models, &own.targets, own.aliases, own.spills_to);
+            let alike = alike.entry(key).or_default();
+            let first = alike.iter().copied().find(|first| rules.get(*first) == Some(own));
+            if first.is_none() {
+                alike.push(n);
+            }
+            numbers.push(first.unwrap_or(n));
+        }
+        numbers
     }
 
     /// First rule in which two routes differ, by its key in the file; `None` where all are equal.

@@ -2,16 +2,23 @@
 //! strings), and anchors are expanded within a bound. Of YAML 1.1 the merge key `<<` is kept, which files with anchors need.
 //! Text with two readings is refused: duplicate keys, tags.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
-/// Most nodes, those of expanded anchors included.
-pub(crate) const MAX_NODES: usize = 200_000;
-const TOO_MANY: &str =
-    "the document, its anchors expanded, has more than 200,000 values; expected fewer: split it, or use fewer aliases";
+/// Most memory of the values of a configuration in bytes: half a million consumers, each with a key and limits.
+pub(crate) const MAX_MEMORY: usize = 512 << 20;
+/// Memory of values that aliases may copy in any document, in bytes. Ten lines of anchors can name a billion values: what
+/// they copy is bounded well below what a document may hold, so that such a document costs no time either.
+const FREE_COPIES: usize = 16 << 20;
+/// Bytes that aliases may copy beyond that for each byte of text: defaults of some kilobytes for each line of a long list.
+const COPIES_PER_BYTE: usize = 64;
+/// Number of keys of a mapping above which they are looked up and not compared one after another.
+const FEW_KEYS: usize = 16;
 
 /// Key whose mappings are merged into the one around it (YAML 1.1, type `merge`).
 const MERGE: &str = "<<";
@@ -20,16 +27,21 @@ const MERGE: &str = "<<";
 /// configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
-    pub(crate) line: usize,
-    pub(crate) column: usize,
-    pub(crate) width: usize,
-    pub(crate) file: usize,
+    pub(crate) line: u32,
+    pub(crate) column: u32,
+    pub(crate) width: u32,
+    pub(crate) file: u32,
+}
+
+/// Number of a position; texts that are read are shorter than 4 GiB.
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 impl Place {
     fn of(span: Span) -> Self {
         let width = if span.start.line() == span.end.line() { span.len() } else { 1 };
-        Self { line: span.start.line(), column: span.start.col() + 1, width, file: 0 }
+        Self { line: number(span.start.line()), column: number(span.start.col() + 1), width: number(width), file: 0 }
     }
 }
 
@@ -55,7 +67,8 @@ pub(crate) enum Value {
 /// Key of a mapping, with its position.
 #[derive(Debug, Clone)]
 pub(crate) struct Key {
-    pub(crate) name: String,
+    /// Name, shared by the same keys of a document.
+    pub(crate) name: Arc<str>,
     pub(crate) place: Place,
 }
 
@@ -84,7 +97,7 @@ impl Node {
     /// Child under `name`.
     pub(crate) fn get(&self, name: &str) -> Option<&Node> {
         match &self.value {
-            Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
+            Value::Mapping(entries) => entries.iter().find(|(key, _)| *key.name == *name).map(|(_, node)| node),
             _ => None,
         }
     }
@@ -98,7 +111,7 @@ impl Node {
     }
 
     /// Sets the number of the file in the node and all nodes in it.
-    pub(crate) fn set_file(&mut self, file: usize) {
+    pub(crate) fn set_file(&mut self, file: u32) {
         self.place.file = file;
         match &mut self.value {
             Value::Sequence(items) => items.iter_mut().for_each(|item| item.set_file(file)),
@@ -130,7 +143,7 @@ impl Node {
             Value::Sequence(items) => items.iter().map(Node::to_json).collect(),
             Value::Mapping(entries) => entries
                 .iter()
-                .map(|(key, node)| (key.name.clone(), node.to_json()))
+                .map(|(key, node)| (key.name.to_string(), node.to_json()))
                 .collect::<serde_json::Map<_, _>>()
                 .into(),
         }
@@ -142,13 +155,37 @@ struct Open {
     node: Node,
     anchor: usize,
     key: Option<Key>,
+    /// Keys so far, with their lines, once they are many.
+    keys: HashMap<Arc<str>, u32>,
 }
 
+#[derive(Default)]
 struct Builder {
     open: Vec<Open>,
-    anchors: HashMap<usize, Node>,
-    nodes: usize,
+    anchors: HashMap<usize, Anchored>,
+    /// Names of keys so far.
+    names: HashSet<Arc<str>>,
+    /// Memory of the values so far, those that aliases copied included.
+    memory: usize,
+    /// Memory of the values that anchors and aliases copied so far.
+    copied: usize,
+    most_copied: usize,
     root: Option<Node>,
+}
+
+/// Value of an anchor.
+struct Anchored {
+    node: Node,
+    size: Size,
+}
+
+/// Extent of a value.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// Memory in bytes.
+    pub(crate) memory: usize,
+    /// Levels of lists and mappings.
+    depth: usize,
 }
 
 fn wrong<T>(place: Place, message: impl Into<String>) -> Result<T, SyntaxError> {
@@ -169,10 +206,11 @@ fn refuse_tag(place: Place, span: Span, tag: Option<&Tag>) -> Result<(), SyntaxE
 
 /// Parses one document.
 pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
-    let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
+    let most_copied = FREE_COPIES.saturating_add(text.len().saturating_mul(COPIES_PER_BYTE));
+    let mut builder = Builder { most_copied, ..Builder::default() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| SyntaxError {
-            place: Place { line: e.marker().line(), column: e.marker().col() + 1, width: 1, file: 0 },
+            place: Place { line: number(e.marker().line()), column: number(e.marker().col() + 1), width: 1, file: 0 },
             message: format!("invalid YAML: {}; expected one document of YAML 1.2", e.info()),
         })?;
         let place = Place::of(span);
@@ -199,19 +237,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
                 );
             }
             Event::Alias(anchor) => {
-                let Some(node) = builder.anchors.get(&anchor) else {
-                    return wrong(
-                        place,
-                        "alias inside of its own anchor; expected one that ends before: write the value out",
-                    );
-                };
-                // The values of an alias are counted before they are copied: ten lines of anchors can name a billion.
-                builder.nodes = builder.nodes.saturating_add(size(node));
-                if builder.nodes > MAX_NODES {
-                    return wrong(place, TOO_MANY);
-                }
-                let mut node = node.clone();
-                node.place = place;
+                let node = builder.copy(anchor, place)?;
                 builder.add(node, 0)?;
             }
             _ => {}
@@ -223,26 +249,72 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
 impl Builder {
     fn begin(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if self.open.len() >= MAX_DEPTH {
-            return wrong(node.place, format!("nested deeper than {MAX_DEPTH} levels; expected at most {MAX_DEPTH}"));
+            return too_deep(node.place);
         }
-        self.open.push(Open { node, anchor, key: None });
+        self.open.push(Open { node, anchor, key: None, keys: HashMap::new() });
         Ok(())
     }
 
     fn end(&mut self) -> Result<(), SyntaxError> {
-        match self.open.pop() {
-            Some(open) => self.add(merged(open.node)?, open.anchor),
-            None => Ok(()),
+        let Some(open) = self.open.pop() else { return Ok(()) };
+        let mut node = merged(open.node)?;
+        match &mut node.value {
+            Value::Sequence(items) => items.shrink_to_fit(),
+            Value::Mapping(entries) => entries.shrink_to_fit(),
+            _ => {}
         }
+        self.add(node, open.anchor)
+    }
+
+    /// Copies the value of an anchor for an alias. It is counted before it is copied.
+    fn copy(&mut self, anchor: usize, place: Place) -> Result<Node, SyntaxError> {
+        let Some(Anchored { size, .. }) = self.anchors.get(&anchor) else {
+            return wrong(place, "alias inside of its own anchor; expected one that ends before: write the value out");
+        };
+        let Size { memory, depth } = *size;
+        if self.open.len().saturating_add(depth) > MAX_DEPTH {
+            return too_deep(place);
+        }
+        self.count(memory, place)?;
+        self.count_copy(memory, place)?;
+        let node = self.anchors.get(&anchor).map(|anchored| anchored.node.clone());
+        Ok(Node { place, ..node.unwrap_or(Node { place, value: Value::Null }) })
+    }
+
+    /// Counts memory of values.
+    fn count(&mut self, memory: usize, place: Place) -> Result<(), SyntaxError> {
+        self.memory = self.memory.saturating_add(memory);
+        if self.memory > MAX_MEMORY {
+            let most = MAX_MEMORY >> 20;
+            return wrong(
+                place,
+                format!("the values of the document take more than {most} MiB; expected fewer: split it"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Counts memory of values that an anchor or alias copies.
+    fn count_copy(&mut self, memory: usize, place: Place) -> Result<(), SyntaxError> {
+        self.copied = self.copied.saturating_add(memory);
+        if self.copied > self.most_copied {
+            let most = self.most_copied >> 20;
+            return wrong(
+                place,
+                format!(
+                    "the aliases of the document copy more than {most} MiB of values; expected fewer: write some out"
+                ),
+            );
+        }
+        Ok(())
     }
 
     fn add(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
-        self.nodes = self.nodes.saturating_add(1);
-        if self.nodes > MAX_NODES {
-            return wrong(node.place, TOO_MANY);
-        }
+        self.count(own_memory(&node), node.place)?;
         if anchor > 0 {
-            self.anchors.insert(anchor, node.clone());
+            let size = size(&node);
+            self.count_copy(size.memory, node.place)?;
+            self.anchors.insert(anchor, Anchored { node: node.clone(), size });
         }
         let Some(parent) = self.open.last_mut() else {
             self.root = Some(node);
@@ -252,21 +324,39 @@ impl Builder {
             (Value::Sequence(items), _) => items.push(node),
             (Value::Mapping(entries), Some(key)) => entries.push((key, node)),
             (Value::Mapping(entries), None) => {
-                let name = match &node.value {
-                    Value::String(name) => name.clone(),
-                    Value::Bool(b) => b.to_string(),
-                    Value::Int(n) => n.to_string(),
+                let name: Cow<'_, str> = match &node.value {
+                    Value::String(name) => name.into(),
+                    Value::Bool(b) => b.to_string().into(),
+                    Value::Int(n) => n.to_string().into(),
                     _ => {
                         let found = node.describe();
                         return wrong(node.place, format!("found {found} as a key; expected a word: put it in quotes"));
                     }
                 };
-                if let Some((first, _)) = entries.iter().find(|(key, _)| key.name == name) {
-                    let line = first.place.line;
+                if entries.len() == FEW_KEYS {
+                    parent.keys = entries.iter().map(|(key, _)| (key.name.clone(), key.place.line)).collect();
+                }
+                let known = if entries.len() < FEW_KEYS {
+                    entries.iter().find(|(key, _)| *key.name == *name).map(|(key, _)| key.place.line)
+                } else {
+                    parent.keys.get(&*name).copied()
+                };
+                if let Some(line) = known {
                     return wrong(
                         node.place,
                         format!("duplicate key `{name}`, first on line {line}: keep one of them"),
                     );
+                }
+                let name = match self.names.get(&*name) {
+                    Some(name) => name.clone(),
+                    None => {
+                        let name: Arc<str> = name.into();
+                        self.names.insert(name.clone());
+                        name
+                    }
+                };
+                if entries.len() >= FEW_KEYS {
+                    parent.keys.insert(name.clone(), node.place.line);
                 }
                 parent.key = Some(Key { name, place: node.place });
             }
@@ -280,13 +370,13 @@ impl Builder {
 /// mappings. Nothing is copied: the aliases were counted and expanded before.
 fn merged(mut node: Node) -> Result<Node, SyntaxError> {
     let Value::Mapping(entries) = &mut node.value else { return Ok(node) };
-    let Some(at) = entries.iter().position(|(key, _)| key.name == MERGE) else { return Ok(node) };
+    let Some(at) = entries.iter().position(|(key, _)| *key.name == *MERGE) else { return Ok(node) };
     let (_, merge) = entries.remove(at);
     let parts = match merge.value {
         Value::Sequence(items) => items,
         value => vec![Node { value, ..merge }],
     };
-    let mut known: HashSet<String> = entries.iter().map(|(key, _)| key.name.clone()).collect();
+    let mut known: HashSet<Arc<str>> = entries.iter().map(|(key, _)| key.name.clone()).collect();
     for part in parts {
         let found = part.describe();
         let Value::Mapping(more) = part.value else {
@@ -298,12 +388,29 @@ fn merged(mut node: Node) -> Result<Node, SyntaxError> {
     Ok(node)
 }
 
-/// Number of values in a node. Its depth is at most `MAX_DEPTH` times its anchors, which were counted before.
-pub(crate) fn size(node: &Node) -> usize {
+fn too_deep<T>(place: Place) -> Result<T, SyntaxError> {
+    wrong(place, format!("nested deeper than {MAX_DEPTH} levels; expected at most {MAX_DEPTH}"))
+}
+
+/// Memory of a node without those in it, in bytes: the node, its key, and its text.
+fn own_memory(node: &Node) -> usize {
+    let text = if let Value::String(text) = &node.value { text.len() } else { 0 };
+    std::mem::size_of::<(Key, Node)>().saturating_add(text)
+}
+
+/// Extent of a node with those in it.
+pub(crate) fn size(node: &Node) -> Size {
+    let inner = |nodes: &mut dyn Iterator<Item = &Node>| {
+        let none = Size { memory: own_memory(node), depth: 1 };
+        nodes.map(size).fold(none, |all, one| Size {
+            memory: all.memory.saturating_add(one.memory),
+            depth: all.depth.max(one.depth.saturating_add(1)),
+        })
+    };
     match &node.value {
-        Value::Sequence(items) => items.iter().map(size).sum::<usize>() + 1,
-        Value::Mapping(entries) => entries.iter().map(|(_, node)| size(node)).sum::<usize>() + 1,
-        _ => 1,
+        Value::Sequence(items) => inner(&mut items.iter()),
+        Value::Mapping(entries) => inner(&mut entries.iter().map(|(_, node)| node)),
+        _ => Size { memory: own_memory(node), depth: 0 },
     }
 }
 

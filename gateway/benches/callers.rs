@@ -11,7 +11,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, Method};
-use spillway_filter::Fields;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -21,6 +20,7 @@ use spillway::identity::{Authenticator, Identity, IdentityDeps};
 use spillway::limits::{Estimate, Ledger, Limits, ReservationRequest, Subject, Used, reserve};
 use spillway::telemetry::Metrics;
 use spillway_config::schema::RouteAuthentication;
+use spillway_filter::Fields;
 use spillway_filter::{Caller, HttpClient, NoHttp, RequestView, SharedStates};
 
 /// Consumers of the file.

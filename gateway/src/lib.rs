@@ -23,6 +23,7 @@ pub mod identity;
 pub mod limits;
 pub mod listener;
 pub mod load;
+pub mod memory;
 pub mod message;
 pub mod off_loop;
 pub mod pipeline;

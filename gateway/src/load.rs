@@ -9,9 +9,13 @@ use std::time::{Duration, SystemTime};
 use spillway_config::{FileError, LoadOptions, Loaded, Report};
 use spillway_filter::Registry;
 
+use crate::memory;
+
 /// Reads a configuration as `serve` and `check` do.
 pub fn read(path: &Path, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
-    spillway_config::load(path, &options(registry, offline))
+    let loaded = spillway_config::load(path, &options(registry, offline));
+    memory::give_back();
+    loaded
 }
 
 /// Reads a configuration from a text; `path` is its name in messages, and paths in it are relative to that.

@@ -19,7 +19,7 @@ use crate::clock::unix_seconds;
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
 use crate::load::{FileStates, file_states, file_states_as_read, read};
-use crate::snapshot::Compiler;
+use crate::snapshot::{Compiler, Snapshot};
 
 /// A file is read when its state has not changed for this long: a half-written YAML is often valid.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
@@ -138,7 +138,7 @@ impl Reloader {
         let (path, registry) = (self.path.clone(), self.compiler.registry.clone());
         let read = tokio::task::spawn_blocking(move || read(&path, &registry, false)).await;
         let loaded = match read {
-            Ok(Ok(loaded)) => loaded,
+            Ok(Ok(loaded)) => Arc::new(loaded),
             Ok(Err(mut report)) => {
                 let files = std::mem::take(&mut report.files);
                 self.failed(report, Vec::new());
@@ -157,19 +157,19 @@ impl Reloader {
                 tracing::info!(event = "config_reloaded", generation);
                 self.gateway.metrics.reloads_ok.inc();
                 self.gateway.metrics.process.reloaded_at.set(unix_seconds());
-                self.last_edit
-                    .store(Arc::new(LastEdit { diagnostics: loaded.warnings, ..LastEdit::started(&self.path) }));
-                EditOutcome::Accepted(loaded.files)
+                let diagnostics = loaded.warnings.clone();
+                self.last_edit.store(Arc::new(LastEdit { diagnostics, ..LastEdit::started(&self.path) }));
+                EditOutcome::Accepted(loaded.files.clone())
             }
             Err(errors) => {
                 let errors = errors.iter().map(|error| loaded.origins.redact(error)).collect();
-                self.failed(loaded.warnings, errors);
-                EditOutcome::Rejected(loaded.files)
+                self.failed(loaded.warnings.clone(), errors);
+                EditOutcome::Rejected(loaded.files.clone())
             }
         }
     }
 
-    async fn apply(&self, loaded: &Loaded) -> Result<u64, Vec<String>> {
+    async fn apply(&self, loaded: &Arc<Loaded>) -> Result<u64, Vec<String>> {
         let config = &loaded.config;
         let mut fixed = Vec::new();
         if config.admin != self.admin {
@@ -192,12 +192,11 @@ impl Reloader {
         }
         let previous = self.gateway.snapshot.load_full();
         // Steps that can fail come first and change nothing.
-        let written = config.clone();
-        let acme = self.gateway.acme.clone();
-        let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written, &acme)).await;
+        let (written, acme) = (loaded.clone(), self.gateway.acme.clone());
+        let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written.config, &acme)).await;
         let plans = plans.map_err(|e| vec![e.to_string()])??;
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
-        let snapshot = self.compiler.compile(loaded, Some(&previous)).await.map_err(|e| e.0)?;
+        let snapshot = self.compile(loaded.clone(), previous).await?;
         let generation = snapshot.generation;
         // No further step can fail.
         snapshot.commit_steps.run();
@@ -209,6 +208,19 @@ impl Reloader {
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);
         Ok(generation)
+    }
+
+    /// Compiles a snapshot on a thread of its own: thousands of routes take tens of milliseconds, and no request waits for
+    /// them.
+    async fn compile(&self, loaded: Arc<Loaded>, previous: Arc<Snapshot>) -> Result<Snapshot, Vec<String>> {
+        let (compiler, runtime) = (self.compiler.clone(), tokio::runtime::Handle::current());
+        let compiling = tokio::task::spawn_blocking(move || {
+            let compiled = runtime.block_on(compiler.compile(&loaded, Some(&previous)));
+            drop((loaded, previous));
+            crate::memory::give_back();
+            compiled
+        });
+        compiling.await.map_err(|e| vec![e.to_string()])?.map_err(|e| e.0)
     }
 
     fn failed(&self, diagnostics: Report, errors: Vec<String>) {

@@ -176,6 +176,9 @@ pub async fn serve(
         supervisor: supervisor.clone(),
         last_edit,
     };
+    // The snapshot has all that requests need of it.
+    drop(loaded);
+    crate::memory::give_back();
     let (reload, requests) = tokio::sync::mpsc::channel(1);
     let watching = tokio::spawn(reloader.run(states, requests));
     wait_for_end(&reload, &mut signals).await;

@@ -48,8 +48,8 @@ fn check_reads_standard_input() {
     let (code, out, errors) = check(&good.replace("routes", "route"));
     assert!(code == Some(2) && out.starts_with("<stdin>: "), "{out}");
     assert!(errors.contains("--> <stdin>:3:1") && errors.contains("did you mean `routes`?"), "{errors}");
-    let (code, _, errors) = check(&"# ".repeat(3 << 20));
-    assert!(code == Some(2) && errors.contains("cannot read standard input: larger than 4 MiB"), "{errors}");
+    let (code, _, errors) = check(&"# ".repeat(33 << 20));
+    assert!(code == Some(2) && errors.contains("cannot read standard input: larger than 64 MiB"), "{errors}");
 }
 
 #[tokio::test]

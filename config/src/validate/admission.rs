@@ -105,10 +105,9 @@ fn retry(cx: &mut Context<'_>, n: usize, route: &Route) {
             format!("found {}; expected at most 3 attempts beside the first, to spare the servers", hedge.max),
         );
     }
-    let config = cx.config;
-    let speaks_model = |name: &str| {
-        config.backends.iter().any(|backend| backend.name == name && backend.protocol != BackendProtocol::Http)
-    };
+    let index = cx.index;
+    let speaks_model =
+        |name: &str| index.backends.get(name).is_some_and(|backend| backend.protocol != BackendProtocol::Http);
     let idempotent = |method: &str| matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE");
     let never = !route.matches.is_empty()
         && route.matches.iter().all(|m| m.method.as_deref().is_some_and(|method| !idempotent(method)))

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Context, at};
-use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Device, Route, RouteAuthentication};
+use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Device};
 
 /// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
@@ -28,7 +28,6 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
 
 /// Checks of `callerCredentials`, which says if credentials of callers reach the servers.
 fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
-    let config = cx.config;
     if backend.caller_credentials == Some(CallerCredentials::Pass) && backend.credentials.is_some() {
         let message = "no effect beside `credentials`, which replace those of every caller: leave one of them out";
         cx.error(at!["backends", n, "callerCredentials"], message);
@@ -37,14 +36,8 @@ fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let wants_key = backend.protocol == BackendProtocol::Openai && backend.endpoints.iter().any(|e| e.url.https);
     let is_silent = backend.caller_credentials.is_none()
         && backend.credentials.is_none()
-        && !config.consumers.iter().any(|consumer| consumer.credentials.contains_key(&backend.name));
-    let asks = !config.consumers.is_empty() || config.authentication.is_some();
-    let is_open = |route: &Route| match route.authentication {
-        Some(mode) => mode != RouteAuthentication::Required,
-        None => !asks,
-    };
-    let serves = |route: &Route| route.backend_refs.iter().any(|r| r.name.as_deref() == Some(backend.name.as_str()));
-    if wants_key && is_silent && config.routes.iter().any(|route| is_open(route) && serves(route)) {
+        && !cx.index.personal.contains(backend.name.as_str());
+    if wants_key && is_silent && cx.index.open.contains(backend.name.as_str()) {
         cx.warn(
             at!["backends", n],
             "no credentials reach these servers: callers' own are removed; give `credentials`, or say \

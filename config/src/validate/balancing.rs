@@ -254,13 +254,7 @@ fn circuit_breaker(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         cx.error(place("maxInFlight"), message);
     }
     let Some(pending) = breaker.max_pending else { return };
-    let depths = cx.config.routes.iter().filter_map(|route| {
-        let is_its = |r: &crate::schema::BackendRef| r.name.as_ref() == Some(&backend.name);
-        let queue = route.when_saturated.as_ref()?.queue.as_ref()?;
-        // Where requests stay with their target, each target has a queue.
-        route.backend_refs.iter().any(is_its).then_some(queue.max_depth.get())
-    });
-    let all: u64 = depths.map(u64::from).sum();
+    let all = cx.index.queued.get(backend.name.as_str()).copied().unwrap_or(0);
     if all == 0 {
         let message = "no request ever waits for this backend, because none of its routes has `whenSaturated.queue`: add one, or remove this";
         cx.error(place("maxPending"), message);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, Route};
+use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded};
 
 use super::{Context, Segment, at};
 
@@ -59,10 +59,10 @@ fn consumers(cx: &mut Context<'_>) {
         token(cx, n, consumer, &mut subjects);
         certificates(cx, n, consumer, &mut identities);
         limits(cx, at!["consumers", n, "limits"], &consumer.limits);
-        let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
         for backend in consumer.credentials.keys() {
-            if !backends.contains(&backend.as_str()) {
-                cx.unknown(at!["consumers", n, "credentials", backend.as_str()], "backend", backend, &backends);
+            if !cx.index.backends.contains_key(backend.as_str()) {
+                let known: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
+                cx.unknown(at!["consumers", n, "credentials", backend.as_str()], "backend", backend, &known);
             }
         }
     }
@@ -80,8 +80,7 @@ fn tenants(cx: &mut Context<'_>) {
                 format!("duplicate name `{}`, first of tenants[{first}]: remove one", tenant.name),
             );
         }
-        let of = |consumer: &Consumer| consumer.tenant.as_deref().unwrap_or(&consumer.name) == tenant.name;
-        if !from_claims && !config.consumers.iter().any(of) {
+        if !from_claims && !cx.index.tenants.contains(tenant.name.as_str()) {
             let known: Vec<&str> = config.consumers.iter().filter_map(|consumer| consumer.tenant.as_deref()).collect();
             cx.unknown(with(&here, &["name"]), "consumer of tenant", &tenant.name, &known);
         }
@@ -156,8 +155,7 @@ fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
             cx.error(with(&at, &[key]), "this rate is too high to be kept; expected at most one in a nanosecond");
         }
     }
-    let spills = |route: &Route| route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
-    let no_spill = !cx.config.routes.iter().any(spills);
+    let no_spill = !cx.index.spills;
     let nobody = "no effect: no route of this file spills; give one `whenSaturated.spillTo`, or write `reject`";
     if limits.on_exceeded == OnExceeded::Spill && no_spill {
         cx.error(with(&at, &["onExceeded"]), nobody);

@@ -8,6 +8,7 @@ mod balancing;
 mod callers;
 mod dns;
 mod headers;
+mod index;
 mod listeners;
 mod models;
 mod paths;
@@ -16,6 +17,8 @@ mod routes;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::Path;
+
+pub(crate) use self::index::Index;
 
 use crate::check::{listed, nearest};
 use crate::diagnostic::Severity;
@@ -80,6 +83,7 @@ pub(crate) struct Finding {
 
 pub(crate) struct Context<'c> {
     pub(crate) config: &'c Config,
+    pub(crate) index: &'c Index<'c>,
     /// Files and secrets of the configuration.
     pub(crate) named: &'c [Named],
     pub(crate) options: &'c LoadOptions<'c>,

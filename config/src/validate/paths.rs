@@ -10,7 +10,11 @@ use super::{Context, at};
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     let listener = config.listeners.iter().position(|l| l.encoded_slashes == EncodedSlashes::Pass);
-    let rules: Vec<_> = config.routes.iter().map(|route| RouteRules::of(route, config)).collect();
+    let passes = |route: &Route| route.encoded_slashes == Some(EncodedSlashes::Pass);
+    if listener.is_none() && !config.routes.iter().any(passes) {
+        return;
+    }
+    let rules = RouteRules::all(config);
     for (n, (route, own)) in config.routes.iter().zip(&rules).enumerate() {
         let place = match (route.encoded_slashes, listener) {
             (Some(EncodedSlashes::Pass), _) => at!["routes", n, "encodedSlashes"],

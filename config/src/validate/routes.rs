@@ -2,7 +2,7 @@
 
 use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
-use crate::schema::{BackendProtocol, Match, PathMatch, Route, RouteAuthentication};
+use crate::schema::{BackendRef, Match, PathMatch, Route, RouteAuthentication};
 
 use super::{Context, Segment, admission, at};
 
@@ -153,15 +153,17 @@ fn authentication(cx: &mut Context<'_>, n: usize, route: &Route) {
     if made_from_claims {
         return;
     }
-    let names: Vec<&str> = config.consumers.iter().map(|c| c.name.as_str()).collect();
-    let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
-    for (key, what, written, known) in
-        [("consumers", "consumer", &access.consumers, &names), ("tenants", "tenant", &access.tenants, &tenants)]
-    {
-        for (i, name) in written.iter().enumerate() {
-            if !known.contains(&name.as_str()) {
-                cx.unknown(at!["routes", n, "access", key, i], what, name, known);
-            }
+    let index = cx.index;
+    for (i, name) in access.consumers.iter().enumerate() {
+        if !index.consumers.contains(name.as_str()) {
+            let known: Vec<&str> = config.consumers.iter().map(|c| c.name.as_str()).collect();
+            cx.unknown(at!["routes", n, "access", "consumers", i], "consumer", name, &known);
+        }
+    }
+    for (i, name) in access.tenants.iter().enumerate() {
+        if !index.tenants.contains(name.as_str()) {
+            let known: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
+            cx.unknown(at!["routes", n, "access", "tenants", i], "tenant", name, &known);
         }
     }
 }
@@ -185,10 +187,10 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
         {
             let config = cx.config;
             let at = at!["routes", n, "filters", f, "mirror", "backend"];
-            let known: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
-            if config.models.iter().any(|model| model.name == name) {
+            if cx.index.models.contains(name) {
                 cx.error(at, format!("`{name}` is a built-in model, which takes no copies; expected a backend"));
-            } else if !known.contains(&name) {
+            } else if !cx.index.backends.contains_key(name) {
+                let known: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
                 cx.unknown(at, "backend", name, &known);
             }
         }
@@ -219,7 +221,6 @@ fn without_targets(cx: &mut Context<'_>, n: usize, route: &Route) {
 
 /// Checks of names of models that a route can never answer.
 fn model_names(cx: &mut Context<'_>, n: usize, route: &Route) {
-    let config = cx.config;
     let own: Vec<&str> = route.backend_refs.iter().filter_map(|r| r.model.as_deref()).collect();
     for (alias, model) in &route.model_alias {
         let place = at!["routes", n, "modelAlias", alias.as_str()];
@@ -229,11 +230,8 @@ fn model_names(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.error(place, format!("`{alias}` is the name of a built-in model of this route: choose another name"));
         }
     }
-    let backends: Vec<_> = route
-        .backend_refs
-        .iter()
-        .filter_map(|r| config.backends.iter().find(|b| r.name.as_deref() == Some(b.name.as_str())))
-        .collect();
+    let backends: Vec<_> =
+        route.backend_refs.iter().filter_map(|r| cx.index.backends.get(r.name.as_deref()?)).collect();
     // Patterns of the names that some target serves; a backend without a list serves all.
     let Some(listed) = backends.iter().map(|b| b.models.as_deref()).collect::<Option<Vec<&[String]>>>() else { return };
     let listed: Vec<ModelPattern> = listed.into_iter().flatten().map(|pattern| ModelPattern::new(pattern)).collect();
@@ -272,7 +270,7 @@ fn without_servers(cx: &mut Context<'_>, n: usize, route: &Route) {
     let saturated = route.when_saturated.as_ref().and_then(|rule| rule.spill_to.as_deref());
     let unavailable = route.when_unavailable.as_ref().and_then(|rule| rule.spill_to.as_deref());
     let mut names = route.backend_refs.iter().filter_map(|r| r.name.as_deref()).chain(saturated).chain(unavailable);
-    if names.any(|name| cx.config.models.iter().all(|model| model.name != name)) {
+    if names.any(|name| !cx.index.models.contains(name)) {
         return;
     }
     for (f, filter) in route.filters.iter().enumerate() {
@@ -284,9 +282,9 @@ fn without_servers(cx: &mut Context<'_>, n: usize, route: &Route) {
 }
 
 fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
-    let config = cx.config;
-    let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
-    let models: Vec<&str> = config.models.iter().map(|m| m.name.as_str()).collect();
+    let (config, index) = (cx.config, cx.index);
+    let backends = || config.backends.iter().map(|b| b.name.as_str());
+    let models = || config.models.iter().map(|m| m.name.as_str());
     if route.backend_refs.is_empty() && !answers_itself(route) {
         cx.error(
             at!["routes", n, "backendRefs"],
@@ -304,15 +302,17 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
     let mut seen = std::collections::HashSet::new();
     for (r, reference) in route.backend_refs.iter().enumerate() {
         match (&reference.name, &reference.model) {
-            (Some(name), None) if models.contains(&name.as_str()) => {
+            (Some(name), None) if index.models.contains(name.as_str()) => {
                 let message = format!("`{name}` is a built-in model and no backend: write {{model: {name}}}");
                 cx.error(at!["routes", n, "backendRefs", r, "name"], message);
             }
-            (Some(name), None) if !backends.contains(&name.as_str()) => {
-                cx.unknown(at!["routes", n, "backendRefs", r, "name"], "backend", name, &backends);
+            (Some(name), None) if !index.backends.contains_key(name.as_str()) => {
+                let known: Vec<&str> = backends().collect();
+                cx.unknown(at!["routes", n, "backendRefs", r, "name"], "backend", name, &known);
             }
-            (None, Some(model)) if !models.contains(&model.as_str()) => {
-                cx.unknown(at!["routes", n, "backendRefs", r, "model"], "model", model, &models);
+            (None, Some(model)) if !index.models.contains(model.as_str()) => {
+                let known: Vec<&str> = models().collect();
+                cx.unknown(at!["routes", n, "backendRefs", r, "model"], "model", model, &known);
             }
             (Some(_), Some(_)) | (None, None) => {
                 cx.error(
@@ -329,10 +329,8 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
             );
         }
     }
-    let speaks_openai =
-        |name: &str| config.backends.iter().any(|b| b.name == name && b.protocol == BackendProtocol::Openai);
-    let can_spill =
-        route.backend_refs.iter().any(|r| r.model.is_some() || r.name.as_deref().is_some_and(speaks_openai));
+    let speaks_model = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.speaks_openai(r));
+    let can_spill = route.backend_refs.iter().any(speaks_model);
     let spills = [
         ("whenSaturated", route.when_saturated.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
         ("whenUnavailable", route.when_unavailable.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
@@ -341,14 +339,14 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
         let Some((spill_to, reject)) = rule else { continue };
         if let Some(name) = spill_to {
             let at = at!["routes", n, key, "spillTo"];
-            if backends.contains(&name.as_str()) {
+            if index.backends.contains_key(name.as_str()) {
                 if route.backend_refs.iter().any(|r| r.name.as_deref() == Some(name)) {
                     let message =
                         format!("`{name}` is in this route's backendRefs and tried before; expected another target");
                     cx.error(at, message);
                 }
-            } else if !models.contains(&name.as_str()) {
-                let known: Vec<&str> = models.iter().chain(&backends).copied().collect();
+            } else if !index.models.contains(name.as_str()) {
+                let known: Vec<&str> = models().chain(backends()).collect();
                 cx.unknown(at, "model or backend", name, &known);
             } else if !can_spill {
                 let message = "no backend of this route speaks a model protocol, so nothing could spill: write `protocol: openai` there";
@@ -388,12 +386,9 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
             format!("found {}; expected at most 10 further tries, to spare the servers", route.retry.attempts),
         );
     }
-    let (config, limits) = (cx.config, &cx.config.limits);
+    let (index, limits) = (cx.index, &cx.config.limits);
     let speaks_model = route.backend_refs.iter().any(|reference| {
-        reference.model.is_some()
-            || config.backends.iter().any(|backend| {
-                reference.name.as_ref() == Some(&backend.name) && backend.protocol == BackendProtocol::Openai
-            })
+        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.speaks_openai(name))
     });
     let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
     if speaks_model && route.limits.max_body > share {

@@ -76,7 +76,7 @@ impl AdminState for AdminView {
         let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
         serde_json::json!({
             "generation": running.as_ref().map(|snapshot| snapshot.generation),
-            "running": running.as_ref().map(|snapshot| &snapshot.shown),
+            "running": running.as_ref().map(|snapshot| snapshot.shown.read()),
             "lastEdit": *self.last_edit.load_full(),
         })
     }

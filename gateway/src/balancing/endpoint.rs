@@ -3,7 +3,9 @@
 //! State has one owner, the table of endpoints by key. Snapshots hold references, so that a reload keeps the counts of
 //! endpoints that did not change. Callers read time from [`now_millis`] and pass it in, so that tests need not wait.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -418,8 +420,44 @@ impl Endpoint {
 /// States of all endpoints of the process, found again by key while a snapshot holds them.
 #[derive(Default)]
 pub struct Endpoints {
-    states: Mutex<HashMap<EndpointKey, Weak<EndpointState>>>,
-    backends: Mutex<HashMap<String, Weak<Siblings>>>,
+    states: Mutex<Kept<EndpointKey, EndpointState>>,
+    backends: Mutex<Kept<String, Siblings>>,
+}
+
+/// What snapshots hold, by key.
+struct Kept<K, T> {
+    by_key: HashMap<K, Weak<T>>,
+    /// Number of entries at which those that no snapshot holds are removed: twice what was left the last time, so that an
+    /// entry costs the same however many there are.
+    sweep_at: usize,
+}
+
+impl<K, T> Default for Kept<K, T> {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), sweep_at: LEAST_SWEPT }
+    }
+}
+
+/// Number of entries up to which none is removed.
+const LEAST_SWEPT: usize = 64;
+
+impl<K: Eq + Hash + Clone, T> Kept<K, T> {
+    fn get_or_insert<Q>(&mut self, key: &Q, make: impl FnOnce() -> T) -> Arc<T>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+    {
+        if let Some(kept) = self.by_key.get(key).and_then(Weak::upgrade) {
+            return kept;
+        }
+        if self.by_key.len() >= self.sweep_at {
+            self.by_key.retain(|_, kept| kept.strong_count() > 0);
+            self.sweep_at = self.by_key.len().saturating_mul(2).max(LEAST_SWEPT);
+        }
+        let made = Arc::new(make());
+        self.by_key.insert(key.to_owned(), Arc::downgrade(&made));
+        made
+    }
 }
 
 impl Endpoints {
@@ -430,24 +468,10 @@ impl Endpoints {
         listener: &Arc<dyn RoomListener>,
         make: impl FnOnce(Arc<Siblings>) -> EndpointState,
     ) -> Arc<EndpointState> {
-        let mut states = self.states.lock();
-        if let Some(state) = states.get(key).and_then(Weak::upgrade) {
-            return state;
-        }
-        states.retain(|_, state| state.strong_count() > 0);
-        let state = Arc::new(make(self.siblings(&key.backend, listener)));
-        states.insert(key.clone(), Arc::downgrade(&state));
-        state
+        self.states.lock().get_or_insert(key, || make(self.siblings(&key.backend, listener)))
     }
 
     fn siblings(&self, backend: &str, listener: &Arc<dyn RoomListener>) -> Arc<Siblings> {
-        let mut backends = self.backends.lock();
-        if let Some(siblings) = backends.get(backend).and_then(Weak::upgrade) {
-            return siblings;
-        }
-        backends.retain(|_, siblings| siblings.strong_count() > 0);
-        let siblings = Arc::new(Siblings::new(listener.clone()));
-        backends.insert(backend.to_owned(), Arc::downgrade(&siblings));
-        siblings
+        self.backends.lock().get_or_insert(backend, || Siblings::new(listener.clone()))
     }
 }

@@ -299,6 +299,7 @@ fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
         Ok(Err(errors)) => return fail(WRONG, &errors.join("\n")),
         Err(signal) => return ended_before(signal, runtime),
     }
+    crate::memory::give_back();
     let origins = loaded.origins.clone();
     eprint!("{}", loaded.warnings);
     let log = match telemetry::init_log(loaded.config.telemetry.logs.format) {

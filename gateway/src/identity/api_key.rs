@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 use spillway_config::schema::ConsumerKey;
 use subtle::ConstantTimeEq;
 
@@ -24,7 +25,7 @@ const PREFIX: usize = 8;
 /// is compared in full and in constant time.
 #[derive(Default)]
 pub(super) struct Keys {
-    buckets: HashMap<[u8; PREFIX], Vec<KeyEntry>, ahash::RandomState>,
+    buckets: HashMap<[u8; PREFIX], SmallVec<[KeyEntry; 1]>, ahash::RandomState>,
 }
 
 struct KeyEntry {

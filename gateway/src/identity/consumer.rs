@@ -1,6 +1,5 @@
 //! Consumer of a snapshot: name, tenant, limits, permitted models, and credentials towards backends.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -23,8 +22,8 @@ pub struct Consumer {
     pub rules: Rules,
     /// Models that the consumer may name; all of them without a list.
     models: Option<Vec<ModelPattern>>,
-    /// Credentials that replace a backend's own for requests of the consumer, by the backend's name.
-    credentials: HashMap<String, HeaderValue>,
+    /// Credentials that replace a backend's own for requests of the consumer, in the order of the backends' names.
+    credentials: Box<[(Box<str>, HeaderValue)]>,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -41,34 +40,36 @@ impl Consumer {
         deps: IdentityDeps<'_>,
     ) -> Result<Self, IdentityError> {
         let label = format!("consumer {}", written.name);
-        let mut rules = deps.limits.of_consumers(&label, &written.limits, deps.commit_steps)?;
+        let mut rules = deps.limits.of_consumer(&label, &written.limits, deps.commit_steps)?;
         if let Some(budget) = &written.limits.budget {
             rules.push(deps.limits.budget(&label, "this consumer", &written.name, budget));
         }
         let tenant = written.tenant.as_deref().unwrap_or(&written.name);
         rules.extend(tenants.rules(tenant));
-        let mut credentials = HashMap::new();
+        rules.shrink_to_fit();
+        let mut credentials = Vec::with_capacity(written.credentials.len());
         for (backend, secret) in &written.credentials {
             let value = crate::credentials::bearer(secret).map_err(|source| IdentityError::Credentials {
                 label: label.clone(),
                 backend: backend.clone(),
                 source,
             })?;
-            credentials.insert(backend.clone(), value);
+            credentials.push((backend.as_str().into(), value));
         }
+        let name: Arc<str> = written.name.as_str().into();
         Ok(Self {
-            name: written.name.as_str().into(),
-            tenant: tenant.into(),
+            tenant: if *tenant == *name { name.clone() } else { tenant.into() },
+            name,
             priority: written.priority,
             rules,
             models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),
-            credentials,
+            credentials: credentials.into(),
         })
     }
 
     /// Makes a consumer from the claims of a token, which name its scopes themselves.
     pub(super) fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
-        Self { name, tenant, priority: 0, rules, models: None, credentials: HashMap::new() }
+        Self { name, tenant, priority: 0, rules, models: None, credentials: Box::default() }
     }
 
     /// True if the consumer may name a model; `None` is a request that names none.
@@ -87,6 +88,7 @@ impl Consumer {
 
     /// Credentials of the consumer for a backend, in place of the backend's own.
     pub fn credentials(&self, backend: &str) -> Option<&HeaderValue> {
-        self.credentials.get(backend)
+        let index = self.credentials.binary_search_by(|(name, _)| (**name).cmp(backend)).ok()?;
+        self.credentials.get(index).map(|(_, value)| value)
     }
 }

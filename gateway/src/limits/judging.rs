@@ -243,7 +243,7 @@ fn refuse(rule: &Rule, wait: Duration) -> Refusal {
         RuleKind::Budget { .. } => "insufficient_quota",
         _ => "rate_limit_exceeded",
     };
-    Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimited, code, rule.message.clone()).retry_after(wait)
+    Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimited, code, rule.message()).retry_after(wait)
 }
 
 fn too_much(request: &ReservationRequest<'_>) -> Refusal {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -18,11 +18,15 @@ use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
-/// Shards, each with a lock of its own: more than the threads that commonly meet at one rule.
+/// Shards of a rule with many keys, each with a lock of its own: more than the threads that commonly meet at one rule.
 const SHARDS: usize = 16;
 /// Furthest that a level may be moved into the future, nanoseconds: some 36 years, far below the overflow of governor's
 /// arithmetic.
 const FURTHEST: u64 = 1 << 60;
+
+/// Clock of all levels. To make one asks the processor what it has, for which a virtual machine leaves the guest: tens of
+/// microseconds, which each limit of each consumer would take.
+static CLOCK: LazyLock<DefaultClock> = LazyLock::new(DefaultClock::default);
 
 /// Rate and burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +71,7 @@ type LevelShard = Mutex<HashMap<u128, u64, RandomState>>;
 
 /// Levels in nanoseconds since the start of the active limit.
 struct Table {
-    shards: [LevelShard; SHARDS],
+    shards: Box<[LevelShard]>,
     /// Most keys of a shard.
     most: usize,
     forgotten: Counter,
@@ -75,7 +79,8 @@ struct Table {
 
 impl Table {
     fn shard(&self, key: u128) -> Option<&LevelShard> {
-        self.shards.get(usize::try_from(key >> 64 & 0xFFFF).unwrap_or(0) % SHARDS)
+        let place = usize::try_from(key >> 64 & 0xFFFF).unwrap_or(0);
+        self.shards.get(place.checked_rem(self.shards.len())?)
     }
 
     /// Makes room for a key: forgets the eighth of the keys that is full soonest, most of which are full by now.
@@ -138,9 +143,10 @@ pub(super) struct Levels {
 impl Levels {
     /// Makes levels of at most `keys` keys, all full.
     pub(super) fn new(limit: Limit, keys: usize, forgotten: Counter) -> Self {
-        let clock = DefaultClock::default();
-        let shards = std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::new())));
-        let table = SharedTable(Arc::new(Table { shards, most: keys.div_ceil(SHARDS).max(8), forgotten }));
+        let clock = CLOCK.clone();
+        let count = keys.clamp(1, SHARDS);
+        let shards = (0..count).map(|_| Mutex::new(HashMap::with_hasher(RandomState::new()))).collect();
+        let table = SharedTable(Arc::new(Table { shards, most: keys.div_ceil(count).max(8), forgotten }));
         let active = ArcSwap::from_pointee(active_limit(limit, &table, &clock));
         Self { clock, table, active }
     }
@@ -153,7 +159,7 @@ impl Levels {
         }
         let new = active_limit(limit, &self.table, &self.clock);
         let passed: u64 = new.start.duration_since(old.start).into();
-        for shard in &self.table.0.shards {
+        for shard in self.table.0.shards.iter() {
             for level in shard.lock().values_mut() {
                 let used = u128::from(level.saturating_sub(passed));
                 let scaled = used.saturating_mul(limit.full()) / old.limit.full().max(1);

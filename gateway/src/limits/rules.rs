@@ -1,10 +1,14 @@
 //! Compiled rules: one unit of a limit of the configuration, with its levels and metrics.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use spillway_config::schema::{Budget, ConsumerLimits, OnExceeded, Period, RedisState};
 use spillway_config::values::Rate;
 use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
@@ -45,17 +49,21 @@ pub struct Limits {
     keys: usize,
     metrics: Arc<Metrics>,
     store: Option<Arc<ConfiguredStore>>,
+    policies: Arc<Mutex<Policies>>,
 }
+
+/// Values of `RateLimit-Policy` by unit, count and period.
+type Policies = HashMap<(Unit, NonZeroU32, Duration), Option<HeaderValue>>;
 
 /// Unit that a rule counts, with its limit and levels.
 pub(super) enum RuleKind {
-    Rate { unit: Unit, levels: Arc<Levels>, limit: Limit },
+    Rate { unit: Unit, rate: Rate, levels: Arc<Levels>, limit: Limit },
     Concurrency { running: Arc<ConcurrencyCounts>, most: NonZeroU32 },
     Budget { whose: Box<str>, account: Arc<Account>, period: Period, tokens: Option<u64>, nanos: Option<u64> },
 }
 
 /// Unit of a rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Unit {
     Requests,
     Tokens,
@@ -76,13 +84,25 @@ pub struct Rule {
     pub(super) number: u128,
     pub(super) kind: RuleKind,
     pub(super) by: LimitBy,
-    /// Message of a refusal.
-    pub(super) message: String,
+    /// Name of the owner in a refusal.
+    this: Cow<'static, str>,
     pub(super) on_exceeded: OnExceeded,
     /// Value of `RateLimit-Policy`.
     pub(super) policy: Option<HeaderValue>,
     pub(super) store: Option<Arc<SharedStore>>,
     pub(super) metrics: Arc<LimitMetrics>,
+}
+
+/// Callers that one limit of the configuration counts.
+#[derive(Clone, Copy)]
+struct Counted<'a> {
+    /// Owner of the limit, unique among all.
+    label: &'a str,
+    /// Name of the owner in a refusal.
+    this: &'a Cow<'static, str>,
+    by: &'a LimitBy,
+    /// Most levels that a rate of the limit keeps.
+    keys: usize,
 }
 
 /// Rules of one filter, consumer or tenant.
@@ -123,6 +143,7 @@ impl Limits {
             keys,
             metrics,
             store: None,
+            policies: Arc::default(),
         }
     }
 
@@ -168,7 +189,7 @@ impl Limits {
                 Some(Arc::new(ConfiguredStore { written: written.clone(), authorities, store }))
             }
         };
-        Ok(Self { store, ..self.clone() })
+        Ok(Self { store, policies: Arc::default(), ..self.clone() })
     }
 
     /// True if the shared store is connected, and how many gateways share it; zero without a store.
@@ -192,18 +213,29 @@ impl Limits {
         let by = &spec.by;
         let early = matches!(by, LimitBy::ClientAddress);
         let (mut guards, mut filters) = (Rules::new(), Rules::new());
-        let this = format!("this {}", spec.subject);
+        let counted = Counted { label: &label, this: &format!("this {}", spec.subject).into(), by, keys: self.keys };
         for (unit, quota) in [(Unit::Requests, spec.requests), (Unit::Tokens, spec.tokens)] {
             let Some(quota) = quota else { continue };
-            let rule = self.rate(&label, &this, by.clone(), unit, quota, spec.on_exceeded)?;
+            let rule = self.rate(counted, unit, quota, spec.on_exceeded)?;
             rule.adopted_by(commit_steps);
             if early && unit == Unit::Requests { guards.push(rule) } else { filters.push(rule) }
         }
         if let Some(most) = spec.concurrency {
-            let rule = self.concurrency(&label, &this, by.clone(), most, spec.on_exceeded);
+            let rule = self.concurrency(counted, most, spec.on_exceeded);
             if early { guards.push(rule) } else { filters.push(rule) }
         }
         Ok((guards, filters))
+    }
+
+    /// Compiles the rules of one consumer; the budget comes from [`Self::budget`].
+    pub fn of_consumer(
+        &self,
+        label: &str,
+        limits: &ConsumerLimits,
+        commit_steps: &CommitSteps,
+    ) -> Result<Rules, RateTooHigh> {
+        let counted = Counted { label, this: &Cow::Borrowed("this consumer"), by: &LimitBy::Consumer, keys: 1 };
+        self.of_callers(counted, limits, commit_steps)
     }
 
     /// Compiles rules under which each consumer has levels of its own; budgets come from [`Self::budget`].
@@ -213,7 +245,8 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        self.of_callers(label, "this consumer", &LimitBy::Consumer, limits, commit_steps)
+        let counted = Counted { label, this: &Cow::Borrowed("this consumer"), by: &LimitBy::Consumer, keys: self.keys };
+        self.of_callers(counted, limits, commit_steps)
     }
 
     /// Compiles rules whose levels all consumers of a tenant share; the budget comes from [`Self::budget`].
@@ -223,14 +256,13 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        self.of_callers(label, "this tenant", &LimitBy::Tenant, limits, commit_steps)
+        let counted = Counted { label, this: &Cow::Borrowed("this tenant"), by: &LimitBy::Tenant, keys: 1 };
+        self.of_callers(counted, limits, commit_steps)
     }
 
     fn of_callers(
         &self,
-        label: &str,
-        this: &str,
-        by: &LimitBy,
+        counted: Counted<'_>,
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
@@ -240,18 +272,18 @@ impl Limits {
         for (unit, rate, burst) in units {
             let Some(rate) = rate else { continue };
             let quota = Quota { rate, burst: burst.unwrap_or(rate.count) };
-            let rule = self.rate(label, this, by.clone(), unit, quota, limits.on_exceeded)?;
+            let rule = self.rate(counted, unit, quota, limits.on_exceeded)?;
             rule.adopted_by(commit_steps);
             rules.push(rule);
         }
         if let Some(most) = limits.concurrency {
-            rules.push(self.concurrency(label, this, by.clone(), most, limits.on_exceeded));
+            rules.push(self.concurrency(counted, most, limits.on_exceeded));
         }
         Ok(rules)
     }
 
     /// Compiles the budget of `this` consumer or tenant. `account` is its name among all budgets.
-    pub fn budget(&self, label: &str, this: &str, account: &str, budget: &Budget) -> Arc<Rule> {
+    pub fn budget(&self, label: &str, this: &'static str, account: &str, budget: &Budget) -> Arc<Rule> {
         let per = if budget.per == Period::Day { "day" } else { "month" };
         let name = format!("{label}/budget/{per}");
         Arc::new(Rule {
@@ -264,12 +296,21 @@ impl Limits {
                 nanos: budget.usd.map(nanos),
             },
             by: LimitBy::Consumer,
-            message: format!("the budget of {this} for this {per} is spent"),
+            this: this.into(),
             on_exceeded: budget.on_exceeded,
             policy: None,
             store: self.shared_store(),
             metrics: self.metrics.limit(&name),
         })
+    }
+
+    /// Value of `RateLimit-Policy`, of which rules of one rate share the text.
+    fn policy(&self, unit: Unit, rate: Rate) -> Option<HeaderValue> {
+        let make = || {
+            let text = format!("\"{}\";q={};w={}", unit.name(), rate.count, rate.period.as_secs());
+            HeaderValue::from_str(&text).ok()
+        };
+        self.policies.lock().entry((unit, rate.count, rate.period)).or_insert_with(make).clone()
     }
 
     fn shared_store(&self) -> Option<Arc<SharedStore>> {
@@ -278,38 +319,33 @@ impl Limits {
 
     fn rate(
         &self,
-        label: &str,
-        this: &str,
-        by: LimitBy,
+        Counted { label, this, by, keys }: Counted<'_>,
         unit: Unit,
-        quota: Quota,
+        Quota { rate, burst }: Quota,
         on_exceeded: OnExceeded,
     ) -> Result<Arc<Rule>, RateTooHigh> {
-        let Quota { rate, burst } = quota;
         let limit = Limit::new(rate.period / rate.count.get(), burst)
             .ok_or_else(|| RateTooHigh { label: label.to_owned(), rate })?;
         // The period is part of the name, so that two rules of one kind (10/s and 1000/h) do not share a level.
         let name = format!("{label}/{}/{}", unit.name(), rate.period.as_secs());
         let levels = self
             .states
-            .get_or_insert(&name, || Levels::new(limit, self.keys, self.metrics.process.limit_keys_forgotten.clone()));
+            .get_or_insert(&name, || Levels::new(limit, keys, self.metrics.process.limit_keys_forgotten.clone()));
         Ok(Arc::new(Rule {
             number: number("rate", name.as_bytes()),
-            message: format!("the limit of {rate} {} for {this} is reached", unit.name()),
-            policy: policy(unit, rate),
+            this: this.clone(),
+            policy: self.policy(unit, rate),
             metrics: self.metrics.limit(&name),
-            kind: RuleKind::Rate { unit, levels, limit },
+            kind: RuleKind::Rate { unit, rate, levels, limit },
             store: self.shared_store(),
             on_exceeded,
-            by,
+            by: by.clone(),
         }))
     }
 
     fn concurrency(
         &self,
-        label: &str,
-        this: &str,
-        by: LimitBy,
+        Counted { label, this, by, .. }: Counted<'_>,
         most: NonZeroU32,
         on_exceeded: OnExceeded,
     ) -> Arc<Rule> {
@@ -317,12 +353,12 @@ impl Limits {
         Arc::new(Rule {
             number: number("concurrency", name.as_bytes()),
             kind: RuleKind::Concurrency { running: self.states.get_or_insert(&name, ConcurrencyCounts::default), most },
-            message: format!("the limit of {most} requests at the same time for {this} is reached"),
+            this: this.clone(),
             policy: None,
             store: self.shared_store(),
             metrics: self.metrics.limit(&name),
             on_exceeded,
-            by,
+            by: by.clone(),
         })
     }
 }
@@ -337,17 +373,27 @@ fn nanos(usd: f64) -> u64 {
     (usd * 1e9).round() as u64
 }
 
-fn policy(unit: Unit, rate: Rate) -> Option<HeaderValue> {
-    let text = format!("\"{}\";q={};w={}", unit.name(), rate.count, rate.period.as_secs());
-    HeaderValue::from_str(&text).ok()
-}
-
 impl Rule {
     /// Moves the levels of a rate to its limit once the snapshot of the rule is adopted.
     fn adopted_by(self: &Arc<Self>, commit_steps: &CommitSteps) {
         let RuleKind::Rate { levels, limit, .. } = &self.kind else { return };
         let (levels, limit) = (levels.clone(), *limit);
         commit_steps.add(move || levels.adopt(limit));
+    }
+
+    /// Message of a refusal.
+    pub(super) fn message(&self) -> String {
+        let this = &self.this;
+        match &self.kind {
+            RuleKind::Rate { unit, rate, .. } => format!("the limit of {rate} {} for {this} is reached", unit.name()),
+            RuleKind::Concurrency { most, .. } => {
+                format!("the limit of {most} requests at the same time for {this} is reached")
+            }
+            RuleKind::Budget { period, .. } => {
+                let per = if *period == Period::Day { "day" } else { "month" };
+                format!("the budget of {this} for this {per} is spent")
+            }
+        }
     }
 
     /// Reads what is spent of a budget; with a shared store, what went through this gateway.

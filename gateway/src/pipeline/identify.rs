@@ -32,9 +32,7 @@ pub(super) async fn identify(
 ) -> Result<(), End> {
     match candidates.only() {
         Some(route) => authenticate(route.authentication, session, exchange).await,
-        None if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) => {
-            authenticate(RouteAuthentication::Required, session, exchange).await
-        }
+        None if candidates.all_require_caller() => authenticate(RouteAuthentication::Required, session, exchange).await,
         None => Ok(()),
     }
 }

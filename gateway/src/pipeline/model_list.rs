@@ -1,5 +1,6 @@
 //! The list of models, and one of them: answered by the gateway itself, whichever route the request takes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::{StatusCode, header};
@@ -31,10 +32,10 @@ fn listed<'s>(
         let is_known = caller.is_some() || route.authentication != RouteAuthentication::Required;
         route.calls_models && is_known && is_open_to(route, exchange)
     };
-    let mut cards: Vec<ModelCard<'s>> = Vec::new();
+    let (mut cards, mut known) = (Vec::new(), HashSet::new());
     let others = snapshot.routes.of_host(host_of(session.req_header())).into_iter().filter(is_usable);
     for card in std::iter::once(route).chain(others).flat_map(|route| &route.listed_models).map(ListedModel::card) {
-        if caller.is_none_or(|caller| caller.may_use(Some(card.id))) && !cards.iter().any(|known| known.id == card.id) {
+        if caller.is_none_or(|caller| caller.may_use(Some(card.id))) && known.insert(card.id) {
             cards.push(card);
         }
     }

@@ -93,11 +93,10 @@ async fn by_model<'s>(
             return Err(end);
         }
         if exchange.caller.is_some() {
-            let calls_model = candidates.routes().all(|route| route.calls_models);
-            limiting::before_body(None, calls_model, session, exchange).await?;
+            limiting::before_body(None, candidates.all_call_models(), session, exchange).await?;
         }
     }
-    let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
+    let limit = candidates.max_body();
     hold_body(gateway, session, exchange, limit, within).await?;
     decode_body(session, exchange, limit).await?;
     exchange.asked = peek(session, exchange, true).await?;

@@ -1,11 +1,12 @@
-//! Compiled match of a route: path, method, headers, model and expression. A request must meet all that are set.
+//! Compiled match of a route: its path, its conditions on the rest of a head, its model, and its precedence. The file owns
+//! no table; its input is a match of the configuration.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
 use spillway_cel::{Expression, Scope, Seen};
-use spillway_config::ModelPattern;
 use spillway_config::path;
 use spillway_config::schema::{Match, PathMatch};
 use spillway_filter::Fields;
@@ -43,23 +44,52 @@ pub enum MatchFault {
     Expression(String),
 }
 
-#[derive(Debug)]
-enum Path {
-    Any,
+/// Path of a match, as the table indexes it. A regular expression stands among the conditions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum PathKey {
     Exact(Box<str>),
-    /// Prefix without its final slash; matches itself and every path that continues with a slash.
+    /// Prefix with a final slash; matches the path before that slash and every path that continues behind it.
     Prefix(Box<str>),
-    Regex(Regex),
+    /// Any path, or those of a regular expression.
+    Other,
 }
+
+/// Conditions on a head that no index covers. All must hold.
+#[derive(Debug)]
+pub(super) struct Conditions {
+    method: Option<Method>,
+    headers: Box<[(HeaderName, HeaderValue)]>,
+    rare: Option<Box<RareConditions>>,
+}
+
+/// Conditions that few matches have, apart from the others so that these stay small.
+#[derive(Debug)]
+struct RareConditions {
+    path: Option<Regex>,
+    when: Option<Expression>,
+}
+
+/// Identity of conditions: equal where the same heads meet them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ConditionsKey {
+    method: Option<Method>,
+    headers: Box<[(HeaderName, HeaderValue)]>,
+    regex: Option<Box<str>>,
+    when: Option<Box<str>>,
+}
+
+/// Precedence among several matches of a host, the smallest first: exact path, longest prefix, regex, any; then a method, more
+/// headers, a model, an expression.
+pub(super) type Rank = (u8, Reverse<usize>, bool, Reverse<usize>, bool, bool);
 
 /// Compiled match.
 #[derive(Debug)]
-pub struct Matcher {
-    path: Path,
-    method: Option<Method>,
-    headers: Vec<(HeaderName, HeaderValue)>,
-    model: Option<ModelPattern>,
-    when: Option<Expression>,
+pub(super) struct Matcher {
+    pub(super) path: PathKey,
+    pub(super) conditions: Conditions,
+    /// Model that the body must name; `*` in it matches any characters.
+    pub(super) model: Option<Box<str>>,
+    pub(super) rank: Rank,
 }
 
 /// Facts of a request that an expression sees besides path, method and headers.
@@ -71,26 +101,55 @@ pub struct HeadContext<'a> {
     pub client: IpAddr,
 }
 
+/// Head of a request, as matches see it.
+#[derive(Clone, Copy)]
+pub(super) struct HeadView<'a> {
+    pub(super) path: &'a str,
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a Fields,
+    pub(super) context: HeadContext<'a>,
+}
+
 impl Matcher {
     /// Compiles a match of the route `route`.
-    ///
-    /// # Errors
-    /// The path, the method, a header or the expression is invalid.
-    pub fn compile(route: &str, written: &Match) -> Result<Self, CompileError> {
+    pub(super) fn compile(route: &str, written: &Match) -> Result<Self, CompileError> {
         Self::parse(written).map_err(|fault| CompileError { route: route.to_owned(), fault })
     }
 
     fn parse(written: &Match) -> Result<Self, MatchFault> {
-        let path = match &written.path {
-            None => Path::Any,
-            Some(PathMatch::Exact(path)) => Path::Exact(comparable(path).into()),
+        let (kind, path) = match &written.path {
+            Some(PathMatch::Exact(path)) => (0, PathKey::Exact(comparable(path).into())),
             Some(PathMatch::Prefix(path)) => match comparable(path).trim_end_matches('/') {
-                "" => Path::Any,
-                path => Path::Prefix(path.into()),
+                "" => (3, PathKey::Other),
+                path => (1, PathKey::Prefix(format!("{path}/").into())),
             },
+            Some(PathMatch::Regex(_)) => (2, PathKey::Other),
+            None => (3, PathKey::Other),
+        };
+        let length = match &path {
+            PathKey::Exact(path) | PathKey::Prefix(path) => path.len(),
+            PathKey::Other => 0,
+        };
+        let conditions = Conditions::parse(written)?;
+        let rank = (
+            kind,
+            Reverse(length),
+            conditions.method.is_none(),
+            Reverse(conditions.headers.len()),
+            written.model.is_none(),
+            written.when.is_none(),
+        );
+        Ok(Self { path, conditions, model: written.model.as_deref().map(Into::into), rank })
+    }
+}
+
+impl Conditions {
+    fn parse(written: &Match) -> Result<Self, MatchFault> {
+        let regex = match &written.path {
             Some(PathMatch::Regex(pattern)) => {
-                Path::Regex(RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_SIZE_LIMIT).build()?)
+                Some(RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_SIZE_LIMIT).build()?)
             }
+            _ => None,
         };
         let method = match &written.method {
             None => None,
@@ -108,49 +167,45 @@ impl Matcher {
                     HeaderValue::from_str(&header.exact).map_err(|_| MatchFault::HeaderValue(header.name.clone()))?;
                 Ok((name, value))
             })
-            .collect::<Result<Vec<_>, MatchFault>>()?;
+            .collect::<Result<Box<[_]>, MatchFault>>()?;
         let when = written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose();
         let when = when.map_err(|error| MatchFault::Expression(error.to_string()))?;
-        Ok(Self { path, method, headers, model: written.model.as_deref().map(ModelPattern::new), when })
+        let has_rare = regex.is_some() || when.is_some();
+        let rare = has_rare.then(|| Box::new(RareConditions { path: regex, when }));
+        Ok(Self { method, headers, rare })
     }
 
-    /// True if a head meets everything but the model.
-    pub fn matches_head(&self, path: &str, method: &Method, headers: &Fields, context: HeadContext<'_>) -> bool {
-        self.method.as_ref().is_none_or(|m| m == method)
-            && match &self.path {
-                Path::Any => true,
-                Path::Exact(exact) => path == exact.as_ref(),
-                Path::Prefix(prefix) => {
-                    path.strip_prefix(prefix.as_ref()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                }
-                Path::Regex(regex) => regex.is_match(path.as_bytes()),
-            }
-            && self.headers.iter().all(|(name, value)| headers.get_all(name).iter().any(|v| v == value))
-            && self.when.as_ref().is_none_or(|when| holds(when, path, method, headers, context))
-    }
-
-    /// Model that the body must name.
-    pub fn model(&self) -> Option<&ModelPattern> {
-        self.model.as_ref()
-    }
-
-    /// Precedence among several that match, the smallest first: exact path, longest prefix, regex, any; then a method, more
-    /// headers, a model, an expression.
-    pub fn rank(&self) -> impl Ord + use<> {
-        let (kind, length) = match &self.path {
-            Path::Exact(path) => (0, path.len()),
-            Path::Prefix(path) => (1, path.len()),
-            Path::Regex(_) => (2, 0),
-            Path::Any => (3, 0),
+    /// Identity of the conditions, with the texts of the match from which they were compiled.
+    pub(super) fn key(&self, written: &Match) -> ConditionsKey {
+        let regex = match &written.path {
+            Some(PathMatch::Regex(pattern)) => Some(pattern.as_str().into()),
+            _ => None,
         };
-        (
-            kind,
-            std::cmp::Reverse(length),
-            self.method.is_none(),
-            std::cmp::Reverse(self.headers.len()),
-            self.model.is_none(),
-            self.when.is_none(),
-        )
+        ConditionsKey {
+            method: self.method.clone(),
+            headers: self.headers.clone(),
+            regex,
+            when: written.when.as_deref().map(Into::into),
+        }
+    }
+
+    /// Headers that a head must have.
+    pub(super) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.headers
+    }
+
+    /// True if a head meets the conditions.
+    pub(super) fn hold(&self, head: &HeadView<'_>) -> bool {
+        self.method.as_ref().is_none_or(|method| method == head.method)
+            && self.headers.iter().all(|(name, value)| head.headers.get_all(name).iter().any(|found| found == value))
+            && self.rare.as_ref().is_none_or(|rare| rare.hold(head))
+    }
+}
+
+impl RareConditions {
+    fn hold(&self, head: &HeadView<'_>) -> bool {
+        self.path.as_ref().is_none_or(|regex| regex.is_match(head.path.as_bytes()))
+            && self.when.as_ref().is_none_or(|when| holds(when, head))
     }
 }
 
@@ -164,48 +219,17 @@ pub fn comparable(path: &str) -> String {
 }
 
 /// True if an expression holds for a head. An expression without a value, as of a missing header, does not match.
-fn holds(when: &Expression, path: &str, method: &Method, headers: &Fields, context: HeadContext<'_>) -> bool {
+fn holds(when: &Expression, head: &HeadView<'_>) -> bool {
     let seen = Seen {
-        method: method.as_str(),
-        path,
-        query: context.query,
-        headers,
-        client: context.client,
+        method: head.method.as_str(),
+        path: head.path,
+        query: head.context.query,
+        headers: head.headers,
+        client: head.context.client,
         route: "",
         model: None,
         body: None,
         caller: None,
     };
     when.holds(&seen).unwrap_or(false)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(path: PathMatch) -> Matcher {
-        Matcher::compile("r", &Match { path: Some(path), ..Match::default() }).unwrap()
-    }
-
-    fn head(matcher: &Matcher, path: &str) -> bool {
-        let rest = HeadContext { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
-        matcher.matches_head(path, &Method::GET, &Fields::default(), rest)
-    }
-
-    #[test]
-    fn a_prefix_matches_whole_elements_only() {
-        for written in ["/v1", "/v1/"] {
-            let matcher = path(PathMatch::Prefix(written.into()));
-            assert!(head(&matcher, "/v1") && head(&matcher, "/v1/") && head(&matcher, "/v1/chat"));
-            assert!(!head(&matcher, "/v10") && !head(&matcher, "/") && !head(&matcher, "/V1"));
-        }
-        assert!(head(&path(PathMatch::Prefix("/".into())), "/anything"));
-    }
-
-    #[test]
-    fn a_regex_covers_the_whole_path() {
-        let matcher = path(PathMatch::Regex("/v[0-9]+/x|/y".into()));
-        assert!(head(&matcher, "/v12/x") && head(&matcher, "/y"));
-        assert!(!head(&matcher, "/v12/x/more") && !head(&matcher, "/a/y"));
-    }
 }

@@ -2,10 +2,17 @@
 //! one. Precedence is that of the Gateway API, fixed when the table is built. The room reads no body itself and knows no
 //! backend; its input is the compiled routes of a snapshot.
 
+mod candidates;
+mod host;
 mod matcher;
+mod models;
+mod prefixes;
 mod spelling;
 mod table;
+#[cfg(test)]
+mod tests;
 
-pub use matcher::{CompileError, HeadContext, MatchFault, Matcher, comparable};
+pub use candidates::{Candidates, Routes};
+pub use matcher::{CompileError, HeadContext, MatchFault, comparable};
 pub use spelling::{Spelling, read as read_path};
-pub use table::{Candidates, MAX_HOST, RouteTable, TableBuilder, without_port};
+pub use table::{MAX_HOST, RouteTable, TableBuilder, without_port};

@@ -14,7 +14,7 @@ use spillway_filter::{HttpClient, Registry, SharedStates};
 
 use super::compile_backend::BackendCompiler;
 use super::compile_route::RouteCompiler;
-use super::{CallerHeaders, Snapshot};
+use super::{CallerHeaders, ShownConfig, Snapshot};
 use crate::balancing::{DnsResolver, Endpoints, Resolve, ResolveError, ResolvedAddresses};
 use crate::builtin::Models;
 use crate::commit_steps::CommitSteps;
@@ -187,7 +187,7 @@ impl Compiler {
             downstream: self.downstream.clone(),
             drain_timeout: config.shutdown.drain_timeout.0,
             shutdown_delay: config.shutdown.delay.0,
-            shown: loaded.shown(),
+            shown: ShownConfig::new(&loaded.shown()),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates: backends.certificates,
             limits,

@@ -1,6 +1,6 @@
 //! Compiles backends: TLS files, addresses, endpoints and limits of each backend of a configuration.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,8 +67,10 @@ impl BackendCompiler<'_> {
         let hosts =
             config.backends.iter().flat_map(|b| &b.endpoints).map(|endpoint| endpoint.url.host.clone()).collect();
         let resolved = addresses_by_host(self.resolver, hosts).await;
+        let personal: HashSet<&str> =
+            config.consumers.iter().flat_map(|consumer| consumer.credentials.keys().map(String::as_str)).collect();
         for written in &config.backends {
-            let is_personal = config.consumers.iter().any(|c| c.credentials.contains_key(&written.name));
+            let is_personal = personal.contains(written.name.as_str());
             match self.backend(written, is_personal, &resolved, &mut compiled).await {
                 Ok(backend) => {
                     compiled.by_name.insert(written.name.as_str(), Arc::new(backend));

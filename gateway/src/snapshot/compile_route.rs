@@ -102,12 +102,13 @@ impl RouteCompiler<'_> {
     /// Compiles every route; returns the table, and the headers that only filters of the routes may set.
     pub(super) fn table(&self, origins: &Origins) -> Result<(RouteTable, Vec<HeaderName>), Vec<RouteError>> {
         let routes = &self.config.routes;
-        let rules: Vec<RouteRules<'_>> = routes.iter().map(|route| RouteRules::of(route, self.config)).collect();
+        let rules = RouteRules::all(self.config);
         let (mut table, mut owned_headers, mut errors) = (TableBuilder::default(), Vec::new(), Vec::new());
-        for (number, (written, own)) in routes.iter().zip(&rules).enumerate() {
+        let numbers = RouteRules::numbers(&rules);
+        for (number, ((written, own), same)) in routes.iter().zip(&rules).zip(numbers).enumerate() {
             let added = self.route(written).and_then(|route| {
                 let route = Route {
-                    rules: rules.iter().position(|rules| rules == own).unwrap_or_default(),
+                    rules: same,
                     judges_path: own.judges_path(),
                     environment: environment(origins, number, written),
                     ..route
@@ -163,7 +164,7 @@ impl RouteCompiler<'_> {
             renames_model: body.renames_model,
             queues,
             mirrors,
-            listed_models: listed(written, self.config, &targets),
+            listed_models: listed(written, &targets),
             metrics: self.metrics.route(&name),
             guards,
             filters,
@@ -407,7 +408,7 @@ fn thousandths(share: f64) -> i64 {
 }
 
 /// Models that callers of a route can name, as far as the configuration says.
-fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<ListedModel> {
+fn listed(written: &schema::Route, targets: &[Target]) -> Vec<ListedModel> {
     let mut models: Vec<ListedModel> = Vec::new();
     let mut add = |id: &str, created: u64| {
         if !models.iter().any(|model| model.id == id) {
@@ -426,10 +427,9 @@ fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<L
                 others.for_each(|(alias, _)| add(alias, model.created()));
             }
             TargetKind::Backend(backend) => {
-                let written = config.backends.iter().find(|b| b.name.as_str() == &*backend.name);
                 let serves = backend.serves.iter().flatten().filter_map(ModelPattern::exact);
                 serves.for_each(|model| add(model, 0));
-                if let Some(model) = written.filter(|b| b.models.is_none()).and_then(|b| b.model.as_deref()) {
+                if let Some(model) = backend.model.as_deref().filter(|_| backend.serves.is_none()) {
                     add(model, 0);
                 }
             }

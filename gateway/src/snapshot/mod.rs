@@ -6,6 +6,7 @@ mod caller_headers;
 mod compile;
 mod compile_backend;
 mod compile_route;
+mod shown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use http::HeaderName;
 
 pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub use compile::{Compiler, SnapshotError};
+pub use shown::ShownConfig;
 
 use crate::balancing::BackgroundTasks;
 use crate::builtin::Models;
@@ -56,7 +58,7 @@ pub struct Snapshot {
     /// Time after SIGTERM for which requests are still taken.
     pub shutdown_delay: Duration,
     /// The configuration as the admin API shows it, without secrets and digests.
-    pub shown: serde_json::Value,
+    pub shown: ShownConfig,
     /// Number of the snapshot in this process, from 1 on.
     pub generation: u64,
     /// Certificates that the gateway presents to backends, for metrics.

@@ -191,7 +191,7 @@ label! {
 
 /// A series for each value of a label.
 pub struct ByLabel<L, M> {
-    series: Vec<M>,
+    series: Box<[M]>,
     label: PhantomData<L>,
 }
 
@@ -222,7 +222,7 @@ impl<L: Label, M> ByLabel<L, M> {
 
 impl<L, M> Default for ByLabel<L, M> {
     fn default() -> Self {
-        Self { series: Vec::new(), label: PhantomData }
+        Self { series: Box::default(), label: PhantomData }
     }
 }
 

@@ -21,8 +21,8 @@ pub use label::{
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
-    BackendSample, BudgetSample, CallStats, CertificateSample, EndpointMetrics, EndpointSample, EngineSample,
-    LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Samples,
+    BackendSample, BudgetSample, CallStats, CertificateSample, Count, EndpointMetrics, EndpointSample, EngineSample,
+    LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Running, Samples,
 };
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceError, Tracer};

@@ -23,6 +23,7 @@ pub trait FieldName: Clone {
 }
 
 /// Bit of a name, by its length and letters of it that differ in names that are asked for.
+#[inline]
 fn mark(name: &HeaderName) -> u64 {
     let name = name.as_str().as_bytes();
     let letter = |at: usize| name.get(at).copied().map_or(0, usize::from);
@@ -30,27 +31,33 @@ fn mark(name: &HeaderName) -> u64 {
 }
 
 impl FieldName for HeaderName {
+    #[inline]
     fn mark(&self) -> u64 {
         mark(self)
     }
+    #[inline]
     fn is(&self, name: &HeaderName) -> bool {
         self == name
     }
 }
 
 impl FieldName for &HeaderName {
+    #[inline]
     fn mark(&self) -> u64 {
         mark(self)
     }
+    #[inline]
     fn is(&self, name: &HeaderName) -> bool {
         *self == name
     }
 }
 
 impl FieldName for &str {
+    #[inline]
     fn mark(&self) -> u64 {
         u64::MAX
     }
+    #[inline]
     fn is(&self, name: &HeaderName) -> bool {
         name == self
     }
@@ -62,11 +69,13 @@ impl Fields {
         Self { list: Vec::with_capacity(fields), marks: 0 }
     }
 
+    #[inline]
     fn may_have(&self, name: &impl FieldName) -> bool {
         self.marks & name.mark() != 0
     }
 
     /// Number of fields.
+    #[inline]
     pub fn len(&self) -> usize {
         self.list.len()
     }
@@ -77,17 +86,20 @@ impl Fields {
     }
 
     /// First value of a name.
+    #[inline]
     pub fn get(&self, name: impl FieldName) -> Option<&HeaderValue> {
         self.get_all(name).iter().next()
     }
 
     /// All values of a name, in their order.
+    #[inline]
     pub fn get_all<N: FieldName>(&self, name: N) -> Values<'_, N> {
         let list: &[_] = if self.may_have(&name) { &self.list } else { &[] };
         Values { list: list.iter(), name }
     }
 
     /// True if there is a field of this name.
+    #[inline]
     pub fn contains_key(&self, name: impl FieldName) -> bool {
         self.get(name).is_some()
     }
@@ -125,6 +137,7 @@ impl Fields {
     }
 
     /// Adds a field to those of its name.
+    #[inline]
     pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
         self.marks |= mark(&name);
         self.list.push((name, value));
@@ -155,6 +168,7 @@ impl<N: FieldName> Values<'_, N> {
 
 impl<'f, N: FieldName> Iterator for Values<'f, N> {
     type Item = &'f HeaderValue;
+    #[inline]
     fn next(&mut self) -> Option<&'f HeaderValue> {
         let name = &self.name;
         self.list.find(|(other, _)| name.is(other)).map(|(_, value)| value)

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -15,7 +16,8 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_rustls::client::TlsStream;
 
-use super::error::ProbeError;
+use super::error::{ProbeAnswer, ProbeError};
+use super::http1;
 use crate::tls::UpstreamTls;
 
 /// Value of `user-agent`.
@@ -60,9 +62,6 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Status of an answer, and its body where that could be read.
-type ProbeAnswer = (StatusCode, Result<Bytes, ProbeError>);
-
 impl Server {
     /// Opens a connection, and for https a TLS session on it.
     pub(super) async fn connect(&self) -> Result<(), ProbeError> {
@@ -86,6 +85,14 @@ impl Server {
     /// Sends a `POST` with this body, or a `GET` without one, and reads the answer up to `most` bytes. Callers bound the
     /// time.
     pub(super) async fn send(&self, path: &str, body: Option<String>, most: usize) -> Result<ProbeAnswer, ProbeError> {
+        if !self.http2 {
+            let request = self.http1_request(path, body.as_deref())?;
+            let mut stream = self.open().await?;
+            if !self.url.https {
+                return http1::exchange(&mut stream, &request, most).await;
+            }
+            return http1::exchange(&mut self.secure(stream).await?, &request, most).await;
+        }
         let body = body.map(|body| (JSON, Bytes::from(body)));
         let (answer, _connection) = self.request(path, body).await?;
         let status = answer.status();
@@ -128,6 +135,32 @@ impl Server {
         A::decode(message).map_err(ProbeError::Decode)
     }
 
+    /// Bytes of a `POST` with this body, or of a `GET` without one.
+    fn http1_request(&self, path: &str, body: Option<&str>) -> Result<Vec<u8>, ProbeError> {
+        let path = path.parse::<PathAndQuery>().map_err(|e| ProbeError::Request(e.into()))?;
+        let method = if body.is_none() { "GET" } else { "POST" };
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.authority()).into_bytes();
+        if let Some(body) = body {
+            let length = body.len();
+            let fields = format!("content-type: application/json\r\ncontent-length: {length}\r\n");
+            request.extend_from_slice(fields.as_bytes());
+        }
+        if let Some(credentials) = &self.credentials {
+            request.extend_from_slice(b"authorization: ");
+            request.extend_from_slice(credentials.as_bytes());
+            request.extend_from_slice(b"\r\n");
+        }
+        request.extend_from_slice(format!("connection: close\r\nuser-agent: {AGENT}\r\n\r\n").as_bytes());
+        request.extend_from_slice(body.unwrap_or_default().as_bytes());
+        Ok(request)
+    }
+
+    /// Host and port, as requests name them.
+    fn authority(&self) -> String {
+        let host = &self.url.host;
+        if host.contains(':') { format!("[{host}]:{}", self.url.port) } else { format!("{host}:{}", self.url.port) }
+    }
+
     /// Sends a request over a connection of its own, which lives as long as the guard beside the answer.
     async fn request(
         &self,
@@ -156,8 +189,7 @@ impl Server {
     where
         S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
     {
-        let host = if self.url.host.contains(':') { format!("[{}]", self.url.host) } else { self.url.host.clone() };
-        let authority = format!("{host}:{}", self.url.port);
+        let authority = self.authority();
         let uri = match (http2, self.url.https) {
             (false, _) => path.to_owned(),
             (true, true) => format!("https://{authority}{path}"),

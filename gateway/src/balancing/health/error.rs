@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::StatusCode;
+
 use super::grpc;
+
+/// Status of an answer, and its body where that could be read.
+pub(super) type ProbeAnswer = (StatusCode, Result<Bytes, ProbeError>);
 
 /// Failure of a health check or of a scrape.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +30,23 @@ pub(super) enum ProbeError {
     /// The body of the answer is too long, or ended early.
     #[error("{0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
+    /// The connection broke while the request was written or the answer read.
+    #[error("{0}")]
+    Broken(std::io::Error),
+    #[error("the connection was closed before the end of the answer")]
+    Cut,
+    #[error("the head of the answer cannot be read: {0}")]
+    Head(httparse::Error),
+    #[error("the head of the answer is too long")]
+    HeadTooLong,
+    #[error("the head of the answer has no status")]
+    NoStatus,
+    #[error("the length of the answer is no number: {0}")]
+    Length(#[from] std::num::ParseIntError),
+    #[error("a chunk of the answer cannot be read")]
+    Chunk,
+    #[error("the body of the answer is longer than {0} bytes")]
+    BodyTooLong(usize),
     #[error("status {0}")]
     Status(u16),
     #[error("the server does not speak HTTP/2, which gRPC needs")]

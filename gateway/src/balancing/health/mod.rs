@@ -4,6 +4,7 @@
 mod client;
 mod error;
 mod grpc;
+mod http1;
 mod scrape;
 
 use std::sync::Weak;

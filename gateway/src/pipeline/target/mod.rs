@@ -144,7 +144,7 @@ pub(super) fn judge_spelling<'t>(
         return Ok(());
     }
     // A server that is asked whether the caller may make the request reads the id too.
-    let judges_path = candidates.routes().any(|route| route.judges_path);
+    let judges_path = candidates.judge_path();
     let (method, path) = (&head.method, head.uri.path());
     let target = head.uri.path_and_query();
     let resolved = rewritten::operation(method, target, candidates.routes());

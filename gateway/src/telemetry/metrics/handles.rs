@@ -11,8 +11,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use super::held::{Count, Holder, Running, held};
 use super::live::OTHER;
-use super::{Counters, Families, Labels, labels};
+use super::{Families, Labels, labels};
 use crate::telemetry::label::{
     AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd, SpillReason,
 };
@@ -37,55 +38,80 @@ const MAX_FILTERS: usize = 64;
 /// Series of a route.
 #[derive(Default)]
 pub struct RouteMetrics {
-    name: String,
+    name: Arc<str>,
     families: Option<Arc<Families>>,
     /// Requests that run.
-    pub in_flight: Gauge,
+    pub in_flight: Running,
     /// Attempts after a failed one.
-    pub retries: Counter,
+    pub retries: Count,
     /// Attempts beside a slow one.
-    pub hedges: Counter,
+    pub hedges: Count,
     /// Retries and hedges that the budget did not allow.
-    pub retries_denied: Counter,
+    pub retries_denied: Count,
     /// Streams that died and were continued.
-    pub resumed: Counter,
+    pub resumed: Count,
     /// Filters whose calls of another server failed.
-    pub filter_failures: Counter,
-    spilled: ByLabel<SpillReason, Counter>,
-    unspilled: ByLabel<NotSpilled, Counter>,
-    shed: ByLabel<SpillReason, Counter>,
-    mirrored: ByLabel<MirrorEnd, Counter>,
+    pub filter_failures: Count,
+    spilled: ByLabel<SpillReason, Count>,
+    unspilled: ByLabel<NotSpilled, Count>,
+    shed: ByLabel<SpillReason, Count>,
+    mirrored: ByLabel<MirrorEnd, Count>,
     /// Durations by method and status, added as they occur.
     durations: RwLock<Vec<(MethodStatus, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
+}
+
+impl Holder for RouteMetrics {
+    const LABEL: &'static str = "http_route";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+held! {
+    register_routes(RouteMetrics) {
+        /// Requests in flight
+        in_flight: Gauge = "spillway_requests_in_flight", |route, values| values.running(&route.in_flight);
+        /// Attempts after a failed one
+        retries: Counter = "spillway_retries", |route, values| values.count(&route.retries);
+        /// Attempts beside a slow one
+        hedges: Counter = "spillway_hedges", |route, values| values.count(&route.hedges);
+        /// Retries and hedges that the budget did not allow
+        denied: Counter = "spillway_retries_denied", |route, values| values.count(&route.retries_denied);
+        /// Streams that died and were continued by a built-in model
+        resumed: Counter = "spillway_streams_resumed", |route, values| values.count(&route.resumed);
+        /// Copies of requests by outcome
+        mirrors: Counter = "spillway_mirrors", |route, values| values.counts("outcome", &route.mirrored);
+        /// Requests answered by a built-in model or another backend instead of the route's own
+        spills: Counter = "spillway_spills", |route, values| values.counts("reason", &route.spilled);
+        /// Requests that a configured spill did not take
+        unspilled: Counter = "spillway_unspilled", |route, values| values.counts("reason", &route.unspilled);
+        /// Requests refused because no target could answer them
+        sheds: Counter = "spillway_sheds", |route, values| values.counts("reason", &route.shed);
+        /// Requests for which a filter asked another server that did not answer
+        failures: Counter = "spillway_filter_failures", |route, values| values.count(&route.filter_failures);
+    }
 }
 
 /// Method (its index in `METHODS`) and status; `None` counts as `other`.
 type MethodStatus = Option<(Option<usize>, u16)>;
 
 impl RouteMetrics {
-    pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
-        let own = labels([("http_route", name)]);
-        let by_reason = |family: &Counters| {
-            ByLabel::new(|reason: SpillReason| family.get_or_create_owned(&with(&own, "reason", reason.as_str())))
-        };
+    pub(super) fn new(families: &Arc<Families>, name: &Arc<str>) -> Self {
         Self {
-            name: name.to_owned(),
+            name: name.clone(),
             families: Some(families.clone()),
-            in_flight: families.requests_in_flight.get_or_create_owned(&own),
-            retries: families.retries.get_or_create_owned(&own),
-            hedges: families.hedges.get_or_create_owned(&own),
-            retries_denied: families.retries_denied.get_or_create_owned(&own),
-            resumed: families.resumed.get_or_create_owned(&own),
-            filter_failures: families.filter_failures.get_or_create_owned(&own),
-            spilled: by_reason(&families.spills),
-            unspilled: ByLabel::new(|reason: NotSpilled| {
-                families.unspilled.get_or_create_owned(&with(&own, "reason", reason.as_str()))
-            }),
-            shed: by_reason(&families.sheds),
-            mirrored: ByLabel::new(|end: MirrorEnd| {
-                families.mirrors.get_or_create_owned(&with(&own, "outcome", end.as_str()))
-            }),
+            spilled: ByLabel::new(|_| Count::default()),
+            unspilled: ByLabel::new(|_| Count::default()),
+            shed: ByLabel::new(|_| Count::default()),
+            mirrored: ByLabel::new(|_| Count::default()),
+            in_flight: Running::default(),
+            retries: Count::default(),
+            hedges: Count::default(),
+            retries_denied: Count::default(),
+            resumed: Count::default(),
+            filter_failures: Count::default(),
             durations: RwLock::default(),
             refusals: RwLock::default(),
         }
@@ -93,22 +119,22 @@ impl RouteMetrics {
 
     /// Counts a request that a fallback answered instead of the route's own backends.
     pub fn spilled(&self, reason: SpillReason) {
-        count(&self.spilled, reason);
+        note(&self.spilled, reason);
     }
 
     /// Counts a request that the spill of the route did not take.
     pub fn not_spilled(&self, reason: NotSpilled) {
-        count(&self.unspilled, reason);
+        note(&self.unspilled, reason);
     }
 
     /// Counts a request that was refused because no target could answer it.
     pub fn shed(&self, reason: SpillReason) {
-        count(&self.shed, reason);
+        note(&self.shed, reason);
     }
 
     /// Counts the copy of a request.
     pub fn mirrored(&self, end: MirrorEnd) {
-        count(&self.mirrored, end);
+        note(&self.mirrored, end);
     }
 
     /// Counts a request that a filter ended.
@@ -183,21 +209,6 @@ impl Drop for RouteMetrics {
     fn drop(&mut self) {
         let Some(f) = self.families.take() else { return };
         f.live_routes.gone(&self.name, || {
-            let own = labels([("http_route", &self.name)]);
-            f.requests_in_flight.remove(&own);
-            for family in [&f.retries, &f.hedges, &f.retries_denied, &f.resumed, &f.filter_failures] {
-                family.remove(&own);
-            }
-            for reason in SpillReason::ALL {
-                f.spills.remove(&with(&own, "reason", reason.as_str()));
-                f.sheds.remove(&with(&own, "reason", reason.as_str()));
-            }
-            for reason in NotSpilled::ALL {
-                f.unspilled.remove(&with(&own, "reason", reason.as_str()));
-            }
-            for end in MirrorEnd::ALL {
-                f.mirrors.remove(&with(&own, "outcome", end.as_str()));
-            }
             for (_, own, _) in self.durations.get_mut().iter() {
                 f.requests.remove(own);
             }
@@ -459,6 +470,12 @@ impl Drop for ModelMetrics {
                 family.remove(own);
             }
         });
+    }
+}
+
+fn note<L: Label>(counts: &ByLabel<L, Count>, label: L) {
+    if let Some(count) = counts.get(label) {
+        count.inc();
     }
 }
 

@@ -2,40 +2,44 @@
 
 use std::sync::Arc;
 
-use prometheus_client::metrics::counter::Counter;
-
-use super::{Families, Labels, labels};
+use super::Families;
+use super::held::{Count, Holder, held};
 
 /// Series of one rule.
 pub struct LimitMetrics {
     /// Refused requests.
-    pub refused: Counter,
+    pub refused: Count,
     /// Requests that the rule would have refused outside shadow mode.
-    pub shadow: Counter,
+    pub shadow: Count,
     families: Arc<Families>,
-    name: String,
-    own: Labels,
+    name: Arc<str>,
 }
 
 impl LimitMetrics {
-    pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
-        let own = labels([("limit", name)]);
-        Self {
-            refused: families.limit_refusals.get_or_create_owned(&own),
-            shadow: families.limit_shadow_refusals.get_or_create_owned(&own),
-            families: families.clone(),
-            name: name.to_owned(),
-            own,
-        }
+    pub(super) fn new(families: &Arc<Families>, name: &Arc<str>) -> Self {
+        Self { refused: Count::default(), shadow: Count::default(), families: families.clone(), name: name.clone() }
+    }
+}
+
+impl Holder for LimitMetrics {
+    const LABEL: &'static str = "limit";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+held! {
+    register_limits(LimitMetrics) {
+        /// Requests that a limit refused
+        refused: Counter = "spillway_limit_refusals", |limit, values| values.count(&limit.refused);
+        /// Requests that a limit in shadow mode would have refused
+        shadow: Counter = "spillway_limit_shadow_refusals", |limit, values| values.count(&limit.shadow);
     }
 }
 
 impl Drop for LimitMetrics {
     fn drop(&mut self) {
-        let f = &self.families;
-        f.live_limits.gone(&self.name, || {
-            f.limit_refusals.remove(&self.own);
-            f.limit_shadow_refusals.remove(&self.own);
-        });
+        self.families.live_limits.gone(&self.name, || {});
     }
 }

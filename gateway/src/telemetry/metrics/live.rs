@@ -13,7 +13,7 @@ pub(super) const OTHER: &str = "other";
 
 /// Live handles of one kind, by name.
 pub(super) struct Live<T> {
-    held: Mutex<HashMap<String, Weak<T>>>,
+    held: Mutex<HashMap<Arc<str>, Weak<T>>>,
     max: usize,
 }
 
@@ -25,15 +25,26 @@ impl<T> Default for Live<T> {
 
 impl<T> Live<T> {
     /// Returns the handle of `name`; makes it if no live one exists.
-    pub(super) fn get(&self, name: &str, make: impl FnOnce(&str) -> T) -> Arc<T> {
+    pub(super) fn get(&self, name: &str, make: impl FnOnce(&Arc<str>) -> T) -> Arc<T> {
         let mut held = self.held.lock();
         let name = if held.contains_key(name) || held.len() < self.max { name } else { OTHER };
         if let Some(handle) = held.get(name).and_then(Weak::upgrade) {
             return handle;
         }
-        let handle = Arc::new(make(name));
-        held.insert(name.to_owned(), Arc::downgrade(&handle));
+        let name: Arc<str> = name.into();
+        let handle = Arc::new(make(&name));
+        held.insert(name, Arc::downgrade(&handle));
         handle
+    }
+
+    /// All live handles.
+    pub(super) fn all(&self) -> Vec<Arc<T>> {
+        self.held.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// True if no handle is live.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.lock().is_empty()
     }
 
     /// Removes the series of `name` when its handle is dropped, unless a new handle uses them meanwhile.
@@ -54,10 +65,10 @@ mod tests {
     #[test]
     fn a_name_has_one_handle_and_a_new_one_takes_its_series_over() {
         let live = Live::default();
-        let one = live.get("a", str::to_owned);
-        assert!(Arc::ptr_eq(&one, &live.get("a", str::to_owned)));
+        let one = live.get("a", Arc::clone);
+        assert!(Arc::ptr_eq(&one, &live.get("a", Arc::clone)));
         drop(one);
-        let next = live.get("a", str::to_owned);
+        let next = live.get("a", Arc::clone);
         live.gone("a", || panic!("the series belong to the next one"));
         drop(next);
         let mut removed = false;
@@ -68,8 +79,8 @@ mod tests {
     #[test]
     fn one_name_too_many_shares_its_series() {
         let live = Live { max: 2, ..Live::default() };
-        let held: Vec<_> = ["a", "b", "c", "d"].iter().map(|name| live.get(name, str::to_owned)).collect();
-        assert_eq!(held.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["a", "b", OTHER, OTHER]);
+        let held: Vec<_> = ["a", "b", "c", "d"].iter().map(|name| live.get(name, Arc::clone)).collect();
+        assert_eq!(held.iter().map(|name| &***name).collect::<Vec<_>>(), ["a", "b", OTHER, OTHER]);
         assert!(Arc::ptr_eq(&held[2], &held[3]));
     }
 }

@@ -2,6 +2,7 @@
 //! caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
 
 mod handles;
+mod held;
 mod limits;
 mod live;
 mod now;
@@ -21,6 +22,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use self::handles::{CallStats, EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics};
+pub use self::held::{Count, Running};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{BackendSample, BudgetSample, CertificateSample, EndpointSample, EngineSample, Samples};
@@ -90,30 +92,10 @@ series! {
     struct Families {
         /// Arrival to last byte
         requests: Histograms = "http_server_request_duration_seconds", Histograms::new_with_constructor(http_seconds);
-        /// Requests in flight
-        requests_in_flight: Gauges = "spillway_requests_in_flight", Gauges::default();
-        /// Attempts after a failed one
-        retries: Counters = "spillway_retries", Counters::default();
-        /// Attempts beside a slow one
-        hedges: Counters = "spillway_hedges", Counters::default();
-        /// Retries and hedges that the budget did not allow
-        retries_denied: Counters = "spillway_retries_denied", Counters::default();
-        /// Streams that died and were continued by a built-in model
-        resumed: Counters = "spillway_streams_resumed", Counters::default();
-        /// Copies of requests by outcome
-        mirrors: Counters = "spillway_mirrors", Counters::default();
-        /// Requests answered by a built-in model or another backend instead of the route's own
-        spills: Counters = "spillway_spills", Counters::default();
-        /// Requests that a configured spill did not take
-        unspilled: Counters = "spillway_unspilled", Counters::default();
-        /// Requests refused because no target could answer them
-        sheds: Counters = "spillway_sheds", Counters::default();
         /// Requests in the queue
         queue_depth: Gauges = "spillway_queue_depth", Gauges::default();
         /// Time in the queue by outcome
         queue_wait: Histograms = "spillway_queue_wait_seconds", Histograms::new_with_constructor(http_seconds);
-        /// Requests for which a filter asked another server that did not answer
-        filter_failures: Counters = "spillway_filter_failures", Counters::default();
         /// Requests that a filter ended
         filter_refusals: Counters = "spillway_filter_refusals", Counters::default();
         /// Requests in flight at an endpoint
@@ -146,10 +128,6 @@ series! {
         engine_first_token: Histograms = "gen_ai_server_time_to_first_token_seconds", Histograms::new_with_constructor(model_seconds);
         /// Time for each further token of a built-in model
         engine_per_token: Histograms = "gen_ai_server_time_per_output_token_seconds", Histograms::new_with_constructor(model_seconds);
-        /// Requests that a limit refused
-        limit_refusals: Counters = "spillway_limit_refusals", Counters::default();
-        /// Requests that a limit in shadow mode would have refused
-        limit_shadow_refusals: Counters = "spillway_limit_shadow_refusals", Counters::default();
         /// Edits of the configuration by result
         reloads: Counters = "spillway_config_reloads", Counters::default();
         /// Orders of certificates by result
@@ -158,8 +136,8 @@ series! {
         bodies: Counters = "spillway_request_bodies_refused", Counters::default();
     }
     {
-        live_limits: Live<LimitMetrics>,
-        live_routes: Live<RouteMetrics>,
+        live_limits: Arc<Live<LimitMetrics>>,
+        live_routes: Arc<Live<RouteMetrics>>,
         live_queues: Live<QueueMetrics>,
         live_endpoints: Live<EndpointMetrics>,
         live_listeners: Live<ListenerMetrics>,
@@ -237,6 +215,8 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::default();
         let families = Families::register(&mut registry);
+        handles::register_routes(&mut registry, &families.live_routes);
+        limits::register_limits(&mut registry, &families.live_limits);
         let process = ProcessMetrics::register(&mut registry);
         let version = Info::new(labels([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("spillway_build", "The version that runs", version);
