@@ -2,8 +2,8 @@
 # Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds).
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec]; without arguments: all but
-# h2spec.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec] [fuzz]; without arguments: all but
+# the last two.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -155,6 +155,11 @@ nextest() {
     ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11
 }
 
+# No wheel has it.
+fuzz() {
+  cargo_tool cargo-fuzz 0.13.2 "" ""
+}
+
 [ "$#" -gt 0 ] || set -- deny nextest python jaeger pebble
 for part in "$@"; do
   case "$part" in
@@ -164,6 +169,7 @@ for part in "$@"; do
     jaeger) jaeger ;;
     h2spec) h2spec ;;
     pebble) pebble ;;
-    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble or h2spec" ;;
+    fuzz) fuzz ;;
+    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble, h2spec or fuzz" ;;
   esac
 done

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value as Json};
 
+use crate::reporter::MAX_MISTAKES;
 use crate::tree::{Key, Node, Place, Value};
 use crate::values::{Date, DnsServer, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
@@ -68,7 +69,9 @@ impl<'s> Checker<'s> {
     }
 
     fn wrong(&mut self, place: Place, path: &str, message: impl Into<String>, help: Option<String>) {
-        self.mistakes.push(Mistake { place, path: path.to_owned(), message: message.into(), help });
+        if self.mistakes.len() < MAX_MISTAKES {
+            self.mistakes.push(Mistake { place, path: path.to_owned(), message: message.into(), help });
+        }
     }
 
     fn resolve(&self, schema: &'s Json) -> &'s Json {
@@ -417,6 +420,9 @@ fn alternatives(words: &[&str], keys: &[&str]) -> String {
     }
 }
 
+/// Most names that a wrong one is compared with.
+const MOST_COMPARED: usize = 1000;
+
 /// Name that was most likely meant.
 pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     let name = name.to_lowercase();
@@ -426,7 +432,7 @@ pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
         let begins = name.len().min(known.len()) >= 4 && (known.starts_with(&name) || name.starts_with(&known));
         if begins { 1 } else { strsim::damerau_levenshtein(&name, &known) }
     };
-    let best = names.iter().map(|known| (distance(known), *known)).min()?;
+    let best = names.iter().take(MOST_COMPARED).map(|known| (distance(known), *known)).min()?;
     let most = (name.chars().count() / 3).max(1);
     (best.0 <= most).then_some(best.1)
 }

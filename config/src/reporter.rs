@@ -10,7 +10,7 @@ use crate::origin::Origins;
 use crate::tree::{Node, Value};
 
 /// Most messages of a report; more of them have one cause.
-const MAX_MISTAKES: usize = 100;
+pub(crate) const MAX_MISTAKES: usize = 100;
 
 /// File of a configuration, as messages show it.
 struct SourceFile {
@@ -18,12 +18,12 @@ struct SourceFile {
     shown: PathBuf,
     /// Absolute path.
     whole: PathBuf,
-    lines: Vec<String>,
+    text: Box<str>,
 }
 
 impl SourceFile {
     fn new(shown: PathBuf, whole: PathBuf, text: &str) -> Self {
-        Self { shown, whole, lines: text.lines().map(str::to_owned).collect() }
+        Self { shown, whole, text: text.into() }
     }
 }
 
@@ -124,7 +124,11 @@ impl Reporter {
     /// Adds a message.
     pub(crate) fn add(&mut self, severity: Severity, mistake: Mistake) {
         if self.report.diagnostics.len() >= MAX_MISTAKES {
-            return;
+            // Warnings must not hide that there is an error.
+            if severity == Severity::Warning || self.report.has_errors() {
+                return;
+            }
+            self.report.diagnostics.pop();
         }
         let source = self.source(mistake.place.file);
         let whole = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
@@ -138,7 +142,7 @@ impl Reporter {
             message: self.origins.redact_at(&mistake.path, &mistake.message),
             help: mistake.help.map(|help| self.origins.redact_at(&mistake.path, &help)),
             path: self.own_path(&mistake.path, mistake.place.file),
-            source: source.lines.get(line).cloned().unwrap_or_default(),
+            source: source.text.lines().nth(line).unwrap_or_default().to_owned(),
         };
         self.report.diagnostics.push(diagnostic);
     }
@@ -150,5 +154,27 @@ impl Reporter {
         let number = |file: &Path| order.get(file).copied().unwrap_or(usize::MAX);
         self.report.diagnostics.sort_by_key(|d| (number(&d.file), d.line, d.column));
         self.report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Place;
+
+    #[test]
+    fn many_warnings_hide_no_error() {
+        let mut reporter = Reporter::new(Path::new("a.yaml"), "a: 1\n");
+        let mistake =
+            |n: usize| Mistake { place: Place::default(), path: String::new(), message: n.to_string(), help: None };
+        for n in 0..2 * MAX_MISTAKES {
+            reporter.add(Severity::Warning, mistake(n));
+        }
+        assert!(!reporter.report.has_errors());
+        reporter.add(Severity::Error, mistake(7));
+        reporter.add(Severity::Error, mistake(8));
+        let report = reporter.finish();
+        assert!(report.has_errors());
+        assert_eq!(report.diagnostics.len(), MAX_MISTAKES);
     }
 }

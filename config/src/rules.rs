@@ -97,7 +97,8 @@ impl<'c> RouteRules<'c> {
         let mut alike: HashMap<_, Vec<usize>> = HashMap::new();
         let mut numbers = Vec::with_capacity(rules.len());
         for (n, own) in rules.iter().enumerate() {
-            let key = (&own.filters, own.named, own.max_body, &own.models, &own.targets, own.aliases, own.spills_to);
+            let own_rules = (own.named, own.max_body, own.access, own.spills_to);
+            let key = (&own.filters, own_rules, &own.models, &own.targets, own.aliases);
             let alike = alike.entry(key).or_default();
             let first = alike.iter().copied().find(|first| rules.get(*first) == Some(own));
             if first.is_none() {

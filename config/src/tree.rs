@@ -314,6 +314,7 @@ impl Builder {
         if anchor > 0 {
             let size = size(&node);
             self.count_copy(size.memory, node.place)?;
+            self.count(size.memory, node.place)?;
             self.anchors.insert(anchor, Anchored { node: node.clone(), size });
         }
         let Some(parent) = self.open.last_mut() else {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use spillway::load;
 use spillway::routing::HeadContext;
 use spillway::snapshot::{Compiler, Snapshot};
@@ -163,11 +163,11 @@ fn look_up(snapshot: &Snapshot, kind: Kind, count: usize) -> Duration {
     const ROUNDS: usize = 200_000;
     let context = HeadContext { query: "", client: IpAddr::V4(Ipv4Addr::LOCALHOST) };
     // What a client would send, in an order that no cache foresees.
-    let asked: Vec<(String, String, Option<String>, HeaderMap)> = (0..1024)
+    let asked: Vec<(String, String, Option<String>, Fields)> = (0..1024)
         .map(|n| {
             let n = n * 7919 % count;
             let mut headers = Fields::default();
-            headers.insert("x-team", HeaderValue::from_str(&n.to_string()).unwrap());
+            headers.insert(HeaderName::from_static("x-team"), HeaderValue::from_str(&n.to_string()).unwrap());
             let host = match kind {
                 Kind::Host => format!("host-{n}.example.com"),
                 Kind::Wildcard => format!("x.host-{n}.example.com"),

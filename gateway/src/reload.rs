@@ -159,7 +159,9 @@ impl Reloader {
                 self.gateway.metrics.process.reloaded_at.set(unix_seconds());
                 let diagnostics = loaded.warnings.clone();
                 self.last_edit.store(Arc::new(LastEdit { diagnostics, ..LastEdit::started(&self.path) }));
-                EditOutcome::Accepted(loaded.files.clone())
+                let files = loaded.files.clone();
+                self.clear(loaded).await;
+                EditOutcome::Accepted(files)
             }
             Err(errors) => {
                 let errors = errors.iter().map(|error| loaded.origins.redact(error)).collect();
@@ -167,6 +169,19 @@ impl Reloader {
                 EditOutcome::Rejected(loaded.files.clone())
             }
         }
+    }
+
+    /// Gives back what a configuration took to be read, and what only the one before it had: with large ones, on a thread of
+    /// its own.
+    async fn clear(&self, loaded: Arc<Loaded>) {
+        let compiler = self.compiler.clone();
+        let cleared = tokio::task::spawn_blocking(move || {
+            drop(loaded);
+            compiler.states.sweep();
+            compiler.endpoints.sweep();
+            crate::memory::give_back();
+        });
+        let _ = cleared.await;
     }
 
     async fn apply(&self, loaded: &Arc<Loaded>) -> Result<u64, Vec<String>> {

@@ -88,7 +88,7 @@ pub struct Match {
 }
 
 /// Callers that may use a route, of those that are identified. Every rule here must be met.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Access {
     /// Consumers, of which the caller must be one.

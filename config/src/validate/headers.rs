@@ -41,7 +41,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
             ),
             Sender::TrustedProxy | Sender::Anybody => continue,
         };
-        cx.findings.push(Finding { at, severity, message, help: Some(help.to_owned()) });
+        cx.add(Finding { at, severity, message, help: Some(help.to_owned()) });
     }
 }
 

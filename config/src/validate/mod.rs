@@ -24,6 +24,7 @@ use crate::check::{listed, nearest};
 use crate::diagnostic::Severity;
 use crate::load::LoadOptions;
 use crate::named::{Named, Reference};
+use crate::reporter::MAX_MISTAKES;
 use crate::schema::Config;
 use crate::values::Secret;
 
@@ -94,11 +95,19 @@ pub(crate) struct Context<'c> {
 
 impl Context<'_> {
     pub(crate) fn error(&mut self, at: Vec<Segment>, message: impl Into<String>) {
-        self.findings.push(Finding { at, severity: Severity::Error, message: message.into(), help: None });
+        self.add(Finding { at, severity: Severity::Error, message: message.into(), help: None });
     }
 
     pub(crate) fn warn(&mut self, at: Vec<Segment>, message: impl Into<String>) {
-        self.findings.push(Finding { at, severity: Severity::Warning, message: message.into(), help: None });
+        self.add(Finding { at, severity: Severity::Warning, message: message.into(), help: None });
+    }
+
+    /// Adds a finding, of which a report shows the first ones; warnings do not hide that there is an error.
+    pub(crate) fn add(&mut self, finding: Finding) {
+        let has_error = || self.findings.iter().any(|known| known.severity == Severity::Error);
+        if self.findings.len() < MAX_MISTAKES || (finding.severity == Severity::Error && !has_error()) {
+            self.findings.push(finding);
+        }
     }
 
     /// Reports a name that refers to nothing.
@@ -111,9 +120,12 @@ impl Context<'_> {
                 format!("unknown {what} `{name}`; expected {}{more}", listed(known.get(..MOST_NAMES).unwrap_or(known)))
             }
         };
-        let help = nearest(name, known)
+        let help = Some(known)
+            // Of a finding that is not shown nothing is worked out.
+            .filter(|_| self.findings.len() < MAX_MISTAKES)
+            .and_then(|known| nearest(name, known))
             .map_or_else(|| "define it, or name another".to_owned(), |near| format!("did you mean `{near}`?"));
-        self.findings.push(Finding { at, severity: Severity::Error, message, help: Some(help) });
+        self.add(Finding { at, severity: Severity::Error, message, help: Some(help) });
     }
 
     /// Reports a path at which there is no file.
@@ -206,7 +218,7 @@ fn limits(cx: &mut Context<'_>) {
 /// Checks that names are unique: of backends and models together, of consumers, of routes.
 fn names(cx: &mut Context<'_>) {
     let config = cx.config;
-    let mut targets: HashMap<&str, String> = HashMap::new();
+    let mut targets = HashMap::new();
     let backends = config.backends.iter().enumerate().map(|(n, b)| ("backends", n, b.name.as_str()));
     let models = config.models.iter().enumerate().map(|(n, m)| ("models", n, m.name.as_str()));
     for (list, n, name) in backends.chain(models) {
@@ -228,7 +240,16 @@ fn names(cx: &mut Context<'_>) {
     }
 }
 
-fn name<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mut HashMap<&'n str, String>) {
+/// Place of a name: its list, and its number there.
+type ItemOfList = (&'static str, usize);
+
+fn name<'n>(
+    cx: &mut Context<'_>,
+    list: &'static str,
+    n: usize,
+    name: &'n str,
+    seen: &mut HashMap<&'n str, ItemOfList>,
+) {
     let at = at![list, n, "name"];
     // Names are written to headers, metrics and file names.
     let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
@@ -238,11 +259,12 @@ fn name<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mu
             format!("the name `{name}` is not valid; expected 1 to 128 letters, digits or any of `-_.:/`"),
         );
     }
-    if let Some(first) = seen.get(name) {
+    if let Some((list, n)) = seen.get(name) {
+        let first = (cx.place)(at![*list, *n]);
         let message = format!("duplicate name `{name}`, first of {first}: give one of them another");
         cx.error(at, message);
     } else {
-        seen.insert(name, (cx.place)(at![list, n]));
+        seen.insert(name, (list, n));
     }
 }
 

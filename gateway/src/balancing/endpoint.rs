@@ -458,9 +458,20 @@ impl<K: Eq + Hash + Clone, T> Kept<K, T> {
         self.by_key.insert(key.to_owned(), Arc::downgrade(&made));
         made
     }
+
+    fn sweep(&mut self) {
+        self.by_key.retain(|_, kept| kept.strong_count() > 0);
+        self.by_key.shrink_to_fit();
+    }
 }
 
 impl Endpoints {
+    /// Removes the entries whose states nobody holds any more: after a configuration was replaced.
+    pub fn sweep(&self) {
+        self.states.lock().sweep();
+        self.backends.lock().sweep();
+    }
+
     /// State kept for `key`, or a new one. `listener` wakes the waiters of the backend.
     pub fn get_or_insert(
         &self,

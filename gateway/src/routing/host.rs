@@ -63,6 +63,7 @@ enum Takes {
 }
 
 /// Match of a route, in the making of the table.
+#[derive(Clone)]
 pub(super) struct Entry {
     pub(super) route: Arc<Route>,
     pub(super) matcher: Matcher,
@@ -173,8 +174,14 @@ impl HeaderIndex {
     fn of(&self, headers: &Fields) -> SmallVec<[u32; 16]> {
         let mut found: SmallVec<[u32; 16]> = self.others.iter().copied().collect();
         for (name, by_value) in &self.by_value {
-            let matches = headers.get_all(name).iter().filter_map(|value| by_value.get(value));
-            matches.for_each(|matches| found.extend_from_slice(matches));
+            let mut values: SmallVec<[&HeaderValue; 4]> = SmallVec::new();
+            for value in headers.get_all(name) {
+                // A caller may repeat a value, which finds no more than the first time.
+                if let Some(matches) = by_value.get(value).filter(|_| !values.contains(&value)) {
+                    found.extend_from_slice(matches);
+                    values.push(value);
+                }
+            }
         }
         found.sort_unstable();
         found.dedup();

@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
@@ -55,11 +56,11 @@ pub(super) enum PathKey {
 }
 
 /// Conditions on a head that no index covers. All must hold.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Conditions {
     method: Option<Method>,
     headers: Box<[(HeaderName, HeaderValue)]>,
-    rare: Option<Box<RareConditions>>,
+    rare: Option<Arc<RareConditions>>,
 }
 
 /// Conditions that few matches have, apart from the others so that these stay small.
@@ -83,7 +84,7 @@ pub(super) struct ConditionsKey {
 pub(super) type Rank = (u8, Reverse<usize>, bool, Reverse<usize>, bool, bool);
 
 /// Compiled match.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Matcher {
     pub(super) path: PathKey,
     pub(super) conditions: Conditions,
@@ -171,7 +172,7 @@ impl Conditions {
         let when = written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose();
         let when = when.map_err(|error| MatchFault::Expression(error.to_string()))?;
         let has_rare = regex.is_some() || when.is_some();
-        let rare = has_rare.then(|| Box::new(RareConditions { path: regex, when }));
+        let rare = has_rare.then(|| Arc::new(RareConditions { path: regex, when }));
         Ok(Self { method, headers, rare })
     }
 

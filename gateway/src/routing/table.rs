@@ -43,23 +43,24 @@ impl TableBuilder {
     pub fn add(&mut self, route: &Arc<Route>, hostnames: &[String], matches: &[Match]) -> Result<(), CompileError> {
         let everything = [Match::default()];
         let matches = if matches.is_empty() { &everything } else { matches };
-        let add_to = |list: &mut Vec<Entry>| {
-            for written in matches {
-                let matcher = Matcher::compile(&route.name, written)?;
-                let key = matcher.model.is_some().then(|| matcher.conditions.key(written));
-                list.push(Entry { route: route.clone(), matcher, key });
-            }
-            Ok(())
+        let compile = |written| {
+            let matcher = Matcher::compile(&route.name, written)?;
+            let key = matcher.model.is_some().then(|| matcher.conditions.key(written));
+            Ok(Entry { route: route.clone(), matcher, key })
         };
+        // Once, however many host names the route has.
+        let entries = matches.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+        let add_to = |list: &mut Vec<Entry>| list.extend(entries.iter().cloned());
         if hostnames.is_empty() {
-            return add_to(&mut self.any);
+            add_to(&mut self.any);
+            return Ok(());
         }
         for host in hostnames {
             let host =
                 host.parse::<Ipv6Addr>().map_or_else(|_| host.to_ascii_lowercase(), |address| address.to_string());
             match host.strip_prefix('*') {
-                None => add_to(self.exact.entry(host.into()).or_default())?,
-                Some(suffix) => add_to(self.wildcard.entry(suffix.into()).or_default())?,
+                None => add_to(self.exact.entry(host.into()).or_default()),
+                Some(suffix) => add_to(self.wildcard.entry(suffix.into()).or_default()),
             }
         }
         Ok(())

@@ -24,6 +24,13 @@ struct Kept {
 const LEAST_SWEPT: usize = 64;
 
 impl SharedStates {
+    /// Removes the entries whose states nobody holds any more: after a configuration was replaced.
+    pub fn sweep(&self) {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        states.by_name.retain(|_, state| state.strong_count() > 0);
+        states.by_name.shrink_to_fit();
+    }
+
     /// Returns the state under `name`, or a new one.
     pub fn get_or_insert<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> T) -> Arc<T> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);

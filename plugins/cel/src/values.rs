@@ -81,7 +81,11 @@ fn headers(headers: &Fields) -> Value {
     let mut joined: HashMap<&HeaderName, String> = HashMap::with_capacity(headers.len());
     for (name, value) in headers {
         let value = String::from_utf8_lossy(value.as_bytes());
-        joined.entry(name).and_modify(|text| text.extend([", ", &*value])).or_insert_with(|| value.to_string());
+        let text = joined.entry(name).or_default();
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(&value);
     }
     let joined = joined.into_iter().map(|(name, text)| (Key::from(name.as_str()), Value::from(text))).collect();
     Value::Map(Map { map: Arc::new(joined) })

@@ -2,7 +2,7 @@
 //! general client costs several times what the request does. The file owns no connection; its inputs are an open stream and
 //! the bytes of a request that asks the server to close.
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -12,6 +12,8 @@ use super::error::{ProbeAnswer, ProbeError};
 const MAX_HEAD: usize = 64 << 10;
 /// Most fields of a head.
 const MAX_FIELDS: usize = 128;
+/// Most reads and chunks of a body in chunks.
+const MAX_CHUNKS: usize = 16 << 10;
 /// Bytes that are read at once.
 const READ: usize = 4 << 10;
 
@@ -37,7 +39,7 @@ where
 {
     stream.write_all(request).await.map_err(ProbeError::Broken)?;
     stream.flush().await.map_err(ProbeError::Broken)?;
-    let mut answer = Answer { stream, read: Vec::with_capacity(READ) };
+    let mut answer = Answer { stream, read: BytesMut::with_capacity(READ) };
     let head = answer.head().await?;
     Ok((head.status, answer.body(head.end, most).await))
 }
@@ -46,28 +48,37 @@ where
 struct Answer<'s, S> {
     stream: &'s mut S,
     /// Bytes that were read and are not used yet.
-    read: Vec<u8>,
+    read: BytesMut,
 }
 
 impl<S: AsyncRead + Unpin> Answer<'_, S> {
     /// Reads more bytes. False at the end of the stream.
     async fn more(&mut self) -> Result<bool, ProbeError> {
+        // No more at a time, however large the buffer is: what was read is worked through before the task waits again.
         self.read.reserve(READ);
-        Ok(self.stream.read_buf(&mut self.read).await.map_err(ProbeError::Broken)? > 0)
+        let mut limited = (&mut self.read).limit(READ);
+        Ok(self.stream.read_buf(&mut limited).await.map_err(ProbeError::Broken)? > 0)
     }
 
     /// Reads the head of the answer, behind any early answers.
     async fn head(&mut self) -> Result<Head, ProbeError> {
-        let mut early = 0;
+        let (mut early, mut seen) = (0, 0);
         loop {
-            if let Some(head) = parse(&self.read)? {
-                self.read.drain(..head.length);
+            // A long head is parsed where it may have ended, and not anew with every byte.
+            let new = self.read.get(seen..).unwrap_or_default();
+            let ends = [&b"\n\r\n"[..], b"\n\n"].iter().any(|end| memchr::memmem::find(new, end).is_some());
+            if (ends || self.read.len() <= READ)
+                && let Some(head) = parse(&self.read)?
+            {
+                self.read.advance(head.length);
                 if !head.status.is_informational() {
                     return Ok(head);
                 }
                 early += head.length;
+                seen = 0;
                 continue;
             }
+            seen = self.read.len().saturating_sub(2);
             if self.read.len() + early > MAX_HEAD {
                 return Err(ProbeError::HeadTooLong);
             }
@@ -98,12 +109,13 @@ impl<S: AsyncRead + Unpin> Answer<'_, S> {
             },
             BodyEnd::Chunked => return self.chunks(most).await,
         }
-        Ok(self.read.into())
+        Ok(self.read.freeze())
     }
 
     async fn chunks(mut self, most: usize) -> Result<Bytes, ProbeError> {
         let mut body = Vec::new();
-        loop {
+        // A server sends its metrics in few chunks: one that makes many is not read to the end.
+        for _ in 0..MAX_CHUNKS {
             match httparse::parse_chunk_size(&self.read).map_err(|_| ProbeError::Chunk)? {
                 httparse::Status::Complete((_, 0)) => return Ok(body.into()),
                 httparse::Status::Complete((line, size)) => {
@@ -117,7 +129,8 @@ impl<S: AsyncRead + Unpin> Answer<'_, S> {
                             return Err(ProbeError::Cut);
                         }
                     }
-                    body.extend(self.read.drain(..line + size + 2).skip(line).take(size));
+                    body.extend_from_slice(self.read.get(line..line + size).unwrap_or_default());
+                    self.read.advance(line + size + 2);
                 }
                 httparse::Status::Partial if self.read.len() > READ => return Err(ProbeError::Chunk),
                 httparse::Status::Partial => {
@@ -127,6 +140,7 @@ impl<S: AsyncRead + Unpin> Answer<'_, S> {
                 }
             }
         }
+        Err(ProbeError::Chunk)
     }
 }
 
@@ -194,6 +208,20 @@ mod tests {
                 assert_eq!(ask(answer, part).await, Ok((status, Ok(body.to_owned()))), "{answer:?} {part}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_in_many_chunks_ends_the_check() {
+        let (mut client, mut server) = tokio::io::duplex(1 << 20);
+        let chunks = "1\r\nx\r\n".repeat(2 * MAX_CHUNKS);
+        let serving = tokio::spawn(async move {
+            server.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+            let _ = server.write_all(chunks.as_bytes()).await;
+        });
+        let (status, body) = exchange(&mut client, b"ping", 4 << 20).await.unwrap();
+        assert!(status == 200 && matches!(body, Err(ProbeError::Chunk)));
+        drop(client);
+        serving.await.unwrap();
     }
 
     #[tokio::test]
