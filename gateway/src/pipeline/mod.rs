@@ -43,6 +43,7 @@ mod target;
 mod trying;
 mod waiting;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,11 +84,15 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     let _running = gateway.enter();
     let mut exchange = begin(gateway, connection, session);
     let ending = &gateway.downstream.ending;
-    let ended = tokio::select! {
-        biased;
-        ended = serve(gateway, connection, session, &mut exchange) => Some(ended),
-        // A stopping gateway drops the request after `ENDING`, in which answers under way end with an error event.
-        () = async { ending.over().await; tokio::time::sleep(ENDING).await } => None,
+    let ended = {
+        // Pinned here: `select!` keeps room for two of each future that it is given by value.
+        let mut serving = pin!(serve(gateway, connection, session, &mut exchange));
+        tokio::select! {
+            biased;
+            ended = serving.as_mut() => Some(ended),
+            // A stopping gateway drops the request after `ENDING`, in which answers under way end with an error event.
+            () = async { ending.over().await; tokio::time::sleep(ENDING).await } => None,
+        }
     };
     let ended = match ended {
         Some(ended) => ended,

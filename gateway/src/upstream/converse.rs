@@ -316,13 +316,14 @@ impl Conversation<'_, '_> {
                 Err(_) => ConversationEvent::ClientSlow,
             }
         };
+        let (mut answer, mut client) = (pin!(answer), pin!(client));
         // The time first: a server that always has more to say must not hide that it is over.
         tokio::select! {
             biased;
             () = attempt.downstream.ending.over(), if state.head_passed => ConversationEvent::Ending,
             () = timer => ConversationEvent::Time,
-            next = answer => next,
-            next = client => next,
+            next = answer.as_mut() => next,
+            next = client.as_mut() => next,
         }
     }
 }
