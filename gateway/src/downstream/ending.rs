@@ -31,7 +31,8 @@ impl Ending {
         poll_fn(|_| if self.is_over() { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Runs the future of a task, which is woken when requests must end. The future must not move to another task.
+    /// Runs the future of a task, which is woken when requests must end. The future must not move to another task. It is moved
+    /// once more than others: a large one comes in a box.
     pub async fn watch<F: Future>(&self, task: F) -> F::Output {
         let mut notified = std::pin::pin!(self.wake.notified());
         // Registers the task's waker; the flag tells why the task was woken.

@@ -65,8 +65,9 @@ pub(super) async fn serve(
     let counted = gateway.clone();
     let _open = counted.connect();
     let _ = stream.set_nodelay(true);
-    let opened =
-        tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut permit, &gateway));
+    // Boxed, as what follows: an idle client holds memory for the one of them that it is in.
+    let opening = Box::pin(open(stream, peer, &plan, &mut permit, &gateway));
+    let opened = tokio::time::timeout(plan.limits.handshake_timeout.0, opening);
     let (socket, connection, is_http2) = match opened.await.unwrap_or(Err(Unopened::TooSlow)) {
         Ok(opened) => opened,
         Err(why) => {
@@ -80,13 +81,12 @@ pub(super) async fn serve(
     };
     drop(plan);
     if is_http2 {
-        http2::serve(ClientSocket::new(socket), Arc::new(connection), gateway, stop).await;
+        Box::pin(http2::serve(ClientSocket::new(socket), Arc::new(connection), gateway, stop)).await;
     } else {
-        // Boxed: a connection that never completes its handshake takes no memory for requests.
         let metrics = permit.metrics().clone();
         let session = Http1Session::new(socket, connection.limits.max_header_bytes.0, metrics.clone());
-        let served = http1::serve(session, connection, gateway.clone(), metrics, stop);
-        Box::pin(gateway.downstream.ending.watch(served)).await;
+        let served = Box::pin(http1::serve(session, connection, gateway.clone(), metrics, stop));
+        gateway.downstream.ending.watch(served).await;
     }
 }
 

@@ -102,8 +102,8 @@ pub(super) async fn serve(
 /// Runs one request.
 async fn request(session: Http2Session, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
     let mut session = ClientSession::Http2(Box::new(session));
-    let handled = pipeline::handle(&gateway, &connection, &mut session);
-    match Box::pin(gateway.downstream.ending.watch(handled)).await {
+    let handled = Box::pin(pipeline::handle(&gateway, &connection, &mut session));
+    match gateway.downstream.ending.watch(handled).await {
         pipeline::AfterRequest::Keep => {
             if let ClientSession::Http2(session) = session {
                 session.finish();

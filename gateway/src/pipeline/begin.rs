@@ -27,14 +27,15 @@ static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
 const MAX_REQUEST_ID: usize = 128;
 
 /// Begins the exchange of a request whose head was read.
-pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &ClientSession) -> Exchange {
+pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &ClientSession) -> Box<Exchange> {
     let snapshot = gateway.snapshot.load_full();
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
     let from_trusted_proxy = connection.is_from_trusted_proxy();
     let span = snapshot.tracer.server_span(&head.headers, from_trusted_proxy, std::time::SystemTime::now());
     let off_loop = gateway.off_loop.clone();
-    let mut exchange = Exchange::begin(snapshot, connection, &head.headers, request_id, span, off_loop);
+    // Boxed: an idle connection keeps no room for it.
+    let mut exchange = Box::new(Exchange::begin(snapshot, connection, &head.headers, request_id, span, off_loop));
     exchange.is_grpc = is_grpc(&head.method, &head.headers);
     exchange
 }

@@ -342,10 +342,10 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 }
 
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
-pub(super) fn end(gateway: &Gateway, session: &ClientSession, mut exchange: Exchange) {
-    super::limiting::settle(&mut exchange);
+pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exchange) {
+    super::limiting::settle(exchange);
     if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
-        count_doubted(&first, Verdict::ServerError, &exchange);
+        count_doubted(&first, Verdict::ServerError, exchange);
     }
     let head = session.req_header();
     let took = exchange.started.elapsed();
@@ -387,7 +387,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, mut exchange: Exch
             error_code: exchange.outcome.error_code,
         });
     }
-    end_span(session, &mut exchange, status);
+    end_span(session, exchange, status);
     if exchange.snapshot.access_log {
         let route = exchange.route.as_ref().map(|route| route.name.as_str());
         let failed = exchange.outcome.failed.as_ref();

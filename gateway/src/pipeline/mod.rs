@@ -109,7 +109,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
             AfterRequest::Close
         }
     };
-    end(gateway, session, exchange);
+    end(gateway, session, &mut exchange);
     after
 }
 
