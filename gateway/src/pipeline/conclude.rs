@@ -364,7 +364,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         } else {
             gateway.metrics.process.authentication_failures.inc();
         }
-        gateway.audit.refused(reason.as_str(), &exchange, head);
+        gateway.audit.refused(reason.as_str(), exchange, head);
     }
     let bytes_in = match &exchange.body {
         RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
