@@ -190,11 +190,14 @@ async fn a_real_client_reads_the_statuses_of_its_server_and_of_the_gateway() {
         ("dead", "UNAVAILABLE", "available"),
         ("invalid", "INVALID_ARGUMENT", "not accepted"),
     ] {
-        for kind in ["unary", "stream", "upload", "chat"] {
+        // The first message of a chat may be answered before the one that is too much.
+        let kinds = ["unary", "stream", "upload", "chat"].into_iter().filter(|kind| (name, *kind) != ("small", "chat"));
+        for kind in kinds {
             let call = expect(&format!("{name}-{kind}"), code, &[]);
             assert!(call["details"].as_str().unwrap().contains(details), "{call}");
         }
     }
+    assert_eq!(calls["small-chat"]["code"], "RESOURCE_EXHAUSTED", "{}", calls["small-chat"]);
     let spent = expect("key-spent", "RESOURCE_EXHAUSTED", &[]);
     assert!(spent["trailing"]["grpc-retry-pushback-ms"].as_str().unwrap().parse::<u64>().unwrap() > 1000, "{spent}");
     expect("too-big", "UNAVAILABLE", &[]);
