@@ -152,6 +152,20 @@ pub fn field_value(bytes: Bytes) -> pingora::Result<HeaderValue> {
     HeaderValue::from_maybe_shared(bytes).or_err(InvalidHTTPHeader, "the value of a field")
 }
 
+/// Removes the fields of one connection, which no message of HTTP/2 has (RFC 9113, 8.2.2).
+pub fn remove_fields_of_connection(headers: &mut HeaderMap) {
+    const NAMES: [HeaderName; 5] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ];
+    for name in &NAMES {
+        headers.remove(name);
+    }
+}
+
 /// Writes a part of a body on a stream of HTTP/2, the last one where it `ends`. Waits for room in the windows of the peer.
 pub async fn send_part(stream: &mut SendStream<Bytes>, mut part: Bytes, ends: bool) -> pingora::Result<()> {
     while !part.is_empty() {

@@ -1,4 +1,4 @@
-//! What a configuration names, looked up by name: checks of one part look at the others without a walk over them.
+//! Names of a configuration, with the parts that have them: checks of one part look at the others without a walk over them.
 
 use std::collections::{HashMap, HashSet};
 

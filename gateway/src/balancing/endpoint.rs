@@ -424,7 +424,7 @@ pub struct Endpoints {
     backends: Mutex<Kept<String, Siblings>>,
 }
 
-/// What snapshots hold, by key.
+/// State that snapshots hold, by key.
 struct Kept<K, T> {
     by_key: HashMap<K, Weak<T>>,
     /// Number of entries at which those that no snapshot holds are removed: twice what was left the last time, so that an

@@ -11,23 +11,13 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{HeaderMap, HeaderName};
-use http::{Request, Version, header};
+use http::{HeaderMap, Request, Version};
 use pingora::ErrorType::{H2Downgrade, H2Error, InvalidH2, ReadError, WriteError};
 use pingora::{Error, OrErr, RetryType};
 
 use super::shared::{Begun, Place};
 use crate::message::{RequestHead, ResponseHead};
-use crate::wire::send_part;
-
-/// Fields of one connection, which no message of HTTP/2 has (RFC 9113, 8.2.2).
-const OF_CONNECTION: [HeaderName; 5] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+use crate::wire::{remove_fields_of_connection, send_part};
 
 /// A conversation.
 pub struct Http2Session {
@@ -67,9 +57,7 @@ impl Http2Session {
         *request.uri_mut() = head.uri;
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = head.headers.into();
-        for name in &OF_CONNECTION {
-            request.headers_mut().remove(name);
-        }
+        remove_fields_of_connection(request.headers_mut());
         let (awaited, body) = self.send.send_request(request, ends).or_err(H2Error, "the head of a request")?;
         (self.request, self.awaited, self.has_ended) = (Some(body), Some(awaited), ends);
         Ok(())

@@ -10,7 +10,7 @@ use std::io;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use pingora::ErrorType::{H2Error, ReadError, WriteError};
 use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
@@ -20,16 +20,7 @@ use spillway_filter::Fields;
 use crate::clock;
 use crate::framing::{MAX_FIELDS, Violation};
 use crate::message::{RequestHead, ResponseHead};
-use crate::wire::send_part;
-
-/// Fields of one connection, which no message of HTTP/2 has (RFC 9113, 8.2.2).
-const OF_CONNECTION: [HeaderName; 5] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+use crate::wire::{remove_fields_of_connection, send_part};
 
 /// Request over HTTP/2, and its answer.
 pub struct Http2Session {
@@ -157,9 +148,7 @@ impl Http2Session {
         *response.version_mut() = Version::HTTP_2;
         *response.headers_mut() = head.headers.into();
         let headers = response.headers_mut();
-        for name in &OF_CONNECTION {
-            headers.remove(name);
-        }
+        remove_fields_of_connection(headers);
         if status.is_informational() {
             self.written = Some(status);
             return self.respond.send_informational(response).or_err(WriteError, "an early answer");

@@ -122,7 +122,7 @@ impl<'a> Candidates<'a> {
 
 /// Candidate routes in order of precedence.
 pub struct Routes<'a> {
-    /// What is left of each group, with the place of its host list.
+    /// Rest of each group, with the place of its host list.
     rest: SmallVec<[(u32, &'a [ModelEntry]); 2]>,
     last: Option<&'a Arc<Route>>,
 }

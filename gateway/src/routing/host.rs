@@ -56,7 +56,7 @@ struct Head {
 
 /// Routes that take what meets the conditions.
 enum Takes {
-    /// One route, whatever the model.
+    /// A route, whatever the model.
     Any(Arc<Route>),
     /// Routes by the model of the body.
     ByModel(Box<ModelGroup>),

@@ -1,5 +1,5 @@
 //! Trailers between the two sides (RFC 9110, 6.5). Those of an answer pass without fields of framing and names of the gateway.
-//! Those of a request pass where a header of the same name and value would: some servers read a trailer as a header.
+//! Trailers of a request pass where a header of the same name and value would: some servers read a trailer as a header.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use spillway_config::header_names::GUARDED;

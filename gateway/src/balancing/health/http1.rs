@@ -1,4 +1,4 @@
-//! One request of HTTP/1.1 on a connection that carries nothing else. Checks run without end at every endpoint, and a
+//! A request of HTTP/1.1 on a connection that carries nothing else. Checks run without end at every endpoint, and a
 //! general client costs several times what the request does. The file owns no connection; its inputs are an open stream and
 //! the bytes of a request that asks the server to close.
 
