@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// Milliseconds since the first call in this process, plus 1, so that callers can store zero for "never".
 pub fn now_millis() -> u64 {
@@ -20,6 +20,15 @@ pub fn now_millis() -> u64 {
 /// Polls a future once: what is ready needs no timer and no other branch.
 pub async fn at_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// Runs a future until `deadline` at the latest. One that is ready at once takes no timer, however late it is.
+pub async fn until<F: Future>(deadline: tokio::time::Instant, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    match at_once(future.as_mut()).await {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => timeout_at(deadline, future).await,
+    }
 }
 
 /// Runs a future for at most `time`.

@@ -9,9 +9,9 @@ use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::ErrorType::{InvalidHTTPHeader, WriteError};
 use pingora::{Error, OrErr};
+use spillway_filter::Fields;
 
 use crate::framing::MAX_FIELDS;
-use spillway_filter::Fields;
 
 /// Most bytes of one read.
 const MOST: usize = 64 << 10;
@@ -110,11 +110,11 @@ const USUAL_FIELDS: usize = 32;
 /// in full. A section has 256 fields at most.
 pub fn parse_fields<R>(
     bytes: &[u8],
-    read: impl FnOnce(usize, &[httparse::Header<'_>]) -> R,
+    read: impl Fn(usize, &[httparse::Header<'_>]) -> R,
 ) -> Result<Option<R>, httparse::Error> {
     fn parse<R, const MOST: usize>(
         bytes: &[u8],
-        read: impl FnOnce(usize, &[httparse::Header<'_>]) -> R,
+        read: &impl Fn(usize, &[httparse::Header<'_>]) -> R,
     ) -> Result<Option<R>, httparse::Error> {
         let mut fields = [httparse::EMPTY_HEADER; MOST];
         match httparse::parse_headers(bytes, &mut fields)? {
@@ -122,13 +122,10 @@ pub fn parse_fields<R>(
             httparse::Status::Partial => Ok(None),
         }
     }
-    let mut read = Some(read);
-    let mut once = |length: usize, fields: &[httparse::Header<'_>]| read.take().map(|read| read(length, fields));
-    let parsed = match parse::<_, USUAL_FIELDS>(bytes, &mut once) {
-        Err(httparse::Error::TooManyHeaders) => parse::<_, { MAX_FIELDS as usize }>(bytes, &mut once),
+    match parse::<_, USUAL_FIELDS>(bytes, &read) {
+        Err(httparse::Error::TooManyHeaders) => parse::<_, { MAX_FIELDS as usize }>(bytes, &read),
         parsed => parsed,
-    };
-    Ok(parsed?.flatten())
+    }
 }
 
 /// Fields of a section of trailers that a parser has checked; `None` where there are none.

@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 
 use http::{HeaderName, HeaderValue};
+use spillway_filter::Fields;
 
 use super::LoadReport;
-use spillway_filter::Fields;
 
 /// Request header that asks for reports.
 pub static FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");

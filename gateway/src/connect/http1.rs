@@ -11,6 +11,7 @@ use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode, Version};
 use pingora::ErrorType::{ConnectionClosed, InvalidHTTPHeader, ReadError, WriteError};
 use pingora::{Error, ErrorType, OrErr, RetryType};
+use spillway_filter::Fields;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::handshake::MAX_FIELDS;
@@ -20,7 +21,6 @@ use crate::wire::{
     ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_value, keeps_connection, parse_fields,
     size_of_fields, trailers_of,
 };
-use spillway_filter::Fields;
 
 /// Error of an answer whose head, with the early answers before it, exceeds the bound on its bytes or fields.
 const HEAD_TOO_LONG: ErrorType = ErrorType::new("HeadTooLong");

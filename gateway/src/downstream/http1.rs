@@ -20,6 +20,7 @@ use pingora::ErrorType::{ConnectionClosed, InvalidHTTPHeader, ReadError, WriteEr
 use pingora::http::RequestHeader;
 use pingora::protocols::http::authority::validate_request_authority;
 use pingora::{Error, OrErr};
+use spillway_filter::Fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::transport::WriteBounded;
@@ -31,7 +32,6 @@ use crate::wire::{
     ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, keeps_connection, parse_fields,
     size_of_fields, trailers_of,
 };
-use spillway_filter::Fields;
 
 /// Bytes that are read at a time while a head is awaited. They are read onto the stack: an idle connection has no buffer.
 const HEAD_READ: usize = 4 << 10;
@@ -444,7 +444,7 @@ impl Http1Session {
 
 /// Head in place of one that was not read.
 fn no_head() -> RequestHead {
-    RequestHead::new(Method::GET, PathAndQuery::from_static("/"), HeaderMap::new())
+    RequestHead::new(Method::GET, PathAndQuery::from_static("/"), Fields::default())
 }
 
 /// Parses a head whose grammar and end the framer has checked.

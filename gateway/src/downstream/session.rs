@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
+use spillway_filter::FieldName;
 
 use super::http1::Http1Session;
 use super::http2::Http2Session;
 use crate::message::{RequestHead, ResponseHead};
-use spillway_filter::FieldName;
 
 /// Request of a client, and its answer.
 pub enum ClientSession {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method};
 use spillway_config::schema::{EncodedSlashes, ListenerLimits};
+use spillway_filter::Fields;
 use tokio::time::Instant;
 
 use super::forwarded::{Origin, TrustedProxies, address_value};
 use crate::clock::unix_now;
 use crate::tls::{ClientCertificate, ServerTls};
-use spillway_filter::Fields;
 
 /// Facts of a client's connection, the same for all of its requests.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, header};
-use spillway_filter::{Answer, Caller, Refusal, Variables};
+use spillway_filter::{Answer, Caller, Fields, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
@@ -31,7 +31,6 @@ pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
-use spillway_filter::Fields;
 
 /// End of a request that no endpoint or model answers.
 #[derive(Debug)]

@@ -100,9 +100,8 @@ impl Observers {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use http::HeaderMap;
-    use spillway_filter::ResponseEvent;
     use spillway_filter::testing::exchange_end;
+    use spillway_filter::{Fields, ResponseEvent};
 
     use super::*;
 
@@ -148,7 +147,7 @@ mod tests {
         let mut observers = Observers::default();
         observers.add("f", Box::new(Noting { notes: notes.clone(), reads_events }));
         observers.request_body(b"good").unwrap();
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         headers.insert(header::CONTENT_TYPE, "text/event-stream; charset=utf-8".parse().unwrap());
         if let Some(coding) = coding {
             headers.insert(header::CONTENT_ENCODING, coding.parse().unwrap());

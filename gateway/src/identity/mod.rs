@@ -22,7 +22,6 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
 use spillway_config::schema::RouteAuthentication;
-use spillway_filter::{ErrorKind, Refusal};
 
 use api_key::Keys;
 use certificate::Certificates;
@@ -31,13 +30,13 @@ use failures::Failures;
 pub use jwt::{IdentityDeps, KeyFileError, TokenError};
 use jwt::{TokenVerdict, TokenVerifier};
 pub use new_key::{KeyError, NewKey};
+use spillway_filter::{ErrorKind, Fields, Refusal};
 use tenants::Tenants;
 
 use crate::credentials::CredentialsError;
 use crate::limits::{BudgetRules, Credential, RateTooHigh};
 use crate::telemetry::BudgetSample;
 use crate::tls::{ClientCertificate, TlsError};
-use spillway_filter::Fields;
 
 /// Longest API key that is examined, bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;

@@ -8,13 +8,12 @@ use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
-use spillway_filter::{HttpClient, NoHttp, Refusal, SharedStates};
+use spillway_filter::{Fields, HttpClient, NoHttp, Refusal, SharedStates};
 
 use super::{Authenticator, Identity, IdentityDeps, IdentityError, NewKey, Unidentified};
 use crate::commit_steps::CommitSteps;
 use crate::limits::Limits;
 use crate::telemetry::Metrics;
-use spillway_filter::Fields;
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 /// 2026-11-24.

@@ -8,8 +8,7 @@ use futures::FutureExt;
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use spillway_config::schema::{ConsumerLimits, OnExceeded};
-use spillway_filter::Fields;
-use spillway_filter::{Caller, LimitBy, LimitSpec, Quota, Refusal, RequestView};
+use spillway_filter::{Caller, Fields, LimitBy, LimitSpec, Quota, Refusal, RequestView};
 
 use super::*;
 use crate::commit_steps::CommitSteps;

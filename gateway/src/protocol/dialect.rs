@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use spillway_engine::WrittenToken;
-use spillway_filter::Refusal;
+use spillway_filter::{Fields, Refusal};
 
 use super::chat::{
     Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
 };
 use super::operation::{Known, Operation};
-use spillway_filter::Fields;
 
 /// Model in a list of models.
 #[derive(Debug, Clone, Copy)]

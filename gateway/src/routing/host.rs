@@ -7,13 +7,13 @@ use std::sync::Arc;
 use ahash::RandomState;
 use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
+use spillway_filter::Fields;
 
 use super::candidates::Candidates;
 use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PathKey};
 use super::models::{ModelEntry, ModelGroup};
 use super::prefixes::Prefixes;
 use crate::topology::Route;
-use spillway_filter::Fields;
 
 /// Routes of a host.
 #[derive(Default)]

@@ -1,14 +1,11 @@
 //! The two ways to run an attempt: from its connection on, or from an answer whose head has arrived.
 
-use std::pin::pin;
-use std::task::Poll;
-
 use super::connection::{end, not_connected};
 use super::conversation::{Conversation, ConversationState};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::stages::Passing;
-use crate::clock::at_once;
+use crate::clock::until;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 
@@ -16,15 +13,11 @@ use crate::exchange::Exchange;
 pub async fn run(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &mut Exchange) -> AttemptOutcome {
     let limits = AttemptLimits::begin(attempt, exchange);
     let (deadline, whose, attempt_deadline) = (limits.deadline, limits.whose, limits.attempt);
-    let mut connecting = pin!(attempt.connector.get(&attempt.endpoint.peer, attempt.alone));
-    let connected = match at_once(connecting.as_mut()).await {
-        Poll::Ready(connected) => Some(connected),
-        Poll::Pending => tokio::time::timeout_at(attempt_deadline, connecting).await.ok(),
-    };
-    let (upstream, reused) = match connected {
-        Some(Ok(connected)) => connected,
-        Some(Err(e)) => return not_connected(attempt, &e),
-        None => {
+    let connecting = attempt.connector.get(&attempt.endpoint.peer, attempt.alone);
+    let (upstream, reused) = match until(attempt_deadline, connecting).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(e)) => return not_connected(attempt, &e),
+        Err(_) => {
             let is_request_over = attempt_deadline == deadline;
             let failure =
                 if is_request_over { Failure::Deadline(whose) } else { Failure::Timeout(TimeLimit::BackendRequest) };

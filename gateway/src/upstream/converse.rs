@@ -229,7 +229,7 @@ impl Conversation<'_, '_> {
         }
         // The last part of HTTP/2 says that it is the last: no end follows it.
         let ends = part.is_none() || self.session.is_body_done();
-        let trailers = self.session.trailers().filter(|_| ends);
+        let trailers = if ends { self.session.trailers() } else { None };
         let trailers = trailers.map(|trailers| of_request(&trailers, self.attempt, self.session, self.exchange));
         let written = async {
             let sent = match part {

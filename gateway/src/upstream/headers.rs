@@ -8,7 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use smallvec::SmallVec;
 use spillway_config::values::ServerUrl;
-use spillway_filter::{Filter, Headers, ServerView};
+use spillway_filter::{Fields, Filter, Headers, ServerView};
 use tokio::time::Instant;
 
 use super::masking::SentCredentials;
@@ -22,7 +22,6 @@ use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{GRPC_TIMEOUT, reset_text, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
-use spillway_filter::Fields;
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -148,27 +147,6 @@ fn remove_where(head: &mut RequestHead, ends: impl Fn(&HeaderName, &HeaderValue)
     }
     for name in &names {
         head.remove_header(name);
-    }
-}
-
-/// A response header as filters change it.
-struct ResponseHeaders<'a>(&'a mut ResponseHead);
-
-impl Headers for ResponseHeaders<'_> {
-    fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.0.headers.get(name)
-    }
-    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
-        self.0.headers.get_all(name).iter().collect()
-    }
-    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
-        let _ = self.0.insert_header(name.clone(), value);
-    }
-    fn append(&mut self, name: &HeaderName, value: HeaderValue) {
-        let _ = self.0.append_header(name.clone(), value);
-    }
-    fn remove(&mut self, name: &HeaderName) {
-        self.0.remove_header(name);
     }
 }
 
@@ -577,7 +555,7 @@ pub(super) fn filter_server_response(
         caller_path: &|path| caller_path(attempt.route, client.uri.path_and_query()?, path),
     };
     for named in attempt.route.all_filters() {
-        named.filter.on_server_response(&mut ResponseHeaders(head), &server);
+        named.filter.on_server_response(&mut head.headers, &server);
     }
 }
 
@@ -635,10 +613,10 @@ pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
         if route.has_filters() {
             let variables = exchange.variables(route, exchange.served_by());
             for filter in route.all_filters() {
-                filter.filter.on_response(&mut ResponseHeaders(out), &variables);
+                filter.filter.on_response(&mut out.headers, &variables);
             }
         }
-        exchange.observers.response_head(out.status, &mut ResponseHeaders(out));
+        exchange.observers.response_head(out.status, &mut out.headers);
     }
 }
 

@@ -39,8 +39,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange) -> Self {
-        let recipient = recipient_of(exchange);
-        Self::as_it_came(attempt, session, exchange, recipient)
+        Self::as_it_came(attempt, session, exchange, recipient_of(exchange))
     }
 
     /// Request for a copy, without the credentials that are for the route's own backends.
@@ -50,14 +49,13 @@ impl Outgoing {
 
     /// Request with the body and trailers of the client.
     fn as_it_came(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange, recipient: Recipient) -> Self {
-        let read = session.trailers();
+        let passed = |trailers: &HeaderMap| of_request(trailers, attempt, session, exchange);
         let (body, trailers) = match &exchange.body {
-            RequestBody::Held(held) => (Some(held.bytes.clone()), held.trailers.as_deref()),
-            body if body.is_at_hand(session) => (Some(Bytes::new()), read.as_ref()),
+            RequestBody::Held(held) => (Some(held.bytes.clone()), held.trailers.as_deref().map(passed)),
+            body if body.is_at_hand(session) => (Some(Bytes::new()), session.trailers().as_ref().map(passed)),
             RequestBody::Unread => (None, None),
         };
         let model_at = exchange.asked.as_ref().and_then(|asked| asked.model_at.clone());
-        let trailers = trailers.map(|trailers| of_request(trailers, attempt, session, exchange));
         Self::build(attempt, session, exchange, body, trailers.unwrap_or_default(), model_at, recipient)
     }
 

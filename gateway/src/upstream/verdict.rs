@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderName, header};
+use spillway_filter::Fields;
 
 use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
@@ -11,7 +12,6 @@ use crate::coding::Coding;
 use crate::connect::UpstreamSession;
 use crate::message::ResponseHead;
 use crate::protocol::{Dialect, OPENAI, Observation, Observe};
-use spillway_filter::Fields;
 
 /// Most bytes of a refusing answer that are read for its reason.
 const MAX_REFUSAL: usize = 16 << 10;

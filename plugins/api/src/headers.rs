@@ -19,24 +19,6 @@ pub trait Headers {
     fn remove(&mut self, name: &HeaderName);
 }
 
-impl Headers for http::HeaderMap {
-    fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        http::HeaderMap::get(self, name)
-    }
-    fn get_all(&self, name: &HeaderName) -> Vec<&HeaderValue> {
-        http::HeaderMap::get_all(self, name).iter().collect()
-    }
-    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
-        self.insert(name.clone(), value);
-    }
-    fn append(&mut self, name: &HeaderName, value: HeaderValue) {
-        http::HeaderMap::append(self, name.clone(), value);
-    }
-    fn remove(&mut self, name: &HeaderName) {
-        http::HeaderMap::remove(self, name);
-    }
-}
-
 impl Headers for Fields {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         Fields::get(self, name)

@@ -10,7 +10,7 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
     BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, HttpClient, HttpError,
@@ -268,8 +268,8 @@ pub fn wait(flow: Flow) -> Waited {
 /// # Panics
 ///
 /// If a header cannot have this name or value.
-pub fn headers<const N: usize>(pairs: [(&str, &str); N]) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+pub fn headers<const N: usize>(pairs: [(&str, &str); N]) -> Fields {
+    let mut headers = Fields::default();
     for (name, value) in pairs {
         let (name, value) = header(name, value);
         headers.append(name, value);

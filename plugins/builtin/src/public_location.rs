@@ -398,7 +398,7 @@ impl Filter for Compiled {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
+    use spillway_filter::Fields;
     use spillway_filter::testing::{self, FilterBuilder, server_view};
 
     use super::*;
@@ -624,11 +624,11 @@ mod tests {
         let server = ServerView { sent_host: Some("web.internal"), ..server_view() };
         let cookies: [&[u8]; 4] =
             [b"a=1", b"b=\xfc\xa0; Domain=web.internal", b"c=\xc3\xa4", b"d=4; Domain=web.internal"];
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         for cookie in cookies {
-            headers.append("set-cookie", HeaderValue::from_bytes(cookie).unwrap());
+            headers.append(header::SET_COOKIE, HeaderValue::from_bytes(cookie).unwrap());
         }
-        headers.append("location", HeaderValue::from_bytes(b"http://web.internal/m\xfc\xa0").unwrap());
+        headers.append(header::LOCATION, HeaderValue::from_bytes(b"http://web.internal/m\xfc\xa0").unwrap());
         filter.on_server_response(&mut headers, &server);
         let expected: [&[u8]; 4] =
             [b"a=1", b"b=\xfc\xa0; Domain=api.example.com", b"c=\xc3\xa4", b"d=4; Domain=api.example.com"];

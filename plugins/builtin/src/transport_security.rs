@@ -74,7 +74,7 @@ mod tests {
         let json = serde_json::json!({"maxAge": "730d", "includeSubdomains": true, "preload": true});
         let filter = FilterBuilder::new().build(&*factory(), &json);
         for (secure, value) in [(true, Some("max-age=63072000; includeSubDomains; preload")), (false, None)] {
-            let mut headers = http::HeaderMap::new();
+            let mut headers = spillway_filter::Fields::default();
             filter.on_response(&mut headers, &Variables { secure, ..variables() });
             assert_eq!(headers.get(header::STRICT_TRANSPORT_SECURITY).map(|v| v.to_str().unwrap()), value);
         }

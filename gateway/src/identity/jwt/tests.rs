@@ -16,11 +16,10 @@ use ring::signature::{
 };
 use serde_json::{Value, json};
 use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
-use spillway_filter::{Call, HttpError};
+use spillway_filter::{Call, Fields, HttpError};
 
 use super::*;
 use crate::identity::{Authenticator, Identity};
-use spillway_filter::Fields;
 
 /// Made for these tests with `openssl genpkey -algorithm rsa`; it opens nothing.
 const RSA: &[u8] = include_bytes!("test_rsa.der");

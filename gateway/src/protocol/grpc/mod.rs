@@ -7,11 +7,10 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use spillway_filter::{ErrorKind, Refusal};
+use spillway_filter::{ErrorKind, Fields, Refusal};
 
 use super::dialect::{Dialect, RetryAdvice};
 use super::whole_millis;
-use spillway_filter::Fields;
 
 pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 

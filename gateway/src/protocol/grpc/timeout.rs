@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use spillway_filter::Refusal;
-
-use spillway_filter::Fields;
+use spillway_filter::{Fields, Refusal};
 
 /// Time for a call.
 pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");

@@ -13,14 +13,13 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, header};
-use spillway_filter::Refusal;
+use spillway_filter::{Fields, Refusal};
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
 use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 use super::operation::{Known, Operation};
 use super::peek::model_at;
 use observe::Observer;
-use spillway_filter::Fields;
 
 /// Paths of the API, below `/v1/`.
 const CHAT: &str = "chat/completions";

@@ -20,13 +20,12 @@ use opentelemetry::trace::{
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 use spillway_config::schema::Tracing;
-use spillway_filter::Headers;
+use spillway_filter::{Fields, Headers};
 
 use self::context::{TRACEPARENT, TRACESTATE, decided, parent_of, trace_of};
 use self::export::Pipeline;
 use self::plan::TracePlan;
 use super::names;
-use spillway_filter::Fields;
 
 /// Longest text of an attribute or event, in bytes. Callers choose paths and agents; spans that wait for a collector must
 /// not grow with them.

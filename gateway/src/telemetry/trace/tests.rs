@@ -7,10 +7,10 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::SpanData;
 use parking_lot::Mutex;
 use spillway_config::schema::{CallersDecide, Otlp, OtlpProtocol};
+use spillway_filter::Fields;
 
 use super::plan::Parent;
 use super::*;
-use spillway_filter::Fields;
 
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -55,7 +55,7 @@ fn a_request_is_one_tree_under_the_callers_span() {
     server.set(names::HTTP_ROUTE, "chat");
     let mut attempt = server.child("chat gpt-x", SpanKind::Client);
     attempt.error("timeout");
-    let mut upstream = http::HeaderMap::new();
+    let mut upstream = Fields::default();
     attempt.inject(&mut upstream);
     drop(attempt);
     server.child_at("prefill", SpanKind::Internal, start).end_at(start + Duration::from_millis(20));
@@ -98,7 +98,7 @@ fn a_stranger_does_not_decide_that_its_requests_are_traced() {
         (0..400)
             .filter(|_| {
                 let span = tracer.server_span(&caller, from_trusted_proxy, SystemTime::now());
-                let mut upstream = http::HeaderMap::new();
+                let mut upstream = Fields::default();
                 span.inject(&mut upstream);
                 let sent = upstream["traceparent"].to_str().unwrap();
                 assert!(sent.starts_with("00-00000000000000000000000000000001-"), "the trace goes on: {sent}");
@@ -131,7 +131,7 @@ fn a_trace_that_is_not_sampled_says_so_upstream_and_is_not_sent() {
     let mut span = tracer.server_span(&headers(&[("traceparent", not_sampled)]), false, SystemTime::now());
     assert!(!span.is_recording());
     span.set(names::HTTP_ROUTE, "chat");
-    let mut upstream = http::HeaderMap::from(headers(&[("tracestate", "stale=1")]));
+    let mut upstream = headers(&[("tracestate", "stale=1")]);
     span.child("attempt", SpanKind::Client).inject(&mut upstream);
     let sent = upstream["traceparent"].to_str().unwrap();
     assert!(sent.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && sent.ends_with("-00"), "{sent}");
@@ -156,11 +156,11 @@ fn a_gateway_that_does_not_trace_leaves_the_callers_headers_alone() {
         ("tracestate", "b=2"),
         ("baggage", "k=v"),
     ]);
-    let mut upstream = http::HeaderMap::from(sent.clone());
+    let mut upstream = sent.clone();
     let span = Tracer::default().server_span(&sent, false, SystemTime::now());
     let attempt = span.child("attempt", SpanKind::Client);
     attempt.inject(&mut upstream);
-    assert_eq!(upstream, http::HeaderMap::from(sent));
+    assert_eq!(http::HeaderMap::from(upstream), http::HeaderMap::from(sent));
     assert_eq!(attempt.trace_id().unwrap().to_string(), "0af7651916cd43dd8448eb211c80319c", "for the log");
     assert!(Tracer::default().server_span(&Fields::default(), false, SystemTime::now()).trace_id().is_none());
 }
