@@ -11,6 +11,7 @@ mod peek;
 mod problem;
 mod refusals;
 mod registry;
+mod text_end;
 
 use std::time::Duration;
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::parts::{PromptParts, part_of};
+use crate::protocol::text_end::text_end;
 
 /// Most nested containers in a value of the outermost object. With that object they are as many as serde_json reads.
 const DEPTH: u32 = 126;
@@ -507,19 +508,17 @@ impl<'a> Scan<'a> {
 
 /// Number of bytes of plain text at the beginning of `rest`.
 fn text_run(rest: &[u8]) -> usize {
-    /// Bytes that are compared one by one, because most strings are short.
     const SHORT: usize = 32;
-    let ends = |byte: &u8| ends_text(*byte);
-    let head = rest.get(..SHORT).unwrap_or(rest);
-    if let Some(end) = head.iter().position(ends) {
+    if let Some(end) = text_end::<true>(rest, SHORT) {
         return end;
     }
-    let tail = rest.get(head.len()..).unwrap_or_default();
+    let ends = |byte: &u8| ends_text(*byte);
+    let (head, tail) = rest.split_at_checked(SHORT).unwrap_or((rest, b""));
     let quoted = memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len());
     let text = tail.get(..quoted).unwrap_or(tail);
     // Compared in blocks, which the compiler turns into vector instructions.
     for (n, block) in text.chunks(256).enumerate() {
-        if block.iter().fold(false, |found, byte| found | (*byte < 0x20)) {
+        if block.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20 {
             let inside = block.iter().position(ends).unwrap_or(0);
             return head.len() + n * 256 + inside;
         }

@@ -1,12 +1,13 @@
 //! Streaming JSON reader that reports the few values of an answer that telemetry and limits need, and counts its text. It
-//! keeps nothing but the token that it is in, cut at 256 bytes. Invalid JSON is no error and reports nothing. Memory is
-//! allocated only for a value that is reported.
+//! keeps nothing but the token that a part cuts, itself cut at 256 bytes, and of a stream the beginning that its events share.
+//! Invalid JSON is no error and reports nothing. Memory is allocated only for a value that is reported, and for that beginning.
 //!
 //! Servers of this API answer in other shapes too, on their other paths: chat and text completions, Responses, Anthropic's
 //! Messages, and the own paths of llama.cpp and Ollama. One table of containers and keys reads them all.
 
 use super::keys::{Container, KnownKey};
 use crate::protocol::chat::{Observation, ObservedError, Usage};
+use crate::protocol::text_end::text_end;
 
 /// Nested containers whose meaning is tracked; deeper ones are only counted. The deepest that matter hold the arguments of
 /// a tool call, which may be JSON of any depth.
@@ -59,6 +60,30 @@ impl UsageSeen {
     }
 }
 
+/// String or bare word that was read to its end.
+#[derive(Debug, Clone, Copy)]
+struct Token<'t> {
+    /// Its bytes; `None` where they are not wanted, or too many.
+    bytes: Option<&'t [u8]>,
+    /// Number of its bytes in any case.
+    length: usize,
+}
+
+/// Longest beginning of an event that is remembered, in bytes. It has ids, a time and a model's name.
+const MAX_BEGINNING: usize = 512;
+
+/// Beginning of an event up to its first text, and the state of the reader behind it. The events of a stream mostly begin
+/// alike: of such an event only the rest is read.
+#[derive(Debug)]
+struct Beginning {
+    bytes: [u8; MAX_BEGINNING],
+    length: usize,
+    depth: usize,
+    containers: [(Container, bool); TRACKED_DEPTH],
+    key: KnownKey,
+    has_answer: bool,
+}
+
 /// Reader of one JSON value after another.
 #[derive(Debug)]
 pub(super) struct Scanner {
@@ -83,6 +108,12 @@ pub(super) struct Scanner {
     usage: UsageSeen,
     /// True if the value being read has told the tokens written.
     has_told_output: bool,
+    /// True before the first byte of a value.
+    is_fresh: bool,
+    /// True while the value being read has told nothing but names and what its predecessors had told.
+    is_plain: bool,
+    /// Beginning of the last value that began in another way than the one before it.
+    beginning: Option<Box<Beginning>>,
     /// True once the text or the tool calls of an answer have appeared.
     pub(super) has_content: bool,
     /// True once a list, or a member of an object that no error has, has appeared before any error.
@@ -107,6 +138,10 @@ impl Default for Scanner {
             has_reasoning: false,
             usage: UsageSeen::default(),
             has_told_output: false,
+            // The first value of a stream, and the only one of a plain answer, is read in any case.
+            is_fresh: false,
+            is_plain: true,
+            beginning: None,
             has_content: false,
             has_answer: false,
             is_complete: false,
@@ -124,15 +159,31 @@ impl Scanner {
         self.escape = (0, 0);
         self.usage = UsageSeen::default();
         self.has_told_output = false;
+        self.is_fresh = true;
+        self.is_plain = true;
         self.has_content = false;
         self.has_answer = false;
         self.is_complete = false;
     }
 
     /// Reads a part.
-    pub(super) fn feed(&mut self, mut part: &[u8], seen: &mut Observation) {
+    pub(super) fn feed(&mut self, whole: &[u8], seen: &mut Observation) {
+        let mut part = whole;
+        let mut is_first = std::mem::take(&mut self.is_fresh) && !whole.is_empty();
+        if is_first && let Some(rest) = self.pass_beginning(whole, seen) {
+            part = rest;
+            is_first = false;
+        }
         while let Some((&byte, rest)) = part.split_first() {
             match self.mode {
+                Mode::Between if byte == b'"' => {
+                    if is_first && self.begins_text() {
+                        is_first = false;
+                        self.remember(whole.get(..whole.len() - part.len()).unwrap_or_default(), seen);
+                    }
+                    part = self.begin_string(rest, seen);
+                }
+                Mode::Between if byte.is_ascii_alphanumeric() || byte == b'-' => part = self.begin_bare(part, seen),
                 Mode::Between => {
                     self.between(byte, seen);
                     part = rest;
@@ -156,7 +207,8 @@ impl Scanner {
                 Mode::Bare => {
                     if matches!(byte, b',' | b']' | b'}' | b':' | b'"' | b' ' | b'\t' | b'\n' | b'\r' | b'[' | b'{') {
                         self.mode = Mode::Between;
-                        self.bare(seen);
+                        let kept = self.token;
+                        self.bare(self.kept(&kept), seen);
                     } else {
                         self.keep(&[byte]);
                         part = rest;
@@ -164,6 +216,68 @@ impl Scanner {
                 }
             }
         }
+    }
+
+    /// Passes over the beginning of a value that began as the last one did, and returns what follows. Whatever that beginning
+    /// tells was told before.
+    fn pass_beginning<'p>(&mut self, part: &'p [u8], seen: &Observation) -> Option<&'p [u8]> {
+        let known = self.beginning.as_ref().filter(|_| seen.error.is_none())?;
+        let rest = part.strip_prefix(known.bytes.get(..known.length)?)?;
+        (self.depth, self.key, self.has_answer) = (known.depth, known.key, known.has_answer);
+        self.containers = known.containers;
+        self.has_reasoning = false;
+        Some(rest)
+    }
+
+    /// Remembers the beginning of a value, of which the first text follows. One that tells more than names, or whose meaning
+    /// depends on what came before, is read each time.
+    fn remember(&mut self, beginning: &[u8], seen: &Observation) {
+        let resets_reasoning =
+            matches!(self.top(), Some((Container::Delta | Container::Message | Container::Content, true)));
+        if !self.is_plain || !resets_reasoning || self.has_content || self.expects_key || seen.error.is_some() {
+            return;
+        }
+        let known = self.beginning.get_or_insert_with(|| {
+            let containers = [(Container::Other, false); TRACKED_DEPTH];
+            let bytes = [0; MAX_BEGINNING];
+            Box::new(Beginning { bytes, length: 0, depth: 0, containers, key: KnownKey::Other, has_answer: false })
+        });
+        let Some(bytes) = known.bytes.get_mut(..beginning.len()) else { return };
+        bytes.copy_from_slice(beginning);
+        (known.length, known.depth, known.containers) = (beginning.len(), self.depth, self.containers);
+        (known.key, known.has_answer) = (self.key, self.has_answer);
+    }
+
+    /// Begins a string, and reads it at once where the part has its end and no escape before that. Returns what follows.
+    fn begin_string<'p>(&mut self, part: &'p [u8], seen: &mut Observation) -> &'p [u8] {
+        let keeps = self.is_wanted();
+        self.is_text = self.begins_text();
+        let end = end_of_text(part);
+        if let Some((text, [b'"', after @ ..])) = part.split_at_checked(end) {
+            self.count(end, seen);
+            let bytes = Some(text).filter(|text| keeps && text.len() <= MAX_TOKEN);
+            self.text(Token { bytes, length: end }, seen);
+            return after;
+        }
+        (self.mode, self.keeps, self.length) = (Mode::Text { escaped: false }, keeps, 0);
+        part
+    }
+
+    /// Begins a bare word, and reads it at once where the part has its end. Returns what follows.
+    fn begin_bare<'p>(&mut self, part: &'p [u8], seen: &mut Observation) -> &'p [u8] {
+        let is_inside = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
+        let end = part.iter().position(|byte| !is_inside(byte)).unwrap_or(part.len());
+        if let Some((word, rest @ [b',' | b']' | b'}', ..])) = part.split_at_checked(end) {
+            self.bare(Token { bytes: Some(word).filter(|word| word.len() <= MAX_TOKEN), length: end }, seen);
+            return rest;
+        }
+        (self.mode, self.keeps, self.length) = (Mode::Bare, true, 0);
+        part
+    }
+
+    /// Token whose bytes were kept in a copy of [`Self::token`].
+    fn kept<'t>(&self, kept: &'t [u8; MAX_TOKEN]) -> Token<'t> {
+        Token { bytes: kept.get(..self.length).filter(|_| self.keeps), length: self.length }
     }
 
     /// Reads a string up to its end or the next escape. Returns what follows.
@@ -176,7 +290,8 @@ impl Scanner {
             None => tail,
             Some((b'"', after)) => {
                 self.mode = Mode::Between;
-                self.text(seen);
+                let kept = self.token;
+                self.text(self.kept(&kept), seen);
                 after
             }
             Some((backslash, after)) => {
@@ -219,12 +334,6 @@ impl Scanner {
 
     fn between(&mut self, byte: u8, seen: &mut Observation) {
         match byte {
-            b'"' => {
-                self.mode = Mode::Text { escaped: false };
-                self.length = 0;
-                self.keeps = self.is_wanted();
-                self.is_text = self.begins_text();
-            }
             b'{' | b'[' => self.open(byte == b'{', seen),
             b'}' | b']' => self.close(seen),
             b',' => self.expects_key = self.top().is_some_and(|(_, is_object)| is_object),
@@ -281,11 +390,6 @@ impl Scanner {
         self.length = self.length.saturating_add(bytes.len());
     }
 
-    /// Token that has been read, unless it was too long to be kept.
-    fn token(&self) -> Option<&[u8]> {
-        self.token.get(..self.length).filter(|_| self.keeps)
-    }
-
     fn open(&mut self, is_object: bool, seen: &mut Observation) {
         let parent = self.top().map(|(container, _)| container);
         let container = match parent {
@@ -298,6 +402,7 @@ impl Scanner {
         match container {
             Container::Usage => self.usage = UsageSeen::default(),
             Container::Error => {
+                self.is_plain = false;
                 seen.error.get_or_insert_with(ObservedError::default);
             }
             Container::Delta | Container::Message | Container::Content if is_object => self.has_reasoning = false,
@@ -316,6 +421,7 @@ impl Scanner {
 
     fn close(&mut self, seen: &mut Observation) {
         let closed = self.top().map(|(container, _)| container);
+        self.is_plain &= !matches!(closed, Some(Container::Root | Container::Usage));
         self.depth = self.depth.saturating_sub(1);
         self.key = KnownKey::Other;
         self.expects_key = false;
@@ -360,25 +466,28 @@ impl Scanner {
     }
 
     /// A string has ended.
-    fn text(&mut self, seen: &mut Observation) {
+    fn text(&mut self, token: Token<'_>, seen: &mut Observation) {
         let Some((container, is_object)) = self.top() else { return };
         if std::mem::take(&mut self.is_text) {
-            self.has_reasoning |= self.key == KnownKey::Reasoning && self.length > 0;
+            self.has_reasoning |= self.key == KnownKey::Reasoning && token.length > 0;
             // Text right under the root is that of an event.
             seen.is_known_shape |= container == Container::Root;
             self.has_answer |= container == Container::Root;
-            if self.length > 0 {
+            if token.length > 0 {
                 self.has_text(seen);
             }
         }
         if self.expects_key && is_object {
-            let name = self.token();
+            let name = token.bytes;
             let is_answer = container == Container::Root && !name.is_some_and(|name| ERROR_KEYS.contains(&name));
             self.key = name.map_or(KnownKey::Other, KnownKey::of);
             self.has_answer |= is_answer && seen.error.is_none();
             return;
         }
-        let text = || self.token().and_then(unescaped).filter(|text| !text.is_empty());
+        let text = || token.bytes.and_then(unescaped).filter(|text| !text.is_empty());
+        let is_quiet = matches!(self.key, KnownKey::Id | KnownKey::Model | KnownKey::Other)
+            || (matches!(self.key, KnownKey::Object | KnownKey::Kind) && !is_special(token.bytes));
+        self.is_plain &= is_quiet;
         match (container, self.key) {
             // The first ones count: they are the same in every event, or empty in a leading one.
             (Container::Root | Container::Answer | Container::Message, KnownKey::Id) if seen.id.is_none() => {
@@ -391,14 +500,14 @@ impl Scanner {
             | (Container::Root | Container::Delta, KnownKey::StopReason) => {
                 seen.finish_reason = text().or(seen.finish_reason.take());
             }
-            (Container::Root, KnownKey::Kind | KnownKey::Object) => self.kind(seen),
+            (Container::Root, KnownKey::Kind | KnownKey::Object) => kind(token.bytes, seen),
             (Container::Root, KnownKey::Status) => {
-                seen.is_deferred |= matches!(self.token(), Some(b"queued" | b"in_progress"));
+                seen.is_deferred |= matches!(token.bytes, Some(b"queued" | b"in_progress"));
             }
             (Container::Error, KnownKey::Kind) => seen.error.get_or_insert_default().kind = text().unwrap_or_default(),
             (Container::Error, KnownKey::Code) => seen.error.get_or_insert_default().code = text(),
             // Some servers report an error as plain text.
-            (Container::Root, KnownKey::Error) if self.length > 0 => {
+            (Container::Root, KnownKey::Error) if token.length > 0 => {
                 seen.error.get_or_insert_default();
             }
             (Container::Root, KnownKey::Code) => {
@@ -412,27 +521,10 @@ impl Scanner {
         }
     }
 
-    /// The type of an event or an object has been read.
-    fn kind(&self, seen: &mut Observation) {
-        match self.token() {
-            Some(b"response.completed" | b"response.incomplete" | b"response.failed" | b"message_stop") => {
-                seen.is_whole = true;
-            }
-            Some(b"error") => {
-                seen.error.get_or_insert_default();
-            }
-            kind => {
-                if let Some(error) = seen.error.as_mut().filter(|error| error.kind.is_empty()) {
-                    error.kind = kind.and_then(unescaped).unwrap_or_default();
-                }
-            }
-        }
-    }
-
     /// A number or a word has ended.
-    fn bare(&mut self, seen: &mut Observation) {
+    fn bare(&mut self, token: Token<'_>, seen: &mut Observation) {
         let Some((container, _)) = self.top() else { return };
-        let word = || self.token().and_then(|token| std::str::from_utf8(token).ok());
+        let word = || token.bytes.and_then(|token| std::str::from_utf8(token).ok());
         let number = || word().and_then(|word| word.parse::<u64>().ok());
         let told = match (container, self.key) {
             (Container::Usage, KnownKey::PromptTokens) | (Container::Root, KnownKey::PromptCount) => {
@@ -448,7 +540,8 @@ impl Scanner {
             (Container::Usage | Container::Details, KnownKey::CachedTokens) => &mut self.usage.cached,
             (Container::Details, KnownKey::ReasoningTokens) => &mut self.usage.reasoning,
             (Container::Root, KnownKey::Done) => {
-                seen.is_whole |= self.token() == Some(b"true");
+                self.is_plain = false;
+                seen.is_whole |= token.bytes == Some(b"true");
                 return;
             }
             (Container::Error, KnownKey::Code) if number().is_some() => {
@@ -457,6 +550,7 @@ impl Scanner {
                 return;
             }
             (Container::Root, KnownKey::Code) if number().is_some() => {
+                self.is_plain = false;
                 let code = word().map(str::to_owned);
                 if let Some(error) = &mut seen.error {
                     error.code = error.code.take().or(code);
@@ -464,15 +558,48 @@ impl Scanner {
                 return;
             }
             (Container::Free, _) => {
-                let bytes = u64::try_from(self.length).unwrap_or(u64::MAX);
+                self.is_plain = false;
+                let bytes = u64::try_from(token.length).unwrap_or(u64::MAX);
                 seen.written.bytes = seen.written.bytes.saturating_add(bytes);
                 return;
             }
             _ => return,
         };
-        let count = self.token.get(..self.length).and_then(|token| std::str::from_utf8(token).ok());
-        *told = count.and_then(|count| count.parse().ok()).or(*told);
+        self.is_plain = false;
+        *told = number().or(*told);
     }
+}
+
+/// True for a type of an event or an object that tells something by itself.
+fn is_special(kind: Option<&[u8]>) -> bool {
+    matches!(
+        kind,
+        Some(b"response.completed" | b"response.incomplete" | b"response.failed" | b"message_stop" | b"error")
+    )
+}
+
+/// Takes note of the type of an event or an object.
+fn kind(token: Option<&[u8]>, seen: &mut Observation) {
+    match token {
+        Some(b"error") => {
+            seen.error.get_or_insert_default();
+        }
+        kind if is_special(kind) => seen.is_whole = true,
+        kind => {
+            if let Some(error) = seen.error.as_mut().filter(|error| error.kind.is_empty()) {
+                error.kind = kind.and_then(unescaped).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// Number of bytes of a string before its end or its first escape.
+fn end_of_text(part: &[u8]) -> usize {
+    const SHORT: usize = 32;
+    text_end::<false>(part, SHORT).unwrap_or_else(|| {
+        let (head, tail) = part.split_at_checked(SHORT).unwrap_or((part, b""));
+        head.len() + memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len())
+    })
 }
 
 /// Decodes the escapes of a string token.

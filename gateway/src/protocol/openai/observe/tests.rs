@@ -93,6 +93,39 @@ proptest! {
         }
     }
 
+    /// Events that begin alike are read as if each were the first. Cut at every byte, no beginning is known again.
+    #[test]
+    fn a_beginning_that_is_known_tells_what_it_told_before(
+        events in proptest::collection::vec((
+            proptest::sample::select(vec![
+                "{\"id\":\"a\",\"object\":\"chat.completion.chunk\",\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":",
+                "{\"id\":\"\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":",
+                "{\"choices\":[{\"finish_reason\":\"length\",\"delta\":{\"reasoning\":",
+                "{\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4},\"choices\":[{\"delta\":{\"content\":",
+                "{\"choices\":[{\"delta\":{\"reasoning\":\"r\",\"content\":",
+                "{\"choices\":[{\"delta\":{\"tool_calls\":[{\"function\":{\"arguments\":",
+                "{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":",
+                "{\"type\":\"message_stop\",\"delta\":{\"text\":",
+                "{\"type\":\"error\",\"delta\":{\"text\":",
+                "{\"type\":\"error\",\"error\":{\"code\":\"c\",\"message\":",
+                "{\"reasoning\":", "{\"done\":true,\"message\":{\"content\":", "{\"delta\":",
+            ]),
+            proptest::sample::select(vec!["\"word\"", "\"\"", "\"a\\n\\u00e9\"", "null", "7", "[\"x\"]"]),
+            proptest::sample::select(vec!["}", "}}", "}]}", "}}]}", "},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":1}}"]),
+        ), 1..9),
+    ) {
+        let now = Instant::now();
+        let lines = events.iter().map(|(beginning, text, rest)| format!("{beginning}{text}{rest}"));
+        for (kind, stream) in [
+            ("text/event-stream", lines.clone().map(|line| format!("data: {line}\n\n")).collect::<String>()),
+            ("application/x-ndjson", lines.map(|line| format!("{line}\n")).collect()),
+        ] {
+            let bytes = stream.as_bytes();
+            let every_byte: Vec<usize> = (0..bytes.len()).collect();
+            prop_assert_eq!(observe(kind, bytes, &[], now), observe(kind, bytes, &every_byte, now), "{}", stream);
+        }
+    }
+
     /// The facts read agree with a parser that holds the whole answer.
     #[test]
     fn a_whole_answer_is_read_as_a_parser_reads_it(
