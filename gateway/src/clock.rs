@@ -1,20 +1,78 @@
-//! Clocks of the process: a monotonic one that fits an atomic, and Unix time.
+//! Clocks of the process: a monotonic one, read once for each poll of a request, one that fits an atomic, and Unix time.
 
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::OnceLock;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::time::error::Elapsed;
 use tokio::time::{timeout, timeout_at};
 
+/// Reading of the monotonic clock that the poll under way shares.
+#[derive(Clone, Copy)]
+enum Reading {
+    /// None: the clock itself is read.
+    Direct,
+    /// The next reader reads the clock for all.
+    Due,
+    Taken(tokio::time::Instant),
+}
+
+thread_local! {
+    static READING: Cell<Reading> = const { Cell::new(Reading::Direct) };
+}
+
+/// Future of a connection, for which [`now`] reads the clock at most once in each poll. A request asks for the time at some
+/// twenty places, of which all but three are in the same few microseconds.
+pub struct OneReading<F>(pub F);
+
+impl<F: Future + Unpin> Future for OneReading<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        /// Ends the sharing, after a panic too.
+        struct Sharing;
+        impl Drop for Sharing {
+            fn drop(&mut self) {
+                READING.set(Reading::Direct);
+            }
+        }
+        READING.set(Reading::Due);
+        let _sharing = Sharing;
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+/// Current time; within [`OneReading`] that of the first call in this poll.
+pub fn now() -> tokio::time::Instant {
+    match READING.get() {
+        Reading::Direct => tokio::time::Instant::now(),
+        Reading::Due => {
+            let now = tokio::time::Instant::now();
+            READING.set(Reading::Taken(now));
+            now
+        }
+        Reading::Taken(now) => now,
+    }
+}
+
+/// As [`now`], in the form of the standard library.
+pub fn instant() -> Instant {
+    now().into_std()
+}
+
+/// Time since `then`, by [`now`].
+pub fn since(then: impl Into<tokio::time::Instant>) -> Duration {
+    now().saturating_duration_since(then.into())
+}
+
 /// Milliseconds since the first call in this process, plus 1, so that callers can store zero for "never".
 pub fn now_millis() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    let start = START.get_or_init(Instant::now);
-    millis(start.elapsed()).saturating_add(1)
+    let now = instant();
+    millis(now.saturating_duration_since(*START.get_or_init(|| now))).saturating_add(1)
 }
 
 /// Polls a future once: what is ready needs no timer and no other branch.
@@ -42,7 +100,7 @@ pub async fn within<F: Future>(time: Duration, future: F) -> Result<F::Output, E
 
 /// Converts a duration to whole milliseconds.
 pub fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    time.as_secs().saturating_mul(1000).saturating_add(u64::from(time.subsec_millis()))
 }
 
 /// Current time as HTTP writes it (RFC 9110, 5.6.7). A thread writes it once a second.

@@ -35,6 +35,7 @@ pub mod server;
 pub mod signals;
 pub mod snapshot;
 pub mod telemetry;
+pub mod timer;
 pub mod tls;
 pub mod topology;
 pub mod upstream;

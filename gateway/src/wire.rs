@@ -2,6 +2,7 @@
 //! (RFC 9112), and the parts of a body on a stream of HTTP/2 (RFC 9113).
 
 use std::future::poll_fn;
+use std::sync::LazyLock;
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::SendStream;
@@ -72,21 +73,24 @@ pub fn size_of_fields<'f>(fields: impl IntoIterator<Item = (&'f HeaderName, &'f 
 }
 
 /// Writes fields, without the line behind the last.
-pub fn append_fields<'f>(fields: impl IntoIterator<Item = (&'f HeaderName, &'f HeaderValue)>, out: &mut BytesMut) {
+pub fn append_fields<'f>(fields: impl IntoIterator<Item = (&'f HeaderName, &'f HeaderValue)>, out: &mut Vec<u8>) {
     for (name, value) in fields {
         append_field(name.as_str().as_bytes(), value.as_bytes(), out);
     }
 }
 
 /// Writes one field.
-pub fn append_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
-    for part in [name, b": ", value, b"\r\n"] {
-        out.extend_from_slice(part);
-    }
+#[inline]
+pub fn append_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the line that begins a chunk of `length` bytes.
-pub fn append_chunk_line(length: u64, out: &mut BytesMut) {
+pub fn append_chunk_line(length: u64, out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = (u64::BITS - length.leading_zeros()).div_ceil(4).max(1);
     for place in (0..digits).rev() {
@@ -97,7 +101,7 @@ pub fn append_chunk_line(length: u64, out: &mut BytesMut) {
 }
 
 /// Writes the end of a body in chunks, with its trailers.
-pub fn append_last_chunk(trailers: &HeaderMap, out: &mut BytesMut) {
+pub fn append_last_chunk(trailers: &HeaderMap, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
     append_fields(trailers, out);
     out.extend_from_slice(b"\r\n");
@@ -132,21 +136,82 @@ pub fn parse_fields<R>(
 pub fn trailers_of(fields: &[httparse::Header<'_>]) -> pingora::Result<Option<HeaderMap>> {
     let mut trailers = HeaderMap::with_capacity(fields.len());
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).or_err(InvalidHTTPHeader, "the name of a trailer")?;
-        trailers.append(name, field_value(Bytes::copy_from_slice(field.value))?);
+        trailers.append(field_name(field.name.as_bytes())?, field_value(Bytes::copy_from_slice(field.value))?);
     }
     Ok(Some(trailers).filter(|trailers| !trailers.is_empty()))
 }
 
+/// Names that most heads have. Read from a head, they need no look-up in the table of all names.
+const USUAL_NAMES: [&str; 24] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "date",
+    "etag",
+    "host",
+    "last-modified",
+    "origin",
+    "referer",
+    "server",
+    "te",
+    "transfer-encoding",
+    "user-agent",
+    "vary",
+    "via",
+    "x-forwarded-for",
+    "x-request-id",
+];
+
+/// Place of a name in the index of [`USUAL_NAMES`], by its length and its first and last letters in either case.
+fn place(name: &[u8]) -> usize {
+    let letter = |byte: Option<&u8>| byte.map_or(0, |byte| usize::from(*byte | 0x20));
+    (name.len() + letter(name.first()) * 14 + letter(name.last()) * 23) % 64
+}
+
+/// True for a token that is this name in lower case, compared eight letters at a time. The bit that makes a letter small is set
+/// in digits and `-` already, and makes none of them of another byte of a token.
+fn is_spelled(token: &[u8], lower: &[u8]) -> bool {
+    const SMALL: u64 = u64::MAX / 255 * 0x20;
+    let ((words, rest), (of_lower, rest_of_lower)) = (token.as_chunks::<8>(), lower.as_chunks::<8>());
+    let is_word = |(word, lower): (&[u8; 8], &[u8; 8])| u64::from_ne_bytes(*word) | SMALL == u64::from_ne_bytes(*lower);
+    token.len() == lower.len()
+        && words.iter().zip(of_lower).all(is_word)
+        && rest.iter().zip(rest_of_lower).all(|(byte, lower)| byte | 0x20 == *lower)
+}
+
+/// Name of a field, whose bytes a parser has checked.
+pub fn field_name(bytes: &[u8]) -> pingora::Result<HeaderName> {
+    static INDEX: LazyLock<[Option<HeaderName>; 64]> = LazyLock::new(|| {
+        let mut index = [const { None }; 64];
+        for name in USUAL_NAMES {
+            if let Some(slot) = index.get_mut(place(name.as_bytes())) {
+                *slot = HeaderName::from_bytes(name.as_bytes()).ok();
+            }
+        }
+        index
+    });
+    if let Some(Some(usual)) = INDEX.get(place(bytes))
+        && is_spelled(bytes, usual.as_str().as_bytes())
+    {
+        return Ok(usual.clone());
+    }
+    HeaderName::from_bytes(bytes).or_err(InvalidHTTPHeader, "the name of a field")
+}
+
 /// Value of a field, whose bytes a parser has checked.
 pub fn field_value(bytes: Bytes) -> pingora::Result<HeaderValue> {
-    // The parser leaves the line breaks of folded lines in a value (RFC 9112, 5.2).
-    let bytes = if memchr::memchr2(b'\r', b'\n', &bytes).is_some() {
-        bytes.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect()
-    } else {
-        bytes
-    };
-    HeaderValue::from_maybe_shared(bytes).or_err(InvalidHTTPHeader, "the value of a field")
+    HeaderValue::from_maybe_shared(bytes.clone()).or_else(|_| {
+        // The parser leaves the line breaks of folded lines in a value (RFC 9112, 5.2).
+        let bytes: Bytes = bytes.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect();
+        HeaderValue::from_maybe_shared(bytes).or_err(InvalidHTTPHeader, "the value of a field")
+    })
 }
 
 /// Removes the fields of one connection, which no message of HTTP/2 has (RFC 9113, 8.2.2).
@@ -206,10 +271,24 @@ mod tests {
     #[test]
     fn a_chunk_begins_with_its_length_in_hexadecimal_digits() {
         for length in [0, 1, 9, 10, 15, 16, 255, 256, 4096, 65_535, 1 << 32, u64::MAX] {
-            let mut out = BytesMut::new();
+            let mut out = Vec::new();
             append_chunk_line(length, &mut out);
             assert_eq!(out, format!("{length:x}\r\n").as_bytes());
         }
+    }
+
+    #[test]
+    fn a_usual_name_is_read_as_any_other_and_has_a_place_of_its_own() {
+        let mut places: Vec<usize> = USUAL_NAMES.iter().map(|name| place(name.as_bytes())).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), USUAL_NAMES.len(), "choose other factors in `place`");
+        for name in USUAL_NAMES.into_iter().chain(["x-other", "cookip", "x-RequesT-iD"]) {
+            for spelled in [name.to_owned(), name.to_uppercase()] {
+                assert_eq!(field_name(spelled.as_bytes()).unwrap().as_str(), name.to_lowercase(), "{spelled}");
+            }
+        }
+        assert!(field_name(b"a b").is_err() && field_name(b"").is_err());
     }
 
     #[test]

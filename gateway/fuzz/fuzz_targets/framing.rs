@@ -57,7 +57,13 @@ fuzz_target!(|input: &[u8]| {
     let whole = harness::read(bytes, &[usize::MAX], MOST);
     let sizes = [usize::from(*first).max(1), usize::from(*second).max(1)];
     assert_eq!(whole, harness::read(bytes, &sizes, MOST));
-    for message in &whole.messages {
+    for (message, fields) in whole.messages.iter().zip(&whole.fields) {
+        let mut parsed = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
+        let mut request = httparse::Request::new(&mut parsed);
+        if request.parse(message).is_ok() {
+            let parsed = request.headers.iter().map(|field| (field.name.as_bytes(), field.value));
+            assert!(fields.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).eq(parsed));
+        }
         assert_eq!(reference(message, Some(message.len())), Some(message.len()), "{}", message.escape_ascii());
     }
     if whole.violation.is_none() && !whole.rest.is_empty() {

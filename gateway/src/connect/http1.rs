@@ -6,8 +6,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 
-use bytes::{Buf, Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName};
+use bytes::{Buf, Bytes};
+use http::header::{self, HeaderMap};
 use http::{Method, StatusCode, Version};
 use pingora::ErrorType::{ConnectionClosed, InvalidHTTPHeader, ReadError, WriteError};
 use pingora::{Error, ErrorType, OrErr, RetryType};
@@ -18,8 +18,8 @@ use super::handshake::MAX_FIELDS;
 use super::transport::Transport;
 use crate::message::{RequestHead, ResponseHead};
 use crate::wire::{
-    ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_value, keeps_connection, parse_fields,
-    size_of_fields, trailers_of,
+    ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_name, field_value, keeps_connection,
+    parse_fields, size_of_fields, trailers_of,
 };
 
 /// Error of an answer whose head, with the early answers before it, exceeds the bound on its bytes or fields.
@@ -65,7 +65,7 @@ pub struct Http1Session {
     transport: Transport,
     read: ReadBuffer,
     /// Bytes of the request that wait to be written.
-    unsent: BytesMut,
+    unsent: Vec<u8>,
     sending: Sending,
     reading: Reading,
     /// Bytes that heads of the answer may still have.
@@ -85,7 +85,7 @@ impl Http1Session {
         Self {
             transport,
             read: ReadBuffer::new(),
-            unsent: BytesMut::new(),
+            unsent: Vec::new(),
             sending: Sending::Done,
             reading: Reading::Head,
             head_left: u64::MAX,
@@ -231,9 +231,8 @@ impl Http1Session {
         }
         let bytes = self.read.bytes.split_to(length).freeze();
         let mut headers = Fields::with_capacity(places.len() + 4);
-        for ((name_at, name), (at, long)) in places {
-            let name = HeaderName::from_bytes(bytes.get(name_at..name_at + name).unwrap_or_default());
-            let name = name.or_err(InvalidHTTPHeader, "the name of a field of an answer")?;
+        for &((name_at, name), (at, long)) in &places {
+            let name = field_name(bytes.get(name_at..name_at + name).unwrap_or_default())?;
             headers.append(name, field_value(bytes.slice(at..at + long))?);
         }
         self.settle(status, version, &mut headers)?;
@@ -421,7 +420,7 @@ fn content_length(headers: &Fields) -> pingora::Result<Option<u64>> {
 }
 
 /// Writes the head of a request.
-fn write_request_head(head: &RequestHead, out: &mut BytesMut) -> pingora::Result<()> {
+fn write_request_head(head: &RequestHead, out: &mut Vec<u8>) -> pingora::Result<()> {
     let target = head.raw_path();
     if target.is_empty() || target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
         return Error::e_explain(InvalidHTTPHeader, "the target of a request has a space or control character");
@@ -442,6 +441,7 @@ pub(super) fn is_over(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use http::HeaderValue;
     use proptest::prelude::*;
     use tokio::net::{TcpListener, TcpStream};

@@ -1,12 +1,14 @@
 //! Open connections of HTTP/1 that carry no request. The last one that was used is taken first: the others reach their longest
 //! idle time and are closed, so that a burst leaves nothing behind.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::transport::Transport;
+use crate::clock;
 
 /// Parts of a pool, each with its own lock, so that threads seldom wait for one another.
 const SHARDS: usize = 16;
@@ -21,7 +23,10 @@ struct Idle {
 }
 
 /// Idle connections by the key of their peer; the one used last is at the back.
-type Shard = Mutex<HashMap<u64, VecDeque<Idle>>>;
+type Peers = HashMap<u64, VecDeque<Idle>, ahash::RandomState>;
+
+/// Part of a pool.
+type Shard = Mutex<Peers>;
 
 struct Shared {
     shards: [Shard; SHARDS],
@@ -53,7 +58,7 @@ impl Pool {
         loop {
             let mut idle = self.0.shard(key).get_mut(&key)?.pop_back()?;
             self.0.count.fetch_sub(1, Ordering::Relaxed);
-            if idle.since.elapsed() < self.0.longest && idle.transport.is_quiet() {
+            if clock::since(idle.since) < self.0.longest && idle.transport.is_quiet() {
                 return Some(idle.transport);
             }
         }
@@ -65,15 +70,15 @@ impl Pool {
         let closed = {
             let mut shard = self.0.shard(key);
             let is_full = self.0.count.load(Ordering::Relaxed) >= self.0.most;
-            let idle = Idle { transport, since: Instant::now() };
-            match (is_full, shard.get_mut(&key)) {
-                (true, Some(peers)) if !peers.is_empty() => {
-                    peers.push_back(idle);
-                    peers.pop_front()
+            let idle = Idle { transport, since: clock::instant() };
+            match (is_full, shard.entry(key)) {
+                (true, Entry::Occupied(mut peers)) if !peers.get().is_empty() => {
+                    peers.get_mut().push_back(idle);
+                    peers.get_mut().pop_front()
                 }
                 (true, _) => Some(idle),
-                (false, _) => {
-                    shard.entry(key).or_default().push_back(idle);
+                (false, peers) => {
+                    peers.or_default().push_back(idle);
                     self.0.count.fetch_add(1, Ordering::SeqCst);
                     None
                 }
@@ -88,7 +93,7 @@ impl Pool {
 }
 
 impl Shared {
-    fn shard(&self, key: u64) -> MutexGuard<'_, HashMap<u64, VecDeque<Idle>>> {
+    fn shard(&self, key: u64) -> MutexGuard<'_, Peers> {
         let [first, ..] = &self.shards;
         let shard = usize::try_from(key).ok().and_then(|key| self.shards.get(key % SHARDS)).unwrap_or(first);
         shard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -101,7 +106,7 @@ impl Shared {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.retain(|_, peers| {
                 for mut idle in std::mem::take(peers) {
-                    if idle.since.elapsed() < self.longest && idle.transport.is_quiet() {
+                    if clock::since(idle.since) < self.longest && idle.transport.is_quiet() {
                         peers.push_back(idle);
                     } else {
                         closed.push(idle);

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use pingora::ErrorType::{ConnectionClosed, InvalidHTTPHeader, ReadError, WriteError};
@@ -25,18 +25,21 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::transport::WriteBounded;
 use crate::clock;
-use crate::framing::{Framer, Violation};
+use crate::framing::{FieldPlace, Framer, Violation};
 use crate::message::{RequestHead, ResponseHead};
 use crate::telemetry::{ListenerMetrics, MalformedReason};
+use crate::timer::KeptTimer;
 use crate::wire::{
-    ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, keeps_connection, parse_fields,
-    size_of_fields, trailers_of,
+    ReadBuffer, append_chunk_line, append_field, append_fields, append_last_chunk, field_name, field_value,
+    keeps_connection, parse_fields, size_of_fields, trailers_of,
 };
 
 /// Bytes that are read at a time while a head is awaited. They are read onto the stack: an idle connection has no buffer.
 const HEAD_READ: usize = 4 << 10;
 /// Most bytes of later requests that are read while a request runs, to notice a client that leaves.
 const PIPELINED: usize = 4 << 10;
+/// Most bytes of memory for heads that an idle connection keeps.
+const KEPT: usize = 512;
 /// Bytes of a part of a body up to which it is copied behind what waits, to go out as one piece.
 const JOINED: usize = 16 << 10;
 
@@ -75,8 +78,9 @@ pub struct Http1Session {
     body_bytes: u64,
     /// Trailers as they came, with the empty line behind them.
     trailers: Vec<u8>,
-    /// Bytes that wait to be written, then `part`, then `end`.
-    unsent: BytesMut,
+    /// Bytes that wait to be written behind the first `sent` of them, then `part`, then `end`.
+    unsent: Vec<u8>,
+    sent: usize,
     part: Bytes,
     end: &'static [u8],
     writing: Writing,
@@ -84,6 +88,7 @@ pub struct Http1Session {
     written: Option<StatusCode>,
     /// True if the connection may carry another request.
     keeps: bool,
+    timer: KeptTimer,
 }
 
 impl Http1Session {
@@ -99,19 +104,34 @@ impl Http1Session {
             is_empty: true,
             body_bytes: 0,
             trailers: Vec::new(),
-            unsent: BytesMut::new(),
+            unsent: Vec::new(),
+            sent: 0,
             part: Bytes::new(),
             end: b"",
             writing: Writing::Head,
             written: None,
             keeps: false,
+            timer: KeptTimer::default(),
         }
+    }
+
+    /// Lends the timer of the connection.
+    pub fn lend_timer(&mut self) -> KeptTimer {
+        std::mem::take(&mut self.timer)
+    }
+
+    /// Takes the timer of the connection back.
+    pub fn return_timer(&mut self, timer: KeptTimer) {
+        self.timer = timer;
     }
 
     /// Reads the head of the next request. Returns false where the client has closed the connection instead.
     pub async fn read_request(&mut self) -> pingora::Result<bool> {
         if self.read.bytes.is_empty() {
-            (self.read.bytes, self.unsent) = (BytesMut::new(), BytesMut::new());
+            self.read.bytes = BytesMut::new();
+        }
+        if self.unsent.capacity() > KEPT && self.unsent.is_empty() {
+            self.unsent = Vec::new();
         }
         (self.writing, self.written, self.keeps, self.body_bytes) = (Writing::Head, None, false, 0);
         self.trailers = Vec::new();
@@ -124,7 +144,7 @@ impl Http1Session {
                 if is_whole {
                     let head = self.read.bytes.split_to(std::mem::take(&mut self.scanned)).freeze();
                     self.is_empty = self.framer.is_between();
-                    self.head = parse(head)?;
+                    self.head = parse(head, self.framer.places())?;
                     self.keeps = keeps_connection(self.head.version, &self.head.headers);
                     return Ok(true);
                 }
@@ -368,17 +388,22 @@ impl Http1Session {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !(self.unsent.is_empty() && self.part.is_empty() && self.end.is_empty()) {
+            let unsent = self.unsent.get(self.sent..).unwrap_or_default();
             let written = if self.part.is_empty() && self.end.is_empty() {
-                ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unsent))?
+                ready!(Pin::new(&mut self.stream).poll_write(cx, unsent))?
             } else {
-                let pieces = [self.unsent.as_ref(), self.part.as_ref(), self.end].map(IoSlice::new);
+                let pieces = [unsent, self.part.as_ref(), self.end].map(IoSlice::new);
                 ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &pieces))?
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let of_unsent = written.min(self.unsent.len());
-            self.unsent.advance(of_unsent);
+            let of_unsent = written.min(unsent.len());
+            self.sent += of_unsent;
+            if self.sent == self.unsent.len() {
+                self.unsent.clear();
+                self.sent = 0;
+            }
             let of_part = (written - of_unsent).min(self.part.len());
             self.part.advance(of_part);
             self.end = self.end.get(written - of_unsent - of_part..).unwrap_or_default();
@@ -447,8 +472,9 @@ fn no_head() -> RequestHead {
     RequestHead::new(Method::GET, PathAndQuery::from_static("/"), Fields::default())
 }
 
-/// Parses a head whose grammar and end the framer has checked.
-fn parse(mut bytes: Bytes) -> pingora::Result<RequestHead> {
+/// Parses a head whose grammar the framer has checked, and whose fields it has found.
+fn parse(mut bytes: Bytes, fields: &[FieldPlace]) -> pingora::Result<RequestHead> {
+    let headers = headers_of(&bytes, fields)?;
     // Empty lines before a request (RFC 9112, 2.2).
     let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     bytes.advance(blank);
@@ -459,12 +485,6 @@ fn parse(mut bytes: Bytes) -> pingora::Result<RequestHead> {
     let version = if line.ends_with(b"1.1") { Version::HTTP_11 } else { Version::HTTP_10 };
     let target_at = method.len() + 1..method.len() + 1 + target.len();
     let method = Method::from_bytes(method).or_err(InvalidHTTPHeader, "the method")?;
-    let fields_at = line.len() + 2;
-    let fields = parse_fields(bytes.get(fields_at..).unwrap_or_default(), |_, fields| headers_of(&bytes, fields));
-    let headers = match fields.or_err(InvalidHTTPHeader, "the fields of a request")? {
-        Some(headers) => headers?,
-        None => return Error::e_explain(InvalidHTTPHeader, "a head without its end"),
-    };
     let target = bytes.slice(target_at);
     let is_path = target.starts_with(b"/") && !target.contains(&b'#');
     let mut head = match PathAndQuery::from_maybe_shared(target.clone()) {
@@ -482,15 +502,16 @@ fn parse(mut bytes: Bytes) -> pingora::Result<RequestHead> {
     Ok(head)
 }
 
-/// Headers from the fields of a head, whose values share its bytes.
-fn headers_of(bytes: &Bytes, fields: &[httparse::Header<'_>]) -> pingora::Result<Fields> {
-    let base = bytes.as_ptr().addr();
+/// Headers of a head, whose values share its bytes.
+fn headers_of(bytes: &Bytes, fields: &[FieldPlace]) -> pingora::Result<Fields> {
     let mut headers = Fields::with_capacity(fields.len() + 4);
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).or_err(InvalidHTTPHeader, "the name of a field")?;
-        let at = field.value.as_ptr().addr() - base;
-        let value = HeaderValue::from_maybe_shared(bytes.slice(at..at + field.value.len()));
-        headers.append(name, value.or_err(InvalidHTTPHeader, "the value of a field")?);
+        let name = field_name(bytes.get(field.name()).unwrap_or_default())?;
+        let value = field.value();
+        let text = bytes.get(value.clone()).unwrap_or_default();
+        let (blanks, text) = (text.len() - text.trim_ascii_start().len(), text.trim_ascii());
+        let start = value.start + blanks;
+        headers.append(name, field_value(bytes.slice(start..start + text.len()))?);
     }
     Ok(headers)
 }

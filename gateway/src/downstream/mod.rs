@@ -18,7 +18,7 @@ use pingora::ErrorType;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep_until};
 
-use crate::clock::at_once;
+use crate::clock::{self, at_once};
 use crate::message::ResponseHead;
 
 pub use ending::Ending;
@@ -87,12 +87,13 @@ pub async fn write_head(session: &mut ClientSession, head: Box<ResponseHead>, en
 
 /// Writes to a client. A write that completes at once, as most do, costs nothing more. While a write waits for the
 /// client, `beside` goes on; at a limit the write fails.
-pub async fn deliver<W, B>(write: W, limits: WriteLimits<'_>, beside: &mut B) -> pingora::Result<()>
+///
+/// The write is pinned by the caller, whose future so holds it once.
+pub async fn deliver<W, B>(mut write: Pin<&mut W>, limits: WriteLimits<'_>, beside: &mut B) -> pingora::Result<()>
 where
     W: Future<Output = pingora::Result<()>> + Send,
     B: Beside,
 {
-    let mut write = std::pin::pin!(write);
     match at_once(write.as_mut()).await {
         Poll::Ready(written) => written,
         // Boxed, because few writes wait: the others need not hold this state.
@@ -105,7 +106,7 @@ where
     W: Future<Output = pingora::Result<()>> + Send,
     B: Beside,
 {
-    let too_slow = Instant::now() + limits.timeout;
+    let too_slow = clock::now() + limits.timeout;
     let mut time = std::pin::pin!(sleep_until(too_slow.min(limits.deadline)));
     loop {
         tokio::select! {

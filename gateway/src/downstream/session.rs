@@ -8,6 +8,7 @@ use spillway_filter::FieldName;
 use super::http1::Http1Session;
 use super::http2::Http2Session;
 use crate::message::{RequestHead, ResponseHead};
+use crate::timer::KeptTimer;
 
 /// Request of a client, and its answer.
 pub enum ClientSession {
@@ -130,6 +131,21 @@ impl ClientSession {
         match self {
             Self::Http1(session) => session.write_trailers(&trailers).await,
             Self::Http2(session) => session.write_trailers(trailers),
+        }
+    }
+
+    /// Lends the timer of the connection; over HTTP/2 a new one, since streams share the connection.
+    pub fn lend_timer(&mut self) -> KeptTimer {
+        match self {
+            Self::Http1(session) => session.lend_timer(),
+            Self::Http2(_) => KeptTimer::default(),
+        }
+    }
+
+    /// Takes the timer of the connection back.
+    pub fn return_timer(&mut self, timer: KeptTimer) {
+        if let Self::Http1(session) = self {
+            session.return_timer(timer);
         }
     }
 

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{StatusCode, Version};
 use spillway_filter::{ErrorKind, Refusal};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use super::End;
 use super::body_budget::{BodyBudget, BodyShare, too_large};
+use crate::clock;
 use crate::coding::{ACCEPTED, Coding, Decoder};
 use crate::downstream::{ClientSession, violation_of};
 use crate::framing::Violation;
@@ -165,7 +166,7 @@ pub async fn hold(
     let mut parts = BodyParts::default();
     let read = async {
         let mut pace = Pace { at: 0 };
-        let look = sleep_until(Instant::now() + PACE);
+        let look = sleep_until(clock::now() + PACE);
         tokio::pin!(look);
         loop {
             let chunk = {
@@ -180,7 +181,7 @@ pub async fn hold(
                             if pace.has_fallen_behind(len(parts.length)) && share.budget().is_scarce() {
                                 return Err(share.budget().refuse_slow());
                             }
-                            look.as_mut().reset(Instant::now() + PACE);
+                            look.as_mut().reset(clock::now() + PACE);
                         }
                     }
                 }
@@ -192,7 +193,7 @@ pub async fn hold(
             parts.push(&chunk, most, &mut share)?;
         }
     };
-    tokio::time::timeout(within, read).await.map_err(|_| too_slow())??;
+    clock::within(within, read).await.map_err(|_| too_slow())??;
     let length = parts.length;
     let bytes = if parts.list.len() > 1 { off_loop.run(length, || parts.join()).await? } else { parts.join() };
     share.shrink(len(length));

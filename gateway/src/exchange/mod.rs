@@ -16,6 +16,7 @@ use spillway_filter::{Answer, Caller, Fields, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
+use crate::clock;
 use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
@@ -305,7 +306,7 @@ impl Exchange {
         let from = connection.origin(headers);
         Self {
             snapshot,
-            started: Instant::now(),
+            started: clock::instant(),
             request_id,
             client: from.client,
             client_text: from.text,

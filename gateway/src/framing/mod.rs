@@ -6,6 +6,7 @@
 //! agree on which bytes are a whole message: `framing/tests/` compares them, and `gateway/fuzz` does so on any bytes.
 
 use std::io;
+use std::ops::Range;
 
 use http::StatusCode;
 
@@ -187,6 +188,12 @@ struct TokenBuffer {
 }
 
 impl TokenBuffer {
+    fn of(name: &[u8]) -> Self {
+        let mut word = Self::default();
+        name.iter().for_each(|byte| word.push(*byte));
+        word
+    }
+
     fn push(&mut self, byte: u8) {
         if let Some(slot) = self.bytes.get_mut(usize::from(self.length)) {
             *slot = byte.to_ascii_lowercase();
@@ -207,6 +214,34 @@ enum Body {
     Chunked,
 }
 
+/// Place of a field in the bytes of its head, empty lines before it included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldPlace {
+    start: u32,
+    colon: u32,
+    end: u32,
+}
+
+impl FieldPlace {
+    /// Range of the name.
+    pub fn name(self) -> Range<usize> {
+        index(self.start)..index(self.colon)
+    }
+
+    /// Range of the value, with the blanks around it.
+    pub fn value(self) -> Range<usize> {
+        index(self.colon) + 1..index(self.end)
+    }
+}
+
+fn index(place: u32) -> usize {
+    usize::try_from(place).unwrap_or(usize::MAX - 1)
+}
+
+fn place(at: u64) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
 /// Reader of one connection.
 #[derive(Debug)]
 pub struct Framer {
@@ -217,6 +252,8 @@ pub struct Framer {
     used: u64,
     /// Fields of the head or trailers so far.
     fields: u16,
+    /// Places of the fields of the last head, until the next one begins.
+    places: Vec<FieldPlace>,
     /// Bytes of the chunk's line so far.
     line: u16,
     in_trailers: bool,
@@ -245,6 +282,7 @@ impl Framer {
             most,
             used: 0,
             fields: 0,
+            places: Vec::new(),
             line: 0,
             in_trailers: false,
             is_http10: false,
@@ -324,6 +362,11 @@ impl Framer {
         Ok((at, false))
     }
 
+    /// Places of the fields of the head that was read last.
+    pub fn places(&self) -> &[FieldPlace] {
+        &self.places
+    }
+
     /// True at trailers, or at the empty line in place of them.
     pub fn is_in_trailers(&self) -> bool {
         self.in_trailers
@@ -375,6 +418,9 @@ impl Framer {
                 (false, false) => Violation::TargetTooLong,
             });
         }
+        if self.used == 0 {
+            self.places.clear();
+        }
         let mut read = 0;
         while let Some(rest @ [byte, ..]) = bytes.get(read..) {
             let run = self.run(rest)?;
@@ -401,19 +447,24 @@ impl Framer {
         let end_of_line = |run: usize| if bytes.get(run..run + 2) == Some(b"\r\n") { 2 } else { 0 };
         match self.state {
             FramerState::Field => {
-                let name = run_of(bytes, TOKEN);
-                let is = |word: &[u8]| bytes.get(..name).is_some_and(|name| name.eq_ignore_ascii_case(word));
-                if name == 0 || bytes.get(name) != Some(&b':') || is(LENGTH) || is(CODING) {
-                    return Ok(0);
-                }
+                let length = run_of(bytes, TOKEN);
+                let Some((name @ [_, ..], [b':', ..])) = bytes.split_at_checked(length) else { return Ok(0) };
                 self.count_field()?;
-                self.state = FramerState::Value;
-                Ok(name + 1)
+                self.begin_field(self.used);
+                self.end_name(self.used.saturating_add(u64::try_from(length).unwrap_or(u64::MAX)));
+                self.state = if name.len() == LENGTH.len() || name.len() == CODING.len() {
+                    self.word = TokenBuffer::of(name);
+                    self.named()?
+                } else {
+                    FramerState::Value
+                };
+                Ok(length + 1)
             }
             FramerState::Value => {
                 let value = run_of_value(bytes);
                 let end = end_of_line(value);
                 if end > 0 {
+                    self.end_field(self.used.saturating_add(u64::try_from(value).unwrap_or(u64::MAX)));
                     self.state = FramerState::Field;
                 }
                 Ok(value + end)
@@ -425,13 +476,19 @@ impl Framer {
                 }
                 Ok(name)
             }
-            FramerState::Method => Ok(run_of(bytes, TOKEN)),
-            FramerState::Target(_) => {
-                let target = run_of(bytes, TARGET);
-                if target > 0 {
-                    self.state = FramerState::Target(true);
+            FramerState::Method => {
+                let method = run_of(bytes, TOKEN);
+                let is_ended = bytes.get(method) == Some(&b' ');
+                if is_ended {
+                    self.state = FramerState::Target(false);
                 }
-                Ok(target)
+                Ok(method + usize::from(is_ended))
+            }
+            FramerState::Target(begun) => {
+                let target = run_of(bytes, TARGET);
+                let is_ended = (begun || target > 0) && bytes.get(target) == Some(&b' ');
+                self.state = if is_ended { FramerState::Version(0) } else { FramerState::Target(begun || target > 0) };
+                Ok(target + usize::from(is_ended))
             }
             FramerState::Version(0) if bytes.starts_with(b"HTTP/1.1\r\n") => {
                 self.line_ended = true;
@@ -440,6 +497,33 @@ impl Framer {
             }
             _ => Ok(0),
         }
+    }
+
+    /// Takes note that a field of a head begins at an offset in the head.
+    fn begin_field(&mut self, at: u64) {
+        if !self.in_trailers {
+            let start = place(at);
+            self.places.push(FieldPlace { start, colon: start, end: start });
+        }
+    }
+
+    /// Takes note of the end of a field's name, which is its colon.
+    fn end_name(&mut self, at: u64) {
+        if let Some(field) = self.places.last_mut().filter(|_| !self.in_trailers) {
+            field.colon = place(at);
+        }
+    }
+
+    /// Takes note of the end of a field's value.
+    fn end_field(&mut self, at: u64) {
+        if let Some(field) = self.places.last_mut().filter(|_| !self.in_trailers) {
+            field.end = place(at);
+        }
+    }
+
+    /// Offset of the byte that was read last.
+    fn last(&self) -> u64 {
+        self.used.saturating_sub(1)
     }
 
     fn count_field(&mut self) -> Result<(), Violation> {
@@ -477,6 +561,7 @@ impl Framer {
             (FramerState::Field, b'\r') => FramerState::EndLf,
             (FramerState::Field, _) if is(byte, TOKEN) => {
                 self.count_field()?;
+                self.begin_field(self.last());
                 self.word = TokenBuffer::default();
                 // No other letter begins a name that matters.
                 match byte {
@@ -485,8 +570,14 @@ impl Framer {
                 }
                 FramerState::Name
             }
-            (FramerState::Name, b':') => self.named()?,
-            (FramerState::Value, b'\r') => FramerState::ValueLf,
+            (FramerState::Name, b':') => {
+                self.end_name(self.last());
+                self.named()?
+            }
+            (FramerState::Value, b'\r') => {
+                self.end_field(self.last());
+                FramerState::ValueLf
+            }
             (FramerState::Length(digits), _) => return self.length(digits, byte),
             (FramerState::Coding, _) => return self.coding(byte),
             (FramerState::ValueLf, b'\n') => FramerState::Field,
@@ -546,6 +637,7 @@ impl Framer {
             (Digits::In(length) | Digits::After(length), b' ' | b'\t') => Digits::After(length),
             (Digits::In(length) | Digits::After(length), b'\r') => {
                 self.body = Body::Length(length);
+                self.end_field(self.last());
                 self.state = FramerState::ValueLf;
                 return Ok(());
             }
@@ -565,6 +657,7 @@ impl Framer {
                     return Err(Violation::UnknownCoding);
                 }
                 self.body = Body::Chunked;
+                self.end_field(self.last());
                 self.state = FramerState::ValueLf;
             }
             b',' => {
@@ -600,7 +693,7 @@ impl Framer {
     }
 
     fn begin(&mut self) {
-        *self = Self::new(self.most);
+        *self = Self { places: std::mem::take(&mut self.places), ..Self::new(self.most) };
     }
 
     /// Reads a byte of the framing of chunks, outside their data.

@@ -14,6 +14,8 @@ use crate::limits::Rules;
 pub struct Consumer {
     /// Name in the configuration, or in the claims of a token.
     pub name: Arc<str>,
+    /// Number of the consumer as a caller.
+    pub number: u128,
     /// Tenant that the consumer belongs to.
     pub tenant: Arc<str>,
     /// Rank among waiters for a slot: the higher, the sooner.
@@ -58,6 +60,7 @@ impl Consumer {
         }
         let name: Arc<str> = written.name.as_str().into();
         Ok(Self {
+            number: crate::limits::number_of_consumer(&name),
             tenant: if *tenant == *name { name.clone() } else { tenant.into() },
             name,
             priority: written.priority,
@@ -69,7 +72,8 @@ impl Consumer {
 
     /// Makes a consumer from the claims of a token, which name its scopes themselves.
     pub(super) fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
-        Self { name, tenant, priority: 0, rules, models: None, credentials: Box::default() }
+        let number = crate::limits::number_of_consumer(&name);
+        Self { name, number, tenant, priority: 0, rules, models: None, credentials: Box::default() }
     }
 
     /// True if the consumer may name a model; `None` is a request that names none.

@@ -29,12 +29,14 @@ pub(super) fn number(kind: &str, name: &[u8]) -> u128 {
     hasher.finish128().as_u128()
 }
 
-/// Number of a caller: its consumer if known, else the client's address.
-pub fn caller(consumer: Option<&str>, client: IpAddr) -> u128 {
-    match consumer {
-        Some(consumer) => number("consumer", consumer.as_bytes()),
-        None => number("address", &network(client)),
-    }
+/// Number of a consumer as a caller.
+pub fn number_of_consumer(name: &str) -> u128 {
+    number("consumer", name.as_bytes())
+}
+
+/// Number of an unknown caller by the client's address: the bytes of its network, smaller than the hash of any consumer.
+pub fn number_of_address(client: IpAddr) -> u128 {
+    network(client).iter().fold(0, |number, byte| number << 8 | u128::from(*byte))
 }
 
 /// Network that counts as one address: an IPv4 address, or a /64 of IPv6, because that is what one household or server

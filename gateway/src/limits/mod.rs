@@ -23,7 +23,7 @@ pub use address_rate::AddressRate;
 pub use budgets::BudgetError;
 pub use estimate::{Estimate, Used};
 pub use judging::{Exhausted, exhausted, reserve};
-pub use keys::{Credential, Subject, caller, network};
+pub use keys::{Credential, Subject, network, number_of_address, number_of_consumer};
 pub use ledger::{Ledger, RateStatus};
 pub use prices::Prices;
 pub use reservation::ReservationRequest;

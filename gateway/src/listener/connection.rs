@@ -17,6 +17,7 @@ use super::plan::ListenerPlan;
 use super::proxy_protocol::{self, ProxyError};
 use super::socket::ClientSocket;
 use super::{http1, http2};
+use crate::clock::OneReading;
 use crate::downstream::{Http1Session, Transport, WriteBounded};
 use crate::exchange::{ConnectionInfo, TlsInfo};
 use crate::gateway::Gateway;
@@ -85,7 +86,7 @@ pub(super) async fn serve(
     } else {
         let metrics = permit.metrics().clone();
         let session = Http1Session::new(socket, connection.limits.max_header_bytes.0, metrics.clone());
-        let served = Box::pin(http1::serve(session, connection, gateway.clone(), metrics, stop));
+        let served = OneReading(Box::pin(http1::serve(session, connection, gateway.clone(), metrics, stop)));
         gateway.downstream.ending.watch(served).await;
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, header};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
 
 use super::stop::stopped;
+use crate::clock;
 use crate::downstream::{ClientSession, Http1Session, violation_of};
 use crate::exchange::ConnectionInfo;
 use crate::gateway::Gateway;
@@ -27,23 +27,26 @@ pub(super) async fn serve(
     connection: ConnectionInfo,
     gateway: Arc<Gateway>,
     metrics: Arc<ListenerMetrics>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let limits = &connection.limits;
     let mut session = ClientSession::Http1(Box::new(session));
+    // Waits once for the connection, and not once for each request.
+    let mut ending = stop.clone();
+    let mut ending = pin!(stopped(&mut ending, &connection));
     // The first request gets the time for a header only; between requests a connection may idle.
     let mut wait = limits.header_timeout.0;
-    // One timer for the connection: its move to a later time costs nothing.
-    let mut timer = pin!(sleep(wait));
     loop {
         let ClientSession::Http1(http1) = &mut session else { return };
-        timer.as_mut().reset(Instant::now() + wait);
+        let mut timer = http1.lend_timer();
+        timer.set(clock::now() + wait);
         let read = tokio::select! {
             biased;
             read = http1.read_request() => read,
-            () = stopped(&mut stop, &connection) => break,
-            () = timer.as_mut() => break,
+            () = ending.as_mut() => break,
+            () = timer.expired() => break,
         };
+        http1.return_timer(timer);
         match read {
             Ok(true) => {}
             Ok(false) => break,

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use super::socket::ClientSocket;
 use super::stop::stopped;
+use crate::clock::{self, OneReading};
 use crate::downstream::{ClientSession, Http2Session};
 use crate::exchange::ConnectionInfo;
 use crate::gateway::Gateway;
@@ -51,7 +52,7 @@ pub(super) async fn serve(
     let mut streams = JoinSet::new();
     let mut malformed = 0;
     let mut draining = false;
-    let mut idle_since = Instant::now();
+    let mut idle_since = clock::now();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -61,7 +62,7 @@ pub(super) async fn serve(
                 continue;
             }
             Some(_) = streams.join_next() => {
-                idle_since = Instant::now();
+                idle_since = clock::now();
                 continue;
             }
             accepted = h2.accept() => accepted,
@@ -102,7 +103,7 @@ pub(super) async fn serve(
 /// Runs one request.
 async fn request(session: Http2Session, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
     let mut session = ClientSession::Http2(Box::new(session));
-    let handled = Box::pin(pipeline::handle(&gateway, &connection, &mut session));
+    let handled = OneReading(Box::pin(pipeline::handle(&gateway, &connection, &mut session)));
     match gateway.downstream.ending.watch(handled).await {
         pipeline::AfterRequest::Keep => {
             if let ClientSession::Http2(session) = session {

@@ -14,6 +14,7 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>, connection: &Conne
         }
     };
     tokio::select! {
+        biased;
         _ = stop.wait_for(|stop| *stop) => {}
         () = ended => {}
     }

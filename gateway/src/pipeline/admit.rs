@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use spillway_engine::Task;
-use tokio::time::Instant;
 
 use super::answers::too_late;
 use super::waiting::{Wait, Waited};
@@ -12,7 +11,7 @@ use super::{affinity, conclude};
 use crate::admission::{Admission, Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange};
 use crate::protocol::model_not_found;
@@ -139,7 +138,7 @@ async fn wait_for_slot(
     let reason = match waited {
         Waited::Called => return Ok(None),
         Waited::ClientGone => return Err(End::ClientGone),
-        Waited::Over(_) if Instant::now() >= exchange.deadline(route) => return Err(too_late(route, exchange)),
+        Waited::Over(_) if clock::now() >= exchange.deadline(route) => return Err(too_late(route, exchange)),
         Waited::Over(_) | Waited::NoQueue if tries.retries > 0 || !tries.selection.is_available(route) => {
             SpillReason::Unavailable
         }

@@ -1,5 +1,6 @@
 //! Answers that the gateway makes itself, and the requests that get them.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, header};
 use spillway_filter::{Answer, ErrorKind, Refusal};
-use tokio::time::Instant;
 
 use super::AfterRequest;
 use super::rewritten::api_path;
+use crate::clock;
 use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice, write_head};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
@@ -81,18 +82,18 @@ pub(super) async fn send(
     exchange.outcome.status = head.status.as_u16();
     exchange.pass(&body);
     // The deadline of the route may be over: this is what says so.
-    let limits = exchange.write_limits(Instant::now() + LONGEST);
+    let limits = exchange.write_limits(clock::now() + LONGEST);
     let ends = body.is_empty();
-    deliver(write_head(session, Box::new(head), ends), limits, &mut Nothing).await?;
+    deliver(pin!(write_head(session, Box::new(head), ends)), limits, &mut Nothing).await?;
     if ends {
         return Ok(());
     }
     let mut body = body;
     let last = body.split_off(body.len().saturating_sub(SLICE));
     while let Some(next) = slice(&mut body) {
-        deliver(session.write_response_body(next, false), limits, &mut Nothing).await?;
+        deliver(pin!(session.write_response_body(next, false)), limits, &mut Nothing).await?;
     }
-    deliver(session.write_response_body(last, true), limits, &mut Nothing).await
+    deliver(pin!(session.write_response_body(last, true)), limits, &mut Nothing).await
 }
 
 /// Refuses a request whose head could not be read; there is no exchange for it.
@@ -106,7 +107,7 @@ pub async fn refuse_malformed(session: &mut ClientSession, violation: Option<Vio
     let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
     let _ = head.insert_header(header::CONTENT_LENGTH, rendered.body.len());
     session.close_after();
-    let limit = Instant::now() + MALFORMED;
+    let limit = clock::now() + MALFORMED;
     if client_write(limit, session.write_response_header(Box::new(head))).await.is_ok() {
         let _ = client_write(limit, session.write_response_body(rendered.body, true)).await;
     }

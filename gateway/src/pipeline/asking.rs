@@ -10,7 +10,7 @@ use crate::coding::{Coding, DIGESTS};
 use crate::downstream::ClientSession;
 use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
 use crate::gateway::Gateway;
-use crate::limits::Estimate;
+use crate::limits::{Estimate, number_of_address};
 use crate::message::RequestHead;
 use crate::protocol;
 
@@ -57,7 +57,7 @@ fn content_coding(head: &RequestHead) -> Coding {
 
 /// Number of the caller or client address whose share of the memory for bodies the request uses.
 pub(super) fn memory_share(exchange: &Exchange) -> u128 {
-    crate::limits::caller(exchange.caller.as_ref().map(|consumer| &*consumer.name), exchange.client)
+    exchange.caller.as_ref().map_or_else(|| number_of_address(exchange.client), |consumer| consumer.number)
 }
 
 /// Reads the model, the stream flag and the size of the prompt from a held body; a body that is not JSON gives none of them.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use http::StatusCode;
 use rand::RngExt;
 use spillway_filter::{ErrorKind, Refusal};
-use tokio::time::Instant;
 
 use super::admit::{Admitted, Tries};
 use super::answers::too_late;
@@ -19,7 +18,7 @@ use super::trying::{Try, begin_retry, may_retry};
 use super::{affinity, hedging, resuming};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, End, Exchange, malformed, too_slow};
 use crate::gateway::Gateway;
@@ -224,7 +223,7 @@ async fn pause(route: &Route, retry: u32, exchange: &Exchange) -> Result<(), End
     let doubled = route.retry.backoff_base.saturating_mul(1 << (retry - 1).min(16));
     let most = doubled.min(route.retry.backoff_max);
     let wait = most.mul_f64(rand::rng().random_range(0.0..=1.0));
-    if Instant::now() + wait >= exchange.deadline(route) {
+    if clock::now() + wait >= exchange.deadline(route) {
         return Err(too_late(route, exchange));
     }
     tokio::time::sleep(wait).await;

@@ -1,5 +1,6 @@
 //! Answers of built-in models: text as it is generated, and the requests of a route that names the model.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -102,7 +103,9 @@ async fn write(
     let answer = outgoing_response(answer, exchange, is_http11, true);
     let mut unread = Unread::default();
     let mut ahead = Ahead::new(stream, &mut unread, exchange);
-    deliver(session.write_response_header(answer), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)?;
+    deliver(pin!(session.write_response_header(answer)), limits(exchange), &mut ahead)
+        .await
+        .map_err(|_| End::ClientGone)?;
     write_frames(stream, unread, session, exchange).await
 }
 
@@ -165,10 +168,10 @@ pub(super) async fn write_frames(
         while let Some(next) = slice(&mut frame) {
             exchange.pass(&next);
             let mut ahead = Ahead::new(stream, &mut unread, exchange);
-            let written = deliver(session.write_response_body(next, false), limits(exchange), &mut ahead).await;
+            let written = deliver(pin!(session.write_response_body(next, false)), limits(exchange), &mut ahead).await;
             written.map_err(|_| End::ClientGone)?;
         }
     }
     let end = session.write_response_body(Bytes::new(), true);
-    deliver(end, limits(exchange), &mut Nothing).await.map_err(|_| End::ClientGone)
+    deliver(pin!(end), limits(exchange), &mut Nothing).await.map_err(|_| End::ClientGone)
 }

@@ -10,7 +10,7 @@ use spillway_filter::ExchangeEnd;
 use crate::admission::Admission;
 use crate::balancing::Verdict;
 use crate::builtin::Report;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy};
 use crate::gateway::Gateway;
@@ -316,13 +316,13 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
             output: Some(report.completion_tokens),
             first: exchange.outcome.first_token,
         };
-        report.metrics.called(tokens, report.took.unwrap_or_else(|| report.submitted.elapsed()));
+        report.metrics.called(tokens, report.took.unwrap_or_else(|| clock::since(report.submitted)));
     }
     if !exchange.span.is_recording() {
         return;
     }
     // Spans want wall-clock times; the engine measures durations from its submission on.
-    let submitted = SystemTime::now() - report.submitted.elapsed();
+    let submitted = SystemTime::now() - clock::since(report.submitted);
     let mut span = exchange.span.child_at(format!("chat {}", report.model), SpanKind::Internal, submitted);
     span.set(names::GEN_AI_OPERATION_NAME, "chat");
     span.set(names::GEN_AI_PROVIDER_NAME, "spillway");
@@ -348,7 +348,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         count_doubted(&first, Verdict::ServerError, exchange);
     }
     let head = session.req_header();
-    let took = exchange.started.elapsed();
+    let took = clock::since(exchange.started);
     // The 499 of nginx: the client left before it got a status.
     let status =
         if exchange.outcome.client_gone && exchange.outcome.status == 0 { 499 } else { exchange.outcome.status };

@@ -3,11 +3,11 @@
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use super::trying::{Try, begin_retry};
 use crate::admission::{Admission, TargetSelection};
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
 use crate::gateway::Gateway;
@@ -37,7 +37,7 @@ pub(super) async fn race<'a>(
     let mut running = FuturesUnordered::new();
     let mut begun = 0;
     let mut next = Some(first);
-    let mut due = Instant::now();
+    let mut due = clock::now();
     loop {
         if let Some(this) = next.take() {
             begun += 1;
@@ -49,7 +49,7 @@ pub(super) async fn race<'a>(
                 let opened = open(&this.attempt, ready).await;
                 (this, opened)
             });
-            due = Instant::now() + plan.after;
+            due = clock::now() + plan.after;
         }
         let may_hedge = begun <= plan.max;
         let opened = tokio::select! {
@@ -60,7 +60,7 @@ pub(super) async fn race<'a>(
         };
         match opened {
             None => {
-                due = Instant::now() + plan.after;
+                due = clock::now() + plan.after;
                 next = another(gateway, route, selection, move_on, session, exchange);
             }
             Some((winner, Ok(opened))) => {

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::builtin::write_frames;
 use super::may_spill::{is_allowed, is_possible};
@@ -14,7 +13,7 @@ use super::trying::{Try, begin_retry};
 use super::{affinity, conclude};
 use crate::admission::{Admission, TargetSelection};
 use crate::builtin;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::{ClientSession, Unread};
 use crate::exchange::{AttemptSlot, End, Exchange};
 use crate::gateway::Gateway;
@@ -38,7 +37,7 @@ pub(super) async fn resume(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     for _ in 0..MAX_TRIES {
-        if Instant::now() >= exchange.deadline(route) {
+        if clock::now() >= exchange.deadline(route) {
             break;
         }
         match continue_elsewhere(gateway, route, selection, &died, session, exchange).await {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::conclude;
 use crate::balancing::Endpoint;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
 use crate::gateway::Gateway;
@@ -94,7 +94,7 @@ impl<'a> Try<'a> {
     pub(super) fn conclude(mut self, outcome: &AttemptOutcome, exchange: &mut Exchange) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
-        let took = exchange.outcome.answered_in.take().unwrap_or_else(|| self.attempt.started.elapsed());
+        let took = exchange.outcome.answered_in.take().unwrap_or_else(|| clock::since(self.attempt.started));
         conclude::attempt_ended(&mut self.attempt, outcome, exchange, took);
         exchange.place = None;
     }
@@ -103,7 +103,7 @@ impl<'a> Try<'a> {
     pub(super) fn conclude_copy(mut self, outcome: &AttemptOutcome, status: u16) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
-        let took = self.attempt.started.elapsed();
+        let took = clock::since(self.attempt.started);
         conclude::judged(&mut self.attempt, outcome, status, took);
     }
 }
@@ -130,7 +130,7 @@ fn attempt<'a>(
         endpoint,
         in_flight: slot.in_flight_at_start(),
         began: now_millis(),
-        started: std::time::Instant::now(),
+        started: clock::instant(),
         connector: &gateway.connector,
         downstream: &gateway.downstream,
         via: &gateway.via,

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::admission::TargetSelection;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 use crate::limits::network;
@@ -129,7 +129,7 @@ impl Wait {
     }
 
     fn note_miss(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         let in_a_row = self.missed_at.replace(now).is_some_and(|last| now.duration_since(last) < 2 * AFTER_MISSES);
         self.misses = if in_a_row { self.misses.saturating_add(1) } else { 1 };
     }
@@ -167,7 +167,7 @@ impl Wait {
 /// Latest end of a wait that begins now: the earliest of the queue's time limit, the request's deadline and the time limit
 /// of the first token, which has to come after the wait.
 fn latest_end(route: &Route, exchange: &Exchange) -> Instant {
-    let mut until = exchange.deadline(route).min(Instant::now() + route.max_queue_wait);
+    let mut until = exchange.deadline(route).min(clock::now() + route.max_queue_wait);
     if let Some(limit) = route.first_token_timeout
         && exchange.asked.as_ref().is_some_and(|asked| asked.stream)
     {

@@ -11,6 +11,7 @@ use http::HeaderName;
 use smallvec::SmallVec;
 use spillway_config::header_names::{GUARDED, OURS, OVERRIDES, PROXY_CLAIMS, USUAL_CREDENTIALS, begins_as_claim};
 use spillway_config::schema::Authentication;
+use spillway_filter::NameSet;
 
 use crate::message::RequestHead;
 
@@ -19,6 +20,19 @@ const CREDENTIAL_WORDS: [&str; 7] = ["token", "secret", "password", "apikey", "c
 
 /// Words before `key` that make it a credential, as in `x-goog-api-key`; an `idempotency-key` is none.
 const KEYS: [&str; 5] = ["access", "api", "auth", "private", "subscription"];
+
+/// Headers of almost every request, which pass unless the configuration says otherwise.
+const USUAL: [HeaderName; 9] = [
+    http::header::HOST,
+    http::header::USER_AGENT,
+    http::header::ACCEPT,
+    http::header::CONTENT_TYPE,
+    http::header::CONTENT_LENGTH,
+    http::header::AUTHORIZATION,
+    http::header::ACCEPT_ENCODING,
+    http::header::CONNECTION,
+    http::header::COOKIE,
+];
 
 /// Folded name; names up to 64 bytes need no allocation.
 type Folded = SmallVec<[u8; 64]>;
@@ -34,6 +48,8 @@ pub struct CallerHeaders {
     late: Vec<HeaderName>,
     /// Folded names of which only the right spelling counts.
     guarded: HashSet<Box<[u8]>, ahash::RandomState>,
+    /// Those of [`USUAL`] that pass whoever sends them.
+    usual: NameSet,
 }
 
 /// Sender that is trusted to set a header.
@@ -80,7 +96,11 @@ impl CallerHeaders {
                 names.insert(folded(name.as_str()), Setter::Gateway);
             }
         }
-        Self { credentials, owned: names, late, guarded }
+        let mut compiled = Self { credentials, owned: names, late, guarded, usual: NameSet::default() };
+        let passes =
+            |name: &HeaderName| [false, true].map(|proxy| compiled.judge(name, proxy)) == [NameRuling::Passes; 2];
+        compiled.usual = USUAL.into_iter().filter(passes).collect();
+        compiled
     }
 
     /// Headers that only the gateway may set and that it reads first: removed when a request goes upstream.
@@ -112,7 +132,7 @@ impl CallerHeaders {
     pub fn strip(&self, head: &mut RequestHead, from_trusted_proxy: bool) -> bool {
         let mut ends: SmallVec<[HeaderName; 4]> = SmallVec::new();
         let mut odd = false;
-        for name in head.headers.keys() {
+        for name in head.headers.keys().filter(|name| !self.usual.contains(name)) {
             match self.judge(name, from_trusted_proxy) {
                 NameRuling::Passes => {}
                 NameRuling::PassesOdd => odd = true,

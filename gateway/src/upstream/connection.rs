@@ -7,7 +7,7 @@ use pingora::ErrorType;
 
 use super::outcome::{Attempt, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::Sent;
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::connect::{self, UpstreamSession};
 use crate::exchange::AttemptSlot;
 
@@ -72,7 +72,7 @@ pub(super) async fn release_early(
     sent: Option<Sent>,
     is_whole: bool,
 ) {
-    answered_in.get_or_insert_with(|| attempt.started.elapsed());
+    answered_in.get_or_insert_with(|| clock::since(attempt.started));
     // A slot is free when its connection is gone, not earlier.
     let place = place.take();
     if let Some(upstream) = upstream.take() {

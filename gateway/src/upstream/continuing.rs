@@ -1,6 +1,7 @@
 //! The rest of an event stream that died, from another server. The head was sent already, so that only events go to the
 //! client. They are marked, and their usage is that of the whole answer.
 
+use std::pin::pin;
 use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
 use super::passing::{END_OF_EVENT, break_off, is_event_stream, note_answer};
 use crate::balancing::Class;
+use crate::clock;
 use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{AttemptSlot, Exchange};
@@ -50,7 +52,7 @@ pub async fn pass_rest(
         transcript,
         rewriter,
         has_text: false,
-        heard: Instant::now(),
+        heard: clock::now(),
         unread: Unread::default(),
         is_paused: false,
         event: None,
@@ -74,7 +76,7 @@ pub async fn pass_rest(
                 break rest.client_gone();
             }
             // The time that the client took to read is not the server's.
-            rest.heard = Instant::now();
+            rest.heard = clock::now();
         }
         let event = match rest.event.take() {
             Some(event) => event,
@@ -94,7 +96,7 @@ pub async fn pass_rest(
         };
         match event {
             ServerEvent::Part(part) => {
-                rest.heard = Instant::now();
+                rest.heard = clock::now();
                 next = Some(part);
             }
             ServerEvent::End if rest.transcript.is_finished() => {
@@ -214,7 +216,7 @@ impl ResumedStream<'_, '_> {
                     place: &mut exchange.place,
                     answered_in: &mut exchange.outcome.answered_in,
                 };
-                deliver(session.write_response_body(next, false), limits, &mut beside).await?;
+                deliver(pin!(session.write_response_body(next, false)), limits, &mut beside).await?;
             }
             match self.unread.take_slice() {
                 Some(more) => part = more,
@@ -229,7 +231,7 @@ impl ResumedStream<'_, '_> {
                 place: &mut exchange.place,
                 answered_in: &mut exchange.outcome.answered_in,
             };
-            deliver(session.write_response_body(last, true), limits, &mut beside).await?;
+            deliver(pin!(session.write_response_body(last, true)), limits, &mut beside).await?;
         }
         Ok(())
     }
@@ -288,11 +290,11 @@ impl Beside for ResumedSide<'_, '_, '_> {
         }
         if std::mem::take(&mut rest.is_paused) {
             // The time that the client took to read is not the server's.
-            rest.heard = Instant::now();
+            rest.heard = clock::now();
         }
         match rest.read().await {
             ServerEvent::Part(part) => {
-                rest.heard = Instant::now();
+                rest.heard = clock::now();
                 let part = rest.pass(part);
                 rest.unread.push(&part, rest.attempt.downstream, self.most);
             }

@@ -10,6 +10,7 @@ use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::{GIVEN_ALREADY, Sent};
 use super::stages::Passing;
+use crate::clock;
 use crate::connect::UpstreamSession;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
@@ -89,7 +90,7 @@ impl ConversationState {
             event_stream: false,
             takes_events: false,
             content_seen: false,
-            heard: Instant::now(),
+            heard: clock::now(),
             pending: None,
             answer_read: false,
             is_paused: false,

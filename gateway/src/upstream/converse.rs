@@ -7,7 +7,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use http::{StatusCode, Version};
 use spillway_filter::Refusal;
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio::time::{sleep_until, timeout_at};
 
 use super::conversation::{Conversation, ConversationEvent};
 use super::headers::{early_hints, settle_framing};
@@ -16,10 +16,11 @@ use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::client_write;
 use super::trailers::of_request;
 use super::verdict::{HeadVerdict, judge};
-use crate::clock::at_once;
+use crate::clock::{self, at_once};
 use crate::downstream::violation_of;
 use crate::exchange::{expects_continue, too_large_refusal};
 use crate::message::ResponseHead;
+use crate::timer::KeptTimer;
 
 /// Consequence of an event.
 enum EventOutcome {
@@ -45,23 +46,31 @@ impl Conversation<'_, '_> {
         if let Some(outcome) = begun {
             return outcome;
         }
-        let mut timer = std::pin::pin!(sleep_until(self.state.wake_at(self.attempt, self.exchange)));
         if !self.state.head_seen
             && let Some(server) = self.upstream.as_mut()
         {
             server.bound_head(self.attempt.backend.max_header_bytes);
         }
+        let mut timer = self.session.lend_timer();
+        let outcome = self.handle_events(reused, &mut timer).await;
+        self.session.return_timer(timer);
+        outcome
+    }
+
+    /// Handles events until the attempt ends.
+    async fn handle_events(&mut self, reused: bool, timer: &mut KeptTimer) -> AttemptOutcome {
+        timer.set(self.state.wake_at(self.attempt, self.exchange));
         loop {
-            let event = self.next(timer.as_mut()).await;
+            let event = self.next(timer).await;
             let step = match event {
                 ConversationEvent::Head => self.head_came().await,
                 ConversationEvent::AnswerPart(part) => {
-                    self.state.heard = Instant::now();
+                    self.state.heard = clock::now();
                     if let Err(outcome) = self.pass_part(part).await {
                         return outcome;
                     }
                     // The time that the client took to read is not the server's.
-                    self.state.heard = Instant::now();
+                    self.state.heard = clock::now();
                     EventOutcome::Continue
                 }
                 ConversationEvent::AnswerEnd => {
@@ -90,9 +99,9 @@ impl Conversation<'_, '_> {
                 }
                 ConversationEvent::Time => {
                     // The limits may have moved since the timer was set.
-                    if self.state.wake_at(self.attempt, self.exchange) > Instant::now() {
+                    if self.state.wake_at(self.attempt, self.exchange) > clock::now() {
                         EventOutcome::Rearm
-                    } else if self.state.release_at.is_some_and(|at| at <= Instant::now()) {
+                    } else if self.state.release_at.is_some_and(|at| at <= clock::now()) {
                         if self.pass_waiting().await.is_err() {
                             return self.state.client_gone();
                         }
@@ -112,7 +121,7 @@ impl Conversation<'_, '_> {
             };
             match step {
                 EventOutcome::Continue => {}
-                EventOutcome::Rearm => timer.as_mut().reset(self.state.wake_at(self.attempt, self.exchange)),
+                EventOutcome::Rearm => timer.set(self.state.wake_at(self.attempt, self.exchange)),
                 EventOutcome::End(outcome) => return outcome,
             }
         }
@@ -133,7 +142,7 @@ impl Conversation<'_, '_> {
             Poll::Pending => tokio::select! {
                 biased;
                 sent = sending => sent,
-                () = sleep_until(limit) => Err(AttemptOutcome::Failed(self.state.overdue(Instant::now()))),
+                () = sleep_until(limit) => Err(AttemptOutcome::Failed(self.state.overdue(clock::now()))),
                 // The client has left. As after the time limit, the server's connection is closed: it may carry half a request.
                 _ = self.session.read_body_or_idle(true), if is_held => Err(AttemptOutcome::ClientGone),
             },
@@ -143,12 +152,12 @@ impl Conversation<'_, '_> {
             Err(outcome) => return Some(outcome),
         }
         if !is_held && expects_continue(self.session) {
-            let until = limit.min(Instant::now() + self.exchange.write_timeout);
+            let until = limit.min(clock::now() + self.exchange.write_timeout);
             if client_write(until, self.session.write_continue_response()).await.is_err() {
                 return Some(AttemptOutcome::ClientGone);
             }
         }
-        self.state.heard = Instant::now();
+        self.state.heard = clock::now();
         None
     }
 
@@ -174,7 +183,7 @@ impl Conversation<'_, '_> {
                 Err(_) => EventOutcome::End(AttemptOutcome::ClientGone),
             };
         }
-        self.state.heard = Instant::now();
+        self.state.heard = clock::now();
         self.state.head_seen = true;
         let Some(mut head) = server.take_head() else { return EventOutcome::Continue };
         if let Err(found) = settle_framing(&mut head) {
@@ -199,7 +208,7 @@ impl Conversation<'_, '_> {
             return Ok(());
         }
         self.state.shown.strip(&mut hints);
-        let until = self.state.limits.deadline.min(Instant::now() + self.exchange.write_timeout);
+        let until = self.state.limits.deadline.min(clock::now() + self.exchange.write_timeout);
         client_write(until, self.session.write_response_header(Box::new(hints))).await
     }
 
@@ -245,20 +254,20 @@ impl Conversation<'_, '_> {
             Ok(sent) => self.state.sent = sent,
             // The server has not read the request in the time of the attempt.
             Err(_) if !self.state.head_passed => {
-                return EventOutcome::End(AttemptOutcome::Failed(self.state.overdue(Instant::now())));
+                return EventOutcome::End(AttemptOutcome::Failed(self.state.overdue(clock::now())));
             }
             Err(_) => {
                 return EventOutcome::End(self.break_off(CutReason::RequestNotRead).await);
             }
         }
-        self.state.heard = Instant::now();
+        self.state.heard = clock::now();
         // The wait for the answer begins with the end of the request, and is shorter if the server has stopped reading.
         EventOutcome::Rearm
     }
 
     /// Ends an attempt of which a time limit is over.
     async fn time_is_over(&mut self) -> AttemptOutcome {
-        let now = Instant::now();
+        let now = clock::now();
         if !self.state.head_passed {
             // The client still owes a part of the request: the server is not to blame.
             return match self.state.sent {
@@ -273,7 +282,7 @@ impl Conversation<'_, '_> {
     }
 
     /// Waits for the next event. Every branch may be dropped and polled again: the sessions keep what they have read.
-    async fn next(&mut self, timer: std::pin::Pin<&mut Sleep>) -> ConversationEvent {
+    async fn next(&mut self, timer: &mut KeptTimer) -> ConversationEvent {
         if let Some(pending) = self.state.pending.take() {
             return pending;
         }
@@ -321,7 +330,7 @@ impl Conversation<'_, '_> {
         tokio::select! {
             biased;
             () = attempt.downstream.ending.over(), if state.head_passed => ConversationEvent::Ending,
-            () = timer => ConversationEvent::Time,
+            () = timer.expired() => ConversationEvent::Time,
             next = answer.as_mut() => next,
             next = client.as_mut() => next,
         }

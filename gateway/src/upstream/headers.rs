@@ -2,20 +2,20 @@
 //! headers that the gateway sets. The duties of a gateway are in RFC 9110, 7.6. The order is: strip, add, run the filters.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use smallvec::SmallVec;
 use spillway_config::values::ServerUrl;
-use spillway_filter::{Fields, Filter, Headers, ServerView};
-use tokio::time::Instant;
+use spillway_filter::{Fields, Filter, Headers, NameSet, ServerView};
 
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
-use crate::clock::millis;
+use crate::clock::{self, millis};
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
@@ -24,7 +24,7 @@ use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [HeaderName; 7] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
@@ -32,11 +32,15 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
 ];
-/// Fields of one connection without a constant in `http`.
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+static OF_CONNECTION: LazyLock<NameSet> = LazyLock::new(|| HOP_BY_HOP.into_iter().collect());
+/// Fields of a request that end with its connection.
+static OF_CLIENT: LazyLock<NameSet> = LazyLock::new(|| {
+    let of_requests = [header::EXPECT, HeaderName::from_static("http2-settings")];
+    HOP_BY_HOP.into_iter().chain(of_requests).collect()
+});
 
 /// Room for the headers that the gateway and filters most often add to a request.
 const HEADERS_SET: usize = 8;
@@ -177,7 +181,7 @@ pub(super) fn early_hints(head: &ResponseHead) -> ResponseHead {
 
 /// True for a field of one connection, whatever `Connection` names.
 pub(super) fn is_of_connection(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name) || *name == KEEP_ALIVE || *name == PROXY_CONNECTION
+    OF_CONNECTION.contains(name)
 }
 
 /// Removes from a server's head the fields of its connection, and names of the gateway.
@@ -360,10 +364,10 @@ fn cheapest_of(headers: &Fields) -> &'static str {
 
 /// The client's header without the fields of its connection.
 fn without_hop_by_hop(client: &RequestHead) -> RequestHead {
-    let nominated = nominated(&client.headers);
-    let ends = |name: &HeaderName| {
-        is_of_connection(name) || *name == header::EXPECT || *name == HTTP2_SETTINGS || nominated.contains(name)
-    };
+    let nominated = client.headers.contains_key(header::CONNECTION).then(|| nominated(&client.headers));
+    let is_nominated = |name: &HeaderName| nominated.as_ref().is_some_and(|names| names.contains(name));
+    let (set, may_end) = (&*OF_CLIENT, client.headers.may_have_any(&OF_CLIENT));
+    let ends = |name: &HeaderName| may_end && (set.contains(name) || is_nominated(name));
     let mut headers = Fields::with_capacity(client.headers.len() + HEADERS_SET);
     for (name, value) in client.headers.iter().filter(|(name, _)| !ends(name)) {
         headers.append(name.clone(), value.clone());
@@ -447,7 +451,7 @@ fn set_framing(out: &mut RequestHead, client: &RequestHead, body: OutgoingBody) 
 /// Tells the server of a gRPC call how much of the time that its caller gave is left, or of the route's where that is less.
 fn set_time_left(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchange) {
     if exchange.callers_time.is_some() {
-        let left = exchange.deadline(attempt.route).saturating_duration_since(Instant::now());
+        let left = exchange.deadline(attempt.route).saturating_duration_since(clock::now());
         let _ = out.insert_header(GRPC_TIMEOUT.clone(), write_timeout(left));
     }
 }

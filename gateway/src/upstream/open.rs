@@ -16,6 +16,7 @@ use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
 use super::verdict::{HeadVerdict, judge};
 use crate::balancing::Class;
+use crate::clock;
 use crate::connect::UpstreamSession;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
@@ -68,7 +69,7 @@ impl Ready {
     /// Prepares a copy that no client waits for: without the caller's credentials, and with a time limit of its own.
     pub fn copy(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &Exchange) -> Option<Self> {
         let out = Outgoing::copy(attempt, session, exchange);
-        let end = Instant::now() + attempt.route.request_timeout;
+        let end = clock::now() + attempt.route.request_timeout;
         out.body.is_some().then(|| Self {
             out,
             limits: AttemptLimits { deadline: end, whose: TimeLimit::Request, attempt: end, first_token: None },
@@ -92,24 +93,24 @@ pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, A
     let (mut upstream, reused) = match connected {
         Ok(Ok(connected)) => connected,
         Ok(Err(e)) => return Err(not_connected(attempt, &e)),
-        Err(_) => return Err(overdue(Instant::now(), TimeLimit::Connect)),
+        Err(_) => return Err(overdue(clock::now(), TimeLimit::Connect)),
     };
     let (callers_account, shown, sent_host) = (out.callers_account, std::mem::take(&mut out.shown), out.host.take());
     let sent = match timeout_at(limits.attempt, send(attempt, &mut upstream, out)).await {
         Ok(sent) => sent?,
-        Err(_) => return Err(overdue(Instant::now(), TimeLimit::BackendRequest)),
+        Err(_) => return Err(overdue(clock::now(), TimeLimit::BackendRequest)),
     };
     let (within, otherwise) = match sent {
         Some(Sent::Stalled) => (GIVEN_ALREADY, TimeLimit::Idle),
         _ => (attempt.first_byte_timeout(), TimeLimit::FirstByte),
     };
-    let sent_at = Instant::now();
+    let sent_at = clock::now();
     let until = limits.attempt.min(sent_at + within);
     upstream.bound_head(attempt.backend.max_header_bytes);
     let mut bounds = Bounds::new(attempt.backend.max_header_bytes);
     loop {
         match timeout_at(until, upstream.read_head()).await {
-            Err(_) => return Err(overdue(Instant::now(), otherwise)),
+            Err(_) => return Err(overdue(clock::now(), otherwise)),
             Ok(Err(e)) => return Err(AttemptOutcome::Failed(failure_of_head(&e, reused, sent_at))),
             Ok(Ok(())) => {}
         }
@@ -143,12 +144,12 @@ pub async fn abandon(attempt: &Attempt<'_>, opened: OpenedAnswer) {
 /// Reads an answer that is not needed to its end, so that its connection can be reused. Returns its status, or that of the
 /// error that it reports; `None` if the answer broke.
 pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
-    let took = attempt.started.elapsed();
+    let took = clock::since(attempt.started);
     let mut observer = attempt.observer(&opened.head);
     let mut upstream = opened.upstream;
     while let Ok(Some(part)) = upstream.read_part().await {
         if let Some(observer) = &mut observer {
-            observer.feed(&part, std::time::Instant::now());
+            observer.feed(&part, clock::instant());
         }
     }
     let reported = observer.and_then(|mut observer| attempt.reported(observer.finish()));

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::decoding::DecodingObserver;
 use super::via::Via;
 use crate::balancing::{Class, Endpoint, orca};
-use crate::clock::now_millis;
+use crate::clock::{self, now_millis};
 use crate::coding::Coding;
 use crate::connect::{self, Connector};
 use crate::downstream::Downstream;
@@ -311,7 +311,7 @@ pub struct Attempt<'a> {
 impl Attempt<'_> {
     /// Reports that the endpoint has begun to answer well.
     pub(super) fn answered(&self, class: Class, status: StatusCode) {
-        self.answered_in(class, status, self.started.elapsed());
+        self.answered_in(class, status, clock::since(self.started));
     }
 
     /// Reports that the endpoint began to answer well, `took` after the attempt began.
@@ -367,7 +367,7 @@ impl Attempt<'_> {
         if limits.whose == TimeLimit::Caller {
             return CutReason::CallersTimeout;
         }
-        if heard.elapsed() < self.idle_timeout() / 2 { CutReason::RequestTimeout } else { CutReason::Silent }
+        if clock::since(heard) < self.idle_timeout() / 2 { CutReason::RequestTimeout } else { CutReason::Silent }
     }
 }
 
@@ -388,7 +388,7 @@ impl AttemptLimits {
     /// Limits of an attempt that begins now.
     pub(super) fn begin(attempt: &Attempt<'_>, exchange: &Exchange) -> Self {
         let route = attempt.route;
-        let (now, deadline) = (Instant::now(), exchange.deadline(route));
+        let (now, deadline) = (clock::now(), exchange.deadline(route));
         // The first attempt counts from the arrival of the request; a further one could never keep that.
         let from = if exchange.outcome.attempts > 1 { now } else { Instant::from_std(exchange.started) };
         Self {
@@ -427,7 +427,7 @@ pub(super) fn failure_of_head(e: &pingora::Error, reused: bool, sent_at: Instant
     }
     match failure(e) {
         Failure::Reset(text)
-            if reused && matches!(e.retry, RetryType::ReusedOnly) && sent_at.elapsed() < STALE_WITHIN =>
+            if reused && matches!(e.retry, RetryType::ReusedOnly) && clock::since(sent_at) < STALE_WITHIN =>
         {
             Failure::Stale(text)
         }

@@ -1,6 +1,7 @@
 //! An answer on its way to the client: head, parts, and end, in order or early. Event streams pass in whole events, and their
 //! usage is read on the way.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -48,7 +49,7 @@ impl<'a> Conversation<'_, 'a> {
     /// has ended with them.
     pub(super) async fn begin(&mut self, head: ResponseHead, prefix: Option<Bytes>) -> Option<AttemptOutcome> {
         let is_head = self.session.req_header().method == Method::HEAD;
-        self.state.heard = Instant::now();
+        self.state.heard = clock::now();
         self.state.event_stream = is_event_stream(&head);
         let coding = Coding::of(&head.headers);
         self.state.takes_events = self.state.event_stream && coding == Coding::Identity;
@@ -78,9 +79,9 @@ impl<'a> Conversation<'_, 'a> {
         if self.passing.sealed.is_some() || may_fail {
             let for_content = is_observed && self.state.limits.first_token.is_some() && self.attempt.move_on.retry;
             if may_fail && !for_content {
-                self.state.release_at = Some(Instant::now() + MAX_HEAD_WAIT);
+                self.state.release_at = Some(clock::now() + MAX_HEAD_WAIT);
             }
-            let took = self.attempt.started.elapsed();
+            let took = clock::since(self.attempt.started);
             self.passing.waiting = Some(Waiting { head, took, for_content, parts: BytesMut::new() });
             if self.passing.sealed == Some(Coding::Unknown) {
                 // No part of such a body can be passed on.
@@ -145,7 +146,7 @@ impl<'a> Conversation<'_, 'a> {
         self.state.head_passed = true;
         self.passing.has_ended = ends;
         let (session, mut server, limits) = self.sides();
-        deliver(write_head(session, out, ends), limits, &mut server).await
+        deliver(pin!(write_head(session, out, ends)), limits, &mut server).await
     }
 
     /// Passes on a part of the answer, or keeps it while the head waits. An error is the end of the attempt.
@@ -203,7 +204,7 @@ impl<'a> Conversation<'_, 'a> {
             while let Some(next) = slice(&mut part) {
                 self.exchange.pass(&next);
                 let (session, mut server, limits) = self.sides();
-                deliver(session.write_response_body(next, false), limits, &mut server).await?;
+                deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
             }
             match self.passing.unread.take_slice() {
                 Some(more) => part = more,
@@ -278,16 +279,18 @@ impl<'a> Conversation<'_, 'a> {
         }
         self.exchange.pass(&last);
         let (session, mut server, limits) = self.sides();
-        let write = async {
-            match trailers {
-                Some(trailers) => {
+        let delivered = match trailers {
+            None => deliver(pin!(session.write_response_body(last, true)), limits, &mut server).await,
+            // Boxed, because few answers have trailers.
+            Some(trailers) => {
+                let write = Box::pin(async {
                     session.write_response_body(last, false).await?;
                     session.write_response_trailers(trailers).await
-                }
-                None => session.write_response_body(last, true).await,
+                });
+                deliver(pin!(write), limits, &mut server).await
             }
         };
-        match deliver(write, limits, &mut server).await {
+        match delivered {
             Ok(()) => AttemptOutcome::Answered,
             Err(_) => self.state.client_gone(),
         }
@@ -378,7 +381,7 @@ impl Beside for ServerSide<'_, '_> {
         }
         if std::mem::take(&mut state.is_paused) {
             // The time that the client took to read is not the server's.
-            state.heard = Instant::now();
+            state.heard = clock::now();
         }
         let read = tokio::select! {
             biased;
@@ -390,7 +393,7 @@ impl Beside for ServerSide<'_, '_> {
         };
         match read {
             Ok(Some(part)) => {
-                state.heard = Instant::now();
+                state.heard = clock::now();
                 let part = observe(attempt, outcome, *started, state, passing, part);
                 passing.unread.push(&part, attempt.downstream, *most);
             }
@@ -423,7 +426,7 @@ fn observe(
 ) -> Bytes {
     outcome.bytes_answered = outcome.bytes_answered.saturating_add(u64::try_from(part.len()).unwrap_or(0));
     if let Some(observer) = &mut passing.observer {
-        observer.feed(&part, std::time::Instant::now());
+        observer.feed(&part, clock::instant());
         note_usage(attempt, outcome, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
@@ -497,7 +500,7 @@ pub async fn break_off(
     let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
     let dialect = exchange.error_dialect();
     // A client that reads no more must not hold the server's slot for these writes.
-    let until = Instant::now() + LAST_WORD;
+    let until = clock::now() + LAST_WORD;
     if session.is_http2()
         && let Some(trailers) = dialect.error_trailers(&refusal)
     {

@@ -8,6 +8,7 @@ use spillway_filter::Fields;
 
 use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
+use crate::clock;
 use crate::coding::Coding;
 use crate::connect::UpstreamSession;
 use crate::message::ResponseHead;
@@ -101,7 +102,7 @@ async fn read_some(upstream: &mut UpstreamSession) -> Bytes {
 /// True if an answer says that a quota is spent. That is no full server: a retry would not help, there or elsewhere.
 fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHead, body: &[u8]) -> bool {
     let says_so = |mut observer: Box<dyn Observe>| {
-        observer.feed(body, std::time::Instant::now());
+        observer.feed(body, clock::instant());
         is_quota_spent(observer.finish())
     };
     if let Some(decoded) = DecodingObserver::of(Coding::of(&head.headers), dialect, head)

@@ -2,6 +2,8 @@
 //! set of bits answers for most of the others, and a list as short as those of real heads is searched, copied and extended
 //! faster than a map. A head has 256 fields at most, so that no search is long.
 
+use std::hash::{Hash, Hasher};
+
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 type Field = (HeaderName, HeaderValue);
@@ -22,12 +24,32 @@ pub trait FieldName: Clone {
     fn is(&self, name: &HeaderName) -> bool;
 }
 
-/// Bit of a name, by its length and letters of it that differ in names that are asked for.
+/// Bit of a name. A standard name gives its number in the crate `http` to a hasher, which is cheaper to get than its text; any
+/// other gives its text, of which the length and three letters count.
 #[inline]
 fn mark(name: &HeaderName) -> u64 {
-    let name = name.as_str().as_bytes();
-    let letter = |at: usize| name.get(at).copied().map_or(0, usize::from);
-    1 << ((name.len() + letter(0) * 3 + letter(name.len() / 2) * 5 + letter(name.len().saturating_sub(1)) * 7) % 64)
+    let mut hasher = MarkHasher(0);
+    name.hash(&mut hasher);
+    1 << (hasher.0 % 64)
+}
+
+struct MarkHasher(u64);
+
+impl Hasher for MarkHasher {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        let letter = |at: usize| bytes.get(at).copied().map_or(0, u64::from);
+        let (middle, last) = (bytes.len() / 2, bytes.len().saturating_sub(1));
+        self.0 = self.0.wrapping_add(bytes.len() as u64) + letter(0) * 3 + letter(middle) * 5 + letter(last) * 7;
+    }
+    #[inline]
+    fn write_isize(&mut self, number: isize) {
+        self.0 = self.0.wrapping_add(number.unsigned_abs() as u64);
+    }
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl FieldName for HeaderName {
@@ -114,10 +136,17 @@ impl Fields {
         self.list.iter().map(|(name, _)| name)
     }
 
+    /// True if a field may be of one of these names; false if none is.
+    pub fn may_have_any(&self, names: &NameSet) -> bool {
+        self.marks & names.marks != 0
+    }
+
     /// Sets a field in place of all of its name.
     pub fn insert(&mut self, name: HeaderName, value: HeaderValue) {
-        if !self.may_have(&name) {
-            return self.append(name, value);
+        let mark = mark(&name);
+        if self.marks & mark == 0 {
+            self.marks |= mark;
+            return self.list.push((name, value));
         }
         let mut value = Some(value);
         self.list.retain_mut(|(other, old)| match (*other == name, value.take()) {
@@ -148,6 +177,29 @@ impl Fields {
         let first = self.get(name.clone()).cloned()?;
         self.list.retain(|(other, _)| !name.is(other));
         Some(first)
+    }
+}
+
+/// Names, of which most that are asked for are none: their marks answer for these.
+#[derive(Debug, Clone, Default)]
+pub struct NameSet {
+    names: Vec<HeaderName>,
+    marks: u64,
+}
+
+impl NameSet {
+    /// True if the name is one of these.
+    #[inline]
+    pub fn contains(&self, name: &HeaderName) -> bool {
+        self.marks & mark(name) != 0 && self.names.contains(name)
+    }
+}
+
+impl FromIterator<HeaderName> for NameSet {
+    fn from_iter<I: IntoIterator<Item = HeaderName>>(names: I) -> Self {
+        let names: Vec<HeaderName> = names.into_iter().collect();
+        let marks = names.iter().fold(0, |marks, name| marks | mark(name));
+        Self { names, marks }
     }
 }
 
@@ -269,6 +321,11 @@ mod tests {
                 prop_assert!(Fields::from(map.clone()).get_all(name).iter().eq(map.get_all(name)));
                 prop_assert!(HeaderMap::from(fields.clone()).get_all(name).iter().eq(map.get_all(name)));
             }
+            let set: NameSet = asked.iter().cloned().collect();
+            for name in steps.iter().map(|(_, name)| name).chain(&asked) {
+                prop_assert_eq!(set.contains(name), asked.contains(name));
+            }
+            prop_assert!(fields.may_have_any(&set) || !asked.iter().any(|name| fields.contains_key(name)));
         }
     }
 }

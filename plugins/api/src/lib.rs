@@ -14,7 +14,7 @@ mod state;
 pub mod testing;
 
 pub use events::{EventSplitter, MAX_EVENT, ResponseEvent};
-pub use fields::{FieldName, Fields, Values};
+pub use fields::{FieldName, Fields, NameSet, Values};
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};

@@ -8,6 +8,8 @@ use super::{Framer, Violation};
 pub(super) struct ReadConnection {
     /// Whole messages.
     pub(super) messages: Vec<Vec<u8>>,
+    /// Fields of each head that was read whole: names and values.
+    pub(super) fields: Vec<Vec<(Vec<u8>, Vec<u8>)>>,
     /// Bytes of the last message, where it is not whole; none behind a violation.
     pub(super) rest: Vec<u8>,
     /// Violation with which reading ended.
@@ -24,15 +26,18 @@ pub(super) fn read(bytes: &[u8], sizes: &[usize], most: u64) -> ReadConnection {
         if part.is_empty() {
             break;
         }
-        let opaque = framer.opaque();
+        let (opaque, mut is_whole_head) = (framer.opaque(), false);
         let taken = if opaque > 0 {
             let taken = part.len().min(usize::try_from(opaque).unwrap_or(usize::MAX));
             framer.skip(taken as u64);
             taken
         } else {
-            let scan = |framer: &mut Framer| match framer.is_in_body() {
+            let mut scan = |framer: &mut Framer| match framer.is_in_body() {
                 true => framer.scan_framing(part),
-                false => framer.scan_head(part).map(|(taken, _)| taken),
+                false => framer.scan_head(part).map(|(taken, is_whole)| {
+                    is_whole_head = is_whole;
+                    taken
+                }),
             };
             match scan(&mut framer) {
                 Ok(taken) => taken,
@@ -47,6 +52,10 @@ pub(super) fn read(bytes: &[u8], sizes: &[usize], most: u64) -> ReadConnection {
         assert!(taken > 0 && taken <= part.len());
         read.rest.extend_from_slice(&part[..taken]);
         left = &left[taken..];
+        if is_whole_head {
+            let bytes = |range: std::ops::Range<usize>| read.rest[range].trim_ascii().to_vec();
+            read.fields.push(framer.places().iter().map(|at| (bytes(at.name()), bytes(at.value()))).collect());
+        }
         if framer.is_between() {
             read.messages.push(std::mem::take(&mut read.rest));
         }

@@ -223,11 +223,17 @@ proptest! {
             let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
             httparse::Request::new(&mut fields).parse(bytes)
         };
-        for message in &read.messages {
+        for (message, fields) in read.messages.iter().zip(&read.fields) {
             // Empty lines before the request line are no end of it.
             let start = 2 * message.chunks(2).take_while(|pair| pair == b"\r\n").count();
             let end = start + 4 + message[start..].windows(4).position(|end| end == b"\r\n\r\n").unwrap();
             prop_assert!(!matches!(parse(&message[..end]), Ok(httparse::Status::Partial)));
+            let mut parsed = [httparse::EMPTY_HEADER; MAX_FIELDS as usize];
+            let mut parsed = httparse::Request::new(&mut parsed);
+            if parsed.parse(message).is_ok() {
+                let parsed: Vec<_> = parsed.headers.iter().map(|f| (f.name.as_bytes().to_vec(), f.value.to_vec())).collect();
+                prop_assert_eq!(fields, &parsed);
+            }
             for cut in 0..end {
                 prop_assert!(!matches!(parse(&message[..cut]), Ok(httparse::Status::Complete(_))));
             }

@@ -21,10 +21,14 @@ use crate::topology::Route;
 /// read the path.
 pub(super) fn settle(head: &mut RequestHead) -> Result<Spelling, Box<Refusal>> {
     origin_form(head)?;
-    if head.headers.get_all(header::HOST).iter().any(|host| !is_host(host.as_bytes())) {
-        return Err(wrong("bad_host", "the Host of the request is no name or address, with or without a port"));
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let is_settled = hosts.next().is_some_and(|host| is_in_form(host.as_bytes())) && hosts.next().is_none();
+    if !is_settled {
+        if head.headers.get_all(header::HOST).iter().any(|host| !is_host(host.as_bytes())) {
+            return Err(wrong("bad_host", "the Host of the request is no name or address, with or without a port"));
+        }
+        one_host(head)?;
     }
-    one_host(head)?;
     let spelling = one_path(head)?;
     one_length(head)?;
     one_type(head)?;
@@ -53,6 +57,23 @@ fn origin_form(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
     head.insert_header(header::HOST, host).map_err(|_| bad())?;
     head.set_uri(Uri::from(path));
     Ok(())
+}
+
+/// True for a host that [`is_host`] accepts and [`one_host`] leaves as it is, as almost all are.
+fn is_in_form(host: &[u8]) -> bool {
+    let mut begins_label = true;
+    for (n, byte) in host.iter().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' => begins_label = false,
+            b'.' if !begins_label => begins_label = true,
+            b':' => {
+                let port = host.get(n + 1..).unwrap_or_default();
+                return !begins_label && n <= MAX_HOST && port.len() <= 5 && port.iter().all(u8::is_ascii_digit);
+            }
+            _ => return false,
+        }
+    }
+    !begins_label && host.len() <= MAX_HOST
 }
 
 /// True for a host as of RFC 9110, 7.2: a name or address, perhaps with a port; empty where the request has none.
@@ -102,8 +123,8 @@ fn one_host(head: &mut RequestHead) -> Result<(), Box<Refusal>> {
 /// read in it. The query stays as it came.
 fn one_path(head: &mut RequestHead) -> Result<Spelling, Box<Refusal>> {
     // Bytes that are no UTF-8 would pass as they came, while rules see a path in which they are replaced.
-    let path_as_it_came = head.raw_path().split(|b| *b == b'?').next().unwrap_or_default();
-    if !head.raw_path_is_utf8() && std::str::from_utf8(path_as_it_came).is_err() {
+    let path_as_it_came = || head.raw_path().split(|b| *b == b'?').next().unwrap_or_default();
+    if !head.raw_path_is_utf8() && std::str::from_utf8(path_as_it_came()).is_err() {
         return Err(wrong("bad_target", "the path of the request is no UTF-8"));
     }
     let (path, spelling) = read_path(head.uri.path())

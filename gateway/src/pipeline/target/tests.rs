@@ -90,6 +90,19 @@ fn a_body_has_one_type() {
     }
 }
 
+proptest::proptest! {
+    /// What the short way accepts, the long way accepts and leaves as it is.
+    #[test]
+    fn a_host_in_form_is_a_host_that_nothing_changes(host in "[a-zA.:0\\-_~\\[ ]{0,9}(\\.|:[0-9]{0,6})?") {
+        if is_in_form(host.as_bytes()) {
+            let mut head = RequestHead::with_target(Method::GET, b"/", header::HeaderMap::new()).unwrap();
+            head.append_header(header::HOST, HeaderValue::from_str(&host).unwrap()).unwrap();
+            proptest::prop_assert!(is_host(host.as_bytes()) && one_host(&mut head).is_ok(), "{host}");
+            proptest::prop_assert_eq!(head.headers[header::HOST].as_bytes(), host.as_bytes());
+        }
+    }
+}
+
 #[test]
 fn a_host_has_one_spelling() {
     for (written, read) in [
