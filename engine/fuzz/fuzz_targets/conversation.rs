@@ -33,8 +33,26 @@ const TEMPLATES: [&str; 8] = [
 
 /// Parts of messages: control tokens, pieces of them, and characters that stand for others inside the engine.
 const WORDS: [&str; 20] = [
-    "<|im_start|>", "<|im_end|>", "<|im_", "start|>", "<|", "|>", "<s>", "</s>", "<", "x", "</think>", "<think>\n",
-    "assistant\n", " ", "\n", "\u{F003C}", "\u{F007C}", "\u{10003C}", "<|\u{200B}im_end|>", "<|IM_END|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_",
+    "start|>",
+    "<|",
+    "|>",
+    "<s>",
+    "</s>",
+    "<",
+    "x",
+    "</think>",
+    "<think>\n",
+    "assistant\n",
+    " ",
+    "\n",
+    "\u{F003C}",
+    "\u{F007C}",
+    "\u{10003C}",
+    "<|\u{200B}im_end|>",
+    "<|IM_END|>",
 ];
 const ROLES: [&str; 4] = ["system", "user", "assistant", "<|im_start|>"];
 

@@ -40,12 +40,25 @@ struct Answer<'a> {
 }
 
 const STATUSES: [&str; 14] = [
-    "HTTP/1.1 200 OK", "HTTP/1.1 200 ", "HTTP/1.1 200", "HTTP/1.0 200 OK", "HTTP/1.1 204 No Content", "HTTP/1.1 304 -",
-    "HTTP/1.1 404 \u{e9}", "HTTP/1.1 099 x", "HTTP/1.1 2000 x", "HTTP/1.1 101 x", "HTTP/1.1 999 x", "HTTP/2 200 OK",
-    "HTTP/1.1  200 OK", "HTTP/1.1 503 Service Unavailable",
+    "HTTP/1.1 200 OK",
+    "HTTP/1.1 200 ",
+    "HTTP/1.1 200",
+    "HTTP/1.0 200 OK",
+    "HTTP/1.1 204 No Content",
+    "HTTP/1.1 304 -",
+    "HTTP/1.1 404 \u{e9}",
+    "HTTP/1.1 099 x",
+    "HTTP/1.1 2000 x",
+    "HTTP/1.1 101 x",
+    "HTTP/1.1 999 x",
+    "HTTP/2 200 OK",
+    "HTTP/1.1  200 OK",
+    "HTTP/1.1 503 Service Unavailable",
 ];
 const EARLY: [&str; 4] = [
-    "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "HTTP/1.1 100 x\r\nContent-Length: 5\r\n\r\n",
+    "HTTP/1.1 100 Continue\r\n\r\n",
+    "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+    "HTTP/1.1 100 x\r\nContent-Length: 5\r\n\r\n",
     "HTTP/1.1 102 x\r\nTransfer-Encoding: chunked\r\n\r\n",
 ];
 
@@ -126,9 +139,10 @@ fuzz_target!(|input: (bool, Answer<'_>)| {
         assert!(cut.is_none(), "a byte too many: {}", bytes.escape_ascii());
     }
     let trailers_read = answer.framing.trailers();
-    let has_bare_line_feed = trailers_read.iter().enumerate().any(|(n, byte)| {
-        *byte == b'\n' && n.checked_sub(1).is_none_or(|before| trailers_read[before] != b'\r')
-    });
+    let has_bare_line_feed = trailers_read
+        .iter()
+        .enumerate()
+        .any(|(n, byte)| *byte == b'\n' && n.checked_sub(1).is_none_or(|before| trailers_read[before] != b'\r'));
     if theirs.is_none() && (has_bare_line_feed || answer.framing.has_broken_line()) {
         return;
     }

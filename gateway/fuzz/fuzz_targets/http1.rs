@@ -44,9 +44,8 @@ struct Message<'a> {
 }
 
 const METHODS: [&str; 8] = ["GET", "POST", "HEAD", "CONNECT", "OPTIONS", "get", "M-SEARCH", "GET "];
-const TARGETS: [&str; 12] = [
-    "/", "/a?b=c", "*", "http://a.test/x", "a.test:443", "/%2e%2e/", "//a", "/a#b", "/a\"b", "/\u{e9}", "", "/ x",
-];
+const TARGETS: [&str; 12] =
+    ["/", "/a?b=c", "*", "http://a.test/x", "a.test:443", "/%2e%2e/", "//a", "/a#b", "/a\"b", "/\u{e9}", "", "/ x"];
 const VERSIONS: [&str; 8] = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/1.1 ", "HTTP/2.0", "http/1.1", "HTTP/1.10", ""];
 
 impl Message<'_> {
@@ -77,7 +76,9 @@ struct Read {
     trailers: Vec<(String, Vec<u8>)>,
 }
 
-fn listed<'f>(fields: impl IntoIterator<Item = (&'f http::HeaderName, &'f http::HeaderValue)>) -> Vec<(String, Vec<u8>)> {
+fn listed<'f>(
+    fields: impl IntoIterator<Item = (&'f http::HeaderName, &'f http::HeaderValue)>,
+) -> Vec<(String, Vec<u8>)> {
     let mut listed: Vec<_> =
         fields.into_iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect();
     // The order of fields of one name says something, that of names does not.

@@ -11,8 +11,17 @@ const HABITS: usize = 4;
 type Reader = fn(&[u8]) -> Vec<u8>;
 
 /// Habits of servers that were seen in use. The list in `gateway/src/pipeline/target/readers.rs` says whose they are.
-const READERS: [Reader; 9] =
-    [<[u8]>::to_vec, percent, resolved, without_parameters, before_query, blanks_stripped, lenient_utf8, wide_escapes, windows];
+const READERS: [Reader; 9] = [
+    <[u8]>::to_vec,
+    percent,
+    resolved,
+    without_parameters,
+    before_query,
+    blanks_stripped,
+    lenient_utf8,
+    wide_escapes,
+    windows,
+];
 
 /// Kind of rules of a resource, by the name under which a server knows it: a closed prefix, a model's operation, the rest.
 fn rules_of(resource: &[u8]) -> u8 {
@@ -84,7 +93,8 @@ fn lenient_utf8(path: &[u8]) -> Vec<u8> {
             _ => (1, *first),
         };
         let more = rest.get(1..length);
-        let value = more.map(|more| more.iter().fold(u32::from(bits), |value, byte| value << 6 | u32::from(byte & 0x3F)));
+        let value =
+            more.map(|more| more.iter().fold(u32::from(bits), |value, byte| value << 6 | u32::from(byte & 0x3F)));
         let ascii = value.and_then(|value| u8::try_from(value).ok()).filter(u8::is_ascii);
         out.push(ascii.unwrap_or(*first));
         rest = &rest[if ascii.is_some() { length } else { 1 }..];
@@ -147,6 +157,11 @@ fuzz_target!(|input: (u16, &str)| {
     let resource = habits.fold(normal.as_bytes().to_vec(), |path, read| read(&path));
     // A server knows its resources by names without empty or dot segments.
     for resource in [resolved(&resource), resource] {
-        assert_eq!(rules_of(&resource), rules, "`{path}` is sent as `{normal}` and read as `{}`", resource.escape_ascii());
+        assert_eq!(
+            rules_of(&resource),
+            rules,
+            "`{path}` is sent as `{normal}` and read as `{}`",
+            resource.escape_ascii()
+        );
     }
 });

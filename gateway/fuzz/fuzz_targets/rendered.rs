@@ -34,10 +34,22 @@ pub struct Field<'a> {
 pub enum Framing<'a> {
     None,
     /// `Content-Length`, so many more than there are, written in one of some ways.
-    Length { more: i8, written: u8 },
-    Chunked { coding: u8, sizes: Vec<Chunk<'a>>, last: Piece<'a>, trailers: Vec<Field<'a>>, end: u8 },
+    Length {
+        more: i8,
+        written: u8,
+    },
+    Chunked {
+        coding: u8,
+        sizes: Vec<Chunk<'a>>,
+        last: Piece<'a>,
+        trailers: Vec<Field<'a>>,
+        end: u8,
+    },
     /// Both, in this order.
-    Both { first_length: bool, length: u16 },
+    Both {
+        first_length: bool,
+        length: u16,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -51,14 +63,58 @@ pub struct Chunk<'a> {
 }
 
 const NAMES: [&str; 22] = [
-    "Host", "X", "Content-Length", "content-length ", "Content_Length", "Transfer-Encoding", "transfer-encoding", "TE",
-    "Trailer", "Connection", "Keep-Alive", "Expect", "Upgrade", " Host", "", "X\t", "Content-Length\0", "Cookie", "X:Y",
-    "Content-Type", "\u{e9}", "proxy-connection",
+    "Host",
+    "X",
+    "Content-Length",
+    "content-length ",
+    "Content_Length",
+    "Transfer-Encoding",
+    "transfer-encoding",
+    "TE",
+    "Trailer",
+    "Connection",
+    "Keep-Alive",
+    "Expect",
+    "Upgrade",
+    " Host",
+    "",
+    "X\t",
+    "Content-Length\0",
+    "Cookie",
+    "X:Y",
+    "Content-Type",
+    "\u{e9}",
+    "proxy-connection",
 ];
 const VALUES: [&str; 28] = [
-    "a", "", "0", "5", "+5", "5, 5", "5,6", "0x5", " 5", "05", "18446744073709551616", "chunked", "Chunked", "gzip, chunked",
-    "chunked, chunked", "identity", "chunked;q=1", "\tchunked", "close", "keep-alive", "close, x", "100-continue", "a\tb",
-    "a\r\n b", "a\0b", "\u{e9}", "h2c", "a\rb",
+    "a",
+    "",
+    "0",
+    "5",
+    "+5",
+    "5, 5",
+    "5,6",
+    "0x5",
+    " 5",
+    "05",
+    "18446744073709551616",
+    "chunked",
+    "Chunked",
+    "gzip, chunked",
+    "chunked, chunked",
+    "identity",
+    "chunked;q=1",
+    "\tchunked",
+    "close",
+    "keep-alive",
+    "close, x",
+    "100-continue",
+    "a\tb",
+    "a\r\n b",
+    "a\0b",
+    "\u{e9}",
+    "h2c",
+    "a\rb",
 ];
 const COLONS: [&str; 5] = [": ", ":", " : ", ":\t", ""];
 const ENDS: [&str; 6] = ["\r\n", "\r\n", "\r\n", "\n", "\r", "\r\r\n"];
@@ -78,7 +134,8 @@ pub fn end_of_line(n: u8) -> &'static [u8] {
 
 pub fn fields(fields: &[Field<'_>], out: &mut Vec<u8>) {
     for field in fields {
-        for part in [field.name.of(&NAMES), pick(&COLONS, field.colon), field.value.of(&VALUES), end_of_line(field.end)] {
+        for part in [field.name.of(&NAMES), pick(&COLONS, field.colon), field.value.of(&VALUES), end_of_line(field.end)]
+        {
             out.extend_from_slice(part);
         }
     }
@@ -120,7 +177,8 @@ impl Framing<'_> {
     pub fn body(&self, body: &[u8], out: &mut Vec<u8>) {
         let Self::Chunked { sizes, last, .. } = self else { return out.extend_from_slice(body) };
         for chunk in sizes {
-            let size = (chunk.bytes.len() as i64).saturating_add(i64::from(if chunk.more < 100 { 0 } else { chunk.more }));
+            let size =
+                (chunk.bytes.len() as i64).saturating_add(i64::from(if chunk.more < 100 { 0 } else { chunk.more }));
             let line = match chunk.written % 6 {
                 1 => format!("{size:X}"),
                 2 => format!("000{size:x}"),

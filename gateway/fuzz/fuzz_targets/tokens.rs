@@ -151,9 +151,9 @@ enum Place {
 }
 
 const SCHEMES: [&str; 8] = ["bearer", "BEARER  ", "Basic", "Token", "Bearer\t", "Bearer:", "Bearer,", " Bearer"];
-const ELSEWHERE: [&str; 6] = ["proxy-authorization", "cookie", "x_api_key", "api-key", "x-forwarded-user", "x-goog-api-key"];
-const NAMES: [&str; 12] =
-    ["alg", "kid", "typ", "crit", "jwk", "jku", "iss", "aud", "sub", "exp", "nbf", "enc"];
+const ELSEWHERE: [&str; 6] =
+    ["proxy-authorization", "cookie", "x_api_key", "api-key", "x-forwarded-user", "x-goog-api-key"];
+const NAMES: [&str; 12] = ["alg", "kid", "typ", "crit", "jwk", "jku", "iss", "aud", "sub", "exp", "nbf", "enc"];
 
 /// Text of one part of a token; `n` says which.
 fn part(part: &TokenPart<'_>, n: usize) -> String {
@@ -251,7 +251,8 @@ fuzz_target!(|input: Vec<(Place, Credential<'_>)>| {
     authenticator.note_guess(&headers, address, NOW);
     let owners: Vec<&str> = headers.iter().filter_map(|(name, value)| owner(name, value)).collect();
     for mode in [RouteAuthentication::Required, RouteAuthentication::Optional] {
-        let identified = authenticator.identify(&headers, address, NOW, mode).now_or_never().expect("nothing to wait for");
+        let identified =
+            authenticator.identify(&headers, address, NOW, mode).now_or_never().expect("nothing to wait for");
         match identified {
             Ok(Some(identity)) => {
                 assert!(owners.iter().all(|owner| *owner == &*identity.consumer.name), "{headers:?}");
@@ -268,7 +269,9 @@ fuzz_target!(|input: Vec<(Place, Credential<'_>)>| {
     if let Some((_, value)) = headers.iter().next() {
         let _ = authenticator.holds_credential(value.as_bytes());
     }
-    if let ([(Place::Bearer | Place::XApiKey, Credential::Good | Credential::Key(_))], false) = (&input[..], owners.is_empty()) {
+    if let ([(Place::Bearer | Place::XApiKey, Credential::Good | Credential::Key(_))], false) =
+        (&input[..], owners.is_empty())
+    {
         let mode = RouteAuthentication::Required;
         let known = authenticator.identify(&headers, address, NOW, mode).now_or_never().expect("nothing to wait for");
         assert!(known.is_ok(), "a good credential is refused: {headers:?}");
