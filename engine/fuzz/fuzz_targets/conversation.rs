@@ -15,6 +15,9 @@ use spillway_engine::{ChatMessage, Conversation};
 /// Files of a small decoder, in the format of the `folder` target.
 const MODEL: &[u8] = include_bytes!("../seeds/folder/llama");
 
+/// Token of letters that the vocabulary of [`MODEL`] lacks.
+const UNKNOWN: u32 = 0;
+
 /// Control tokens that are added to those of [`MODEL`]; their ids are the last of its vocabulary.
 const CONTROL: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 
@@ -69,7 +72,10 @@ static MODELS: LazyLock<Vec<TextModel>> = LazyLock::new(|| {
     let files = shared::files(MODEL);
     let [config, tokenizer, text, _, weights] = files[..] else { panic!("the seed has five files") };
     let tokenizer = std::str::from_utf8(tokenizer).expect("text");
-    let added = |(n, token): (usize, &&str)| format!(r#"{{"id":{},"content":"{token}","special":true}},"#, 17 + n);
+    let added = |(n, token): (usize, &&str)| {
+        let flags = r#""special":true,"normalized":false,"single_word":false,"lstrip":false,"rstrip":false"#;
+        format!(r#"{{"id":{},"content":"{token}",{flags}}},"#, 17 + n)
+    };
     let added: String = CONTROL.iter().enumerate().map(added).collect();
     let tokenizer = tokenizer.replacen(r#""added_tokens":["#, &format!(r#""added_tokens":[{added}"#), 1);
     let text = std::str::from_utf8(text).expect("text");
@@ -86,6 +92,8 @@ static MODELS: LazyLock<Vec<TextModel>> = LazyLock::new(|| {
         ] {
             folder.write(name, file);
         }
+        // The folder has made panics quiet, and here each is a fault.
+        drop(std::panic::take_hook());
         TextModel::new(&ModelFile::open(&folder.file("")).expect("a model")).expect("a model of text")
     };
     TEMPLATES.iter().map(model).collect()
@@ -94,7 +102,8 @@ static MODELS: LazyLock<Vec<TextModel>> = LazyLock::new(|| {
 /// Control tokens of a prompt, in order; `None` where the conversation is refused.
 fn control_tokens(model: &TextModel, messages: &[ChatMessage]) -> Option<Vec<u32>> {
     let tokens = model.encode(&Conversation { messages, ..Conversation::default() }).ok()?;
-    Some(tokens.into_iter().filter(|token| model.tokenizer().control_text(*token).is_some()).collect())
+    let is_control = |token: &u32| *token != UNKNOWN && model.tokenizer().control_text(*token).is_some();
+    Some(tokens.into_iter().filter(is_control).collect())
 }
 
 fuzz_target!(|input: (u8, Vec<Message<'_>>)| {
