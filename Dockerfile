@@ -7,7 +7,7 @@ WORKDIR /src
 COPY rust-toolchain.toml scripts/lib.sh scripts/rust.sh /src/
 RUN mkdir -p scripts && mv lib.sh rust.sh scripts/ && bash scripts/rust.sh
 COPY . /src
-RUN cargo build --profile dist --locked -p spillway
+RUN bash scripts/dist.sh
 
 FROM debian:bookworm-slim AS model
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl python3 python3-pip python3-venv && rm -rf /var/lib/apt/lists/*
@@ -17,7 +17,8 @@ RUN bash scripts/model.sh
 
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl && rm -rf /var/lib/apt/lists/* && useradd --system --uid 10001 --create-home --home-dir /var/lib/spillway spillway
-COPY --from=build /src/target/dist/spillway /usr/local/bin/spillway
+COPY --from=build /src/dist/spillway /usr/local/bin/spillway
+COPY --from=build /src/dist/spillway.cdx.json /usr/share/doc/spillway/spillway.cdx.json
 COPY --from=model /src/models /usr/share/spillway/models
 COPY config/examples/compose.yaml /etc/spillway/spillway.yaml
 ENV SPILLWAY_CACHE_DIR=/var/lib/spillway/cache

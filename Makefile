@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions fuzz lint bench model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-dist fuzz lint bench dist sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -30,6 +30,9 @@ test-clients: ## other programs, unmodified: OpenAI's Agents SDK, NVIDIA's clien
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
 	@scripts/test-instructions.sh
 
+test-dist: ## `make dist` in two folders gives the same bytes (most of an hour)
+	@scripts/test-dist.sh
+
 fuzz: ## each fuzz target for a minute, its corpus kept (once built)
 	@scripts/fuzz.sh
 
@@ -38,6 +41,12 @@ lint: ## formatting, clippy, cargo deny, shellcheck
 
 bench: ## load tests beside nginx and llama.cpp, printed as tables
 	@scripts/bench.sh
+
+dist: ## the program as it is shipped, its bill of materials and checksums, in dist/: the same bytes in any folder
+	@scripts/dist.sh
+
+sbom: ## the bill of materials alone (CycloneDX), in dist/
+	@scripts/sbom.sh
 
 model: ## fetch the demo model (98 MB), once
 	@scripts/system.sh run

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make bench: the load tests of loadtest/, compared with nginx and llama.cpp, printed as tables. Arguments go to the
-# program; `policies` instead prints cost and quality of the balancing policies in simulated time, and `growth [COUNT]` what
-# grows with the configuration: look-ups, memory, loading.
+# program; `policies` instead prints cost and quality of the balancing policies in simulated time, `growth [COUNT]` what grows
+# with the configuration: look-ups, memory, loading, and `floods [NAME]...` what attacks cost (docs/security.md).
 #   scripts/bench.sh engine --cores 1 [--unit AVX2] [--model FILE]... [--llama-server FILE]
 #   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
 # SPILLWAY_BENCH_PROFILE=release builds faster and measures the binary of `make run`.
@@ -22,15 +22,22 @@ fi
 
 scripts/system.sh bench
 scripts/rust.sh
+profile="${SPILLWAY_BENCH_PROFILE:-dist}"
+target="${CARGO_TARGET_DIR:-$ROOT/target}"
+
+if [ "${1:-}" = floods ]; then
+  cargo build --profile "$profile" --locked -p spillway
+  python="$(find_python)" || die "no Python of at least 3.10: run scripts/system.sh run"
+  PATH="$PATH:/usr/sbin" exec "$python" scripts/floods.py "$target/$profile/spillway" "${@:2}"
+fi
+
 scripts/model.sh
 scripts/test-tools.sh python
 [ "${1:-embeddings}" != embeddings ] || scripts/test-models.sh minilm
 
-profile="${SPILLWAY_BENCH_PROFILE:-dist}"
 say "Building what is measured (profile $profile) and what measures it; the first time takes some minutes"
 cargo build --profile "$profile" --locked -p spillway
 cargo build --release --locked -p spillway-loadtest
-target="${CARGO_TARGET_DIR:-$ROOT/target}"
 export SPILLWAY_BIN="$target/$profile/spillway"
 export SPILLWAY_TEST_MODEL="${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-instruct-q4_1.gguf}"
 export SPILLWAY_TEST_PYTHON="$VENV/bin/python"

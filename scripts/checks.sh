@@ -17,11 +17,26 @@ check_dependencies() {
   cargo deny --locked check --hide-inclusion-graph "${checks[@]}"
 }
 
+# `unsafe` stands in the files and folders that scripts/unsafe.txt names, and nowhere else. Texts do not count, nor do names of
+# lints.
+check_unsafe() {
+  local keyword='^[^"]*\bunsafe[[:space:]]*(\{|fn\b|impl\b|extern\b|trait\b|\()'
+  git grep -lE "$keyword" -- '*.rs' | awk '
+    FNR == NR { if (!/^#/) { named[$1] } next }
+    { known = 0; for (name in named) if (index($0, name) == 1) { known = 1; used[name] } }
+    !known { print "error: " $0 " has unsafe code: find a safe way, or name it in scripts/unsafe.txt with the reason"; bad = 1 }
+    END {
+      for (name in named) if (!(name in used)) { print "error: " name " has no unsafe code: remove it from scripts/unsafe.txt"; bad = 1 }
+      exit bad
+    }' scripts/unsafe.txt - >&2
+}
+
 check_scripts() { shellcheck -x scripts/*.sh .ci/run; }
 
 static_checks() {
   stage "formatting (cargo fmt)" check_formatting
   stage "shell scripts (shellcheck)" check_scripts
+  stage "unsafe code (scripts/unsafe.txt)" check_unsafe
   stage "dependencies (cargo deny)" check_dependencies
   stage "lints (cargo clippy, warnings denied)" check_clippy
 }

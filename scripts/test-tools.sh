@@ -2,8 +2,8 @@
 # Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds).
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec] [fuzz]; without arguments: all but
-# the last two.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec] [fuzz] [cyclonedx]; without arguments:
+# all but the last three.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -155,9 +155,12 @@ nextest() {
     ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11
 }
 
-# No wheel has it.
+# No wheels have these.
 fuzz() {
   cargo_tool cargo-fuzz 0.13.2 "" ""
+}
+cyclonedx() {
+  cargo_tool cargo-cyclonedx 0.5.9 "" ""
 }
 
 [ "$#" -gt 0 ] || set -- deny nextest python jaeger pebble
@@ -170,6 +173,7 @@ for part in "$@"; do
     h2spec) h2spec ;;
     pebble) pebble ;;
     fuzz) fuzz ;;
-    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble, h2spec or fuzz" ;;
+    cyclonedx) cyclonedx ;;
+    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble, h2spec, fuzz or cyclonedx" ;;
   esac
 done

@@ -79,7 +79,8 @@ impl RequestHead {
         let headers = headers.into();
         // Its reading of the forms is Pingora's, which leaves the authority to its caller.
         let parsed = RequestHeader::build_no_case(method.clone(), target, Some(0))?;
-        let raw = parsed.raw_path();
+        // Its URI has no fragment: of a path the rest is one, of another form nothing that could pass for it.
+        let raw = if target.starts_with(b"/") { parsed.raw_path() } else { target };
         let is_of_uri = parsed.uri.path_and_query().is_some_and(|path| path.as_str().as_bytes() == raw);
         let raw_target = (!is_of_uri).then(|| Bytes::copy_from_slice(raw));
         Ok(Self { method, uri: parsed.uri.clone(), version: Version::HTTP_11, headers, raw_target })
@@ -179,6 +180,10 @@ mod tests {
             let head = RequestHead::with_target(Method::GET, target.as_bytes(), Fields::default()).unwrap();
             assert_eq!((head.raw_path(), head.uri.to_string().as_str()), (target.as_bytes(), path), "{target}");
             assert!(head.raw_path_is_utf8());
+        }
+        for target in ["#a", "*#a", "+#\u{e9}"] {
+            let head = RequestHead::with_target(Method::GET, target.as_bytes(), Fields::default()).unwrap();
+            assert_eq!(head.raw_path(), target.as_bytes(), "{target}");
         }
         let mut head = RequestHead::with_target(Method::GET, b"/\xff", Fields::default()).unwrap();
         assert!(head.raw_path() == b"/\xff" && !head.raw_path_is_utf8());

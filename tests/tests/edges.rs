@@ -413,6 +413,8 @@ routes:
         ("http://secret.test/x", "400"),
         ("http://open.test/x", "200"),
         ("admin", "400"),
+        ("#admin", "400"),
+        ("*#admin", "400"),
     ] {
         assert_eq!(ask(&format!("GET {target} HTTP/1.1\r\nHost: open.test\r\n\r\n")).await, status, "{target}");
     }
