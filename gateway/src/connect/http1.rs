@@ -326,9 +326,10 @@ impl Http1Session {
                 self.reading = Reading::ChunkLine;
             }
             Reading::ChunkLine => match httparse::parse_chunk_size(&self.read.bytes) {
-                // The parser takes a line without a size for the last chunk.
+                // The parser takes a line without a size for the last chunk, and line feeds in extensions.
                 Ok(httparse::Status::Complete((length, size)))
-                    if self.read.bytes.first().is_some_and(u8::is_ascii_hexdigit) =>
+                    if self.read.bytes.first().is_some_and(u8::is_ascii_hexdigit)
+                        && memchr::memchr(b'\n', &self.read.bytes) == length.checked_sub(1) =>
                 {
                     self.read.bytes.advance(length);
                     self.reading = if size == 0 { Reading::Trailers } else { Reading::Chunk(size) };
@@ -558,6 +559,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n\r\n\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n;x\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0;a=\"\n\"\r\n\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11111111111111111\r\na\r\n", false),
