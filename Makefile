@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions fuzz lint bench model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions soak fuzz lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -29,6 +29,9 @@ test-clients: ## other programs, unmodified: OpenAI's Agents SDK, NVIDIA's clien
 
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
 	@scripts/test-instructions.sh
+
+soak: ## a mix of everything for an hour: answers, memory, descriptors, threads, counters (SPILLWAY_SOAK_SECONDS=600: ten minutes)
+	@scripts/soak.sh
 
 fuzz: ## each fuzz target for a minute, its corpus kept (once built)
 	@scripts/fuzz.sh
