@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-dist fuzz lint bench dist sbom model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-dist soak fuzz lint bench dist sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -32,6 +32,9 @@ test-instructions: ## instructions of a request through the release binary again
 
 test-dist: ## `make dist` in two folders gives the same bytes (most of an hour)
 	@scripts/test-dist.sh
+
+soak: ## a mix of everything for an hour: answers, memory, descriptors, threads, counters (SPILLWAY_SOAK_SECONDS=600: ten minutes)
+	@scripts/soak.sh
 
 fuzz: ## each fuzz target for a minute, its corpus kept (once built)
 	@scripts/fuzz.sh

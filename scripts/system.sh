@@ -38,6 +38,9 @@ case "$profile" in
       need shellcheck shellcheck
       need redis-server redis-server
       need git git
+      need util-linux prlimit
+      # A library that is preloaded, so there is no command to look for.
+      compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || missing+=(libfaketime)
     fi
     ;;
   instructions) need valgrind valgrind ;;

@@ -23,9 +23,11 @@ fn parse(text: &str) -> Result<Vec<ConsumerKey>, (usize, String)> {
         let Some(digest) = words.next() else { continue };
         let told = |e: &dyn std::fmt::Display| (n + 1, e.to_string());
         let sha256 = digest.parse::<KeyDigest>().map_err(|e| told(&e))?;
-        let expires = words.next().map(str::parse::<Date>).transpose().map_err(|e| told(&e))?;
-        if let Some(more) = words.next() {
-            return Err(told(&format!("unexpected `{more}`; expected a digest and a day in a line")));
+        // Nothing of a line is quoted: somebody may have put the key itself beside its digest.
+        let no_day = "the second word is not a day; expected one such as 2027-01-31, or nothing behind the digest";
+        let expires = words.next().map(str::parse::<Date>).transpose().map_err(|_| told(&no_day))?;
+        if words.next().is_some() {
+            return Err(told(&"unexpected words; expected a digest and a day in a line"));
         }
         keys.push(ConsumerKey { sha256, expires });
     }

@@ -10,6 +10,7 @@ pub mod header_names;
 mod include;
 mod json_schema;
 mod keys_file;
+mod literal;
 mod load;
 mod model_pattern;
 mod named;

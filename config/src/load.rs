@@ -114,6 +114,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     root.remove_extensions();
     let mut files = include(&mut root, &reporter.absolute(0), &mut reporter);
     reporter.set_owners(&root);
+    reporter.note_literals(&root);
     let judged = judge(&root_with_environment(root, options, &mut reporter), &mut files, options, &mut reporter);
     let files = files.into_iter().collect();
     match judged {

@@ -5,11 +5,12 @@
 //! value is recognised by its place, not by the name of its key.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::Value as Json;
 
+use crate::literal::is_credential_header;
 use crate::validate::{Segment, text};
 
 /// Shortest value that is replaced as a whole word of a message, bytes. A shorter one is replaced between backticks only:
@@ -24,8 +25,10 @@ const LEAST_PART: usize = 8;
 const LONGEST_MESSAGE: usize = 16 << 10;
 /// Replacement of a value that is not shown and has no reference in the file.
 const WITHHELD: &str = "(withheld)";
-/// Headers whose values are credentials, wherever a file sets them.
-const CREDENTIAL_HEADERS: [&str; 5] = ["authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"];
+/// Characters that end the host of a URL in a message.
+const ENDS_OF_HOSTS: [char; 7] = ['/', '?', '#', ' ', '`', '"', '\''];
+/// Characters that end a query.
+const ENDS_OF_QUERIES: [char; 7] = [' ', '`', '"', '\'', '\\', '\n', '#'];
 
 /// Values that came from the environment, with their places in the document.
 #[derive(Clone, Default)]
@@ -33,6 +36,8 @@ pub struct Origins {
     entries: Vec<Entry>,
     /// Values to look for in texts, the longest first, each with the text that replaces it.
     known: BTreeMap<(Reverse<usize>, String), String>,
+    /// Credentials that stand in the file itself, the longest first.
+    literals: BTreeSet<(Reverse<usize>, String)>,
 }
 
 /// Scalar with a value from the environment in it.
@@ -72,6 +77,18 @@ impl Origins {
         self.entries.push(Entry { at: at.to_vec(), written: written.to_owned(), values });
     }
 
+    /// Notes a credential that stands in the file itself.
+    pub(crate) fn add_literal(&mut self, literal: &str) {
+        let key = (Reverse(literal.len()), literal.to_owned());
+        self.known.entry(key.clone()).or_insert_with(|| WITHHELD.to_owned());
+        self.literals.insert(key);
+    }
+
+    /// Credentials that stand in the file itself, the longest first.
+    pub(crate) fn literals(&self) -> impl Iterator<Item = &str> {
+        self.literals.iter().map(|(_, literal)| literal.as_str())
+    }
+
     /// Values from a place, written as `routes[0].filters[1]`, or inside it.
     pub fn values_at<'o>(&'o self, place: &str) -> impl Iterator<Item = &'o str> {
         let is_inside = move |entry: &&Entry| {
@@ -81,11 +98,14 @@ impl Origins {
         self.entries.iter().filter(is_inside).flat_map(|entry| entry.values.iter().map(String::as_str))
     }
 
-    /// Replaces each value in a text by its reference.
+    /// Replaces each value in a text by its reference, and users and queries of URLs.
     pub fn redact(&self, message: &str) -> String {
-        if self.known.is_empty() {
-            return message.to_owned();
-        }
+        let shown = if self.known.is_empty() { message.to_owned() } else { self.with_references(message) };
+        without_credentials(&shown, &ENDS_OF_HOSTS, withheld).unwrap_or(shown)
+    }
+
+    /// Replaces each value in a text by its reference.
+    fn with_references(&self, message: &str) -> String {
         let mut out = String::with_capacity(message.len());
         let mut rest = message;
         while let Some(next) = rest.chars().next() {
@@ -152,9 +172,9 @@ impl Origins {
             }
         }
         strings(config, &mut |key, shown| {
-            if CREDENTIAL_HEADERS.iter().any(|name| name.eq_ignore_ascii_case(key)) {
+            if is_credential_header(key) {
                 WITHHELD.clone_into(shown);
-            } else if let Some(without) = without_user(shown) {
+            } else if let Some(without) = without_credentials(shown, &['/', '?', '#'], withheld) {
                 *shown = without;
             }
         });
@@ -188,26 +208,53 @@ fn strings(node: &mut Json, see: &mut impl FnMut(&str, &mut String)) {
     walk("", node, see);
 }
 
-/// A text without the users and passwords of its URLs (RFC 3986, 3.2.1), if one has them. A list of URLs is a text with
-/// several.
-fn without_user(text: &str) -> Option<String> {
+/// A text without the users and queries of its URLs (RFC 3986, 3.2.1 and 3.4), where keys and passwords stand, if one has
+/// them. A list of URLs is a text with several. One of `ends` is behind the host; `mask` writes what stands in place of what
+/// is removed.
+fn without_credentials(text: &str, ends: &[char], mask: impl Fn(&str) -> String) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     let mut is_changed = false;
     while let Some((before, after)) = rest.split_once("://") {
         out.push_str(before);
         out.push_str("://");
-        let authority = after.split(['/', '?', '#']).next().unwrap_or_default();
+        let authority = after.split(ends).next().unwrap_or_default();
         // Where the next URL begins without a blank, its scheme stands behind the host: what follows the user is read again.
-        let user = authority.rfind('@').map_or(0, |at| at.saturating_add(1));
-        if user > 0 {
-            out.push_str("***@");
+        let user = authority.rfind('@').and_then(|at| authority.get(..at)).unwrap_or_default();
+        rest = after.get(user.len()..).unwrap_or_default();
+        if !user.is_empty() {
+            out.push_str(&mask(user));
             is_changed = true;
         }
-        rest = after.get(user..).unwrap_or_default();
+        let path = rest.find(|c| c == '?' || ENDS_OF_QUERIES.contains(&c)).unwrap_or(rest.len());
+        let is_query = rest.get(path..).is_some_and(|query| query.starts_with('?'));
+        let next_url = rest.find("://").is_some_and(|next| next < path);
+        if is_query && !next_url {
+            let (path, behind) = rest.split_at(path + 1);
+            let query = behind.split(ENDS_OF_QUERIES).next().unwrap_or_default();
+            out.push_str(path);
+            rest = behind.get(query.len()..).unwrap_or_default();
+            if !query.is_empty() {
+                out.push_str(&mask(query));
+                is_changed = true;
+            }
+        }
     }
     out.push_str(rest);
     is_changed.then_some(out)
+}
+
+/// What stands in place of a user or query of a URL. References to variables are shown as they are written.
+fn withheld(part: &str) -> String {
+    if part.contains("${") { part.to_owned() } else { "***".to_owned() }
+}
+
+/// A line of the file as messages show it: `*` in place of each character of a credential, so that a caret under the line
+/// stays in its place.
+pub(crate) fn shown_line(line: &str, origins: &Origins) -> String {
+    let line = crate::literal::masked(line, origins.literals());
+    let stars = |part: &str| if part.contains("${") { part.to_owned() } else { "*".repeat(part.chars().count()) };
+    without_credentials(&line, &ENDS_OF_HOSTS, stars).unwrap_or(line)
 }
 
 /// Replaces every run of characters that `value` also has by `…`, if it is long enough.
@@ -299,18 +346,19 @@ mod tests {
     }
 
     #[test]
-    fn every_url_of_a_text_loses_its_user() {
+    fn every_url_of_a_text_loses_its_user_and_its_query() {
         for (text, shown) in [
             ("redis://u:p@host:1/0", Some("redis://***@host:1/0")),
             ("redis://u:p@a,redis://v:q@b", Some("redis://***@a,redis://***@b")),
-            ("http://a/x http://u:p@b/y?z", Some("http://a/x http://***@b/y?z")),
+            ("http://a/x http://u:p@b/y?z", Some("http://a/x http://***@b/y?***")),
             ("http://a,http://u:p@b", Some("http://a,http://***@b")),
-            ("http://a?to=http://u:p@b#c", Some("http://a?to=http://***@b#c")),
+            ("http://a?to=http://u:p@b#c", Some("http://a?***#c")),
             ("http://u:p@x@a", Some("http://***@a")),
             ("http://a/b@c", None),
             ("a@b", None),
         ] {
-            assert_eq!(without_user(text).as_deref(), shown, "{text}");
+            let without = without_credentials(text, &['/', '?', '#'], withheld);
+            assert_eq!(without.as_deref(), shown, "{text}");
         }
     }
 

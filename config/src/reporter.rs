@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::check::Mistake;
 use crate::diagnostic::{Diagnostic, Report, Severity};
-use crate::origin::Origins;
+use crate::literal;
+use crate::origin::{Origins, shown_line};
 use crate::tree::{Node, Value};
 
 /// Most messages of a report; more of them have one cause.
@@ -44,17 +45,20 @@ impl Reporter {
     /// Reporter of a configuration whose first file is `path`.
     pub(crate) fn new(path: &Path, text: &str) -> Self {
         let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let mut origins = Origins::default();
+        literal::of_text(text, &mut |literal| origins.add_literal(literal));
         Self {
             first: SourceFile::new(path.to_owned(), whole, text),
             further: Vec::new(),
             owners: BTreeMap::new(),
             report: Report::default(),
-            origins: Origins::default(),
+            origins,
         }
     }
 
     /// Adds a file that is included, by its absolute path; returns its number.
     pub(crate) fn add_file(&mut self, whole: &Path, text: &str) -> u32 {
+        literal::of_text(text, &mut |literal| self.origins.add_literal(literal));
         // Named as the first file is: relative where that is.
         let folder = |path: &Path| path.parent().unwrap_or(Path::new("")).to_owned();
         let below = whole.strip_prefix(folder(&self.first.whole)).ok();
@@ -89,6 +93,11 @@ impl Reporter {
     /// Absolute path of a file.
     pub(crate) fn absolute(&self, file: u32) -> PathBuf {
         self.source(file).whole.clone()
+    }
+
+    /// Notes the credentials that stand in a document.
+    pub(crate) fn note_literals(&mut self, root: &Node) {
+        literal::of_document(root, &mut |literal| self.origins.add_literal(literal));
     }
 
     /// Notes which items of the lists at the top level stand in which file.
@@ -142,7 +151,7 @@ impl Reporter {
             message: self.origins.redact_at(&mistake.path, &mistake.message),
             help: mistake.help.map(|help| self.origins.redact_at(&mistake.path, &help)),
             path: self.own_path(&mistake.path, mistake.place.file),
-            source: source.text.lines().nth(line).unwrap_or_default().to_owned(),
+            source: shown_line(source.text.lines().nth(line).unwrap_or_default(), &self.origins),
         };
         self.report.diagnostics.push(diagnostic);
     }

@@ -81,7 +81,7 @@ impl HttpClient for Http {
     }
 
     fn call(&self, request: http::Request<Bytes>, timeout: Duration) -> Call {
-        let client = self.clone();
+        let (client, request) = (self.clone(), without_user(request));
         Box::pin(async move {
             let answered = async {
                 let answer =
@@ -105,6 +105,19 @@ impl HttpClient for Http {
             }
         })
     }
+}
+
+/// The request to the same URL without its user, which is not sent, and which hyper's log would show with the host.
+fn without_user<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let mut parts = request.uri().clone().into_parts();
+    let authority = parts.authority.as_ref().and_then(|authority| authority.as_str().rsplit_once('@')?.1.parse().ok());
+    if authority.is_some() {
+        parts.authority = authority;
+        if let Ok(uri) = http::Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
 }
 
 /// Text of an error with its causes: the outermost error of this client says only that something failed.

@@ -1,5 +1,5 @@
 //! Measurements compared with peers, interleaved in one run: they print ratios with medians and spread and assert
-//! nothing. Load goes to loopback only. `make bench` builds and runs them.
+//! nothing. Load goes to loopback only. `make bench` builds and runs them. The soak alone judges: `make soak`.
 
 #![allow(
     clippy::print_stdout,
@@ -20,6 +20,7 @@ mod overload;
 mod process;
 mod proxy;
 mod rotation;
+mod soak;
 
 use clap::{Parser, ValueEnum};
 
@@ -75,6 +76,12 @@ struct Arguments {
 enum Part {
     /// Scripted upstream, which the overload scenario starts.
     Server(overload::Server),
+    /// A mix of everything for a long time; fails where a check does (`make soak`).
+    Soak {
+        /// Seconds, 50 or more.
+        #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(50..))]
+        seconds: u32,
+    },
 }
 
 /// Kind of overloaded servers.
@@ -106,9 +113,13 @@ enum Scenario {
 
 fn main() {
     let arguments = Arguments::parse();
-    if let Some(Part::Server(server)) = arguments.part {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(server.run());
+    match arguments.part {
+        Some(Part::Server(server)) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            return runtime.block_on(server.run());
+        }
+        Some(Part::Soak { seconds }) => std::process::exit(i32::from(!soak::run(seconds))),
+        None => {}
     }
     let wanted = |scenario| arguments.scenario.is_none_or(|s| s == scenario);
     if wanted(Scenario::Proxy) {

@@ -13,10 +13,22 @@ pub struct Gateway {
     child: Child,
     folder: tempfile::TempDir,
     lines: Arc<Mutex<Vec<String>>>,
+    /// What the thread that reads the log does with the next line.
+    reading: Arc<Mutex<Reading>>,
     /// Address for clients.
     pub address: SocketAddr,
     /// Admin address.
     pub admin: SocketAddr,
+}
+
+/// State of the reader of a gateway's log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Reads,
+    /// Holds the pipe open and takes nothing from it.
+    Hangs,
+    /// Closes the pipe.
+    Gone,
 }
 
 /// Path of the built program.
@@ -80,7 +92,8 @@ impl Gateway {
         Self::start_by(command, folder, yaml).await
     }
 
-    async fn start_by(mut command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
+    /// As [`Self::start_in`], with a command that runs the program with the arguments that are added to it.
+    pub async fn start_by(mut command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
         std::fs::write(folder.path().join("spillway.yaml"), whole(yaml)).unwrap();
         let mut child = command
             .args(["serve", "-c", "spillway.yaml"])
@@ -93,14 +106,21 @@ impl Gateway {
             .spawn()
             .unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let (out, sink) = (child.stdout.take().unwrap(), lines.clone());
+        let reading = Arc::new(Mutex::new(Reading::Reads));
+        let (out, sink, how) = (child.stdout.take().unwrap(), lines.clone(), reading.clone());
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
                 sink.lock().unwrap().push(line);
+                while *how.lock().unwrap() == Reading::Hangs {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                if *how.lock().unwrap() == Reading::Gone {
+                    return;
+                }
             }
         });
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut gateway = Self { child, folder, lines, address: unknown, admin: unknown };
+        let mut gateway = Self { child, folder, lines, reading, address: unknown, admin: unknown };
         let ready = eventually("the gateway is ready", || {
             let ended = gateway.child.try_wait().unwrap();
             assert!(ended.is_none(), "the gateway ended: {ended:?}\n{}", gateway.log());
@@ -139,6 +159,21 @@ impl Gateway {
     /// Whole log.
     pub fn log(&self) -> String {
         self.lines.lock().unwrap().join("\n")
+    }
+
+    /// Takes no further line from the log, and holds its pipe open.
+    pub fn stop_reading_log(&self) {
+        *self.reading.lock().unwrap() = Reading::Hangs;
+    }
+
+    /// Closes the pipe of the log when the next line has come.
+    pub fn close_log(&self) {
+        *self.reading.lock().unwrap() = Reading::Gone;
+    }
+
+    /// Number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Path of the configuration file.
@@ -199,6 +234,11 @@ impl Gateway {
         (status, self.log())
     }
 
+    /// Number of reloads that have ended, well or not.
+    pub fn edits(&self) -> usize {
+        self.any_of(&["config_reloaded", "config_rejected"]).len()
+    }
+
     /// Waits until more than this many reloads have ended, well or not, and returns the last.
     pub async fn reloads(&self, more_than: usize) -> serde_json::Value {
         eventually("an edit is taken or kept out", || {
@@ -210,13 +250,17 @@ impl Gateway {
     }
 }
 
-/// Configuration text with the admin address in front, as a test's gateway has it.
+/// Configuration text with the admin address in front, as a test's gateway has it, unless the text has one of its own.
 pub fn whole(yaml: &str) -> String {
+    if yaml.lines().any(|line| line.starts_with("admin:")) {
+        return yaml.to_owned();
+    }
     format!("admin: {{address: \"127.0.0.1:0\"}}\n{yaml}")
 }
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        self.close_log();
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

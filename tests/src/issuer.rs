@@ -19,6 +19,7 @@ pub struct Issuer {
     door: Option<(SocketAddr, tokio::task::JoinHandle<()>)>,
     keys: Arc<Mutex<Vec<Value>>>,
     down: Arc<AtomicBool>,
+    hanging: Arc<AtomicBool>,
 }
 
 impl Drop for Issuer {
@@ -89,13 +90,17 @@ impl Issuer {
     async fn with_scheme(scheme: &'static str) -> Self {
         let keys: Arc<Mutex<Vec<Value>>> = Arc::default();
         let down = Arc::new(AtomicBool::new(false));
-        let (shown, away) = (keys.clone(), down.clone());
+        let hanging = Arc::new(AtomicBool::new(false));
+        let (shown, away, hangs) = (keys.clone(), down.clone(), hanging.clone());
         let server = Upstream::start(move |seen| {
             let keys = shown.lock().unwrap().clone();
-            let is_away = away.load(Ordering::SeqCst);
+            let (is_away, is_hanging) = (away.load(Ordering::SeqCst), hangs.load(Ordering::SeqCst));
             async move {
+                if is_hanging {
+                    std::future::pending::<()>().await;
+                }
                 let own = format!("{scheme}://{}", seen.headers["host"].to_str().unwrap());
-                let said = match seen.path.as_str() {
+                let said = match seen.path.split('?').next().unwrap() {
                     _ if is_away => return None,
                     "/.well-known/openid-configuration" => json!({"issuer": own, "jwks_uri": format!("{own}/keys")}),
                     "/keys" => json!({"keys": keys}),
@@ -105,7 +110,7 @@ impl Issuer {
             }
         })
         .await;
-        Self { server, door: None, keys, down }
+        Self { server, door: None, keys, down, hanging }
     }
 
     /// Issuer URL, the `iss` of its tokens.
@@ -123,8 +128,13 @@ impl Issuer {
         self.down.store(true, Ordering::SeqCst);
     }
 
+    /// Makes the issuer take requests and answer none.
+    pub fn hangs(&self) {
+        self.hanging.store(true, Ordering::SeqCst);
+    }
+
     /// Number of requests for the keys.
     pub fn asked(&self) -> usize {
-        self.server.seen.lock().unwrap().iter().filter(|seen| seen.path == "/keys").count()
+        self.server.seen.lock().unwrap().iter().filter(|seen| seen.path.starts_with("/keys")).count()
     }
 }

@@ -14,6 +14,7 @@
 
 mod client;
 mod coding;
+mod collector;
 mod dns;
 mod frames;
 mod gateway;
@@ -21,6 +22,7 @@ mod issuer;
 mod models;
 mod pages;
 mod pebble;
+mod planted;
 mod ports;
 mod programs;
 mod raw;
@@ -30,6 +32,7 @@ mod upstream;
 
 pub use client::{Answer, Client, Stream};
 pub use coding::encoded;
+pub use collector::Collector;
 pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, example_binary, whole};
@@ -37,6 +40,7 @@ pub use issuer::{Issuer, IssuerKey};
 pub use models::{TEMPLATE_WITH_TOOLS, with_template};
 pub use pages::{Block, Page, commands, missing, pages};
 pub use pebble::Pebble;
+pub use planted::{Planted, Secret, Sighting};
 pub use ports::free_port;
 pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
 pub use raw::{head_of_a_request, raw};

@@ -108,8 +108,8 @@ impl Drop for LlamaServer {
 /// Redis server without persistence.
 pub struct Redis {
     child: Option<Child>,
-    /// Folder of the certificate, for a server with TLS.
-    certificate: Option<PathBuf>,
+    /// Arguments of its port, and of TLS or a password.
+    arguments: Vec<String>,
     /// Port on loopback.
     pub port: u16,
 }
@@ -117,16 +117,30 @@ pub struct Redis {
 impl Redis {
     /// Starts a server on a free port.
     pub fn start() -> Self {
-        let port = free_port();
-        let mut redis = Self { child: None, certificate: None, port };
-        redis.restart();
-        redis
+        Self::start_with(|port| vec!["--port".to_owned(), port.to_string()])
+    }
+
+    /// Starts a server that asks for a password.
+    pub fn start_with_password(password: &str) -> Self {
+        let plain = |port: u16| ["--port", &port.to_string(), "--requirepass", password].map(str::to_owned).to_vec();
+        Self::start_with(plain)
     }
 
     /// Starts a server with TLS only, with `redis.pem` and `redis.key` of a folder.
     pub fn start_secure(folder: &std::path::Path) -> Self {
+        let file = |name: &str| folder.join(name).display().to_string();
+        let (cert, key) = (file("redis.pem"), file("redis.key"));
+        Self::start_with(|port| {
+            let port = port.to_string();
+            let tls = ["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no", "--tls-cert-file", &cert];
+            let files = ["--tls-key-file", &key, "--tls-ca-cert-file", &cert];
+            tls.iter().chain(&files).map(|text| (*text).to_owned()).collect()
+        })
+    }
+
+    fn start_with(arguments: impl FnOnce(u16) -> Vec<String>) -> Self {
         let port = free_port();
-        let mut redis = Self { child: None, certificate: Some(folder.to_owned()), port };
+        let mut redis = Self { child: None, arguments: arguments(port), port };
         redis.restart();
         redis
     }
@@ -134,17 +148,7 @@ impl Redis {
     /// Starts the server on its port, unless it runs.
     pub fn restart(&mut self) {
         let mut command = Command::new("redis-server");
-        match &self.certificate {
-            None => command.args(["--port", &self.port.to_string()]),
-            Some(folder) => command
-                .args(["--port", "0", "--tls-port", &self.port.to_string(), "--tls-auth-clients", "no"])
-                .arg("--tls-cert-file")
-                .arg(folder.join("redis.pem"))
-                .arg("--tls-key-file")
-                .arg(folder.join("redis.key"))
-                .arg("--tls-ca-cert-file")
-                .arg(folder.join("redis.pem")),
-        };
+        command.args(&self.arguments);
         let child = command
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .stdin(Stdio::null())

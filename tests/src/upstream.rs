@@ -21,6 +21,7 @@ pub struct Seen {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub trailers: HeaderMap,
 }
 
 pub type Reply = Response<BoxBody<Bytes, std::io::Error>>;
@@ -61,12 +62,14 @@ impl Upstream {
                         let (log, reply) = (log.clone(), reply.clone());
                         async move {
                             let (head, body) = request.into_parts();
-                            let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+                            let body = body.collect().await.map_err(std::io::Error::other)?;
+                            let trailers = body.trailers().cloned().unwrap_or_default();
                             let seen = Seen {
                                 method: head.method.to_string(),
                                 path: head.uri.to_string(),
                                 headers: head.headers,
-                                body,
+                                body: body.to_bytes(),
+                                trailers,
                             };
                             log.lock().unwrap().push(seen.clone());
                             reply(seen).await.ok_or_else(|| std::io::Error::other("closed on purpose"))

@@ -544,6 +544,25 @@ fn every_attack_of_the_table_is_tried_by_a_test() {
 }
 
 #[test]
+fn every_fault_of_the_table_is_tried_by_a_test() {
+    let sources = sources(&["tests/tests", "gateway/src", "plugins", "config/src", "engine/src"]);
+    let page = read("docs/operate/faults.md");
+    let text = page.split("\n## Soak").next().unwrap();
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| fault ")).collect();
+    assert!(rows.len() > 20);
+    for row in rows {
+        for test in row.trim_end_matches(" |").rsplit("| ").next().unwrap().split(", ") {
+            let test = test.trim_matches('`');
+            assert!(sources.contains(&format!("fn {test}()")), "{row}: there is no test {test}");
+        }
+    }
+    for test in read("tests/tests/faults.rs").split("#[tokio::test]\nasync fn ").skip(1) {
+        let name = test.split('(').next().unwrap();
+        assert!(text.contains(name), "{name} is not in docs/operate/faults.md");
+    }
+}
+
+#[test]
 fn every_example_names_the_schema_for_editors() {
     for entry in std::fs::read_dir(repository().join("config/examples")).unwrap() {
         let path = entry.unwrap().path();

@@ -195,14 +195,6 @@ impl Framing<'_> {
         out.extend(self.trailers());
     }
 
-    /// True if a line that begins a chunk has a line feed in it.
-    pub fn has_broken_line(&self) -> bool {
-        let Self::Chunked { sizes, last, .. } = self else { return false };
-        let has = |piece: &Piece<'_>, words: &[&'static str]| piece.of(words).contains(&b'\n');
-        let is_broken = |chunk: &Chunk<'_>| has(&chunk.extension, &EXTENSIONS) || end_of_line(chunk.end) == b"\n";
-        has(last, &LASTS) || sizes.iter().any(is_broken)
-    }
-
     /// Trailers, with the line behind them.
     pub fn trailers(&self) -> Vec<u8> {
         let Self::Chunked { trailers, end, .. } = self else { return Vec::new() };

@@ -168,8 +168,9 @@ impl Compiler {
             models: &models,
             limits: &limits,
             commit_steps: &commit_steps,
+            origins: &loaded.origins,
         };
-        let (routes, filter_headers) = compiler.table(&loaded.origins).map_err(SnapshotError::of)?;
+        let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let identity_headers = identity_headers(&authentication.identity_headers);
         let owned_headers = identity_headers.iter().flatten().chain(&filter_headers);
         Ok(Snapshot {

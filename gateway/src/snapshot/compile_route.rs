@@ -10,7 +10,7 @@ use spillway_config::ModelPattern;
 use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
 use spillway_config::{Origins, RouteRules};
 use spillway_engine::Task;
-use spillway_filter::{BuildContext, Filter, HttpClient, MirrorSpec, Registry, SharedStates, Stage};
+use spillway_filter::{BuildContext, Filter, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
 use crate::builtin::{LoadedModel, Models};
@@ -73,6 +73,8 @@ pub(super) struct RouteCompiler<'a> {
     pub(super) models: &'a Models,
     pub(super) limits: &'a Limits,
     pub(super) commit_steps: &'a CommitSteps,
+    /// Values of the environment, which no name of a limit may show.
+    pub(super) origins: &'a Origins,
 }
 
 /// Filters of a route, by the time at which they run.
@@ -100,7 +102,7 @@ struct BodyNeeds {
 
 impl RouteCompiler<'_> {
     /// Compiles every route; returns the table, and the headers that only filters of the routes may set.
-    pub(super) fn table(&self, origins: &Origins) -> Result<(RouteTable, Vec<HeaderName>), Vec<RouteError>> {
+    pub(super) fn table(&self) -> Result<(RouteTable, Vec<HeaderName>), Vec<RouteError>> {
         let routes = &self.config.routes;
         let rules = RouteRules::all(self.config);
         let (mut table, mut owned_headers, mut errors) = (TableBuilder::default(), Vec::new(), Vec::new());
@@ -110,7 +112,7 @@ impl RouteCompiler<'_> {
                 let route = Route {
                     rules: same,
                     judges_path: own.judges_path(),
-                    environment: environment(origins, number, written),
+                    environment: environment(self.origins, number, written),
                     ..route
                 };
                 for named in route.guards.iter().chain(&route.filters) {
@@ -292,7 +294,9 @@ impl RouteCompiler<'_> {
             // A limit by address counts requests before the caller is known, and tokens after the body is read.
             let (mut early, mut late) = (Rules::new(), Rules::new());
             for spec in filter.limits() {
-                let rules = self.limits.of_filter(route, spec, self.commit_steps);
+                // The subject of a computed limit is its expression, which metrics and refusals name.
+                let spec = LimitSpec { subject: self.origins.redact(&spec.subject), ..spec.clone() };
+                let rules = self.limits.of_filter(route, &spec, self.commit_steps);
                 let (first, others) =
                     rules.map_err(|e| RouteError::Limit { route: route.to_owned(), reason: e.to_string() })?;
                 early.extend(first);

@@ -1,0 +1,90 @@
+//! Collector of traces: takes what an exporter sends over gRPC (OTLP) and keeps every byte of it. A test may make it hang.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+
+/// Collector on loopback.
+pub struct Collector {
+    pub address: SocketAddr,
+    /// Every export so far: its path, its headers, its message.
+    exports: Arc<Mutex<Vec<Vec<u8>>>>,
+    hangs: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Collector {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (exports, hangs) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (kept, hanging) = (exports.clone(), hangs.clone());
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (kept, hanging) = (kept.clone(), hanging.clone());
+                let service = service_fn(move |request| export(request, kept.clone(), hanging.clone()));
+                connections.spawn(async move {
+                    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, exports, hangs, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Makes the collector take exports and answer none of them.
+    pub fn hangs(&self) {
+        self.hangs.store(true, Ordering::SeqCst);
+    }
+
+    /// Number of exports so far.
+    pub fn count(&self) -> usize {
+        self.exports.lock().unwrap().len()
+    }
+
+    /// All bytes of all exports so far.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.exports.lock().unwrap().concat()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Answer = Response<StreamBody<futures::stream::Iter<std::array::IntoIter<Result<Frame<Bytes>, hyper::Error>, 2>>>>;
+
+async fn export(
+    request: Request<Incoming>,
+    kept: Arc<Mutex<Vec<Vec<u8>>>>,
+    hangs: Arc<AtomicBool>,
+) -> Result<Answer, hyper::Error> {
+    let (head, body) = request.into_parts();
+    let mut bytes = format!("{} {:?}\n", head.uri, head.headers).into_bytes();
+    bytes.extend(body.collect().await?.to_bytes());
+    kept.lock().unwrap().push(bytes);
+    if hangs.load(Ordering::SeqCst) {
+        std::future::pending::<()>().await;
+    }
+    let mut end = HeaderMap::new();
+    end.insert("grpc-status", HeaderValue::from_static("0"));
+    // An empty message, uncompressed.
+    let frames = [Ok(Frame::data(Bytes::from_static(&[0; 5]))), Ok(Frame::trailers(end))];
+    let answer = Response::builder().header("content-type", "application/grpc");
+    Ok(answer.body(StreamBody::new(futures::stream::iter(frames))).unwrap())
+}
