@@ -22,7 +22,7 @@ use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
 use crate::gateway::{Gateway, RunningCounts};
 use crate::limits::Limits;
-use crate::listener::{ListenError, ListenerSet};
+use crate::listener::{FIRST_HEAD, ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
 use crate::reload::{LastEdit, Reloader};
@@ -274,7 +274,8 @@ async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals
     let started = Instant::now();
     let again = signals.end_at_once();
     tokio::pin!(again);
-    while gateway.running() > 0 {
+    let begins = |since: Instant| gateway.connections() > 0 && since.elapsed() < FIRST_HEAD + DRAIN_POLL;
+    while gateway.running() > 0 || begins(started) {
         if started.elapsed() >= limit {
             tracing::warn!(event = "drain_timeout", requests = gateway.running(), seconds = limit.as_secs_f64());
             break;

@@ -12,6 +12,7 @@
 use std::process::{Command, Output};
 
 use spillway_tests::{Frames, Gateway, Upstream, binary, model, streamed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -78,6 +79,20 @@ async fn a_running_stream_survives_sigterm_and_nothing_new_is_taken() {
     assert!(stream.part().await.is_none(), "the stream ends in order");
     let (status, log) = gateway.wait().await;
     assert!(status.success() && log.contains("\"event\":\"stopped\""), "{log}");
+}
+
+/// A client that connected in the moment before the end could not know of it.
+#[tokio::test]
+async fn the_first_request_of_a_connection_is_answered_although_its_listener_closes() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let gateway = Gateway::start(&plain(&upstream.url())).await;
+    let mut connection = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    gateway.signal("TERM");
+    connection.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    assert!(gateway.wait().await.0.success());
 }
 
 #[tokio::test]

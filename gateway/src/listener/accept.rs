@@ -62,7 +62,6 @@ pub struct ListenerSet {
 struct OpenListener {
     plan: Arc<ArcSwap<ListenerPlan>>,
     stop: watch::Sender<bool>,
-    task: tokio::task::AbortHandle,
 }
 
 impl Default for ListenerSet {
@@ -115,13 +114,13 @@ impl ListenerSet {
                 }
                 let plan = Arc::new(ArcSwap::from_pointee(plan));
                 let stop = watch::Sender::new(false);
-                let task = tokio::spawn(accept(socket, plan.clone(), gateway.clone(), stop.subscribe())).abort_handle();
-                wanted.insert(key, OpenListener { plan, stop, task });
+                // Ends with its listener, whose sender of `stop` says so, or is dropped.
+                tokio::spawn(accept(socket, plan.clone(), gateway.clone(), stop.subscribe()));
+                wanted.insert(key, OpenListener { plan, stop });
             }
         }
         for ((address, _), gone) in open.drain() {
             tracing::info!(event = "listener_closed", address = %address);
-            gone.task.abort();
             gone.stop.send_replace(true);
         }
         let managed = wanted.values().filter_map(|open| open.plan.load().tls.as_ref()?.managed().cloned());
@@ -140,11 +139,11 @@ impl ListenerSet {
         samples
     }
 
-    /// Closes all listeners: no further connection is accepted, and open connections take no further request.
+    /// Closes all listeners: no further connection is accepted but those that wait already, and open connections take no further
+    /// request but one whose head has come.
     pub fn stop(&self) {
         self.stop.send_replace(true);
         for (_, listener) in self.open.lock().drain() {
-            listener.task.abort();
             listener.stop.send_replace(true);
         }
     }
@@ -179,8 +178,10 @@ async fn accept(
             tracing::warn!(event = "descriptors_spent", listener, times, "a client's connection was closed: raise the limit of open files (`ulimit -n`) or lower `limits.maxConnections`");
         });
     };
+    let mut closing = Closing { stop: stop.clone(), left: BACKLOG };
     loop {
-        let (stream, client) = match socket.accept().await {
+        let Some(accepted) = closing.accept(&socket).await else { return };
+        let (stream, client) = match accepted {
             Ok(accepted) => accepted,
             Err(e) if is_shortage(&e) && !is_client_waiting(&socket) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -232,6 +233,28 @@ async fn accept(
     }
 }
 
+/// End of an accept loop. Connections that the system has taken for the listener are accepted before it closes: the system would
+/// reset them.
+struct Closing {
+    stop: watch::Receiver<bool>,
+    /// Most connections that are accepted after the end has come.
+    left: i32,
+}
+
+impl Closing {
+    /// Accepts the next connection; `None` where the listener is to close and none waits.
+    async fn accept(&mut self, socket: &TcpListener) -> Option<std::io::Result<(TcpStream, SocketAddr)>> {
+        // The sender is dropped with its listener.
+        let is_closing = *self.stop.borrow() || self.stop.has_changed().is_err();
+        self.left -= i32::from(is_closing);
+        tokio::select! {
+            biased;
+            accepted = socket.accept(), if self.left >= 0 => Some(accepted),
+            _ = self.stop.wait_for(|stop| *stop) => None,
+        }
+    }
+}
+
 /// Accepts a waiting connection, if there is one. Dropping the result closes the connection.
 async fn poll_once(socket: &TcpListener) -> Option<TcpStream> {
     poll_fn(|cx| match socket.poll_accept(cx) {
@@ -239,4 +262,31 @@ async fn poll_once(socket: &TcpListener) -> Option<TcpStream> {
         Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_that_wait_are_accepted_before_a_listener_closes() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = watch::Sender::new(false);
+        let mut closing = Closing { stop: stop.subscribe(), left: 2 };
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(matches!(closing.accept(&socket).await, Some(Ok(_))));
+        stop.send_replace(true);
+        for expected in [true, true, false, false] {
+            assert_eq!(closing.accept(&socket).await.is_some(), expected, "no more than are left");
+        }
+        let (_stop, ended) = watch::channel(false);
+        let mut closing = Closing { stop: ended, left: 9 };
+        assert!(matches!(closing.accept(&socket).await, Some(Ok(_))));
+        drop(_stop);
+        assert!(closing.accept(&socket).await.is_none(), "the listener is gone");
+    }
 }

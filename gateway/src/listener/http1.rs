@@ -21,6 +21,9 @@ use crate::telemetry::{ListenerMetrics, MalformedReason};
 /// Longest time for which an unread body is read and dropped to keep the connection: half a second, some round trips.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// Time for the first head on a connection that had waited when its listener closed. Its client could not know.
+pub const FIRST_HEAD: Duration = Duration::from_millis(250);
+
 /// Serves requests until the connection ends or `stop` is raised.
 pub(super) async fn serve(
     session: Http1Session,
@@ -36,21 +39,30 @@ pub(super) async fn serve(
     let mut ending = pin!(stopped(&mut ending, &connection));
     // The first request gets the time for a header only; between requests a connection may idle.
     let mut wait = limits.header_timeout.0;
+    let (mut is_first, mut is_ending) = (true, false);
     loop {
         let ClientSession::Http1(http1) = &mut session else { return };
         let mut timer = http1.lend_timer();
         timer.set(clock::now() + wait);
-        let read = tokio::select! {
-            biased;
-            read = http1.read_request() => read,
-            () = ending.as_mut() => break,
-            () = timer.expired() => break,
+        let read = loop {
+            tokio::select! {
+                biased;
+                read = http1.read_request() => break Some(read),
+                () = ending.as_mut(), if !is_ending => {
+                    is_ending = true;
+                    if !is_first {
+                        break None;
+                    }
+                    timer.set(clock::now() + FIRST_HEAD);
+                }
+                () = timer.expired() => break None,
+            }
         };
         http1.return_timer(timer);
         match read {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(e) => {
+            Some(Ok(true)) => {}
+            Some(Ok(false)) | None => break,
+            Some(Err(e)) => {
                 let violation = violation_of(&e);
                 if violation.is_none() && *e.etype() == pingora::ErrorType::InvalidHTTPHeader {
                     metrics.malformed(MalformedReason::Request);
@@ -69,9 +81,10 @@ pub(super) async fn serve(
             Some(text) => answer(&mut session, text, limits.body_timeout.0).await,
             None => pipeline::handle(&gateway, &connection, &mut session).await,
         };
-        if ended == pipeline::AfterRequest::Close || !is_reusable(&mut session).await {
+        if ended == pipeline::AfterRequest::Close || !is_reusable(&mut session).await || is_ending {
             break;
         }
+        is_first = false;
         wait = limits.idle_timeout.0 + limits.header_timeout.0;
     }
     session.shutdown().await;

@@ -13,4 +13,5 @@ mod socket;
 mod stop;
 
 pub use accept::{ListenError, ListenerSet};
+pub use http1::FIRST_HEAD;
 pub use plan::{ListenerPlan, plans};
