@@ -102,7 +102,11 @@ pub fn adopt(config: &Config) {
     let Some(limit) = limit() else { return };
     let wanted: u64 = config.listeners.iter().map(|listener| u64::from(listener.limits.max_connections.get())).sum();
     let left = limit.saturating_sub(reserve.saturating_mul(2));
-    if wanted > left {
+    // Said once, and again when an edit changes it.
+    static SAID: AtomicU64 = AtomicU64::new(0);
+    let is_short = wanted > left;
+    let is_said = SAID.swap(if is_short { wanted } else { 0 }, Ordering::Relaxed) == wanted;
+    if is_short && !is_said {
         tracing::warn!(
             event = "descriptors_limited",
             limit,

@@ -48,6 +48,10 @@ impl Observer {
         if content_encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return None;
         }
+        // Most servers write the type alone and in small letters.
+        if content_type?.as_bytes() == b"application/json" {
+            return Some(Self::of(AnswerFraming::Json));
+        }
         let kind = content_type?.to_str().ok()?.split(';').next()?.trim();
         let is_json = || {
             let suffix = kind.len().checked_sub(5).and_then(|at| kind.get(at..));
@@ -62,7 +66,11 @@ impl Observer {
         } else {
             return None;
         };
-        Some(Self { framing, scanner: Scanner::default(), seen: Observation::default() })
+        Some(Self::of(framing))
+    }
+
+    fn of(framing: AnswerFraming) -> Self {
+        Self { framing, scanner: Scanner::default(), seen: Observation::default() }
     }
 }
 

@@ -174,7 +174,11 @@ impl Scanner {
             part = rest;
             is_first = false;
         }
-        while let Some((&byte, rest)) = part.split_first() {
+        loop {
+            if self.mode == Mode::Between {
+                part = self.pass_punctuation(part);
+            }
+            let Some((&byte, rest)) = part.split_first() else { return };
             match self.mode {
                 Mode::Between if byte == b'"' => {
                     if is_first && self.begins_text() {
@@ -246,6 +250,19 @@ impl Scanner {
         bytes.copy_from_slice(beginning);
         (known.length, known.depth, known.containers) = (beginning.len(), self.depth, self.containers);
         (known.key, known.has_answer) = (self.key, self.has_answer);
+    }
+
+    /// Passes over blanks, commas and colons, and returns what follows.
+    fn pass_punctuation<'p>(&mut self, mut part: &'p [u8]) -> &'p [u8] {
+        loop {
+            match part.first() {
+                Some(b' ' | b'\t' | b'\n' | b'\r') => {}
+                Some(b',') => self.expects_key = self.top().is_some_and(|(_, is_object)| is_object),
+                Some(b':') => self.expects_key = false,
+                _ => return part,
+            }
+            part = part.get(1..).unwrap_or_default();
+        }
     }
 
     /// Begins a string, and reads it at once where the part has its end and no escape before that. Returns what follows.
@@ -336,9 +353,6 @@ impl Scanner {
         match byte {
             b'{' | b'[' => self.open(byte == b'{', seen),
             b'}' | b']' => self.close(seen),
-            b',' => self.expects_key = self.top().is_some_and(|(_, is_object)| is_object),
-            b':' => self.expects_key = false,
-            b' ' | b'\t' | b'\n' | b'\r' => {}
             _ => {
                 self.mode = Mode::Bare;
                 self.length = 0;
