@@ -94,10 +94,13 @@ fn memory(pid: u32, label: &str) -> Option<f64> {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.has_ended() {
+            return;
+        }
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(3) {
-            if matches!(self.0.try_wait(), Ok(Some(_))) {
+            if self.has_ended() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -81,7 +81,7 @@ http {{
   access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; sendfile on; default_type application/json;
   server {{
     listen 127.0.0.1:{port} backlog=8192;
-    listen 127.0.0.1:{port_h2} http2;
+    listen 127.0.0.1:{port_h2} http2 backlog=8192;
     location / {{ return 200 '{small}'; }}
     location /v1/chat/completions {{ return 200 '{CHAT}'; }}
     location /v1/models {{ return 200 '{MODELS}'; }}
@@ -126,7 +126,7 @@ fn event() -> Bytes {
     ))
 }
 
-/// Answers a chat with as many events as `max_tokens` asks for, and anything else once its body is read.
+/// Answers a chat with as many events as `max_tokens`, or its later name, asks for, and anything else once its body is read.
 async fn answer(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let is_chat = request.method() == Method::POST && request.uri().path() == "/v1/chat/completions";
     if !is_chat {
@@ -136,7 +136,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, Infallible
     }
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let asked: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    let events = asked["max_tokens"].as_u64().unwrap_or(1);
+    let events = ["max_tokens", "max_completion_tokens"].iter().find_map(|name| asked[*name].as_u64()).unwrap_or(1);
     let mut ticks = tokio::time::interval(BETWEEN);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let stamped = stream::unfold((ticks, events), |(mut ticks, left)| async move {

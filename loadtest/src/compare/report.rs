@@ -167,7 +167,7 @@ fn row_cells(row: &Row, base: Option<&Row>, load: Load) -> Vec<String> {
     let beside = |figure: fn(&Measured) -> Option<f64>| {
         let base = base.map(|base| base.all(figure)).unwrap_or_default();
         let ratios: Vec<f64> = row.all(figure).iter().zip(&base).map(|(own, base)| own / base).collect();
-        median(&ratios, |ratio| format!("{ratio:.2}x"))
+        median(&ratios, |value| format!("{}x", ratio(value)))
     };
     let memory = median_of(row, |run| run.memory, |mib| format!("{mib:.0}"));
     if matches!(load, Load::Idle { .. }) {
@@ -177,7 +177,7 @@ fn row_cells(row: &Row, base: Option<&Row>, load: Load) -> Vec<String> {
     }
     cells[2] = with_spread(&row.all(|run| Some(run.rate)));
     cells[3] = with_range(&row.all(|run| Some(run.rate)), base.map(|base| base.all(|run| Some(run.rate))));
-    cells[4] = median_of(row, |run| run.cpu, |us| format!("{us:.1}"));
+    cells[4] = median_of(row, |run| run.cpu, |us| if us < 100.0 { format!("{us:.1}") } else { grouped(us) });
     cells[5] = beside(|run| run.cpu);
     for n in 0..3 {
         cells[6 + n] = median_of(row, |run| run.latency.map(|latency| latency[n]), |ms| format!("{ms:.2}"));
@@ -210,7 +210,16 @@ fn with_range(values: &[f64], base: Option<Vec<f64>>) -> String {
         return String::new();
     }
     let (median, least, most) = spread(&ratios);
-    format!("{median:.2}x ({least:.2} to {most:.2})")
+    format!("{}x ({} to {})", ratio(median), ratio(least), ratio(most))
+}
+
+/// Two digits behind the point, three of a small ratio, none of a large one.
+fn ratio(value: f64) -> String {
+    match value {
+        ..0.1 => format!("{value:.3}"),
+        ..20.0 => format!("{value:.2}"),
+        _ => format!("{value:.0}"),
+    }
 }
 
 /// A whole number with commas between thousands.
@@ -278,6 +287,11 @@ mod tests {
         );
         assert_eq!(cells[1][..4], ["", "b, 1,200 errors", "500 (400 to 1,000)", "0.50x (0.40 to 0.50)"]);
         assert_eq!(cells[1][4..], ["30.0", "1.50x", "", "", "", "10"]);
+    }
+
+    #[test]
+    fn ratios_have_the_digits_that_tell_them_apart() {
+        assert_eq!([0.0041, 0.854, 3.4, 161.7].map(ratio), ["0.004", "0.85", "3.40", "162"]);
     }
 
     #[test]

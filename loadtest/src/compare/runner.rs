@@ -14,7 +14,7 @@ use crate::process::{Process, free_port};
 /// Name of the row in which the origin is driven without a peer.
 const ORIGIN: &str = "origin alone";
 /// Time for a peer to start and to give its first right answer; interpreters take their time.
-const START: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(180);
 
 /// One run of the comparison.
 pub(super) struct Runner<'a> {

@@ -1,6 +1,6 @@
 //! Event streams, opened one after the other over the time between two events, each to its end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
@@ -29,7 +29,8 @@ pub(super) async fn drive(run: &Run<'_>, streams: usize) -> Done {
         let request = request.body(Full::new(Bytes::from(run.ask.body.clone()))).unwrap();
         under_way.spawn(read(run.port, request, origin::BETWEEN * n / steps));
     }
-    let mut done = Done { seconds: f64::from(run.seconds), ..Done::default() };
+    let began = Instant::now();
+    let mut done = Done::default();
     let mut latency = histogram();
     while let Some(stream) = under_way.join_next().await {
         let stream = stream.unwrap();
@@ -37,6 +38,7 @@ pub(super) async fn drive(run: &Run<'_>, streams: usize) -> Done {
         latency.add(&stream.latency).unwrap();
     }
     done.amount = latency.len() as f64;
+    done.seconds = began.elapsed().as_secs_f64();
     done.latency = Some(latency);
     done
 }

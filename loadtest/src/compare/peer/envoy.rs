@@ -34,6 +34,7 @@ impl Peer for Envoy {
         let config = json!({"static_resources": {
             "listeners": [{
                 "address": address(site.port),
+                "tcp_backlog_size": 8192,
                 "filter_chains": [{
                     "transport_socket": site.has_tls().then(|| transport(site)),
                     "filters": [{"name": "http", "typed_config": manager(site.kind)}],

@@ -42,6 +42,7 @@ impl Peer for Haproxy {
         let work = match site.kind {
             Kind::Full => full(),
             Kind::Chat => "  option http-buffer-request
+  option http-no-delay
   acl is_large req.body,json_query('$.model') -m str large
   use_backend u if is_large
   default_backend none
@@ -54,7 +55,7 @@ impl Peer for Haproxy {
   nbthread {workers}
   maxconn {CONNECTIONS}
   log stdout format raw local0
-  tune.bufsize 32768
+  tune.bufsize 65536
 defaults
   mode http
   timeout connect 10s

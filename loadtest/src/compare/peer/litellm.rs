@@ -39,8 +39,12 @@ impl Peer for LiteLlm {
                 .arg(config)
                 .args(["--host", "127.0.0.1", "--port", &site.port.to_string()])
                 .args(["--num_workers", &site.workers.to_string(), "--telemetry", "False"])
+                // By default a worker that takes more than some seconds to load its modules is ended.
+                .args(["--timeout_worker_healthcheck", "120"])
                 // The list of prices comes from the Internet otherwise.
                 .env("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+                // The proxy refuses to start without a key, which no other peer asks for in this workload.
+                .env("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY", "true")
                 .env("LITELLM_LOG", "ERROR"),
         )
     }

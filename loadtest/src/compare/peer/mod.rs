@@ -38,8 +38,8 @@ pub(super) const KEY: &str = "test";
 const KEY_SHA256: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 /// Limit of `Full`, in requests a second: high enough to refuse nothing.
 const LIMIT: u32 = 1_000_000;
-/// Connections that a peer may hold open; both ends of the largest workload fit.
-const CONNECTIONS: u32 = 16_384;
+/// Connections from clients that a peer may hold open. HAProxy insists on twice as many open files.
+const CONNECTIONS: u32 = 8192;
 
 /// Addresses and files of one start.
 pub(super) struct Site<'a> {

@@ -54,15 +54,16 @@ impl Peer for Nginx {
         };
         let text = format!(
             "daemon off; worker_processes {workers}; pid {pid}; error_log /dev/null;
-events {{ worker_connections {CONNECTIONS}; }}
+events {{ worker_connections {files}; }}
 http {{
   {log} {outside}
   keepalive_requests 1000000000; client_max_body_size 0;
   proxy_request_buffering off; proxy_max_temp_file_size 0;
+  client_body_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   upstream u {{ server 127.0.0.1:{upstream}; keepalive 2048; keepalive_requests 1000000000; }}
   server {{
-    listen 127.0.0.1:{port}{listen}; {tls}
+    listen 127.0.0.1:{port}{listen} backlog=8192; {tls}
     location / {{
       proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection \"\"; {buffering} {work}
     }}
@@ -70,6 +71,8 @@ http {{
 }}
 ",
             workers = site.workers,
+            // Connections of both sides count.
+            files = 2 * CONNECTIONS,
             pid = site.folder.join("nginx.pid").display(),
             folder = site.folder.display(),
             upstream = site.upstream,
