@@ -35,7 +35,8 @@ else
   [ "$1" != embeddings ] || scripts/test-models.sh minilm
 fi
 
-profile="${SPILLWAY_BENCH_PROFILE:-dist}"
+export SPILLWAY_BENCH_PROFILE="${SPILLWAY_BENCH_PROFILE:-dist}"
+profile="$SPILLWAY_BENCH_PROFILE"
 say "Building what is measured (profile $profile) and what measures it; the first time takes some minutes"
 cargo build --profile "$profile" --locked -p spillway
 cargo build --release --locked -p spillway-loadtest

@@ -122,7 +122,7 @@ impl Plot {
         let floor = if self.log { heights.iter().copied().fold(0.0, f64::min).floor() } else { 0.0 };
         let top = if self.log { most.ceil() } else { most * 1.05 };
         let mut chart = ChartBuilder::on(root)
-            .caption(self.caption, ("sans-serif", 17).into_font().color(&TEXT))
+            .caption(self.caption, ("sans-serif", 19).into_font().color(&TEXT))
             .margin(8)
             .margin_right(130)
             .x_label_area_size(28)
@@ -138,7 +138,7 @@ impl Plot {
             .axis_style(TEXT)
             .y_labels(if self.log { (top - floor) as usize + 1 } else { 6 })
             .y_label_formatter(&|y| if self.log { format!("{}", 10_f64.powf(*y)) } else { format!("{y:.1}") })
-            .label_style(("sans-serif", 13).into_font().color(&TEXT))
+            .label_style(("sans-serif", 15).into_font().color(&TEXT))
             .draw()
             .unwrap();
         let placed = bars.iter().enumerate().flat_map(|(group, bars)| {
@@ -157,7 +157,7 @@ impl Plot {
 
     /// Names of the workloads below, and of the peers on the right.
     fn label(&self, root: &DrawingArea<SVGBackend<'_>, Shift>, bars: &[Bars]) {
-        let style = TextStyle::from(("sans-serif", 13).into_font()).color(&TEXT);
+        let style = TextStyle::from(("sans-serif", 15).into_font()).color(&TEXT);
         let (left, right) = (8 + 56, SIZE.0 as i32 - 130);
         for (n, name) in self.workloads.iter().enumerate() {
             let middle = left + (right - left) * (2 * n as i32 + 1) / (2 * self.workloads.len() as i32);
@@ -185,8 +185,11 @@ mod tests {
         let run = |rate| Measured { rate, ..Measured::default() };
         let row = |name, rate| Row { name, difference: None, failure: None, runs: vec![run(rate)] };
         let workload = workload::ALL.iter().find(|workload| workload.name == "bare-32").unwrap();
-        let groups =
-            [Group { workload, rows: vec![row("nginx", 2.0), row("Spillway", 1.0), row("origin alone", 9.0)] }];
+        let groups = [Group {
+            workload,
+            others: 0.0,
+            rows: vec![row("nginx", 2.0), row("Spillway", 1.0), row("origin alone", 9.0)],
+        }];
         assert_eq!(PLOTS[0].bars(&groups, "bare-32"), [(0, 1.0), (4, 0.5)]);
         let svg = PLOTS[0].svg(&groups);
         assert_eq!(svg, PLOTS[0].svg(&groups), "the same each time");

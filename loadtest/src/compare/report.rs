@@ -53,6 +53,8 @@ impl Row {
 /// Rows of one workload; the first one is what the others are compared with.
 pub(super) struct Group {
     pub(super) workload: &'static Workload,
+    /// Share of all processor time that other programs had meanwhile, 0 to 1.
+    pub(super) others: f64,
     pub(super) rows: Vec<Row>,
 }
 
@@ -111,8 +113,8 @@ impl Report {
         let mut said = std::collections::BTreeSet::new();
         for (group, row) in self.groups.iter().flat_map(|group| group.rows.iter().map(move |row| (group, row))) {
             let Some(difference) = row.difference else { continue };
-            let work = group.workload.name.split('-').next().unwrap_or_default();
-            if said.insert((row.name, work)) {
+            if said.insert((row.name, difference)) {
+                let work = group.workload.name.split('-').next().unwrap_or_default();
                 let _ = writeln!(text, "- {work}, {}: {difference}", row.name);
             }
         }
@@ -138,7 +140,8 @@ impl Group {
         let base = self.rows.first();
         let mut cells: Vec<_> = self.rows.iter().map(|row| row_cells(row, base, self.workload.load)).collect();
         if let Some(first) = cells.first_mut() {
-            first[0] = format!("{} ({})", self.workload.title, unit(self.workload.load));
+            let unit = unit(self.workload.load);
+            first[0] = format!("{} ({unit}; others {:.0} %)", self.workload.title, self.others * 100.0);
         }
         cells
     }
@@ -283,7 +286,7 @@ mod tests {
         let cells = group.cells();
         assert_eq!(
             cells[0][..4],
-            ["bare, 32 connections (requests)", "nginx", "1,000 (1,000 to 2,000)", "1.00x (1.00 to 1.00)"]
+            ["bare, 32 connections (requests; others 25 %)", "nginx", "1,000 (1,000 to 2,000)", "1.00x (1.00 to 1.00)"]
         );
         assert_eq!(cells[1][..4], ["", "b, 1,200 errors", "500 (400 to 1,000)", "0.50x (0.40 to 0.50)"]);
         assert_eq!(cells[1][4..], ["30.0", "1.50x", "", "", "", "10"]);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Options;
 use super::load::{self, Done, Run};
+use super::machine::Watch;
 use super::origin::Origin;
 use super::peer::{self, Kind, Peer, Site};
 use super::report::{Group, Measured, Presence, Row};
@@ -92,6 +93,7 @@ impl<'a> Runner<'a> {
                 self.run_of(contestant, 1, most).drive(workload.load);
             }
         }
+        let watch = Watch::start();
         for round in 0..self.rounds {
             for contestant in &mut contestants {
                 if workload.is_fresh() && round > 0 {
@@ -102,7 +104,8 @@ impl<'a> Runner<'a> {
                 self.round(contestant, workload, most);
             }
         }
-        Group { workload, rows: contestants.into_iter().map(|contestant| contestant.row).collect() }
+        let others = watch.others().programs;
+        Group { workload, others, rows: contestants.into_iter().map(|contestant| contestant.row).collect() }
     }
 
     /// Peers that can do this work, and the origin alone where a client can ask it the same.
@@ -202,13 +205,25 @@ fn await_answer(contestant: &mut Contestant<'_>, workload: &Workload) {
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    if workload.kind == Kind::Full {
-        if !answer.to_ascii_lowercase().contains("\r\nx-backend: ") {
-            return contestant.row.fail("sets no header");
+    if let Some(reason) = shirked(contestant, workload, &answer) {
+        contestant.row.fail(reason);
+    }
+}
+
+/// Part of the work that a peer does not do, told from its answer and from a request that it must refuse.
+fn shirked(contestant: &Contestant<'_>, workload: &Workload, answer: &str) -> Option<&'static str> {
+    let ask = &contestant.ask;
+    let is_answered = |headers: &[String], body: String| {
+        let other = Ask { headers: headers.to_vec(), body, ..*ask };
+        load::answers(&other, contestant.site.port, contestant.site.has_tls()).is_some()
+    };
+    match workload.kind {
+        Kind::Full if !answer.to_ascii_lowercase().contains("\r\nx-backend: ") => Some("sets no header"),
+        Kind::Full if is_answered(&[], String::new()) => Some("answers without the key"),
+        Kind::Chat if contestant.peer.is_some() && contestant.row.difference.is_none() => {
+            let unserved = ask.body.replace("\"large\"", "\"small\"");
+            is_answered(&ask.headers, unserved).then_some("answers for a model whose server is down")
         }
-        let stranger = Ask { headers: Vec::new(), body: String::new(), ..contestant.ask };
-        if load::answers(&stranger, port, tls).is_some() {
-            contestant.row.fail("answers without the key");
-        }
+        _ => None,
     }
 }

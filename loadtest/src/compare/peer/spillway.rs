@@ -1,4 +1,4 @@
-//! Spillway itself: the binary that `SPILLWAY_BIN` names.
+//! Spillway itself: the binary that `SPILLWAY_BIN` names, built with the profile that `SPILLWAY_BENCH_PROFILE` names.
 
 use std::process::Command;
 
@@ -14,7 +14,9 @@ impl Peer for Spillway {
     }
 
     fn version(&self) -> Option<String> {
-        version_in(&printed(named("SPILLWAY_BIN"), &["--version"])?)
+        let version = version_in(&printed(named("SPILLWAY_BIN"), &["--version"])?)?;
+        let profile = std::env::var("SPILLWAY_BENCH_PROFILE");
+        Some(profile.map_or(version.clone(), |profile| format!("{version}, profile `{profile}`")))
     }
 
     fn source(&self) -> &'static str {
