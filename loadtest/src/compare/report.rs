@@ -281,8 +281,11 @@ mod tests {
         // The machine is twice as fast in the second round: ratios of medians would say something else.
         let mut slow = row("b", &[500.0, 1000.0, 400.0], 30.0);
         slow.runs[1].errors = 1200;
-        let group =
-            Group { workload: named("bare-32"), rows: vec![row("nginx", &[1000.0, 2000.0, 1000.0], 20.0), slow] };
+        let group = Group {
+            workload: named("bare-32"),
+            others: 0.25,
+            rows: vec![row("nginx", &[1000.0, 2000.0, 1000.0], 20.0), slow],
+        };
         let cells = group.cells();
         assert_eq!(
             cells[0][..4],
