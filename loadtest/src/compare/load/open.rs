@@ -58,7 +58,8 @@ impl Schedule {
 
     /// Counts the answer of a connection.
     fn answer(&mut self, connection: usize, now: Duration) {
-        let due = self.due[connection].take().expect("an answer follows a request");
+        // None where the peer closed a connection without a request.
+        let Some(due) = self.due[connection].take() else { return };
         record(&mut self.latency, now.saturating_sub(due));
         self.answered += u64::from(now <= self.length);
         self.free.push_back(connection);
@@ -94,21 +95,21 @@ impl Connection {
         Self { stream, read: Vec::with_capacity(4096) }
     }
 
-    /// Reads what has come; true with the status once an answer is complete.
-    fn receive(&mut self) -> Option<bool> {
+    /// Reads what has come: none as long as the answer is not complete, else true if it is the right one. An error means that
+    /// the peer closed the connection.
+    fn receive(&mut self) -> std::io::Result<Option<bool>> {
         let mut part = [0; 4096];
         match (&self.stream).read(&mut part) {
-            Ok(0) => panic!("the peer closed a kept connection"),
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(n) => self.read.extend_from_slice(&part[..n]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
-            Err(error) => panic!("{error}"),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
         }
-        let answer = wire::answer(&self.read)?;
-        if self.read.len() < answer.head + answer.body {
-            return None;
+        let whole = wire::answer(&self.read).filter(|answer| self.read.len() >= answer.head + answer.body);
+        if whole.is_some() {
+            self.read.clear();
         }
-        self.read.clear();
-        Some(answer.is_ok)
+        Ok(whole.map(|answer| answer.is_ok))
     }
 }
 
@@ -121,14 +122,21 @@ pub(super) fn drive(run: &Run<'_>, rate: f64, length: Duration) -> Done {
     let began = Instant::now();
     while !schedule.is_done() && began.elapsed() < length * 2 {
         while let Some(connection) = schedule.send(began.elapsed()) {
-            // A request of some hundred bytes always fits into the buffer of a connection without another.
-            (&connections[connection].stream).write_all(&request).unwrap();
+            // A request of some hundred bytes always fits into the buffer of a connection without another. Of a closed
+            // connection the next read tells.
+            let _ = (&connections[connection].stream).write_all(&request);
         }
         for n in ready(&connections, wait(&schedule, began.elapsed())) {
-            if let Some(is_ok) = connections[n].receive() {
-                errors += u64::from(!is_ok);
-                schedule.answer(n, began.elapsed());
-            }
+            let is_ok = match connections[n].receive() {
+                Ok(None) => continue,
+                Ok(Some(is_ok)) => is_ok,
+                Err(_) => {
+                    connections[n] = Connection::open(run.port);
+                    false
+                }
+            };
+            errors += u64::from(!is_ok);
+            schedule.answer(n, began.elapsed());
         }
     }
     let (answered, latency) = schedule.close(began.elapsed());
