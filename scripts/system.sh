@@ -74,7 +74,8 @@ apt() {
   return 1
 }
 
-# Servers that tests and measurements start themselves (nginx, HAProxy, Redis) must not be started or enabled at boot by their packages.
+# Servers that tests and measurements start themselves (nginx, HAProxy, Redis) must not be started or enabled at boot by
+# their packages.
 policy=/usr/sbin/policy-rc.d
 guard=""
 release_guard() { if [ -n "$guard" ]; then as_root rm -f "$policy"; fi; }
