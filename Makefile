@@ -42,8 +42,8 @@ fuzz: ## each fuzz target for a minute, its corpus kept (once built)
 lint: ## formatting, clippy, cargo deny, shellcheck
 	@scripts/lint.sh
 
-bench: ## load tests beside nginx and llama.cpp, printed as tables
-	@scripts/bench.sh
+bench: ## Spillway beside nginx, HAProxy, Envoy and others, as one table (half an hour; ARGS="peers --quick" tries it out)
+	@scripts/bench.sh $(ARGS)
 
 dist: ## the program as it is shipped, its bill of materials and checksums, in dist/: the same bytes in any folder
 	@scripts/dist.sh

@@ -41,6 +41,9 @@ case "$profile" in
       need util-linux prlimit
       # A library that is preloaded, so there is no command to look for.
       compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || missing+=(libfaketime)
+    else
+      PATH="$PATH:/usr/sbin" need haproxy haproxy
+      need nghttp2-client h2load
     fi
     ;;
   instructions) need valgrind valgrind ;;
@@ -74,7 +77,8 @@ apt() {
   return 1
 }
 
-# Servers that tests start themselves (nginx, Redis) must not be started or enabled at boot by their packages.
+# Servers that tests and measurements start themselves (nginx, HAProxy, Redis) must not be started or enabled at boot by
+# their packages.
 policy=/usr/sbin/policy-rc.d
 guard=""
 release_guard() { if [ -n "$guard" ]; then as_root rm -f "$policy"; fi; }
@@ -84,6 +88,7 @@ for p in "${missing[@]}"; do
   case "$p" in
     nginx-light) came+=(nginx) ;;
     redis-server) came+=(redis-server) ;;
+    haproxy) came+=(haproxy) ;;
   esac
 done
 if [ "${#came[@]}" -gt 0 ] && [ ! -e "$policy" ]; then

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
-# (seconds).
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec] [fuzz] [cyclonedx]; without arguments:
-# all but the last three.
+# (seconds). Of the peers of `make bench` it installs what can be had.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec] [fuzz] [cyclonedx] [peers]; without arguments:
+# all but the last four.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -155,6 +155,37 @@ nextest() {
     ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11
 }
 
+# Proxies to compare with, in folders of their own under .cache/peers. One that cannot be had is left out of the table.
+peers() {
+  local python want folder="$CACHE/peers"
+  mkdir -p "$folder/npm"
+  python="$(find_python)" || die "no Python of at least 3.10 with its venv module: run scripts/system.sh run"
+  want="$("$python" --version) $(sha256_of loadtest/peers/requirements.txt)"
+  if ! stamp_is peers-python "$want"; then
+    say "Installing Envoy, vllm-router, sglang-router and LiteLLM from loadtest/peers/requirements.txt (1 GB)"
+    rm -rf "$folder/venv"
+    if "$python" -m venv "$folder/venv" &&
+      "$folder/venv/bin/python" -m pip install --quiet --only-binary=:all: --disable-pip-version-check --no-deps \
+        --requirement loadtest/peers/requirements.txt; then
+      set_stamp peers-python "$want"
+    else
+      warn "pip could not install loadtest/peers/requirements.txt: its peers are left out"
+    fi
+  fi
+  want="$(sha256_of loadtest/peers/package-lock.json)"
+  if ! have node || ! have npm; then
+    warn "Portkey's gateway needs Node.js with npm: it is left out"
+  elif ! stamp_is peers-npm "$want"; then
+    say "Installing Portkey's gateway from loadtest/peers/package-lock.json"
+    cp loadtest/peers/package.json loadtest/peers/package-lock.json "$folder/npm/"
+    if npm ci --prefix "$folder/npm" --ignore-scripts --no-audit --no-fund --loglevel=error; then
+      set_stamp peers-npm "$want"
+    else
+      warn "npm could not install loadtest/peers/package-lock.json: Portkey's gateway is left out"
+    fi
+  fi
+}
+
 # No wheels have these.
 fuzz() {
   cargo_tool cargo-fuzz 0.13.2 "" ""
@@ -174,6 +205,7 @@ for part in "$@"; do
     pebble) pebble ;;
     fuzz) fuzz ;;
     cyclonedx) cyclonedx ;;
-    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble, h2spec, fuzz or cyclonedx" ;;
+    peers) peers ;;
+    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble, h2spec, fuzz, cyclonedx or peers" ;;
   esac
 done

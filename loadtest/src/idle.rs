@@ -159,5 +159,20 @@ fn wrk(port: u16, seconds: u32) -> f64 {
         .expect("wrk is installed: `make bench` does it");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(!text.contains("Non-2xx"), "{text}");
-    crate::proxy::p99(&text)
+    p99(&text)
+}
+
+/// 99th percentile printed by `wrk`, in milliseconds.
+fn p99(text: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("99%")).unwrap_or_else(|| panic!("{text}"));
+    let p99 = line.trim();
+    let digits = p99.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale = if p99.ends_with("us") {
+        1e-3
+    } else if p99.ends_with("ms") {
+        1.0
+    } else {
+        1e3
+    };
+    digits.parse::<f64>().unwrap() * scale
 }

@@ -1,5 +1,6 @@
 //! Measurements compared with peers, interleaved in one run: they print ratios with medians and spread and assert
-//! nothing. Load goes to loopback only. `make bench` builds and runs them. The soak alone judges: `make soak`.
+//! nothing. Load goes to loopback only. `make bench` builds all and runs the comparison with other proxies;
+//! `scripts/bench.sh NAME` runs another scenario. The soak alone judges: `make soak`.
 
 #![allow(
     clippy::print_stdout,
@@ -12,17 +13,21 @@
 )]
 
 mod beside;
+mod compare;
 mod embeddings;
 mod engine;
 mod http;
 mod idle;
 mod overload;
 mod process;
-mod proxy;
 mod rotation;
 mod soak;
 
 use clap::{Parser, ValueEnum};
+
+/// The allocator that the gateway has, so that the bare Pingora proxy has it too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Compares Spillway with its peers on this machine.
 #[derive(Parser)]
@@ -31,15 +36,17 @@ struct Arguments {
     /// Runs as an upstream of a scenario instead.
     #[command(subcommand)]
     part: Option<Part>,
-    /// Scenario to run; all if left out.
-    #[arg(value_enum)]
-    scenario: Option<Scenario>,
+    /// Scenario to run.
+    #[arg(value_enum, default_value = "peers")]
+    scenario: Scenario,
     /// Rounds, in each of which every candidate runs once.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of each run.
-    #[arg(long, default_value_t = 5)]
-    seconds: u32,
+    /// Seconds of each run; default: 5, beside other proxies 3.
+    #[arg(long)]
+    seconds: Option<u32>,
+    #[command(flatten)]
+    comparison: compare::Options,
     /// Servers of the overload scenario: llama.cpp runs only its first part, for `--seconds` in all.
     #[arg(long, value_enum, default_value = "scripted")]
     servers: Servers,
@@ -82,6 +89,8 @@ enum Part {
         #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(50..))]
         seconds: u32,
     },
+    /// Bare proxy of Pingora, which the peers scenario starts.
+    BarePingora(compare::BarePingora),
 }
 
 /// Kind of overloaded servers.
@@ -97,8 +106,8 @@ enum Servers {
 enum Scenario {
     /// Three times the load that scripted servers take, and servers that fail; `--seconds 600` for ten minutes.
     Overload,
-    /// A 200-byte JSON through Spillway and through nginx.
-    Proxy,
+    /// Spillway beside other proxies and gateways: one table, written into docs/benchmarks.md where all of it ran.
+    Peers,
     /// Ten thousand idle and slow clients beside normal traffic.
     Idle,
     /// API keys and certificates that change under 2,000 requests a second.
@@ -114,59 +123,51 @@ enum Scenario {
 fn main() {
     let arguments = Arguments::parse();
     match arguments.part {
+        Some(Part::BarePingora(proxy)) => proxy.run(),
         Some(Part::Server(server)) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            return runtime.block_on(server.run());
+            runtime.block_on(server.run());
         }
         Some(Part::Soak { seconds }) => std::process::exit(i32::from(!soak::run(seconds))),
-        None => {}
+        None => run(arguments),
     }
-    let wanted = |scenario| arguments.scenario.is_none_or(|s| s == scenario);
-    if wanted(Scenario::Proxy) {
-        proxy::run(arguments.rounds, arguments.seconds);
-    }
-    if wanted(Scenario::Idle) {
-        idle::run(arguments.connections, arguments.seconds);
-    }
-    if wanted(Scenario::Overload) {
-        match arguments.servers {
-            Servers::Scripted => overload::run(arguments.seconds),
+}
+
+fn run(arguments: Arguments) {
+    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let (rounds, seconds) = (arguments.rounds, arguments.seconds.unwrap_or(5));
+    match arguments.scenario {
+        Scenario::Peers => compare::run(&arguments.comparison, rounds, arguments.seconds.unwrap_or(3)),
+        Scenario::Idle => idle::run(arguments.connections, seconds),
+        Scenario::Overload => match arguments.servers {
+            Servers::Scripted => overload::run(seconds),
             Servers::Llama => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(overload::run_real(arguments.seconds, arguments.spill));
+                runtime.block_on(overload::run_real(seconds, arguments.spill));
             }
-        }
-    }
-    if wanted(Scenario::Rotation) {
-        rotation::run(arguments.seconds);
-    }
-    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    if wanted(Scenario::Engine) {
-        engine::run(&engine::Comparison {
-            rounds: arguments.rounds,
+        },
+        Scenario::Rotation => rotation::run(seconds),
+        Scenario::Engine => engine::run(&engine::Comparison {
+            rounds,
             cores: arguments.cores.unwrap_or(machine),
             together: arguments.together,
-            device: arguments.device.clone(),
-            models: arguments.model.clone(),
-            unit: arguments.unit.clone(),
-            llama: arguments.llama_server.clone(),
-        });
-    }
-    if wanted(Scenario::Beside) {
-        beside::run(&arguments.device, arguments.cores, arguments.rounds, arguments.seconds);
-    }
-    if wanted(Scenario::Embeddings) {
-        embeddings::run(&embeddings::Comparison {
-            rounds: arguments.rounds,
+            device: arguments.device,
+            models: arguments.model,
+            unit: arguments.unit,
+            llama: arguments.llama_server,
+        }),
+        Scenario::Beside => beside::run(&arguments.device, arguments.cores, rounds, seconds),
+        Scenario::Embeddings => embeddings::run(&embeddings::Comparison {
+            rounds,
             cores: arguments.cores.unwrap_or(machine),
             model: arguments
                 .model
-                .first()
-                .cloned()
+                .into_iter()
+                .next()
                 .unwrap_or_else(|| "models/all-minilm-l6-v2/model.safetensors".into()),
-            unit: arguments.unit.clone(),
-            python: arguments.python.clone(),
-        });
+            unit: arguments.unit,
+            python: arguments.python,
+        }),
     }
 }
 

@@ -33,39 +33,74 @@ http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.
         nginx
     }
 
-    fn family(&self) -> Vec<u32> {
-        let own = self.0.id();
-        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        std::iter::once(own).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
-    }
-
     /// CPU seconds of the program and its children.
     pub(crate) fn cpu(&self) -> f64 {
-        let of = |pid: u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            // utime and stime, in ticks of a hundredth of a second.
-            Some((fields[11].parse::<f64>().ok()? + fields[12].parse::<f64>().ok()?) / 100.0)
-        };
-        self.family().into_iter().filter_map(of).sum()
+        family(self.0.id()).into_iter().filter_map(|pid| Some(cpu(pid)?.0)).sum()
     }
 
-    /// Resident memory in MiB.
+    /// Resident memory in MiB. Pages that processes share count for each.
     pub(crate) fn resident(&self) -> f64 {
-        let of = |pid: u32| {
-            let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-            statm.split_whitespace().nth(1)?.parse::<f64>().ok()
-        };
-        self.family().into_iter().filter_map(of).sum::<f64>() * 4096.0 / f64::from(1 << 20)
+        family(self.0.id()).into_iter().filter_map(|pid| memory(pid, "VmRSS:")).sum()
     }
+
+    /// Most resident memory since the start, in MiB, of the processes that run now.
+    pub(crate) fn peak(&self) -> f64 {
+        family(self.0.id()).into_iter().filter_map(|pid| memory(pid, "VmHWM:")).sum()
+    }
+
+    /// True once the program has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(Some(_)))
+    }
+}
+
+/// A process and all that descend from it.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = all.get(next) {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let pids: Vec<u32> = children
+            .flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        all.extend(pids);
+        next += 1;
+    }
+    all
+}
+
+/// CPU seconds of a process, and of its children that have ended.
+fn cpu(pid: u32) -> Option<(f64, f64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    // utime, stime, cutime and cstime, in ticks of a hundredth of a second.
+    let seconds = |n: usize| Some(fields.get(n)?.parse::<f64>().ok()? / 100.0);
+    Some((seconds(11)? + seconds(12)?, seconds(13)? + seconds(14)?))
+}
+
+/// CPU seconds of a process with its children that have ended.
+pub(crate) fn cpu_with_ended(pid: u32) -> Option<f64> {
+    let (own, ended) = cpu(pid)?;
+    Some(own + ended)
+}
+
+/// Line of /proc/PID/status, from KiB to MiB.
+fn memory(pid: u32, label: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(label))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.has_ended() {
+            return;
+        }
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(3) {
-            if matches!(self.0.try_wait(), Ok(Some(_))) {
+            if self.has_ended() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
