@@ -58,6 +58,13 @@ pub fn now() -> tokio::time::Instant {
     }
 }
 
+/// Lets the next reader of [`now`] read the clock again: work in this poll has taken time.
+pub fn renew() {
+    if matches!(READING.get(), Reading::Taken(_)) {
+        READING.set(Reading::Due);
+    }
+}
+
 /// As [`now`], in the form of the standard library.
 pub fn instant() -> Instant {
     now().into_std()
@@ -154,4 +161,29 @@ pub fn unix_fraction(time: SystemTime) -> f64 {
 /// Unix time of a time; zero before 1970.
 pub fn since_1970(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_poll_has_one_time_until_work_has_taken_some() {
+        let spent = || std::thread::sleep(Duration::from_millis(2));
+        let task = OneReading(Box::pin(async move {
+            let first = now();
+            spent();
+            assert_eq!(now(), first);
+            renew();
+            let second = now();
+            assert!(second > first);
+            spent();
+            tokio::task::yield_now().await;
+            assert!(now() > second, "another poll");
+        }));
+        task.await;
+        let before = now();
+        spent();
+        assert!(now() > before, "no poll of a connection");
+    }
 }

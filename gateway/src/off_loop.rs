@@ -10,6 +10,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
+use crate::clock;
 use crate::telemetry::{BodyRefusal, Metrics};
 
 /// Largest body that is read without announcement, in bytes: one pass takes a fraction of a millisecond, less than moving
@@ -55,11 +56,13 @@ impl OffLoop {
             let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, kind, "body_readers_busy", message);
             return Err(Box::new(refusal.retry_after(Duration::from_secs(1))));
         };
-        Ok(if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        let done = if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
             work()
         } else {
             tokio::task::block_in_place(work)
-        })
+        };
+        clock::renew();
+        Ok(done)
     }
 }
 
