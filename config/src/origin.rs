@@ -244,7 +244,7 @@ fn without_credentials(text: &str, ends: &[char], mask: impl Fn(&str) -> String)
     is_changed.then_some(out)
 }
 
-/// What stands in place of a user or query of a URL. References to variables are shown as they are written.
+/// Text in place of a user or query of a URL. References to variables are shown as they are written.
 fn withheld(part: &str) -> String {
     if part.contains("${") { part.to_owned() } else { "***".to_owned() }
 }

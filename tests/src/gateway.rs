@@ -13,7 +13,7 @@ pub struct Gateway {
     child: Child,
     folder: tempfile::TempDir,
     lines: Arc<Mutex<Vec<String>>>,
-    /// What the thread that reads the log does with the next line.
+    /// Task of the thread that reads the log with the next line.
     reading: Arc<Mutex<Reading>>,
     /// Address for clients.
     pub address: SocketAddr,

@@ -1,4 +1,4 @@
-//! One fault at a time under a steady load of good requests: what breaks, what does not, and how it is seen. Each test says
+//! Faults, one at a time, under a steady load of good requests: what breaks, what does not, and how it is seen. Each test says
 //! what is promised; `docs/operate/faults.md` is the table of all faults, also of those that other files test.
 
 #![allow(

@@ -2,7 +2,7 @@
 //! hyper's server. Each request that the session reads in full is one that hyper reads: the same method, target, fields, body
 //! and trailers, and so the same beginning of the next one. The session may refuse what hyper takes, never the reverse.
 //!
-//! One difference is allowed: a target that is neither a path nor a URL, or has bytes that no URI has. The session hands it on, and
+//! A single difference is allowed: a target that is neither a path nor a URL, or has bytes that no URI has. The session hands it on, and
 //! the pipeline refuses or escapes it (`gateway/src/pipeline/target`). What follows it on its connection is not compared.
 #![no_main]
 

@@ -104,7 +104,7 @@ fn world() -> World {
     }
 }
 
-/// One of three parts of a token.
+/// Part of a token.
 #[derive(Arbitrary, Debug)]
 enum TokenPart<'a> {
     OfGood,

@@ -48,7 +48,7 @@ pub struct CallerHeaders {
     late: Vec<HeaderName>,
     /// Folded names of which only the right spelling counts.
     guarded: HashSet<Box<[u8]>, ahash::RandomState>,
-    /// Those of [`USUAL`] that pass whoever sends them.
+    /// Names of [`USUAL`] that pass whoever sends them.
     usual: NameSet,
 }
 

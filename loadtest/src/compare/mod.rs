@@ -25,7 +25,7 @@ use workload::Workload;
 const PAGE: &str = "docs/benchmarks.md";
 const PLOTS: &str = "docs/benchmarks";
 
-/// What is compared.
+/// Choice of peers and workloads.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Peers, with commas between them; default: all that are installed. nginx always takes part.
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     /// Threads or processes of each peer that carry requests.
     #[arg(long, default_value_t = 2)]
     workers: usize,
-    /// One round of a second each: to try things out, not for figures.
+    /// A single round of a second each: to try things out, not for figures.
     #[arg(long)]
     quick: bool,
 }

@@ -29,7 +29,7 @@ const PEERS: [(&str, RGBColor); 9] = [
 /// Figure of a run.
 type Figure = fn(&Measured) -> Option<f64>;
 
-/// One plot.
+/// A plot.
 struct Plot {
     file: &'static str,
     caption: &'static str,

@@ -10,7 +10,7 @@ use crate::spread;
 const BEGIN: &str = "<!-- The table of make bench: begin -->";
 const END: &str = "<!-- The table of make bench: end -->";
 
-/// One run of one peer.
+/// Run of a peer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
     /// Requests, events or megabytes a second.
@@ -34,7 +34,7 @@ pub(super) struct Row {
     pub(super) difference: Option<&'static str>,
     /// Reason for which the peer was not measured.
     pub(super) failure: Option<&'static str>,
-    /// One for each round.
+    /// Ratios, one for each round.
     pub(super) runs: Vec<Measured>,
 }
 

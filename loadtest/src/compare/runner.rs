@@ -17,7 +17,7 @@ const ORIGIN: &str = "origin alone";
 /// Time for a peer to start and to give its first right answer; interpreters take their time.
 const START: Duration = Duration::from_secs(180);
 
-/// One run of the comparison.
+/// A run of the comparison.
 pub(super) struct Runner<'a> {
     peers: Vec<(Box<dyn Peer>, Option<String>)>,
     origin: Origin,

@@ -22,7 +22,7 @@ pub(super) enum Load {
     Idle { connections: usize },
 }
 
-/// One row group of the table.
+/// Group of rows of the table.
 pub(super) struct Workload {
     /// Name on the command line and in plots.
     pub(super) name: &'static str,

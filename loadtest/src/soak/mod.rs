@@ -28,7 +28,7 @@ const BROKEN: usize = 5;
 /// Longest wait for counters and log to come to rest at the end.
 const REST: Duration = Duration::from_secs(30);
 
-/// What clients share.
+/// State that clients share.
 struct World {
     plain: u16,
     secure: u16,

@@ -21,7 +21,7 @@ pub(super) struct Gateway {
     log: std::path::PathBuf,
 }
 
-/// What the process held at one time.
+/// Resources of the process at one time.
 #[derive(Clone, Copy)]
 pub(super) struct Sample {
     /// Resident memory, bytes.
@@ -45,7 +45,7 @@ impl Gateway {
         Self { child, log }
     }
 
-    /// What the process holds now; `None` where it has ended.
+    /// Resources of the process now; `None` where it has ended.
     pub(super) fn sample(&self) -> Option<Sample> {
         let own = format!("/proc/{}", self.child.id());
         let status = std::fs::read_to_string(format!("{own}/status")).ok()?;

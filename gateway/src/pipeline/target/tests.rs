@@ -91,7 +91,7 @@ fn a_body_has_one_type() {
 }
 
 proptest::proptest! {
-    /// What the short way accepts, the long way accepts and leaves as it is.
+    /// Hosts that the short way accepts are accepted by the long way and left as they are.
     #[test]
     fn a_host_in_form_is_a_host_that_nothing_changes(host in "[a-zA.:0\\-_~\\[ ]{0,9}(\\.|:[0-9]{0,6})?") {
         if is_in_form(host.as_bytes()) {

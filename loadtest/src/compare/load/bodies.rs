@@ -53,7 +53,7 @@ async fn repeat(port: u16, connections: usize, length: Duration, head: Vec<u8>, 
     }
 }
 
-/// One request with its answer. Counts the bytes of the large body as they go.
+/// A request with its answer. Counts the bytes of the large body as they go.
 async fn exchange(
     stream: &mut TcpStream,
     head: &[u8],

@@ -32,7 +32,7 @@ pub(super) struct Done {
     pub(super) held: Option<f64>,
 }
 
-/// One run against one peer.
+/// Run against a peer.
 pub(super) struct Run<'a> {
     pub(super) ask: &'a Ask,
     pub(super) port: u16,

@@ -63,7 +63,7 @@ impl UsageSeen {
 /// String or bare word that was read to its end.
 #[derive(Debug, Clone, Copy)]
 struct Token<'t> {
-    /// Its bytes; `None` where they are not wanted, or too many.
+    /// The bytes; `None` where they are not wanted, or too many.
     bytes: Option<&'t [u8]>,
     /// Number of its bytes in any case.
     length: usize,
