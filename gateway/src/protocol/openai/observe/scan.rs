@@ -238,7 +238,8 @@ impl Scanner {
     fn remember(&mut self, beginning: &[u8], seen: &Observation) {
         let resets_reasoning =
             matches!(self.top(), Some((Container::Delta | Container::Message | Container::Content, true)));
-        if !self.is_plain || !resets_reasoning || self.has_content || self.expects_key || seen.error.is_some() {
+        let depends_on_more = !resets_reasoning || self.has_content || self.expects_key || seen.error.is_some();
+        if !self.is_plain || depends_on_more || beginning.len() > MAX_BEGINNING {
             return;
         }
         let known = self.beginning.get_or_insert_with(|| {

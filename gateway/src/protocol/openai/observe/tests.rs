@@ -56,6 +56,18 @@ fn expected(now: Instant) -> Observation {
     }
 }
 
+/// Of a beginning that is too long to be remembered nothing is.
+#[test]
+fn a_long_beginning_is_read_each_time() {
+    let long = format!("{{\"id\":\"{}\",\"choices\":[{{\"delta\":{{\"content\":\"c\"}}}}]}}", "x".repeat(600));
+    let repeated = "{\"reasoning\":\"r\"}";
+    let lines = [long.as_str(), long.as_str(), repeated, repeated, repeated].map(|line| format!("{line}\n")).concat();
+    let now = Instant::now();
+    let every_byte: Vec<usize> = (0..lines.len()).collect();
+    let seen = |cuts: &[usize]| observe("application/x-ndjson", lines.as_bytes(), cuts, now);
+    assert_eq!(seen(&[]), seen(&every_byte));
+}
+
 #[test]
 fn a_stream_cut_at_any_two_bytes_tells_the_same() {
     let now = Instant::now();
