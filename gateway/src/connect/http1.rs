@@ -442,8 +442,7 @@ pub(super) fn is_over(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-    use http::HeaderValue;
+    use http::{HeaderName, HeaderValue};
     use proptest::prelude::*;
     use tokio::net::{TcpListener, TcpStream};
 

@@ -48,11 +48,6 @@ pub(super) enum ValueKind {
     Object,
 }
 
-/// True if a byte ends a run of plain text in a string: a quote, a backslash, a control character.
-const fn ends_text(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
 /// Containers that are open around a value.
 struct Nesting {
     /// A bit for each container, the innermost last: set for an object.
@@ -361,7 +356,7 @@ impl<'a> Scan<'a> {
         let (mut length, mut has_escapes) = (0u64, false);
         loop {
             let rest = self.bytes.get(self.at..).unwrap_or_default();
-            let run = text_run(rest);
+            let run = text_end::<true>(rest);
             self.at += run;
             length = length.saturating_add(u64::try_from(run).unwrap_or(u64::MAX));
             match rest.get(run) {
@@ -504,26 +499,6 @@ impl<'a> Scan<'a> {
         }
         Ok(())
     }
-}
-
-/// Number of bytes of plain text at the beginning of `rest`.
-fn text_run(rest: &[u8]) -> usize {
-    const SHORT: usize = 32;
-    if let Some(end) = text_end::<true>(rest, SHORT) {
-        return end;
-    }
-    let ends = |byte: &u8| ends_text(*byte);
-    let (head, tail) = rest.split_at_checked(SHORT).unwrap_or((rest, b""));
-    let quoted = memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len());
-    let text = tail.get(..quoted).unwrap_or(tail);
-    // Compared in blocks, which the compiler turns into vector instructions.
-    for (n, block) in text.chunks(256).enumerate() {
-        if block.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20 {
-            let inside = block.iter().position(ends).unwrap_or(0);
-            return head.len() + n * 256 + inside;
-        }
-    }
-    head.len() + quoted
 }
 
 /// Result of comparing a name in a body with one that means something.

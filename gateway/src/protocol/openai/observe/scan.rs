@@ -270,7 +270,7 @@ impl Scanner {
     fn begin_string<'p>(&mut self, part: &'p [u8], seen: &mut Observation) -> &'p [u8] {
         let keeps = self.is_wanted();
         self.is_text = self.begins_text();
-        let end = end_of_text(part);
+        let end = text_end::<false>(part);
         if let Some((text, [b'"', after @ ..])) = part.split_at_checked(end) {
             self.count(end, seen);
             let bytes = Some(text).filter(|text| keeps && text.len() <= MAX_TOKEN);
@@ -300,7 +300,7 @@ impl Scanner {
 
     /// Reads a string up to its end or the next escape. Returns what follows.
     fn string<'p>(&mut self, part: &'p [u8], seen: &mut Observation) -> &'p [u8] {
-        let end = memchr::memchr2(b'"', b'\\', part).unwrap_or(part.len());
+        let end = text_end::<false>(part);
         let (text, tail) = part.split_at_checked(end).unwrap_or((part, b""));
         self.keep(text);
         self.count(text.len(), seen);
@@ -606,15 +606,6 @@ fn kind(token: Option<&[u8]>, seen: &mut Observation) {
             }
         }
     }
-}
-
-/// Number of bytes of a string before its end or its first escape.
-fn end_of_text(part: &[u8]) -> usize {
-    const SHORT: usize = 32;
-    text_end::<false>(part, SHORT).unwrap_or_else(|| {
-        let (head, tail) = part.split_at_checked(SHORT).unwrap_or((part, b""));
-        head.len() + memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len())
-    })
 }
 
 /// Decodes the escapes of a string token.
