@@ -1,4 +1,4 @@
-//! One JSON request over a connection of its own.
+//! One request over a connection of its own.
 
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -14,12 +14,26 @@ pub(crate) async fn get(port: u16, path: &str) -> serde_json::Value {
     send(port, ::http::Request::get(path), String::new()).await
 }
 
+/// Gets a text of a local server; none where it does not answer.
+pub(crate) async fn text(port: u16, path: &str) -> Option<String> {
+    let text = answer(port, ::http::Request::get(path), String::new()).await.ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
 async fn send(port: u16, request: ::http::request::Builder, body: String) -> serde_json::Value {
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    serde_json::from_slice(&answer(port, request, body).await.unwrap()).unwrap()
+}
+
+async fn answer(
+    port: u16,
+    request: ::http::request::Builder,
+    body: String,
+) -> Result<bytes::Bytes, Box<dyn std::error::Error>> {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = request.header("host", "localhost").body(Full::new(bytes::Bytes::from(body))).unwrap();
-    let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let request = request.header("host", "localhost").body(Full::new(bytes::Bytes::from(body)))?;
+    let answer = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
     connection.abort();
-    serde_json::from_slice(&answer).unwrap()
+    Ok(answer)
 }

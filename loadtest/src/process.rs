@@ -87,9 +87,14 @@ pub(crate) fn cpu_with_ended(pid: u32) -> Option<f64> {
 
 /// Line of /proc/PID/status, from KiB to MiB.
 fn memory(pid: u32, label: &str) -> Option<f64> {
+    Some(status(pid, label)? / 1024.0)
+}
+
+/// Number in a line of /proc/PID/status; memory is in KiB.
+pub(crate) fn status(pid: u32, label: &str) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(label))?;
-    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+    line.split_whitespace().next()?.parse().ok()
 }
 
 impl Drop for Process {

@@ -6,11 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
-
 use super::check;
-use crate::process::named;
+use crate::process::{named, status};
 
 /// Longest drain at the end.
 const DRAIN: Duration = Duration::from_secs(60);
@@ -47,15 +44,11 @@ impl Gateway {
 
     /// Resources of the process now; `None` where it has ended.
     pub(super) fn sample(&self) -> Option<Sample> {
-        let own = format!("/proc/{}", self.child.id());
-        let status = std::fs::read_to_string(format!("{own}/status")).ok()?;
-        let field = |name: &str| -> Option<f64> {
-            status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
-        };
+        let pid = self.child.id();
         Some(Sample {
-            memory: field("VmRSS:")? * 1024.0,
-            descriptors: std::fs::read_dir(format!("{own}/fd")).ok()?.count() as f64,
-            threads: field("Threads:")?,
+            memory: status(pid, "VmRSS:")? * 1024.0,
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as f64,
+            threads: status(pid, "Threads:")?,
         })
     }
 
@@ -81,17 +74,7 @@ impl Drop for Gateway {
 
 /// Metrics as text; empty where the admin address does not answer.
 pub(super) async fn metrics(admin: u16) -> String {
-    let asked = async {
-        let stream = tokio::net::TcpStream::connect(("127.0.0.1", admin)).await.ok()?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-        let connection = tokio::spawn(connection);
-        let request = http::Request::get("/metrics").header("host", "localhost").body(Empty::<bytes::Bytes>::new());
-        let answer = sender.send_request(request.unwrap()).await.ok()?;
-        let text = answer.into_body().collect().await.ok()?.to_bytes();
-        connection.abort();
-        Some(String::from_utf8_lossy(&text).into_owned())
-    };
-    asked.await.unwrap_or_default()
+    crate::http::text(admin, "/metrics").await.unwrap_or_default()
 }
 
 /// Sum of all series of a metric that have a label.
