@@ -53,8 +53,9 @@ impl Gateway {
     }
 
     /// Counts a client's connection until the returned guard is dropped.
-    pub fn connect(&self) -> impl Drop + use<'_> {
-        CountGuard::new(&self.counts.connections)
+    pub fn connect(self: &Arc<Self>) -> OpenConnection {
+        self.counts.connections.fetch_add(1, Ordering::AcqRel);
+        OpenConnection(self.clone())
     }
 
     /// True from SIGTERM on.
@@ -78,6 +79,15 @@ impl Gateway {
 pub struct RunningCounts {
     running: AtomicUsize,
     connections: AtomicUsize,
+}
+
+/// Count of a client's connection, released on drop.
+pub struct OpenConnection(Arc<Gateway>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.counts.connections.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 struct CountGuard<'g>(&'g AtomicUsize);

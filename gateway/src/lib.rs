@@ -40,5 +40,6 @@ pub mod tls;
 pub mod topology;
 pub mod upstream;
 pub mod wire;
+pub mod workers;
 
 pub use builder::Builder;

@@ -31,6 +31,7 @@ use crate::snapshot::{Compiler, SnapshotError};
 use crate::telemetry::{LogWriter, Metrics};
 use crate::tls::Acme;
 use crate::upstream::Via;
+use crate::workers::Workers;
 
 /// Time between two looks at the progress of a drain: no request waits for it.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -104,6 +105,7 @@ pub async fn serve(
     registry: Arc<Registry>,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
+    workers: Workers,
     mut signals: Signals,
 ) -> Result<(), ServeError> {
     let config = &loaded.config;
@@ -114,7 +116,8 @@ pub async fn serve(
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
     let view = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
 
-    let listeners = Arc::new(ListenerSet::default());
+    let _watched = workers.watch(&metrics.process.workers_stalled);
+    let listeners = Arc::new(ListenerSet::new(workers));
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let downstream =
         Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));

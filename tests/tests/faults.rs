@@ -10,17 +10,19 @@
     reason = "tests"
 )]
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use spillway_tests::{
-    Client, Collector, Gateway, Issuer, IssuerKey, Upstream, binary, eventually, free_port, new_key, raw, reply, whole,
+    Client, Collector, Gateway, Issuer, IssuerKey, Upstream, binary, eventually, free_port, new_key, python, raw,
+    reply, repository, whole,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Clients that send the next request when they have the answer to the last.
@@ -165,6 +167,54 @@ async fn a_hundred_edits_good_and_broken_cost_no_request() {
     let failed = gateway.metric("spillway_config_reloads_total{result=\"failed\"}").await;
     let ok = gateway.metric("spillway_config_reloads_total{result=\"ok\"}").await;
     assert_eq!((ok, failed), ((EDITS - kept_out) as f64, kept_out as f64));
+}
+
+/// Promise (operate/faults): a worker thread that stands still holds up its own connections and no other, new connections go to
+/// the others, and requests that waited for it are answered when it goes on.
+#[tokio::test]
+async fn a_worker_that_stands_still_holds_up_its_own_connections_and_no_other() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let script = repository().join("tests/python/still_thread.py");
+    let mut command = Command::new(python());
+    command.arg(&script).arg("run").arg(binary()).env("TOKIO_WORKER_THREADS", "2");
+    let yaml = format!("{}\n", with_listener(&plain(&upstream.url())));
+    let gateway = Gateway::start_by(command, tempfile::tempdir().unwrap(), &yaml).await;
+    // Kept connections, half of them with each worker.
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        assert!(asked(&mut stream).await.starts_with("HTTP/1.1 200"));
+        kept.push(stream);
+    }
+    let mut tracer = Command::new(python());
+    tracer.arg(&script).args(["stop", &gateway.id().to_string(), "worker"]);
+    let mut tracer = tracer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = [0; 8];
+    tracer.stdout.as_mut().unwrap().read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"stopped\n");
+    let waiting: Vec<_> =
+        kept.into_iter().map(|mut stream| tokio::spawn(async move { asked(&mut stream).await })).collect();
+    gateway.metric_becomes("spillway_workers_stalled", 1.0).await;
+    let told = eventually("the log says so", || async { gateway.events("worker_stalled").first().cloned() }).await;
+    assert_eq!(told["connections"], 2);
+    let load = Load::start(gateway.address, &[]);
+    load.more(100).await;
+    load.end().await;
+    assert_eq!(waiting.iter().filter(|asked| !asked.is_finished()).count(), 2);
+    drop(tracer.stdin.take());
+    assert!(tracer.wait().unwrap().success());
+    for asked in waiting {
+        assert!(asked.await.unwrap().starts_with("HTTP/1.1 200"));
+    }
+    gateway.metric_becomes("spillway_workers_stalled", 0.0).await;
+}
+
+/// Sends a request on a kept connection, and returns the beginning of its answer.
+async fn asked(stream: &mut TcpStream) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answer = vec![0; 64 << 10];
+    let length = stream.read(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
 }
 
 /// Promise (how-to/shutdown): running requests finish, nothing new is taken. A restart has a moment in which nobody listens: a

@@ -157,12 +157,19 @@ impl Connector {
             if let Some(transport) = self.http1.take(peer.key) {
                 return Ok((http1(transport), true));
             }
-            let transport = if is_negotiated {
-                Transport::Tls(Box::pin(self.opener.new_stream(&peer.peer)).await?)
+            let opened = if is_negotiated {
+                Box::pin(self.opener.new_stream(&peer.peer)).await.map(Transport::Tls)
             } else {
-                Box::pin(open_plain(peer)).await?
+                Box::pin(open_plain(peer)).await
             };
-            return Ok((http1(transport), false));
+            return match opened {
+                Ok(transport) => Ok((http1(transport), false)),
+                // Another worker may have one to spare.
+                Err(e) if *e.etype() == NO_CONNECTION => {
+                    self.http1.take_of_any(peer.key).map(|transport| (http1(transport), true)).ok_or(e)
+                }
+                Err(e) => Err(e),
+            };
         };
         Box::pin(self.get_http2(peer, http2, alone)).await
     }

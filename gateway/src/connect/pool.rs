@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::transport::Transport;
-use crate::clock;
+use crate::{clock, workers};
 
 /// Parts of a pool, each with its own lock, so that threads seldom wait for one another.
 const SHARDS: usize = 16;
@@ -22,8 +22,11 @@ struct Idle {
     since: Instant,
 }
 
-/// Idle connections by the key of their peer; the one used last is at the back.
-type Peers = HashMap<u64, VecDeque<Idle>, ahash::RandomState>;
+/// Worker that keeps a connection, and key of its peer.
+type Place = (usize, u64);
+
+/// Idle connections by their place; the one used last is at the back.
+type Peers = HashMap<Place, VecDeque<Idle>, ahash::RandomState>;
 
 /// Part of a pool.
 type Shard = Mutex<Peers>;
@@ -53,25 +56,43 @@ impl Pool {
         }))
     }
 
-    /// Takes a connection to the peer with this key.
+    /// Takes a connection to the peer with this key that was kept by the worker that asks.
     pub(super) fn take(&self, key: u64) -> Option<Transport> {
+        let place = (workers::current(), key);
         loop {
-            let mut idle = self.0.shard(key).get_mut(&key)?.pop_back()?;
-            self.0.count.fetch_sub(1, Ordering::Relaxed);
-            if clock::since(idle.since) < self.0.longest && idle.transport.is_quiet() {
-                return Some(idle.transport);
+            let idle = self.0.shard(place).get_mut(&place)?.pop_back()?;
+            if let Some(transport) = self.0.usable(idle) {
+                return Some(transport);
             }
         }
+    }
+
+    /// Takes a connection to the peer with this key, whichever worker has kept it. The bytes of one of another worker arrive by
+    /// way of that one's thread, which takes longer.
+    pub(super) fn take_of_any(&self, key: u64) -> Option<Transport> {
+        self.0.shards.iter().find_map(|shard| {
+            loop {
+                let idle = {
+                    let mut shard = lock(shard);
+                    let of_peer = shard.iter_mut().filter(|((_, of), _)| *of == key);
+                    of_peer.filter_map(|(_, idle)| idle.pop_back()).next()?
+                };
+                if let Some(transport) = self.0.usable(idle) {
+                    return Some(transport);
+                }
+            }
+        })
     }
 
     /// Keeps a connection for the next request. Where the pool is full, the oldest connection of the same peer is closed, or
     /// else this one.
     pub(super) fn put(&self, key: u64, transport: Transport) {
         let closed = {
-            let mut shard = self.0.shard(key);
+            let place = (workers::current(), key);
+            let mut shard = self.0.shard(place);
             let is_full = self.0.count.load(Ordering::Relaxed) >= self.0.most;
             let idle = Idle { transport, since: clock::instant() };
-            match (is_full, shard.entry(key)) {
+            match (is_full, shard.entry(place)) {
                 (true, Entry::Occupied(mut peers)) if !peers.get().is_empty() => {
                     peers.get_mut().push_back(idle);
                     peers.get_mut().pop_front()
@@ -93,17 +114,24 @@ impl Pool {
 }
 
 impl Shared {
-    fn shard(&self, key: u64) -> MutexGuard<'_, Peers> {
+    fn shard(&self, place: Place) -> MutexGuard<'_, Peers> {
         let [first, ..] = &self.shards;
-        let shard = usize::try_from(key).ok().and_then(|key| self.shards.get(key % SHARDS)).unwrap_or(first);
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        let (worker, key) = place;
+        let number = usize::try_from(key).unwrap_or_default().wrapping_add(worker) % SHARDS;
+        lock(self.shards.get(number).unwrap_or(first))
+    }
+
+    /// Counts a connection that was taken out; returns it if it can carry a request.
+    fn usable(&self, mut idle: Idle) -> Option<Transport> {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        (clock::since(idle.since) < self.longest && idle.transport.is_quiet()).then_some(idle.transport)
     }
 
     /// Closes the connections that are closed already, or have idled for too long.
     fn sweep(&self) {
         for shard in &self.shards {
             let mut closed = Vec::new();
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = lock(shard);
             shard.retain(|_, peers| {
                 for mut idle in std::mem::take(peers) {
                     if clock::since(idle.since) < self.longest && idle.transport.is_quiet() {
@@ -119,6 +147,10 @@ impl Shared {
             drop(closed);
         }
     }
+}
+
+fn lock(shard: &Shard) -> MutexGuard<'_, Peers> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sweeps a pool until it is empty or gone.

@@ -1,6 +1,7 @@
 //! Byte stream of a connection with a client, whose writes fail if the client reads nothing for too long.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -75,6 +76,22 @@ impl WriteBounded {
     /// clients that do not.
     pub fn new(transport: Transport, timeout: Duration, timeouts: Counter) -> Self {
         Self { transport, timeout, timeouts, waits: None, is_closing: false }
+    }
+
+    /// Moves the connection to the runtime that runs this code, whose thread then learns of its bytes. To be called between two
+    /// reads and writes.
+    ///
+    /// # Errors
+    /// The system refused a descriptor.
+    pub fn move_here(&mut self) -> io::Result<()> {
+        let stream = match &mut self.transport {
+            Transport::Plain(stream) => stream,
+            Transport::Tls(stream) => stream.get_mut().0,
+        };
+        // The registration ends with its descriptor, which must be another one than that of the next.
+        let again = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+        *stream = TcpStream::from_std(again)?;
+        Ok(())
     }
 
     /// Lifts the bound: the connection is being closed, which has a time limit of its own.

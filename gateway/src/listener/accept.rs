@@ -13,12 +13,13 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::connection;
+use super::connection::{Accepted, begin};
 use super::permit::{ConnectionCounts, ConnectionPermit};
 use super::plan::ListenerPlan;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
 use crate::gateway::Gateway;
 use crate::telemetry::{CertificateSample, ConnectionRefusal, LogThrottle};
+use crate::workers::Workers;
 
 /// Connections that the kernel queues until they are accepted; it caps them at `net.core.somaxconn`, by default 4096.
 const BACKLOG: i32 = 4096;
@@ -57,6 +58,7 @@ type ListenerKey = (SocketAddr, usize);
 pub struct ListenerSet {
     open: Mutex<HashMap<ListenerKey, OpenListener>>,
     stop: watch::Sender<bool>,
+    workers: Workers,
 }
 
 struct OpenListener {
@@ -64,13 +66,12 @@ struct OpenListener {
     stop: watch::Sender<bool>,
 }
 
-impl Default for ListenerSet {
-    fn default() -> Self {
-        Self { open: Mutex::default(), stop: watch::Sender::new(false) }
-    }
-}
-
 impl ListenerSet {
+    /// Makes an empty set, whose HTTP/1 connections `workers` serve.
+    pub fn new(workers: Workers) -> Self {
+        Self { open: Mutex::default(), stop: watch::Sender::new(false), workers }
+    }
+
     /// Binds the listeners that are not open yet. Nothing is served and nothing is closed.
     pub fn prepare(&self, plans: &[ListenerPlan]) -> Result<Prepared, ListenError> {
         let open = self.open.lock();
@@ -115,7 +116,7 @@ impl ListenerSet {
                 let plan = Arc::new(ArcSwap::from_pointee(plan));
                 let stop = watch::Sender::new(false);
                 // Ends with its listener, whose sender of `stop` says so, or is dropped.
-                tokio::spawn(accept(socket, plan.clone(), gateway.clone(), stop.subscribe()));
+                tokio::spawn(accept(socket, plan.clone(), gateway.clone(), self.workers.clone(), stop.subscribe()));
                 wanted.insert(key, OpenListener { plan, stop });
             }
         }
@@ -166,6 +167,7 @@ async fn accept(
     socket: TcpListener,
     plan: Arc<ArcSwap<ListenerPlan>>,
     gateway: Arc<Gateway>,
+    workers: Workers,
     stop: watch::Receiver<bool>,
 ) {
     let counts = Arc::new(ConnectionCounts::default());
@@ -229,7 +231,8 @@ async fn accept(
             metrics.refused(ConnectionRefusal::AddressLimit);
             continue;
         }
-        tokio::spawn(connection::serve(stream, client, permit, plan, gateway.clone(), stop.clone()));
+        let accepted = Accepted { peer: client, permit, plan, gateway: gateway.clone(), stop: stop.clone() };
+        begin(stream, accepted, &workers);
     }
 }
 

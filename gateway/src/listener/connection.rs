@@ -20,9 +20,10 @@ use super::{http1, http2};
 use crate::clock::OneReading;
 use crate::downstream::{Http1Session, Transport, WriteBounded};
 use crate::exchange::{ConnectionInfo, TlsInfo};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, OpenConnection};
 use crate::telemetry::ConnectionRefusal;
 use crate::tls::{Challenges, ClientCertificate, ServerTls};
+use crate::workers::Workers;
 
 /// Reason why a connection carried no request.
 #[derive(Debug, thiserror::Error)]
@@ -54,36 +55,76 @@ impl Unopened {
     }
 }
 
-/// Serves a connection to its end. `permit` counts the connection under the limits of its listener.
-pub(super) async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    mut permit: ConnectionPermit,
-    plan: Arc<ListenerPlan>,
-    gateway: Arc<Gateway>,
-    stop: watch::Receiver<bool>,
-) {
-    let counted = gateway.clone();
-    let _open = counted.connect();
-    let _ = stream.set_nodelay(true);
-    // Boxed, as what follows: an idle client holds memory for the one of them that it is in.
-    let opening = Box::pin(open(stream, peer, &plan, &mut permit, &gateway));
-    let opened = tokio::time::timeout(plan.limits.handshake_timeout.0, opening);
-    let (socket, connection, is_http2) = match opened.await.unwrap_or(Err(Unopened::TooSlow)) {
-        Ok(opened) => opened,
-        Err(why) => {
-            permit.refused(why.reason());
-            if let Unopened::ClientCertificate { client, .. } = &why {
-                gateway.audit.connection_refused(client.to_canonical(), &plan.name);
+/// Connection that a listener has accepted.
+pub(super) struct Accepted {
+    pub(super) peer: SocketAddr,
+    /// Count of the connection under the limits of its listener.
+    pub(super) permit: ConnectionPermit,
+    pub(super) plan: Arc<ListenerPlan>,
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+/// Begins to serve a connection. One of HTTP/1 is served by a worker from its first request on; the shared runtime opens it
+/// where that takes time, and serves HTTP/2.
+pub(super) fn begin(stream: TcpStream, accepted: Accepted, workers: &Workers) {
+    let open = accepted.gateway.connect();
+    let plan = &accepted.plan;
+    let is_open =
+        plan.tls.is_none() && plan.protocol != ListenerProtocol::H2c && !plan.wants_proxy_protocol(accepted.peer.ip());
+    if is_open {
+        let Ok(stream) = stream.into_std() else { return };
+        let mut accepted = accepted;
+        workers.assign().run(async move {
+            // Registered with the runtime of the worker.
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
+            if let Some((socket, connection, _)) = accepted.open(stream).await {
+                accepted.serve_http1(socket, connection, open).await;
             }
-            tracing::debug!(event = "connection_refused", listener = %plan.name, client = %peer, reason = %why);
-            return;
+        });
+        return;
+    }
+    let workers = workers.clone();
+    let mut accepted = accepted;
+    tokio::spawn(async move {
+        let Some((mut socket, connection, is_http2)) = accepted.open(stream).await else { return };
+        if is_http2 {
+            let Accepted { gateway, stop, permit: _permit, .. } = accepted;
+            Box::pin(http2::serve(ClientSocket::new(socket), Arc::new(connection), gateway, stop)).await;
+            drop(open);
+        } else {
+            workers.assign().run(async move {
+                if socket.move_here().is_ok() {
+                    accepted.serve_http1(socket, connection, open).await;
+                }
+            });
         }
-    };
-    drop(plan);
-    if is_http2 {
-        Box::pin(http2::serve(ClientSocket::new(socket), Arc::new(connection), gateway, stop)).await;
-    } else {
+    });
+}
+
+impl Accepted {
+    /// Opens the connection in its time; `None` where it carries no request.
+    async fn open(&mut self, stream: TcpStream) -> Option<(WriteBounded, ConnectionInfo, bool)> {
+        let _ = stream.set_nodelay(true);
+        // Boxed, as what follows: an idle client holds memory for the one of them that it is in.
+        let opening = Box::pin(open(stream, self.peer, &self.plan, &mut self.permit, &self.gateway));
+        let opened = tokio::time::timeout(self.plan.limits.handshake_timeout.0, opening).await;
+        let why = match opened.unwrap_or(Err(Unopened::TooSlow)) {
+            Ok(opened) => return Some(opened),
+            Err(why) => why,
+        };
+        self.permit.refused(why.reason());
+        if let Unopened::ClientCertificate { client, .. } = &why {
+            self.gateway.audit.connection_refused(client.to_canonical(), &self.plan.name);
+        }
+        tracing::debug!(event = "connection_refused", listener = %self.plan.name, client = %self.peer, reason = %why);
+        None
+    }
+
+    /// Serves HTTP/1 to the end of the connection.
+    async fn serve_http1(self, socket: WriteBounded, connection: ConnectionInfo, _open: OpenConnection) {
+        let Self { permit, plan, gateway, stop, .. } = self;
+        drop(plan);
         let metrics = permit.metrics().clone();
         let session = Http1Session::new(socket, connection.limits.max_header_bytes.0, metrics.clone());
         let served = OneReading(Box::pin(http1::serve(session, connection, gateway.clone(), metrics, stop)));

@@ -191,6 +191,11 @@ const EVENTS: &[(&str, &str)] = &[
     ("traces_not_sent", "A collector accepts no spans; they are dropped and counted in `spillway_spans_dropped`."),
     ("upstream_tls_failed", "TLS towards an endpoint failed: the error says why."),
     ("variable_not_followed", "A variable `OTEL_*` has a value that the gateway does not support."),
+    ("worker_resumed", "A worker that stood still runs its tasks again; its connections were held up for `seconds`."),
+    (
+        "worker_stalled",
+        "A worker runs no task, and its `connections` wait. New ones go to the others. A filter that blocks its thread is the likeliest cause.",
+    ),
 ];
 
 /// Reasons of `authentication_refused`: those of the errors of identity, and of connections.
