@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use spillway_config::Loaded;
 use spillway_config::schema::Config;
 use spillway_filter::Registry;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminView};
@@ -105,7 +106,6 @@ pub async fn serve(
     registry: Arc<Registry>,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
-    workers: Workers,
     mut signals: Signals,
 ) -> Result<(), ServeError> {
     let config = &loaded.config;
@@ -116,6 +116,8 @@ pub async fn serve(
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
     let view = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
 
+    let (workers, _runtimes) = Workers::start(&Handle::current())
+        .map_err(|e| ServeError::System(format!("the workers cannot be started: {e}")))?;
     let _watched = workers.watch(&metrics.process.workers_stalled);
     let listeners = Arc::new(ListenerSet::new(workers));
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());

@@ -46,7 +46,7 @@ struct Worker {
 #[derive(Clone)]
 pub struct Workers(Arc<[Worker]>);
 
-/// Runtimes of the workers, which end when they are dropped.
+/// Runtimes of the workers. They end when this is dropped, without waiting for their tasks.
 pub struct WorkerRuntimes(Vec<Runtime>);
 
 /// Connection that a worker serves, counted until it is dropped.
@@ -121,10 +121,9 @@ impl Drop for Assigned {
     }
 }
 
-impl WorkerRuntimes {
-    /// Ends the workers without waiting for their tasks.
-    pub fn end(self) {
-        self.0.into_iter().for_each(Runtime::shutdown_background);
+impl Drop for WorkerRuntimes {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Runtime::shutdown_background);
     }
 }
 
@@ -194,7 +193,7 @@ mod tests {
             assert_eq!((inside, after), (expected, expected));
         }
         assert_eq!(current(), 0);
-        runtimes.end();
+        drop(runtimes);
     }
 
     #[test]
@@ -224,6 +223,6 @@ mod tests {
         until(0);
         let assigned: Vec<_> = (0..2).map(|_| workers.assign()).collect();
         assert!(assigned.iter().any(|one| one.number == 0));
-        runtimes.end();
+        drop(runtimes);
     }
 }

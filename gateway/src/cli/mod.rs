@@ -21,7 +21,6 @@ use self::admin::{AdminArguments, ClientError};
 use crate::identity::NewKey;
 use crate::load::{file_states_as_read, read, read_text};
 use crate::signals::Signals;
-use crate::workers::Workers;
 use crate::{server, telemetry};
 
 /// Exit code of a failure while running.
@@ -308,14 +307,9 @@ fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
         Err(e) => return fail(FAILED, &e),
     };
     raise_file_limit();
-    let (workers, worker_runtimes) = match Workers::start(runtime.handle()) {
-        Ok(started) => started,
-        Err(e) => return fail(FAILED, &format!("the workers cannot be started: {e}")),
-    };
-    let serving = server::serve(absolute(&path), loaded, states, registry, log.clone(), cache_dir(), workers, signals);
+    let serving = server::serve(absolute(&path), loaded, states, registry, log.clone(), cache_dir(), signals);
     let served = runtime.block_on(serving);
     // Tasks that still run after the drain do not keep the process.
-    worker_runtimes.end();
     runtime.shutdown_background();
     match served {
         Ok(()) => ExitCode::SUCCESS,

@@ -93,9 +93,13 @@ pub(super) struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// Reader at the beginning of a body, which must be UTF-8.
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Wrong> {
-        match std::str::from_utf8(bytes) {
+        match simdutf8::basic::from_utf8(bytes) {
             Ok(text) => Ok(Self { text, bytes, at: 0 }),
-            Err(e) => Err(Wrong { what: "invalid unicode code point", at: e.valid_up_to() }),
+            // Says nothing of the place.
+            Err(_) => {
+                let at = std::str::from_utf8(bytes).err().map_or(0, |e| e.valid_up_to());
+                Err(Wrong { what: "invalid unicode code point", at })
+            }
         }
     }
 
