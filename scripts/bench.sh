@@ -4,6 +4,7 @@
 #   scripts/bench.sh peers --quick                              one round of a second each; prints alone
 #   scripts/bench.sh peers --peers nginx,envoy --workloads bare,sse     only these; prints alone
 #   scripts/bench.sh floods [NAME]...                           what attacks cost (docs/security.md)
+#   scripts/bench.sh translate                                  a chat translated, beside passing it and beside LiteLLM
 #   scripts/bench.sh idle|overload|rotation|beside              another scenario
 #   scripts/bench.sh engine --cores 1 [--unit AVX2] [--model FILE]... [--llama-server FILE]
 #   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
@@ -38,7 +39,7 @@ if [ "$1" = floods ]; then
   PATH="$PATH:/usr/sbin" exec "$python" scripts/floods.py "$target/$profile/spillway" "${@:2}"
 fi
 
-if [ "$1" = peers ]; then
+if [ "$1" = peers ] || [ "$1" = translate ]; then
   scripts/test-tools.sh peers
 else
   scripts/model.sh

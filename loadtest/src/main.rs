@@ -22,6 +22,7 @@ mod overload;
 mod process;
 mod rotation;
 mod soak;
+mod translate;
 
 use clap::{Parser, ValueEnum};
 
@@ -118,6 +119,8 @@ enum Scenario {
     Beside,
     /// Texts per second embedded by the engine and by sentence-transformers.
     Embeddings,
+    /// Streams of Anthropic's API to callers of OpenAI's, beside passing them, and beside LiteLLM.
+    Translate,
 }
 
 fn main() {
@@ -138,6 +141,7 @@ fn run(arguments: Arguments) {
     let (rounds, seconds) = (arguments.rounds, arguments.seconds.unwrap_or(5));
     match arguments.scenario {
         Scenario::Peers => compare::run(&arguments.comparison, rounds, arguments.seconds.unwrap_or(3)),
+        Scenario::Translate => translate::run(rounds, seconds),
         Scenario::Idle => idle::run(arguments.connections, seconds),
         Scenario::Overload => match arguments.servers {
             Servers::Scripted => overload::run(seconds),
