@@ -222,6 +222,7 @@ impl Reloader {
         self.supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);
+        self.gateway.judge_sockets();
         Ok(generation)
     }
 

@@ -167,6 +167,19 @@ impl Connector {
         Box::pin(self.get_http2(peer, http2, alone)).await
     }
 
+    /// Begins a conversation of HTTP/1.1 with an endpoint, also where HTTP/2 is preferred: only HTTP/1.1 has upgrades.
+    pub async fn get_http1(&self, peer: &Peer) -> pingora::Result<(UpstreamSession, bool)> {
+        if let Some(transport) = self.http1.take(peer.key) {
+            return Ok((http1(transport), true));
+        }
+        if !peer.peer.tls() {
+            return Ok((http1(open_plain(peer).await?), false));
+        }
+        let mut only_http1 = peer.peer.clone();
+        only_http1.options.set_http_version(1, 1);
+        Ok((http1(Transport::Tls(self.opener.new_stream(&only_http1).await?)), false))
+    }
+
     async fn get_http2(&self, peer: &Peer, settings: Http2, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {
         if !alone && let Some(session) = self.pooled(peer).await? {
             return Ok((session, true));

@@ -24,6 +24,7 @@ use spillway_filter::Fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::transport::WriteBounded;
+use super::tunnel::ClientTunnel;
 use crate::clock;
 use crate::framing::{FieldPlace, Framer, Violation};
 use crate::message::{RequestHead, ResponseHead};
@@ -444,6 +445,12 @@ impl Http1Session {
             return Poll::Ready(Err(e));
         }
         read
+    }
+
+    /// Byte stream behind the head of a 101, and the bytes that the client has sent ahead of it, which are no request.
+    pub fn tunnel(&mut self) -> ClientTunnel<'_> {
+        self.scanned = 0;
+        ClientTunnel::Http1 { early: self.read.bytes.split().freeze(), stream: &mut self.stream }
     }
 
     /// Ends the connection in order: sends what was written, and reads what a client still sends for a while, so that it gets
