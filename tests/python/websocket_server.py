@@ -45,13 +45,17 @@ async def handle(socket):
         await socket.send(message)
 
 
+def pick(_, offered):
+    return "chat" if "chat" in offered else None
+
+
 async def main():
     port, *pair = sys.argv[1:]
     context = None
     if pair:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*pair)
-    async with serve(handle, "127.0.0.1", int(port), ssl=context, subprotocols=["chat", "realtime"], max_size=None):
+    async with serve(handle, "127.0.0.1", int(port), ssl=context, select_subprotocol=pick, max_size=None):
         await asyncio.Future()
 
 

@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 
 async fn start(url: &str) -> Gateway {
     Gateway::start(&format!(
-        "backends: [{{name: up, outlierDetection: {{enabled: false}}, endpoints: [{{url: \"{url}\"}}]}}]
+        "backends: [{{name: up, outlierDetection: {{consecutiveErrors: 1000}}, endpoints: [{{url: \"{url}\"}}]}}]
 routes:
   - {{name: none, matches: [{{path: {{prefix: /none}}}}], upgrades: [], backendRefs: [{{name: up}}]}}
   - {{name: own, matches: [{{path: {{prefix: /own}}}}], upgrades: [x-own], backendRefs: [{{name: up}}]}}
@@ -114,6 +114,8 @@ async fn what_a_client_sends_ahead_is_no_request_and_reaches_no_server_before_th
     far.send(b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n").await;
     let answer = String::from_utf8(client.rest().await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 426 ") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
+    // Nor does another request of the gateway follow on that connection.
+    assert!(far.rest().await.is_empty());
     assert!(!gateway.log().contains("/smuggled"));
 
     // The server accepts: it gets those bytes first, and only now.

@@ -377,6 +377,11 @@ impl Http1Session {
         let _ = self.transport.shutdown().await;
     }
 
+    /// Ends the connection with this conversation, once the head of its answer was read.
+    pub(super) fn close_after(&mut self) {
+        self.can_reuse = false;
+    }
+
     /// Takes the connection over behind the head of a 101.
     pub(super) fn into_tunnel(mut self) -> ServerTunnel {
         ServerTunnel::new(self.read.bytes.split().freeze(), self.transport)

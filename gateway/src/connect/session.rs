@@ -105,6 +105,13 @@ impl UpstreamSession {
         either!(self, session => session.is_done())
     }
 
+    /// Ends the connection with this conversation, whose head was read. HTTP/2 has no such connection.
+    pub fn close_after(&mut self) {
+        if let Self::Http1(session) = self {
+            session.close_after();
+        }
+    }
+
     /// Takes the connection over behind the head of a 101; `None` over HTTP/2, which has no such answer.
     pub fn into_tunnel(self) -> Option<ServerTunnel> {
         match self {

@@ -462,7 +462,12 @@ impl Http1Session {
             self.stream.shutdown().await.is_ok() && is_flushed
         };
         let ended = tokio::time::timeout(GOODBYE, goodbye).await;
-        let is_sending = !self.read.bytes.is_empty() || self.framer.is_in_body() || self.framer.violation().is_some();
+        // A client may send on behind an upgrade, whatever its server has said.
+        let is_tunnel = self.written == Some(StatusCode::SWITCHING_PROTOCOLS);
+        let is_sending = is_tunnel
+            || !self.read.bytes.is_empty()
+            || self.framer.is_in_body()
+            || self.framer.violation().is_some();
         if ended == Ok(true) && is_sending {
             let linger = async {
                 while matches!(self.fill_small().await, Ok(1..)) {

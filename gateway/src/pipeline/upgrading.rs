@@ -15,9 +15,6 @@ use crate::tunnel::{
     HandshakeError, SEC_WEBSOCKET_VERSION, Upgrade, UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening,
 };
 
-/// Code of a refusal of an opening handshake.
-const BAD_HANDSHAKE: &str = "bad_handshake";
-
 /// Settles whether the request is an upgrade that its route passes, and refuses one that is not well-formed or cannot be
 /// passed. A request that is refused here gives back what limits granted it before its body was read.
 pub(super) fn settle(
@@ -45,7 +42,7 @@ pub(super) fn settle(
         Err(end) => {
             session.close_after();
             if matches!(end, End::Answer(_)) {
-                exchange.outcome.error_code = Some(BAD_HANDSHAKE);
+                exchange.outcome.error_code = Some("bad_handshake");
             }
             exchange.ledger.release_entries(exchange.judged.taken);
             Err(end)
@@ -82,12 +79,12 @@ fn upgrade(route: &Route, session: &ClientSession, exchange: &Exchange) -> Resul
         return Ok(Some(UpgradeProtocol::Other(name.clone())));
     }
     if head.method != Method::GET {
-        return Err(End::refuse(Refusal::invalid(BAD_HANDSHAKE, "WebSocket is opened with GET (RFC 6455, 4.1)")));
+        return Err(End::refuse(Refusal::invalid("bad_handshake", "WebSocket is opened with GET (RFC 6455, 4.1)")));
     }
     match check_opening(&head.headers) {
         Ok(key) => Ok(Some(UpgradeProtocol::WebSocket { key })),
         Err(HandshakeError::Version) => Err(wrong_version(exchange)),
-        Err(fault) => Err(End::refuse(Refusal::invalid(BAD_HANDSHAKE, format!("{fault} (RFC 6455, 4.1)")))),
+        Err(fault) => Err(End::refuse(Refusal::invalid("bad_handshake", format!("{fault} (RFC 6455, 4.1)")))),
     }
 }
 
@@ -96,7 +93,7 @@ fn wrong_version(exchange: &Exchange) -> End {
     let refusal = Refusal::new(
         StatusCode::UPGRADE_REQUIRED,
         ErrorKind::InvalidRequest,
-        BAD_HANDSHAKE,
+        "bad_handshake",
         format!("{} (RFC 6455, 4.4)", HandshakeError::Version),
     );
     let id = exchange.request_id.to_str().unwrap_or_default();

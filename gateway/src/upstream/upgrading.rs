@@ -150,6 +150,8 @@ async fn open(attempt: &Attempt<'_>, out: Outgoing, limits: AttemptLimits) -> Re
         Ok(head) => head?,
         Err(_) => return Err(overdue(TimeLimit::FirstByte)),
     };
+    // Another request must not follow on it: the server could take it for bytes of a tunnel.
+    upstream.close_after();
     let mut prefix = None;
     if head.status != StatusCode::SWITCHING_PROTOCOLS {
         settle_framing(&mut head).map_err(|found| AttemptOutcome::Failed(Failure::Protocol(found.to_owned())))?;

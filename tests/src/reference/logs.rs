@@ -42,6 +42,10 @@ const ACCESS: &[(&str, &str)] = &[
     ),
     ("notSpilledField", "Field of the request that barred it from the spill."),
     ("resumed", "`true` where a stream died and was continued."),
+    (
+        "socketEnd",
+        "Reason for which a [socket](../how-to/websocket.md#how-a-socket-ends) ended, as `end` of `spillway_sockets` ([metrics](metrics.md)). Its line has the status 101, and the bytes and time of its whole life.",
+    ),
     ("queueMs", "Time in the queue, in milliseconds."),
     ("modelAsked", "Model that the request names."),
     ("modelAnswered", "Model that the answer names."),
