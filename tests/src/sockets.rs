@@ -145,7 +145,9 @@ impl RawSocket {
 
 /// Head of a 101 for the nonce in the head of a request.
 pub fn switching(request: &str) -> String {
-    let key = request.lines().find_map(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:").then(|| line[18..].trim()));
+    let key = request
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:").then(|| line[18..].trim()));
     let hashed = ring::digest::digest(
         &ring::digest::SHA1_FOR_LEGACY_USE_ONLY,
         format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key.unwrap()).as_bytes(),

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Authority, CLOSE, Gateway, RawSocket, SocketServer, TEXT, Upstream, eventually, free_port, new_key, opening, python,
-    repository, socket_frame, switching, whole,
+    Authority, CLOSE, Gateway, RawSocket, SocketServer, TEXT, Upstream, eventually, free_port, new_key, opening,
+    python, repository, socket_frame, switching, whole,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -64,10 +64,11 @@ routes: [{{name: r, backendRefs: [{{name: up}}]{more}}}]
     )
 }
 
-/// Line of the access log for the first request with this status.
-async fn logged(gateway: &Gateway, status: u16) -> Value {
+/// Line of the access log for the first request of a route with this status.
+async fn logged(gateway: &Gateway, route: &str, status: u16) -> Value {
     eventually("a line of the access log", || {
-        let line = gateway.events("access").into_iter().find(|line| line["status"] == status);
+        let lines = gateway.events("access").into_iter();
+        let line = lines.into_iter().find(|line| line["route"] == route && line["status"] == status);
         async move { line }
     })
     .await
@@ -105,7 +106,7 @@ routes:
     let (plain, tls) = (gateway.listener("plain"), gateway.listener("tls"));
     client("websocket_client.py", &[&format!("ws://{plain}/echo")]).await;
     client("websocket_client.py", &[&format!("ws://{plain}/tls")]).await;
-    client("websocket_client.py", &[&format!("wss://{tls}/h2"), &ca]).await;
+    client("websocket_client.py", &[&format!("wss://a.test:{}/h2", tls.port()), &ca]).await;
     gateway.metric_becomes("spillway_open_sockets{http_route=\"plain\"}", 0.0).await;
     gateway.metric_becomes("spillway_sockets_total{http_route=\"h2\",end=\"client\"}", 52.0).await;
     gateway.metric_becomes("spillway_sockets_total{http_route=\"h2\",end=\"server\"}", 1.0).await;
@@ -149,7 +150,7 @@ routes:
         let refused = told(key, model).await;
         assert_eq!((refused["status"].as_u64(), refused["body"]["error"]["code"].as_str()), (Some(status), Some(code)));
     }
-    let line = logged(&gateway, 101).await;
+    let line = logged(&gateway, "voice", 101).await;
     assert_eq!((&line["consumer"], &line["modelAsked"]), (&json!("free"), &json!("gpt-realtime")));
 }
 
@@ -202,13 +203,11 @@ routes:
     assert!(client.rest().await.is_empty());
     gateway.metric_becomes("spillway_open_sockets{http_route=\"r\"}", 0.0).await;
     let (_client, _far) = server.through(address, "/").await;
-    let lines: Vec<Value> = gateway.events("access").into_iter().filter(|line| line["route"] == "r").collect();
-    let line = lines.iter().find(|line| line["status"] == 101).unwrap();
+    let line = logged(&gateway, "r", 101).await;
     // 6 bytes of header and mask or 2 of header, and the payloads.
     assert_eq!((&line["bytesIn"], &line["bytesOut"]), (&json!(6 + 5 + 6 + 2), &json!(2 + 6 + 2 + 2)), "{line}");
     assert_eq!((&line["socketEnd"], &line["endpoint"].is_string()), (&json!("client"), &true));
-    let refused = lines.iter().find(|line| line["status"] == 503).unwrap();
-    assert_eq!(refused["notSpilled"], "operation");
+    assert_eq!(logged(&gateway, "r", 503).await["notSpilled"], "operation");
 }
 
 #[tokio::test]
@@ -305,7 +304,8 @@ routes:
         )
     };
     let both = format!("{{sha256: \"{digest}\"}}, {{sha256: \"{kept_digest}\"}}");
-    let going = "  - {name: going, authentication: none, matches: [{path: {prefix: /going}}], backendRefs: [{name: other}]}\n";
+    let going =
+        "  - {name: going, authentication: none, matches: [{path: {prefix: /going}}], backendRefs: [{name: other}]}\n";
     let endpoint = format!("{{url: \"{}\"}}", server.url());
     let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(&both, going, &endpoint)).await;
     let address = gateway.address;
@@ -367,7 +367,7 @@ async fn idle_time_and_life_are_bounded_but_the_deadline_of_a_request_is_not_for
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert_eq!((client.frame().await.unwrap().code(), far.frame().await.unwrap().code()), (1001, 1001));
-    assert_eq!(logged(&gateway, 101).await["socketEnd"], "idle");
+    assert_eq!(logged(&gateway, "r", 101).await["socketEnd"], "idle");
     let (mut client, mut far) = server.through(gateway.address, "/life").await;
     let close = loop {
         far.send_frame(TEXT, b"busy").await;
@@ -393,7 +393,7 @@ async fn one_side_may_end_before_the_other() {
     assert_eq!(client.frame().await.unwrap().payload, b"answer");
     drop(far);
     assert!(client.rest().await.is_empty());
-    assert_eq!(logged(&gateway, 101).await["socketEnd"], "client");
+    assert_eq!(logged(&gateway, "r", 101).await["socketEnd"], "client");
 
     // A server that is lost in the middle is not the end of a socket in order.
     let (mut client, far) = server.through(gateway.address, "/").await;
@@ -438,10 +438,8 @@ async fn a_side_that_does_not_read_holds_the_other_back_and_takes_no_memory() {
 #[tokio::test]
 async fn a_client_that_never_reads_is_cut_by_the_write_timeout_of_its_listener() {
     let server = SocketServer::start().await;
-    let yaml = format!(
-        "listeners: [{{address: \"127.0.0.1:0\", limits: {{writeTimeout: 1s}}}}]\n{}",
-        route(&server, "")
-    );
+    let yaml =
+        format!("listeners: [{{address: \"127.0.0.1:0\", limits: {{writeTimeout: 1s}}}}]\n{}", route(&server, ""));
     let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
     let (client, mut far) = server.through(gateway.address, "/").await;
     let frame = socket_frame(0x82, &[5; 60_000], None);
@@ -486,7 +484,10 @@ async fn clients_of_http2_open_sockets_by_extended_connect() {
     assert!(head.contains("\r\nsec-websocket-protocol: chat\r\n"), "{head}");
     far.send(switching(&head).replace("\r\n\r\n", "\r\nsec-websocket-protocol: chat\r\n\r\n").as_bytes()).await;
     let answer = answer.await.unwrap();
-    assert_eq!((answer.status().as_u16(), &answer.headers()["sec-websocket-protocol"]), (200, &"chat".parse().unwrap()));
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["sec-websocket-protocol"]),
+        (200, &"chat".parse().unwrap())
+    );
     assert!(!answer.headers().contains_key("sec-websocket-accept") && !answer.headers().contains_key("upgrade"));
     assert_eq!(far.frame().await.unwrap().payload, b"early");
     let mut body = answer.into_body();

@@ -193,7 +193,8 @@ async fn bytes_pass_wherever_they_are_cut_and_a_tunnel_of_another_protocol_as_th
 async fn a_key_in_the_subprotocols_does_not_reach_a_server_that_may_not_see_it() {
     let server = SocketServer::start().await;
     let gateway = start(&server.url()).await;
-    let offered = "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-secret\r\nAuthorization: Bearer sk-2\r\n";
+    let offered =
+        "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-secret\r\nAuthorization: Bearer sk-2\r\n";
     let mut client = RawSocket::send_to(gateway.address, opening("/", offered).as_bytes()).await;
     let (mut far, head) = server.accept().await;
     assert!(head.contains("\r\nsec-websocket-protocol: realtime\r\n") && !head.contains("sk-"), "{head}");

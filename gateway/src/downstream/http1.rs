@@ -464,10 +464,8 @@ impl Http1Session {
         let ended = tokio::time::timeout(GOODBYE, goodbye).await;
         // A client may send on behind an upgrade, whatever its server has said.
         let is_tunnel = self.written == Some(StatusCode::SWITCHING_PROTOCOLS);
-        let is_sending = is_tunnel
-            || !self.read.bytes.is_empty()
-            || self.framer.is_in_body()
-            || self.framer.violation().is_some();
+        let is_sending =
+            is_tunnel || !self.read.bytes.is_empty() || self.framer.is_in_body() || self.framer.violation().is_some();
         if ended == Ok(true) && is_sending {
             let linger = async {
                 while matches!(self.fill_small().await, Ok(1..)) {

@@ -195,7 +195,9 @@ impl Socket {
             self.server_failed(&fault);
         }
         self.note_finished();
-        if self.up.is_done() && self.down.is_done() {
+        // Behind the close frames of both, a client that stays connected holds no slot of its server.
+        let is_over = self.up.is_done() || (self.up.has_closed() && self.down.has_ended());
+        if is_over && self.down.is_done() {
             return Poll::Ready(true);
         }
         let moved = self.up.moved.saturating_add(self.down.moved);

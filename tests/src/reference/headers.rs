@@ -74,7 +74,10 @@ const GROUPS: &[Group] = &[
                 "upgrade",
                 "Protocols that the client would rather speak. The first that `routes[].upgrades` names goes to the server ([WebSocket](../how-to/websocket.md)); others end at the gateway.",
             ),
-            ("sec-websocket-key", "Nonce of a WebSocket handshake. Must be 16 bytes in Base64, once; made for clients of HTTP/2."),
+            (
+                "sec-websocket-key",
+                "Nonce of a WebSocket handshake. Must be 16 bytes in Base64, once; made for clients of HTTP/2.",
+            ),
             ("sec-websocket-version", "Version of WebSocket, which must be 13."),
             (
                 "sec-websocket-protocol",
@@ -185,7 +188,10 @@ const GROUPS: &[Group] = &[
                 "Time for which an endpoint that answered a status of `capacity.statuses` counts as full, at most `maxFullFor`. Set in refusals with 429 and 503, in whole seconds.",
             ),
             ("retry-after-ms", "The same in milliseconds. Set beside `retry-after`."),
-            ("sec-websocket-accept", "Proof that a server of WebSocket has read the nonce; verified. Not sent over HTTP/2."),
+            (
+                "sec-websocket-accept",
+                "Proof that a server of WebSocket has read the nonce; verified. Not sent over HTTP/2.",
+            ),
             ("date", "Clock of the server, for a `retry-after` that is a date."),
             (
                 "endpoint-load-metrics",
