@@ -1,5 +1,6 @@
 //! State that all requests share: the running snapshot, upstream connections, memory for bodies, metrics and logs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -54,9 +55,9 @@ impl Gateway {
         CountGuard::new(&self.counts.running)
     }
 
-    /// Ends the sockets that the running configuration has no place for: those of a route, backend or endpoint that is gone
-    /// end when the time of a drain is over, those of a key that is gone at once.
-    pub fn judge_sockets(&self) {
+    /// Ends the sockets that the running configuration, with these `listeners`, has no place for: those of a listener, route,
+    /// backend or endpoint that is gone end when the time of a drain is over, those of a key that is gone at once.
+    pub fn judge_sockets(&self, listeners: &[SocketAddr]) {
         let snapshot = self.snapshot.load();
         let drained = Instant::now() + snapshot.drain_timeout;
         self.downstream.sockets.end_where(|facts| {
@@ -65,7 +66,13 @@ impl Gateway {
             {
                 return Some((Instant::now(), SocketEnd::Policy));
             }
-            let is_here = snapshot.routes.has(&facts.route)
+            // One that asks for any free port keeps the port that it got.
+            let is_at = |listener: &SocketAddr| {
+                (listener.port() == facts.listener.port() || listener.port() == 0)
+                    && (listener.ip() == facts.listener.ip() || listener.ip().is_unspecified())
+            };
+            let is_here = listeners.iter().any(is_at)
+                && snapshot.routes.has(&facts.route)
                 && snapshot.backends.iter().any(|backend| backend.name == facts.backend && backend.has_url(&facts.url));
             (!is_here).then_some((drained, SocketEnd::Drained))
         });

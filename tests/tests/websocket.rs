@@ -290,9 +290,11 @@ async fn a_gateway_that_stops_ends_sockets_at_a_boundary_between_frames() {
 async fn drains_and_edits_end_the_sockets_that_they_concern() {
     let (server, other) = (SocketServer::start().await, SocketServer::start().await);
     let ((key, digest), (kept, kept_digest)) = (new_key(), new_key());
-    let yaml = |keys: &str, routes: &str, endpoints: &str| {
+    let first: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let second: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let yaml = |listeners: &str, keys: &str, routes: &str, endpoints: &str| {
         format!(
-            "listeners: [{{address: \"127.0.0.1:0\"}}]
+            "listeners: [{{address: \"127.0.0.1:{}\"}}{listeners}]
 shutdown: {{drainTimeout: 1s}}
 consumers: [{{name: c, keys: [{keys}]}}]
 backends: [{{name: up, endpoints: [{endpoints}]}}, {{name: other, endpoints: [{{url: \"{}\"}}]}}]
@@ -300,6 +302,7 @@ routes:
   - {{name: r, authentication: none, matches: [{{path: {{prefix: /r}}}}], backendRefs: [{{name: up}}]}}
   - {{name: keyed, matches: [{{path: {{prefix: /keyed}}}}], backendRefs: [{{name: other}}]}}
 {routes}",
+            first.port(),
             other.url()
         )
     };
@@ -307,7 +310,8 @@ routes:
     let going =
         "  - {name: going, authentication: none, matches: [{path: {prefix: /going}}], backendRefs: [{name: other}]}\n";
     let endpoint = format!("{{url: \"{}\"}}", server.url());
-    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(&both, going, &endpoint)).await;
+    let listener = format!(", {{address: \"{second}\"}}");
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(&listener, &both, going, &endpoint)).await;
     let address = gateway.address;
     let open = |key: &str| opening("/keyed", &format!("authorization: Bearer {key}\r\n"));
     let keyed = async |key: &str| {
@@ -338,15 +342,20 @@ routes:
     change("undrain").await;
 
     let (mut gone, mut gone_far) = server.through(address, "/r").await;
+    let mut elsewhere = RawSocket::send_to(second, open(&kept).as_bytes()).await;
+    let mut elsewhere_far = other.open().await;
+    assert!(elsewhere.head().await.starts_with("HTTP/1.1 101 "));
     let edits = gateway.edits();
     let another = format!("{{url: \"{}\"}}", Upstream::nobody().await);
-    let next = yaml(&format!("{{sha256: \"{kept_digest}\"}}"), "", &another);
+    let next = yaml("", &format!("{{sha256: \"{kept_digest}\"}}"), "", &another);
     std::fs::write(gateway.config(), whole(&next)).unwrap();
     let edit = gateway.reloads(edits).await;
     assert_eq!(edit["event"], "config_reloaded", "{edit}");
     assert_eq!(revoked.frame().await.unwrap().code(), 1008);
     assert_eq!((ended.frame().await.unwrap().code(), ended_far.frame().await.unwrap().code()), (1001, 1001));
     assert_eq!((gone.frame().await.unwrap().code(), gone_far.frame().await.unwrap().code()), (1001, 1001));
+    let closed = (elsewhere.frame().await.unwrap().code(), elsewhere_far.frame().await.unwrap().code());
+    assert_eq!(closed, (1001, 1001), "its listener is gone");
     staying.send_frame(TEXT, b"still here").await;
     assert_eq!(staying_far.frame().await.unwrap().payload, b"still here");
 }

@@ -29,7 +29,8 @@ pub(super) fn settle(
             exchange.asked = asked_of_target(session, exchange);
         }
         may_pass(route, exchange)?;
-        Ok(Some(Box::new(Upgrade { protocol, certificate_ends: connection.certificate_ends() })))
+        let (listener, certificate_ends) = (connection.local, connection.certificate_ends());
+        Ok(Some(Box::new(Upgrade { protocol, listener, certificate_ends })))
     });
     match settled {
         Ok(None) => Ok(()),

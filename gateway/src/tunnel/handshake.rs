@@ -1,6 +1,8 @@
 //! The opening handshake of an upgrade, as a client asks for it and a server accepts it (RFC 9110, 7.8; RFC 6455, 4). Nothing
 //! here reads or writes; the inputs are heads.
 
+use std::net::SocketAddr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderName, HeaderValue};
@@ -45,6 +47,8 @@ pub enum UpgradeProtocol {
 pub struct Upgrade {
     /// Protocol.
     pub protocol: UpgradeProtocol,
+    /// Address of the listener's side of the client's connection.
+    pub listener: SocketAddr,
     /// Expiry of the client's certificate, at which the socket ends.
     pub certificate_ends: Option<Instant>,
 }
@@ -220,7 +224,11 @@ mod tests {
             ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
         ]);
         let key = HeaderValue::from_static(KEY);
-        let upgrade = Upgrade { protocol: UpgradeProtocol::WebSocket { key }, certificate_ends: None };
+        let upgrade = Upgrade {
+            protocol: UpgradeProtocol::WebSocket { key },
+            listener: SocketAddr::from(([127, 0, 0, 1], 1)),
+            certificate_ends: None,
+        };
         let good = [("upgrade", "WebSocket"), ("connection", "Upgrade"), ("sec-websocket-accept", ACCEPT)];
         let check = |further: &[(&'static str, &'static str)], good: &[(&'static str, &'static str)]| {
             upgrade.check_accepted(&request, &fields(&[good, further].concat())).err()

@@ -177,22 +177,25 @@ impl Socket {
         self.closing_until.get_or_insert_with(|| clock::now() + CLOSING);
     }
 
-    /// Passes bytes both ways, until all sides wait. Ready with true once the socket has ended, with false where the timer
-    /// must fire earlier than it was set for.
+    /// Passes bytes both ways, until all sides wait. Ready with true once the socket has ended, with false where it is to be
+    /// polled again, or the timer must fire earlier than it was set for.
     fn poll<C, S>(&mut self, cx: &mut Context<'_>, client: &mut C, server: &mut S) -> Poll<bool>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let mut has_failed = false;
         if !self.up.is_done()
             && let Poll::Ready(Err(fault)) = self.up.poll_pass(cx, client, server)
         {
             self.client_failed(&fault);
+            has_failed = true;
         }
         if !self.down.is_done()
             && let Poll::Ready(Err(fault)) = self.down.poll_pass(cx, server, client)
         {
             self.server_failed(&fault);
+            has_failed = true;
         }
         self.note_finished();
         // Behind the close frames of both, a client that stays connected holds no slot of its server.
@@ -204,8 +207,8 @@ impl Socket {
         if moved != self.moved.1 {
             self.moved = (clock::now(), moved);
         }
-        // A direction that a failure of the other one has changed is polled again, too.
-        if self.due() < self.armed { Poll::Ready(false) } else { Poll::Pending }
+        // Both directions are polled again behind a failure, which has changed what they do.
+        if has_failed || self.due() < self.armed { Poll::Ready(false) } else { Poll::Pending }
     }
 
     /// Notes which side has ended the socket. The time to end in order begins when both have sent a close frame, and when a
@@ -282,5 +285,141 @@ impl Socket {
         };
         bad.end(None);
         good.close(close_frame(end, from));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::super::sockets::{OpenSockets, SocketFacts};
+    use super::*;
+
+    fn limits() -> SocketLimits {
+        let minute = Duration::from_secs(60);
+        SocketLimits {
+            idle: minute,
+            lifetime_ends: None,
+            identity_ends: None,
+            server_write: minute,
+            client_write: Some(minute),
+            has_frames: true,
+        }
+    }
+
+    fn facts() -> SocketFacts {
+        let (route, url, endpoint) = (String::new(), String::new(), String::new());
+        let listener = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        SocketFacts { listener, route, key: None, backend: "b".into(), url, endpoint }
+    }
+
+    /// Frame of a server with a payload of such a length.
+    fn frame(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0x82];
+        match u8::try_from(length) {
+            Ok(length @ 0..=125) => bytes.push(length),
+            _ => {
+                bytes.push(126);
+                bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
+            }
+        }
+        bytes.resize(bytes.len() + length, 0x88);
+        bytes
+    }
+
+    /// What a client gets of frames that its server sends in parts, where the socket is ended behind some of the parts.
+    async fn passed(bytes: &[u8], parts: &[usize], ended_behind: usize, room: usize) -> (Vec<u8>, SocketReport) {
+        let ((mut client, mut near), (mut server, mut far)) = (duplex(room), duplex(room));
+        let sockets = OpenSockets::default();
+        let mut guard = sockets.enter(facts());
+        let mut timer = KeptTimer::default();
+        let relayed = async {
+            let stopping = std::future::pending();
+            let report = relay(&mut client, &mut server, limits(), &mut guard, stopping, &mut timer).await;
+            drop((client, server));
+            report
+        };
+        let sent = async {
+            let mut rest = bytes;
+            for (n, part) in parts.iter().cycle().enumerate() {
+                if n == ended_behind {
+                    sockets.end_where(|_| Some((Instant::now(), SocketEnd::Drained)));
+                    tokio::task::yield_now().await;
+                }
+                let (now, later) = rest.split_at(rest.len().min(*part));
+                if now.is_empty() || far.write_all(now).await.is_err() {
+                    break;
+                }
+                rest = later;
+            }
+            let _ = far.shutdown().await;
+            // What the gateway says to the server.
+            let mut said = Vec::new();
+            let _ = far.read_to_end(&mut said).await;
+        };
+        let read = async {
+            let mut read = Vec::new();
+            let _ = near.read_to_end(&mut read).await;
+            read
+        };
+        let (report, (), read) = tokio::join!(relayed, sent, read);
+        (read, report)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn a_socket_that_is_ended_at_any_time_ends_between_two_frames(
+            lengths in prop::collection::vec(prop_oneof![0..10usize, 120..130usize, 1000..40_000usize], 1..8),
+            parts in prop::collection::vec(1..9000usize, 1..20),
+            ended_behind in 0..30usize,
+            room in prop_oneof![1..100usize, 1000..100_000usize],
+        ) {
+            let frames: Vec<Vec<u8>> = lengths.iter().map(|length| frame(*length)).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            let (read, report) = runtime.block_on(passed(&frames.concat(), &parts, ended_behind, room));
+            let mut rest = read.as_slice();
+            for frame in &frames {
+                match rest.strip_prefix(frame.as_slice()) {
+                    Some(behind) => rest = behind,
+                    None => break,
+                }
+            }
+            if report.end == SocketEnd::Drained {
+                prop_assert_eq!(rest, close_frame(SocketEnd::Drained, Side::Server));
+            } else {
+                prop_assert!(rest.is_empty() && read.len() == frames.concat().len(), "{:?}", report.end);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_socket_ends_in_its_time_and_one_that_pings_does_not() {
+        let ((mut client, mut near), (mut server, mut far)) = (duplex(100), duplex(100));
+        let sockets = OpenSockets::default();
+        let mut guard = sockets.enter(facts());
+        let (mut timer, begun) = (KeptTimer::default(), Instant::now());
+        let relayed = async {
+            let stopping = std::future::pending();
+            let report = relay(&mut client, &mut server, limits(), &mut guard, stopping, &mut timer).await;
+            drop((client, server));
+            report
+        };
+        let pings = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                near.write_all(&[0x89, 0x80, 1, 2, 3, 4]).await.unwrap();
+            }
+            let (mut up, mut down) = (Vec::new(), Vec::new());
+            far.read_to_end(&mut up).await.unwrap();
+            near.read_to_end(&mut down).await.unwrap();
+            (up, down)
+        };
+        let (report, (up, down)) = tokio::join!(relayed, pings);
+        // Five pauses, the idle time, and the time in which nobody answered the close frames.
+        assert_eq!((report.end, begun.elapsed().as_secs()), (SocketEnd::Idle, 5 * 50 + 60 + 1));
+        let close = close_frame(SocketEnd::Idle, Side::Server);
+        assert_eq!((down, up.len()), (close.clone(), 5 * 6 + close.len() + 4));
     }
 }

@@ -2,6 +2,7 @@
 //! its guard is dropped.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -13,6 +14,8 @@ use crate::telemetry::SocketEnd;
 /// Names that decide whether a socket may go on.
 #[derive(Debug, Clone)]
 pub struct SocketFacts {
+    /// Address of the listener's side of its client's connection.
+    pub listener: SocketAddr,
     /// Route that it came by.
     pub route: String,
     /// Consumer that opened it with an API key, and the number of the key.
@@ -102,6 +105,7 @@ mod tests {
     fn sockets_end_by_their_names_and_leave_with_their_guards() {
         let sockets = OpenSockets::default();
         let facts = |route: &str| SocketFacts {
+            listener: SocketAddr::from(([127, 0, 0, 1], 1)),
             route: route.to_owned(),
             key: None,
             backend: "b".into(),

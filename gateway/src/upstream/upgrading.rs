@@ -231,7 +231,7 @@ async fn serve(
     let mut socket = SocketOutcome { opened_after: clock::since(exchange.started), bytes_in: 0, end: None };
     exchange.outcome.socket = Some(socket);
     let _open = OpenSocket::enter(&attempt.route.metrics);
-    let mut guard = attempt.downstream.sockets.enter(facts(attempt, exchange));
+    let mut guard = attempt.downstream.sockets.enter(facts(attempt, upgrade, exchange));
     let is_http2 = session.is_http2();
     let mut timer = session.lend_timer();
     let report = match (session.tunnel(), upstream.into_tunnel()) {
@@ -274,10 +274,11 @@ fn limits(attempt: &Attempt<'_>, upgrade: &Upgrade, session: &ClientSession, exc
     }
 }
 
-fn facts(attempt: &Attempt<'_>, exchange: &Exchange) -> SocketFacts {
+fn facts(attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) -> SocketFacts {
     let is_key = exchange.identified_by.is_some() && exchange.token.is_none();
     let caller = exchange.caller.as_ref().filter(|_| is_key);
     SocketFacts {
+        listener: upgrade.listener,
         route: attempt.route.name.clone(),
         key: caller.and_then(|caller| Some((caller.name.clone(), exchange.credential?))),
         backend: attempt.backend.name.clone(),
