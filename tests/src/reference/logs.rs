@@ -183,6 +183,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("ready", "Listeners are open and models with `keepWarm` are loaded."),
     ("request_body_not_taken", "A server closed the connection before it had read the request."),
     ("signal_ignored", "A signal without a meaning for the gateway was ignored."),
+    ("socket_malformed", "A side of a socket broke the framing of WebSocket; `side` says which."),
     ("stand_in_failed", "An attempt at the backend of `spillTo` failed."),
     ("stopped", "The process ends."),
     ("stopping", "A signal asked the process to end; running requests finish."),
