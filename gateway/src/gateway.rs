@@ -1,18 +1,21 @@
 //! State that all requests share: the running snapshot, upstream connections, memory for bodies, metrics and logs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::LogFormat;
+use tokio::time::Instant;
 
 use crate::audit::Audit;
+use crate::clock::unix_now;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
 use crate::off_loop::OffLoop;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{LogWriter, Metrics};
+use crate::telemetry::{LogWriter, Metrics, SocketEnd};
 use crate::tls::Acme;
 use crate::upstream::Via;
 
@@ -50,6 +53,43 @@ impl Gateway {
     /// Counts a request until the returned guard is dropped.
     pub fn enter(&self) -> impl Drop + use<'_> {
         CountGuard::new(&self.counts.running)
+    }
+
+    /// Ends the sockets that the running configuration, with these `listeners`, has no place for: those of a listener, route,
+    /// backend or endpoint that is gone end when the time of a drain is over, those of a key that is gone at once.
+    pub fn judge_sockets(&self, listeners: &[SocketAddr]) {
+        let snapshot = self.snapshot.load();
+        let drained = Instant::now() + snapshot.drain_timeout;
+        self.downstream.sockets.end_where(|facts| {
+            if let Some((consumer, key)) = &facts.key
+                && !snapshot.identity.knows_key(*key, consumer, unix_now())
+            {
+                return Some((Instant::now(), SocketEnd::Policy));
+            }
+            // One that asks for any free port keeps the port that it got.
+            let is_at = |listener: &SocketAddr| {
+                (listener.port() == facts.listener.port() || listener.port() == 0)
+                    && (listener.ip() == facts.listener.ip() || listener.ip().is_unspecified())
+            };
+            let is_here = listeners.iter().any(is_at)
+                && snapshot.routes.has(&facts.route)
+                && snapshot.backends.iter().any(|backend| backend.name == facts.backend && backend.has_url(&facts.url));
+            (!is_here).then_some((drained, SocketEnd::Drained))
+        });
+    }
+
+    /// Ends the sockets of an endpoint that an operator drains when the time of a drain is over, or lets them go on.
+    pub fn drain_sockets(&self, backend: &str, endpoint: &str, drained: bool) {
+        if !drained {
+            return self
+                .downstream
+                .sockets
+                .spare_where(|facts| *facts.backend == *backend && facts.endpoint == endpoint);
+        }
+        let at = Instant::now() + self.snapshot.load().drain_timeout;
+        self.downstream.sockets.end_where(|facts| {
+            (*facts.backend == *backend && facts.endpoint == endpoint).then_some((at, SocketEnd::Drained))
+        });
     }
 
     /// Counts a client's connection until the returned guard is dropped.

@@ -38,6 +38,7 @@ pub mod telemetry;
 pub mod timer;
 pub mod tls;
 pub mod topology;
+pub mod tunnel;
 pub mod upstream;
 pub mod wire;
 pub mod workers;

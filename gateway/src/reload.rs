@@ -2,6 +2,7 @@
 //! rejected as a whole, and reported. A running request keeps the snapshot that it began with.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -210,6 +211,7 @@ impl Reloader {
         let (written, acme) = (loaded.clone(), self.gateway.acme.clone());
         let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written.config, &acme)).await;
         let plans = plans.map_err(|e| vec![e.to_string()])??;
+        let addresses: Vec<SocketAddr> = plans.iter().map(|plan| plan.address).collect();
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
         let snapshot = self.compile(loaded.clone(), previous).await?;
         let generation = snapshot.generation;
@@ -222,6 +224,7 @@ impl Reloader {
         self.supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);
+        self.gateway.judge_sockets(&addresses);
         Ok(generation)
     }
 

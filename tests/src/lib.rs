@@ -28,6 +28,7 @@ mod programs;
 mod raw;
 mod reference;
 mod secure;
+mod sockets;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
@@ -46,6 +47,7 @@ pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python
 pub use raw::{head_of_a_request, raw};
 pub use reference::{Example, Operation, examples, families, operations, reference, restarts};
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
+pub use sockets::{CLOSE, KEY, RawSocket, SocketFrame, SocketServer, TEXT, opening, socket_frame, switching};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 
 use std::time::Duration;

@@ -296,7 +296,7 @@ async fn an_upgrade_that_a_caller_asks_for_ends_at_the_gateway() {
     let gateway = Gateway::start(&yaml).await;
     let client = gateway.client();
     for (upgrade, connection) in
-        [("h2c", "Upgrade, HTTP2-Settings, X-Own"), ("websocket", "Upgrade, X-Own, HTTP2-Settings"), ("h2c", "X-Own")]
+        [("h2c", "Upgrade, HTTP2-Settings, X-Own"), ("x-own", "Upgrade, X-Own, HTTP2-Settings"), ("websocket", "X-Own")]
     {
         let asked = [
             ("connection", connection),

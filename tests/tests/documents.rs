@@ -536,7 +536,8 @@ fn every_attack_of_the_table_is_tried_by_a_test() {
         }
     }
     // What the tests of attacks try stands in the table.
-    let attacks = read("tests/tests/attacks.rs") + &read("tests/tests/floods.rs");
+    let attacks =
+        read("tests/tests/attacks.rs") + &read("tests/tests/floods.rs") + &read("tests/tests/websocket_attacks.rs");
     for test in attacks.split("#[tokio::test]\nasync fn ").skip(1) {
         let name = test.split('(').next().unwrap();
         assert!(text.contains(name), "{name} is not in docs/attacks.md");

@@ -51,6 +51,11 @@ pub struct Route {
     /// Actions when no endpoint is available or all attempts failed; like `whenSaturated` when left out.
     #[serde(default)]
     pub when_unavailable: Option<WhenUnavailable>,
+    /// Protocols to which a request may be upgraded (`Upgrade`), by their names in HTTP; only WebSocket when left out, none
+    /// with an empty list. Other upgrades are not asked for: the request goes on without them. `h2c`, `h2` and `TLS` are
+    /// never passed, since another version of HTTP in a tunnel would evade every rule of this file.
+    #[serde(default = "Route::default_upgrades")]
+    pub upgrades: Vec<String>,
     /// Time limits.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
@@ -69,6 +74,12 @@ pub struct Route {
     /// Size limits.
     #[serde(default)]
     pub limits: BodyLimits,
+}
+
+impl Route {
+    fn default_upgrades() -> Vec<String> {
+        vec!["websocket".to_owned()]
+    }
 }
 
 /// Conditions of a match. Every one that is given must be met.
@@ -295,11 +306,22 @@ pub struct RouteTimeouts {
     /// to the client, a backend that does not keep it is left for another. Comments by which a server keeps its stream alive
     /// go to the client as they come, and after the first no other backend is tried.
     pub first_token: Option<Duration>,
+    /// Time without a byte either way after which a socket is closed; pings and pongs count. `request` limits a socket only
+    /// up to the answer that opens it.
+    pub socket_idle: Duration,
+    /// Time after which a socket is closed, however busy; none when left out.
+    pub socket_lifetime: Option<Duration>,
 }
 
 impl Default for RouteTimeouts {
     fn default() -> Self {
-        Self { request: Duration::seconds(600), backend_request: None, first_token: None }
+        Self {
+            request: Duration::seconds(600),
+            backend_request: None,
+            first_token: None,
+            socket_idle: Duration::seconds(300),
+            socket_lifetime: None,
+        }
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         without_servers(cx, n, route);
         model_names(cx, n, route);
         admission::all(cx, n, route);
+        upgrades(cx, n, route);
         times(cx, n, route);
         if let Some(sticky) = &route.sticky {
             header_name(cx, at!["routes", n, "sticky", "header"], &sticky.header);
@@ -364,6 +365,26 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
+/// Checks the names of protocols. A tunnel of HTTP/2 would carry requests that no rule sees (RFC 9113, 3.1: `h2c`).
+fn upgrades(cx: &mut Context<'_>, n: usize, route: &Route) {
+    const NEVER: [&str; 4] = ["h2c", "h2", "http", "tls"];
+    let is_token = |name: &str| {
+        let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);
+        !name.is_empty() && name.bytes().all(is_of_token)
+    };
+    for (place, name) in route.upgrades.iter().enumerate() {
+        let own = name.split('/').next().unwrap_or_default();
+        if !is_token(name) {
+            let message = format!("`{name}` is no name of a protocol; expected one such as `websocket`");
+            cx.error(at!["routes", n, "upgrades", place], message);
+        } else if NEVER.iter().any(|never| never.eq_ignore_ascii_case(own)) {
+            let message =
+                format!("`{name}` is never passed on: its tunnel would carry requests that no rule here sees");
+            cx.error(at!["routes", n, "upgrades", place], message);
+        }
+    }
+}
+
 fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     let t = &route.timeouts;
     let all = [("request", Some(t.request)), ("backendRequest", t.backend_request), ("firstToken", t.first_token)];
@@ -378,6 +399,14 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
             let message =
                 format!("{value} is longer than timeouts.request ({}) and can never pass; expected less", t.request);
             cx.warn(at!["routes", n, "timeouts", key], message);
+        }
+    }
+    for (key, value) in [("socketIdle", Some(t.socket_idle)), ("socketLifetime", t.socket_lifetime)] {
+        if value.is_some_and(|value| value.0.is_zero()) {
+            cx.error(
+                at!["routes", n, "timeouts", key],
+                "a time limit of zero lets no socket live; expected a longer time",
+            );
         }
     }
     if route.retry.attempts > 10 {

@@ -88,9 +88,14 @@ impl AdminState for AdminView {
     }
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
         let gateway = self.gateway.load();
-        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
+        let gateway = gateway.as_ref().as_ref()?;
+        let snapshot = gateway.snapshot.load_full();
         let backend = snapshot.backends.iter().find(|known| *known.name == *backend)?;
-        Some(backends::drain(backend, endpoint, drained))
+        let found = backends::drain(backend, endpoint, drained);
+        for (endpoint, _) in found.iter().filter(|(_, has_changed)| *has_changed) {
+            gateway.drain_sockets(&backend.name, endpoint, drained);
+        }
+        Some(found)
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::handshake::MAX_FIELDS;
 use super::transport::Transport;
+use super::tunnel::ServerTunnel;
 use crate::message::{RequestHead, ResponseHead};
 use crate::wire::{
     ReadBuffer, append_chunk_line, append_fields, append_last_chunk, field_name, field_value, keeps_connection,
@@ -374,6 +375,16 @@ impl Http1Session {
     /// Closes the connection in order.
     pub(super) async fn shutdown(&mut self) {
         let _ = self.transport.shutdown().await;
+    }
+
+    /// Ends the connection with this conversation, once the head of its answer was read.
+    pub(super) fn close_after(&mut self) {
+        self.can_reuse = false;
+    }
+
+    /// Takes the connection over behind the head of a 101.
+    pub(super) fn into_tunnel(mut self) -> ServerTunnel {
+        ServerTunnel::new(self.read.bytes.split().freeze(), self.transport)
     }
 
     /// Connection for another conversation; `None` where this one has left something on it, or its server closes it.

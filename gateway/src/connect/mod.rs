@@ -11,12 +11,14 @@ mod pool;
 mod session;
 mod shared;
 mod transport;
+mod tunnel;
 
 pub use dial::{Connections, NO_CONNECTION};
 pub use handshake::{MAX_FIELDS, is_unprocessed, is_unsent};
 pub use key::EndpointKey;
 pub use peer::{Connector, MAX_STREAMS, Peer};
 pub use session::{Follows, UpstreamSession};
+pub use tunnel::ServerTunnel;
 
 /// True if an error means that a server's header exceeded a bound on its size.
 pub fn is_over(error: &pingora::Error) -> bool {

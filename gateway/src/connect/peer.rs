@@ -152,26 +152,39 @@ impl Connector {
     /// Begins a conversation with the endpoint. Returns it, and whether its connection was used before. One that is `alone` has
     /// a connection of HTTP/2 that no other request shares, unless the endpoint may have no further one.
     pub async fn get(&self, peer: &Peer, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {
-        let is_negotiated = peer.peer.tls();
-        let Some(http2) = peer.http2 else {
-            if let Some(transport) = self.http1.take(peer.key) {
-                return Ok((http1(transport), true));
-            }
-            let opened = if is_negotiated {
-                Box::pin(self.opener.new_stream(&peer.peer)).await.map(Transport::Tls)
-            } else {
-                Box::pin(open_plain(peer)).await
-            };
-            return match opened {
-                Ok(transport) => Ok((http1(transport), false)),
-                // Another worker may have one to spare.
-                Err(e) if *e.etype() == NO_CONNECTION => {
-                    self.http1.take_of_any(peer.key).map(|transport| (http1(transport), true)).ok_or(e)
-                }
-                Err(e) => Err(e),
-            };
+        match peer.http2 {
+            None => self.kept_or_opened(peer, &peer.peer).await,
+            Some(http2) => Box::pin(self.get_http2(peer, http2, alone)).await,
+        }
+    }
+
+    /// Begins a conversation of HTTP/1.1 with an endpoint, also where HTTP/2 is preferred: only HTTP/1.1 has upgrades.
+    pub async fn get_http1(&self, peer: &Peer) -> pingora::Result<(UpstreamSession, bool)> {
+        let mut only_http1 = peer.peer.clone();
+        if only_http1.tls() {
+            only_http1.options.set_http_version(1, 1);
+        }
+        self.kept_or_opened(peer, &only_http1).await
+    }
+
+    /// Begins a conversation of HTTP/1.1 on a connection that is kept, or on a new one with these options.
+    async fn kept_or_opened(&self, peer: &Peer, options: &HttpPeer) -> pingora::Result<(UpstreamSession, bool)> {
+        if let Some(transport) = self.http1.take(peer.key) {
+            return Ok((http1(transport), true));
+        }
+        let opened = if options.tls() {
+            Box::pin(self.opener.new_stream(options)).await.map(Transport::Tls)
+        } else {
+            Box::pin(open_plain(peer)).await
         };
-        Box::pin(self.get_http2(peer, http2, alone)).await
+        match opened {
+            Ok(transport) => Ok((http1(transport), false)),
+            // Another worker may have one to spare.
+            Err(e) if *e.etype() == NO_CONNECTION => {
+                self.http1.take_of_any(peer.key).map(|transport| (http1(transport), true)).ok_or(e)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     async fn get_http2(&self, peer: &Peer, settings: Http2, alone: bool) -> pingora::Result<(UpstreamSession, bool)> {

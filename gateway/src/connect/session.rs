@@ -5,6 +5,7 @@ use http::HeaderMap;
 
 use super::http1::Http1Session;
 use super::http2::Http2Session;
+use super::tunnel::ServerTunnel;
 use crate::message::{RequestHead, ResponseHead};
 
 /// Conversation with a server.
@@ -102,6 +103,21 @@ impl UpstreamSession {
     /// True once the answer was read to its end.
     pub fn is_done(&self) -> bool {
         either!(self, session => session.is_done())
+    }
+
+    /// Ends the connection with this conversation, whose head was read. HTTP/2 has no such connection.
+    pub fn close_after(&mut self) {
+        if let Self::Http1(session) = self {
+            session.close_after();
+        }
+    }
+
+    /// Takes the connection over behind the head of a 101; `None` over HTTP/2, which has no such answer.
+    pub fn into_tunnel(self) -> Option<ServerTunnel> {
+        match self {
+            Self::Http1(session) => Some(session.into_tunnel()),
+            Self::Http2(_) => None,
+        }
     }
 
     /// Ends the conversation: of HTTP/2 that is one stream, of HTTP/1 the connection.

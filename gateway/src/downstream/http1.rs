@@ -24,6 +24,7 @@ use spillway_filter::Fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::transport::WriteBounded;
+use super::tunnel::ClientTunnel;
 use crate::clock;
 use crate::framing::{FieldPlace, Framer, Violation};
 use crate::message::{RequestHead, ResponseHead};
@@ -446,6 +447,12 @@ impl Http1Session {
         read
     }
 
+    /// Byte stream behind the head of a 101, and the bytes that the client has sent ahead of it, which are no request.
+    pub fn tunnel(&mut self) -> ClientTunnel<'_> {
+        self.scanned = 0;
+        ClientTunnel::Http1 { early: self.read.bytes.split().freeze(), stream: &mut self.stream }
+    }
+
     /// Ends the connection in order: sends what was written, and reads what a client still sends for a while, so that it gets
     /// its answer and no reset (RFC 9112, 9.6).
     pub async fn shutdown(&mut self) {
@@ -455,7 +462,10 @@ impl Http1Session {
             self.stream.shutdown().await.is_ok() && is_flushed
         };
         let ended = tokio::time::timeout(GOODBYE, goodbye).await;
-        let is_sending = !self.read.bytes.is_empty() || self.framer.is_in_body() || self.framer.violation().is_some();
+        // A client may send on behind an upgrade, whatever its server has said.
+        let is_tunnel = self.written == Some(StatusCode::SWITCHING_PROTOCOLS);
+        let is_sending =
+            is_tunnel || !self.read.bytes.is_empty() || self.framer.is_in_body() || self.framer.violation().is_some();
         if ended == Ok(true) && is_sending {
             let linger = async {
                 while matches!(self.fill_small().await, Ok(1..)) {

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io;
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{self, HeaderMap, HeaderValue};
@@ -17,9 +18,11 @@ use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authori
 use pingora::{Error, OrErr};
 use spillway_filter::Fields;
 
+use super::tunnel::ClientTunnel;
 use crate::clock;
 use crate::framing::{MAX_FIELDS, Violation};
-use crate::message::{RequestHead, ResponseHead};
+use crate::message::{InvalidHeader, RequestHead, ResponseHead};
+use crate::tunnel::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, WEBSOCKET, new_key};
 use crate::wire::{remove_fields_of_connection, send_part};
 
 /// Request over HTTP/2, and its answer.
@@ -38,6 +41,8 @@ pub struct Http2Session {
     written: Option<StatusCode>,
     /// True once the end of the answer was written.
     has_ended: bool,
+    /// True for an extended CONNECT (RFC 8441), whose head has the form of an upgrade of HTTP/1.1.
+    is_extended_connect: bool,
 }
 
 impl Http2Session {
@@ -45,7 +50,14 @@ impl Http2Session {
     /// (RFC 9113, 8.1.1).
     pub fn begin(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Self> {
         let (parts, body) = request.into_parts();
+        let protocol = parts.extensions.get::<Protocol>().cloned();
         let mut head = RequestHead::from(parts);
+        if let Some(protocol) = &protocol
+            && to_upgrade(&mut head, protocol).is_err()
+        {
+            respond.send_reset(Reason::PROTOCOL_ERROR);
+            return None;
+        }
         let Some(length) = announced(&head.headers).filter(|_| has_target_of_text(&head)) else {
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return None;
@@ -57,7 +69,8 @@ impl Http2Session {
             return None;
         }
         to_common_form(&mut head);
-        let is_empty = body.is_end_stream() || length == Length::Zero;
+        // What follows an extended CONNECT is no body.
+        let is_empty = protocol.is_some() || body.is_end_stream() || length == Length::Zero;
         Some(Self {
             head,
             is_empty,
@@ -68,7 +81,30 @@ impl Http2Session {
             answer: None,
             written: None,
             has_ended: false,
+            is_extended_connect: protocol.is_some(),
         })
+    }
+
+    /// True for an extended CONNECT.
+    pub fn is_extended_connect(&self) -> bool {
+        self.is_extended_connect
+    }
+
+    /// Accepts an extended CONNECT with the head of a server's 101.
+    pub fn open_tunnel(&mut self, mut head: ResponseHead) -> pingora::Result<()> {
+        if !std::mem::take(&mut self.is_extended_connect) {
+            return Error::e_explain(WriteError, "a tunnel that was not asked for");
+        }
+        head.status = StatusCode::OK;
+        head.set_reason(None);
+        head.remove_header(&SEC_WEBSOCKET_ACCEPT);
+        self.write_head(head, false)
+    }
+
+    /// Byte stream of a tunnel; `None` before its answer.
+    pub fn tunnel(&mut self) -> Option<ClientTunnel<'_>> {
+        let to = self.answer.as_mut()?;
+        Some(ClientTunnel::Http2 { early: Bytes::new(), from: &mut self.body, to })
     }
 
     /// Head of the request.
@@ -142,7 +178,9 @@ impl Http2Session {
         if self.answer.is_some() {
             return Error::e_explain(WriteError, "a second head of one answer");
         }
-        let status = head.status;
+        // A success would open a tunnel that nobody serves (RFC 9110, 9.3.6).
+        let opens_tunnel = self.is_extended_connect && head.status.is_success();
+        let status = if opens_tunnel { StatusCode::BAD_GATEWAY } else { head.status };
         let mut response = Response::new(());
         *response.status_mut() = status;
         *response.version_mut() = Version::HTTP_2;
@@ -205,6 +243,18 @@ impl Http2Session {
             self.respond.send_reset(Reason::INTERNAL_ERROR);
         }
     }
+}
+
+/// Rewrites an extended CONNECT to the upgrade of HTTP/1.1 that asks a server for the same (RFC 8441, 5). Its client has no
+/// nonce; the gateway sends one of its own and verifies the proof.
+fn to_upgrade(head: &mut RequestHead, protocol: &Protocol) -> Result<(), InvalidHeader> {
+    head.method = Method::GET;
+    head.insert_header(header::CONNECTION, "upgrade")?;
+    head.insert_header(header::UPGRADE, protocol.as_str())?;
+    if protocol.as_str().eq_ignore_ascii_case(WEBSOCKET) {
+        head.insert_header(SEC_WEBSOCKET_KEY.clone(), new_key())?;
+    }
+    Ok(())
 }
 
 /// Length of a body as its head announces it.

@@ -6,6 +6,7 @@ mod http1;
 mod http2;
 mod session;
 mod transport;
+mod tunnel;
 mod unread;
 
 use std::future::Future;
@@ -20,12 +21,14 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::clock::{self, at_once};
 use crate::message::ResponseHead;
+use crate::tunnel::OpenSockets;
 
 pub use ending::Ending;
 pub use http1::{GOODBYE, Http1Session, violation_of};
 pub use http2::Http2Session;
 pub use session::ClientSession;
 pub use transport::{Transport, WriteBounded};
+pub use tunnel::ClientTunnel;
 pub use unread::{AnswerBudget, SLICE, Unread, slice};
 
 /// State that all answers to clients share; it outlives configurations.
@@ -37,12 +40,19 @@ pub struct Downstream {
     pub ending: Ending,
     /// Clients that were disconnected because they read nothing for `writeTimeout`.
     pub write_timeouts: Counter,
+    /// Open sockets.
+    pub sockets: OpenSockets,
 }
 
 impl Downstream {
     /// Makes the state of a new process, with `bytes` of memory for answers that wait for their clients.
     pub fn new(bytes: u64, write_timeouts: Counter) -> Self {
-        Self { answers: AnswerBudget::new(bytes), ending: Ending::default(), write_timeouts }
+        Self {
+            answers: AnswerBudget::new(bytes),
+            ending: Ending::default(),
+            write_timeouts,
+            sockets: OpenSockets::default(),
+        }
     }
 }
 

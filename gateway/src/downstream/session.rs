@@ -7,6 +7,7 @@ use spillway_filter::FieldName;
 
 use super::http1::Http1Session;
 use super::http2::Http2Session;
+use super::tunnel::ClientTunnel;
 use crate::message::{RequestHead, ResponseHead};
 use crate::timer::KeptTimer;
 
@@ -132,6 +133,27 @@ impl ClientSession {
             Self::Http1(session) => session.write_trailers(&trailers).await,
             Self::Http2(session) => session.write_trailers(trailers),
         }
+    }
+
+    /// Answers an upgrade that a server has accepted: with its 101, or over HTTP/2 with 200 (RFC 8441, 5).
+    pub async fn switch_protocols(&mut self, head: Box<ResponseHead>) -> pingora::Result<()> {
+        match self {
+            Self::Http1(session) => session.write_head(&head).await,
+            Self::Http2(session) => session.open_tunnel(*head),
+        }
+    }
+
+    /// Byte stream behind the answer to an upgrade; `None` where there is none.
+    pub fn tunnel(&mut self) -> Option<ClientTunnel<'_>> {
+        match self {
+            Self::Http1(session) => Some(session.tunnel()),
+            Self::Http2(session) => session.tunnel(),
+        }
+    }
+
+    /// True for an extended CONNECT of HTTP/2, which asks for a tunnel and for nothing else (RFC 8441, 4).
+    pub fn is_extended_connect(&self) -> bool {
+        matches!(self, Self::Http2(session) if session.is_extended_connect())
     }
 
     /// Lends the timer of the connection; over HTTP/2 a new one, since streams share the connection.

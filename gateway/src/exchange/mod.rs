@@ -24,9 +24,10 @@ use crate::off_loop::OffLoop;
 use crate::protocol::{Dialect, GRPC, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
-use crate::telemetry::{NotSpilled, Span, SpillReason};
+use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
 use crate::tls::ClientCertificate;
 use crate::topology::Route;
+use crate::tunnel::Upgrade;
 pub use body::{HeldBody, Hold, RequestBody, expects_continue, hold, malformed, malformed_refusal, too_slow};
 pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
@@ -169,6 +170,19 @@ pub struct Outcome {
     pub left_at_work: bool,
     /// True if the answer ended early after its head was sent.
     pub broken: bool,
+    /// Facts of the socket that an upgrade opened.
+    pub socket: Option<SocketOutcome>,
+}
+
+/// Facts of a socket that are logged and measured when it has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct SocketOutcome {
+    /// Time from the arrival of the request to the answer that opened the socket.
+    pub opened_after: Duration,
+    /// Bytes of the client.
+    pub bytes_in: u64,
+    /// Reason of the end; `None` while it is open.
+    pub end: Option<SocketEnd>,
 }
 
 impl Outcome {
@@ -261,6 +275,8 @@ pub struct Exchange {
     pub signs_via: bool,
     /// Headers that filters add to the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Upgrade that the client asks for and the route passes.
+    pub upgrade: Option<Box<Upgrade>>,
     /// Body of the request.
     pub body: RequestBody,
     /// Facts of the body; `None` where it was not read.
@@ -330,6 +346,7 @@ impl Exchange {
             hops: None,
             signs_via: connection.via,
             request_headers: Vec::new(),
+            upgrade: None,
             body: RequestBody::Unread,
             asked: None,
             place: None,

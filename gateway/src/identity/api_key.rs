@@ -70,6 +70,12 @@ impl Keys {
         bucket.fold(false, |held, entry| held | bool::from(entry.digest.ct_eq(&digest)))
     }
 
+    /// True if a key of this number belongs to the consumer at `now` (Unix seconds).
+    pub(super) fn has(&self, key: Credential, consumer: &str, now: u64) -> bool {
+        let bucket = self.buckets.get(&key.to_be_bytes()).into_iter().flatten();
+        bucket.into_iter().any(|entry| *entry.consumer.name == *consumer && now < entry.expires)
+    }
+
     /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key.
     pub(super) fn find(&self, key: &[u8], now: u64) -> Option<(&Arc<Consumer>, Credential)> {
         let digest: [u8; 32] = Sha256::digest(key).into();

@@ -249,6 +249,11 @@ impl Authenticator {
         }
     }
 
+    /// True if the API key of this number still identifies the consumer at `now` (Unix seconds).
+    pub fn knows_key(&self, key: Credential, consumer: &str, now: u64) -> bool {
+        self.keys.has(key, consumer, now)
+    }
+
     /// Identifies the caller by the certificate of its connection. `None` without `authentication.mtls`, or if the
     /// request has a key or token, which goes before.
     pub fn identify_by_certificate(

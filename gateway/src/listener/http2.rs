@@ -45,6 +45,7 @@ pub(super) async fn serve(
         .max_concurrent_streams(most)
         .max_send_buffer_size(SEND_BUFFER)
         .initial_connection_window_size(WINDOW)
+        .enable_connect_protocol()
         .handshake(socket);
     let Ok(Ok(mut h2)) = timeout(limits.handshake_timeout.0, handshake).await else {
         return;

@@ -56,7 +56,10 @@ pub(super) fn select(route: &Route, session: &ClientSession, exchange: &Exchange
             && !exchange.refuses_fallback
             && exchange.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
     };
-    let answerers = route.answerers(asked, stands_in);
+    let mut answerers = route.answerers(asked, stands_in);
+    if exchange.upgrade.is_some() {
+        answerers = route.upgraders(&answerers);
+    }
     if answerers.is_empty() {
         return Err(model_not_found(asked.unwrap_or_default()).into());
     }

@@ -65,7 +65,7 @@ pub(super) fn memory_share(exchange: &Exchange) -> u128 {
 pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &exchange.body else { return Ok(None) };
     if held.bytes.is_empty() {
-        return Ok(None);
+        return Ok(super::upgrading::asked_of_target(session, exchange));
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));

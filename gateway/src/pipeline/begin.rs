@@ -153,7 +153,8 @@ fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut Clie
             StatusCode::METHOD_NOT_ALLOWED,
             ErrorKind::InvalidRequest,
             "method_not_allowed",
-            "this is a gateway, not a proxy for connections: CONNECT is not answered",
+            "this is a gateway, not a proxy for connections: CONNECT is not answered, but for WebSocket over HTTP/2 \
+             (`:protocol: websocket`, RFC 8441); over HTTP/1.1 ask with GET and `Upgrade: websocket`",
         )));
     }
     let spelling = match target::settle(session.req_header_mut()) {

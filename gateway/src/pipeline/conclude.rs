@@ -353,7 +353,9 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
     let status =
         if exchange.outcome.client_gone && exchange.outcome.status == 0 { 499 } else { exchange.outcome.status };
     if let Some(route) = &exchange.route {
-        route.metrics.ended(&head.method, status, took);
+        // The life of a socket is no time of an answer.
+        let answered = exchange.outcome.socket.map_or(took, |socket| socket.opened_after);
+        route.metrics.ended(&head.method, status, answered);
         if let Some(filter) = &exchange.refused_by {
             route.metrics.refused_by(filter);
         }
@@ -367,6 +369,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         gateway.audit.refused(reason.as_str(), exchange, head);
     }
     let bytes_in = match &exchange.body {
+        _ if exchange.outcome.socket.is_some() => exchange.outcome.socket.map_or(0, |socket| socket.bytes_in),
         RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
         RequestBody::Unread => session.body_bytes(),
     };
@@ -424,6 +427,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             prompt_tokens: exchange.outcome.prompt_tokens,
             completion_tokens: exchange.outcome.completion_tokens,
             ttft_ms: exchange.outcome.first_token.map(millis),
+            socket_end: exchange.outcome.socket.and_then(|socket| Some(socket.end?.as_str())),
             error_code: exchange.outcome.error_code,
             user_agent: head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()),
         }
@@ -462,6 +466,9 @@ fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16) {
     span.set(names::SPILLWAY_SPILLED, exchange.outcome.spilled.is_some());
     if exchange.outcome.resumed {
         span.set(names::SPILLWAY_RESUMED, true);
+    }
+    if let Some(end) = exchange.outcome.socket.and_then(|socket| socket.end) {
+        span.set(names::SPILLWAY_SOCKET_END, end.as_str());
     }
     if let Some(queued) = exchange.outcome.queued {
         span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());

@@ -17,6 +17,9 @@ use crate::upstream::{AttemptOutcome, Failure, MoveOn, Ready, open};
 /// True if the request may be sent twice at the same time: a call of a model whose answer is not streamed, or an idempotent
 /// method.
 pub(super) fn is_allowed(backend: &Backend, session: &mut ClientSession, exchange: &Exchange) -> bool {
+    if exchange.upgrade.is_some() {
+        return false;
+    }
     let is_held = exchange.body.is_at_hand(session);
     let is_streamed = exchange.asked.as_ref().is_some_and(|asked| asked.stream);
     is_held && (backend.may_repeat() && !is_streamed || is_idempotent(&session.req_header().method))

@@ -14,6 +14,9 @@ fn bar_of_head(target: &TargetKind, exchange: &Exchange) -> Option<NotSpilled> {
     if exchange.refuses_fallback {
         return Some(NotSpilled::CallerRefuses);
     }
+    if exchange.upgrade.is_some() {
+        return Some(NotSpilled::Operation);
+    }
     let TargetKind::Model(model) = target else { return None };
     if !exchange.resolved.operation.asks_for_text() || !matches!(exchange.body, RequestBody::Held(_)) {
         return Some(NotSpilled::Operation);

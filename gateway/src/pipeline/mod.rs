@@ -41,13 +41,14 @@ mod rewritten;
 mod route;
 mod target;
 mod trying;
+mod upgrading;
 mod waiting;
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{StatusCode, header};
 
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -133,6 +134,9 @@ async fn serve(
         identify(&candidates, session, exchange).await?;
         route(gateway, &candidates, connection.limits.body_timeout.0, session, exchange).await?
     };
+    if session.get_header(header::UPGRADE).is_some() {
+        upgrading::settle(&route, connection, session, exchange)?;
+    }
     filters(&route, session, exchange).await?;
     if let Some((filter, refusal)) = exchange.over_limit.take() {
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
@@ -144,7 +148,9 @@ async fn serve(
         // A redirect that is at its target already, on a route that does nothing else.
         return Err(access::no_route(session));
     }
-    mirroring::mirror(gateway, &route, session, exchange);
+    if exchange.upgrade.is_none() {
+        mirroring::mirror(gateway, &route, session, exchange);
+    }
     let mut tries = select(&route, session, exchange)?;
     let reason = loop {
         match admit(&route, &mut tries, session, exchange).await? {

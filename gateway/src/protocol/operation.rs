@@ -13,6 +13,8 @@ pub enum Operation {
     Rerank,
     /// Answer in the form of OpenAI's Responses API.
     Responses,
+    /// Conversation over a socket, whose model is in the query (OpenAI's Realtime API).
+    Realtime,
     /// List of models, or one of them.
     Models,
     /// Anything else.
@@ -31,7 +33,7 @@ impl Operation {
             Self::Chat | Self::Responses => Some("chat"),
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
-            Self::Rerank | Self::Models | Self::Other => None,
+            Self::Realtime | Self::Rerank | Self::Models | Self::Other => None,
         }
     }
 }

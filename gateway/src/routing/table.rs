@@ -96,6 +96,12 @@ impl RouteTable {
         found
     }
 
+    /// True if a route has this name.
+    pub fn has(&self, name: &str) -> bool {
+        let lists = self.exact.values().chain(self.wildcard.values()).map(Box::as_ref).chain([&self.any]);
+        lists.flat_map(HostRoutes::routes).any(|route| route.name == name)
+    }
+
     /// Routes that requests for a host may take, whatever their path, each once.
     pub fn of_host(&self, host: Option<&str>) -> Vec<&Arc<Route>> {
         let name = self.name(host);

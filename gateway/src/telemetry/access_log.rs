@@ -46,6 +46,8 @@ pub struct AccessRecord<'a> {
     pub prompt_tokens: Option<u64>,
     pub completion_tokens: Option<u64>,
     pub ttft_ms: Option<f64>,
+    /// Reason for which a socket ended.
+    pub socket_end: Option<&'static str>,
     pub error_code: Option<&'static str>,
     pub user_agent: Option<&'a str>,
 }
@@ -60,7 +62,7 @@ impl AccessRecord<'_> {
                 let mut line = Vec::with_capacity(512);
                 let written = writeln!(
                     line,
-                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{} {}",
+                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{}{} {}",
                     self.timestamp,
                     self.client,
                     clipped(self.method),
@@ -72,6 +74,7 @@ impl AccessRecord<'_> {
                     if self.served_by.is_empty() { "-" } else { self.served_by },
                     self.spilled.map(|reason| format!(" spilled={reason}")).unwrap_or_default(),
                     self.not_spilled.map(|reason| format!(" not_spilled={reason}")).unwrap_or_default(),
+                    self.socket_end.map(|end| format!(" socket_end={end}")).unwrap_or_default(),
                     self.error_code.map(|code| format!(" error={code}")).unwrap_or_default(),
                     self.cause.map(|cause| format!(" cause={cause}")).unwrap_or_default(),
                     self.failed_endpoint.map(|at| format!(" failed={at}")).unwrap_or_default(),
@@ -133,6 +136,7 @@ impl AccessRecord<'_> {
         if let Some(value) = self.ttft_ms {
             line.value("ttftMs", value);
         }
+        text_if_any(&mut line, "socketEnd", self.socket_end);
         text_if_any(&mut line, "errorCode", self.error_code);
         text_if_any(&mut line, "userAgent", self.user_agent);
         line.end()
@@ -208,6 +212,7 @@ mod tests {
             prompt_tokens: Some(5),
             completion_tokens: Some(7),
             ttft_ms: Some(0.5),
+            socket_end: None,
             error_code: None,
             user_agent: Some(agent),
         }

@@ -110,6 +110,38 @@ label! {
 }
 
 label! {
+    /// End of a socket: of a connection behind an upgrade.
+    SocketEnd {
+        /// The client closed it.
+        Client => "client",
+        /// The server closed it.
+        Server => "server",
+        /// The connection with the client broke.
+        ClientLost => "client_lost",
+        /// The connection with the server broke.
+        ServerLost => "server_lost",
+        /// The client read nothing for the listener's `limits.writeTimeout`.
+        ClientSlow => "client_slow",
+        /// The server read nothing for the time that it may take to read a part of a request.
+        ServerSlow => "server_slow",
+        /// No byte passed for `timeouts.socketIdle`.
+        Idle => "idle",
+        /// `timeouts.socketLifetime` is over.
+        Lifetime => "lifetime",
+        /// Its endpoint is drained, or an edit has removed its route or endpoint.
+        Drained => "drained",
+        /// The caller may not go on: an edit has removed the consumer, or the client's certificate has expired.
+        Policy => "policy",
+        /// The client broke the framing of WebSocket.
+        ClientMalformed => "client_malformed",
+        /// The server broke the framing of WebSocket.
+        ServerMalformed => "server_malformed",
+        /// The gateway stops.
+        ShuttingDown => "shutting_down",
+    }
+}
+
+label! {
     /// Outcome of a wait in a queue.
     QueueEnd {
         /// The request got a slot.

@@ -39,4 +39,5 @@ pub const SPILLWAY_QUEUE_PRIORITY: &str = "spillway.queue.priority";
 pub const SPILLWAY_QUEUE_OUTCOME: &str = "spillway.queue.outcome";
 pub const SPILLWAY_QUEUE_SECONDS: &str = "spillway.queue.seconds";
 pub const SPILLWAY_GIVEN_UP: &str = "spillway.attempt.given_up";
+pub const SPILLWAY_SOCKET_END: &str = "spillway.socket.end";
 pub const SPILLWAY_RESUMED: &str = "spillway.resumed";

@@ -101,6 +101,18 @@ impl Backend {
         self.serves.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(name)))
     }
 
+    /// True if it has a server with this URL, resolved or not.
+    pub fn has_url(&self, url: &str) -> bool {
+        let set = self.balancer.endpoints();
+        set.all().iter().any(|endpoint| endpoint.url.to_string() == url)
+            || set.unresolved().iter().any(|endpoint| endpoint.url.to_string() == url)
+    }
+
+    /// True if its servers can be spoken to in HTTP/1.1, which alone has upgrades: HTTP/2 without TLS is not negotiated.
+    pub fn takes_upgrades(&self) -> bool {
+        !self.http2 || self.balancer.endpoints().all().iter().all(|endpoint| endpoint.url.https)
+    }
+
     /// True if an endpoint may get traffic at all.
     pub fn is_available(&self) -> bool {
         self.balancer.is_available(now_millis())

@@ -69,6 +69,12 @@ pub struct Route {
     pub attempt_timeout: Option<Duration>,
     /// Longest time from the arrival, or the beginning of a further attempt, to the first content of a stream.
     pub first_token_timeout: Option<Duration>,
+    /// Names of the protocols to which a request may be upgraded, in small letters.
+    pub upgrades: Vec<Box<str>>,
+    /// Longest time without a byte either way of a socket.
+    pub socket_idle: Duration,
+    /// Longest life of a socket.
+    pub socket_lifetime: Option<Duration>,
     /// Further attempts after the first.
     pub retry: RetryPlan,
     /// True if one of the guards answers the preflight requests of browsers (CORS).
@@ -231,6 +237,13 @@ impl Route {
         Answerers::Some(found)
     }
 
+    /// Those of the targets in `among` whose servers take upgrades.
+    pub fn upgraders(&self, among: &Answerers) -> Answerers {
+        let takes = |target: &Target| matches!(&target.kind, TargetKind::Backend(backend) if backend.takes_upgrades());
+        let all = self.targets.iter().enumerate();
+        Answerers::Some(all.filter(|(n, target)| among.has(*n) && takes(target)).map(|(n, _)| n).collect())
+    }
+
     /// True if a filter has hooks.
     pub fn has_filters(&self) -> bool {
         self.all_filters().next().is_some()
@@ -274,6 +287,9 @@ impl Route {
             request_timeout: Duration::from_secs(600),
             attempt_timeout: None,
             first_token_timeout: None,
+            upgrades: Vec::new(),
+            socket_idle: Duration::from_secs(300),
+            socket_lifetime: None,
             retry: RetryPlan {
                 attempts: 1,
                 on_connect_failure: true,

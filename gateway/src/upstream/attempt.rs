@@ -5,12 +5,16 @@ use super::conversation::{Conversation, ConversationState};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::stages::Passing;
+use super::upgrading;
 use crate::clock::until;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 
 /// Runs one attempt.
 pub async fn run(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &mut Exchange) -> AttemptOutcome {
+    if let Some(upgrade) = exchange.upgrade.clone() {
+        return Box::pin(upgrading::run(attempt, &upgrade, session, exchange)).await;
+    }
     let limits = AttemptLimits::begin(attempt, exchange);
     let (deadline, whose, attempt_deadline) = (limits.deadline, limits.whose, limits.attempt);
     let connecting = attempt.connector.get(&attempt.endpoint.peer, attempt.alone);

@@ -20,6 +20,7 @@ mod passing;
 mod pieces;
 mod stages;
 mod trailers;
+mod upgrading;
 mod verdict;
 mod via;
 

@@ -41,6 +41,11 @@ const ROWS: &[Row] = &[
         "A list of the request is longer than a built-in model takes.",
         "Send a shorter one; `param` names it.",
     ),
+    (
+        "bad_handshake",
+        "The opening handshake of a WebSocket is no good: its method, `Sec-WebSocket-Version` (426) or `Sec-WebSocket-Key`.",
+        "Use a client of WebSocket as RFC 6455 has it. No proxy in between may remove or repeat its headers.",
+    ),
     ("bad_host", "`Host` has two values, or characters that no host has.", "Send one host, with or without a port."),
     (
         "bad_target",
@@ -253,6 +258,11 @@ const ROWS: &[Row] = &[
         "Try again; another gateway answers.",
     ),
     (
+        "socket_not_counted",
+        "A limit or budget in tokens applies to the caller or route of a socket, whose tokens are not counted.",
+        "Use requests. Operators: give sockets a route and consumers without such a limit ([WebSocket](../how-to/websocket.md)).",
+    ),
+    (
         "string_above_max_length",
         "A text of the request, or its schema, is longer than a built-in model takes.",
         "Shorten it; `param` names it.",
@@ -309,6 +319,16 @@ const ROWS: &[Row] = &[
         "unsupported_value",
         "A built-in model cannot do what a field asks for.",
         "Change or leave out the field; `param` names it.",
+    ),
+    (
+        "upgrade_not_supported",
+        "The route does not pass the protocol of a CONNECT of HTTP/2 (`routes[].upgrades`), or has no backend that takes upgrades.",
+        "Operators: name the protocol there; a backend with `http2: true` takes upgrades only with TLS.",
+    ),
+    (
+        "upgrade_with_body",
+        "A request for an upgrade has a body.",
+        "Send it without one: what belongs to the other protocol follows the 101.",
     ),
     (
         "upstream_error_withheld",

@@ -66,8 +66,27 @@ const GROUPS: &[Group] = &[
             ),
             ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
             ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on."),
-            ("connection", "Fields that it names end at the gateway (RFC 9110, 7.6.1)."),
-            ("upgrade", "Ends at the gateway: no upgrade is offered."),
+            (
+                "connection",
+                "Fields that it names end at the gateway (RFC 9110, 7.6.1). Set for the server to `upgrade` with an upgrade that passes.",
+            ),
+            (
+                "upgrade",
+                "Protocols that the client would rather speak. The first that `routes[].upgrades` names goes to the server ([WebSocket](../how-to/websocket.md)); others end at the gateway.",
+            ),
+            (
+                "sec-websocket-key",
+                "Nonce of a WebSocket handshake. Must be 16 bytes in Base64, once; made for clients of HTTP/2.",
+            ),
+            ("sec-websocket-version", "Version of WebSocket, which must be 13."),
+            (
+                "sec-websocket-protocol",
+                "Subprotocols that a client of WebSocket offers. A key among them (`openai-insecure-api-key.…`) is removed, unless `backends[].callerCredentials: pass`. The answer may name one that was offered.",
+            ),
+            (
+                "sec-websocket-extensions",
+                "Extensions that a client of WebSocket offers; passed on. The answer may name those that were offered.",
+            ),
             ("user-agent", "Logged; `user_agent.original` of the span."),
             ("origin", "Origin of a page, for the filter `cors`."),
             ("access-control-request-method", "Method of a browser's preflight request, for the filter `cors`."),
@@ -169,6 +188,10 @@ const GROUPS: &[Group] = &[
                 "Time for which an endpoint that answered a status of `capacity.statuses` counts as full, at most `maxFullFor`. Set in refusals with 429 and 503, in whole seconds.",
             ),
             ("retry-after-ms", "The same in milliseconds. Set beside `retry-after`."),
+            (
+                "sec-websocket-accept",
+                "Proof that a server of WebSocket has read the nonce; verified. Not sent over HTTP/2.",
+            ),
             ("date", "Clock of the server, for a `retry-after` that is a date."),
             (
                 "endpoint-load-metrics",

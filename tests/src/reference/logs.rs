@@ -42,6 +42,10 @@ const ACCESS: &[(&str, &str)] = &[
     ),
     ("notSpilledField", "Field of the request that barred it from the spill."),
     ("resumed", "`true` where a stream died and was continued."),
+    (
+        "socketEnd",
+        "Reason for which a [socket](../how-to/websocket.md#how-a-socket-ends) ended, as `end` of `spillway_sockets` ([metrics](metrics.md)). Its line has the status 101, and the bytes and time of its whole life.",
+    ),
     ("queueMs", "Time in the queue, in milliseconds."),
     ("modelAsked", "Model that the request names."),
     ("modelAnswered", "Model that the answer names."),
@@ -179,6 +183,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("ready", "Listeners are open and models with `keepWarm` are loaded."),
     ("request_body_not_taken", "A server closed the connection before it had read the request."),
     ("signal_ignored", "A signal without a meaning for the gateway was ignored."),
+    ("socket_malformed", "A side of a socket broke the framing of WebSocket; `side` says which."),
     ("stand_in_failed", "An attempt at the backend of `spillTo` failed."),
     ("stopped", "The process ends."),
     ("stopping", "A signal asked the process to end; running requests finish."),

@@ -57,6 +57,8 @@ const GROUPS: &[Group] = &[
                 "seconds",
             ),
             ("spillway_requests_in_flight", &[ROUTE], "requests"),
+            ("spillway_open_sockets", &[ROUTE], "sockets"),
+            ("spillway_sockets", &[ROUTE, ("end", Enum("client_malformed"))], "sockets"),
             ("spillway_filter_refusals", &[ROUTE, ("filter", Text("name of the filter"))], "requests"),
             ("spillway_filter_failures", &[ROUTE], "requests"),
         ],

@@ -85,6 +85,11 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
         "As `outcome` of `spillway_queue_wait_seconds` ([metrics](metrics.md#overload-and-further-attempts)).",
     ),
     ("spillway.queue.seconds", "request", "Time in the queue, in seconds."),
+    (
+        "spillway.socket.end",
+        "request",
+        "Reason for which a socket ended, as `end` of `spillway_sockets_total` ([metrics](metrics.md)).",
+    ),
     ("spillway.resumed", "request", "`true` where a stream died and was continued."),
 ];
 

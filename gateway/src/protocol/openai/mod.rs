@@ -28,7 +28,8 @@ const EMBEDDINGS: &str = "embeddings";
 const MODELS: &str = "models";
 const RESPONSES: &str = "responses";
 const RERANK: &str = "rerank";
-const PATHS: [&str; 6] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK];
+const REALTIME: &str = "realtime";
+const PATHS: [&str; 7] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK, REALTIME];
 
 /// Other paths of reranking, by which only the operation is known and not the dialect.
 const FURTHER_RERANK: [&str; 2] = ["/rerank", "/v2/rerank"];
@@ -61,6 +62,7 @@ impl Dialect for OpenAi {
             EMBEDDINGS if is_post => Operation::Embeddings,
             RERANK if is_post => Operation::Rerank,
             RESPONSES if is_post => Operation::Responses,
+            REALTIME if method == Method::GET => Operation::Realtime,
             rest if below(MODELS, rest) && matches!(*method, Method::GET | Method::HEAD) => Operation::Models,
             _ => Operation::Other,
         };

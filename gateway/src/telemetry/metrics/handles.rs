@@ -15,7 +15,8 @@ use super::held::{Count, Holder, Running, held};
 use super::live::OTHER;
 use super::{Families, Labels, labels};
 use crate::telemetry::label::{
-    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd, SpillReason,
+    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd, SocketEnd,
+    SpillReason,
 };
 
 /// Methods with a label value of their own (semantic conventions, `http.request.method`); the others are `_OTHER`.
@@ -42,6 +43,9 @@ pub struct RouteMetrics {
     families: Option<Arc<Families>>,
     /// Requests that run.
     pub in_flight: Running,
+    /// Open sockets.
+    pub open_sockets: Running,
+    sockets: ByLabel<SocketEnd, Count>,
     /// Attempts after a failed one.
     pub retries: Count,
     /// Attempts beside a slow one.
@@ -73,6 +77,10 @@ held! {
     register_routes(RouteMetrics) {
         /// Requests in flight
         in_flight: Gauge = "spillway_requests_in_flight", |route, values| values.running(&route.in_flight);
+        /// Open sockets, which are connections behind an upgrade
+        open_sockets: Gauge = "spillway_open_sockets", |route, values| values.running(&route.open_sockets);
+        /// Sockets that have ended, by the reason
+        sockets: Counter = "spillway_sockets", |route, values| values.counts("end", &route.sockets);
         /// Attempts after a failed one
         retries: Counter = "spillway_retries", |route, values| values.count(&route.retries);
         /// Attempts beside a slow one
@@ -107,6 +115,8 @@ impl RouteMetrics {
             shed: ByLabel::new(|_| Count::default()),
             mirrored: ByLabel::new(|_| Count::default()),
             in_flight: Running::default(),
+            open_sockets: Running::default(),
+            sockets: ByLabel::new(|_| Count::default()),
             retries: Count::default(),
             hedges: Count::default(),
             retries_denied: Count::default(),
@@ -135,6 +145,11 @@ impl RouteMetrics {
     /// Counts the copy of a request.
     pub fn mirrored(&self, end: MirrorEnd) {
         note(&self.mirrored, end);
+    }
+
+    /// Counts a socket that has ended.
+    pub fn socket_ended(&self, end: SocketEnd) {
+        note(&self.sockets, end);
     }
 
     /// Counts a request that a filter ended.

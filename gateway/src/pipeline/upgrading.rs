@@ -1,0 +1,158 @@
+//! Upgrades (RFC 9110, 7.8): which of them a route passes, and the requests for one that are refused before a server sees
+//! them. An upgrade that the route does not name is not asked for: the request goes on without it, as it may.
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Version};
+use spillway_filter::{Answer, ErrorKind, Refusal};
+
+use super::answers::is_models;
+use crate::downstream::ClientSession;
+use crate::exchange::{Asked, ConnectionInfo, End, Exchange};
+use crate::limits::Estimate;
+use crate::protocol::{self, Operation, model_not_found};
+use crate::topology::{Route, TargetKind};
+use crate::tunnel::{
+    HandshakeError, SEC_WEBSOCKET_VERSION, Upgrade, UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening,
+};
+
+/// Settles whether the request is an upgrade that its route passes, and refuses one that is not well-formed or cannot be
+/// passed. A request that is refused here gives back what limits granted it before its body was read.
+pub(super) fn settle(
+    route: &Route,
+    connection: &ConnectionInfo,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    let settled = upgrade(route, session, exchange).and_then(|protocol| {
+        let Some(protocol) = protocol else { return Ok(None) };
+        if exchange.asked.is_none() {
+            exchange.asked = asked_of_target(session, exchange);
+        }
+        may_pass(route, exchange)?;
+        let (listener, certificate_ends) = (connection.local, connection.certificate_ends());
+        Ok(Some(Box::new(Upgrade { protocol, listener, certificate_ends })))
+    });
+    match settled {
+        Ok(None) => Ok(()),
+        Ok(upgrade) => {
+            // Whatever the client has sent ahead is for the other protocol, and no request, also where the server refuses.
+            session.close_after();
+            exchange.upgrade = upgrade;
+            Ok(())
+        }
+        Err(end) => {
+            session.close_after();
+            if matches!(end, End::Answer(_)) {
+                exchange.outcome.error_code = Some("bad_handshake");
+            }
+            exchange.ledger.release_entries(exchange.judged.taken);
+            Err(end)
+        }
+    }
+}
+
+/// Protocol to which the request is to be upgraded; `None` for a request that is served without.
+fn upgrade(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<Option<UpgradeProtocol>, End> {
+    let head = session.req_header();
+    // The gateway answers the list of models itself, and a filter all requests of a route without targets.
+    let is_served = (session.is_http2() || head.version == Version::HTTP_11)
+        && !is_models(route, exchange.resolved)
+        && !route.targets.is_empty();
+    let named = |word: &[u8]| route.upgrades.iter().find(|name| name.as_bytes().eq_ignore_ascii_case(word));
+    let Some(name) = asks_to_upgrade(&head.headers).filter(|_| is_served).find_map(named) else {
+        if session.is_extended_connect() {
+            return Err(End::refuse(Refusal::new(
+                StatusCode::NOT_IMPLEMENTED,
+                ErrorKind::InvalidRequest,
+                "upgrade_not_supported",
+                "this route does not pass the protocol of this CONNECT on: `routes[].upgrades` names those that it passes",
+            )));
+        }
+        return Ok(None);
+    };
+    if !session.is_body_empty() {
+        return Err(End::refuse(Refusal::invalid(
+            "upgrade_with_body",
+            "a request for an upgrade must not have a body: where it ends and the other protocol begins would be uncertain",
+        )));
+    }
+    if **name != *WEBSOCKET {
+        return Ok(Some(UpgradeProtocol::Other(name.clone())));
+    }
+    if head.method != Method::GET {
+        return Err(End::refuse(Refusal::invalid("bad_handshake", "WebSocket is opened with GET (RFC 6455, 4.1)")));
+    }
+    match check_opening(&head.headers) {
+        Ok(key) => Ok(Some(UpgradeProtocol::WebSocket { key })),
+        Err(HandshakeError::Version) => Err(wrong_version(exchange)),
+        Err(fault) => Err(End::refuse(Refusal::invalid("bad_handshake", format!("{fault} (RFC 6455, 4.1)")))),
+    }
+}
+
+/// Answer to another version of WebSocket than the one there is (RFC 6455, 4.4).
+fn wrong_version(exchange: &Exchange) -> End {
+    let refusal = Refusal::new(
+        StatusCode::UPGRADE_REQUIRED,
+        ErrorKind::InvalidRequest,
+        "bad_handshake",
+        format!("{} (RFC 6455, 4.4)", HandshakeError::Version),
+    );
+    let id = exchange.request_id.to_str().unwrap_or_default();
+    let rendered = protocol::render(&refusal, exchange.error_dialect(), id);
+    let upgrade = [
+        (header::UPGRADE, HeaderValue::from_static(WEBSOCKET)),
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (SEC_WEBSOCKET_VERSION.clone(), HeaderValue::from_static("13")),
+        (header::CONTENT_TYPE, rendered.content_type),
+    ];
+    let headers: Vec<(HeaderName, HeaderValue)> = upgrade.into_iter().collect();
+    End::Answer(Box::new(Answer { status: refusal.status, headers, body: rendered.body }))
+}
+
+/// Refuses an upgrade that no target can take, or whose use nobody could count.
+fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
+    let takes = |target: &TargetKind| matches!(target, TargetKind::Backend(backend) if backend.takes_upgrades());
+    if !route.targets.iter().any(|target| takes(&target.kind)) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            ErrorKind::InvalidRequest,
+            "upgrade_not_supported",
+            "no target of this route takes upgrades: they need a backend that speaks HTTP/1.1",
+        )));
+    }
+    let own = exchange.caller.iter().flat_map(|caller| &caller.rules);
+    let mut rules = own.chain(route.guards.iter().chain(&route.filters).flat_map(|named| &named.rules));
+    if route.calls_models && rules.any(|rule| rule.counts_tokens()) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::FORBIDDEN,
+            ErrorKind::Permission,
+            "socket_not_counted",
+            "a limit or budget in tokens applies here, and the tokens of a socket are not counted: use requests, or a \
+             route and consumer without such a limit",
+        )));
+    }
+    let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    // The model of another API is in its messages, which the gateway does not read.
+    let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    if exchange.resolved.operation == Operation::Realtime && caller.may_use(model) {
+        return Ok(());
+    }
+    Err(model_not_found(model.unwrap_or_default()).into())
+}
+
+/// Model in the query of a request whose API has it there; `None` for other requests.
+pub(super) fn asked_of_target(session: &ClientSession, exchange: &Exchange) -> Option<Asked> {
+    if exchange.resolved.operation != Operation::Realtime {
+        return None;
+    }
+    let query = session.req_header().uri.query()?;
+    let mut models = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "model");
+    let (_, model) = models.next()?;
+    // With two, the gateway and its server might read different ones.
+    models.next().is_none().then(|| Asked {
+        model: Some(model.into_owned()),
+        stream: true,
+        expected: Estimate::new(0, 0, 1, None, true),
+        ..Asked::default()
+    })
+}

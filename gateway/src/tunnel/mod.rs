@@ -1,0 +1,20 @@
+//! Connections behind an upgrade (RFC 9110, 7.8): the handshake of WebSocket, bytes both ways, and the end of a socket in
+//! order. WebSocket frames are followed only as far as their boundaries are known (RFC 6455, 5.2), so that a close frame of the
+//! gateway's own never cuts into another one; no payload is kept. Tunnels of other protocols pass as they are.
+//!
+//! The room knows no request and no route. Its inputs are two byte streams, the limits of a socket, and the edits that end it.
+
+mod direction;
+mod end;
+mod frames;
+mod handshake;
+mod relay;
+mod sockets;
+
+pub use frames::{FrameError, Frames, Side};
+pub use handshake::{
+    HandshakeError, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, Upgrade,
+    UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening, new_key,
+};
+pub use relay::{SocketLimits, SocketReport, relay};
+pub use sockets::{OpenSockets, SocketFacts, SocketGuard};
