@@ -27,6 +27,7 @@ mod attempts;
 mod begin;
 mod builtin;
 mod conclude;
+mod counting;
 mod encoding;
 mod fall_back;
 mod hedging;

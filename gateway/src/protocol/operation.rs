@@ -13,6 +13,10 @@ pub enum Operation {
     Rerank,
     /// Answer in the form of OpenAI's Responses API.
     Responses,
+    /// Answer in the form of Anthropic's Messages API.
+    Messages,
+    /// Number of tokens of a prompt in the form of Anthropic's Messages API.
+    CountTokens,
     /// List of models, or one of them.
     Models,
     /// Anything else.
@@ -22,16 +26,16 @@ pub enum Operation {
 impl Operation {
     /// True if the answer is text, which a built-in model for conversations can write.
     pub fn asks_for_text(self) -> bool {
-        matches!(self, Self::Chat | Self::Completions)
+        matches!(self, Self::Chat | Self::Completions | Self::Messages)
     }
 
     /// Name in the semantic conventions for generative AI (`gen_ai.operation.name`); `None` where they have none.
     pub fn gen_ai_name(self) -> Option<&'static str> {
         match self {
-            Self::Chat | Self::Responses => Some("chat"),
+            Self::Chat | Self::Responses | Self::Messages => Some("chat"),
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
-            Self::Rerank | Self::Models | Self::Other => None,
+            Self::Rerank | Self::CountTokens | Self::Models | Self::Other => None,
         }
     }
 }

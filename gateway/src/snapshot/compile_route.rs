@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::builtin::{LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::limits::{Limits, Rules};
-use crate::protocol::{OPENAI, PROBLEM};
+use crate::protocol::{Dialect, OPENAI, PROBLEM};
 use crate::queueing::{Queue, Room};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
@@ -142,7 +142,7 @@ impl RouteCompiler<'_> {
             environment: None,
             rules: 0,
             judges_path: false,
-            dialect: if body.calls_models { OPENAI } else { PROBLEM },
+            dialect: if body.calls_models { dialect_of(&targets) } else { PROBLEM },
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),
             access: written.access.clone(),
@@ -336,6 +336,15 @@ impl RouteCompiler<'_> {
             filter: filter.clone(),
         })
     }
+}
+
+/// Dialect of the errors of a route that calls models: that of its first backend with one.
+fn dialect_of(targets: &[Target]) -> &'static dyn Dialect {
+    let mut dialects = targets.iter().filter_map(|target| match &target.kind {
+        TargetKind::Backend(backend) => backend.dialect,
+        TargetKind::Model(_) => None,
+    });
+    dialects.next().unwrap_or(OPENAI)
 }
 
 fn body_needs(

@@ -19,7 +19,7 @@ use crate::clock::{self, millis};
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
-use crate::protocol::{GRPC_TIMEOUT, reset_text, write_timeout};
+use crate::protocol::{GRPC_TIMEOUT, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
 
@@ -53,19 +53,6 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 const LEAST_SECRET: usize = 16;
 /// The request id, both ways.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Limit, remaining and reset of requests and of tokens, named as by OpenAI.
-static RATE_LIMIT: [[HeaderName; 3]; 2] = [
-    [
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        HeaderName::from_static("x-ratelimit-reset-requests"),
-    ],
-    [
-        HeaderName::from_static("x-ratelimit-limit-tokens"),
-        HeaderName::from_static("x-ratelimit-remaining-tokens"),
-        HeaderName::from_static("x-ratelimit-reset-tokens"),
-    ],
-];
 /// Limits in the fields of the IETF's draft (draft-ietf-httpapi-ratelimit-headers).
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -589,12 +576,11 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
             out.remove_header(&RATELIMIT);
             out.remove_header(&RATELIMIT_POLICY);
         }
-        let [requests, tokens] = &RATE_LIMIT;
-        let ([limit, remaining, reset], unit) =
-            if shown.is_tokens { (tokens, "tokens") } else { (requests, "requests") };
+        let [limit, remaining, reset] = exchange.dialect.limit_headers(shown.is_tokens);
+        let unit = if shown.is_tokens { "tokens" } else { "requests" };
         let _ = out.insert_header(limit.clone(), HeaderValue::from(shown.limit));
         let _ = out.insert_header(remaining.clone(), HeaderValue::from(shown.remaining));
-        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(reset_text(shown.reset))) {
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(exchange.dialect.limit_reset(shown.reset))) {
             let _ = out.insert_header(reset.clone(), value);
         }
         let (mut left, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
@@ -612,6 +598,9 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
 /// Adds the headers of every answer: the request id, the limits, and those of the filters and their observers.
 pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
+    if let Some(name) = exchange.dialect.request_id_header() {
+        let _ = out.insert_header(name.clone(), exchange.request_id.clone());
+    }
     show_limits(out, exchange);
     if let Some(route) = &exchange.route {
         if route.has_filters() {
