@@ -32,6 +32,10 @@ pub struct Route {
     /// Callers that may use the route, of those that are identified; all when left out. Others get 404.
     #[serde(default)]
     pub access: Option<Access>,
+    /// Model APIs that callers may speak on the route, whatever its servers speak; all when left out. A request of another
+    /// one gets 404.
+    #[serde(default)]
+    pub protocols: Option<Vec<CallerProtocol>>,
     /// Steps that a request passes in this order.
     #[serde(default)]
     pub filters: Vec<FilterEntry>,
@@ -69,6 +73,16 @@ pub struct Route {
     /// Size limits.
     #[serde(default)]
     pub limits: BodyLimits,
+}
+
+/// Model API that callers speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CallerProtocol {
+    /// The OpenAI API.
+    Openai,
+    /// Anthropic's Messages API.
+    Anthropic,
 }
 
 /// Conditions of a match. Every one that is given must be met.

@@ -41,6 +41,7 @@ mod resuming;
 mod rewritten;
 mod route;
 mod target;
+mod translating;
 mod trying;
 mod waiting;
 

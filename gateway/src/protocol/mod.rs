@@ -30,15 +30,16 @@ pub use dialect::{
     AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, RetryAdvice, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
-pub use operation::Operation;
+pub use operation::{Operation, Operations};
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{ANTHROPIC, GRPC, OPENAI, PROBLEM, ResolvedOperation, is_foreign};
+pub use registry::{ANTHROPIC, GRPC, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
 
-/// Header that names the fields of a request which the built-in model that answered has ignored.
+/// Header that names the fields of a request which the built-in model that answered has ignored, or which the server of
+/// another API did not get.
 pub static DROPPED: HeaderName = HeaderName::from_static("x-spillway-dropped");
 
 static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");

@@ -40,6 +40,26 @@ impl Operation {
     }
 }
 
+/// Set of operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Operations(u32);
+
+impl Operations {
+    /// No operation.
+    pub const NONE: Self = Self(0);
+
+    /// The set with one more.
+    #[must_use]
+    pub fn with(self, operation: Operation) -> Self {
+        Self(self.0 | 1 << (operation as u32))
+    }
+
+    /// True if the set has an operation.
+    pub fn contains(self, operation: Operation) -> bool {
+        self.0 & 1 << (operation as u32) != 0
+    }
+}
+
 /// Operation that a dialect recognises by method and path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {

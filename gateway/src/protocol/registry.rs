@@ -5,7 +5,7 @@ use http::Method;
 use spillway_filter::Fields;
 
 use super::dialect::Dialect;
-use super::operation::{Known, Operation};
+use super::operation::{Known, Operation, Operations};
 use super::{anthropic, grpc, openai, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
@@ -74,14 +74,19 @@ fn writes_tokens(path: &str) -> bool {
     !path.ends_with("/embeddings")
 }
 
-/// True if a server of `server` cannot take a request of this operation as it came, because another dialect has it.
-pub fn is_foreign(operation: Operation, server: &'static dyn Dialect) -> bool {
-    let own: Option<&dyn Dialect> = match operation {
-        Operation::Chat | Operation::Completions | Operation::Embeddings | Operation::Rerank | Operation::Responses => {
-            Some(OPENAI)
-        }
-        Operation::Messages | Operation::CountTokens => Some(ANTHROPIC),
-        Operation::Models | Operation::Other => None,
-    };
-    own.is_some_and(|own| own != server)
+impl Operations {
+    /// Operations that servers of `server` do not have, because they belong to another dialect.
+    pub fn foreign_to(server: &'static dyn Dialect) -> Self {
+        const OF_OPENAI: [Operation; 5] = [
+            Operation::Chat,
+            Operation::Completions,
+            Operation::Embeddings,
+            Operation::Rerank,
+            Operation::Responses,
+        ];
+        const OF_ANTHROPIC: [Operation; 2] = [Operation::Messages, Operation::CountTokens];
+        let owners: [(&'static dyn Dialect, &[Operation]); 2] = [(OPENAI, &OF_OPENAI), (ANTHROPIC, &OF_ANTHROPIC)];
+        let foreign = owners.into_iter().filter(|(owner, _)| *owner != server);
+        foreign.flat_map(|(_, operations)| operations).fold(Self::NONE, |all, operation| all.with(*operation))
+    }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::builtin::{LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::limits::{Limits, Rules};
-use crate::protocol::{Dialect, OPENAI, PROBLEM};
+use crate::protocol::{ANTHROPIC, Dialect, OPENAI, PROBLEM};
 use crate::queueing::{Queue, Room};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
@@ -146,6 +146,7 @@ impl RouteCompiler<'_> {
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),
             access: written.access.clone(),
+            protocols: written.protocols.as_ref().map(|list| list.iter().map(|one| spoken(*one)).collect()),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
             max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
@@ -335,6 +336,14 @@ impl RouteCompiler<'_> {
             max_body: mirror.max_body,
             filter: filter.clone(),
         })
+    }
+}
+
+/// Dialect of an API that callers speak.
+fn spoken(protocol: schema::CallerProtocol) -> &'static dyn Dialect {
+    match protocol {
+        schema::CallerProtocol::Openai => OPENAI,
+        schema::CallerProtocol::Anthropic => ANTHROPIC,
     }
 }
 

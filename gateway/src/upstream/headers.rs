@@ -16,6 +16,7 @@ use super::outcome::Attempt;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::clock::{self, millis};
+use crate::credentials::Credential;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
@@ -289,7 +290,12 @@ pub(super) fn outgoing_request(
             && exchange.snapshot.caller_headers.credentials().iter().any(is_credential));
     if let Some(credentials) = credentials {
         replace_credentials(&mut out, exchange, Some(credentials));
-        shown.add(&header::AUTHORIZATION, credentials);
+        shown.add(&credentials.name, &credentials.value);
+    }
+    for (name, value) in &attempt.backend.default_headers {
+        if !out.headers.contains_key(name) {
+            let _ = out.insert_header(name.clone(), value.clone());
+        }
     }
     set_caller(&mut out, exchange);
     set_origin(&mut out, client, exchange, attempt.via);
@@ -304,6 +310,12 @@ pub(super) fn outgoing_request(
     let span = if attempt.span.is_none() { &exchange.span } else { &attempt.span };
     span.inject(&mut RequestHeaders { head: &mut out, odd: exchange.odd_headers });
     run_filters(&mut out, attempt, exchange, &mut shown);
+    if let Some(translation) = &attempt.translation {
+        translation.adapt(&mut out);
+        if credentials.is_none() {
+            translation.adapt_credential(&mut out);
+        }
+    }
     if !is_own {
         // Credentials and cookies that the file sets are for the route's own backends.
         replace_credentials(&mut out, exchange, credentials);
@@ -467,12 +479,12 @@ pub(super) fn run_filters(
 }
 
 /// Puts credentials of the configuration, or none, in the place of all others.
-fn replace_credentials(out: &mut RequestHead, exchange: &Exchange, credentials: Option<&HeaderValue>) {
+fn replace_credentials(out: &mut RequestHead, exchange: &Exchange, credentials: Option<&Credential>) {
     for name in exchange.snapshot.caller_headers.credentials() {
         out.remove_header(name);
     }
-    if let Some(credentials) = credentials {
-        let _ = out.insert_header(header::AUTHORIZATION, credentials.clone());
+    if let Some(Credential { name, value }) = credentials {
+        let _ = out.insert_header(name.clone(), value.clone());
     }
 }
 
