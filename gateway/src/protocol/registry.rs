@@ -77,13 +77,8 @@ fn writes_tokens(path: &str) -> bool {
 impl Operations {
     /// Operations that servers of `server` do not have, because they belong to another dialect.
     pub fn foreign_to(server: &'static dyn Dialect) -> Self {
-        const OF_OPENAI: [Operation; 5] = [
-            Operation::Chat,
-            Operation::Completions,
-            Operation::Embeddings,
-            Operation::Rerank,
-            Operation::Responses,
-        ];
+        const OF_OPENAI: [Operation; 5] =
+            [Operation::Chat, Operation::Completions, Operation::Embeddings, Operation::Rerank, Operation::Responses];
         const OF_ANTHROPIC: [Operation; 2] = [Operation::Messages, Operation::CountTokens];
         let owners: [(&'static dyn Dialect, &[Operation]); 2] = [(OPENAI, &OF_OPENAI), (ANTHROPIC, &OF_ANTHROPIC)];
         let foreign = owners.into_iter().filter(|(owner, _)| *owner != server);

@@ -23,8 +23,7 @@ pub(super) const MAX_ANSWER: usize = 8 << 20;
 const UNREADABLE: &str = CutReason::Unreadable.as_str();
 
 /// Fields of a head that describe another body than the translated one.
-const OF_THE_BODY: [HeaderName; 3] =
-    [header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION, HeaderName::from_static("openai-processing-ms")];
+const OF_THE_BODY: [HeaderName; 2] = [header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION];
 
 /// Translator of an event stream.
 pub(super) struct StreamTranslator {
@@ -46,8 +45,7 @@ impl StreamTranslator {
             Coding::Gzip | Coding::Deflate => Some((Decoder::new(coding)?, GrowthBudget::default())),
             Coding::Brotli | Coding::Zstd | Coding::Unknown => return None,
         };
-        let (reader, writer) =
-            (translation.server.read_stream(), translation.caller.write_stream(&translation.asked));
+        let (reader, writer) = (translation.server.read_stream(), translation.caller.write_stream(&translation.asked));
         Some(Self { reader, writer, decoder, failed: None, has_ended: false })
     }
 

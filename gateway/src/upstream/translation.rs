@@ -37,7 +37,8 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
     let apis = exchange.dialect.translator(operation).zip(backend.dialect.and_then(|dialect| dialect.conversations()));
     let Some((caller, server)) = apis else {
         let api = backend.dialect.map_or("http", |dialect| dialect.name());
-        let message = format!("The server for this request speaks the API `{api}`, which has no counterpart of this path.");
+        let message =
+            format!("The server for this request speaks the API `{api}`, which has no counterpart of this path.");
         return Err(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message));
     };
     let conversation = caller.read_request(body)?;

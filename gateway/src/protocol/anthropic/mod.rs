@@ -6,7 +6,7 @@ mod models;
 mod reply;
 mod request;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::time::Duration;
 

@@ -10,15 +10,8 @@ use crate::protocol::translate::{
 };
 
 /// Fields that change no answer: marks for a cache, accounting, service levels.
-const HINTS: [&str; 7] = [
-    "metadata",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "service_tier",
-    "store",
-    "verbosity",
-];
+const HINTS: [&str; 7] =
+    ["metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "verbosity"];
 
 /// Values that ask for nothing, of fields that few other APIs have.
 fn asks_for_nothing(name: &str, value: &Value) -> bool {

@@ -166,9 +166,9 @@ fn assistant(turn: &Turn, lossy: &mut Lossy<'_>) -> Result<Value, Refusal> {
                 proven = true;
                 blocks.push(json!({"type": "redacted_thinking", "data": data}));
             }
-            Part::ToolCall { id, name, arguments } => calls.push(
-                json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}),
-            ),
+            Part::ToolCall { id, name, arguments } => {
+                calls.push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+            }
             other => texts.push(other.clone()),
         }
     }
