@@ -279,6 +279,9 @@ pub(super) fn outgoing_request(
         out.remove_header(name);
     }
     remove_credentials(&mut out, client, exchange, is_own && attempt.backend.passes_credentials);
+    if let Some(translation) = attempt.translation.as_ref().filter(|_| attempt.backend.passes_credentials) {
+        translation.adapt_credential(&mut out);
+    }
     let mut shown = SentCredentials::on_route(attempt.route.environment.as_ref());
     add_headers_of_filters(&mut out, exchange, &mut shown);
     let own = exchange.caller.as_ref().and_then(|caller| caller.credentials(&attempt.backend.name));
@@ -312,9 +315,6 @@ pub(super) fn outgoing_request(
     run_filters(&mut out, attempt, exchange, &mut shown);
     if let Some(translation) = &attempt.translation {
         translation.adapt(&mut out);
-        if credentials.is_none() {
-            translation.adapt_credential(&mut out);
-        }
     }
     if !is_own {
         // Credentials and cookies that the file sets are for the route's own backends.

@@ -19,7 +19,7 @@ pub(in crate::protocol::anthropic) fn read(body: &[u8]) -> Result<Reply, Unreada
     })
 }
 
-fn part_of(block: ReadBlock) -> Option<Part> {
+fn part_of(mut block: ReadBlock) -> Option<Part> {
     Some(match block.kind.as_str() {
         "text" => Part::Text(block.text?),
         "thinking" => {
@@ -28,7 +28,7 @@ fn part_of(block: ReadBlock) -> Option<Part> {
         }
         "redacted_thinking" => Part::RedactedThinking(block.data?),
         "tool_use" => {
-            let arguments = serde_json::Value::Object(block.input.unwrap_or_default()).to_string();
+            let arguments = serde_json::Value::Object(block.take_input()).to_string();
             Part::ToolCall { id: block.id?, name: block.name?, arguments }
         }
         _ => return None,

@@ -67,7 +67,17 @@ pub(super) struct ReadBlock {
     pub(super) data: Option<String>,
     pub(super) id: Option<String>,
     pub(super) name: Option<String>,
-    pub(super) input: Option<Map<String, Value>>,
+    input: Option<Value>,
+}
+
+impl ReadBlock {
+    /// Arguments of a tool call; empty where a server sends something else, such as an empty text before the pieces.
+    pub(super) fn take_input(&mut self) -> Map<String, Value> {
+        match self.input.take() {
+            Some(Value::Object(input)) => input,
+            _ => Map::new(),
+        }
+    }
 }
 
 /// Message as servers send it, whole or at the beginning of a stream.

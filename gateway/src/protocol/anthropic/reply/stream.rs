@@ -128,7 +128,7 @@ impl State {
         Ok(())
     }
 
-    fn begin(&mut self, index: u64, block: ReadBlock, emit: &mut dyn FnMut(Delta)) -> Result<(), Unreadable> {
+    fn begin(&mut self, index: u64, mut block: ReadBlock, emit: &mut dyn FnMut(Delta)) -> Result<(), Unreadable> {
         self.end_block(emit);
         let kind = match block.kind.as_str() {
             "text" => {
@@ -156,9 +156,10 @@ impl State {
                     return Err(Unreadable("the backend's answer has more than 128 tool calls"));
                 }
                 self.calls = call.saturating_add(1);
+                let arguments = Some(block.take_input());
                 let (id, name) = (block.id.unwrap_or_default(), block.name.unwrap_or_default());
                 emit(Delta::ToolCall { index: call, id, name });
-                BlockKind::Call { index: call, arguments: Some(block.input.unwrap_or_default()) }
+                BlockKind::Call { index: call, arguments }
             }
             _ => BlockKind::Other,
         };

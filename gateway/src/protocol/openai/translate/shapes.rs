@@ -1,6 +1,6 @@
 //! JSON that whole completions and chunks share.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::protocol::translate::{Finish, Likely, TokenLogprob, Tokens};
@@ -31,13 +31,25 @@ pub(super) struct ReadChoice {
 /// Message of a choice, or a piece of it.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ReadMessage {
+    #[serde(default, deserialize_with = "text")]
     pub(super) content: Option<String>,
     pub(super) refusal: Option<String>,
+    #[serde(default, deserialize_with = "text")]
     pub(super) reasoning_content: Option<String>,
     /// Newer name of vLLM and others.
+    #[serde(default, deserialize_with = "text")]
     pub(super) reasoning: Option<String>,
     pub(super) thinking_blocks: Option<Vec<ThinkingBlock>>,
     pub(super) tool_calls: Option<Vec<ReadCall>>,
+}
+
+/// Reads a text. Some servers send it in parts, or something else under the name of reasoning.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text),
+        Value::Array(parts) => Some(parts.iter().filter_map(|part| part.get("text")?.as_str()).collect()),
+        _ => None,
+    })
 }
 
 /// Reasoning in Anthropic's form; in a stream a piece of it.
