@@ -125,8 +125,8 @@ pub struct Finished {
     pub decode: Duration,
 }
 
-/// Events of a request, in this order: `Started`, `Prefilled`, then for each choice `Text`* and `Ended`, interleaved,
-/// then `Finished`. `Failed` may end the stream at any point.
+/// Events of a request, in this order: `Started`, `Prefilled`, then for each choice `Text`*, perhaps `StopString`, and `Ended`,
+/// interleaved, then `Finished`. `Failed` may end the stream at any point.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The request has a slot.
@@ -153,6 +153,13 @@ pub enum Event {
         tokens: u32,
         /// The tokens of this text with their probabilities, if requested.
         written: Vec<WrittenToken>,
+    },
+    /// A stop string has ended an answer, whose `Ended` follows.
+    StopString {
+        /// Index of the answer, from 0.
+        choice: u32,
+        /// Index of the string in [`Generate::stop`].
+        stop: usize,
     },
     /// The end of one answer.
     Ended {

@@ -1,6 +1,6 @@
 //! Credentials of the configuration, read from the environment or from files.
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue, header};
 use spillway_config::schema;
 use spillway_config::values::{Secret, ValueError};
 
@@ -13,6 +13,18 @@ pub enum CredentialsError {
     /// The token has characters that no header may have.
     #[error("its bearer token has characters that no header may have")]
     NotAHeader,
+    /// Neither `bearer` nor `header` with `value` is given.
+    #[error("it has neither `bearer` nor `header` with `value`")]
+    NoForm,
+}
+
+/// Credential that a server gets: a header, whose value is marked as sensitive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Name of the header.
+    pub name: HeaderName,
+    /// Its value.
+    pub value: HeaderValue,
 }
 
 /// Reads the text of a secret.
@@ -23,13 +35,20 @@ pub fn secret(secret: &Secret) -> Result<String, ValueError> {
     secret.resolve(&|name| std::env::var(name).ok())
 }
 
-/// Reads the value of the `Authorization` header that a backend gets, marked as sensitive.
+/// Reads the credential that a backend gets.
 ///
 /// # Errors
-/// The token cannot be read, or has characters that no header may have.
-pub fn bearer(credentials: &schema::Credentials) -> Result<HeaderValue, CredentialsError> {
-    let text = format!("Bearer {}", secret(&credentials.bearer)?);
+/// The secret cannot be read, or has characters that no header may have.
+pub fn credential(written: &schema::Credentials) -> Result<Credential, CredentialsError> {
+    let (name, text) = match (&written.bearer, &written.header, &written.value) {
+        (Some(bearer), ..) => (header::AUTHORIZATION, format!("Bearer {}", secret(bearer)?)),
+        (None, Some(name), Some(value)) => {
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| CredentialsError::NotAHeader)?;
+            (name, secret(value)?)
+        }
+        _ => return Err(CredentialsError::NoForm),
+    };
     let mut value = HeaderValue::from_str(&text).map_err(|_| CredentialsError::NotAHeader)?;
     value.set_sensitive(true);
-    Ok(value)
+    Ok(Credential { name, value })
 }

@@ -42,10 +42,14 @@ impl Shop {
   - {{name: plain, address: \"127.0.0.1:0\"}}
   - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c}}
 consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}]
-backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
-routes: [{{name: chat, backendRefs: [{{name: x}}]{more}}}]
+backends:
+- {{name: x, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+- {{name: y, protocol: anthropic, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+- {{name: messages, matches: [{{path: {{exact: /v1/messages}}}}], backendRefs: [{{name: y}}]{more}}}
+- {{name: chat, backendRefs: [{{name: x}}]{more}}}
 ",
-            upstream.url()
+            url = upstream.url()
         );
         Self { gateway: Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await, key, spent: 0.0 }
     }
@@ -61,7 +65,10 @@ routes: [{{name: chat, backendRefs: [{{name: x}}]{more}}}]
 
     /// Tokens that were charged since the last look.
     async fn charged(&mut self) -> u64 {
-        self.gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
+        for route in ["chat", "messages"] {
+            let running = format!("spillway_requests_in_flight{{http_route=\"{route}\"}}");
+            self.gateway.metric_becomes(&running, 0.0).await;
+        }
         let series = "spillway_budget_spent{budget=\"consumer acme\",per=\"day\",unit=\"tokens\"}";
         let spent = self.gateway.metric(series).await;
         let charged = spent - std::mem::replace(&mut self.spent, spent);
@@ -617,10 +624,14 @@ async fn money_for_cached_tokens_is_counted_in_every_api() {
     let gateway = Gateway::start(&format!(
         "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {{budget: {{usd: 100000, per: day}}}}}}]
 prices: [{{model: m, input: 10000, cachedInput: 1000, output: 0}}]
-backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
-routes: [{{name: chat, backendRefs: [{{name: x}}]}}]
+backends:
+- {{name: x, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+- {{name: y, protocol: anthropic, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+- {{name: messages, matches: [{{path: {{exact: /v1/messages}}}}], backendRefs: [{{name: y}}]}}
+- {{name: chat, backendRefs: [{{name: x}}]}}
 ",
-        upstream.url()
+        url = upstream.url()
     ))
     .await;
     let series = "spillway_budget_spent{budget=\"consumer acme\",per=\"day\",unit=\"usd\"}";
@@ -631,7 +642,10 @@ routes: [{{name: chat, backendRefs: [{{name: x}}]}}]
             gateway.client().post(path, &headers, ask_other_api(path, stream).to_string()).await;
             requests += 1.0;
             // Ten tokens at a cent, thirty at a tenth of one.
-            gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
+            for route in ["chat", "messages"] {
+                let running = format!("spillway_requests_in_flight{{http_route=\"{route}\"}}");
+                gateway.metric_becomes(&running, 0.0).await;
+            }
             let spent = gateway.metric(series).await;
             assert!((spent - 0.13 * requests).abs() < 1e-6, "{path}, stream {stream}: {spent}");
         }

@@ -76,6 +76,8 @@ const NO_SECRETS: &[&str] = &[
     "backends[].endpoints[].url",
     "backends[].endpointsFile",
     "backends[].model",
+    "backends[].credentials.header",
+    "backends[].dropFields[]",
     "backends[].models[]",
     "backends[].loadBalancing.hashOn.header",
     "backends[].loadBalancing.hashOn.cookie",
@@ -84,6 +86,7 @@ const NO_SECRETS: &[&str] = &[
     "backends[].capacity.queueDepth.metric",
     "backends[].capacity.kvCache.metric",
     "backends[].tls.sni",
+    "consumers[].credentials{}.header",
     "backends[].tls.caFile",
     "backends[].tls.clientCertificate.certFile",
     "models[].name",
@@ -154,6 +157,7 @@ const NO_SECRETS: &[&str] = &[
 /// Sightings that are meant: a prefix of the secret's place, a prefix of the output's name, and the reason.
 const ALLOWED: &[(&str, &str, &str)] = &[
     ("backends[].credentials.bearer", "server x", "the server gets the credential of its backend"),
+    ("backends[].credentials.value", "server copies", "the server gets the credential of its backend"),
     ("consumers[].credentials{}.bearer", "server x", "the server gets the credential of the consumer"),
     ("backends[].healthCheck.http.path", "server x", "the server gets its health check"),
     ("backends[].capacity.queueDepth.metricsPath", "server x", "the server's metrics are asked for"),
@@ -521,11 +525,15 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
             {"name": "far", "endpoints": [{"url": world.nobody.replace("http:", "https:")}], "tls": {
                 "caFile": "ca.pem", "clientCertificate": {"certFile": client.0, "keyFile": client.1}}},
             {"name": "gone", "endpoints": [{"url": world.nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer of a file")}},
-            {"name": "copies", "endpoints": [{"url": world.copies.url()}]},
+            {"name": "copies", "endpoints": [{"url": world.copies.url()}],
+             "credentials": {"header": "x-copies-token", "value": bed.env("backends[].credentials.value")}},
         ],
         "consumers": [
             {"name": "acme", "keys": [{"sha256": world.digest}], "limits": {"requests": "10000/s"}},
-            {"name": "other", "keysFile": "acme.keys", "credentials": {"x": {"bearer": bed.file("consumers[].credentials{}.bearer")}}},
+            {"name": "other", "keysFile": "acme.keys", "credentials": {
+                "x": {"bearer": bed.file("consumers[].credentials{}.bearer")},
+                "far": {"header": "x-far-token", "value": bed.file("consumers[].credentials{}.value")},
+            }},
         ],
         "authentication": {"jwt": [{
             "issuer": world.issuer.url(), "audiences": ["spillway"], "claims": {"consumer": "sub"}, "jwks": {"url": keys},

@@ -33,6 +33,11 @@ pub struct Backend {
     /// Credentials that replace those of the caller.
     #[serde(default)]
     pub credentials: Option<Credentials>,
+    /// Fields of requests that these servers do not get, such as `temperature` for models that refuse it. Applies to requests
+    /// that are translated from another API, of which a field without counterpart is refused unless it is listed here. An
+    /// answer names the fields that were dropped in `x-spillway-dropped`.
+    #[serde(default)]
+    pub drop_fields: Vec<String>,
     /// Treatment of credentials that callers send in `authorization`, `x-api-key`, `api-key` or a header of
     /// `authentication.apiKey`; `remove` when left out. With `pass` they reach the servers, except keys and tokens of this
     /// gateway itself. Copies (`mirror`) and requests that the backend takes for another (`spillTo`) never carry them.
@@ -96,9 +101,18 @@ pub struct BackendTls {
 pub enum BackendProtocol {
     /// The OpenAI API.
     Openai,
+    /// Anthropic's Messages API.
+    Anthropic,
     /// Plain HTTP.
     #[default]
     Http,
+}
+
+impl BackendProtocol {
+    /// True for the API of a model.
+    pub fn calls_models(self) -> bool {
+        self != Self::Http
+    }
 }
 
 /// Server of a backend.
@@ -120,12 +134,16 @@ fn one() -> u32 {
     1
 }
 
-/// Credentials that are sent upstream.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// Credentials that are sent upstream: `bearer`, or `header` with `value`.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Credentials {
     /// Sent as `Authorization: Bearer …`.
-    pub bearer: Secret,
+    pub bearer: Option<Secret>,
+    /// Header in which `value` is sent, such as `x-api-key` for Anthropic's API.
+    pub header: Option<String>,
+    /// Value of `header`.
+    pub value: Option<Secret>,
 }
 
 /// Time limits of one attempt at an endpoint.

@@ -35,8 +35,9 @@ pub use listeners::{
 };
 pub use models::{Device, Model, ModelTask, UnknownFields};
 pub use routes::{
-    Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
-    RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
+    Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue,
+    Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated,
+    WhenUnavailable,
 };
 pub use telemetry::{AuditLog, CallersDecide, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 

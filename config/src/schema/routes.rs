@@ -32,6 +32,10 @@ pub struct Route {
     /// Callers that may use the route, of those that are identified; all when left out. Others get 404.
     #[serde(default)]
     pub access: Option<Access>,
+    /// Model APIs that callers may speak on the route, whatever its servers speak; all when left out. A request of another
+    /// one gets 404.
+    #[serde(default)]
+    pub protocols: Option<Vec<CallerProtocol>>,
     /// Steps that a request passes in this order.
     #[serde(default)]
     pub filters: Vec<FilterEntry>,
@@ -80,6 +84,16 @@ impl Route {
     fn default_upgrades() -> Vec<String> {
         vec!["websocket".to_owned()]
     }
+}
+
+/// Model API that callers speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CallerProtocol {
+    /// The OpenAI API.
+    Openai,
+    /// Anthropic's Messages API.
+    Anthropic,
 }
 
 /// Conditions of a match. Every one that is given must be met.

@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::{Context, at};
-use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Device};
+use http::HeaderName;
+
+use super::{Context, Segment, at};
+use crate::schema::{Backend, BackendTls, CallerCredentials, Credentials, Device};
 
 /// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
@@ -33,7 +35,7 @@ fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         cx.error(at!["backends", n, "callerCredentials"], message);
     }
     // A model server behind https mostly requires a key, and on an open route it could only be the caller's.
-    let wants_key = backend.protocol == BackendProtocol::Openai && backend.endpoints.iter().any(|e| e.url.https);
+    let wants_key = backend.protocol.calls_models() && backend.endpoints.iter().any(|e| e.url.https);
     let is_silent = backend.caller_credentials.is_none()
         && backend.credentials.is_none()
         && !cx.index.personal.contains(backend.name.as_str());
@@ -43,6 +45,48 @@ fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
             "no credentials reach these servers: callers' own are removed; give `credentials`, or say \
              `callerCredentials: pass` (or `remove`, if the servers need none)",
         );
+    }
+}
+
+/// Headers that carry no credential: those of the connection, of the body, and of the gateway.
+const NO_CREDENTIALS: [&str; 7] =
+    ["connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade"];
+
+/// Checks that credentials have one of their forms.
+pub(super) fn credentials(cx: &mut Context<'_>, at: Vec<Segment>, written: &Credentials) {
+    match (&written.bearer, &written.header, &written.value) {
+        (Some(_), None, None) => {}
+        (None, Some(name), Some(_)) => {
+            let is_plain = |name: &HeaderName| {
+                !NO_CREDENTIALS.contains(&name.as_str()) && !name.as_str().starts_with("x-spillway-")
+            };
+            if !HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| is_plain(&name)) {
+                let mut at = at;
+                at.push(Segment::from("header"));
+                cx.error(at, format!("`{name}` is no header for a credential; expected one such as `x-api-key`"));
+            }
+        }
+        _ => cx.error(at, "expected either `bearer`, or `header` with `value`"),
+    }
+}
+
+/// Fields without which a request means nothing.
+const NEEDED_FIELDS: [&str; 7] = ["input", "max_tokens", "messages", "model", "prompt", "stream", "system"];
+
+/// Checks of `dropFields`: names of fields that can be dropped.
+fn dropped_fields(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    if !backend.drop_fields.is_empty() && !backend.protocol.calls_models() {
+        let message = "no effect with `protocol: http`, whose requests are not translated: remove it";
+        cx.error(at!["backends", n, "dropFields"], message);
+    }
+    for (f, name) in backend.drop_fields.iter().enumerate() {
+        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
+        if !is_name {
+            let message = format!("`{name}` is no name of a field; expected one such as `temperature`");
+            cx.error(at!["backends", n, "dropFields", f], message);
+        } else if NEEDED_FIELDS.contains(&name.as_str()) {
+            cx.error(at!["backends", n, "dropFields", f], format!("a request needs `{name}`: remove it here"));
+        }
     }
 }
 
@@ -85,6 +129,10 @@ pub(super) fn all(cx: &mut Context<'_>) {
             }
         }
         caller_credentials(cx, n, backend);
+        if let Some(written) = &backend.credentials {
+            credentials(cx, at!["backends", n, "credentials"], written);
+        }
+        dropped_fields(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         if !(1 << 10..=1 << 20).contains(&backend.limits.max_header_bytes.0) {

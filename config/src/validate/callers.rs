@@ -59,7 +59,8 @@ fn consumers(cx: &mut Context<'_>) {
         token(cx, n, consumer, &mut subjects);
         certificates(cx, n, consumer, &mut identities);
         limits(cx, at!["consumers", n, "limits"], &consumer.limits);
-        for backend in consumer.credentials.keys() {
+        for (backend, written) in &consumer.credentials {
+            super::backends::credentials(cx, at!["consumers", n, "credentials", backend.as_str()], written);
             if !cx.index.backends.contains_key(backend.as_str()) {
                 let known: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
                 cx.unknown(at!["consumers", n, "credentials", backend.as_str()], "backend", backend, &known);

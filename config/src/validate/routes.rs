@@ -330,7 +330,15 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
             );
         }
     }
-    let speaks_model = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.speaks_openai(r));
+    if let Some(protocols) = &route.protocols {
+        let at = at!["routes", n, "protocols"];
+        if protocols.is_empty() {
+            cx.error(at, "no API, so no caller could use the route: name one, or remove this");
+        } else if protocols.iter().enumerate().any(|(p, one)| protocols.iter().take(p).any(|other| other == one)) {
+            cx.error(at, "an API is named twice: remove one");
+        }
+    }
+    let speaks_model = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.calls_models(r));
     let can_spill = route.backend_refs.iter().any(speaks_model);
     let spills = [
         ("whenSaturated", route.when_saturated.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
@@ -417,7 +425,7 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
     let (index, limits) = (cx.index, &cx.config.limits);
     let speaks_model = route.backend_refs.iter().any(|reference| {
-        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.speaks_openai(name))
+        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.calls_models(name))
     });
     let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
     if speaks_model && route.limits.max_body > share {

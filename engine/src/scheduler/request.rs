@@ -125,11 +125,14 @@ impl Request {
 
     /// Reports a part of an answer.
     pub(super) fn output(&mut self, choice: u32, output: SequenceOutput) {
-        let SequenceOutput { text, tokens, written, ended, .. } = output;
+        let SequenceOutput { text, tokens, written, ended, stop, .. } = output;
         if !text.is_empty() || !written.is_empty() {
             self.send(Event::Text { choice, text, tokens, written });
         }
         let Some(reason) = ended else { return };
+        if let Some(stop) = stop {
+            self.send(Event::StopString { choice, stop });
+        }
         self.send(Event::Ended { choice, reason });
         if self.sequences.iter().all(|sequence| sequence.state == SequenceState::Over) {
             self.is_finished = true;

@@ -27,6 +27,8 @@ pub(super) struct SequenceOutput {
     pub(super) tokens: u32,
     pub(super) written: Vec<WrittenToken>,
     pub(super) ended: Option<FinishReason>,
+    /// Index of the stop string that ended the answer.
+    pub(super) stop: Option<usize>,
     /// True if a token was decoded, false if only an end was found.
     pub(super) wrote: bool,
 }
@@ -199,9 +201,9 @@ impl Sequence {
         let added = self.text.push(tokenizer.bytes_of(token));
         let is_complete = self.constraint.as_ref().and_then(|c| c.matcher.as_ref()).is_some_and(|m| m.is_stopped());
         let mut output = self.emit(added.text);
-        if added.stopped {
+        if added.stopped.is_some() {
             self.state = SequenceState::Over;
-            output.ended = Some(FinishReason::Stop);
+            (output.ended, output.stop) = (Some(FinishReason::Stop), added.stopped);
         } else if is_complete || self.answered() >= self.max_tokens {
             let reason = if is_complete { FinishReason::Stop } else { FinishReason::Length };
             let rest = self.end(reason);
@@ -227,6 +229,6 @@ impl Sequence {
         self.state = SequenceState::Over;
         let rest = self.text.finish();
         let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
-        SequenceOutput { text: rest, tokens, written, ended: Some(reason), wrote: false }
+        SequenceOutput { text: rest, tokens, written, ended: Some(reason), ..SequenceOutput::default() }
     }
 }

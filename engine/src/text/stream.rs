@@ -5,8 +5,8 @@
 pub struct Added {
     /// Text that can be sent.
     pub text: String,
-    /// True if a stop string was completed: the answer ends before it.
-    pub stopped: bool,
+    /// Index of the stop string that was completed: the answer ends before it.
+    pub stopped: Option<usize>,
 }
 
 /// Collects the bytes of tokens.
@@ -53,14 +53,14 @@ impl TextStream {
     }
 
     fn release(&mut self) -> Added {
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = first {
+        let found = self.stops.iter().enumerate().filter_map(|(n, stop)| Some((self.held.find(stop.as_str())?, n)));
+        if let Some((at, stop)) = found.min() {
             self.held.truncate(at);
-            return Added { text: std::mem::take(&mut self.held), stopped: true };
+            return Added { text: std::mem::take(&mut self.held), stopped: Some(stop) };
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let tail = self.held.split_off(self.held.len() - keep);
-        Added { text: std::mem::replace(&mut self.held, tail), stopped: false }
+        Added { text: std::mem::replace(&mut self.held, tail), stopped: None }
     }
 
     /// Ends an answer without a stop string: text held back is part of it.
@@ -115,7 +115,7 @@ mod tests {
             for part in text.as_bytes().chunks(size) {
                 let added = stream.push(part);
                 out.push_str(&added.text);
-                if added.stopped {
+                if added.stopped.is_some() {
                     stopped = true;
                     break;
                 }

@@ -6,7 +6,6 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use spillway_config::schema;
 
 use super::health::{CheckPlan, ScrapePlan, Server};
@@ -16,6 +15,7 @@ use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, Satur
 use crate::clock::millis;
 use crate::connect::EndpointKey;
 use crate::connect::Peer;
+use crate::credentials::Credential;
 use crate::telemetry::Metrics;
 use crate::tls::UpstreamTls;
 
@@ -42,7 +42,7 @@ pub struct Blueprint {
     signals: Arc<[Box<dyn SaturationSignal>]>,
     check: Option<CheckPlan>,
     scrape: Option<ScrapePlan>,
-    credentials: Option<HeaderValue>,
+    credentials: Option<Credential>,
     /// True if some callers have credentials of their own for the backend.
     is_personal: bool,
     connect: ConnectOptions,
@@ -62,7 +62,7 @@ impl Blueprint {
     pub fn new(
         written: &schema::Backend,
         full_statuses: &[u16],
-        credentials: Option<HeaderValue>,
+        credentials: Option<Credential>,
         connect: ConnectOptions,
         listener: Arc<dyn RoomListener>,
         endpoints: Arc<Endpoints>,

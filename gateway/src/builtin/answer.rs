@@ -100,12 +100,13 @@ async fn submit(
     let created = crate::clock::unix_now();
     let operation = if request.prompt.is_some() { Operation::Completions } else { Operation::Chat };
     let id = uuid::Uuid::new_v4();
-    let head = AnswerHead { operation, id, created, model: model.name(), include_usage: request.include_usage };
+    let (model_name, prompt_tokens) = (model.name(), length.saturating_sub(begun.tokens.into()));
+    let include_usage = request.include_usage;
+    let head = AnswerHead { operation, id, created, model: model_name, include_usage, prompt_tokens };
     let answer = dialect.write_answer(head).ok_or_else(|| {
         let message = format!("A built-in model cannot answer in the API `{}`.", dialect.name());
         SpillError::CannotSpill(Refusal::invalid("unsupported_endpoint", message))
     })?;
-    let prompt_tokens = Some(length.saturating_sub(begun.tokens.into()));
     let submitted = Instant::now();
     let defaults = Sampling::default();
     let sampling = Sampling {
@@ -134,7 +135,7 @@ async fn submit(
     let report = Report {
         id: answer.id().to_owned(),
         model: model.name().into(),
-        prompt_tokens,
+        prompt_tokens: Some(prompt_tokens),
         cached_tokens: 0,
         choices: request.n.unwrap_or(1),
         completion_tokens: begun.tokens.into(),
@@ -154,6 +155,7 @@ async fn submit(
         streamed: request.stream,
         logprobs: request.logprobs,
         calling,
+        stop: request.stop.clone(),
         resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         dropped: request.ignored.header(),

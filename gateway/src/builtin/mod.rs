@@ -23,5 +23,5 @@ pub(crate) use loading::options;
 pub use memory::{LoadedEngine, ModelMemory, NoRoom};
 pub use model::LoadedModel;
 pub use pool::Models;
-pub use prompt::prompt_tokens;
+pub use prompt::{count_tokens, prompt_tokens};
 pub use stream::{Events, Head, Report, SpillStream};

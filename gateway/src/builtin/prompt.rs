@@ -11,7 +11,7 @@ use spillway_engine::{
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
-use super::error::{SpillError, internal, no_room, too_long};
+use super::error::{SpillError, check_ignored, internal, no_room, too_long};
 use super::memory::LoadedEngine;
 use super::stream::Calling;
 use crate::off_loop::{BUILDS_VALUES, OffLoop};
@@ -44,19 +44,38 @@ pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<C
 /// Counts the tokens of the conversation in a body; `None` if the model could not answer.
 pub async fn prompt_tokens(
     model: &Arc<LoadedModel>,
-    dialect: &dyn Dialect,
+    (dialect, operation): (&dyn Dialect, Operation),
     body: &[u8],
     off_loop: &OffLoop,
     deadline: Instant,
 ) -> Option<u64> {
-    let read =
-        off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(Operation::Chat, body)).await;
+    if !operation.asks_for_text() {
+        return None;
+    }
+    let read = off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(operation, body)).await;
     let request = read.ok()??.ok().filter(|request| request.unsupported.is_none())?;
     // A model is not loaded only to count.
     let engine = model.engine_now()?;
     check_length(&request, 0, engine.info().context_length).ok()?;
     let (prompt, _) = prepare(model, &engine, &request, None, &ResponseFormat::Text, "", deadline).await.ok()?;
     u64::try_from(prompt.len()).ok()
+}
+
+/// Counts the tokens of the prompt of a request, tools included, whatever model the request names.
+pub async fn count_tokens(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    deadline: Instant,
+) -> Result<u64, SpillError> {
+    if let Some(refusal) = &request.unsupported {
+        return Err(SpillError::CannotSpill(refusal.clone()));
+    }
+    check_ignored(model, &request.ignored)?;
+    let engine = model.engine(deadline).await?;
+    check_length(request, 0, engine.info().context_length)?;
+    let calling = calling(&engine, request)?;
+    let (prompt, _) = prepare(model, &engine, request, calling.as_ref(), &ResponseFormat::Text, "", deadline).await?;
+    Ok(u64::try_from(prompt.len()).unwrap_or(u64::MAX))
 }
 
 /// Refuses a conversation that cannot fit, with `beside` further bytes, before it is encoded.

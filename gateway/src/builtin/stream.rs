@@ -105,6 +105,8 @@ pub(super) struct AnswerOptions {
     pub(super) logprobs: bool,
     /// Tools that the answer may call.
     pub(super) calling: Option<Calling>,
+    /// Strings that end the answer.
+    pub(super) stop: Vec<String>,
     /// Tokens of an answer that this one continues; `None` for a new answer.
     pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
@@ -228,6 +230,7 @@ impl<E: Events> SpillStream<E> {
                     }
                 }
             }
+            Event::StopString { choice, stop } => self.stopped(choice, stop),
             Event::Ended { choice, reason } => {
                 let reason = match reason {
                     spillway_engine::FinishReason::Stop => FinishReason::Stop,
@@ -313,6 +316,18 @@ impl<E: Events> SpillStream<E> {
                     }
                 }
             }
+        }
+    }
+
+    /// Records the stop string that ended an answer, whose end follows.
+    fn stopped(&mut self, choice: u32, stop: usize) {
+        let Some(stop) = self.options.stop.get(stop).cloned() else { return };
+        self.begin_choice(choice);
+        if let Some(whole) = self.choice(choice) {
+            whole.stop = Some(stop.clone());
+        }
+        if self.options.streamed {
+            self.answer.stopped(choice, &stop);
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use http::HeaderValue;
 use spillway_config::ModelPattern;
 use spillway_config::schema;
 
 use super::tenants::Tenants;
 use super::{IdentityDeps, IdentityError};
+use crate::credentials::Credential;
 use crate::limits::Rules;
 
 /// Configured identity of a caller.
@@ -25,7 +25,7 @@ pub struct Consumer {
     /// Models that the consumer may name; all of them without a list.
     models: Option<Vec<ModelPattern>>,
     /// Credentials that replace a backend's own for requests of the consumer, in the order of the backends' names.
-    credentials: Box<[(Box<str>, HeaderValue)]>,
+    credentials: Box<[(Box<str>, Credential)]>,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -51,7 +51,7 @@ impl Consumer {
         rules.shrink_to_fit();
         let mut credentials = Vec::with_capacity(written.credentials.len());
         for (backend, secret) in &written.credentials {
-            let value = crate::credentials::bearer(secret).map_err(|source| IdentityError::Credentials {
+            let value = crate::credentials::credential(secret).map_err(|source| IdentityError::Credentials {
                 label: label.clone(),
                 backend: backend.clone(),
                 source,
@@ -91,7 +91,7 @@ impl Consumer {
     }
 
     /// Credentials of the consumer for a backend, in place of the backend's own.
-    pub fn credentials(&self, backend: &str) -> Option<&HeaderValue> {
+    pub fn credentials(&self, backend: &str) -> Option<&Credential> {
         let index = self.credentials.binary_search_by(|(name, _)| (**name).cmp(backend)).ok()?;
         self.credentials.get(index).map(|(_, value)| value)
     }

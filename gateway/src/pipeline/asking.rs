@@ -12,7 +12,7 @@ use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::{Estimate, number_of_address};
 use crate::message::RequestHead;
-use crate::protocol;
+use crate::protocol::{self, Operation};
 
 /// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
 pub(super) async fn hold_body(
@@ -94,11 +94,14 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
     match exchange.off_loop.run(held.bytes.len(), || protocol::peek(&held.bytes, is_strict)).await? {
         Ok(peek) => {
             let writes = exchange.resolved.writes_tokens;
-            let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
+            let estimate = || Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
+            // A count uses no tokens.
+            let is_count = exchange.resolved.operation == Operation::CountTokens;
+            let expected = if is_count { Estimate::default() } else { estimate().times(peek.answers) };
             Ok(Some(Asked {
                 model: peek.model.map(Into::into),
                 stream: peek.stream,
-                expected: expected.times(peek.answers),
+                expected,
                 model_at: peek.model_at,
                 is_form: false,
             }))

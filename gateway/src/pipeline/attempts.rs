@@ -15,7 +15,7 @@ use super::answers::too_late;
 use super::builtin::{self, Direct};
 use super::may_spill::is_possible;
 use super::trying::{Try, begin_retry, may_retry};
-use super::{affinity, hedging, resuming};
+use super::{affinity, hedging, resuming, translating};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::{self, now_millis};
@@ -88,6 +88,10 @@ async fn at_endpoint(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
+    let translation = match translating::is_needed(backend.foreign, exchange) {
+        true => Box::pin(translating::translation(backend, exchange)).await?,
+        false => None,
+    };
     let retry = tries.retries < route.retry.attempts || is_possible(&route.when_unavailable, exchange);
     if exchange.outcome.attempts == 0 {
         backend.retries.request(route.retry.budget);
@@ -96,6 +100,7 @@ async fn at_endpoint(
     let move_on = MoveOn { full: true, retry };
     let mut first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
     first.attempt.alone = tries.resends > SHARED_RESENDS;
+    first.attempt.translation = translation;
     let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, exchange));
     let (decided_by, outcome) = match hedge {
         // Rare branches are boxed, so that the future of every request does not carry them.
@@ -181,11 +186,12 @@ pub(super) async fn stand_in(
         && let Some((endpoint, slot)) =
             selection.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, exchange))
     {
+        let translation = translating::translation(backend, exchange).await?;
         exchange.outcome.spilled = Some(reason);
         let (place, move_on) = (AttemptSlot { slot, retrying: None }, MoveOn { full: true, retry: true });
-        let outcome = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange)
-            .run(session, exchange)
-            .await;
+        let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+        this.attempt.translation = translation;
+        let outcome = this.run(session, exchange).await;
         match after(gateway, route, &mut selection, outcome, session, exchange).await? {
             AfterAttempt::Served => return Ok(true),
             AfterAttempt::Full => {}

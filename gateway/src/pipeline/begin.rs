@@ -88,6 +88,9 @@ pub(super) fn match_head<'s>(
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));
     }
     let lists_models = exchange.resolved.operation == Operation::Models;
+    if lists_models {
+        exchange.resolve_as(exchange.resolved.listing_for(&session.req_header().headers));
+    }
     Ok(if lists_models { candidates.listing_models() } else { candidates })
 }
 

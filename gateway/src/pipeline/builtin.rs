@@ -6,13 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Version, header};
 
-use super::encoding;
 use super::reading::{read_chat, tenant, unsupported_endpoint};
+use super::{counting, encoding};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::named;
+use crate::protocol::{Operation, named};
 use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
 
@@ -41,6 +41,10 @@ pub(super) async fn direct(
     let request = request?;
     let named = route.model_name(named(request.model.as_deref())?);
     let deadline = exchange.deadline(route).into_std();
+    if exchange.resolved.operation == Operation::CountTokens {
+        counting::count(model, &request, deadline, session, exchange).await?;
+        return Ok(Direct::Answered);
+    }
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let terms = Terms { dialect, max_prompt_tokens: None, over_limit: None, tenant };
     match builtin::answer(model, &request, terms, deadline).await {

@@ -5,6 +5,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::sleep_until;
 
+use super::translating;
 use super::trying::{Try, begin_retry};
 use crate::admission::{Admission, TargetSelection};
 use crate::clock::{self, now_millis};
@@ -65,6 +66,13 @@ pub(super) async fn race<'a>(
             None => {
                 due = clock::now() + plan.after;
                 next = another(gateway, route, selection, move_on, session, exchange);
+                if let Some(this) = &mut next {
+                    match translating::translation(this.attempt.backend, exchange).await {
+                        Ok(translation) => this.attempt.translation = translation,
+                        // A backend of an API that cannot express the request hedges none.
+                        Err(_) => next = None,
+                    }
+                }
             }
             Some((winner, Ok(opened))) => {
                 // The losers' time counts for nothing, and their slots are free at once.

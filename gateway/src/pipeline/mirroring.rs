@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::limiting::view;
+use super::translating;
 use super::trying::{Try, copy_attempt};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
@@ -63,7 +64,8 @@ fn prepare(
         RequestBody::Unread if session.is_body_empty() => 0,
         RequestBody::Unread => return None,
     };
-    if length > plan.max_body {
+    // A copy is never translated.
+    if length > plan.max_body || translating::is_needed(plan.backend.foreign, exchange) {
         return None;
     }
     let place = plan.permits.clone().try_acquire_owned().ok()?;

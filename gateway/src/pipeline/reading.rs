@@ -8,13 +8,13 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use crate::exchange::{End, Exchange, RequestBody};
 use crate::off_loop::BUILDS_VALUES;
-use crate::protocol::ChatRequest;
+use crate::protocol::{ChatRequest, Operation};
 
-/// Reads a request for text, which a built-in model could answer; `None` where it asks for anything else.
+/// Reads a request for text, or for the size of its prompt, which a built-in model could answer; `None` where it asks for anything else.
 pub(super) async fn read_chat(exchange: &Exchange) -> Result<Option<Result<ChatRequest, Refusal>>, End> {
     let (operation, dialect) = (exchange.resolved.operation, exchange.dialect);
     match held(exchange) {
-        Some(body) if operation.asks_for_text() => {
+        Some(body) if operation.asks_for_text() || operation == Operation::CountTokens => {
             read(exchange, &body, |body| dialect.read_chat(operation, body)).await
         }
         _ => Ok(None),
@@ -32,7 +32,8 @@ pub(super) fn unsupported_endpoint() -> End {
         StatusCode::NOT_FOUND,
         ErrorKind::NotFound,
         "unsupported_endpoint",
-        "built-in models answer POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
+        "built-in models answer POST /v1/chat/completions, /v1/completions, /v1/messages, /v1/messages/count_tokens, \
+         /v1/embeddings and /v1/rerank, and GET /v1/models",
     ))
 }
 

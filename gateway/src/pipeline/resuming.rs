@@ -10,7 +10,7 @@ use super::builtin::write_frames;
 use super::may_spill::{is_allowed, is_possible};
 use super::reading::{held, read, tenant};
 use super::trying::{Try, begin_retry};
-use super::{affinity, conclude};
+use super::{affinity, conclude, translating};
 use crate::admission::{Admission, TargetSelection};
 use crate::builtin;
 use crate::clock::{self, now_millis};
@@ -97,6 +97,10 @@ async fn continue_elsewhere(
     else {
         return None;
     };
+    // The text so far is continued in its own API only.
+    if translating::is_needed(backend.foreign, exchange) {
+        return None;
+    }
     let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     let move_on = MoveOn { full: true, retry: true };
     let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);

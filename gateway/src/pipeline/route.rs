@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header;
+use http::{StatusCode, header};
+use spillway_filter::{ErrorKind, Refusal};
 
 use super::access::{is_open_to, no_route};
 use super::asking::{decode_body, hold_body, memory_share, peek};
@@ -48,6 +49,7 @@ async fn settle(
     let route = match candidates.only() {
         Some(route) => {
             check_access(route, false, session, exchange)?;
+            check_protocol(route, exchange)?;
             // A caller's list of models applies whatever the protocol of the backends is: a server behind
             // `protocol: http` may run models too.
             if route.holds_body || exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
@@ -122,6 +124,7 @@ async fn by_model<'s>(
         return Err(too_large(route.max_body, "this route accepts"));
     }
     check_access(route, true, session, exchange)?;
+    check_protocol(route, exchange)?;
     Ok(route)
 }
 
@@ -160,6 +163,17 @@ fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange
     exchange.ledger = Ledger::default();
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
     Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))
+}
+
+/// Refuses a request of a model API that callers of the route may not speak.
+fn check_protocol(route: &Route, exchange: &Exchange) -> Result<(), End> {
+    let Some(protocols) = &route.protocols else { return Ok(()) };
+    let dialect = exchange.resolved.dialect;
+    if dialect == PROBLEM || protocols.contains(&dialect) {
+        return Ok(());
+    }
+    let message = format!("This route does not take requests of the API `{}`.", dialect.name());
+    Err(End::refuse(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message)))
 }
 
 /// Refuses a model that the body names and the caller may not use.

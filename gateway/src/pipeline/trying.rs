@@ -136,6 +136,7 @@ fn attempt<'a>(
         via: &gateway.via,
         move_on,
         alone: false,
+        translation: None,
         span: Span::none(),
     }
 }

@@ -280,6 +280,8 @@ pub struct Choice {
     pub reported: usize,
     /// Reason for which the choice ended.
     pub finish_reason: FinishReason,
+    /// Stop string that ended the choice.
+    pub stop: Option<String>,
 }
 
 /// Tokens of a request and its answer.

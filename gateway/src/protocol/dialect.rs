@@ -1,8 +1,8 @@
 //! The trait of an API. To add one: a folder under `protocol/` that implements [`Dialect`], a line in the registry, and its
 //! rows in the tests of `protocol`.
 //!
-//! A dialect reads and writes bytes; it knows no route and no socket. Nothing is translated from one dialect to
-//! another: bytes between caller and backend pass as they are, and [`Observe`] only reads them.
+//! A dialect reads and writes bytes; it knows no route and no socket. Between a caller and a backend of the same dialect
+//! bytes pass as they are, and [`Observe`] only reads them. Between dialects [`Translate`] turns them into neutral types.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,6 +17,7 @@ use super::chat::{
     Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
 };
 use super::operation::{Known, Operation};
+use super::translate::Translate;
 
 /// Model in a list of models.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +52,8 @@ pub struct AnswerHead<'a> {
     pub model: &'a str,
     /// True if an event stream ends with its usage.
     pub include_usage: bool,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
 }
 
 /// Advice to a client on a retry of a refused request.
@@ -97,6 +100,28 @@ pub trait Dialect: Send + Sync {
     /// Refusal as an event, for an event stream whose head was sent; `None` where the dialect has no such event.
     fn error_event(&self, _refusal: &Refusal) -> Option<Bytes> {
         None
+    }
+
+    /// Headers that servers of this dialect need and get where the caller sent none.
+    fn default_headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        Vec::new()
+    }
+
+    /// Header of an answer with the id of the request, beside the gateway's own.
+    fn request_id_header(&self) -> Option<&'static HeaderName> {
+        None
+    }
+
+    /// Names of the headers that show a caller its limit on requests or tokens: limit, remaining, reset. Named as by OpenAI
+    /// where the dialect has none of its own.
+    fn limit_headers(&self, is_tokens: bool) -> &'static [HeaderName; 3] {
+        let [requests, tokens] = &super::RATE_LIMIT;
+        if is_tokens { tokens } else { requests }
+    }
+
+    /// Value of the header that shows the time until a limit is full again.
+    fn limit_reset(&self, reset: Duration) -> String {
+        super::reset_text(reset)
     }
 
     /// Statuses with which servers of this dialect report that they are full.
@@ -153,6 +178,23 @@ pub trait Dialect: Send + Sync {
 
     /// Writer of an answer of a built-in model; `None` where the dialect has no such operation.
     fn write_answer(&self, _head: AnswerHead<'_>) -> Option<Box<dyn WriteAnswer>> {
+        None
+    }
+
+    /// Body of an answer with the number of tokens of a prompt; `None` where the dialect has no such operation.
+    fn write_token_count(&self, _tokens: u64) -> Option<Bytes> {
+        None
+    }
+
+    /// Translator of an operation, for callers whose server speaks another dialect; `None` for an operation that no other
+    /// dialect has.
+    fn translator(&self, _operation: Operation) -> Option<&'static dyn Translate> {
+        None
+    }
+
+    /// Translator by which servers of this dialect get conversations of callers who speak another one; `None` where they
+    /// hold none.
+    fn conversations(&self) -> Option<&'static dyn Translate> {
         None
     }
 
@@ -246,6 +288,9 @@ pub trait WriteAnswer: Send + Sync {
 
     /// Event with a tool call of a choice, the `n`-th from 0.
     fn call(&self, out: &mut BytesMut, choice: u32, n: usize, call: &Call);
+
+    /// Stop string that has ended a choice, whose [`Self::ended`] follows. Writers of APIs that do not report it ignore it.
+    fn stopped(&self, _choice: u32, _stop: &str) {}
 
     /// Last event of a choice, with its finish reason.
     fn ended(&self, out: &mut BytesMut, choice: u32, reason: FinishReason);

@@ -2,6 +2,7 @@
 //! a model call ([`chat`]) and one folder for each API. The room knows no route and no socket; its inputs are bytes and
 //! refusals, its output is bytes.
 
+mod anthropic;
 mod chat;
 mod dialect;
 mod grpc;
@@ -12,6 +13,7 @@ mod problem;
 mod refusals;
 mod registry;
 mod text_end;
+pub mod translate;
 
 use std::time::Duration;
 
@@ -28,19 +30,34 @@ pub use dialect::{
     AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, RetryAdvice, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
-pub use operation::Operation;
+pub use operation::{Operation, Operations};
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{GRPC, OPENAI, PROBLEM, ResolvedOperation};
+pub use registry::{ANTHROPIC, GRPC, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
 
-/// Header that names the fields of a request which the built-in model that answered has ignored.
+/// Header that names the fields of a request which the built-in model that answered has ignored, or which the server of
+/// another API did not get.
 pub static DROPPED: HeaderName = HeaderName::from_static("x-spillway-dropped");
 
 static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 static X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Limit, remaining and reset of requests and of tokens, named as by OpenAI.
+static RATE_LIMIT: [[HeaderName; 3]; 2] = [
+    [
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ],
+    [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ],
+];
 
 /// `Retry-After` of 429 and 503 where no better time is known.
 const DEFAULT_WAIT: Duration = Duration::from_secs(1);

@@ -15,6 +15,10 @@ pub enum Operation {
     Responses,
     /// Conversation over a socket, whose model is in the query (OpenAI's Realtime API).
     Realtime,
+    /// Answer in the form of Anthropic's Messages API.
+    Messages,
+    /// Number of tokens of a prompt in the form of Anthropic's Messages API.
+    CountTokens,
     /// List of models, or one of them.
     Models,
     /// Anything else.
@@ -24,17 +28,37 @@ pub enum Operation {
 impl Operation {
     /// True if the answer is text, which a built-in model for conversations can write.
     pub fn asks_for_text(self) -> bool {
-        matches!(self, Self::Chat | Self::Completions)
+        matches!(self, Self::Chat | Self::Completions | Self::Messages)
     }
 
     /// Name in the semantic conventions for generative AI (`gen_ai.operation.name`); `None` where they have none.
     pub fn gen_ai_name(self) -> Option<&'static str> {
         match self {
-            Self::Chat | Self::Responses => Some("chat"),
+            Self::Chat | Self::Responses | Self::Messages => Some("chat"),
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
-            Self::Realtime | Self::Rerank | Self::Models | Self::Other => None,
+            Self::Realtime | Self::Rerank | Self::CountTokens | Self::Models | Self::Other => None,
         }
+    }
+}
+
+/// Set of operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Operations(u32);
+
+impl Operations {
+    /// No operation.
+    pub const NONE: Self = Self(0);
+
+    /// The set with one more.
+    #[must_use]
+    pub fn with(self, operation: Operation) -> Self {
+        Self(self.0 | 1 << (operation as u32))
+    }
+
+    /// True if the set has an operation.
+    pub fn contains(self, operation: Operation) -> bool {
+        self.0 & 1 << (operation as u32) != 0
     }
 }
 

@@ -2,13 +2,17 @@
 //! begins; no other file matches a path of an API.
 
 use http::Method;
+use spillway_filter::Fields;
 
 use super::dialect::Dialect;
-use super::operation::{Known, Operation};
-use super::{grpc, openai, problem};
+use super::operation::{Known, Operation, Operations};
+use super::{anthropic, grpc, openai, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
 pub const OPENAI: &dyn Dialect = &openai::OpenAi;
+
+/// Anthropic's Messages API.
+pub const ANTHROPIC: &dyn Dialect = &anthropic::Anthropic;
 
 /// RFC 9457: requests of no model API.
 pub const PROBLEM: &dyn Dialect = &problem::Problem;
@@ -17,7 +21,7 @@ pub const PROBLEM: &dyn Dialect = &problem::Problem;
 pub const GRPC: &dyn Dialect = &grpc::Grpc;
 
 /// Dialects with paths of their own, in the order in which a path is offered to them.
-const DIALECTS: [&dyn Dialect; 1] = [OPENAI];
+const DIALECTS: [&dyn Dialect; 2] = [OPENAI, ANTHROPIC];
 
 /// Operation of a request with its dialect and facts. Kept in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +48,19 @@ impl ResolvedOperation {
         match known {
             Some((dialect, Known { operation, is_own_path, must_be_json })) => {
                 let dialect = if is_own_path { dialect } else { PROBLEM };
+                let writes_tokens = writes_tokens && operation != Operation::CountTokens;
                 Self { operation, dialect, must_be_json, writes_tokens }
             }
             None => Self { writes_tokens, ..Self::OTHER },
         }
+    }
+
+    /// The list of models in the form that the caller reads: callers of Anthropic's API, which has the same path, send its
+    /// version.
+    #[must_use]
+    pub fn listing_for(self, headers: &Fields) -> Self {
+        let dialect = if headers.contains_key(&anthropic::VERSION) { ANTHROPIC } else { self.dialect };
+        Self { dialect, ..self }
     }
 
     /// True if the path belongs to the API of some dialect.
@@ -59,4 +72,16 @@ impl ResolvedOperation {
 /// True unless the path is that of embeddings, under any prefix: an answer of vectors has no written tokens.
 fn writes_tokens(path: &str) -> bool {
     !path.ends_with("/embeddings")
+}
+
+impl Operations {
+    /// Operations that servers of `server` do not have, because they belong to another dialect.
+    pub fn foreign_to(server: &'static dyn Dialect) -> Self {
+        const OF_OPENAI: [Operation; 5] =
+            [Operation::Chat, Operation::Completions, Operation::Embeddings, Operation::Rerank, Operation::Responses];
+        const OF_ANTHROPIC: [Operation; 2] = [Operation::Messages, Operation::CountTokens];
+        let owners: [(&'static dyn Dialect, &[Operation]); 2] = [(OPENAI, &OF_OPENAI), (ANTHROPIC, &OF_ANTHROPIC)];
+        let foreign = owners.into_iter().filter(|(owner, _)| *owner != server);
+        foreign.flat_map(|(_, operations)| operations).fold(Self::NONE, |all, operation| all.with(*operation))
+    }
 }

@@ -16,8 +16,8 @@ use crate::balancing::{
     AddressError, Addresses, BackgroundTasks, Balancer, Blueprint, ConnectOptions, Detector, Endpoints, Resolve,
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
-use crate::credentials::{CredentialsError, bearer};
-use crate::protocol::{Dialect, OPENAI};
+use crate::credentials::{CredentialsError, credential};
+use crate::protocol::{ANTHROPIC, Dialect, OPENAI, Operations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
 use crate::tls::{TlsError, UpstreamTls};
@@ -91,7 +91,7 @@ impl BackendCompiler<'_> {
         let tls = read_tls(written).await?;
         let place = format!("backend {}", written.name);
         compiled.certificates.extend(tls.sample.clone().map(|sample| CertificateSample { place, ..sample }));
-        let credentials = written.credentials.as_ref().map(bearer).transpose()?;
+        let credentials = written.credentials.as_ref().map(credential).transpose()?;
         let dialect = dialect_of(written.protocol);
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
@@ -131,6 +131,9 @@ impl BackendCompiler<'_> {
             serves: written.models.as_ref().map(|models| models.iter().map(|name| ModelPattern::new(name)).collect()),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
+            default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),
+            foreign: dialect.map_or(Operations::NONE, Operations::foreign_to),
+            drop_fields: written.drop_fields.clone(),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
             max_full_for: written.capacity.max_full_for.0,
@@ -176,6 +179,7 @@ async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, Backend
 fn dialect_of(protocol: BackendProtocol) -> Option<&'static dyn Dialect> {
     match protocol {
         BackendProtocol::Openai => Some(OPENAI),
+        BackendProtocol::Anthropic => Some(ANTHROPIC),
         BackendProtocol::Http => None,
     }
 }

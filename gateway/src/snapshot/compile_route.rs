@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::builtin::{LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::limits::{Limits, Rules};
-use crate::protocol::{OPENAI, PROBLEM};
+use crate::protocol::{ANTHROPIC, Dialect, OPENAI, PROBLEM};
 use crate::queueing::{Queue, Room};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
@@ -142,10 +142,11 @@ impl RouteCompiler<'_> {
             environment: None,
             rules: 0,
             judges_path: false,
-            dialect: if body.calls_models { OPENAI } else { PROBLEM },
+            dialect: if body.calls_models { dialect_of(&targets) } else { PROBLEM },
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),
             access: written.access.clone(),
+            protocols: written.protocols.as_ref().map(|list| list.iter().map(|one| spoken(*one)).collect()),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
             max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
@@ -339,6 +340,23 @@ impl RouteCompiler<'_> {
             filter: filter.clone(),
         })
     }
+}
+
+/// Dialect of an API that callers speak.
+fn spoken(protocol: schema::CallerProtocol) -> &'static dyn Dialect {
+    match protocol {
+        schema::CallerProtocol::Openai => OPENAI,
+        schema::CallerProtocol::Anthropic => ANTHROPIC,
+    }
+}
+
+/// Dialect of the errors of a route that calls models: that of its first backend with one.
+fn dialect_of(targets: &[Target]) -> &'static dyn Dialect {
+    let mut dialects = targets.iter().filter_map(|target| match &target.kind {
+        TargetKind::Backend(backend) => backend.dialect,
+        TargetKind::Model(_) => None,
+    });
+    dialects.next().unwrap_or(OPENAI)
 }
 
 fn body_needs(

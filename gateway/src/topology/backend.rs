@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use spillway_config::ModelPattern;
 use spillway_config::schema::{HashOn, PolicyName};
 
 use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
-use crate::protocol::Dialect;
+use crate::credentials::Credential;
+use crate::protocol::{Dialect, Operations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
 
@@ -65,8 +66,14 @@ pub struct Backend {
     pub upstream_model: Option<String>,
     /// Names of models that its servers serve; `None` for all.
     pub serves: Option<Vec<ModelPattern>>,
-    /// Value of `Authorization` that replaces the caller's credentials.
-    pub credentials: Option<HeaderValue>,
+    /// Credential that replaces those of the caller.
+    pub credentials: Option<Credential>,
+    /// Headers that its servers need and get where the caller sent none.
+    pub default_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Operations whose requests are translated, because another API than that of its servers has them.
+    pub foreign: Operations,
+    /// Fields that its servers do not get of translated requests.
+    pub drop_fields: Vec<String>,
     /// True if credentials of callers that identify no consumer are passed on.
     pub passes_credentials: bool,
     /// Statuses with which its servers report that they are full.
@@ -150,6 +157,9 @@ impl Backend {
             upstream_model: None,
             serves: None,
             credentials: None,
+            default_headers: Vec::new(),
+            foreign: Operations::NONE,
+            drop_fields: Vec::new(),
             passes_credentials: false,
             full_statuses: Vec::new(),
             max_full_for: Duration::from_secs(10),

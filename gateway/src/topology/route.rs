@@ -35,6 +35,8 @@ pub struct Route {
     pub authentication: RouteAuthentication,
     /// Consumers that may use the route; `None` for all.
     pub access: Option<Access>,
+    /// Dialects that callers may speak; `None` for all.
+    pub protocols: Option<Vec<&'static dyn Dialect>>,
     /// Filters that run before the caller is known.
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
@@ -270,6 +272,7 @@ impl Route {
             judges_path: false,
             authentication: RouteAuthentication::None,
             access: None,
+            protocols: None,
             guards: Vec::new(),
             filters: Vec::new(),
             environment: None,

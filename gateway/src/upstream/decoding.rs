@@ -19,6 +19,31 @@ const ANY_ANSWER: u64 = 8 << 20;
 /// work.
 const MOST_GROWTH: u64 = 128;
 
+/// Bytes that a decoded answer may still have, for readers that must not be flooded.
+#[derive(Debug)]
+pub(super) struct GrowthBudget(u64);
+
+impl Default for GrowthBudget {
+    fn default() -> Self {
+        Self(ANY_ANSWER)
+    }
+}
+
+impl GrowthBudget {
+    /// Adds what `bytes` of the answer as it came may grow to.
+    pub(super) fn read(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.0 = self.0.saturating_add(bytes.saturating_mul(MOST_GROWTH));
+    }
+
+    /// Takes decoded bytes from the budget; false where it has fewer.
+    pub(super) fn allows(&mut self, bytes: usize) -> bool {
+        let left = u64::try_from(bytes).ok().and_then(|bytes| self.0.checked_sub(bytes));
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
+
 /// Answers with Brotli or Zstandard that are decoded at the same time. Each takes a window of up to 16 MiB; those of common
 /// servers have 0.5 to 4. Where tokens are charged, servers are not asked for these codings.
 const MAX_WINDOWS: usize = 64;

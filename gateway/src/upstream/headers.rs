@@ -16,10 +16,11 @@ use super::outcome::Attempt;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::clock::{self, millis};
+use crate::credentials::Credential;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
-use crate::protocol::{GRPC_TIMEOUT, reset_text, write_timeout};
+use crate::protocol::{GRPC_TIMEOUT, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
 
@@ -53,19 +54,6 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 const LEAST_SECRET: usize = 16;
 /// The request id, both ways.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Limit, remaining and reset of requests and of tokens, named as by OpenAI.
-static RATE_LIMIT: [[HeaderName; 3]; 2] = [
-    [
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        HeaderName::from_static("x-ratelimit-reset-requests"),
-    ],
-    [
-        HeaderName::from_static("x-ratelimit-limit-tokens"),
-        HeaderName::from_static("x-ratelimit-remaining-tokens"),
-        HeaderName::from_static("x-ratelimit-reset-tokens"),
-    ],
-];
 /// Limits in the fields of the IETF's draft (draft-ietf-httpapi-ratelimit-headers).
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -291,6 +279,9 @@ pub(super) fn outgoing_request(
         out.remove_header(name);
     }
     remove_credentials(&mut out, client, exchange, is_own && attempt.backend.passes_credentials);
+    if let Some(translation) = attempt.translation.as_ref().filter(|_| attempt.backend.passes_credentials) {
+        translation.adapt_credential(&mut out);
+    }
     let mut shown = SentCredentials::on_route(attempt.route.environment.as_ref());
     add_headers_of_filters(&mut out, exchange, &mut shown);
     let own = exchange.caller.as_ref().and_then(|caller| caller.credentials(&attempt.backend.name));
@@ -302,7 +293,12 @@ pub(super) fn outgoing_request(
             && exchange.snapshot.caller_headers.credentials().iter().any(is_credential));
     if let Some(credentials) = credentials {
         replace_credentials(&mut out, exchange, Some(credentials));
-        shown.add(&header::AUTHORIZATION, credentials);
+        shown.add(&credentials.name, &credentials.value);
+    }
+    for (name, value) in &attempt.backend.default_headers {
+        if !out.headers.contains_key(name) {
+            let _ = out.insert_header(name.clone(), value.clone());
+        }
     }
     set_caller(&mut out, exchange);
     set_origin(&mut out, client, exchange, attempt.via);
@@ -317,6 +313,9 @@ pub(super) fn outgoing_request(
     let span = if attempt.span.is_none() { &exchange.span } else { &attempt.span };
     span.inject(&mut RequestHeaders { head: &mut out, odd: exchange.odd_headers });
     run_filters(&mut out, attempt, exchange, &mut shown);
+    if let Some(translation) = &attempt.translation {
+        translation.adapt(&mut out);
+    }
     if !is_own {
         // Credentials and cookies that the file sets are for the route's own backends.
         replace_credentials(&mut out, exchange, credentials);
@@ -480,12 +479,12 @@ pub(super) fn run_filters(
 }
 
 /// Puts credentials of the configuration, or none, in the place of all others.
-fn replace_credentials(out: &mut RequestHead, exchange: &Exchange, credentials: Option<&HeaderValue>) {
+fn replace_credentials(out: &mut RequestHead, exchange: &Exchange, credentials: Option<&Credential>) {
     for name in exchange.snapshot.caller_headers.credentials() {
         out.remove_header(name);
     }
-    if let Some(credentials) = credentials {
-        let _ = out.insert_header(header::AUTHORIZATION, credentials.clone());
+    if let Some(Credential { name, value }) = credentials {
+        let _ = out.insert_header(name.clone(), value.clone());
     }
 }
 
@@ -589,12 +588,11 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
             out.remove_header(&RATELIMIT);
             out.remove_header(&RATELIMIT_POLICY);
         }
-        let [requests, tokens] = &RATE_LIMIT;
-        let ([limit, remaining, reset], unit) =
-            if shown.is_tokens { (tokens, "tokens") } else { (requests, "requests") };
+        let [limit, remaining, reset] = exchange.dialect.limit_headers(shown.is_tokens);
+        let unit = if shown.is_tokens { "tokens" } else { "requests" };
         let _ = out.insert_header(limit.clone(), HeaderValue::from(shown.limit));
         let _ = out.insert_header(remaining.clone(), HeaderValue::from(shown.remaining));
-        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(reset_text(shown.reset))) {
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(exchange.dialect.limit_reset(shown.reset))) {
             let _ = out.insert_header(reset.clone(), value);
         }
         let (mut left, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
@@ -612,6 +610,9 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
 /// Adds the headers of every answer: the request id, the limits, and those of the filters and their observers.
 pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
+    if let Some(name) = exchange.dialect.request_id_header() {
+        let _ = out.insert_header(name.clone(), exchange.request_id.clone());
+    }
     show_limits(out, exchange);
     if let Some(route) = &exchange.route {
         if route.has_filters() {

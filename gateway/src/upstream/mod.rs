@@ -21,6 +21,8 @@ mod pieces;
 mod stages;
 mod trailers;
 mod upgrading;
+mod translating;
+mod translation;
 mod verdict;
 mod via;
 
@@ -30,5 +32,6 @@ pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
 pub use open::{OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};
+pub use translation::{Translation, translate};
 pub use verdict::is_server_fault;
 pub use via::Via;

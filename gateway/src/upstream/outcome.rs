@@ -12,6 +12,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::decoding::DecodingObserver;
+use super::translation::Translation;
 use super::via::Via;
 use crate::balancing::{Class, Endpoint, orca};
 use crate::clock::{self, now_millis};
@@ -87,13 +88,15 @@ pub enum CutReason {
     },
     /// The request's body is longer than its route accepts.
     RequestTooLarge,
+    /// The answer cannot be translated into the API of its caller.
+    Unreadable,
     /// The gateway stops.
     ShuttingDown,
 }
 
 impl CutReason {
     /// Code of the error, for clients and logs.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::UpstreamReset => "upstream_reset",
             Self::Silent | Self::RequestNotRead => "timeout",
@@ -101,6 +104,7 @@ impl CutReason {
             Self::TrailersTooLarge => "upstream_header_too_large",
             Self::RefusedByFilter { code, .. } => code,
             Self::RequestTooLarge => "request_too_large",
+            Self::Unreadable => "upstream_answer_unreadable",
             Self::ShuttingDown => "shutting_down",
         }
     }
@@ -143,6 +147,9 @@ impl CutReason {
             }
             Self::RefusedByFilter { .. } => "a filter refused the rest of the request's body",
             Self::RequestTooLarge => "the body of the request is longer than its route accepts (`limits.maxBody`)",
+            Self::Unreadable => {
+                "the rest of the backend's answer is not in the form of its API, or says what the API of this caller cannot"
+            }
             Self::ShuttingDown => "the gateway is being stopped, and the time for what still ran is over; try again",
         }
     }
@@ -304,6 +311,8 @@ pub struct Attempt<'a> {
     pub move_on: MoveOn,
     /// True if no other request may share its connection, which a server could end before it looks at this one.
     pub alone: bool,
+    /// Translation for a server that speaks another API than the caller; `None` where bytes pass as they are.
+    pub translation: Option<Arc<Translation>>,
     /// Span whose context goes to the endpoint; records nothing where the attempt has no span.
     pub span: Span,
 }

@@ -13,6 +13,7 @@ use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::Pieces;
 use super::trailers::of_request;
+use super::translation::Translation;
 use crate::clock;
 use crate::coding::DIGESTS;
 use crate::connect::{self, Follows, UpstreamSession};
@@ -79,6 +80,9 @@ impl Outgoing {
         model_at: Option<Range<usize>>,
         recipient: Recipient,
     ) -> Self {
+        if let Some(translation) = &attempt.translation {
+            return Self::translated(attempt, session, exchange, translation, recipient);
+        }
         let backend = attempt.backend;
         let is_form = exchange.asked.as_ref().is_some_and(|asked| asked.is_form);
         let name = if is_form { backend.model.as_deref() } else { backend.upstream_model.as_deref() };
@@ -100,6 +104,27 @@ impl Outgoing {
             request.remove_header(name);
         }
         Self { request, body, trailers, callers_account, shown, host, takes_trailers: session.asks_for_trailers() }
+    }
+}
+
+impl Outgoing {
+    /// Request whose body was written for a server of another API.
+    fn translated(
+        attempt: &Attempt<'_>,
+        session: &ClientSession,
+        exchange: &Exchange,
+        translation: &Translation,
+        recipient: Recipient,
+    ) -> Self {
+        let body = Pieces::from(translation.body.clone());
+        let framed = OutgoingBody::Length(u64::try_from(body.len()).unwrap_or(u64::MAX));
+        let Outbound { head: mut request, callers_account, shown, host } =
+            outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
+        for name in &DIGESTS {
+            request.remove_header(name);
+        }
+        let takes_trailers = session.asks_for_trailers();
+        Self { request, body: Some(body), trailers: HeaderMap::new(), callers_account, shown, host, takes_trailers }
     }
 }
 

@@ -13,13 +13,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
-use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
+use super::encoded::{decode_error_body, without_coding};
 use super::events::{Gate, has_comment};
 use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
-use super::masking::Mask;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
-use super::stages::{Passing, Waiting};
+use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
+use super::translating::{self, StreamTranslator};
 use super::verdict::judge_beginning;
 use crate::balancing::{Class, orca};
 use crate::clock;
@@ -28,7 +28,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::{Observation, SERVED_BY, Written};
+use crate::protocol::{DROPPED, Observation, SERVED_BY, Written};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
@@ -57,12 +57,14 @@ impl<'a> Conversation<'_, 'a> {
         self.passing.observer = self.attempt.observer(&head);
         let mut head = head;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
-        if is_error && !self.state.shown.is_empty() {
+        if self.attempt.translation.is_some() && !is_head {
+            self.begin_translation(&mut head, coding, is_error);
+        } else if is_error && !self.state.shown.is_empty() {
             match coding {
                 Coding::Identity => self.passing.mask = self.state.shown.mask(),
                 // The head describes the body that another method would get.
                 _ if is_head => without_coding(&mut head),
-                coding => self.passing.sealed = Some(coding),
+                coding => self.passing.sealed = Some(Sealed::Error(coding)),
             }
         }
         let may_fail = self.passing.observer.is_some() && !is_head;
@@ -70,7 +72,7 @@ impl<'a> Conversation<'_, 'a> {
             self.attempt.answered(Class::Head, head.status);
         }
         let is_observed = self.state.event_stream && self.passing.observer.is_some();
-        if is_observed && self.state.takes_events {
+        if is_observed && self.state.takes_events && self.attempt.translation.is_none() {
             self.passing.gate = Some(Gate::default());
             if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
@@ -78,12 +80,12 @@ impl<'a> Conversation<'_, 'a> {
         }
         if self.passing.sealed.is_some() || may_fail {
             let for_content = is_observed && self.state.limits.first_token.is_some() && self.attempt.move_on.retry;
-            if may_fail && !for_content {
+            if may_fail && !for_content && self.passing.sealed.is_none() {
                 self.state.release_at = Some(clock::now() + MAX_HEAD_WAIT);
             }
             let took = clock::since(self.attempt.started);
             self.passing.waiting = Some(Waiting { head, took, for_content, parts: BytesMut::new() });
-            if self.passing.sealed == Some(Coding::Unknown) {
+            if self.passing.sealed == Some(Sealed::Error(Coding::Unknown)) {
                 // No part of such a body can be passed on.
                 self.leave().await;
             } else if let Some(prefix) = prefix
@@ -106,6 +108,25 @@ impl<'a> Conversation<'_, 'a> {
             Some(_) => false,
         };
         if is_read { Some(self.finish().await) } else { None }
+    }
+
+    /// Begins to translate an answer: a stream on its way, anything else once it was read whole.
+    fn begin_translation(&mut self, head: &mut ResponseHead, coding: Coding, is_error: bool) {
+        let Some(translation) = &self.attempt.translation else { return };
+        if is_error || !head.status.is_success() || !self.state.event_stream || !translation.is_streamed() {
+            let translates = is_error || head.status.is_success();
+            self.passing.sealed = translates.then_some(Sealed::Foreign(coding));
+            return;
+        }
+        match StreamTranslator::new(translation, coding) {
+            Some(translator) => {
+                translating::adapt_head(translation, head);
+                translating::set_stream_type(translation, head);
+                self.passing.translator = Some(translator);
+                self.state.takes_events = true;
+            }
+            None => self.passing.sealed = Some(Sealed::Foreign(coding)),
+        }
     }
 
     /// True if the server's answer has ended, and all of it was read.
@@ -138,6 +159,9 @@ impl<'a> Conversation<'_, 'a> {
         let (client, sent_host) = (self.session.req_header(), self.state.sent_host.as_ref());
         filter_server_response(&mut head, self.attempt, client, self.exchange, sent_host);
         let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
+        if let Some(dropped) = self.attempt.translation.as_ref().and_then(|translation| translation.dropped.clone()) {
+            let _ = out.insert_header(DROPPED.clone(), dropped);
+        }
         if self.exchange.outcome.spilled.is_some()
             && let Ok(name) = header::HeaderValue::from_str(&self.attempt.backend.name)
         {
@@ -152,6 +176,9 @@ impl<'a> Conversation<'_, 'a> {
     /// Passes on a part of the answer, or keeps it while the head waits. An error is the end of the attempt.
     pub(super) async fn pass_part(&mut self, part: Bytes) -> Result<(), AttemptOutcome> {
         let mut part = self.observe(part);
+        if self.passing.translator.as_ref().is_some_and(|translator| translator.failure().is_some()) {
+            self.leave().await;
+        }
         if self.passing.waiting.is_some() {
             if let Some(outcome) = self.judge_beginning() {
                 return Err(outcome);
@@ -161,7 +188,7 @@ impl<'a> Conversation<'_, 'a> {
             let is_awaited = !keeps_alive && self.is_awaited(part.len());
             let Some(waiting) = &mut self.passing.waiting else { return Ok(()) };
             waiting.parts.extend_from_slice(&part);
-            if self.passing.sealed.is_some() && waiting.parts.len() > MAX_ENCODED {
+            if self.passing.sealed.is_some_and(|sealed| waiting.parts.len() > sealed.most()) {
                 self.leave().await;
             }
             if is_awaited {
@@ -227,7 +254,15 @@ impl<'a> Conversation<'_, 'a> {
             self.attempt.answered_in(Class::Head, head.status, took);
         }
         let body = match self.passing.sealed.take() {
-            Some(coding) => decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange),
+            Some(Sealed::Error(coding)) => {
+                decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange)
+            }
+            Some(Sealed::Foreign(coding)) => match &self.attempt.translation {
+                Some(translation) => {
+                    translating::whole(translation, coding, &parts, &self.state.shown, &mut head, self.exchange)
+                }
+                None => parts.freeze(),
+            },
             None => parts.freeze(),
         };
         let ends = is_all && body.is_empty();
@@ -255,8 +290,14 @@ impl<'a> Conversation<'_, 'a> {
         }
         self.release_server().await;
         let gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
-        let masked = self.passing.mask.as_mut().map(Mask::rest).unwrap_or_default();
-        let Ok(mut last) = self.release(trailers.is_none() && gated.is_empty() && masked.is_empty()).await else {
+        let masked = match (&mut self.passing.mask, &mut self.passing.translator) {
+            (Some(mask), _) => mask.rest(),
+            (None, Some(translator)) => translator.finish(),
+            (None, None) => Bytes::new(),
+        };
+        let is_broken = self.passing.translator.as_ref().is_some_and(StreamTranslator::is_broken);
+        let is_all = trailers.is_none() && gated.is_empty() && masked.is_empty() && !is_broken;
+        let Ok(mut last) = self.release(is_all).await else {
             return self.state.client_gone();
         };
         for rest in [gated, masked] {
@@ -269,6 +310,12 @@ impl<'a> Conversation<'_, 'a> {
         }
         if self.passing.has_ended {
             return AttemptOutcome::Answered;
+        }
+        if is_broken {
+            return match self.pass(last).await {
+                Ok(()) => self.break_translation().await,
+                Err(_) => self.state.client_gone(),
+            };
         }
         let before = last.split_to(last.len().saturating_sub(SLICE));
         if self.pass(before).await.is_err() {
@@ -294,6 +341,13 @@ impl<'a> Conversation<'_, 'a> {
             Ok(()) => AttemptOutcome::Answered,
             Err(_) => self.state.client_gone(),
         }
+    }
+
+    /// Cuts a stream that cannot be translated to its end.
+    async fn break_translation(&mut self) -> AttemptOutcome {
+        let failure = self.passing.translator.as_ref().and_then(StreamTranslator::failure);
+        let cut = if failure.is_some() { CutReason::Unreadable } else { CutReason::UpstreamReset };
+        self.break_off(cut).await
     }
 
     /// Cuts the answer as [`break_off`] does.
@@ -446,6 +500,9 @@ fn observe(
     };
     if let Some(mask) = &mut passing.mask {
         part = mask.pass(part);
+    }
+    if let Some(translator) = &mut passing.translator {
+        part = translator.pass(&part);
     }
     if let Some(transcript) = &mut passing.transcript {
         transcript.feed(&part);

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use super::encoded::MAX_ENCODED;
 use super::events::Gate;
 use super::masking::Mask;
+use super::translating::{MAX_ANSWER, StreamTranslator};
 use crate::coding::Coding;
 use crate::downstream::Unread;
 use crate::message::ResponseHead;
@@ -20,8 +22,10 @@ pub(super) struct Passing {
     /// Masks credentials of the gateway in an error.
     pub(super) mask: Option<Mask>,
     pub(super) transcript: Option<Box<dyn Transcribe>>,
-    /// Coding of an error that must be read whole before it can be masked.
-    pub(super) sealed: Option<Coding>,
+    /// Answer that must be read whole before it can pass.
+    pub(super) sealed: Option<Sealed>,
+    /// Translates an event stream.
+    pub(super) translator: Option<StreamTranslator>,
     /// Head that waits: of an answer that may still be an error, until which another endpoint can answer instead; or of a
     /// sealed error.
     pub(super) waiting: Option<Waiting>,
@@ -38,6 +42,25 @@ impl Passing {
     pub(super) fn is_cut_short(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
             && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
+    }
+}
+
+/// Reason to read an answer whole, with its coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sealed {
+    /// A compressed error, in which credentials are to be masked.
+    Error(Coding),
+    /// A whole answer or an error of another API.
+    Foreign(Coding),
+}
+
+impl Sealed {
+    /// Most bytes that are read.
+    pub(super) fn most(self) -> usize {
+        match self {
+            Self::Error(_) => MAX_ENCODED,
+            Self::Foreign(_) => MAX_ANSWER,
+        }
     }
 }
 

@@ -294,7 +294,11 @@ const ROWS: &[Row] = &[
         "The body has a coding other than gzip, deflate, br and zstd, or several, and a rule or an API depends on what it says.",
         "Send it in one of those that `Accept-Encoding` of the answer names, or without `Content-Encoding`.",
     ),
-    ("unsupported_endpoint", "A built-in model does not answer this path.", "Use one of those that the message names."),
+    (
+        "unsupported_endpoint",
+        "A built-in model does not answer this path, the server for it has another API without a counterpart, or the route does not take this API (`protocols`).",
+        "Use a path that the message names, or another route.",
+    ),
     (
         "unsupported_form",
         "The body is `application/x-www-form-urlencoded`, and a rule depends on it.",
@@ -307,8 +311,8 @@ const ROWS: &[Row] = &[
     ),
     (
         "unsupported_parameter",
-        "A built-in model cannot do what a field asks for, whatever its value.",
-        "Leave it out; `param` names it.",
+        "A built-in model cannot do what a field asks for, whatever its value, or the API of the server for the request does not have the field.",
+        "Leave it out; `param` names it. Operators: `backends[].dropFields` has it [dropped](../how-to/translation.md).",
     ),
     (
         "unsupported_transfer_coding",
@@ -329,6 +333,11 @@ const ROWS: &[Row] = &[
         "upgrade_with_body",
         "A request for an upgrade has a body.",
         "Send it without one: what belongs to the other protocol follows the 101.",
+    ),
+    (
+        "upstream_answer_unreadable",
+        "The answer of a server of another API is not in the form of its API, too long, or cannot be said in the API of the caller.",
+        "Operators: look at the server's answer; `protocol` of its backend may be wrong.",
     ),
     (
         "upstream_error_withheld",
@@ -369,6 +378,7 @@ const DEPENDS: &[(&str, &[u16], &str)] = &[
     ("shutting_down", &[503], ""),
     ("timeout", &[502], "The answer had begun with its own status; this one is of the error event."),
     ("upstream_error", &[], "The answer has its own status, which says success."),
+    ("upstream_answer_unreadable", &[502], ""),
     ("upstream_error_withheld", &[], "The status is that of the backend's answer."),
     ("upstream_header_too_large", &[502], ""),
     ("upstream_reset", &[502], "The answer had begun with its own status; this one is of the error event."),

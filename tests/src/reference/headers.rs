@@ -96,6 +96,10 @@ const GROUPS: &[Group] = &[
                 "Time that the caller gives a [gRPC call](../how-to/grpc.md), where it is shorter than the route's. Set for the server to what is left.",
             ),
             (
+                "anthropic-version",
+                "Version of Anthropic's API. Any passes; with one, `GET /v1/models` answers in Anthropic's form. Set for servers of that API where the caller sent none.",
+            ),
+            (
                 "via",
                 "Marks requests that have passed this gateway before, which are refused with 508. Set for the server where the listener says `via: true`.",
             ),
@@ -176,7 +180,10 @@ const GROUPS: &[Group] = &[
             ("endpoint-load-metrics-format", "`JSON`: requests the server's load (`capacity.loadReports`)."),
             ("x-spillway-consumer", "Name of the consumer, for the server of `externalAuthorization`."),
             ("x-spillway-tenant", "Tenant of the consumer, for the server of `externalAuthorization`."),
-            ("accept", "Set in the gateway's own requests for the key set of an issuer."),
+            (
+                "accept",
+                "Set in the gateway's own requests for the key set of an issuer, and to the kind of the answer in requests that are [translated](../how-to/translation.md).",
+            ),
         ],
     ),
     (
@@ -240,6 +247,16 @@ const GROUPS: &[Group] = &[
             ("x-ratelimit-limit-tokens", "Tokens of the caller's tightest limit on tokens."),
             ("x-ratelimit-remaining-tokens", "Tokens that are left of it."),
             ("x-ratelimit-reset-tokens", "Time until it is full again."),
+            (
+                "anthropic-ratelimit-requests-limit",
+                "In place of `x-ratelimit-limit-requests` for callers of Anthropic's API.",
+            ),
+            ("anthropic-ratelimit-requests-remaining", "Requests that are left of it."),
+            ("anthropic-ratelimit-requests-reset", "Time at which it is full again (RFC 3339)."),
+            ("anthropic-ratelimit-tokens-limit", "In place of `x-ratelimit-limit-tokens`, likewise."),
+            ("anthropic-ratelimit-tokens-remaining", "Tokens that are left of it."),
+            ("anthropic-ratelimit-tokens-reset", "Time at which it is full again (RFC 3339)."),
+            ("request-id", "Id of the request, as `x-request-id`, for callers of Anthropic's API."),
             ("ratelimit", "The same as the IETF's draft has it."),
             ("ratelimit-policy", "Limits behind `ratelimit`."),
             (

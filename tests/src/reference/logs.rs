@@ -98,6 +98,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("admin_change", "An endpoint was drained or put back."),
     ("admin_descriptors_spent", "No file descriptor was left for the admin address. Raise the limit of open files."),
     ("admin_listening", "The admin address takes connections."),
+    ("answer_not_written", "An answer of a built-in model could not be written in the API of its caller: report it."),
     ("attempts_spent", "The last attempt of a request failed."),
     (
         "budgets_not_written",

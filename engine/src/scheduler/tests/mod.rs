@@ -210,7 +210,7 @@ fn all(events: &Receiver<Event>) -> All {
             }
             Event::Finished(finished) => return All { answers, end: Ok(finished) },
             Event::Failed(error) => return All { answers, end: Err(error) },
-            Event::Started { .. } | Event::Prefilled { .. } => {}
+            Event::Started { .. } | Event::Prefilled { .. } | Event::StopString { .. } => {}
         }
     }
 }

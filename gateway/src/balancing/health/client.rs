@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::{ProbeAnswer, ProbeError};
 use super::http1;
+use crate::credentials::Credential;
 use crate::tls::UpstreamTls;
 
 /// Value of `user-agent`.
@@ -36,8 +37,8 @@ pub(crate) struct Server {
     pub(crate) socket: SocketAddr,
     /// URL of the endpoint.
     pub(crate) url: ServerUrl,
-    /// Value of `authorization`.
-    pub(crate) credentials: Option<HeaderValue>,
+    /// Credential for the server.
+    pub(crate) credentials: Option<Credential>,
     /// TLS of the backend, used where the URL says `https`.
     pub(crate) tls: Arc<UpstreamTls>,
     /// True if the server speaks HTTP/2.
@@ -145,9 +146,10 @@ impl Server {
             let fields = format!("content-type: application/json\r\ncontent-length: {length}\r\n");
             request.extend_from_slice(fields.as_bytes());
         }
-        if let Some(credentials) = &self.credentials {
-            request.extend_from_slice(b"authorization: ");
-            request.extend_from_slice(credentials.as_bytes());
+        if let Some(Credential { name, value }) = &self.credentials {
+            request.extend_from_slice(name.as_str().as_bytes());
+            request.extend_from_slice(b": ");
+            request.extend_from_slice(value.as_bytes());
             request.extend_from_slice(b"\r\n");
         }
         request.extend_from_slice(format!("connection: close\r\nuser-agent: {AGENT}\r\n\r\n").as_bytes());
@@ -206,8 +208,8 @@ impl Server {
                 body
             }
         };
-        if let Some(credentials) = &self.credentials {
-            request = request.header(header::AUTHORIZATION, credentials);
+        if let Some(Credential { name, value }) = &self.credentials {
+            request = request.header(name, value);
         }
         if !http2 {
             request = request.header(header::HOST, authority).header(header::CONNECTION, "close");

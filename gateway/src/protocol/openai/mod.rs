@@ -8,6 +8,7 @@ mod observe;
 mod request;
 mod response;
 mod transcript;
+mod translate;
 
 use std::ops::Range;
 
@@ -19,7 +20,9 @@ use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Sa
 use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 use super::operation::{Known, Operation};
 use super::peek::model_at;
+use super::translate::Translate;
 use observe::Observer;
+pub(in crate::protocol) use translate::ChatCompletions;
 
 /// Paths of the API, below `/v1/`.
 const CHAT: &str = "chat/completions";
@@ -139,6 +142,14 @@ impl Dialect for OpenAi {
             _ => return None,
         };
         Some(Box::new(response::Answer::begin(shape, head)))
+    }
+
+    fn translator(&self, operation: Operation) -> Option<&'static dyn Translate> {
+        (operation == Operation::Chat).then_some(&ChatCompletions)
+    }
+
+    fn conversations(&self) -> Option<&'static dyn Translate> {
+        Some(&ChatCompletions)
     }
 
     fn encode_kind(&self, operation: Operation) -> Option<Encode> {

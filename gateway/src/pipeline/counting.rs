@@ -1,0 +1,40 @@
+//! Number of tokens of a prompt by the tokenizer of a built-in model that the route names.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{StatusCode, header};
+
+use super::reading::unsupported_endpoint;
+use crate::builtin::{self, LoadedModel};
+use crate::downstream::ClientSession;
+use crate::exchange::{End, Exchange, ServedBy};
+use crate::message::ResponseHead;
+use crate::protocol::{ChatRequest, DROPPED, SERVED_BY};
+
+/// Answers the request. A client that leaves ends the wait.
+pub(super) async fn count(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    deadline: Instant,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    exchange.outcome.begin_answer();
+    let counted = tokio::select! {
+        biased;
+        counted = builtin::count_tokens(model, request, deadline) => counted,
+        _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
+    };
+    let tokens = counted.map_err(builtin::SpillError::into_refusal)?;
+    exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    exchange.outcome.model_answered = Some(model.name().to_owned());
+    let body = exchange.dialect.write_token_count(tokens).ok_or_else(unsupported_endpoint)?;
+    let mut answer = ResponseHead::new(StatusCode::OK, 4);
+    let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
+    let _ = answer.insert_header(&SERVED_BY, model.served_by());
+    if let Some(dropped) = request.ignored.header() {
+        let _ = answer.insert_header(&DROPPED, dropped);
+    }
+    super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)
+}

@@ -1,0 +1,27 @@
+//! Translation of a request for a backend of another API than its caller's, before an attempt is made there.
+
+use std::sync::Arc;
+
+use super::reading::held;
+use crate::exchange::{End, Exchange};
+use crate::off_loop::BUILDS_VALUES;
+use crate::protocol::Operations;
+use crate::topology::Backend;
+use crate::upstream::{Translation, translate};
+
+/// True if requests of this operation must be translated for the backend.
+pub(super) fn is_needed(foreign: Operations, exchange: &Exchange) -> bool {
+    foreign.contains(exchange.resolved.operation)
+}
+
+/// Translates the request for a backend, off the event loop where the body is long; `None` where bytes pass as they are.
+pub(super) async fn translation(backend: &Backend, exchange: &Exchange) -> Result<Option<Arc<Translation>>, End> {
+    if !is_needed(backend.foreign, exchange) {
+        return Ok(None);
+    }
+    let body = held(exchange).unwrap_or_default();
+    // It is read to values and written again.
+    let weight = body.len().saturating_mul(BUILDS_VALUES).saturating_mul(2);
+    let translated = exchange.off_loop.run(weight, || translate(exchange, backend, &body)).await??;
+    Ok(Some(Arc::new(translated)))
+}

@@ -1,0 +1,84 @@
+//! Chat completions to and from the neutral types of translation. Shapes are those of the official client (`openai` 3.57,
+//! `types/chat`), with `reasoning_content` of DeepSeek, vLLM and others, and `thinking_blocks` of LiteLLM.
+
+mod error;
+mod messages;
+mod reply;
+mod request;
+mod shapes;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use bytes::Bytes;
+use http::{HeaderName, StatusCode};
+use spillway_filter::Refusal;
+
+use crate::protocol::translate::{
+    ApiError, Asked, Conversation, CredentialForm, Lossy, ReadStream, Reply, Translate, Unreadable, WriteStream,
+    WrittenRequest,
+};
+
+/// Translator of chat completions.
+pub(in crate::protocol) struct ChatCompletions;
+
+impl Translate for ChatCompletions {
+    fn path(&self) -> &'static str {
+        "/v1/chat/completions"
+    }
+
+    fn stream_type(&self) -> &'static str {
+        "text/event-stream; charset=utf-8"
+    }
+
+    fn answer_id(&self, id: uuid::Uuid) -> String {
+        format!("chatcmpl-{}", id.simple())
+    }
+
+    fn credential_form(&self) -> CredentialForm {
+        CredentialForm::Bearer
+    }
+
+    fn is_own_header(&self, name: &HeaderName) -> bool {
+        ["openai-", "x-ratelimit-"].iter().any(|prefix| name.as_str().starts_with(prefix))
+    }
+
+    fn read_request(&self, body: &[u8]) -> Result<Conversation, Refusal> {
+        request::read(body)
+    }
+
+    fn write_request(
+        &self,
+        conversation: &Conversation,
+        model: &str,
+        lossy: &mut Lossy<'_>,
+    ) -> Result<WrittenRequest, Refusal> {
+        let body = crate::protocol::json(&write::request(conversation, model, lossy)?);
+        Ok(WrittenRequest { body, headers: Vec::new() })
+    }
+
+    fn read_reply(&self, body: &[u8]) -> Result<Reply, Unreadable> {
+        reply::read(body)
+    }
+
+    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
+        Ok(reply::write(reply, asked))
+    }
+
+    fn read_stream(&self) -> Box<dyn ReadStream> {
+        Box::<stream::StreamReader>::default()
+    }
+
+    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream> {
+        Box::new(stream::StreamWriter::new(asked))
+    }
+
+    fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError {
+        error::read(status, body)
+    }
+
+    fn write_error(&self, error: &ApiError, _request_id: &str) -> (StatusCode, Bytes) {
+        error::write(error)
+    }
+}

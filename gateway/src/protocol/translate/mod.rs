@@ -1,0 +1,179 @@
+//! Translation between model APIs. A caller of one API reaches a server of another through neutral types: its request is
+//! read to a [`Conversation`], which the server's API writes, and the answer comes back as a [`Reply`] or as [`Delta`]s of an
+//! event stream. Each API implements [`Translate`] once, whatever the number of others.
+//!
+//! Nothing gets lost in silence: what an API cannot express is refused with the name of the field, or dropped where the
+//! backend's `dropFields` says so. Fields that change no answer are dropped always. Both are named in an answer header.
+
+mod answer;
+mod builtin;
+mod conversation;
+mod lossy;
+mod object;
+mod reply;
+mod sse;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, StatusCode};
+use spillway_filter::Refusal;
+
+pub use answer::answer;
+pub use builtin::chat_request;
+pub use conversation::{
+    Conversation, Effort, Format, Image, ImageSource, Part, Role, Setting, Settings, Thinking, ToolPick, ToolSpec, Turn,
+};
+pub use lossy::Lossy;
+pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
+
+pub(super) use conversation::NamedSetting;
+pub(super) use object::{Fields, Wrong, json_object, named};
+pub(super) use reply::kind_of;
+pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
+
+/// Most tool calls of one answer. Requests may have as many tools.
+pub const MAX_CALLS: usize = 128;
+
+/// Form in which an API takes the credential of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialForm {
+    /// `Authorization: Bearer CREDENTIAL`.
+    Bearer,
+    /// The credential alone in a header of this name.
+    Header(&'static str),
+}
+
+/// Request for a server of an API.
+#[derive(Debug)]
+pub struct WrittenRequest {
+    /// Body.
+    pub body: Bytes,
+    /// Headers that servers of the API need.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Answer that cannot be read: not JSON, in another shape, or beyond a bound. The text says what was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(pub &'static str);
+
+/// Facts of the request that the answer to its caller depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Model that the caller named, for answers that name none.
+    pub model: String,
+    /// True if the answer is wanted as an event stream.
+    pub stream: bool,
+    /// True if an event stream ends with its usage.
+    pub include_usage: bool,
+}
+
+/// API of conversations, to and from the neutral types.
+pub trait Translate: Send + Sync {
+    /// Path of its requests, below which every server has it.
+    fn path(&self) -> &'static str;
+
+    /// Content type of its event streams.
+    fn stream_type(&self) -> &'static str;
+
+    /// Id of an answer in the form of the API.
+    fn answer_id(&self, id: uuid::Uuid) -> String;
+
+    /// Form of a caller's credential.
+    fn credential_form(&self) -> CredentialForm;
+
+    /// True for a header that belongs to the API, in requests and in answers, and means nothing to another one.
+    fn is_own_header(&self, name: &HeaderName) -> bool;
+
+    /// Reads the request of a caller.
+    ///
+    /// # Errors
+    /// The request is invalid for every server of the API.
+    fn read_request(&self, body: &[u8]) -> Result<Conversation, Refusal>;
+
+    /// Writes a request for a server that knows the model as `model`.
+    ///
+    /// # Errors
+    /// The conversation has a part that the API cannot express and that may not be dropped.
+    fn write_request(
+        &self,
+        conversation: &Conversation,
+        model: &str,
+        lossy: &mut Lossy<'_>,
+    ) -> Result<WrittenRequest, Refusal>;
+
+    /// Reads the whole answer of a server.
+    ///
+    /// # Errors
+    /// The body is no answer of the API.
+    fn read_reply(&self, body: &[u8]) -> Result<Reply, Unreadable>;
+
+    /// Writes a whole answer for a caller.
+    ///
+    /// # Errors
+    /// The API cannot express the answer.
+    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable>;
+
+    /// Reader of the event stream of a server.
+    fn read_stream(&self) -> Box<dyn ReadStream>;
+
+    /// Writer of an event stream for a caller.
+    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream>;
+
+    /// Reads the error of a server, which has this status. A body in another form becomes the message.
+    fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError;
+
+    /// Status and body of an error for a caller.
+    fn write_error(&self, error: &ApiError, request_id: &str) -> (StatusCode, Bytes);
+}
+
+/// Reader of one event stream, cut anywhere, in bounded memory. Its result does not depend on the cuts.
+pub trait ReadStream: Send + Sync {
+    /// Reads a part and reports what it says. After [`Delta::End`] or [`Delta::Error`] nothing follows.
+    ///
+    /// # Errors
+    /// The stream is not one of the API.
+    fn feed(&mut self, part: &[u8], emit: &mut dyn FnMut(Delta)) -> Result<(), Unreadable>;
+
+    /// Reads the end of the stream: an event that no empty line closed counts as well. False if the answer was not whole.
+    ///
+    /// # Errors
+    /// The last event is not one of the API.
+    fn finish(&mut self, emit: &mut dyn FnMut(Delta)) -> Result<bool, Unreadable>;
+}
+
+/// Writer of one event stream.
+pub trait WriteStream: Send + Sync {
+    /// Writes what a server said.
+    ///
+    /// # Errors
+    /// The API cannot express it.
+    fn write(&mut self, delta: Delta, out: &mut BytesMut) -> Result<(), Unreadable>;
+}
+
+/// Deltas of a whole answer, for a caller that asked for a stream and a server that did not send one.
+pub fn deltas_of(reply: Reply) -> Vec<Delta> {
+    let mut deltas = vec![Delta::Start { id: reply.id, model: reply.model, tokens: reply.tokens }];
+    let mut calls = 0;
+    for part in reply.parts {
+        match part {
+            Part::Text(text) => deltas.push(Delta::Text { text, logprobs: Vec::new() }),
+            Part::Refusal(text) => deltas.push(Delta::Refusal(text)),
+            Part::Thinking { text, signature } => {
+                deltas.push(Delta::Thinking(text));
+                deltas.extend(signature.map(Delta::Signature));
+            }
+            Part::RedactedThinking(data) => deltas.push(Delta::RedactedThinking(data)),
+            Part::ToolCall { id, name, arguments } => {
+                deltas.push(Delta::ToolCall { index: calls, id, name });
+                deltas.push(Delta::Arguments { index: calls, text: arguments });
+                calls = calls.saturating_add(1);
+            }
+            // No API answers with these.
+            Part::Image(_) | Part::ToolResult { .. } | Part::Other { .. } => {}
+        }
+    }
+    deltas.extend(reply.tokens.map(Delta::Usage));
+    deltas.push(Delta::Finish(reply.finish));
+    deltas.push(Delta::End);
+    deltas
+}

@@ -1,0 +1,218 @@
+//! The way back of a translated answer. A whole answer or an error is held until it has ended and is written anew; an event
+//! stream passes event by event. A compressed answer, which no server was asked for, is decoded within bounds.
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderName};
+use http::{HeaderValue, StatusCode};
+use spillway_filter::ErrorKind;
+
+use super::decoding::GrowthBudget;
+use super::encoded::without_coding;
+use super::masking::SentCredentials;
+use super::outcome::CutReason;
+use super::translation::Translation;
+use crate::coding::{Coding, Decoder};
+use crate::exchange::Exchange;
+use crate::message::ResponseHead;
+use crate::protocol::translate::{ApiError, Delta, ReadStream, Reply, Unreadable, WriteStream, deltas_of};
+
+/// Most bytes of a whole answer, as it came and decoded: text of two million tokens.
+pub(super) const MAX_ANSWER: usize = 8 << 20;
+
+/// Code of an answer that cannot be translated.
+const UNREADABLE: &str = CutReason::Unreadable.as_str();
+
+/// Fields of a head that describe another body than the translated one.
+const OF_THE_BODY: [HeaderName; 2] = [header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION];
+
+/// Translator of an event stream.
+pub(super) struct StreamTranslator {
+    reader: Box<dyn ReadStream>,
+    writer: Box<dyn WriteStream>,
+    decoder: Option<(Decoder, GrowthBudget)>,
+    /// Reason why the rest of the stream cannot be translated, once it cannot.
+    failed: Option<Unreadable>,
+    /// True once the answer has come to its end.
+    has_ended: bool,
+}
+
+impl StreamTranslator {
+    /// Translator of a stream in a coding; `None` for a coding that is not read on its way.
+    pub(super) fn new(translation: &Translation, coding: Coding) -> Option<Self> {
+        let decoder = match coding {
+            Coding::Identity => None,
+            // Others need large windows, and no server was asked for them.
+            Coding::Gzip | Coding::Deflate => Some((Decoder::new(coding)?, GrowthBudget::default())),
+            Coding::Brotli | Coding::Zstd | Coding::Unknown => return None,
+        };
+        let (reader, writer) = (translation.server.read_stream(), translation.caller.write_stream(&translation.asked));
+        Some(Self { reader, writer, decoder, failed: None, has_ended: false })
+    }
+
+    /// Translates a part. What a part says that cannot be translated is lost, and [`Self::is_broken`] then.
+    pub(super) fn pass(&mut self, part: &[u8]) -> Bytes {
+        let mut out = BytesMut::new();
+        if self.failed.is_some() {
+            return Bytes::new();
+        }
+        let Self { reader, writer, decoder, failed, has_ended } = self;
+        let mut show = |plain: &[u8]| {
+            let read = read(reader.as_mut(), writer.as_mut(), plain, has_ended, &mut out);
+            *failed = read.err();
+            failed.is_none()
+        };
+        match decoder {
+            None => {
+                show(part);
+            }
+            Some((decoder, budget)) => {
+                budget.read(part.len());
+                if decoder.decode(part, |plain| budget.allows(plain.len()) && show(plain)).is_err() {
+                    failed.get_or_insert(Unreadable("the backend's answer is not in the coding that it names"));
+                }
+            }
+        }
+        out.freeze()
+    }
+
+    /// Translates the end of the stream.
+    pub(super) fn finish(&mut self) -> Bytes {
+        let mut out = BytesMut::new();
+        if self.failed.is_none() {
+            let Self { reader, writer, has_ended, .. } = self;
+            let mut written = Ok(());
+            let finished = reader.finish(&mut |delta| {
+                if written.is_ok() {
+                    written = write(writer.as_mut(), delta, has_ended, &mut out);
+                }
+            });
+            self.failed = written.and(finished.map(|_| ())).err();
+        }
+        out.freeze()
+    }
+
+    /// True if the stream cannot be translated to its end, or has ended before it.
+    pub(super) fn is_broken(&self) -> bool {
+        self.failed.is_some() || !self.has_ended
+    }
+
+    /// Reason why the stream cannot be translated.
+    pub(super) fn failure(&self) -> Option<Unreadable> {
+        self.failed
+    }
+}
+
+fn read(
+    reader: &mut dyn ReadStream,
+    writer: &mut dyn WriteStream,
+    part: &[u8],
+    has_ended: &mut bool,
+    out: &mut BytesMut,
+) -> Result<(), Unreadable> {
+    let mut written = Ok(());
+    let read = reader.feed(part, &mut |delta| {
+        if written.is_ok() {
+            written = write(writer, delta, has_ended, out);
+        }
+    });
+    written.and(read)
+}
+
+fn write(
+    writer: &mut dyn WriteStream,
+    delta: Delta,
+    has_ended: &mut bool,
+    out: &mut BytesMut,
+) -> Result<(), Unreadable> {
+    *has_ended |= matches!(delta, Delta::End | Delta::Error(_));
+    writer.write(delta, out)
+}
+
+/// Adapts the head of an answer: fields of the server's API and of its bytes end here.
+pub(super) fn adapt_head(translation: &Translation, head: &mut ResponseHead) {
+    without_coding(head);
+    let ends = |name: &&HeaderName| translation.server.is_own_header(name) || OF_THE_BODY.contains(name);
+    let own: Vec<HeaderName> = head.headers.keys().filter(ends).cloned().collect();
+    for name in &own {
+        head.remove_header(name);
+    }
+}
+
+/// Sets the content type of a translated event stream.
+pub(super) fn set_stream_type(translation: &Translation, head: &mut ResponseHead) {
+    let _ = head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(translation.caller.stream_type()));
+}
+
+/// Writes a whole answer or an error anew, and adapts its head.
+pub(super) fn whole(
+    translation: &Translation,
+    coding: Coding,
+    body: &[u8],
+    shown: &SentCredentials,
+    head: &mut ResponseHead,
+    exchange: &mut Exchange,
+) -> Bytes {
+    let is_error = head.status.is_client_error() || head.status.is_server_error();
+    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER).map(Bytes::from) };
+    let plain = match (plain, shown.mask()) {
+        (Some(plain), Some(mask)) if is_error => Some(mask.whole(plain)),
+        (plain, _) => plain,
+    };
+    adapt_head(translation, head);
+    let request_id = exchange.request_id.to_str().unwrap_or_default();
+    let written = match plain {
+        None if is_error => Ok((ApiError::of_text(head.status, b""), None)),
+        None => Err(Unreadable("the backend's answer is too long, or not in the coding that it names")),
+        Some(plain) if is_error => Ok((translation.server.read_error(head.status, &plain), None)),
+        Some(plain) => translation.server.read_reply(&plain).and_then(|reply| {
+            let answer = answer(translation, reply, head)?;
+            Ok((ApiError::of_text(head.status, b""), Some(answer)))
+        }),
+    };
+    let body = match written {
+        Ok((_, Some(answer))) => answer,
+        Ok((error, None)) => {
+            let (status, body) = translation.caller.write_error(&error, request_id);
+            head.status = status;
+            let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
+            body
+        }
+        Err(unreadable) => {
+            exchange.outcome.error_code = Some(UNREADABLE);
+            let (status, body) = translation.caller.write_error(&unreadable_error(unreadable), request_id);
+            head.status = status;
+            let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
+            body
+        }
+    };
+    head.set_reason(None);
+    let _ = head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    body
+}
+
+/// Writes an answer as the caller wants it: whole, or as events although the server sent none.
+fn answer(translation: &Translation, reply: Reply, head: &mut ResponseHead) -> Result<Bytes, Unreadable> {
+    let Translation { caller, asked, .. } = translation;
+    if !asked.stream {
+        let body = caller.write_reply(&reply, asked)?;
+        let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
+        return Ok(body);
+    }
+    let (mut writer, mut out) = (caller.write_stream(asked), BytesMut::new());
+    for delta in deltas_of(reply) {
+        writer.write(delta, &mut out)?;
+    }
+    set_stream_type(translation, head);
+    Ok(out.freeze())
+}
+
+/// Error of an answer that cannot be translated.
+fn unreadable_error(unreadable: Unreadable) -> ApiError {
+    ApiError {
+        status: StatusCode::BAD_GATEWAY,
+        kind: ErrorKind::Upstream,
+        message: unreadable.to_string(),
+        code: Some(UNREADABLE.to_owned()),
+        param: None,
+    }
+}

@@ -1,0 +1,509 @@
+//! Callers of one model API before servers of another: what the server gets, what the caller reads, and what it pays.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use spillway_tests::{Gateway, LlamaServer, Reply, Seen, Upstream, encoded, eventually, reply, script, streamed};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const EVENTS: (&str, &str) = ("content-type", "text/event-stream; charset=utf-8");
+const VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
+
+fn asked(seen: &Seen) -> Value {
+    serde_json::from_slice(&seen.body).unwrap()
+}
+
+/// Answer in parts of a few bytes each.
+fn in_bits(text: String) -> Reply {
+    let (parts, receiver) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        for part in text.as_bytes().chunks(7) {
+            if parts.send(Ok(Bytes::copy_from_slice(part))).await.is_err() {
+                return;
+            }
+        }
+    });
+    streamed(&[EVENTS], receiver)
+}
+
+fn event(kind: &str, mut data: Value) -> String {
+    data["type"] = kind.into();
+    format!("event: {kind}\ndata: {data}\n\n")
+}
+
+/// Server of the Messages API: thinks, says hello, and calls the tool of the request if there is one.
+async fn claude(seen: Seen) -> Option<Reply> {
+    let asked = asked(&seen);
+    if seen.path != "/v1/messages" {
+        return Some(reply(
+            404,
+            &[JSON],
+            "{\"type\":\"error\",\"error\":{\"type\":\"not_found_error\",\"message\":\"no\"}}",
+        ));
+    }
+    let has_tools = asked["tools"].is_array();
+    let usage = json!({"input_tokens": 5, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 30, "output_tokens": 12});
+    let reason = if has_tools { "tool_use" } else { "end_turn" };
+    let call = json!({"type": "tool_use", "id": "t9", "name": "f", "input": {"city": "Rome"}});
+    if asked["stream"] != true {
+        let mut content = vec![
+            json!({"type": "thinking", "thinking": "hm hm", "signature": "c2ln"}),
+            json!({"type": "redacted_thinking", "data": "eHl6"}),
+            json!({"type": "text", "text": "Hello ü."}),
+        ];
+        if has_tools {
+            content.push(call);
+        }
+        let message = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": content,
+            "stop_reason": reason, "stop_sequence": null, "usage": usage});
+        return Some(reply(200, &[JSON, ("anthropic-ratelimit-requests-limit", "7")], message.to_string()));
+    }
+    let start = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": [], "stop_reason": null,
+        "usage": {"input_tokens": 5, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 30, "output_tokens": 1}});
+    let block =
+        |index: u32, block: Value| event("content_block_start", json!({"index": index, "content_block": block}));
+    let delta = |index: u32, delta: Value| event("content_block_delta", json!({"index": index, "delta": delta}));
+    let stop = |index: u32| event("content_block_stop", json!({"index": index}));
+    let mut text = event("message_start", json!({"message": start})) + &event("ping", json!({}));
+    text += &block(0, json!({"type": "thinking", "thinking": "", "signature": ""}));
+    for piece in ["hm ", "hm"] {
+        text += &delta(0, json!({"type": "thinking_delta", "thinking": piece}));
+    }
+    text += &(delta(0, json!({"type": "signature_delta", "signature": "c2ln"})) + &stop(0));
+    text += &(block(1, json!({"type": "redacted_thinking", "data": "eHl6"})) + &stop(1));
+    text += &block(2, json!({"type": "text", "text": ""}));
+    for piece in ["Hello ", "ü", "."] {
+        text += &delta(2, json!({"type": "text_delta", "text": piece}));
+    }
+    text += &stop(2);
+    if has_tools {
+        text += &block(3, json!({"type": "tool_use", "id": "t9", "name": "f", "input": {}}));
+        for piece in ["{\"city\"", ": \"Rome\"}"] {
+            text += &delta(3, json!({"type": "input_json_delta", "partial_json": piece}));
+        }
+        text += &stop(3);
+    }
+    text += &event(
+        "message_delta",
+        json!({"delta": {"stop_reason": reason, "stop_sequence": null}, "usage": {"output_tokens": 12}}),
+    );
+    text += &event("message_stop", json!({}));
+    Some(in_bits(text))
+}
+
+/// Server of chat completions that does the same.
+async fn gpt(seen: Seen) -> Option<Reply> {
+    let asked = asked(&seen);
+    if seen.path != "/v1/chat/completions" {
+        return Some(reply(404, &[JSON], "{\"error\":{\"message\":\"no\"}}"));
+    }
+    let has_tools = asked["tools"].is_array();
+    let usage = json!({"prompt_tokens": 40, "completion_tokens": 12, "total_tokens": 52, "prompt_tokens_details": {"cached_tokens": 30}});
+    let reason = if has_tools { "tool_calls" } else { "stop" };
+    if asked["stream"] != true {
+        let call =
+            json!({"id": "t9", "type": "function", "function": {"name": "f", "arguments": "{\"city\": \"Rome\"}"}});
+        let mut message = json!({"role": "assistant", "content": "Hello ü.", "reasoning_content": "hm hm"});
+        if has_tools {
+            message["tool_calls"] = json!([call]);
+        }
+        let answer = json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-x",
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}], "usage": usage});
+        return Some(reply(200, &[JSON, ("x-ratelimit-limit-requests", "7")], answer.to_string()));
+    }
+    let chunk = |delta: Value, reason: Value| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+        format!(
+            "data: {}\n\n",
+            json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-x", "choices": [choice]})
+        )
+    };
+    let mut text = chunk(json!({"role": "assistant", "content": ""}), Value::Null) + ": ping\n\n";
+    for piece in ["hm ", "hm"] {
+        text += &chunk(json!({"reasoning_content": piece}), Value::Null);
+    }
+    for piece in ["Hello ", "ü", "."] {
+        text += &chunk(json!({"content": piece}), Value::Null);
+    }
+    if has_tools {
+        text += &chunk(
+            json!({"tool_calls": [{"index": 0, "id": "t9", "type": "function", "function": {"name": "f", "arguments": ""}}]}),
+            Value::Null,
+        );
+        for piece in ["{\"city\"", ": \"Rome\"}"] {
+            text += &chunk(json!({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}), Value::Null);
+        }
+    }
+    text += &chunk(json!({}), reason.into());
+    text += &format!("data: {}\n\ndata: [DONE]\n\n", json!({"id": "chatcmpl-1", "choices": [], "usage": usage}));
+    Some(in_bits(text))
+}
+
+fn before(protocol: &str, upstream: &Upstream, backend: &str, route: &str) -> String {
+    format!(
+        "backends: [{{name: b, protocol: {protocol}, endpoints: [{{url: \"{}\"}}]{backend}}}]
+routes: [{{name: r, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: b}}]{route}}}]
+",
+        upstream.url()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_openai_client_before_a_server_of_anthropics_api() {
+    let upstream = Upstream::start(claude).await;
+    let credentials = ", model: claude-x, credentials: {header: x-api-key, value: {env: TEST_SECRET}}";
+    let gateway = Gateway::start(&before("anthropic", &upstream, credentials, "")).await;
+    let told = script("translated.py", &gateway, &["gpt", "openai", "text", "rich", "thinking"]).await;
+    let usage = json!({"prompt_tokens": 40, "completion_tokens": 12, "total_tokens": 52,
+        "prompt_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 5}});
+    let whole_blocks = json!([
+        {"type": "thinking", "thinking": "hm hm", "signature": "c2ln"}, {"type": "redacted_thinking", "data": "eHl6"}
+    ]);
+    let pieces = json!([
+        {"type": "thinking", "thinking": "hm "}, {"type": "thinking", "thinking": "hm"},
+        {"type": "thinking", "thinking": "", "signature": "c2ln"}, {"type": "redacted_thinking", "data": "eHl6"}
+    ]);
+    let expected = |blocks: &Value, calls: Value, reason: &str| json!({"text": "Hello ü.", "reasoning": "hm hm", "blocks": blocks, "calls": calls, "reason": reason, "usage": usage});
+    assert_eq!(told[0]["whole"], expected(&whole_blocks, json!([]), "stop"));
+    assert_eq!(told[0]["streamed"], expected(&pieces, json!([]), "stop"));
+    let calls = |arguments: &str| json!([{"id": "t9", "name": "f", "arguments": arguments}]);
+    assert_eq!(told[1]["whole"], expected(&whole_blocks, calls("{\"city\":\"Rome\"}"), "tool_calls"));
+    assert_eq!(told[1]["streamed"], expected(&pieces, calls("{\"city\": \"Rome\"}"), "tool_calls"));
+    let seen = upstream.seen.lock().unwrap().clone();
+    let head = &seen[0].headers;
+    assert_eq!(
+        (head["x-api-key"].as_bytes(), head["anthropic-version"].as_bytes()),
+        (&b"upstream-secret"[..], &b"2023-06-01"[..])
+    );
+    assert!(!head.contains_key("authorization") && head["accept-encoding"] == "identity", "{head:?}");
+    assert_eq!(
+        asked(&seen[0]),
+        json!({"model": "claude-x", "max_tokens": 64, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]})
+    );
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    let image =
+        json!({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}});
+    assert_eq!(
+        asked(&seen[2]),
+        json!({
+            "model": "claude-x", "max_tokens": 4096, "system": [{"type": "text", "text": "Be brief."}],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "look"}, image]},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "r"}]},
+                    {"type": "text", "text": "so?"}]}
+            ],
+            "tools": [{"name": "f", "description": "F", "input_schema": schema}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
+            "stop_sequences": ["END"], "metadata": {"user_id": "u"},
+            "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": schema}}
+        })
+    );
+    // The answer went back as it came, with its proofs.
+    let again = asked(&seen[6]);
+    assert_eq!(
+        again["messages"][1]["content"],
+        json!([
+            {"type": "thinking", "thinking": "hm hm", "signature": "c2ln"},
+            {"type": "redacted_thinking", "data": "eHl6"},
+            {"type": "text", "text": "Hello ü."}
+        ])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_anthropic_client_before_a_server_of_openais_api() {
+    let upstream = Upstream::start(gpt).await;
+    let credentials = ", model: gpt-x, credentials: {bearer: {env: TEST_SECRET}}";
+    let gateway = Gateway::start(&before("openai", &upstream, credentials, "")).await;
+    let told = script("translated.py", &gateway, &["claude", "anthropic", "text", "rich", "thinking"]).await;
+    let mut content = vec![
+        json!({"type": "thinking", "thinking": "hm hm", "signature": ""}),
+        json!({"type": "text", "text": "Hello ü."}),
+    ];
+    let usage = json!({"input_tokens": 10, "cache_read_input_tokens": 30, "output_tokens": 12});
+    let expected = |content: &Vec<Value>, reason: &str| {
+        json!({"id": true, "type": "message", "role": "assistant", "model": "gpt-x", "content": content,
+            "stop_reason": reason, "stop_sequence": null, "usage": usage})
+    };
+    assert_eq!(told[0]["whole"], expected(&content, "end_turn"));
+    assert_eq!(told[0]["streamed"], expected(&content, "end_turn"));
+    content.push(json!({"type": "tool_use", "id": "t9", "name": "f", "input": {"city": "Rome"}}));
+    assert_eq!(told[1]["whole"], expected(&content, "tool_use"));
+    assert_eq!(told[1]["streamed"], expected(&content, "tool_use"));
+    assert_eq!(told[1]["dropped"], "system[0].cache_control");
+    let seen = upstream.seen.lock().unwrap().clone();
+    let head = &seen[0].headers;
+    assert_eq!(head["authorization"], "Bearer upstream-secret");
+    assert!(!head.contains_key("x-api-key") && !head.contains_key("anthropic-version"), "{head:?}");
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    assert_eq!(
+        asked(&seen[3]),
+        json!({
+            "model": "gpt-x",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [
+                    {"type": "text", "text": "look"},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]},
+                {"role": "assistant", "content": null,
+                    "tool_calls": [{"id": "t1", "type": "function", "function": {"name": "f", "arguments": "{\"x\":1}"}}]},
+                {"role": "tool", "tool_call_id": "t1", "content": "r"}
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "description": "F", "parameters": schema}}],
+            "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 64, "stop": ["END"],
+            "reasoning_effort": "high",
+            "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": true}},
+            "user": "u", "stream": true, "stream_options": {"include_usage": true}
+        })
+    );
+    assert_eq!(asked(&seen[6])["messages"][1]["reasoning_content"], "hm hm", "a proof that is none does not go back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_anthropic_client_before_a_real_llama_cpp_server() {
+    let server = LlamaServer::start(1);
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: b}}]}}]
+",
+        server.url
+    ))
+    .await;
+    let told = script("translated.py", &gateway, &["smollm2", "anthropic", "text"]).await;
+    for message in [&told[0]["whole"], &told[0]["streamed"]] {
+        assert_eq!(message["content"][0]["type"], "text", "{message}");
+        assert!(message["usage"]["output_tokens"].as_u64().is_some_and(|tokens| tokens > 0), "{message}");
+        assert!(["end_turn", "max_tokens"].contains(&message["stop_reason"].as_str().unwrap()), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_keep_their_details_and_lose_credentials() {
+    let fails = |body: &'static str, stream: String| {
+        move |seen: Seen| {
+            let stream = stream.clone();
+            async move {
+                if asked(&seen)["stream"] == true { Some(in_bits(stream)) } else { Some(reply(400, &[JSON], body)) }
+            }
+        }
+    };
+    let broken = event("message_start", json!({"message": {"id": "m", "model": "c", "content": []}}))
+        + &event("error", json!({"error": {"type": "overloaded_error", "message": "Overloaded"}}));
+    let body = "{\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"message\":\"prompt is too long for upstream-secret\"}}";
+    let claude = Upstream::start(fails(body, broken)).await;
+    let credentials = ", credentials: {header: x-api-key, value: {env: TEST_SECRET}}";
+    let gateway = Gateway::start(&before("anthropic", &claude, credentials, "")).await;
+    let told = script("translated.py", &gateway, &["m", "openai", "errors"]).await;
+    assert_eq!((&told[0]["class"], &told[0]["status"]), (&json!("BadRequestError"), &json!(400)), "{}", told[0]);
+    let message = told[0]["message"].as_str().unwrap();
+    assert!(message.contains("prompt is too long for ***************") && !message.contains("secret"), "{message}");
+    assert!(told[1]["streamed"].as_str().unwrap().contains("Overloaded"), "{}", told[1]);
+    let body = "{\"error\":{\"message\":\"too long\",\"type\":\"invalid_request_error\",\"param\":\"messages\",\"code\":\"context_length_exceeded\"}}";
+    let broken = "data: {\"error\":{\"message\":\"the engine died\",\"code\":500}}\n\n".to_owned();
+    let gpt = Upstream::start(fails(body, broken)).await;
+    let gateway = Gateway::start(&before("openai", &gpt, "", ", retry: {attempts: 0}")).await;
+    let told = script("translated.py", &gateway, &["m", "anthropic", "errors"]).await;
+    assert_eq!(
+        (&told[0]["class"], &told[0]["code"]),
+        (&json!("BadRequestError"), &json!("context_length_exceeded")),
+        "{}",
+        told[0]
+    );
+}
+
+fn chat(more: Value) -> String {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.to_string()
+}
+
+fn message(more: Value) -> String {
+    let mut body = json!({"max_tokens": 9});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    chat(body)
+}
+
+#[tokio::test]
+async fn what_has_no_counterpart_is_refused_by_name_or_dropped_and_named() {
+    let upstream = Upstream::start(claude).await;
+    let gateway = Gateway::start(&before("anthropic", &upstream, "", "")).await;
+    let client = gateway.client();
+    for (fields, param) in [
+        (json!({"n": 2}), "n"),
+        (json!({"seed": 7}), "seed"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"modalities": ["audio"]}), "modalities"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}),
+            "messages[0].content[0]",
+        ),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0]"),
+        (json!({"frobnicate": 1}), "frobnicate"),
+    ] {
+        let answer = client.post("/v1/chat/completions", &[JSON], chat(fields.clone())).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.json()["error"]["param"].clone()),
+            (400, json!(param)),
+            "{fields}: {}",
+            answer.text()
+        );
+    }
+    assert_eq!(upstream.count(), 0);
+    let harmless = json!({"n": 1, "logprobs": false, "tools": [], "presence_penalty": 0, "store": false, "response_format": {"type": "text"}});
+    let answer = client.post("/v1/chat/completions", &[JSON], chat(harmless)).await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-spillway-dropped")), (200, ""), "{}", answer.text());
+    let unknown = client.post("/v1/embeddings", &[JSON], "{\"model\":\"m\",\"input\":\"x\"}").await;
+    assert_eq!(
+        (unknown.status.as_u16(), unknown.json()["error"]["code"].clone()),
+        (404, json!("unsupported_endpoint"))
+    );
+    let gateway =
+        Gateway::start(&before("anthropic", &upstream, ", dropFields: [seed, temperature, frobnicate]", "")).await;
+    let body = chat(json!({"seed": 7, "temperature": 0.5, "frobnicate": {"x": 1}, "prompt_cache_key": "k"}));
+    let answer = gateway.client().post("/v1/chat/completions", &[JSON], body).await;
+    assert_eq!(
+        answer.header("x-spillway-dropped"),
+        "prompt_cache_key, temperature, seed, frobnicate",
+        "{}",
+        answer.text()
+    );
+    assert_eq!(
+        asked(&upstream.last()).as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["model", "max_tokens", "messages"]
+    );
+}
+
+#[tokio::test]
+async fn a_route_names_the_apis_of_its_callers() {
+    let upstream = Upstream::start(claude).await;
+    let gateway = Gateway::start(&before("anthropic", &upstream, "", ", protocols: [anthropic]")).await;
+    let client = gateway.client();
+    let refused = client.post("/v1/chat/completions", &[JSON], chat(json!({}))).await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.json()["error"]["code"].clone()),
+        (404, json!("unsupported_endpoint"))
+    );
+    let answer = client.post("/v1/messages", &[JSON, VERSION], message(json!({}))).await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn bytes_of_the_same_api_pass_with_the_model_renamed_and_cost_the_same() {
+    let upstream = Upstream::start(claude).await;
+    let backend = ", model: claude-x";
+    let gateway = Gateway::start(&before("anthropic", &upstream, backend, "")).await;
+    let client = gateway.client();
+    for stream in [false, true] {
+        let body = message(
+            json!({"stream": stream, "thinking": {"type": "enabled", "budget_tokens": 1024}, "something_new": 1}),
+        );
+        let answer = client.post("/v1/messages", &[JSON, ("anthropic-beta", "x")], body.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains("c2ln") && answer.header("request-id") != "", "{}", answer.text());
+        let seen = upstream.last();
+        assert_eq!(String::from_utf8(seen.body.to_vec()).unwrap(), body.replace("\"m\"", "\"claude-x\""));
+        assert_eq!(
+            (&seen.headers["anthropic-version"], &seen.headers["anthropic-beta"]),
+            (&"2023-06-01".parse().unwrap(), &"x".parse().unwrap())
+        );
+        let foreign = client.post("/v1/chat/completions", &[JSON], chat(json!({"stream": stream}))).await;
+        assert_eq!((foreign.status.as_u16(), foreign.header("anthropic-ratelimit-requests-limit")), (200, ""));
+        assert_eq!(foreign.headers.get_all("content-length").iter().count(), usize::from(!stream));
+    }
+    let lines =
+        eventually("four lines", || async { Some(gateway.events("access")).filter(|lines| lines.len() == 4) }).await;
+    for line in &lines {
+        assert_eq!((&line["prompt_tokens"], &line["completion_tokens"]), (&json!(40), &json!(12)), "{line}");
+        assert_eq!((&line["model_answered"], &line["served_by"]), (&json!("claude-x"), &json!("b")), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn compressed_and_broken_answers() {
+    let whole = |seen: &Seen| asked(seen)["stream"] != true;
+    for coding in ["gzip", "deflate", "br", "zstd"] {
+        let upstream = Upstream::start(move |seen| async move {
+            let plain = claude(seen.clone()).await.unwrap();
+            let body = http_body_util::BodyExt::collect(plain.into_body()).await.unwrap().to_bytes();
+            let kind = if whole(&seen) { JSON } else { EVENTS };
+            Some(reply(200, &[kind, ("content-encoding", coding), ("etag", "x")], encoded(coding, &body)))
+        })
+        .await;
+        let gateway = Gateway::start(&before("anthropic", &upstream, "", ", retry: {attempts: 0}")).await;
+        for stream in [false, true] {
+            let answer = gateway.client().post("/v1/chat/completions", &[JSON], chat(json!({"stream": stream}))).await;
+            let is_read = !stream || ["gzip", "deflate"].contains(&coding);
+            assert_eq!(answer.text().contains("Hello"), is_read, "{coding} {stream}: {}", answer.text());
+            assert_eq!((answer.header("content-encoding"), answer.header("etag")), ("", ""));
+            assert_eq!(answer.status, if is_read { 200 } else { 502 }, "{coding} {stream}");
+        }
+    }
+    let start = event("message_start", json!({"message": {"id": "m", "model": "c", "content": []}}));
+    for (text, code) in [
+        (start.clone(), "upstream_reset"),
+        (
+            start.clone() + "data: {\"type\":\"content_block_delta\",\"index\":9,\"delta\":{}}\n\n",
+            "upstream_answer_unreadable",
+        ),
+        (start + "data: not json\n\n", "upstream_answer_unreadable"),
+    ] {
+        let upstream = Upstream::start(move |_| {
+            let text = text.clone();
+            async move { Some(in_bits(text)) }
+        })
+        .await;
+        let gateway = Gateway::start(&before("anthropic", &upstream, "", "")).await;
+        let answer = gateway.client().post("/v1/chat/completions", &[JSON], chat(json!({"stream": true}))).await;
+        assert!(answer.text().contains(code) && !answer.text().contains("[DONE]"), "{code}: {}", answer.text());
+    }
+    for body in ["<html>", "{}", "[]", ""] {
+        let upstream = Upstream::start(move |_| async move { Some(reply(200, &[JSON], body)) }).await;
+        let gateway = Gateway::start(&before("anthropic", &upstream, "", "")).await;
+        let answer = gateway.client().post("/v1/chat/completions", &[JSON], chat(json!({}))).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.json()["error"]["code"].clone()),
+            (502, json!("upstream_answer_unreadable")),
+            "{body}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_moves_on_to_a_server_of_another_api() {
+    let full = Upstream::fixed(503, "{}").await;
+    let (claude, gpt) = (Upstream::start(claude).await, Upstream::start(gpt).await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+- {{name: full, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+- {{name: claude, protocol: anthropic, endpoints: [{{url: \"{}\"}}]}}
+- {{name: gpt, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+routes:
+- {{name: r, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: full}}, {{name: claude, priority: 1}}]}}
+- {{name: s, matches: [{{path: {{prefix: /spill/v1}}}}], filters: [{{urlRewrite: {{replacePrefix: /v1}}}}], backendRefs: [{{name: full}}], whenSaturated: {{spillTo: claude}}}}
+",
+        full.url(),
+        claude.url(),
+        gpt.url()
+    ))
+    .await;
+    for (path, served) in [("/v1/chat/completions", ""), ("/spill/v1/chat/completions", "claude")] {
+        for stream in [false, true] {
+            let answer = gateway.client().post(path, &[JSON], chat(json!({"stream": stream}))).await;
+            assert!(answer.status == 200 && answer.text().contains("Hello"), "{path}: {}", answer.text());
+            assert_eq!(answer.header("x-spillway-served-by"), served, "{path}");
+        }
+    }
+    let answer = gateway.client().post("/v1/messages", &[JSON, VERSION], message(json!({}))).await;
+    assert!(answer.status == 200 && answer.json()["type"] == "message", "{}", answer.text());
+}
