@@ -96,6 +96,8 @@ pub struct BackendTls {
 pub enum BackendProtocol {
     /// The OpenAI API.
     Openai,
+    /// The API of Ollama, whose servers speak OpenAI's too.
+    Ollama,
     /// Plain HTTP.
     #[default]
     Http,

@@ -26,6 +26,19 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
+/// Checks of the names of models, which are compared without the tag that every name of Ollama has.
+fn model_names(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    if backend.protocol != BackendProtocol::Ollama {
+        return;
+    }
+    for (m, name) in backend.models.iter().flatten().enumerate() {
+        if let Some(bare) = name.strip_suffix(":latest") {
+            let message = format!("`{name}`: names are compared without `:latest`; expected `{bare}`");
+            cx.error(at!["backends", n, "models", m], message);
+        }
+    }
+}
+
 /// Checks of `callerCredentials`, which says if credentials of callers reach the servers.
 fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     if backend.caller_credentials == Some(CallerCredentials::Pass) && backend.credentials.is_some() {
@@ -87,6 +100,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         caller_credentials(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
+        model_names(cx, n, backend);
         if !(1 << 10..=1 << 20).contains(&backend.limits.max_header_bytes.0) {
             let found = backend.limits.max_header_bytes;
             let message = format!("found {found}; expected 1KiB to 1MiB");

@@ -43,7 +43,7 @@ fn load_balancing(cx: &mut Context<'_>, n: usize, backend: &Backend) {
             HashOn::ClientAddress(false) => {
                 cx.error(place("clientAddress"), "`false` has no effect; expected only `true`: remove `hashOn` instead")
             }
-            HashOn::PromptPrefix(_) if backend.protocol != BackendProtocol::Openai => {
+            HashOn::PromptPrefix(_) if backend.protocol == BackendProtocol::Http => {
                 cx.error(
                     place("promptPrefix"),
                     "there is a prompt only where `protocol` is a model protocol: set `protocol: openai`",

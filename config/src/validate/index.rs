@@ -50,8 +50,8 @@ impl<'c> Index<'c> {
         }
     }
 
-    /// True for a backend that speaks OpenAI's API.
-    pub(super) fn speaks_openai(&self, name: &str) -> bool {
-        self.backends.get(name).is_some_and(|backend| backend.protocol == BackendProtocol::Openai)
+    /// True for a backend that speaks the API of a model.
+    pub(super) fn calls_models(&self, name: &str) -> bool {
+        self.backends.get(name).is_some_and(|backend| backend.protocol != BackendProtocol::Http)
     }
 }

@@ -329,7 +329,7 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
             );
         }
     }
-    let speaks_model = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.speaks_openai(r));
+    let speaks_model = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.calls_models(r));
     let can_spill = route.backend_refs.iter().any(speaks_model);
     let spills = [
         ("whenSaturated", route.when_saturated.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
@@ -388,7 +388,7 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
     let (index, limits) = (cx.index, &cx.config.limits);
     let speaks_model = route.backend_refs.iter().any(|reference| {
-        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.speaks_openai(name))
+        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.calls_models(name))
     });
     let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
     if speaks_model && route.limits.max_body > share {

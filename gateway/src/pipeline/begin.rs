@@ -87,6 +87,9 @@ pub(super) fn match_head<'s>(
     if !exchange.resolved.is_known() {
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));
     }
+    if exchange.resolved.is_shared() && candidates.all_call_models() {
+        exchange.resolve_as(exchange.resolved.on_models());
+    }
     let lists_models = exchange.resolved.operation == Operation::Models;
     Ok(if lists_models { candidates.listing_models() } else { candidates })
 }

@@ -8,6 +8,7 @@ use spillway_config::schema::RouteAuthentication;
 use super::limiting;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Observers, RouteInFlight};
+use crate::protocol::PROBLEM;
 use crate::routing::Candidates;
 use crate::topology::Route;
 
@@ -52,7 +53,11 @@ pub(super) async fn enter(
 ) -> Result<(), End> {
     exchange.running = Some(RouteInFlight::enter(&route.metrics));
     if route.calls_models {
-        exchange.dialect = route.dialect;
+        if exchange.resolved.is_shared() {
+            exchange.resolved = exchange.resolved.on_models();
+        }
+        let is_known = exchange.resolved.dialect != PROBLEM;
+        exchange.dialect = if is_known { exchange.resolved.dialect } else { route.dialect };
     }
     // Observers of a route that does not take the request after all are dropped.
     exchange.observers = Observers::default();

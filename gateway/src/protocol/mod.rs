@@ -5,6 +5,8 @@
 mod chat;
 mod dialect;
 mod grpc;
+mod members;
+mod ollama;
 mod openai;
 mod operation;
 mod peek;
@@ -21,17 +23,17 @@ use serde::Serialize;
 use spillway_filter::{ErrorKind, Refusal};
 
 pub use chat::{
-    Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Ignored, Message,
+    Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FieldNames, FinishReason, Ignored, Message,
     Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{
-    AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, RetryAdvice, Transcribe, WriteAnswer,
+    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe, RetryAdvice, StreamFraming, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
 pub use operation::Operation;
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{GRPC, OPENAI, PROBLEM, ResolvedOperation};
+pub use registry::{GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
@@ -151,10 +153,10 @@ mod tests {
         );
         assert!(rendered.headers.is_empty());
         assert_eq!(
-            OPENAI.error_event(&refusal).unwrap(),
+            OPENAI.error_event(Operation::Chat, &refusal).unwrap(),
             "data: {\"error\":{\"message\":\"no \\\"good\\\"\\n\",\"type\":\"invalid_request_error\",\"param\":\"model\",\"code\":\"bad_thing\"}}\n\n"
         );
-        assert!(PROBLEM.error_event(&refusal).is_none());
+        assert!(PROBLEM.error_event(Operation::Chat, &refusal).is_none());
     }
 
     #[test]

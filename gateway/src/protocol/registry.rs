@@ -5,10 +5,13 @@ use http::Method;
 
 use super::dialect::Dialect;
 use super::operation::{Known, Operation};
-use super::{grpc, openai, problem};
+use super::{grpc, ollama, openai, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
 pub const OPENAI: &dyn Dialect = &openai::OpenAi;
+
+/// Ollama's API.
+pub const OLLAMA: &dyn Dialect = &ollama::Ollama;
 
 /// RFC 9457: requests of no model API.
 pub const PROBLEM: &dyn Dialect = &problem::Problem;
@@ -17,7 +20,7 @@ pub const PROBLEM: &dyn Dialect = &problem::Problem;
 pub const GRPC: &dyn Dialect = &grpc::Grpc;
 
 /// Dialects with paths of their own, in the order in which a path is offered to them.
-const DIALECTS: [&dyn Dialect; 1] = [OPENAI];
+const DIALECTS: [&dyn Dialect; 2] = [OPENAI, OLLAMA];
 
 /// Operation of a request with its dialect and facts. Kept in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +29,12 @@ pub struct ResolvedOperation {
     pub operation: Operation,
     /// Dialect of the path, which is the shape of errors until the route is known.
     pub dialect: &'static dyn Dialect,
+    /// API that knows the path, on routes that call models. [`PROBLEM`] where none does.
+    pub api: &'static dyn Dialect,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
+    /// True if the body must be JSON on routes that call models.
+    pub calls_json: bool,
     /// True if the answer can have tokens that a model writes.
     pub writes_tokens: bool,
 }
@@ -35,28 +42,40 @@ pub struct ResolvedOperation {
 impl ResolvedOperation {
     /// Operation of a request whose path belongs to no dialect.
     pub const OTHER: Self =
-        Self { operation: Operation::Other, dialect: PROBLEM, must_be_json: false, writes_tokens: true };
+        Self { operation: Operation::Other, dialect: PROBLEM, api: PROBLEM, must_be_json: false, calls_json: false, writes_tokens: true };
 
     /// Resolves a method and path. A path of no dialect is [`Operation::Other`] with the errors of problem+json.
     pub fn of(method: &Method, path: &str) -> Self {
         let writes_tokens = writes_tokens(path);
         let known = DIALECTS.into_iter().find_map(|dialect| Some((dialect, dialect.operation(method, path)?)));
         match known {
-            Some((dialect, Known { operation, is_own_path, must_be_json })) => {
-                let dialect = if is_own_path { dialect } else { PROBLEM };
-                Self { operation, dialect, must_be_json, writes_tokens }
+            Some((api, Known { operation, is_own_path, must_be_json })) => {
+                let dialect = if is_own_path { api } else { PROBLEM };
+                let calls_json = must_be_json;
+                Self { operation, dialect, api, must_be_json: calls_json && is_own_path, calls_json, writes_tokens }
             }
             None => Self { writes_tokens, ..Self::OTHER },
         }
     }
 
+    /// True if servers of other kinds may have the path too: its API is known once its route is.
+    pub fn is_shared(self) -> bool {
+        self.api != self.dialect
+    }
+
+    /// Operation on a route that calls models, to which a shared path is one of its API.
+    #[must_use]
+    pub fn on_models(self) -> Self {
+        Self { dialect: self.api, must_be_json: self.calls_json, ..self }
+    }
+
     /// True if the path belongs to the API of some dialect.
     pub fn is_known(self) -> bool {
-        self.operation != Operation::Other || self.dialect != PROBLEM
+        self.operation != Operation::Other || self.api != PROBLEM
     }
 }
 
 /// True unless the path is that of embeddings, under any prefix: an answer of vectors has no written tokens.
 fn writes_tokens(path: &str) -> bool {
-    !path.ends_with("/embeddings")
+    !(path.ends_with("/embeddings") || path.ends_with("/embed"))
 }

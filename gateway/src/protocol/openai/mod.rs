@@ -1,12 +1,13 @@
-//! The OpenAI API, with the reranking of Jina, Cohere and vLLM. [`OpenAi`] implements its dialect and is the only way into
-//! this folder.
+//! The OpenAI API, with the reranking of Jina, Cohere and vLLM. [`OpenAi`] implements its dialect; readers of other APIs use
+//! parts of `request`.
 
 mod continuation;
 mod encoded;
 mod error;
 mod observe;
-mod request;
-mod response;
+pub(super) mod request;
+pub(super) mod response;
+mod responses;
 mod transcript;
 
 use std::ops::Range;
@@ -71,8 +72,11 @@ impl Dialect for OpenAi {
         (HeaderValue::from_static("application/json"), error::error(refusal))
     }
 
-    fn error_event(&self, refusal: &Refusal) -> Option<Bytes> {
-        Some(error::error_event(refusal))
+    fn error_event(&self, operation: Operation, refusal: &Refusal) -> Option<Bytes> {
+        Some(match operation {
+            Operation::Responses => responses::error_event(refusal),
+            _ => error::error_event(refusal),
+        })
     }
 
     fn full_statuses(&self) -> &'static [u16] {
@@ -126,6 +130,7 @@ impl Dialect for OpenAi {
         match operation {
             Operation::Chat => Some(request::chat(body)),
             Operation::Completions => Some(request::completions(body)),
+            Operation::Responses => Some(responses::responses(body)),
             _ => None,
         }
     }
@@ -134,6 +139,7 @@ impl Dialect for OpenAi {
         let shape = match head.operation {
             Operation::Chat => response::Shape::Chat,
             Operation::Completions => response::Shape::Text,
+            Operation::Responses => return Some(Box::new(responses::Answer::begin(head))),
             _ => return None,
         };
         Some(Box::new(response::Answer::begin(shape, head)))
