@@ -52,12 +52,12 @@ pub(super) async fn enter(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     exchange.running = Some(RouteInFlight::enter(&route.metrics));
-    if route.calls_models {
-        if exchange.resolved.is_shared() {
-            exchange.resolved = exchange.resolved.on_models();
-        }
-        let is_known = exchange.resolved.dialect != PROBLEM;
-        exchange.dialect = if is_known { exchange.resolved.dialect } else { route.dialect };
+    if route.calls_models && exchange.resolved.is_shared() {
+        exchange.resolve_as(exchange.resolved.on_models());
+    }
+    // A path of a model API keeps its errors, whatever API the servers of the route speak.
+    if route.calls_models && exchange.dialect == PROBLEM {
+        exchange.dialect = route.dialect;
     }
     // Observers of a route that does not take the request after all are dropped.
     exchange.observers = Observers::default();

@@ -240,12 +240,32 @@ mod tests {
             (Method::HEAD, "/v1/models/a/b", Operation::Models, false, true),
             (Method::POST, "/v1/models", Operation::Other, true, true),
             (Method::POST, "/openai/v1/embeddings", Operation::Other, false, false),
+            (Method::POST, "/v1/moderations", Operation::Other, true, false),
+            (Method::POST, "/v1/audio/speech", Operation::Other, true, false),
+            (Method::POST, "/v1/audio/transcriptions", Operation::Other, false, true),
+            (Method::POST, "/v1/images/generations", Operation::Other, true, false),
+            (Method::POST, "/v1/images/edits", Operation::Other, false, false),
+            (Method::POST, "/api/chat", Operation::Chat, false, true),
+            (Method::POST, "/api/embed", Operation::Embeddings, false, false),
             (Method::GET, "/", Operation::Other, false, true),
         ] {
             let resolved = ResolvedOperation::of(&method, path);
             let facts = (resolved.operation, resolved.must_be_json, resolved.writes_tokens);
             assert_eq!(facts, (operation, must_be_json, writes_tokens), "{method} {path}");
         }
+    }
+
+    #[test]
+    fn a_shared_path_belongs_to_its_api_on_routes_that_call_models() {
+        for (path, dialect) in [("/api/chat", OLLAMA), ("/rerank", OPENAI)] {
+            let resolved = ResolvedOperation::of(&Method::POST, path);
+            assert!(resolved.is_shared() && resolved.dialect == PROBLEM && !resolved.must_be_json, "{path}");
+            let there = resolved.on_models();
+            assert_eq!((there.dialect, there.must_be_json), (dialect, path == "/api/chat"), "{path}");
+            assert_eq!(there.operation, resolved.operation);
+        }
+        assert!(!ResolvedOperation::of(&Method::POST, "/v1/chat/completions").is_shared());
+        assert!(!ResolvedOperation::of(&Method::POST, "/api/other").is_shared());
     }
 
     #[test]

@@ -75,7 +75,19 @@ impl ResolvedOperation {
     }
 }
 
-/// True unless the path is that of embeddings, under any prefix: an answer of vectors has no written tokens.
+/// Ends of paths whose answers have no written tokens: vectors, verdicts, sounds and images. The usage that such an answer
+/// tells counts, its bytes do not.
+const NO_TEXT: [&str; 7] = [
+    "/embeddings",
+    "/embed",
+    "/moderations",
+    "/audio/speech",
+    "/images/generations",
+    "/images/edits",
+    "/images/variations",
+];
+
+/// True unless the path is one of answers without written tokens, under any prefix.
 fn writes_tokens(path: &str) -> bool {
-    !(path.ends_with("/embeddings") || path.ends_with("/embed"))
+    !NO_TEXT.iter().any(|end| path.ends_with(end))
 }

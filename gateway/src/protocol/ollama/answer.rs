@@ -118,13 +118,11 @@ impl<'a> ToolCall<'a> {
 }
 
 fn logprobs(written: &[WrittenToken]) -> Vec<Logprob<'_>> {
-    let tokens = written.iter();
-    tokens
-        .map(|token| Logprob {
-            chosen: (&token.chosen).into(),
-            top_logprobs: token.likeliest.iter().map(Likely::from).collect(),
-        })
-        .collect()
+    let tokens = written.iter().map(|token| Logprob {
+        chosen: (&token.chosen).into(),
+        top_logprobs: token.likeliest.iter().map(Likely::from).collect(),
+    });
+    tokens.collect()
 }
 
 fn nanos(time: Duration) -> u64 {

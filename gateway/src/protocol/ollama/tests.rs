@@ -274,6 +274,29 @@ fn questions_about_a_model_are_answered_without_it() {
     assert_eq!((&tags["models"][0]["name"], tags["models"][0]["digest"].as_str().unwrap().len()), (&json!("m"), 64));
 }
 
+#[test]
+fn a_stream_is_observed_as_it_was_written_wherever_it_is_cut() {
+    for shape in [answer::Shape::Chat, answer::Shape::Generate] {
+        let (mut writer, mut out) = (writer(shape), BytesMut::new());
+        writer.piece(&mut out, 0, "Hi \u{e9}", None, 0);
+        writer.piece(&mut out, 0, "!", None, 0);
+        writer.ended(&mut out, 0, FinishReason::Length);
+        writer.last(&mut out, TOLD);
+        let kind = (http::header::CONTENT_TYPE, http::HeaderValue::from_static(super::LINES));
+        let now = std::time::Instant::now();
+        for cut in 0..out.len() {
+            let mut observer = Ollama.observe(&[kind.clone()].into_iter().collect()).unwrap();
+            observer.feed(&out[..cut], now);
+            observer.feed(&out[cut..], now);
+            let seen = observer.finish();
+            let usage = seen.usage.unwrap();
+            assert_eq!((usage.prompt_tokens, usage.completion_tokens), (3, 2), "{cut}");
+            assert_eq!((seen.finish_reason.as_deref(), seen.is_whole), (Some("length"), true), "{cut}");
+            assert_eq!((seen.written.events, seen.written.bytes), (2, 6), "{cut}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -31,6 +31,17 @@ const RESPONSES: &str = "responses";
 const RERANK: &str = "rerank";
 const PATHS: [&str; 6] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK];
 
+/// Further paths whose requests pass to backends, with whether the body is JSON. The others have forms with files.
+const PASSED: [(&str, bool); 7] = [
+    ("moderations", true),
+    ("audio/speech", true),
+    ("audio/transcriptions", false),
+    ("audio/translations", false),
+    ("images/generations", true),
+    ("images/edits", false),
+    ("images/variations", false),
+];
+
 /// Other paths of reranking, by which only the operation is known and not the dialect.
 const FURTHER_RERANK: [&str; 2] = ["/rerank", "/v2/rerank"];
 
@@ -48,8 +59,11 @@ impl Dialect for OpenAi {
 
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {
         let is_post = method == Method::POST;
-        let Some(path_below) = path.strip_prefix("/v1/").filter(|rest| PATHS.iter().any(|known| below(known, rest)))
-        else {
+        let rest = path.strip_prefix("/v1/");
+        if let Some((_, is_json)) = PASSED.iter().find(|(known, _)| rest == Some(known)) {
+            return Some(Known { operation: Operation::Other, is_own_path: true, must_be_json: is_post && *is_json });
+        }
+        let Some(path_below) = rest.filter(|rest| PATHS.iter().any(|known| below(known, rest))) else {
             return (is_post && FURTHER_RERANK.contains(&path)).then_some(Known {
                 operation: Operation::Rerank,
                 is_own_path: false,

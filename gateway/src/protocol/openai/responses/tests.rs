@@ -7,6 +7,7 @@ use super::{Answer, responses};
 use crate::protocol::chat::{Call, ChatRequest, Choice, FinishReason, ResponseFormat, ToolChoice, Usage};
 use crate::protocol::dialect::{AnswerHead, WriteAnswer};
 use crate::protocol::operation::Operation;
+use crate::protocol::registry::OPENAI;
 
 fn read(body: &Value) -> Result<ChatRequest, Refusal> {
     responses(body.to_string().as_bytes())
@@ -258,6 +259,34 @@ fn a_whole_answer_is_the_last_event_of_its_stream() {
     }
 }
 
+#[test]
+fn a_stream_is_observed_as_it_was_written_wherever_it_is_cut() {
+    let (mut writer, mut out) = (answer(r#""instructions":"Never \"usage\": 5""#), BytesMut::new());
+    writer.first(&mut out, 0);
+    writer.piece(&mut out, 0, "Hi \u{e9}", None, 0);
+    writer.piece(&mut out, 0, "!", None, 0);
+    writer.call(&mut out, 0, 0, &Call { id: "c".into(), name: "f".into(), arguments: "{}".into() });
+    writer.ended(&mut out, 0, FinishReason::ToolCalls);
+    writer.last(&mut out, TOLD);
+    let kind = (http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/event-stream"));
+    let now = std::time::Instant::now();
+    for cut in 0..out.len() {
+        let mut observer = OPENAI.observe(&[kind.clone()].into_iter().collect()).unwrap();
+        observer.feed(&out[..cut], now);
+        observer.feed(&out[cut..], now);
+        let seen = observer.finish();
+        let usage = seen.usage.unwrap();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens), (3, 2, Some(1)), "{cut}");
+        assert!(seen.is_whole && !seen.has_failed, "{cut}");
+        assert_eq!(seen.id.as_deref(), Some("resp_00000000000000000000000000000001"), "{cut}");
+    }
+    // A stream that is left early is counted by its text.
+    let half = &out[..out.len() / 2];
+    let mut observer = OPENAI.observe(&[kind].into_iter().collect()).unwrap();
+    observer.feed(half, now);
+    assert!(observer.finish().usage.is_none() && observer.observation().written.bytes > 0);
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -269,7 +298,7 @@ proptest! {
         let body = json!({"model": "m", "input": input, "tools": tools, "text": text, "tool_choice": choice, "metadata": input, "reasoning": text, "include": tools});
         if let Ok(request) = read(&body) {
             prop_assert!(!request.echoed.contains('\n'));
-            prop_assert!(serde_json::from_str::<Value>(&format!("{{{}}}", request.echoed)).is_ok());
+            prop_assert!(echoed(&request).is_object());
         }
     }
 }
