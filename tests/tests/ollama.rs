@@ -163,7 +163,7 @@ async fn a_backend_is_passed_to_and_its_usage_read() {
     .await;
     let listed = client.get("/api/tags").await;
     assert_eq!(listed.json()["models"][0]["name"], "llama3", "the list is the gateway's own");
-    assert_eq!(client.post("/api/pull", &[], r#"{"model":"x"}"#).await.json(), json!({"from": "server"}));
+    assert_eq!(client.post("/api/pull", &[], r#"{"model":"llama3"}"#).await.json(), json!({"from": "server"}));
     let unknown = client.post("/api/chat", &[], r#"{"model":"other","messages":[]}"#).await;
     assert_eq!(unknown.status, 404);
     assert!(unknown.json()["error"].is_string(), "{}", unknown.text());

@@ -236,10 +236,11 @@ impl<'a> BodyReader<'a> {
                 let kind = scan.skip()?;
                 self.model(scan, start..scan.at(), kind);
             }
-            Field::Stream => match scan.skip()? {
-                ValueKind::Null => {}
-                kind => self.peek.stream = Some(kind == ValueKind::Bool(true)),
-            },
+            Field::Stream => {
+                if let ValueKind::Bool(stream) = scan.skip()? {
+                    self.peek.stream = Some(stream);
+                }
+            }
             Field::Options => {
                 if scan.skip()? == ValueKind::Object {
                     let nested = max_tokens_within(scan.slice(start..scan.at()));
