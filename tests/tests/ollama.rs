@@ -46,9 +46,14 @@ async fn the_official_client_is_answered_by_the_model_inside() {
     assert_eq!(told[5]["loaded"], "load");
     assert_eq!(told[6]["asynchronous"], json!([whole["text"], whole["text"]]));
     let refused = |n: usize| (told[n]["status"].as_u64().unwrap(), told[n]["error"].as_str().unwrap());
-    for (n, status, word) in
-        [(7, 404, "nope"), (8, 400, "images"), (9, 400, "think"), (10, 400, "suffix"), (11, 501, "pull"), (12, 400, "temperature")]
-    {
+    for (n, status, word) in [
+        (7, 404, "nope"),
+        (8, 400, "images"),
+        (9, 400, "think"),
+        (10, 400, "suffix"),
+        (11, 501, "pull"),
+        (12, 400, "temperature"),
+    ] {
         let (told, error) = refused(n);
         assert!(told == status && error.contains(word), "{told} {error}");
     }
@@ -103,7 +108,11 @@ async fn ollama(seen: Seen) -> Option<Reply> {
     let asked: Value = serde_json::from_slice(&seen.body).unwrap();
     let how = asked["messages"][0]["content"].as_str().unwrap().to_owned();
     if how == "full" {
-        return Some(reply(503, &[("content-type", "application/json")], r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#));
+        return Some(reply(
+            503,
+            &[("content-type", "application/json")],
+            r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#,
+        ));
     }
     let (parts, received) = tokio::sync::mpsc::channel(8);
     tokio::spawn(async move {
@@ -155,7 +164,9 @@ async fn a_backend_is_passed_to_and_its_usage_read() {
     eventually("the usage is counted", || async {
         let shown = gateway.shown("/metrics").await;
         let sum = |kind: &str| -> f64 {
-            let of = |line: &&str| line.starts_with("gen_ai_client_token_usage_sum") && line.contains(kind) && line.contains("ollama");
+            let of = |line: &&str| {
+                line.starts_with("gen_ai_client_token_usage_sum") && line.contains(kind) && line.contains("ollama")
+            };
             shown.lines().filter(of).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
         };
         ((sum("\"input\"") - 40.0).abs() < 0.5 && (sum("\"output\"") - 60.0).abs() < 0.5).then_some(())
@@ -179,7 +190,8 @@ routes: [{{name: r, backendRefs: [{{name: box}}]}}]
         server.url()
     );
     let gateway = Gateway::start(&backend).await;
-    let body = json!({"model": "any", "messages": [{"role": "user", "content": "whole"}], "options": {"num_predict": 5}});
+    let body =
+        json!({"model": "any", "messages": [{"role": "user", "content": "whole"}], "options": {"num_predict": 5}});
     assert_eq!(gateway.client().post("/api/chat", &[], body.to_string()).await.status, 200);
     let sent: Value = serde_json::from_slice(&server.last().body).unwrap();
     assert_eq!((&sent["model"], &sent["options"]), (&json!("llama3.2:3b"), &body["options"]));

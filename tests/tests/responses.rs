@@ -10,7 +10,9 @@
 )]
 
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, eventually, TEMPLATE_WITH_TOOLS, Upstream, model, reply, script, streamed, with_template};
+use spillway_tests::{
+    Gateway, TEMPLATE_WITH_TOOLS, Upstream, eventually, model, reply, script, streamed, with_template,
+};
 
 fn inside(file: &std::path::Path, context: u32) -> String {
     format!(
@@ -26,7 +28,10 @@ async fn the_official_client_is_answered_by_the_model_inside() {
     let gateway = Gateway::start(&inside(&model(), 256)).await;
     let told = script("openai_responses.py", &gateway, &["smollm2"]).await;
     let (whole, streamed) = (&told[0], &told[1]);
-    assert_eq!((&whole["status"], &whole["model"], &whole["id"]), (&"completed".into(), &"smollm2".into(), &"resp_".into()));
+    assert_eq!(
+        (&whole["status"], &whole["model"], &whole["id"]),
+        (&"completed".into(), &"smollm2".into(), &"resp_".into())
+    );
     assert_eq!((&whole["stored"], &whole["metadata"]), (&json!(false), &json!({"who": "test"})));
     assert_eq!(whole["instructions"], "Be brief.");
     assert_eq!(streamed["text"], "The capital of France is Paris.");
@@ -126,7 +131,10 @@ async fn a_request_spills_unless_the_model_inside_cannot_answer_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_backend_stores_is_asked_of_it() {
     let server = Upstream::start(|seen| async move {
-        let body = format!(r#"{{"id":"resp_1","object":"response","status":"completed","output":[],"asked":"{} {}"}}"#, seen.method, seen.path);
+        let body = format!(
+            r#"{{"id":"resp_1","object":"response","status":"completed","output":[],"asked":"{} {}"}}"#,
+            seen.method, seen.path
+        );
         Some(reply(200, &[("content-type", "application/json")], body))
     })
     .await;
@@ -144,7 +152,11 @@ async fn what_a_backend_stores_is_asked_of_it() {
     }
     let stored = json!({"model": "m", "input": "x", "store": true, "previous_response_id": "resp_0"});
     client.post("/v1/responses", &[], stored.to_string()).await;
-    assert_eq!(serde_json::from_slice::<Value>(&server.last().body).unwrap(), stored, "towards a server all fields pass");
+    assert_eq!(
+        serde_json::from_slice::<Value>(&server.last().body).unwrap(),
+        stored,
+        "towards a server all fields pass"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,7 +195,9 @@ async fn the_usage_of_every_end_is_charged_and_a_cut_stream_ends_with_an_error_e
                 let shown = gateway.shown("/metrics").await;
                 let sum: f64 = shown
                     .lines()
-                    .filter(|line| line.starts_with("gen_ai_client_token_usage_sum") && line.contains(&format!("\"{kind}\"")))
+                    .filter(|line| {
+                        line.starts_with("gen_ai_client_token_usage_sum") && line.contains(&format!("\"{kind}\""))
+                    })
                     .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
                     .sum();
                 ((sum - tokens * counted).abs() < 0.5).then_some(())

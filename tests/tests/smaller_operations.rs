@@ -46,9 +46,15 @@ async fn they_pass_as_they_come_and_count_by_the_usage_that_they_tell() {
         let json = [("content-type", "application/json")];
         Some(match &*seen.path {
             "/v1/audio/speech" => reply(200, &[("content-type", "audio/mpeg")], SOUND.to_vec()),
-            "/v1/images/generations" => reply(200, &json, format!(r#"{{"data":[{{"b64_json":"{}"}}]}}"#, "A".repeat(64 << 10))),
+            "/v1/images/generations" => {
+                reply(200, &json, format!(r#"{{"data":[{{"b64_json":"{}"}}]}}"#, "A".repeat(64 << 10)))
+            }
             "/v1/moderations" => reply(200, &json, r#"{"id":"modr-1","results":[{"flagged":false}]}"#),
-            _ => reply(200, &json, r#"{"text":"hi","usage":{"type":"tokens","input_tokens":14,"output_tokens":2,"total_tokens":16}}"#),
+            _ => reply(
+                200,
+                &json,
+                r#"{"text":"hi","usage":{"type":"tokens","input_tokens":14,"output_tokens":2,"total_tokens":16}}"#,
+            ),
         })
     })
     .await;
@@ -94,7 +100,13 @@ async fn they_are_routed_by_model_and_refused_in_the_words_of_the_api() {
         ("/v1/audio/transcriptions", FORM, form("other"), 404, "model_not_found"),
         ("/v1/moderations", "application/json", br#"{"model":"other","input":"x"}"#.to_vec(), 404, "model_not_found"),
         ("/v1/audio/speech", "application/json", b"no JSON".to_vec(), 400, "invalid_json"),
-        ("/v1/images/generations", "application/json", br#"{"model":"img","model":"x"}"#.to_vec(), 400, "duplicate_parameter"),
+        (
+            "/v1/images/generations",
+            "application/json",
+            br#"{"model":"img","model":"x"}"#.to_vec(),
+            400,
+            "duplicate_parameter",
+        ),
     ] {
         let answer = client.post(path, &[key, ("content-type", kind)], body).await;
         assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (status, &json!(code)), "{path}");

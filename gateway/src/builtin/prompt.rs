@@ -49,8 +49,7 @@ pub async fn prompt_tokens(
     off_loop: &OffLoop,
     deadline: Instant,
 ) -> Option<u64> {
-    let read =
-        off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(operation, body)).await;
+    let read = off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(operation, body)).await;
     let request = read.ok()??.ok().filter(|request| request.unsupported.is_none())?;
     // A model is not loaded only to count.
     let engine = model.engine_now()?;
@@ -169,7 +168,10 @@ impl Encoding {
                 engine.encode(&Conversation { messages, tools, must_call: self.must_call, begun: &self.begun })
             }
         };
-        Ok((prompt.map_err(|error| prompt_refused(&error, fields.prompt))?, grammar_now(engine, &self.form, fields.format)?))
+        Ok((
+            prompt.map_err(|error| prompt_refused(&error, fields.prompt))?,
+            grammar_now(engine, &self.form, fields.format)?,
+        ))
     }
 }
 

@@ -27,7 +27,8 @@ pub use chat::{
     Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{
-    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe, RetryAdvice, StreamFraming, Transcribe, WriteAnswer,
+    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe,
+    RetryAdvice, StreamFraming, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
 pub use operation::Operation;

@@ -41,8 +41,14 @@ pub struct ResolvedOperation {
 
 impl ResolvedOperation {
     /// Operation of a request whose path belongs to no dialect.
-    pub const OTHER: Self =
-        Self { operation: Operation::Other, dialect: PROBLEM, api: PROBLEM, must_be_json: false, calls_json: false, writes_tokens: true };
+    pub const OTHER: Self = Self {
+        operation: Operation::Other,
+        dialect: PROBLEM,
+        api: PROBLEM,
+        must_be_json: false,
+        calls_json: false,
+        writes_tokens: true,
+    };
 
     /// Resolves a method and path. A path of no dialect is [`Operation::Other`] with the errors of problem+json.
     pub fn of(method: &Method, path: &str) -> Self {

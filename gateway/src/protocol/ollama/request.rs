@@ -40,7 +40,8 @@ pub(super) fn generate(body: &[u8]) -> Result<ChatRequest, Refusal> {
 /// True if a request asks for no text, only for the model to be loaded: a conversation without messages, or an empty prompt.
 pub(super) fn only_loads(body: &[u8]) -> bool {
     let Ok(mut members) = Members::of_body(body) else { return false };
-    let is_empty = |list: Option<&RawValue>| list.is_none_or(|list| entries(list, 1).is_some_and(|l| l.list.is_empty()));
+    let is_empty =
+        |list: Option<&RawValue>| list.is_none_or(|list| entries(list, 1).is_some_and(|l| l.list.is_empty()));
     let is_blank = |field: Option<&RawValue>| field.is_none_or(|field| field.get() == "\"\"");
     let blank = ["prompt", "suffix", "system"].into_iter().all(|name| is_blank(members.take(name)));
     blank && ["messages", "images"].into_iter().all(|name| is_empty(members.take(name)))

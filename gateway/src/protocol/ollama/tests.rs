@@ -6,9 +6,7 @@ use spillway_engine::Task;
 use spillway_filter::Refusal;
 
 use super::{Ollama, answer, embed, request};
-use crate::protocol::chat::{
-    Call, ChatRequest, Choice, EncodeInput, FinishReason, PromptInput, ResponseFormat, Usage,
-};
+use crate::protocol::chat::{Call, ChatRequest, Choice, EncodeInput, FinishReason, PromptInput, ResponseFormat, Usage};
 use crate::protocol::dialect::{AnswerHead, AnswerTimes, BuiltinCard, Dialect, FixedAsk, ModelCard, WriteAnswer};
 use crate::protocol::operation::Operation;
 
@@ -60,7 +58,10 @@ fn options_are_read_and_have_the_defaults_of_the_api() {
         "repeat_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": -0.5, "num_ctx": 4096, "mirostat": 0,
     });
     let request = chat(json!({"options": options, "keep_alive": "5m", "speed": 1})).unwrap();
-    assert_eq!((request.temperature, request.top_p, request.top_k, request.min_p), (Some(0.0), Some(0.5), Some(3), Some(0.1)));
+    assert_eq!(
+        (request.temperature, request.top_p, request.top_k, request.min_p),
+        (Some(0.0), Some(0.5), Some(3), Some(0.1))
+    );
     assert_eq!((request.seed, request.max_tokens, &*request.stop), (Some(7), Some(5), &["x".to_owned()][..]));
     assert_eq!((request.repetition_penalty, request.presence_penalty), (Some(1.2), Some(0.5)));
     assert_eq!(request.frequency_penalty, Some(-0.5));
@@ -83,7 +84,9 @@ fn formats_are_read() {
 #[test]
 fn prompts_go_through_the_template_unless_they_are_raw() {
     // The Python client sends all fields.
-    let request = generate(json!({"system": "s", "suffix": "", "template": "", "context": [], "images": null, "raw": false})).unwrap();
+    let request =
+        generate(json!({"system": "s", "suffix": "", "template": "", "context": [], "images": null, "raw": false}))
+            .unwrap();
     let messages: Vec<_> = request.messages.iter().map(|m| (m.role, &*m.content)).collect();
     assert_eq!(messages, [("system", "s"), ("user", "Hi")]);
     assert!(request.prompt.is_none() && request.unsupported.is_none());
@@ -100,7 +103,10 @@ fn invalid_fields_are_refused_by_name() {
         (json!({"messages": [5]}), "messages[0]"),
         (json!({"messages": [{"role": "x"}]}), "messages[0].role"),
         (json!({"messages": [{"role": "user", "content": 5}]}), "messages[0].content"),
-        (json!({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}), "messages[0].tool_calls[0]"),
+        (
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}),
+            "messages[0].tool_calls[0]",
+        ),
         (json!({"stream": 1}), "stream"),
         (json!({"options": []}), "options"),
         (json!({"options": {"temperature": 3}}), "options.temperature"),
@@ -206,7 +212,8 @@ fn answers_have_the_shape_that_clients_read() {
 #[test]
 fn embeddings_are_read_and_written_in_both_shapes() {
     let texts = |request: &crate::protocol::chat::EncodeRequest| request.inputs.clone();
-    let new = embed::read(br#"{"model":"m:latest","input":["a","b"],"truncate":true,"options":{},"dimensions":2}"#).unwrap();
+    let new =
+        embed::read(br#"{"model":"m:latest","input":["a","b"],"truncate":true,"options":{},"dimensions":2}"#).unwrap();
     assert_eq!(texts(&new), [EncodeInput::Text("a".into()), EncodeInput::Text("b".into())]);
     assert_eq!((new.model.as_deref(), new.dimensions, new.ignored.first()), (Some("m"), Some(2), None));
     let vectors = [(vec![0.5, 1.0], false), (vec![1.0, 0.0], false)];
@@ -261,7 +268,10 @@ fn questions_about_a_model_are_answered_without_it() {
     assert!(value(ask(Method::GET, "/api/version", ""))["version"].is_string());
     assert_eq!(value(ask(Method::GET, "/api/ps", "")), json!({"models": []}));
     let shown = value(ask(Method::POST, "/api/show", "{}"));
-    assert_eq!((&shown["capabilities"], &shown["modified_at"]), (&json!(["completion", "tools"]), &json!("1970-01-01T00:00:07.000000000Z")));
+    assert_eq!(
+        (&shown["capabilities"], &shown["modified_at"]),
+        (&json!(["completion", "tools"]), &json!("1970-01-01T00:00:07.000000000Z"))
+    );
     assert_eq!(value(ask(Method::POST, "/api/generate", r#"{"model":"m","prompt":""}"#))["done_reason"], "load");
     assert_eq!(value(ask(Method::POST, "/api/chat", r#"{"model":"m","messages":[]}"#))["message"]["content"], "");
     assert!(ask(Method::POST, "/api/chat", r#"{"messages":[{}]}"#).is_none());
@@ -270,7 +280,8 @@ fn questions_about_a_model_are_answered_without_it() {
         let refusal = ask(Method::POST, path, "{}").unwrap().unwrap_err();
         assert!(refusal.status == 501 && refusal.message.contains("under `models`"), "{path}");
     }
-    let tags: Value = serde_json::from_slice(&Ollama.model_list(&[ModelCard { id: "m", created: 0 }]).unwrap()).unwrap();
+    let tags: Value =
+        serde_json::from_slice(&Ollama.model_list(&[ModelCard { id: "m", created: 0 }]).unwrap()).unwrap();
     assert_eq!((&tags["models"][0]["name"], tags["models"][0]["digest"].as_str().unwrap().len()), (&json!("m"), 64));
 }
 

@@ -33,7 +33,12 @@ impl Findings {
     }
 
     /// Records an invalid field, which any server would refuse. `what` completes the sentence that begins with its name.
-    pub(in crate::protocol) fn wrong(&mut self, code: &'static str, param: impl Into<Cow<'static, str>>, what: impl fmt::Display) {
+    pub(in crate::protocol) fn wrong(
+        &mut self,
+        code: &'static str,
+        param: impl Into<Cow<'static, str>>,
+        what: impl fmt::Display,
+    ) {
         if self.wrong.is_none() {
             let param = param.into();
             self.wrong = Some(Refusal::invalid(code, format!("`{param}` {what}.")).param(param));

@@ -328,10 +328,9 @@ impl<'a> Reader<'a> {
             }
             self.echo.add(name, value, "null");
         }
-        for (name, neutral, otherwise) in [
-            ("truncation", &["disabled"][..], r#""disabled""#),
-            ("service_tier", &["auto", "default"], r#""default""#),
-        ] {
+        for (name, neutral, otherwise) in
+            [("truncation", &["disabled"][..], r#""disabled""#), ("service_tier", &["auto", "default"], r#""default""#)]
+        {
             let value = self.members.take(name);
             if value.is_some_and(|value| !text(value).is_some_and(|word| neutral.contains(&&*word))) {
                 self.findings.ignore(name);

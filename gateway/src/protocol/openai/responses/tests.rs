@@ -34,11 +34,8 @@ fn input_becomes_a_conversation() {
         ],
     }))
     .unwrap();
-    let messages: Vec<_> = request
-        .messages
-        .iter()
-        .map(|m| (m.role, &*m.content, m.tool_calls.len(), m.tool_call_id.as_deref()))
-        .collect();
+    let messages: Vec<_> =
+        request.messages.iter().map(|m| (m.role, &*m.content, m.tool_calls.len(), m.tool_call_id.as_deref())).collect();
     let expected = [
         ("system", "Be brief.", 0, None),
         ("user", "Hi", 0, None),
@@ -74,7 +71,9 @@ fn fields_are_read_and_repeated() {
     assert_eq!((&echo["store"], &echo["temperature"], &echo["tools"]), (&json!(false), &json!(0.5), &json!([])));
 
     let choice = json!({"type": "function", "name": "time"});
-    let request = read(&json!({"model": "m", "input": "x", "tools": tools, "tool_choice": choice, "parallel_tool_calls": false})).unwrap();
+    let request =
+        read(&json!({"model": "m", "input": "x", "tools": tools, "tool_choice": choice, "parallel_tool_calls": false}))
+            .unwrap();
     assert_eq!((request.tools.len(), request.tools[0].is_strict, request.one_tool_call), (1, true, true));
     assert_eq!(request.tool_choice, ToolChoice::Named("time".into()));
     let echo = echoed(&request);
@@ -196,7 +195,10 @@ fn text_and_calls_are_streamed_item_by_item() {
         assert_eq!(event["sequence_number"], n);
     }
     assert_eq!(events[0]["response"]["output"], json!([]));
-    assert_eq!((&events[0]["response"]["status"], &events[0]["response"]["store"]), (&json!("in_progress"), &json!(false)));
+    assert_eq!(
+        (&events[0]["response"]["status"], &events[0]["response"]["store"]),
+        (&json!("in_progress"), &json!(false))
+    );
     assert_eq!((&events[5]["delta"], &events[5]["logprobs"]), (&json!("\n!"), &json!([])));
     assert_eq!(events[6]["text"], "Hi \"you\"\n!");
     assert_eq!((&events[9]["output_index"], &events[9]["item"]["arguments"]), (&json!(1), &json!("")));
@@ -306,17 +308,35 @@ proptest! {
 /// JSON with the names that the reader knows, in any place.
 fn shape() -> impl Strategy<Value = Value> {
     let names = prop::sample::select(vec![
-        "type", "role", "content", "text", "name", "call_id", "arguments", "output", "format", "schema", "function",
+        "type",
+        "role",
+        "content",
+        "text",
+        "name",
+        "call_id",
+        "arguments",
+        "output",
+        "format",
+        "schema",
+        "function",
     ]);
     let words = prop::sample::select(vec![
-        "message", "user", "function_call", "function_call_output", "input_text", "function", "json_schema", "x\n",
+        "message",
+        "user",
+        "function_call",
+        "function_call_output",
+        "input_text",
+        "function",
+        "json_schema",
+        "x\n",
     ]);
     let leaf = prop_oneof![words.prop_map(Value::from), any::<i64>().prop_map(Value::from), Just(Value::Null)];
     leaf.prop_recursive(4, 24, 6, move |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            proptest::collection::vec((names.clone(), inner), 0..5)
-                .prop_map(|pairs| Value::Object(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())),
+            proptest::collection::vec((names.clone(), inner), 0..5).prop_map(|pairs| Value::Object(
+                pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+            )),
         ]
     })
 }
