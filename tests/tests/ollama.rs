@@ -243,3 +243,22 @@ routes: [{{name: r, backendRefs: [{{name: app}}]}}]
         assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "no JSON"), "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_servers_see_decides_where_a_path_is_rewritten() {
+    let server = Upstream::fixed(200, "{}").await;
+    let yaml = format!(
+        "backends: [{{name: own, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: v1, matches: [{{path: {{prefix: /api}}}}], filters: [{{urlRewrite: {{replacePrefix: /v1}}}}], backendRefs: [{{name: own}}]}}
+  - {{name: team, matches: [{{path: {{prefix: /team}}}}], filters: [{{urlRewrite: {{replacePrefix: /}}}}], backendRefs: [{{name: own}}]}}
+",
+        server.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let openai = gateway.client().post("/api/embeddings", &[], "no JSON").await;
+    assert_eq!((openai.status.as_u16(), &openai.json()["error"]["code"]), (400, &json!("invalid_json")));
+    let ollama = gateway.client().post("/team/api/chat", &[], "no JSON").await;
+    assert!(ollama.status == 400 && ollama.json()["error"].is_string(), "{}", ollama.text());
+    assert_eq!(server.count(), 0);
+}

@@ -75,6 +75,11 @@ impl ResolvedOperation {
         Self { dialect: self.api, must_be_json: self.calls_json, ..self }
     }
 
+    /// True if the path belongs to the API of one dialect alone, whatever the servers of a route see.
+    pub fn is_certain(self) -> bool {
+        self.is_known() && !self.is_shared()
+    }
+
     /// True if the path belongs to the API of some dialect.
     pub fn is_known(self) -> bool {
         self.operation != Operation::Other || self.api != PROBLEM

@@ -16,6 +16,9 @@ use crate::protocol::refusals::shown;
 /// Most likeliest tokens reported beside each written one (`top_logprobs`, 0 to 20).
 const MAX_TOP_LOGPROBS: u64 = 20;
 
+/// Longest body of a request that only loads a model: it has a name, options, and no text.
+const MAX_LOADING: usize = 8 << 10;
+
 /// Reads a request of `/api/chat`. An error means that the request is invalid for any server.
 pub(super) fn chat(body: &[u8]) -> Result<ChatRequest, Refusal> {
     let mut reader = Reader::begin(body, FieldNames { prompt: "messages", format: "format" })?;
@@ -39,6 +42,9 @@ pub(super) fn generate(body: &[u8]) -> Result<ChatRequest, Refusal> {
 
 /// True if a request asks for no text, only for the model to be loaded: a conversation without messages, or an empty prompt.
 pub(super) fn only_loads(body: &[u8]) -> bool {
+    if body.len() > MAX_LOADING {
+        return false;
+    }
     let Ok(mut members) = Members::of_body(body) else { return false };
     let is_empty =
         |list: Option<&RawValue>| list.is_none_or(|list| entries(list, 1).is_some_and(|l| l.list.is_empty()));
