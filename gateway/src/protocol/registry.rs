@@ -29,36 +29,30 @@ pub struct ResolvedOperation {
     pub operation: Operation,
     /// Dialect of the path, which is the shape of errors until the route is known.
     pub dialect: &'static dyn Dialect,
-    /// API that knows the path, on routes that call models. [`PROBLEM`] where none does.
-    pub api: &'static dyn Dialect,
+    /// API that has the path on routes that call models only, because servers of other kinds may have it too; true beside it
+    /// if the body must be JSON there.
+    shared: Option<(&'static dyn Dialect, bool)>,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
-    /// True if the body must be JSON on routes that call models.
-    pub calls_json: bool,
     /// True if the answer can have tokens that a model writes.
     pub writes_tokens: bool,
 }
 
 impl ResolvedOperation {
     /// Operation of a request whose path belongs to no dialect.
-    pub const OTHER: Self = Self {
-        operation: Operation::Other,
-        dialect: PROBLEM,
-        api: PROBLEM,
-        must_be_json: false,
-        calls_json: false,
-        writes_tokens: true,
-    };
+    pub const OTHER: Self =
+        Self { operation: Operation::Other, dialect: PROBLEM, shared: None, must_be_json: false, writes_tokens: true };
 
     /// Resolves a method and path. A path of no dialect is [`Operation::Other`] with the errors of problem+json.
     pub fn of(method: &Method, path: &str) -> Self {
         let writes_tokens = writes_tokens(path);
         let known = DIALECTS.into_iter().find_map(|dialect| Some((dialect, dialect.operation(method, path)?)));
         match known {
-            Some((api, Known { operation, is_own_path, must_be_json })) => {
-                let dialect = if is_own_path { api } else { PROBLEM };
-                let calls_json = must_be_json;
-                Self { operation, dialect, api, must_be_json: calls_json && is_own_path, calls_json, writes_tokens }
+            Some((dialect, Known { operation, is_own_path: true, must_be_json })) => {
+                Self { operation, dialect, shared: None, must_be_json, writes_tokens }
+            }
+            Some((api, Known { operation, must_be_json, .. })) => {
+                Self { operation, shared: Some((api, must_be_json)), writes_tokens, ..Self::OTHER }
             }
             None => Self { writes_tokens, ..Self::OTHER },
         }
@@ -66,13 +60,16 @@ impl ResolvedOperation {
 
     /// True if servers of other kinds may have the path too: its API is known once its route is.
     pub fn is_shared(self) -> bool {
-        self.api != self.dialect
+        self.shared.is_some()
     }
 
     /// Operation on a route that calls models, to which a shared path is one of its API.
     #[must_use]
     pub fn on_models(self) -> Self {
-        Self { dialect: self.api, must_be_json: self.calls_json, ..self }
+        match self.shared {
+            Some((dialect, must_be_json)) => Self { dialect, must_be_json, shared: None, ..self },
+            None => self,
+        }
     }
 
     /// True if the path belongs to the API of one dialect alone, whatever the servers of a route see.
@@ -82,23 +79,18 @@ impl ResolvedOperation {
 
     /// True if the path belongs to the API of some dialect.
     pub fn is_known(self) -> bool {
-        self.operation != Operation::Other || self.api != PROBLEM
+        self.operation != Operation::Other || self.is_shared() || self.dialect != PROBLEM
     }
 }
 
-/// Ends of paths whose answers have no written tokens: vectors, verdicts, sounds and images. The usage that such an answer
-/// tells counts, its bytes do not.
-const NO_TEXT: [&str; 7] = [
-    "/embeddings",
-    "/embed",
-    "/moderations",
-    "/audio/speech",
-    "/images/generations",
-    "/images/edits",
-    "/images/variations",
-];
-
-/// True unless the path is one of answers without written tokens, under any prefix.
+/// True unless the path, under any prefix, is one of answers without written tokens: vectors, verdicts, sounds and images.
+/// The usage that such an answer tells counts, its bytes do not.
 fn writes_tokens(path: &str) -> bool {
-    !NO_TEXT.iter().any(|end| path.ends_with(end))
+    let (above, name) = path.rsplit_once('/').unwrap_or_default();
+    match name {
+        "embeddings" | "embed" | "moderations" => false,
+        "speech" => !above.ends_with("/audio"),
+        "generations" | "edits" | "variations" => !above.ends_with("/images"),
+        _ => true,
+    }
 }

@@ -60,10 +60,15 @@ impl Dialect for OpenAi {
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {
         let is_post = method == Method::POST;
         let rest = path.strip_prefix("/v1/");
-        if let Some((_, is_json)) = PASSED.iter().find(|(known, _)| rest == Some(known)) {
-            return Some(Known { operation: Operation::Other, is_own_path: true, must_be_json: is_post && *is_json });
-        }
+        let passed = || PASSED.iter().find(|(known, _)| rest == Some(known));
         let Some(path_below) = rest.filter(|rest| PATHS.iter().any(|known| below(known, rest))) else {
+            if let Some((_, is_json)) = passed() {
+                return Some(Known {
+                    operation: Operation::Other,
+                    is_own_path: true,
+                    must_be_json: is_post && *is_json,
+                });
+            }
             return (is_post && FURTHER_RERANK.contains(&path)).then_some(Known {
                 operation: Operation::Rerank,
                 is_own_path: false,
