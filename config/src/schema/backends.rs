@@ -103,6 +103,8 @@ pub enum BackendProtocol {
     Openai,
     /// Anthropic's Messages API.
     Anthropic,
+    /// The API of Ollama, whose servers speak OpenAI's too.
+    Ollama,
     /// Plain HTTP.
     #[default]
     Http,

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use http::HeaderName;
 
 use super::{Context, Segment, at};
-use crate::schema::{Backend, BackendTls, CallerCredentials, Credentials, Device};
+use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Credentials, Device};
 
 /// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
@@ -25,6 +25,19 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
     if let Some(pair) = &tls.client_certificate {
         super::listeners::certificate(cx, at!["backends", n, "tls", "clientCertificate"], pair, false);
+    }
+}
+
+/// Checks of the names of models, which are compared without the tag that every name of Ollama has.
+fn model_names(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    if backend.protocol != BackendProtocol::Ollama {
+        return;
+    }
+    for (m, name) in backend.models.iter().flatten().enumerate() {
+        if let Some(bare) = name.strip_suffix(":latest") {
+            let message = format!("`{name}`: names are compared without `:latest`; expected `{bare}`");
+            cx.error(at!["backends", n, "models", m], message);
+        }
     }
 }
 
@@ -135,6 +148,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         dropped_fields(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
+        model_names(cx, n, backend);
         if !(1 << 10..=1 << 20).contains(&backend.limits.max_header_bytes.0) {
             let found = backend.limits.max_header_bytes;
             let message = format!("found {found}; expected 1KiB to 1MiB");

@@ -29,6 +29,8 @@ pub struct Begun<'a> {
 pub struct Terms {
     /// Dialect in which the answer is written.
     pub dialect: &'static dyn Dialect,
+    /// Operation that is answered.
+    pub operation: Operation,
     /// Longest prompt in tokens.
     pub max_prompt_tokens: Option<NonZeroU32>,
     /// Slot of a request over a limit.
@@ -72,7 +74,7 @@ async fn submit(
     terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
-    let Terms { dialect, max_prompt_tokens, over_limit, tenant } = terms;
+    let Terms { dialect, operation, max_prompt_tokens, over_limit, tenant } = terms;
     let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = &request.unsupported {
         return Err(SpillError::CannotSpill(refusal.clone()));
@@ -95,14 +97,20 @@ async fn submit(
     let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
     if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
         let message = format!("The prompt has {length} tokens, and at most {most} may be answered here.");
-        return Err(too_long(message, request.prompt_field()));
+        return Err(too_long(message, request.fields.prompt));
     }
     let created = crate::clock::unix_now();
-    let operation = if request.prompt.is_some() { Operation::Completions } else { Operation::Chat };
     let id = uuid::Uuid::new_v4();
-    let (model_name, prompt_tokens) = (model.name(), length.saturating_sub(begun.tokens.into()));
-    let include_usage = request.include_usage;
-    let head = AnswerHead { operation, id, created, model: model_name, include_usage, prompt_tokens };
+    let prompt_tokens = length.saturating_sub(begun.tokens.into());
+    let head = AnswerHead {
+        operation,
+        id,
+        created,
+        model: model.name(),
+        include_usage: request.include_usage,
+        prompt_tokens,
+        echoed: &request.echoed,
+    };
     let answer = dialect.write_answer(head).ok_or_else(|| {
         let message = format!("A built-in model cannot answer in the API `{}`.", dialect.name());
         SpillError::CannotSpill(Refusal::invalid("unsupported_endpoint", message))

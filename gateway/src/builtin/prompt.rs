@@ -15,7 +15,7 @@ use super::error::{SpillError, check_ignored, internal, no_room, too_long};
 use super::memory::LoadedEngine;
 use super::stream::Calling;
 use crate::off_loop::{BUILDS_VALUES, OffLoop};
-use crate::protocol::{ChatRequest, Dialect, Message, Operation, PromptInput, ResponseFormat, ToolChoice};
+use crate::protocol::{ChatRequest, Dialect, FieldNames, Message, Operation, PromptInput, ResponseFormat, ToolChoice};
 
 /// Longest text that is encoded without a blocking thread, in bytes: encoding takes well under a millisecond.
 const ENCODE_INLINE: usize = 4 << 10;
@@ -32,7 +32,7 @@ pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<C
     if request.tools.is_empty() {
         return Ok(None);
     }
-    let style = engine.tools().ok_or_else(|| prompt_refused(&PromptError::NoTools, request.prompt_field()))?;
+    let style = engine.tools().ok_or_else(|| prompt_refused(&PromptError::NoTools, request.fields.prompt))?;
     let tools = match &request.tool_choice {
         ToolChoice::Named(name) => request.tools.iter().filter(|tool| tool.name == *name).cloned().collect(),
         _ => request.tools.clone(),
@@ -41,7 +41,7 @@ pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<C
     Ok(Some(Calling { style, tools, must, most: if must || request.one_tool_call { 1 } else { MAX_CALLS } }))
 }
 
-/// Counts the tokens of the conversation in a body; `None` if the model could not answer.
+/// Counts the tokens of the prompt in the body of an operation; `None` if the model could not answer.
 pub async fn prompt_tokens(
     model: &Arc<LoadedModel>,
     (dialect, operation): (&dyn Dialect, Operation),
@@ -49,9 +49,6 @@ pub async fn prompt_tokens(
     off_loop: &OffLoop,
     deadline: Instant,
 ) -> Option<u64> {
-    if !operation.asks_for_text() {
-        return None;
-    }
     let read = off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(operation, body)).await;
     let request = read.ok()??.ok().filter(|request| request.unsupported.is_none())?;
     // A model is not loaded only to count.
@@ -88,7 +85,7 @@ pub(super) fn check_length(request: &ChatRequest, beside: usize, context: u32) -
     let message = format!(
         "The prompt has {bytes} bytes; this model's context is {context} tokens and takes at most {most} bytes."
     );
-    Err(too_long(message, request.prompt_field()))
+    Err(too_long(message, request.fields.prompt))
 }
 
 /// Encodes the conversation, and builds the grammar of the answer. Long work runs on a blocking thread, few at a time: more
@@ -103,7 +100,7 @@ pub(super) async fn prepare(
     deadline: Instant,
 ) -> Result<(Prompt, Option<Grammar>), SpillError> {
     let work = Encoding {
-        prompt_field: request.prompt_field(),
+        fields: request.fields,
         prompt: request.prompt.clone(),
         messages: request.messages.iter().map(message_of).collect(),
         tools: if calling.is_some() { request.tools.clone() } else { Vec::new() },
@@ -157,7 +154,7 @@ fn message_of(message: &Message) -> ChatMessage {
 
 /// Inputs of tokens and a grammar, on the way to a blocking thread.
 struct Encoding {
-    prompt_field: &'static str,
+    fields: FieldNames,
     prompt: Option<PromptInput>,
     messages: Vec<ChatMessage>,
     tools: Vec<Tool>,
@@ -179,7 +176,7 @@ enum Form {
 
 impl Encoding {
     fn run(self, engine: &Engine) -> Result<(Prompt, Option<Grammar>), SpillError> {
-        let prompt_field = self.prompt_field;
+        let fields = self.fields;
         let prompt = match self.prompt {
             Some(PromptInput::Text(text)) => engine.encode_text(&text),
             Some(PromptInput::Tokens(tokens)) => engine.prompt(tokens),
@@ -188,7 +185,10 @@ impl Encoding {
                 engine.encode(&Conversation { messages, tools, must_call: self.must_call, begun: &self.begun })
             }
         };
-        Ok((prompt.map_err(|error| prompt_refused(&error, prompt_field))?, grammar_now(engine, &self.form)?))
+        Ok((
+            prompt.map_err(|error| prompt_refused(&error, fields.prompt))?,
+            grammar_now(engine, &self.form, fields.format)?,
+        ))
     }
 }
 
@@ -210,11 +210,11 @@ fn prompt_refused(error: &PromptError, prompt_field: &'static str) -> SpillError
     SpillError::CannotSpill(Refusal::invalid(code, format!("`{param}`: {error}.")).param(param))
 }
 
-fn grammar_now(engine: &Engine, form: &Form) -> Result<Option<Grammar>, SpillError> {
+fn grammar_now(engine: &Engine, form: &Form, format_field: &'static str) -> Result<Option<Grammar>, SpillError> {
     let (structure, param) = match form {
         Form::Text => return Ok(None),
-        Form::JsonObject => (Structure::JsonObject, "response_format"),
-        Form::JsonSchema(schema) => (Structure::JsonSchema(schema), "response_format"),
+        Form::JsonObject => (Structure::JsonObject, format_field),
+        Form::JsonSchema(schema) => (Structure::JsonSchema(schema), format_field),
         Form::Call(schema) => (Structure::JsonSchema(schema), "tools"),
         Form::Calls(calls) => (Structure::Calls(calls), "tools"),
     };

@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::internal;
 use super::memory::LoadedEngine;
-use crate::protocol::{Call, Choice, DROPPED, FinishReason, SERVED_BY, Usage, WriteAnswer};
+use crate::protocol::{AnswerTimes, Call, Choice, DROPPED, FinishReason, SERVED_BY, Usage, WriteAnswer};
 use crate::telemetry::ModelMetrics;
 
 /// Answers to one request; the engine gives no more than were asked for.
@@ -158,7 +158,7 @@ impl<E: Events> SpillStream<E> {
         while self.out.is_empty() && self.events.is_some() {
             self.fill().await?;
         }
-        let kind = if self.options.streamed { "text/event-stream; charset=utf-8" } else { "application/json" };
+        let kind = if self.options.streamed { self.answer.stream_type() } else { "application/json" };
         let mut headers = vec![
             (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
             (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -365,6 +365,8 @@ impl<E: Events> SpillStream<E> {
         self.report.decode = Some(finished.decode);
         self.report.complete = true;
         self.release();
+        let total = self.report.took.unwrap_or_default();
+        self.answer.timed(AnswerTimes { total, prefill: finished.prefill, decode: finished.decode });
         if self.options.streamed {
             self.answer.last(&mut self.out, usage);
         } else {
@@ -394,7 +396,7 @@ fn refusal(error: &EngineError) -> Refusal {
             "The built-in model is being stopped; try again.",
         ),
         EngineError::Grammar(_) => {
-            internal("The answer could not be held to `response_format`; the gateway's log says why.")
+            internal("The answer could not be held to the format asked for; the gateway's log says why.")
         }
         // The engine has logged the message of the device.
         EngineError::Device(_)

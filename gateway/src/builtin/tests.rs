@@ -25,7 +25,7 @@ impl Events for Script {
 fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream<Script>) {
     let (events, script) = mpsc::channel(64);
     let (operation, id) = (Operation::Chat, uuid::Uuid::from_u128(1));
-    let head = AnswerHead { operation, id, created: 7, model: "m", include_usage: true, prompt_tokens: 9 };
+    let head = AnswerHead { operation, id, created: 7, model: "m", include_usage: true, prompt_tokens: 9, echoed: "" };
     let answer = OPENAI.write_answer(head).unwrap();
     let report = Report {
         id: answer.id().to_owned(),

@@ -421,6 +421,12 @@ impl Exchange {
         !matches!((before, last), (b'\n', b'\n') | (b'\r', b'\r')) && self.last_bytes != *b"\n\r\n"
     }
 
+    /// True if the client has a part of a line whose end it has not.
+    pub fn is_within_line(&self) -> bool {
+        let [.., last] = self.last_bytes;
+        last != b'\n'
+    }
+
     /// Shows a part of the request's body to the observers before it goes to a server.
     pub fn show_request_body(&mut self, part: &[u8]) -> Result<(), Box<Refusal>> {
         self.observers.request_body(part).map_err(|refused| self.refused_by_observer(refused))

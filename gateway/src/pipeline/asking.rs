@@ -69,8 +69,8 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
-    let must_be_json = exchange.resolved.must_be_json;
-    if decides {
+    let (dialect, must_be_json) = (exchange.dialect, exchange.resolved.must_be_json);
+    if decides && !(must_be_json && dialect.reads_json_always()) {
         check_readable(content_type)?;
     }
     // A body that is not JSON may be a sound or an image.
@@ -99,8 +99,8 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
             let is_count = exchange.resolved.operation == Operation::CountTokens;
             let expected = if is_count { Estimate::default() } else { estimate().times(peek.answers) };
             Ok(Some(Asked {
-                model: peek.model.map(Into::into),
-                stream: peek.stream,
+                model: peek.model.map(|name| dialect.bare_model(&name).to_owned()),
+                stream: peek.stream.unwrap_or_else(|| dialect.streams_by_default(exchange.resolved.operation)),
                 expected,
                 model_at: peek.model_at,
                 is_form: false,

@@ -84,8 +84,11 @@ pub(super) fn match_head<'s>(
     if candidates.is_empty() {
         return Err(no_route(session));
     }
-    if !exchange.resolved.is_known() {
+    if !exchange.resolved.is_certain() {
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));
+    }
+    if exchange.resolved.is_shared() && candidates.all_call_models() {
+        exchange.resolve_as(exchange.resolved.on_models());
     }
     let lists_models = exchange.resolved.operation == Operation::Models;
     if lists_models {

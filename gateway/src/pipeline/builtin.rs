@@ -4,15 +4,17 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Version, header};
+use http::{StatusCode, Version, header};
 
-use super::reading::{read_chat, tenant, unsupported_endpoint};
+use super::answers::send;
+use super::reading::{held, read_chat, tenant, unsupported_endpoint};
+use super::rewritten::api_path;
 use super::{counting, encoding};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::{Operation, named};
+use crate::protocol::{FixedAsk, Operation, SERVED_BY, named};
 use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
 
@@ -31,6 +33,9 @@ pub(super) async fn direct(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Direct, End> {
+    if fixed(route, model, session, exchange).await? {
+        return Ok(Direct::Answered);
+    }
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
         return match encoding::encode(route, model, what, session, exchange).await? {
             true => Ok(Direct::Answered),
@@ -46,7 +51,8 @@ pub(super) async fn direct(
         return Ok(Direct::Answered);
     }
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
-    let terms = Terms { dialect, max_prompt_tokens: None, over_limit: None, tenant };
+    let operation = exchange.resolved.operation;
+    let terms = Terms { dialect, operation, max_prompt_tokens: None, over_limit: None, tenant };
     match builtin::answer(model, &request, terms, deadline).await {
         Ok(stream) => {
             pass(stream, model, session, exchange).await?;
@@ -57,6 +63,29 @@ pub(super) async fn direct(
         Err(SpillError::CannotSpill(_) | SpillError::TooLong(_)) if named != model.name() => Ok(Direct::NoRoom),
         Err(other) => Err(other.into_refusal().into()),
     }
+}
+
+/// Answers a request for which the model has to write nothing, such as one for its description. False for any other.
+async fn fixed(
+    route: &Route,
+    model: &Arc<LoadedModel>,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    if !exchange.dialect.has_fixed_answers() {
+        return Ok(false);
+    }
+    let (head, body) = (session.req_header(), held(exchange).unwrap_or_default());
+    let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
+    let ask = FixedAsk { method: &head.method, path: &path, body: &body };
+    let Some(fixed) = exchange.dialect.fixed_answer(&ask, &model.card()) else { return Ok(false) };
+    let body = fixed?;
+    exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    let mut answer = ResponseHead::new(StatusCode::OK, 4);
+    let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
+    let _ = answer.insert_header(&SERVED_BY, model.served_by());
+    send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
+    Ok(true)
 }
 
 /// Streams the answer of the engine to the client. A client that leaves ends the work within one step of the engine, because

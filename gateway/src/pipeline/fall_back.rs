@@ -234,7 +234,8 @@ async fn spill(
         Err(_) => return Err(NotSpilled::Busy.into()),
     };
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
-    let terms = Terms { dialect, max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
+    let operation = exchange.resolved.operation;
+    let terms = Terms { dialect, operation, max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
     let answer = builtin::answer(model, &request, terms, exchange.deadline(route).into_std()).await;
     answer.map_err(|error| {
         let reason = match &error {

@@ -52,6 +52,9 @@ pub(super) async fn enter(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     exchange.running = Some(RouteInFlight::enter(&route.metrics));
+    if route.calls_models && exchange.resolved.is_shared() {
+        exchange.resolve_as(exchange.resolved.on_models());
+    }
     // A path of a model API keeps its errors, whatever API the servers of the route speak.
     if route.calls_models && exchange.dialect == PROBLEM {
         exchange.dialect = route.dialect;

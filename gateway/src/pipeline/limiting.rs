@@ -169,8 +169,8 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, exchange: &mut Exchang
         return;
     };
     let deadline = exchange.deadline(route).into_std();
-    let api = (exchange.dialect, exchange.resolved.operation);
-    let counted = crate::builtin::prompt_tokens(model, api, &body.bytes, &exchange.off_loop, deadline).await;
+    let asked = (exchange.dialect, exchange.resolved.operation);
+    let counted = crate::builtin::prompt_tokens(model, asked, &body.bytes, &exchange.off_loop, deadline).await;
     if let (Some(input), Some(asked)) = (counted, &mut exchange.asked) {
         asked.expected.input = input;
     }

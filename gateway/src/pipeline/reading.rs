@@ -32,8 +32,9 @@ pub(super) fn unsupported_endpoint() -> End {
         StatusCode::NOT_FOUND,
         ErrorKind::NotFound,
         "unsupported_endpoint",
-        "built-in models answer POST /v1/chat/completions, /v1/completions, /v1/messages, /v1/messages/count_tokens, \
-         /v1/embeddings and /v1/rerank, and GET /v1/models",
+        "built-in models answer POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens, \
+         /v1/embeddings and /v1/rerank, GET /v1/models, and POST /api/chat, /api/generate and /api/embed; they keep no answers \
+         that could be asked for again",
     ))
 }
 

@@ -148,6 +148,7 @@ async fn inside(route: &Arc<Route>, died: &Died, exchange: &Exchange) -> Option<
     let deadline = exchange.deadline(route).into_std();
     let terms = builtin::Terms {
         dialect: exchange.dialect,
+        operation: Operation::Chat,
         max_prompt_tokens: route.spill.max_prompt_tokens,
         over_limit: None,
         tenant: tenant(exchange).cloned(),

@@ -1,5 +1,6 @@
 //! Operation of a request on the routes that may take it. The caller's path names it; where that path belongs to no API, as
-//! under a prefix of a team (`/team-a/v1/...`), the path names it that the servers of the route will see. It owns no state.
+//! under a prefix of a team (`/team-a/v1/...`), or not to one alone, the path names it that the servers of the route will
+//! see. It owns no state.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub(super) fn operation<'r>(
 ) -> ResolvedOperation {
     let Some(target) = target else { return ResolvedOperation::OTHER };
     let own = ResolvedOperation::of(method, target.path());
-    if own.is_known() {
+    if own.is_certain() {
         return own;
     }
     let at_server = |route: &Arc<Route>| {
@@ -45,7 +46,7 @@ pub(super) fn operation<'r>(
 
 /// Path of a request in which the route's API finds the name of a model: the caller's own, or that of the servers.
 pub(super) fn api_path<'p>(route: &Route, method: &Method, target: &'p PathAndQuery) -> Cow<'p, str> {
-    if ResolvedOperation::of(method, target.path()).is_known() {
+    if ResolvedOperation::of(method, target.path()).is_certain() {
         return Cow::Borrowed(target.path());
     }
     rewritten(route, target).map_or(Cow::Borrowed(target.path()), |target| Cow::Owned(target.path().to_owned()))

@@ -106,7 +106,7 @@ async fn by_model<'s>(
     let route = candidates
         .by_model(model)
         .ok_or_else(|| model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model))))?;
-    if !exchange.resolved.is_known() {
+    if !exchange.resolved.is_certain() {
         let head = session.req_header();
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
     }

@@ -55,6 +55,26 @@ pub enum ResponseFormat {
     JsonSchema(Box<str>),
 }
 
+/// Names of fields in the API of a request, for messages to the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldNames {
+    /// Field with the conversation or prompt.
+    pub prompt: &'static str,
+    /// Field with the form of the answer.
+    pub format: &'static str,
+}
+
+impl FieldNames {
+    /// Names in OpenAI's Chat Completions.
+    pub const CHAT: Self = Self { prompt: "messages", format: "response_format" };
+}
+
+impl Default for FieldNames {
+    fn default() -> Self {
+        Self::CHAT
+    }
+}
+
 /// Request for text: a conversation to answer, or a prompt to continue.
 #[derive(Debug, Clone, Default)]
 pub struct ChatRequest {
@@ -104,6 +124,11 @@ pub struct ChatRequest {
     pub top_logprobs: u32,
     /// Form that the answer must have.
     pub response_format: ResponseFormat,
+    /// Members of the answer's object that repeat the request, as JSON text without the braces; empty where the API repeats
+    /// none.
+    pub echoed: Box<str>,
+    /// Names of its fields.
+    pub fields: FieldNames,
     /// Refusal for the first feature asked for that the built-in model does not have and that changes the form of the answer.
     pub unsupported: Option<Refusal>,
     /// Fields that the built-in model does not know and that change no form of the answer.
@@ -162,11 +187,6 @@ impl Ignored {
 }
 
 impl ChatRequest {
-    /// Name of the field that holds the prompt, for messages to the caller.
-    pub fn prompt_field(&self) -> &'static str {
-        if self.prompt.is_some() { "prompt" } else { "messages" }
-    }
-
     /// Bytes of text in the conversation, its tools and their calls. Token ids count as none, because they need no encoding.
     pub fn text_bytes(&self) -> usize {
         let message_bytes = |message: &Message| {
@@ -218,6 +238,8 @@ pub struct EncodeRequest {
     pub dimensions: Option<u32>,
     /// Number of best documents wanted; all when left out.
     pub top_n: Option<u32>,
+    /// True if the answer is one vector and not a list of them, as in Ollama's older embeddings.
+    pub is_single: bool,
     /// True if the answer repeats the documents.
     pub return_documents: bool,
     /// Fields that the built-in model does not know and that change no form of the answer.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use spillway_engine::WrittenToken;
+use spillway_engine::{ModelInfo, Task, WrittenToken};
 use spillway_filter::{Fields, Refusal};
 
 use super::chat::{
@@ -26,6 +26,41 @@ pub struct ModelCard<'a> {
     pub id: &'a str,
     /// Unix seconds.
     pub created: u64,
+}
+
+/// Built-in model as it is described to callers.
+#[derive(Debug, Clone)]
+pub struct BuiltinCard<'a> {
+    /// Name.
+    pub id: &'a str,
+    /// Unix seconds.
+    pub created: u64,
+    /// Task.
+    pub task: Task,
+    /// True if the model is loaded, and calls tools.
+    pub calls_tools: bool,
+    /// Facts of its file; `None` while the model is not loaded.
+    pub info: Option<ModelInfo>,
+}
+
+/// Request that a built-in model may answer without writing anything.
+#[derive(Debug, Clone, Copy)]
+pub struct FixedAsk<'a> {
+    /// Method.
+    pub method: &'a Method,
+    /// Path that names the operation.
+    pub path: &'a str,
+    /// Body; empty where there is none.
+    pub body: &'a [u8],
+}
+
+/// Framing of the messages of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamFraming {
+    /// Event stream (WHATWG HTML, 9.2).
+    Events,
+    /// JSON values, each in a line of its own.
+    Lines,
 }
 
 /// Path below the list of models.
@@ -54,6 +89,19 @@ pub struct AnswerHead<'a> {
     pub include_usage: bool,
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
+    /// Members of the answer's object that repeat the request, as in [`ChatRequest::echoed`].
+    pub echoed: &'a str,
+}
+
+/// Times of an answer by a built-in model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerTimes {
+    /// Time from the submission of the request to the end of the answer.
+    pub total: Duration,
+    /// Time to read the prompt.
+    pub prefill: Duration,
+    /// Time to write the answer.
+    pub decode: Duration,
 }
 
 /// Advice to a client on a retry of a refused request.
@@ -97,8 +145,8 @@ pub trait Dialect: Send + Sync {
         None
     }
 
-    /// Refusal as an event, for an event stream whose head was sent; `None` where the dialect has no such event.
-    fn error_event(&self, _refusal: &Refusal) -> Option<Bytes> {
+    /// Refusal as an event, for the stream of an operation whose head was sent; `None` where the dialect has no such event.
+    fn error_event(&self, _operation: Operation, _refusal: &Refusal) -> Option<Bytes> {
         None
     }
 
@@ -122,6 +170,26 @@ pub trait Dialect: Send + Sync {
     /// Value of the header that shows the time until a limit is full again.
     fn limit_reset(&self, reset: Duration) -> String {
         super::reset_text(reset)
+    }
+
+    /// Framing of the streams of the dialect, beside event streams, which callers of all dialects read.
+    fn stream_framing(&self) -> StreamFraming {
+        StreamFraming::Events
+    }
+
+    /// True if servers of the dialect read JSON out of a body whose Content-Type says that it is a form.
+    fn reads_json_always(&self) -> bool {
+        false
+    }
+
+    /// True if an operation is answered in a stream where the body does not say.
+    fn streams_by_default(&self, _operation: Operation) -> bool {
+        false
+    }
+
+    /// Name of a model without what every name has, in which form names are compared.
+    fn bare_model<'n>(&self, name: &'n str) -> &'n str {
+        name
     }
 
     /// Statuses with which servers of this dialect report that they are full.
@@ -168,6 +236,17 @@ pub trait Dialect: Send + Sync {
     /// Rewriter of the event stream of a continuation by the backend `by`, after `before` tokens. Only called where
     /// [`Dialect::continuation`] returned a request.
     fn continue_stream<'a>(&self, _by: &'a str, _before: u32) -> Option<Box<dyn ContinueStream + 'a>> {
+        None
+    }
+
+    /// True if [`Dialect::fixed_answer`] answers anything.
+    fn has_fixed_answers(&self) -> bool {
+        false
+    }
+
+    /// Answer to a request for which a built-in model has to write nothing, such as one for its description; `None` for any
+    /// other.
+    fn fixed_answer(&self, _ask: &FixedAsk<'_>, _model: &BuiltinCard<'_>) -> Option<Result<Bytes, Refusal>> {
         None
     }
 
@@ -269,16 +348,24 @@ pub trait WriteAnswer: Send + Sync {
     /// Id of the answer.
     fn id(&self) -> &str;
 
+    /// Content type of a stream.
+    fn stream_type(&self) -> &'static str {
+        "text/event-stream; charset=utf-8"
+    }
+
+    /// Takes the times of the answer, before [`WriteAnswer::last`] or [`WriteAnswer::whole`].
+    fn timed(&mut self, _times: AnswerTimes) {}
+
     /// First event of a choice.
-    fn first(&self, out: &mut BytesMut, choice: u32);
+    fn first(&mut self, out: &mut BytesMut, choice: u32);
 
     /// First event of an answer that continues the stream of another server. Its only content is the mark that says so.
-    fn resumed(&self, out: &mut BytesMut);
+    fn resumed(&mut self, out: &mut BytesMut);
 
     /// Event with a piece of a choice, and its tokens where their log probabilities are wanted. `reported` is the number of
     /// characters that earlier events reported. Returns the characters of these tokens.
     fn piece(
-        &self,
+        &mut self,
         out: &mut BytesMut,
         choice: u32,
         text: &str,
@@ -287,20 +374,20 @@ pub trait WriteAnswer: Send + Sync {
     ) -> usize;
 
     /// Event with a tool call of a choice, the `n`-th from 0.
-    fn call(&self, out: &mut BytesMut, choice: u32, n: usize, call: &Call);
+    fn call(&mut self, out: &mut BytesMut, choice: u32, n: usize, call: &Call);
 
     /// Stop string that has ended a choice, whose [`Self::ended`] follows. Writers of APIs that do not report it ignore it.
-    fn stopped(&self, _choice: u32, _stop: &str) {}
+    fn stopped(&mut self, _choice: u32, _stop: &str) {}
 
     /// Last event of a choice, with its finish reason.
-    fn ended(&self, out: &mut BytesMut, choice: u32, reason: FinishReason);
+    fn ended(&mut self, out: &mut BytesMut, choice: u32, reason: FinishReason);
 
     /// End of the event stream.
-    fn last(&self, out: &mut BytesMut, usage: Usage);
+    fn last(&mut self, out: &mut BytesMut, usage: Usage);
 
     /// Event with an error that ends the stream.
-    fn failed(&self, out: &mut BytesMut, refusal: &Refusal);
+    fn failed(&mut self, out: &mut BytesMut, refusal: &Refusal);
 
     /// Whole answer, all choices at once.
-    fn whole(&self, out: &mut BytesMut, choices: &[Choice], usage: Usage);
+    fn whole(&mut self, out: &mut BytesMut, choices: &[Choice], usage: Usage);
 }

@@ -6,6 +6,8 @@ mod anthropic;
 mod chat;
 mod dialect;
 mod grpc;
+mod members;
+mod ollama;
 mod openai;
 mod operation;
 mod peek;
@@ -23,17 +25,18 @@ use serde::Serialize;
 use spillway_filter::{ErrorKind, Refusal};
 
 pub use chat::{
-    Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Ignored, Message,
+    Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FieldNames, FinishReason, Ignored, Message,
     Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{
-    AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, RetryAdvice, Transcribe, WriteAnswer,
+    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe,
+    RetryAdvice, StreamFraming, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
 pub use operation::{Operation, Operations};
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{ANTHROPIC, GRPC, OPENAI, PROBLEM, ResolvedOperation};
+pub use registry::{ANTHROPIC, GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
@@ -168,10 +171,10 @@ mod tests {
         );
         assert!(rendered.headers.is_empty());
         assert_eq!(
-            OPENAI.error_event(&refusal).unwrap(),
+            OPENAI.error_event(Operation::Chat, &refusal).unwrap(),
             "data: {\"error\":{\"message\":\"no \\\"good\\\"\\n\",\"type\":\"invalid_request_error\",\"param\":\"model\",\"code\":\"bad_thing\"}}\n\n"
         );
-        assert!(PROBLEM.error_event(&refusal).is_none());
+        assert!(PROBLEM.error_event(Operation::Chat, &refusal).is_none());
     }
 
     #[test]
@@ -255,12 +258,32 @@ mod tests {
             (Method::HEAD, "/v1/models/a/b", Operation::Models, false, true),
             (Method::POST, "/v1/models", Operation::Other, true, true),
             (Method::POST, "/openai/v1/embeddings", Operation::Other, false, false),
+            (Method::POST, "/v1/moderations", Operation::Other, true, false),
+            (Method::POST, "/v1/audio/speech", Operation::Other, true, false),
+            (Method::POST, "/v1/audio/transcriptions", Operation::Other, false, true),
+            (Method::POST, "/v1/images/generations", Operation::Other, true, false),
+            (Method::POST, "/v1/images/edits", Operation::Other, false, false),
+            (Method::POST, "/api/chat", Operation::Chat, false, true),
+            (Method::POST, "/api/embed", Operation::Embeddings, false, false),
             (Method::GET, "/", Operation::Other, false, true),
         ] {
             let resolved = ResolvedOperation::of(&method, path);
             let facts = (resolved.operation, resolved.must_be_json, resolved.writes_tokens);
             assert_eq!(facts, (operation, must_be_json, writes_tokens), "{method} {path}");
         }
+    }
+
+    #[test]
+    fn a_shared_path_belongs_to_its_api_on_routes_that_call_models() {
+        for (path, dialect) in [("/api/chat", OLLAMA), ("/rerank", OPENAI)] {
+            let resolved = ResolvedOperation::of(&Method::POST, path);
+            assert!(resolved.is_shared() && resolved.dialect == PROBLEM && !resolved.must_be_json, "{path}");
+            let there = resolved.on_models();
+            assert_eq!((there.dialect, there.must_be_json), (dialect, path == "/api/chat"), "{path}");
+            assert_eq!(there.operation, resolved.operation);
+        }
+        assert!(!ResolvedOperation::of(&Method::POST, "/v1/chat/completions").is_shared());
+        assert!(!ResolvedOperation::of(&Method::POST, "/api/other").is_shared());
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub enum Operation {
 impl Operation {
     /// True if the answer is text, which a built-in model for conversations can write.
     pub fn asks_for_text(self) -> bool {
-        matches!(self, Self::Chat | Self::Completions | Self::Messages)
+        matches!(self, Self::Chat | Self::Completions | Self::Responses | Self::Messages)
     }
 
     /// Name in the semantic conventions for generative AI (`gen_ai.operation.name`); `None` where they have none.

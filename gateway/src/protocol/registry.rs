@@ -6,13 +6,16 @@ use spillway_filter::Fields;
 
 use super::dialect::Dialect;
 use super::operation::{Known, Operation, Operations};
-use super::{anthropic, grpc, openai, problem};
+use super::{anthropic, grpc, ollama, openai, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
 pub const OPENAI: &dyn Dialect = &openai::OpenAi;
 
 /// Anthropic's Messages API.
 pub const ANTHROPIC: &dyn Dialect = &anthropic::Anthropic;
+
+/// Ollama's API.
+pub const OLLAMA: &dyn Dialect = &ollama::Ollama;
 
 /// RFC 9457: requests of no model API.
 pub const PROBLEM: &dyn Dialect = &problem::Problem;
@@ -21,7 +24,7 @@ pub const PROBLEM: &dyn Dialect = &problem::Problem;
 pub const GRPC: &dyn Dialect = &grpc::Grpc;
 
 /// Dialects with paths of their own, in the order in which a path is offered to them.
-const DIALECTS: [&dyn Dialect; 2] = [OPENAI, ANTHROPIC];
+const DIALECTS: [&dyn Dialect; 3] = [OPENAI, ANTHROPIC, OLLAMA];
 
 /// Operation of a request with its dialect and facts. Kept in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,9 @@ pub struct ResolvedOperation {
     pub operation: Operation,
     /// Dialect of the path, which is the shape of errors until the route is known.
     pub dialect: &'static dyn Dialect,
+    /// API that has the path on routes that call models only, because servers of other kinds may have it too; true beside it
+    /// if the body must be JSON there.
+    shared: Option<(&'static dyn Dialect, bool)>,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
     /// True if the answer can have tokens that a model writes.
@@ -39,17 +45,19 @@ pub struct ResolvedOperation {
 impl ResolvedOperation {
     /// Operation of a request whose path belongs to no dialect.
     pub const OTHER: Self =
-        Self { operation: Operation::Other, dialect: PROBLEM, must_be_json: false, writes_tokens: true };
+        Self { operation: Operation::Other, dialect: PROBLEM, shared: None, must_be_json: false, writes_tokens: true };
 
     /// Resolves a method and path. A path of no dialect is [`Operation::Other`] with the errors of problem+json.
     pub fn of(method: &Method, path: &str) -> Self {
         let writes_tokens = writes_tokens(path);
         let known = DIALECTS.into_iter().find_map(|dialect| Some((dialect, dialect.operation(method, path)?)));
         match known {
-            Some((dialect, Known { operation, is_own_path, must_be_json })) => {
-                let dialect = if is_own_path { dialect } else { PROBLEM };
+            Some((dialect, Known { operation, is_own_path: true, must_be_json })) => {
                 let writes_tokens = writes_tokens && operation != Operation::CountTokens;
-                Self { operation, dialect, must_be_json, writes_tokens }
+                Self { operation, dialect, shared: None, must_be_json, writes_tokens }
+            }
+            Some((api, Known { operation, must_be_json, .. })) => {
+                Self { operation, shared: Some((api, must_be_json)), writes_tokens, ..Self::OTHER }
             }
             None => Self { writes_tokens, ..Self::OTHER },
         }
@@ -63,20 +71,50 @@ impl ResolvedOperation {
         Self { dialect, ..self }
     }
 
+    /// True if servers of other kinds may have the path too: its API is known once its route is.
+    pub fn is_shared(self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Operation on a route that calls models, to which a shared path is one of its API.
+    #[must_use]
+    pub fn on_models(self) -> Self {
+        match self.shared {
+            Some((dialect, must_be_json)) => Self { dialect, must_be_json, shared: None, ..self },
+            None => self,
+        }
+    }
+
+    /// True if the path belongs to the API of one dialect alone, whatever the servers of a route see.
+    pub fn is_certain(self) -> bool {
+        self.is_known() && !self.is_shared()
+    }
+
     /// True if the path belongs to the API of some dialect.
     pub fn is_known(self) -> bool {
-        self.operation != Operation::Other || self.dialect != PROBLEM
+        self.operation != Operation::Other || self.is_shared() || self.dialect != PROBLEM
     }
 }
 
-/// True unless the path is that of embeddings, under any prefix: an answer of vectors has no written tokens.
+/// True unless the path, under any prefix, is one of answers without written tokens: vectors, verdicts, sounds and images.
+/// The usage that such an answer tells counts, its bytes do not.
 fn writes_tokens(path: &str) -> bool {
-    !path.ends_with("/embeddings")
+    let (above, name) = path.rsplit_once('/').unwrap_or_default();
+    match name {
+        "embeddings" | "embed" | "moderations" => false,
+        "speech" => !above.ends_with("/audio"),
+        "generations" | "edits" | "variations" => !above.ends_with("/images"),
+        _ => true,
+    }
 }
 
 impl Operations {
-    /// Operations that servers of `server` do not have, because they belong to another dialect.
+    /// Operations that servers of `server` do not have, because they belong to another dialect. Servers of Ollama have those of
+    /// all.
     pub fn foreign_to(server: &'static dyn Dialect) -> Self {
+        if server == OLLAMA {
+            return Self::NONE;
+        }
         const OF_OPENAI: [Operation; 5] =
             [Operation::Chat, Operation::Completions, Operation::Embeddings, Operation::Rerank, Operation::Responses];
         const OF_ANTHROPIC: [Operation; 2] = [Operation::Messages, Operation::CountTokens];

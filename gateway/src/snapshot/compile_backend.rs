@@ -17,7 +17,7 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, credential};
-use crate::protocol::{ANTHROPIC, Dialect, OPENAI, Operations};
+use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, Operations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
 use crate::tls::{TlsError, UpstreamTls};
@@ -180,6 +180,7 @@ fn dialect_of(protocol: BackendProtocol) -> Option<&'static dyn Dialect> {
     match protocol {
         BackendProtocol::Openai => Some(OPENAI),
         BackendProtocol::Anthropic => Some(ANTHROPIC),
+        BackendProtocol::Ollama => Some(OLLAMA),
         BackendProtocol::Http => None,
     }
 }

@@ -20,7 +20,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{AttemptSlot, Exchange};
 use crate::message::ResponseHead;
-use crate::protocol::{ContinueStream, Observe, Said, Transcribe};
+use crate::protocol::{ContinueStream, Observe, Said, StreamFraming, Transcribe};
 
 /// True if an answer with this head can be the rest of a stream.
 pub fn can_continue(head: &ResponseHead) -> bool {
@@ -48,7 +48,7 @@ pub async fn pass_rest(
         upstream: Some(upstream),
         sent,
         observer: attempt.observer(&head),
-        gate: Gate::default(),
+        gate: Gate::new(StreamFraming::Events),
         transcript,
         rewriter,
         has_text: false,

@@ -4,20 +4,48 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::protocol::StreamFraming;
+
 /// Most bytes of an event that are held back until it is whole; a longer one passes as it arrives.
 const MAX_EVENT: usize = 256 << 10;
 
-/// Gate that holds back an event until it is whole.
-#[derive(Debug, Default)]
+/// Gate that holds back an event, or a line, until it is whole.
+#[derive(Debug)]
 pub(super) struct Gate {
+    framing: StreamFraming,
     held: BytesMut,
     /// True once a piece of an event that is too long to be held has gone on, until that event ends.
     is_in_pieces: bool,
 }
 
 impl Gate {
+    pub(super) fn new(framing: StreamFraming) -> Self {
+        Self { framing, held: BytesMut::new(), is_in_pieces: false }
+    }
+
     /// Bytes that may go on, up to the end of the last whole event and the comments behind it.
     pub(super) fn pass(&mut self, part: Bytes) -> Bytes {
+        match self.framing {
+            StreamFraming::Events => self.pass_events(part),
+            StreamFraming::Lines => self.pass_lines(part),
+        }
+    }
+
+    /// Bytes that may go on, up to the end of the last line.
+    fn pass_lines(&mut self, part: Bytes) -> Bytes {
+        if self.held.is_empty() && part.ends_with(b"\n") {
+            return part;
+        }
+        let end = memchr::memrchr(b'\n', &part).map(|at| self.held.len() + at + 1);
+        self.held.extend_from_slice(&part);
+        match end {
+            Some(end) => self.held.split_to(end).freeze(),
+            None if self.held.len() > MAX_EVENT => self.held.split().freeze(),
+            None => Bytes::new(),
+        }
+    }
+
+    fn pass_events(&mut self, part: Bytes) -> Bytes {
         if self.held.is_empty() && part.ends_with(b"\n\n") {
             self.is_in_pieces = false;
             return part;
@@ -82,7 +110,7 @@ mod tests {
 
     #[test]
     fn only_whole_events_pass() {
-        let mut gate = Gate::default();
+        let mut gate = Gate::new(StreamFraming::Events);
         let mut pass = |part: &'static str| String::from_utf8(gate.pass(part.into()).to_vec()).unwrap();
         assert_eq!(pass("data: 1\n\n"), "data: 1\n\n");
         assert_eq!(pass("data: 2\n"), "");
@@ -108,16 +136,44 @@ mod tests {
             ),
             (&["\n", "event: x\n", "\n"], &["\n", "", "event: x\n\n"]),
         ] {
-            let mut gate = Gate::default();
+            let mut gate = Gate::new(StreamFraming::Events);
             let out: Vec<_> = parts.iter().map(|part| gate.pass(Bytes::from_static(part.as_bytes()))).collect();
             assert_eq!(out, passed, "{parts:?}");
         }
     }
 
+    #[test]
+    fn only_whole_lines_pass() {
+        let mut gate = Gate::new(StreamFraming::Lines);
+        let mut pass = |part: &'static str| String::from_utf8(gate.pass(part.into()).to_vec()).unwrap();
+        assert_eq!(pass("{1}\n"), "{1}\n");
+        assert_eq!(pass("{2"), "");
+        assert_eq!(pass("}\n{3}\n{"), "{2}\n{3}\n");
+        assert_eq!(pass("4}\n"), "{4}\n");
+        assert_eq!(pass("{5"), "");
+        assert_eq!(&gate.rest()[..], b"{5");
+        let long = Bytes::from(vec![b'x'; MAX_EVENT + 1]);
+        assert_eq!(gate.pass(long.clone()), long, "what is too long to be held is passed on");
+    }
+
     proptest! {
         #[test]
+        fn lines_pass_whole_and_unchanged(text in "[ab\\n]{0,60}", cuts in proptest::collection::vec(1usize..9, 0..20)) {
+            let (mut gate, mut out, mut rest) = (Gate::new(StreamFraming::Lines), Vec::new(), text.as_bytes());
+            for cut in cuts {
+                let (part, more) = rest.split_at(cut.min(rest.len()));
+                rest = more;
+                out.extend_from_slice(&gate.pass(Bytes::copy_from_slice(part)));
+                prop_assert!(out.is_empty() || out.ends_with(b"\n"));
+            }
+            out.extend_from_slice(&gate.pass(Bytes::copy_from_slice(rest)));
+            out.extend_from_slice(&gate.rest());
+            prop_assert_eq!(out, text.as_bytes());
+        }
+
+        #[test]
         fn nothing_is_lost_or_changed(text in "[ab:\\n\\r]{0,60}", cuts in proptest::collection::vec(1usize..9, 0..20)) {
-            let (mut gate, mut out, mut rest) = (Gate::default(), Vec::new(), text.as_bytes());
+            let (mut gate, mut out, mut rest) = (Gate::new(StreamFraming::Events), Vec::new(), text.as_bytes());
             for cut in cuts {
                 let (part, more) = rest.split_at(cut.min(rest.len()));
                 rest = more;

@@ -13,7 +13,7 @@ use super::headers::settle_framing;
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit, failure_of_head};
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
-use super::passing::is_event_stream;
+use super::passing::stream_framing;
 use super::verdict::{HeadVerdict, judge};
 use crate::balancing::Class;
 use crate::clock;
@@ -21,6 +21,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
+use crate::protocol::StreamFraming;
 
 /// An answer whose head has arrived and will be passed on.
 pub struct OpenedAnswer {
@@ -154,7 +155,8 @@ pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
     }
     let reported = observer.and_then(|mut observer| attempt.reported(observer.finish()));
     // As where an answer is passed on: the head of a stream says nothing yet.
-    if !is_event_stream(&opened.head) && opened.head.status.is_success() && reported.is_none() {
+    let own = attempt.backend.dialect.map_or(StreamFraming::Events, |dialect| dialect.stream_framing());
+    if stream_framing(&opened.head, own).is_none() && opened.head.status.is_success() && reported.is_none() {
         attempt.answered_in(Class::Head, opened.head.status, took);
     }
     let whole = upstream.is_done();

@@ -28,8 +28,10 @@ use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::{DROPPED, Observation, SERVED_BY, Written};
+use crate::protocol::{DROPPED, Observation, SERVED_BY, StreamFraming, Written};
 
+/// Types of streams of JSON lines. Ollama sends the first.
+const LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
 /// Time for trailers to follow the end of a body.
@@ -50,9 +52,11 @@ impl<'a> Conversation<'_, 'a> {
     pub(super) async fn begin(&mut self, head: ResponseHead, prefix: Option<Bytes>) -> Option<AttemptOutcome> {
         let is_head = self.session.req_header().method == Method::HEAD;
         self.state.heard = clock::now();
-        self.state.event_stream = is_event_stream(&head);
+        let own = self.exchange.dialect.stream_framing();
+        let framing = stream_framing(&head, own);
+        self.state.event_stream = framing.is_some();
         let coding = Coding::of(&head.headers);
-        self.state.takes_events = self.state.event_stream && coding == Coding::Identity;
+        self.state.takes_events = framing == Some(own) && coding == Coding::Identity;
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
         let mut head = head;
@@ -73,7 +77,7 @@ impl<'a> Conversation<'_, 'a> {
         }
         let is_observed = self.state.event_stream && self.passing.observer.is_some();
         if is_observed && self.state.takes_events && self.attempt.translation.is_none() {
-            self.passing.gate = Some(Gate::default());
+            self.passing.gate = Some(Gate::new(own));
             if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
             }
@@ -405,6 +409,16 @@ pub(super) fn is_event_stream(head: &ResponseHead) -> bool {
         .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
 }
 
+/// Framing of the stream of an answer, where a dialect frames its own streams so; `None` for an answer that is no stream.
+pub(super) fn stream_framing(head: &ResponseHead, own: StreamFraming) -> Option<StreamFraming> {
+    if is_event_stream(head) {
+        return Some(StreamFraming::Events);
+    }
+    let kind = || head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').next();
+    let is_lines = || kind().is_some_and(|kind| LINES.iter().any(|lines| kind.trim().eq_ignore_ascii_case(lines)));
+    (own == StreamFraming::Lines && is_lines()).then_some(StreamFraming::Lines)
+}
+
 /// The server's side of a conversation while a write waits for the client: reads the answer on as far as memory allows, and
 /// releases connection and slot at its end.
 struct ServerSide<'l, 'a> {
@@ -562,9 +576,14 @@ pub async fn break_off(
         && let Some(trailers) = dialect.error_trailers(&refusal)
     {
         let _ = client_write(until, session.write_response_trailers(trailers)).await;
-    } else if takes_events && let Some(mut event) = dialect.error_event(&refusal) {
-        if exchange.is_within_event() {
-            event = [END_OF_EVENT, &event].concat().into();
+    } else if takes_events && let Some(mut event) = dialect.error_event(exchange.resolved.operation, &refusal) {
+        let end = match dialect.stream_framing() {
+            StreamFraming::Events if exchange.is_within_event() => END_OF_EVENT,
+            StreamFraming::Lines if exchange.is_within_line() => b"\n",
+            _ => b"",
+        };
+        if !end.is_empty() {
+            event = [end, &event].concat().into();
         }
         exchange.observers.response_body(&event);
         let _ = client_write(until, session.write_response_body(event, true)).await;

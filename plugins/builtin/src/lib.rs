@@ -2,6 +2,7 @@
 //! proxy.
 
 mod authorize;
+mod azure;
 mod client_address;
 mod cors;
 mod external_authorization;

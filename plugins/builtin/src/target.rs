@@ -13,6 +13,8 @@ use spillway_filter::{
     define,
 };
 
+use crate::azure;
+
 /// Scheme of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -61,6 +63,10 @@ struct UrlRewrite {
     replace_prefix: Option<String>,
     /// `Host` sent to the server; default: the caller's.
     hostname: Option<String>,
+    /// Paths of Azure OpenAI become those of OpenAI: `/openai/deployments/gpt-5/chat/completions?api-version=...` becomes
+    /// `/v1/chat/completions`, and so does `/openai/v1/chat/completions`. The body names the model, as official clients
+    /// write it beside the path.
+    azure_openai: bool,
 }
 
 fn check_path(key: &'static str, path: Option<&String>) -> Option<FieldError> {
@@ -108,8 +114,11 @@ pub(crate) fn redirect() -> Box<dyn FilterFactory> {
 pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
     let check = |c: &UrlRewrite| {
         let mut errors = Vec::new();
-        if c.replace_prefix.is_none() && c.hostname.is_none() {
-            errors.push(FieldError::at([], "no effect: set a replacePrefix or a hostname"));
+        if c.replace_prefix.is_none() && c.hostname.is_none() && !c.azure_openai {
+            errors.push(FieldError::at([], "no effect: set a replacePrefix or a hostname, or azureOpenai"));
+        }
+        if c.replace_prefix.is_some() && c.azure_openai {
+            errors.push(FieldError::at(["replacePrefix"], "`azureOpenai` and `replacePrefix` exclude each other"));
         }
         errors.extend(check_host(c.hostname.as_ref()));
         errors.extend(check_path("replacePrefix", c.replace_prefix.as_ref()));
@@ -119,7 +128,7 @@ pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
         let host = config.hostname.as_deref().map(HeaderValue::from_str).transpose();
         let host = host.map_err(|e| FieldError::at(["hostname"], e.to_string()))?;
         let prefix = config.replace_prefix.as_deref().map(|new| Prefix::new(cx, new));
-        Ok(Arc::new(Rewritten { prefix, host }) as Arc<dyn Filter>)
+        Ok(Arc::new(Rewritten { prefix, host, is_azure: config.azure_openai }) as Arc<dyn Filter>)
     })
 }
 
@@ -243,6 +252,8 @@ impl Filter for Redirected {
 struct Rewritten {
     prefix: Option<Prefix>,
     host: Option<HeaderValue>,
+    /// True if paths of Azure OpenAI become those of OpenAI.
+    is_azure: bool,
 }
 
 impl Filter for Rewritten {
@@ -253,6 +264,9 @@ impl Filter for Rewritten {
     }
 
     fn upstream_target(&self, target: &PathAndQuery) -> Option<PathAndQuery> {
+        if self.is_azure {
+            return azure::openai_target(target);
+        }
         let path = self.prefix.as_ref()?.replace(target.path());
         let whole = match target.query() {
             Some(query) => format!("{path}?{query}"),

@@ -473,9 +473,8 @@ impl Reader {
         {
             let mut callers: Vec<(usize, Call)> = Vec::new();
             let is_public = ["fn", "async fn"].iter().any(|word| {
-                ["pub ", "pub(super) ", "pub(crate) "]
-                    .iter()
-                    .any(|public| code.contains(&format!("{public}{word} {}(", function.name)))
+                // The parenthesis is that of a visibility: `pub(super)`, `pub(in crate::protocol)`.
+                ["pub ", ") "].iter().any(|public| code.contains(&format!("{public}{word} {}(", function.name)))
             });
             for (caller, other) in self.files.iter().enumerate().filter(|(caller, _)| is_public || *caller == file) {
                 let name = if function.is_method { format!(".{}", function.name) } else { function.name.clone() };

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::files::Identities;
 use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
 use super::memory::{LoadedEngine, MemoryShare, ModelMemory, NoRoom};
+use crate::protocol::BuiltinCard;
 use crate::telemetry::{EngineSample, LogThrottle, Metrics, ModelMetrics};
 
 /// Time until a model that could not be loaded on demand is tried again: reading a large file in vain is expensive.
@@ -132,6 +133,17 @@ impl LoadedModel {
     /// Time at which the model was configured, in Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
+    }
+    /// Description for callers.
+    pub fn card(&self) -> BuiltinCard<'_> {
+        let engine = self.state.lock().engine.clone();
+        BuiltinCard {
+            id: self.name(),
+            created: self.created,
+            task: self.task,
+            calls_tools: engine.as_ref().is_some_and(|engine| engine.tools().is_some()),
+            info: engine.map(|engine| engine.info().clone()),
+        }
     }
     /// Value of `x-spillway-served-by`.
     pub fn served_by(&self) -> &HeaderValue {

@@ -95,7 +95,7 @@ impl Dialect for Anthropic {
         error::sent_status(refusal)
     }
 
-    fn error_event(&self, refusal: &Refusal) -> Option<Bytes> {
+    fn error_event(&self, _operation: Operation, refusal: &Refusal) -> Option<Bytes> {
         Some(error::error_event(refusal))
     }
 

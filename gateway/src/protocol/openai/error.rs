@@ -24,7 +24,7 @@ struct ErrorFields<'a> {
 
 /// Type of an error. The type follows the status, whichever side is at fault: official clients choose their exception by
 /// the status.
-fn kind(refusal: &Refusal) -> &'static str {
+pub(super) fn kind(refusal: &Refusal) -> &'static str {
     match (refusal.kind, refusal.status) {
         // Clients recognise by this type that they must not retry.
         (_, StatusCode::TOO_MANY_REQUESTS) if refusal.code == "insufficient_quota" => "insufficient_quota",

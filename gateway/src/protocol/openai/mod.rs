@@ -1,12 +1,13 @@
-//! The OpenAI API, with the reranking of Jina, Cohere and vLLM. [`OpenAi`] implements its dialect and is the only way into
-//! this folder.
+//! The OpenAI API, with the reranking of Jina, Cohere and vLLM. [`OpenAi`] implements its dialect; readers of other APIs use
+//! parts of `request`.
 
 mod continuation;
 mod encoded;
 mod error;
 mod observe;
-mod request;
-mod response;
+pub(super) mod request;
+pub(super) mod response;
+mod responses;
 mod transcript;
 mod translate;
 
@@ -34,6 +35,17 @@ const RERANK: &str = "rerank";
 const REALTIME: &str = "realtime";
 const PATHS: [&str; 7] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK, REALTIME];
 
+/// Further paths whose requests pass to backends, with whether the body is JSON. The others have forms with files.
+const PASSED: [(&str, bool); 7] = [
+    ("moderations", true),
+    ("audio/speech", true),
+    ("audio/transcriptions", false),
+    ("audio/translations", false),
+    ("images/generations", true),
+    ("images/edits", false),
+    ("images/variations", false),
+];
+
 /// Other paths of reranking, by which only the operation is known and not the dialect.
 const FURTHER_RERANK: [&str; 2] = ["/rerank", "/v2/rerank"];
 
@@ -51,8 +63,16 @@ impl Dialect for OpenAi {
 
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {
         let is_post = method == Method::POST;
-        let Some(path_below) = path.strip_prefix("/v1/").filter(|rest| PATHS.iter().any(|known| below(known, rest)))
-        else {
+        let rest = path.strip_prefix("/v1/");
+        let passed = || PASSED.iter().find(|(known, _)| rest == Some(known));
+        let Some(path_below) = rest.filter(|rest| PATHS.iter().any(|known| below(known, rest))) else {
+            if let Some((_, is_json)) = passed() {
+                return Some(Known {
+                    operation: Operation::Other,
+                    is_own_path: true,
+                    must_be_json: is_post && *is_json,
+                });
+            }
             return (is_post && FURTHER_RERANK.contains(&path)).then_some(Known {
                 operation: Operation::Rerank,
                 is_own_path: false,
@@ -76,8 +96,11 @@ impl Dialect for OpenAi {
         (HeaderValue::from_static("application/json"), error::error(refusal))
     }
 
-    fn error_event(&self, refusal: &Refusal) -> Option<Bytes> {
-        Some(error::error_event(refusal))
+    fn error_event(&self, operation: Operation, refusal: &Refusal) -> Option<Bytes> {
+        Some(match operation {
+            Operation::Responses => responses::error_event(refusal),
+            _ => error::error_event(refusal),
+        })
     }
 
     fn full_statuses(&self) -> &'static [u16] {
@@ -131,6 +154,7 @@ impl Dialect for OpenAi {
         match operation {
             Operation::Chat => Some(request::chat(body)),
             Operation::Completions => Some(request::completions(body)),
+            Operation::Responses => Some(responses::responses(body)),
             _ => None,
         }
     }
@@ -139,6 +163,7 @@ impl Dialect for OpenAi {
         let shape = match head.operation {
             Operation::Chat => response::Shape::Chat,
             Operation::Completions => response::Shape::Text,
+            Operation::Responses => return Some(Box::new(responses::Answer::begin(head))),
             _ => return None,
         };
         Some(Box::new(response::Answer::begin(shape, head)))

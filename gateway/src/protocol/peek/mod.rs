@@ -31,8 +31,8 @@ pub struct Peek<'a> {
     pub model: Option<Cow<'a, str>>,
     /// Range of the value of `model` in the body.
     pub model_at: Option<Range<usize>>,
-    /// True if the answer is wanted as an event stream.
-    pub stream: bool,
+    /// True if the answer is wanted as a stream; `None` where the body does not say.
+    pub stream: Option<bool>,
     /// Most tokens of one answer: the largest number under any name that servers know.
     pub max_tokens: Option<u64>,
     /// Answers that a server may write: `n` or `best_of` for each prompt; 1 at least.
@@ -50,7 +50,7 @@ pub struct Peek<'a> {
 enum Field {
     Model,
     Stream,
-    /// Not read, but checked for duplicates, because servers act on it.
+    /// Object with options, of which Ollama's `num_predict` is read. It must not appear twice, because servers act on it.
     Options,
     /// Most tokens of an answer.
     MaxTokens,
@@ -66,10 +66,11 @@ enum Field {
 
 /// Fields that are read. Of the names for the most tokens of an answer, the last three are those of llama.cpp, TGI and
 /// Ollama.
-const FIELDS: [(&str, Field); 21] = [
+const FIELDS: [(&str, Field); 22] = [
     ("model", Field::Model),
     ("stream", Field::Stream),
     ("stream_options", Field::Options),
+    ("options", Field::Options),
     ("messages", Field::Text),
     ("prompt", Field::Prompt),
     ("input", Field::Text),
@@ -235,9 +236,16 @@ impl<'a> BodyReader<'a> {
                 let kind = scan.skip()?;
                 self.model(scan, start..scan.at(), kind);
             }
-            Field::Stream => self.peek.stream = scan.skip()? == ValueKind::Bool(true),
+            Field::Stream => {
+                if let ValueKind::Bool(stream) = scan.skip()? {
+                    self.peek.stream = Some(stream);
+                }
+            }
             Field::Options => {
-                scan.skip()?;
+                if scan.skip()? == ValueKind::Object {
+                    let nested = max_tokens_within(scan.slice(start..scan.at()));
+                    self.peek.max_tokens = self.peek.max_tokens.max(nested);
+                }
             }
             Field::Json => {
                 if scan.skip()? != ValueKind::Null {
@@ -320,6 +328,23 @@ fn count(text: &[u8]) -> Option<u64> {
     let number: f64 = text.parse().ok()?;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not below zero; a cast saturates")]
     (number >= 0.0).then(|| number.ceil() as u64)
+}
+
+/// Most tokens of an answer by the `num_predict` of an object that was passed over.
+fn max_tokens_within(options: &[u8]) -> Option<u64> {
+    let mut scan = Scan::new(options).ok()?;
+    scan.enter().ok()?;
+    let (mut most, mut is_first) = (None, true);
+    while let Ok(Some((name, has_escapes))) = scan.name(is_first) {
+        is_first = false;
+        let is_count = scan.text(name, has_escapes).is_some_and(|name| name == "num_predict");
+        scan.next();
+        let start = scan.at();
+        if scan.skip().ok()? == ValueKind::Number && is_count {
+            most = most.max(count(scan.slice(start..scan.at())));
+        }
+    }
+    most
 }
 
 /// Range of the value of `model` in a body that the gateway wrote.

@@ -1,7 +1,6 @@
 //! Answers of built-in models through the translator of an API, for APIs that write no answers of their own.
 
 use bytes::{BufMut, BytesMut};
-use parking_lot::Mutex;
 use spillway_engine::WrittenToken;
 use spillway_filter::Refusal;
 
@@ -12,13 +11,13 @@ use crate::protocol::dialect::{AnswerHead, WriteAnswer};
 /// Writer of an answer with this head, in the API of `translate`.
 pub fn answer(translate: &'static dyn Translate, head: AnswerHead<'_>) -> Box<dyn WriteAnswer> {
     let asked = Asked { model: head.model.to_owned(), stream: true, include_usage: head.include_usage };
-    let stream = Stream { writer: translate.write_stream(&asked), stop: None };
     Box::new(Answer {
         translate,
         id: translate.answer_id(head.id),
         prompt_tokens: head.prompt_tokens,
+        writer: translate.write_stream(&asked),
         asked,
-        stream: Mutex::new(stream),
+        stop: None,
     })
 }
 
@@ -28,20 +27,15 @@ struct Answer {
     id: String,
     prompt_tokens: u64,
     asked: Asked,
-    /// Only the task of the answer locks it.
-    stream: Mutex<Stream>,
-}
-
-/// State of an event stream.
-struct Stream {
+    /// Writer of an event stream.
     writer: Box<dyn WriteStream>,
     /// Stop string that ended the answer.
     stop: Option<String>,
 }
 
 impl Answer {
-    fn put(&self, out: &mut BytesMut, delta: Delta) {
-        if let Err(error) = self.stream.lock().writer.write(delta, out) {
+    fn put(&mut self, out: &mut BytesMut, delta: Delta) {
+        if let Err(error) = self.writer.write(delta, out) {
             // A built-in model says nothing that an API cannot express.
             tracing::error!(event = "answer_not_written", reason = %error);
         }
@@ -72,16 +66,16 @@ impl WriteAnswer for Answer {
         &self.id
     }
 
-    fn first(&self, out: &mut BytesMut, _choice: u32) {
+    fn first(&mut self, out: &mut BytesMut, _choice: u32) {
         let tokens = Tokens { input: Some(self.prompt_tokens), ..Tokens::default() };
         let (id, model) = (Some(self.id.clone()), Some(self.asked.model.clone()));
         self.put(out, Delta::Start { id, model, tokens: Some(tokens) });
     }
 
-    fn resumed(&self, _out: &mut BytesMut) {}
+    fn resumed(&mut self, _out: &mut BytesMut) {}
 
     fn piece(
-        &self,
+        &mut self,
         out: &mut BytesMut,
         _choice: u32,
         text: &str,
@@ -92,31 +86,31 @@ impl WriteAnswer for Answer {
         0
     }
 
-    fn call(&self, out: &mut BytesMut, _choice: u32, n: usize, call: &Call) {
+    fn call(&mut self, out: &mut BytesMut, _choice: u32, n: usize, call: &Call) {
         let (id, name) = (call.id.clone(), call.name.clone());
         self.put(out, Delta::ToolCall { index: n, id, name });
         self.put(out, Delta::Arguments { index: n, text: call.arguments.clone() });
     }
 
-    fn stopped(&self, _choice: u32, stop: &str) {
-        self.stream.lock().stop = Some(stop.to_owned());
+    fn stopped(&mut self, _choice: u32, stop: &str) {
+        self.stop = Some(stop.to_owned());
     }
 
-    fn ended(&self, out: &mut BytesMut, _choice: u32, reason: FinishReason) {
-        let stop = self.stream.lock().stop.take();
+    fn ended(&mut self, out: &mut BytesMut, _choice: u32, reason: FinishReason) {
+        let stop = self.stop.take();
         self.put(out, Delta::Finish(finish_of(reason, stop)));
     }
 
-    fn last(&self, out: &mut BytesMut, usage: Usage) {
+    fn last(&mut self, out: &mut BytesMut, usage: Usage) {
         self.put(out, Delta::Usage(tokens_of(usage)));
         self.put(out, Delta::End);
     }
 
-    fn failed(&self, out: &mut BytesMut, refusal: &Refusal) {
+    fn failed(&mut self, out: &mut BytesMut, refusal: &Refusal) {
         self.put(out, Delta::Error(error_of(refusal)));
     }
 
-    fn whole(&self, out: &mut BytesMut, choices: &[Choice], usage: Usage) {
+    fn whole(&mut self, out: &mut BytesMut, choices: &[Choice], usage: Usage) {
         let Some(choice) = choices.first() else { return };
         let mut parts = Vec::new();
         if !choice.text.is_empty() {

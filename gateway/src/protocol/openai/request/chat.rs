@@ -55,6 +55,7 @@ pub(in crate::protocol::openai) fn completions(body: &[u8]) -> Result<ChatReques
     }
     reader.synonyms();
     reader.request.max_tokens.get_or_insert(TEXT_TOKENS);
+    reader.request.fields.prompt = "prompt";
     reader.finish()
 }
 
@@ -260,28 +261,28 @@ impl ChatReader<'_> {
             Read::StreamOptions => self.stream_options(&value),
             Read::MaxCompletionTokens => {
                 self.newer_max_tokens = true;
-                self.request.max_tokens = self.count(name, &value);
+                self.request.max_tokens = self.findings.count(name, &value);
             }
             // Where both are given, the newer name wins.
             Read::MaxTokens => {
-                let count = self.count(name, &value);
+                let count = self.findings.count(name, &value);
                 if !self.newer_max_tokens {
                     self.request.max_tokens = count;
                 }
             }
-            Read::Temperature => self.request.temperature = self.number(name, &value, 0.0, 2.0),
-            Read::TopP => self.request.top_p = self.number(name, &value, 0.0, 1.0),
-            Read::MinP => self.request.min_p = self.number(name, &value, 0.0, 1.0),
-            Read::PresencePenalty => self.request.presence_penalty = self.number(name, &value, -2.0, 2.0),
-            Read::FrequencyPenalty => self.request.frequency_penalty = self.number(name, &value, -2.0, 2.0),
+            Read::Temperature => self.request.temperature = self.findings.number(name, &value, 0.0, 2.0),
+            Read::TopP => self.request.top_p = self.findings.number(name, &value, 0.0, 1.0),
+            Read::MinP => self.request.min_p = self.findings.number(name, &value, 0.0, 1.0),
+            Read::PresencePenalty => self.request.presence_penalty = self.findings.number(name, &value, -2.0, 2.0),
+            Read::FrequencyPenalty => self.request.frequency_penalty = self.findings.number(name, &value, -2.0, 2.0),
             Read::RepetitionPenalty => {
-                self.request.repetition_penalty = self.number(name, &value, 0.0, 100.0);
+                self.request.repetition_penalty = self.findings.number(name, &value, 0.0, 100.0);
                 if self.request.repetition_penalty == Some(0.0) {
                     self.findings.wrong("decimal_below_min_value", name.to_owned(), "must be more than 0");
                 }
             }
             Read::N => {
-                self.request.n = self.count(name, &value);
+                self.request.n = self.findings.count(name, &value);
                 if self.request.n.is_some_and(|n| n > MAX_CHOICES) {
                     let what = format!("must be at most {MAX_CHOICES}");
                     self.findings.wrong("integer_above_max_value", name.to_owned(), what);
@@ -320,7 +321,7 @@ impl ChatReader<'_> {
             },
             Read::TopK => match value {
                 Probe::Unsigned(0) | Probe::Negative(-1) => {}
-                value => self.request.top_k = self.count(name, &value),
+                value => self.request.top_k = self.findings.count(name, &value),
             },
             Read::Seed => match value {
                 Probe::Unsigned(seed) => self.request.seed = Some(seed),
@@ -361,35 +362,6 @@ impl ChatReader<'_> {
         if *len > options.len() {
             self.findings.ignore("stream_options.*");
         }
-    }
-
-    fn count(&mut self, name: &str, value: &Probe<'_>) -> Option<u32> {
-        match value {
-            // The engine cuts a larger count to the rest of the context.
-            Probe::Unsigned(count) if *count > 0 => Some(u32::try_from(*count).unwrap_or(u32::MAX)),
-            Probe::Unsigned(_) | Probe::Negative(_) => {
-                self.findings.wrong("integer_below_min_value", name.to_owned(), "must be at least 1");
-                None
-            }
-            _ => {
-                self.wrong_type(name, "must be a whole number");
-                None
-            }
-        }
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "the range is checked; sampling is done in f32")]
-    fn number(&mut self, name: &str, value: &Probe<'_>, min: f64, max: f64) -> Option<f32> {
-        let Some(number) = value.number() else {
-            self.wrong_type(name, "must be a number");
-            return None;
-        };
-        if number < min {
-            self.findings.wrong("decimal_below_min_value", name.to_owned(), format!("must be at least {min}"));
-        } else if number > max {
-            self.findings.wrong("decimal_above_max_value", name.to_owned(), format!("must be at most {max}"));
-        }
-        Some(number as f32)
     }
 
     /// Reads a number that is ignored: only its range is checked.

@@ -44,9 +44,9 @@ struct JsonSchema {
 
 /// JSON text of a value, which must not nest deeper than the rest of a body may.
 #[derive(Default)]
-pub(super) struct Raw {
-    pub(super) text: Option<Box<str>>,
-    pub(super) is_bad: bool,
+pub(in crate::protocol) struct Raw {
+    pub(in crate::protocol) text: Option<Box<str>>,
+    pub(in crate::protocol) is_bad: bool,
 }
 
 impl<'de> Deserialize<'de> for Raw {

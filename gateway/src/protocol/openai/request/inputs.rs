@@ -8,7 +8,7 @@ use super::values::{Probe, SkipVisitor};
 
 /// Text, tokens, or a list of either.
 #[derive(Debug, PartialEq)]
-pub(super) enum TextOrTokens {
+pub(in crate::protocol) enum TextOrTokens {
     Nothing,
     Text(String),
     Tokens(Vec<u32>),
@@ -20,7 +20,7 @@ pub(super) enum TextOrTokens {
 
 impl TextOrTokens {
     /// Most texts in one request, as many as OpenAI accepts.
-    pub(super) const MOST: usize = 2048;
+    pub(in crate::protocol) const MOST: usize = 2048;
     /// Most tokens in one text: longer than any context.
     const MOST_TOKENS: usize = 1 << 20;
 }

@@ -7,10 +7,10 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// Entries of a list or object that are kept: one more than any field of the API may have.
-pub(super) const KEPT: usize = 5;
+pub(in crate::protocol) const KEPT: usize = 5;
 
 /// String, borrowed from the body where it has no escapes. (Serde always copies a plain `Cow` in an `Option` or a list.)
-pub(super) struct BorrowedText<'a>(pub(super) Cow<'a, str>);
+pub(in crate::protocol) struct BorrowedText<'a>(pub(in crate::protocol) Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for BorrowedText<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -33,7 +33,7 @@ impl<'de> Deserialize<'de> for BorrowedText<'de> {
 
 /// Value of a field, as far as a reader needs it.
 #[derive(Debug, PartialEq)]
-pub(super) enum Probe<'a> {
+pub(in crate::protocol) enum Probe<'a> {
     Null,
     Bool(bool),
     Unsigned(u64),
@@ -49,7 +49,7 @@ pub(super) enum Probe<'a> {
 
 /// A value inside a list or an object.
 #[derive(Debug, PartialEq)]
-pub(super) enum Flat<'a> {
+pub(in crate::protocol) enum Flat<'a> {
     Null,
     Bool(bool),
     Text(Cow<'a, str>),
@@ -58,7 +58,7 @@ pub(super) enum Flat<'a> {
 }
 
 impl<'a> Probe<'a> {
-    pub(super) fn number(&self) -> Option<f64> {
+    pub(in crate::protocol) fn number(&self) -> Option<f64> {
         #[allow(clippy::cast_precision_loss, reason = "compared with small numbers only")]
         match self {
             Self::Unsigned(n) => Some(*n as f64),
@@ -69,7 +69,7 @@ impl<'a> Probe<'a> {
     }
 
     /// Field `name` of an object; `None` also when not all fields were kept.
-    pub(super) fn field(&self, name: &str) -> Option<&Flat<'a>> {
+    pub(in crate::protocol) fn field(&self, name: &str) -> Option<&Flat<'a>> {
         match self {
             Self::Object(len, fields) if *len == fields.len() => {
                 fields.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
@@ -186,7 +186,7 @@ impl<'de> Visitor<'de> for FlatVisitor {
 
 /// Value that is read and forgotten. Unlike serde's `IgnoredAny`, this counts nesting against the parser's limit and refuses
 /// invalid UTF-8, so that no server gets bytes that the gateway did not read.
-pub(super) struct Skip;
+pub(in crate::protocol) struct Skip;
 
 impl<'de> Deserialize<'de> for Skip {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -194,7 +194,7 @@ impl<'de> Deserialize<'de> for Skip {
     }
 }
 
-pub(super) struct SkipVisitor;
+pub(in crate::protocol) struct SkipVisitor;
 
 impl<'de> Visitor<'de> for SkipVisitor {
     type Value = Skip;

@@ -2,7 +2,7 @@
 //! costs a copy of the bytes that all events share and the escaping of its text, into a buffer that is reused.
 
 mod models;
-mod shapes;
+pub(super) mod shapes;
 
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
@@ -39,7 +39,7 @@ pub(super) struct Answer {
 }
 
 /// Appends a value made of strings and numbers as JSON. Serializing those to memory does not fail.
-fn put_json(out: &mut BytesMut, value: &impl Serialize) {
+pub(in crate::protocol) fn put_json(out: &mut BytesMut, value: &impl Serialize) {
     let _ = serde_json::to_writer(out.writer(), value);
 }
 
@@ -84,7 +84,7 @@ impl WriteAnswer for Answer {
         &self.id
     }
 
-    fn first(&self, out: &mut BytesMut, choice: u32) {
+    fn first(&mut self, out: &mut BytesMut, choice: u32) {
         // A text has no role to begin with.
         if self.shape == Shape::Text {
             return;
@@ -94,7 +94,7 @@ impl WriteAnswer for Answer {
         out.put_slice(self.tail);
     }
 
-    fn resumed(&self, out: &mut BytesMut) {
+    fn resumed(&mut self, out: &mut BytesMut) {
         out.put_slice(&self.head);
         out.put_slice(br#"{"index":0,"delta":{"content":""},"finish_reason":null}],"spillway":{"resumed_by":"#);
         put_json(out, &format_args!("builtin/{}", self.model));
@@ -103,7 +103,7 @@ impl WriteAnswer for Answer {
     }
 
     fn piece(
-        &self,
+        &mut self,
         out: &mut BytesMut,
         choice: u32,
         text: &str,
@@ -133,7 +133,7 @@ impl WriteAnswer for Answer {
         0
     }
 
-    fn call(&self, out: &mut BytesMut, choice: u32, n: usize, call: &Call) {
+    fn call(&mut self, out: &mut BytesMut, choice: u32, n: usize, call: &Call) {
         self.put_head(out, choice);
         out.put_slice(br#","delta":{"tool_calls":["#);
         put_json(out, &ToolCall::new(call, Some(n)));
@@ -141,7 +141,7 @@ impl WriteAnswer for Answer {
         out.put_slice(self.tail);
     }
 
-    fn ended(&self, out: &mut BytesMut, choice: u32, reason: FinishReason) {
+    fn ended(&mut self, out: &mut BytesMut, choice: u32, reason: FinishReason) {
         self.put_head(out, choice);
         out.put_slice(match self.shape {
             Shape::Chat => br#","delta":{},"finish_reason":"#,
@@ -152,7 +152,7 @@ impl WriteAnswer for Answer {
         out.put_slice(self.tail);
     }
 
-    fn last(&self, out: &mut BytesMut, usage: Usage) {
+    fn last(&mut self, out: &mut BytesMut, usage: Usage) {
         if self.include_usage {
             out.put_slice(&self.head);
             out.put_slice(b"],\"usage\":");
@@ -162,11 +162,11 @@ impl WriteAnswer for Answer {
         out.put_slice(b"data: [DONE]\n\n");
     }
 
-    fn failed(&self, out: &mut BytesMut, refusal: &Refusal) {
+    fn failed(&mut self, out: &mut BytesMut, refusal: &Refusal) {
         out.put_slice(&error_event(refusal));
     }
 
-    fn whole(&self, out: &mut BytesMut, choices: &[Choice], usage: Usage) {
+    fn whole(&mut self, out: &mut BytesMut, choices: &[Choice], usage: Usage) {
         if self.shape == Shape::Text {
             let choices = choices.iter().enumerate().map(|(index, choice)| TextChoice {
                 index,

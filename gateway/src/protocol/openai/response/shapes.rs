@@ -109,20 +109,20 @@ impl<'a> TextLogprobs<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Logprobs<'a> {
-    pub(super) content: Vec<TokenLogprobs<'a>>,
+pub(in crate::protocol::openai) struct Logprobs<'a> {
+    pub(in crate::protocol::openai) content: Vec<TokenLogprobs<'a>>,
     pub(super) refusal: Option<()>,
 }
 
 #[derive(Serialize)]
-pub(super) struct TokenLogprobs<'a> {
+pub(in crate::protocol::openai) struct TokenLogprobs<'a> {
     #[serde(flatten)]
     pub(super) chosen: Likely<'a>,
     pub(super) top_logprobs: Vec<Likely<'a>>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Likely<'a> {
+pub(in crate::protocol::openai) struct Likely<'a> {
     pub(super) token: Cow<'a, str>,
     pub(super) logprob: f32,
     pub(super) bytes: &'a [u8],

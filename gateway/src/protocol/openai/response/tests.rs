@@ -9,7 +9,7 @@ const HEAD: &str =
     r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m\"x","choices":["#;
 
 fn written(include_usage: bool) -> String {
-    let answer = Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m\"x".into(), include_usage);
+    let mut answer = Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m\"x".into(), include_usage);
     let mut out = BytesMut::new();
     answer.first(&mut out, 0);
     answer.piece(&mut out, 0, "Hi \"you\"\n\u{1}é", None, 0);
@@ -67,7 +67,7 @@ fn probabilities_have_the_shape_that_clients_decode() {
         r#"{"content":[{"token":"a","logprob":-0.5,"bytes":[97],"top_logprobs":[{"token":"a","logprob":-0.5,"#,
         "\"bytes\":[97]},{\"token\":\"\u{FFFD}\",\"logprob\":-9999.0,\"bytes\":[226,130]}]}],\"refusal\":null}"
     );
-    let answer = Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m\"x".into(), false);
+    let mut answer = Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m\"x".into(), false);
     let mut out = BytesMut::new();
     answer.piece(&mut out, 2, "a", Some(&written), 0);
     let event =
@@ -92,7 +92,7 @@ fn probabilities_have_the_shape_that_clients_decode() {
 #[test]
 fn calls_have_the_shape_that_clients_decode() {
     let call = Call { id: "call_1".into(), name: "time".into(), arguments: r#"{"zone":"UTC"}"#.into() };
-    let answer = Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m\"x".into(), false);
+    let mut answer = Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m\"x".into(), false);
     let mut out = BytesMut::new();
     answer.call(&mut out, 0, 1, &call);
     let function = r#""type":"function","function":{"name":"time","arguments":"{\"zone\":\"UTC\"}"}"#;
@@ -114,7 +114,7 @@ fn calls_have_the_shape_that_clients_decode() {
 fn completions_have_their_own_shape() {
     let likely = |bytes: &[u8]| TokenProbability { token: 1, bytes: bytes.into(), log_probability: -0.5 };
     let token = |bytes: &[u8]| WrittenToken { chosen: likely(bytes), likeliest: vec![likely(b"x")] };
-    let answer = Answer::new(Shape::Text, "cmpl-1".into(), 7, "m".into(), false);
+    let mut answer = Answer::new(Shape::Text, "cmpl-1".into(), 7, "m".into(), false);
     let mut out = BytesMut::new();
     answer.first(&mut out, 0);
     assert!(out.is_empty(), "a text has no role");
