@@ -110,12 +110,12 @@ fn what_a_built_in_model_cannot_do_is_named() {
 
 fn head(operation: Operation) -> AnswerHead<'static> {
     let id = uuid::Uuid::from_u128(1);
-    AnswerHead { operation, id, created: 7, model: "m", include_usage: true, prompt_tokens: 9 }
+    AnswerHead { operation, id, created: 7, model: "m", include_usage: true, prompt_tokens: 9, echoed: "" }
 }
 
 #[test]
 fn the_stream_of_a_built_in_model_has_the_events_of_the_api() {
-    let answer = ANTHROPIC.write_answer(head(Operation::Chat)).unwrap();
+    let mut answer = ANTHROPIC.write_answer(head(Operation::Chat)).unwrap();
     let mut out = BytesMut::new();
     answer.first(&mut out, 0);
     answer.piece(&mut out, 0, "Hel\"lo", None, 0);

@@ -145,7 +145,7 @@ fn what_the_model_cannot_do_bars_it_by_name() {
 
 fn writer(shape: answer::Shape) -> answer::Answer {
     let (operation, id) = (Operation::Chat, uuid::Uuid::from_u128(1));
-    let head = AnswerHead { operation, id, created: 7, model: "m", include_usage: false, echoed: "" };
+    let head = AnswerHead { operation, id, created: 7, model: "m", include_usage: false, prompt_tokens: 9, echoed: "" };
     let mut writer = answer::Answer::begin(shape, head);
     let ms = std::time::Duration::from_millis;
     writer.timed(AnswerTimes { total: ms(3), prefill: ms(1), decode: ms(2) });

@@ -142,7 +142,7 @@ fn what_the_model_cannot_do_bars_it_by_name() {
 
 fn answer(echoed: &str) -> Answer {
     let (operation, id) = (Operation::Responses, uuid::Uuid::from_u128(1));
-    Answer::begin(AnswerHead { operation, id, created: 7, model: "m", include_usage: true, echoed })
+    Answer::begin(AnswerHead { operation, id, created: 7, model: "m", include_usage: true, prompt_tokens: 9, echoed })
 }
 
 /// Events of a stream: the name in front of each, and its data.
