@@ -88,7 +88,7 @@ fn upgrade(route: &Route, session: &ClientSession, exchange: &Exchange) -> Resul
     }
 }
 
-/// Refuses an upgrade that no target can take, or whose use nobody could count.
+/// Refuses an upgrade that no target can take, whose messages nobody could judge, or whose use nobody could count.
 fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
     let takes = |target: &TargetKind| matches!(target, TargetKind::Backend(backend) if backend.takes_upgrades());
     if !route.targets.iter().any(|target| takes(&target.kind)) {
@@ -97,6 +97,15 @@ fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
             ErrorKind::InvalidRequest,
             "upgrade_not_supported",
             "no target of this route takes upgrades: they need a backend that speaks HTTP/1.1",
+        )));
+    }
+    if route.all_filters().any(|named| named.filter.needs_body()) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::FORBIDDEN,
+            ErrorKind::Permission,
+            "socket_not_judged",
+            "a filter of this route judges what requests say, and does not see the messages of a socket: use requests, or \
+             a route without such a filter",
         )));
     }
     let own = exchange.caller.iter().flat_map(|caller| &caller.rules);
