@@ -21,6 +21,10 @@ async fn start(url: &str) -> Gateway {
 routes:
   - {{name: none, matches: [{{path: {{prefix: /none}}}}], upgrades: [], backendRefs: [{{name: up}}]}}
   - {{name: own, matches: [{{path: {{prefix: /own}}}}], upgrades: [x-own], backendRefs: [{{name: up}}]}}
+  - name: judged
+    matches: [{{path: {{prefix: /judged}}}}]
+    filters: [{{cel: {{deny: \"has(request.body.bad)\", status: 422, message: bad}}}}]
+    backendRefs: [{{name: up}}]
   - {{name: r, backendRefs: [{{name: up}}], retry: {{attempts: 0}}}}
 "
     ))
@@ -49,6 +53,7 @@ async fn only_a_good_handshake_reaches_a_server_as_an_upgrade() {
         (good.replace("GET", "POST"), 400),
         (opening("/", "Content-Length: 5\r\n") + "hello", 400),
         (opening("/", "Transfer-Encoding: chunked\r\n") + "0\r\n\r\n", 400),
+        (opening("/judged", ""), 403),
     ] {
         let (found, head) = told(&gateway, &request).await;
         assert_eq!(found, status, "{request}\n{head}");

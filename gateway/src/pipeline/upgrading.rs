@@ -1,19 +1,16 @@
 //! Upgrades (RFC 9110, 7.8): which of them a route passes, and the requests for one that are refused before a server sees
 //! them. An upgrade that the route does not name is not asked for: the request goes on without it, as it may.
 
-use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
-use spillway_filter::{Answer, ErrorKind, Refusal};
+use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::is_models;
 use crate::downstream::ClientSession;
 use crate::exchange::{Asked, ConnectionInfo, End, Exchange};
 use crate::limits::Estimate;
-use crate::protocol::{self, Operation, model_not_found};
+use crate::protocol::{Operation, model_not_found};
 use crate::topology::{Route, TargetKind};
-use crate::tunnel::{
-    HandshakeError, SEC_WEBSOCKET_VERSION, Upgrade, UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening,
-};
+use crate::tunnel::{HandshakeError, Upgrade, UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening};
 
 /// Settles whether the request is an upgrade that its route passes, and refuses one that is not well-formed or cannot be
 /// passed. A request that is refused here gives back what limits granted it before its body was read.
@@ -42,9 +39,6 @@ pub(super) fn settle(
         }
         Err(end) => {
             session.close_after();
-            if matches!(end, End::Answer(_)) {
-                exchange.outcome.error_code = Some("bad_handshake");
-            }
             exchange.ledger.release_entries(exchange.judged.taken);
             Err(end)
         }
@@ -84,32 +78,17 @@ fn upgrade(route: &Route, session: &ClientSession, exchange: &Exchange) -> Resul
     }
     match check_opening(&head.headers) {
         Ok(key) => Ok(Some(UpgradeProtocol::WebSocket { key })),
-        Err(HandshakeError::Version) => Err(wrong_version(exchange)),
+        Err(HandshakeError::Version) => Err(End::refuse(Refusal::new(
+            StatusCode::UPGRADE_REQUIRED,
+            ErrorKind::InvalidRequest,
+            "bad_handshake",
+            format!("{} (RFC 6455, 4.4)", HandshakeError::Version),
+        ))),
         Err(fault) => Err(End::refuse(Refusal::invalid("bad_handshake", format!("{fault} (RFC 6455, 4.1)")))),
     }
 }
 
-/// Answer to another version of WebSocket than the one there is (RFC 6455, 4.4).
-fn wrong_version(exchange: &Exchange) -> End {
-    let refusal = Refusal::new(
-        StatusCode::UPGRADE_REQUIRED,
-        ErrorKind::InvalidRequest,
-        "bad_handshake",
-        format!("{} (RFC 6455, 4.4)", HandshakeError::Version),
-    );
-    let id = exchange.request_id.to_str().unwrap_or_default();
-    let rendered = protocol::render(&refusal, exchange.error_dialect(), id);
-    let upgrade = [
-        (header::UPGRADE, HeaderValue::from_static(WEBSOCKET)),
-        (header::CONNECTION, HeaderValue::from_static("upgrade")),
-        (SEC_WEBSOCKET_VERSION.clone(), HeaderValue::from_static("13")),
-        (header::CONTENT_TYPE, rendered.content_type),
-    ];
-    let headers: Vec<(HeaderName, HeaderValue)> = upgrade.into_iter().collect();
-    End::Answer(Box::new(Answer { status: refusal.status, headers, body: rendered.body }))
-}
-
-/// Refuses an upgrade that no target can take, or whose use nobody could count.
+/// Refuses an upgrade that no target can take, whose messages nobody could judge, or whose use nobody could count.
 fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
     let takes = |target: &TargetKind| matches!(target, TargetKind::Backend(backend) if backend.takes_upgrades());
     if !route.targets.iter().any(|target| takes(&target.kind)) {
@@ -118,6 +97,15 @@ fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
             ErrorKind::InvalidRequest,
             "upgrade_not_supported",
             "no target of this route takes upgrades: they need a backend that speaks HTTP/1.1",
+        )));
+    }
+    if route.all_filters().any(|named| named.filter.needs_body()) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::FORBIDDEN,
+            ErrorKind::Permission,
+            "socket_not_judged",
+            "a filter of this route judges what requests say, and does not see the messages of a socket: use requests, or \
+             a route without such a filter",
         )));
     }
     let own = exchange.caller.iter().flat_map(|caller| &caller.rules);

@@ -127,6 +127,12 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
     if refusal.status == StatusCode::UNAUTHORIZED {
         headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spillway\"")));
     }
+    if refusal.status == StatusCode::UPGRADE_REQUIRED {
+        // WebSocket is the only protocol that is asked for, and 13 its only version (RFC 6455, 4.4).
+        headers.push((header::UPGRADE, HeaderValue::from_static("websocket")));
+        headers.push((header::CONNECTION, HeaderValue::from_static("upgrade")));
+        headers.push((header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
+    }
     let advice = retry_advice(refusal);
     retry_headers(advice, &mut headers);
     if let Some(codings) = refusal.accept_encoding {

@@ -17,7 +17,7 @@ pub static SEC_WEBSOCKET_KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
 /// Proof of a server that it has read the nonce.
 pub static SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 /// Version of WebSocket.
-pub static SEC_WEBSOCKET_VERSION: HeaderName = header::SEC_WEBSOCKET_VERSION;
+static SEC_WEBSOCKET_VERSION: HeaderName = header::SEC_WEBSOCKET_VERSION;
 /// Subprotocols that a client offers, or the one that its server picks.
 pub static SEC_WEBSOCKET_PROTOCOL: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 /// Extensions that a client offers, or those that its server picks.

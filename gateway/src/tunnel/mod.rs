@@ -13,8 +13,8 @@ mod sockets;
 
 pub use frames::{FrameError, Frames, Side};
 pub use handshake::{
-    HandshakeError, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, Upgrade,
-    UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening, new_key,
+    HandshakeError, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, Upgrade, UpgradeProtocol,
+    WEBSOCKET, asks_to_upgrade, check_opening, new_key,
 };
 pub use relay::{SocketLimits, SocketReport, relay};
 pub use sockets::{OpenSockets, SocketFacts, SocketGuard};

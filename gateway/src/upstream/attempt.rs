@@ -1,5 +1,7 @@
 //! The two ways to run an attempt: from its connection on, or from an answer whose head has arrived.
 
+use http::StatusCode;
+
 use super::connection::{end, not_connected};
 use super::conversation::{Conversation, ConversationState};
 use super::open::OpenedAnswer;
@@ -9,11 +11,12 @@ use super::upgrading;
 use crate::clock::until;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
+use crate::tunnel::Upgrade;
 
 /// Runs one attempt.
 pub async fn run(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &mut Exchange) -> AttemptOutcome {
     if let Some(upgrade) = exchange.upgrade.clone() {
-        return Box::pin(upgrading::run(attempt, &upgrade, session, exchange)).await;
+        return Box::pin(run_upgrade(attempt, &upgrade, session, exchange)).await;
     }
     let limits = AttemptLimits::begin(attempt, exchange);
     let (deadline, whose, attempt_deadline) = (limits.deadline, limits.whose, limits.attempt);
@@ -34,6 +37,22 @@ pub async fn run(attempt: &Attempt<'_>, session: &mut ClientSession, exchange: &
     let outcome = conversation.run(reused, None).await;
     conversation.conclude(&outcome).await;
     outcome
+}
+
+/// Runs an attempt of a request for an upgrade: its answer is passed on, or opens a socket.
+async fn run_upgrade(
+    attempt: &Attempt<'_>,
+    upgrade: &Upgrade,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> AttemptOutcome {
+    match Box::pin(upgrading::ask(attempt, upgrade, session, exchange)).await {
+        Ok(opened) if opened.head.status == StatusCode::SWITCHING_PROTOCOLS => {
+            upgrading::switch(attempt, upgrade, opened, session, exchange).await
+        }
+        Ok(opened) => relay(attempt, session, exchange, opened).await,
+        Err(outcome) => outcome,
+    }
 }
 
 /// Passes on an answer whose head has arrived.

@@ -8,7 +8,6 @@ use http::{StatusCode, Uri};
 use spillway_filter::Fields;
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::relay;
 use super::bounds::Bounds;
 use super::connection::{close, not_connected};
 use super::headers::{filter_server_response, finish_response, remove_hop_by_hop, settle_framing};
@@ -30,34 +29,41 @@ use crate::tunnel::{self, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts
 /// Subprotocol in which browsers send the key of OpenAI's Realtime API, since they can set no header.
 const KEY_IN_SUBPROTOCOL: &[u8] = b"openai-insecure-api-key.";
 
-/// Runs an attempt of a request for an upgrade.
-pub(super) async fn run(
+/// Sends the request for an upgrade and waits for its answer: a 101 that was checked, or another one that will be passed on.
+/// Every other end is an error.
+pub(super) async fn ask(
     attempt: &Attempt<'_>,
     upgrade: &Upgrade,
     session: &mut ClientSession,
-    exchange: &mut Exchange,
-) -> AttemptOutcome {
+    exchange: &Exchange,
+) -> Result<OpenedAnswer, AttemptOutcome> {
     let mut out = Outgoing::new(attempt, session, exchange);
-    ask(&mut out.request, attempt, upgrade, exchange);
+    put_on(&mut out.request, attempt, upgrade, exchange);
     let limits = AttemptLimits::begin(attempt, exchange);
     let asked = out.request.headers.clone();
     let opened = tokio::select! {
         biased;
-        opened = Box::pin(open(attempt, out, limits)) => opened,
+        opened = open(attempt, out, limits) => opened?,
         // The client has left. What it sends ahead waits in its session.
-        _ = session.read_body_or_idle(true) => Err(AttemptOutcome::ClientGone),
+        _ = session.read_body_or_idle(true) => return Err(AttemptOutcome::ClientGone),
     };
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(outcome) => return outcome,
-    };
-    if opened.head.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Box::pin(relay(attempt, session, exchange, opened)).await;
-    }
-    if let Err(fault) = upgrade.check_accepted(&asked, &opened.head.headers) {
+    if opened.head.status == StatusCode::SWITCHING_PROTOCOLS
+        && let Err(fault) = upgrade.check_accepted(&asked, &opened.head.headers)
+    {
         close(attempt, opened.upstream).await;
-        return AttemptOutcome::Failed(Failure::Protocol(fault.to_string()));
+        return Err(AttemptOutcome::Failed(Failure::Protocol(fault.to_string())));
     }
+    Ok(opened)
+}
+
+/// Passes a 101 on, and then the bytes of the socket both ways until it ends.
+pub(super) async fn switch(
+    attempt: &Attempt<'_>,
+    upgrade: &Upgrade,
+    opened: OpenedAnswer,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> AttemptOutcome {
     match accept(attempt, upgrade, opened, session, exchange).await {
         Ok(upstream) => serve(attempt, upgrade, upstream, session, exchange).await,
         Err(outcome) => outcome,
@@ -65,7 +71,7 @@ pub(super) async fn run(
 }
 
 /// Puts the upgrade on a request for a server.
-fn ask(out: &mut RequestHead, attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) {
+fn put_on(out: &mut RequestHead, attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) {
     let _ = out.insert_header(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let _ = out.insert_header(header::UPGRADE, upgrade.name());
     if let tunnel::UpgradeProtocol::WebSocket { key } = &upgrade.protocol {

@@ -263,6 +263,11 @@ const ROWS: &[Row] = &[
         "Use requests. Operators: give sockets a route and consumers without such a limit ([WebSocket](../how-to/websocket.md)).",
     ),
     (
+        "socket_not_judged",
+        "A filter of the route judges bodies, and would not see the messages of a socket.",
+        "Use requests. Operators: give sockets a route without such a filter ([WebSocket](../how-to/websocket.md)).",
+    ),
+    (
         "string_above_max_length",
         "A text of the request, or its schema, is longer than a built-in model takes.",
         "Shorten it; `param` names it.",
