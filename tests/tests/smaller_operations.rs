@@ -15,7 +15,7 @@ use spillway_tests::{Gateway, Upstream, new_key, reply};
 
 const FORM: &str = "multipart/form-data; boundary=x";
 /// A sound, which is no UTF-8 and longer than any budget of the tests if its bytes counted as text.
-const SOUND: [u8; 64 << 10] = [0xFF; 64 << 10];
+static SOUND: [u8; 64 << 10] = [0xFF; 64 << 10];
 
 /// A form with a model and a file.
 fn form(model: &str) -> Vec<u8> {

@@ -9,11 +9,11 @@ use http::{StatusCode, header};
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::{end, release_early};
-use super::events::Gate;
+use super::events::{Gate, is_event_stream};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
-use super::passing::{END_OF_EVENT, break_off, is_event_stream, note_answer};
+use super::passing::{END_OF_EVENT, break_off, note_answer};
 use crate::balancing::Class;
 use crate::clock;
 use crate::connect::UpstreamSession;

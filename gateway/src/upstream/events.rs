@@ -1,13 +1,35 @@
-//! Event streams on their way to the client, in whole events. A server that dies in the middle of an event leaves a part of
-//! it. That part would spoil the next event, which reports the error or continues the answer. Comments between events, by
-//! which servers keep a stream alive, pass line by line as they come.
+//! Event streams, and streams of JSON lines, on their way to the client, in whole events or lines. A server that dies in the
+//! middle of an event leaves a part of it. That part would spoil the next event, which reports the error or continues the
+//! answer. Comments between events, by which servers keep a stream alive, pass line by line as they come.
 
 use bytes::{Bytes, BytesMut};
+use http::header;
 
+use crate::message::ResponseHead;
 use crate::protocol::StreamFraming;
 
 /// Most bytes of an event that are held back until it is whole; a longer one passes as it arrives.
 const MAX_EVENT: usize = 256 << 10;
+
+/// Types of streams of JSON lines. Ollama sends the first.
+const LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
+
+/// True for an answer that is an event stream.
+pub(super) fn is_event_stream(head: &ResponseHead) -> bool {
+    head.headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
+}
+
+/// Framing of the stream of an answer, where a dialect frames its own streams so; `None` for an answer that is no stream.
+pub(super) fn stream_framing(head: &ResponseHead, own: StreamFraming) -> Option<StreamFraming> {
+    if is_event_stream(head) {
+        return Some(StreamFraming::Events);
+    }
+    let kind = || head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').next();
+    let is_lines = || kind().is_some_and(|kind| LINES.iter().any(|lines| kind.trim().eq_ignore_ascii_case(lines)));
+    (own == StreamFraming::Lines && is_lines()).then_some(StreamFraming::Lines)
+}
 
 /// Gate that holds back an event, or a line, until it is whole.
 #[derive(Debug)]

@@ -9,11 +9,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::bounds::Bounds;
 use super::connection::{close, end, not_connected};
+use super::events::stream_framing;
 use super::headers::settle_framing;
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit, failure_of_head};
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
-use super::passing::stream_framing;
 use super::verdict::{HeadVerdict, judge};
 use crate::balancing::Class;
 use crate::clock;

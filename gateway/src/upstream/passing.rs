@@ -14,7 +14,7 @@ use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{decode_error_body, without_coding};
-use super::events::{Gate, has_comment};
+use super::events::{Gate, has_comment, stream_framing};
 use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use super::stages::{Passing, Sealed, Waiting};
@@ -30,8 +30,6 @@ use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::ResponseHead;
 use crate::protocol::{DROPPED, Observation, SERVED_BY, StreamFraming, Written};
 
-/// Types of streams of JSON lines. Ollama sends the first.
-const LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
 /// Time for trailers to follow the end of a body.
@@ -401,22 +399,6 @@ impl<'a> Conversation<'_, 'a> {
             None => self.break_off(cut).await,
         }
     }
-}
-
-pub(super) fn is_event_stream(head: &ResponseHead) -> bool {
-    head.headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
-}
-
-/// Framing of the stream of an answer, where a dialect frames its own streams so; `None` for an answer that is no stream.
-pub(super) fn stream_framing(head: &ResponseHead, own: StreamFraming) -> Option<StreamFraming> {
-    if is_event_stream(head) {
-        return Some(StreamFraming::Events);
-    }
-    let kind = || head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').next();
-    let is_lines = || kind().is_some_and(|kind| LINES.iter().any(|lines| kind.trim().eq_ignore_ascii_case(lines)));
-    (own == StreamFraming::Lines && is_lines()).then_some(StreamFraming::Lines)
 }
 
 /// The server's side of a conversation while a write waits for the client: reads the answer on as far as memory allows, and

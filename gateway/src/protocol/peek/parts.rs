@@ -39,8 +39,8 @@ pub(super) fn part_of(name: &str, parts: &mut PromptParts) -> bool {
         10 if is("tool_calls") => return true,
         13 if is("function_call") => return true,
         5 if is("image") => parts.images = parts.images.saturating_add(1),
-        // Images and documents of the Messages API, and files of the Responses API.
-        6 if is("source") => parts.images = parts.images.saturating_add(1),
+        // Images and documents of the Messages API, files of the Responses API, and the list of images of Ollama.
+        6 if is("source") || is("images") => parts.images = parts.images.saturating_add(1),
         7 if is("file_id") => parts.images = parts.images.saturating_add(1),
         8 if is("file_url") => parts.images = parts.images.saturating_add(1),
         9 if is("file_data") => parts.images = parts.images.saturating_add(1),

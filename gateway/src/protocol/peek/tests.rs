@@ -9,6 +9,19 @@ fn read(body: &[u8]) -> Result<Peek<'_>, Refusal> {
 }
 
 #[test]
+fn options_and_images_of_ollama_are_read() {
+    let body = br#"{"model":"m","messages":[{"role":"user","content":"abcd","images":["aGk="]}],"options":{"num_predict":7,"stop":["a"]},"num_predict":3}"#;
+    let seen = peek(body, true).unwrap();
+    assert_eq!((seen.max_tokens, seen.images, seen.prompt_bytes, seen.stream), (Some(7), 1, 4, None));
+    for options in ["null", "[]", "{}", r#"{"num_predict":-1}"#, r#"{"num_predict":"7"}"#, r#"{"x":{"num_predict":7}}"#]
+    {
+        let body = format!(r#"{{"options":{options}}}"#);
+        assert_eq!(peek(body.as_bytes(), true).unwrap().max_tokens, None, "{options}");
+    }
+    assert!(peek(br#"{"options":{},"options":{}}"#, false).is_err());
+}
+
+#[test]
 fn peek_reads_what_routing_needs() {
     let body = r#"{"x":[1,{"model":"no"}],"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":7,
         "messages":[{"role":"user","content":"abc","name":"nobody"},
