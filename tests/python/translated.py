@@ -26,7 +26,8 @@ def by_messages(**more):
     with messages.messages.stream(**asked) as stream:
         streamed = stream.get_final_message()
     whole = raw.parse()
-    show = lambda message: {**message.to_dict(), "id": bool(message.id)}
+    # The client sets `stop_details` in messages that it joins from a stream.
+    show = lambda message: {k: v for k, v in message.to_dict().items() if k not in ["id", "stop_details"]}
     tell(whole=show(whole), streamed=show(streamed), dropped=raw.headers.get("x-spillway-dropped"))
     return whole
 

@@ -135,8 +135,7 @@ routes: [{{name: r, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_and_lists_are_shown_as_the_caller_reads_them() {
-    let limits =
-        ", filters: [{rateLimit: {by: route, requests: {count: 2, per: 1h}, tokens: {count: 100000, per: 1h}}}]";
+    let limits = ", filters: [{rateLimit: {by: clientAddress, requests: 2/h, tokens: 100000/h}}]";
     let gateway = Gateway::start(&builtin(limits)).await;
     let client = gateway.client();
     let answer = client.post("/v1/messages", &[VERSION], message("smollm2", &json!({}))).await;

@@ -232,7 +232,7 @@ async fn the_anthropic_client_before_a_server_of_openais_api() {
     ];
     let usage = json!({"input_tokens": 10, "cache_read_input_tokens": 30, "output_tokens": 12});
     let expected = |content: &Vec<Value>, reason: &str| {
-        json!({"id": true, "type": "message", "role": "assistant", "model": "gpt-x", "content": content,
+        json!({"type": "message", "role": "assistant", "model": "gpt-x", "content": content,
             "stop_reason": reason, "stop_sequence": null, "usage": usage})
     };
     assert_eq!(told[0]["whole"], expected(&content, "end_turn"));
@@ -424,8 +424,8 @@ async fn bytes_of_the_same_api_pass_with_the_model_renamed_and_cost_the_same() {
     let lines =
         eventually("four lines", || async { Some(gateway.events("access")).filter(|lines| lines.len() == 4) }).await;
     for line in &lines {
-        assert_eq!((&line["prompt_tokens"], &line["completion_tokens"]), (&json!(40), &json!(12)), "{line}");
-        assert_eq!((&line["model_answered"], &line["served_by"]), (&json!("claude-x"), &json!("b")), "{line}");
+        assert_eq!((&line["promptTokens"], &line["completionTokens"]), (&json!(40), &json!(12)), "{line}");
+        assert_eq!((&line["modelAnswered"], &line["servedBy"]), (&json!("claude-x"), &json!("b")), "{line}");
     }
 }
 

@@ -159,32 +159,25 @@ pub(super) fn whole(
         (plain, _) => plain,
     };
     adapt_head(translation, head);
-    let request_id = exchange.request_id.to_str().unwrap_or_default();
-    let written = match plain {
-        None if is_error => Ok((ApiError::of_text(head.status, b""), None)),
-        None => Err(Unreadable("the backend's answer is too long, or not in the coding that it names")),
-        Some(plain) if is_error => Ok((translation.server.read_error(head.status, &plain), None)),
-        Some(plain) => translation.server.read_reply(&plain).and_then(|reply| {
-            let answer = answer(translation, reply, head)?;
-            Ok((ApiError::of_text(head.status, b""), Some(answer)))
-        }),
-    };
-    let body = match written {
-        Ok((_, Some(answer))) => answer,
-        Ok((error, None)) => {
-            let (status, body) = translation.caller.write_error(&error, request_id);
-            head.status = status;
-            let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
-            body
+    let answer = match plain {
+        Some(plain) if is_error => Err(translation.server.read_error(head.status, &plain)),
+        None if is_error => Err(ApiError::of_text(head.status, b"")),
+        Some(plain) => {
+            let reply = translation.server.read_reply(&plain);
+            reply.and_then(|reply| answer(translation, reply, head)).map_err(|why| unreadable(why, exchange))
         }
-        Err(unreadable) => {
-            exchange.outcome.error_code = Some(UNREADABLE);
-            let (status, body) = translation.caller.write_error(&unreadable_error(unreadable), request_id);
-            head.status = status;
-            let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
-            body
+        None => {
+            let why = Unreadable("the backend's answer is too long, or not in the coding that it names");
+            Err(unreadable(why, exchange))
         }
     };
+    let body = answer.unwrap_or_else(|error| {
+        let request_id = exchange.request_id.to_str().unwrap_or_default();
+        let (status, body) = translation.caller.write_error(&error, request_id);
+        head.status = status;
+        let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
+        body
+    });
     head.set_reason(None);
     let _ = head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     body
@@ -206,12 +199,13 @@ fn answer(translation: &Translation, reply: Reply, head: &mut ResponseHead) -> R
     Ok(out.freeze())
 }
 
-/// Error of an answer that cannot be translated.
-fn unreadable_error(unreadable: Unreadable) -> ApiError {
+/// Error in place of an answer that cannot be translated.
+fn unreadable(why: Unreadable, exchange: &mut Exchange) -> ApiError {
+    exchange.outcome.error_code = Some(UNREADABLE);
     ApiError {
         status: StatusCode::BAD_GATEWAY,
         kind: ErrorKind::Upstream,
-        message: unreadable.to_string(),
+        message: why.to_string(),
         code: Some(UNREADABLE.to_owned()),
         param: None,
     }

@@ -167,10 +167,7 @@ fn text() -> impl Strategy<Value = String> {
 fn user_part() -> impl Strategy<Value = Part> {
     let base64 = "[a-zA-Z0-9+/]{1,8}".prop_map(|data| ImageSource::Base64 { media_type: "image/png".into(), data });
     let url = "https://[a-z]{1,8}".prop_map(ImageSource::Url);
-    prop_oneof![
-        text().prop_map(Part::Text),
-        prop_oneof![base64, url].prop_map(|source| Part::Image(Image { source })),
-    ]
+    prop_oneof![text().prop_map(Part::Text), prop_oneof![base64, url].prop_map(|source| Part::Image(Image { source })),]
 }
 
 fn user() -> impl Strategy<Value = Vec<Part>> {
@@ -185,15 +182,18 @@ fn assistant() -> impl Strategy<Value = Vec<Part>> {
         (text(), "[a-z]{1,6}").prop_map(|(text, signature)| Part::Thinking { text, signature: Some(signature) }),
         text().prop_map(Part::RedactedThinking),
     ];
-    let call = ("[a-z0-9]{1,6}", "[a-z]{1,6}", 0u32..9)
-        .prop_map(|(id, name, x)| Part::ToolCall { id, name, arguments: format!("{{\"x\":{x}}}") });
-    (proptest::collection::vec(thinking, 0..3), text(), proptest::collection::vec(call, 0..3)).prop_map(
-        |(thinking, text, calls)| thinking.into_iter().chain([Part::Text(text)]).chain(calls).collect(),
-    )
+    let call = ("[a-z0-9]{1,6}", "[a-z]{1,6}", 0u32..9).prop_map(|(id, name, x)| Part::ToolCall {
+        id,
+        name,
+        arguments: format!("{{\"x\":{x}}}"),
+    });
+    (proptest::collection::vec(thinking, 0..3), text(), proptest::collection::vec(call, 0..3))
+        .prop_map(|(thinking, text, calls)| thinking.into_iter().chain([Part::Text(text)]).chain(calls).collect())
 }
 
 fn settings() -> impl Strategy<Value = Vec<Setting>> {
-    let schema = Format::JsonSchema { name: Some("answer".into()), schema: json!({"type": "object"}), strict: Some(true) };
+    let schema =
+        Format::JsonSchema { name: Some("answer".into()), schema: json!({"type": "object"}), strict: Some(true) };
     let all = vec![
         Setting::MaxTokens(7),
         Setting::Temperature(serde_json::Number::from_f64(0.25).unwrap()),
@@ -217,7 +217,8 @@ fn conversation() -> impl Strategy<Value = Conversation> {
     (proptest::option::of(text()), turns, user(), settings(), pick, any::<bool>(), any::<bool>()).prop_map(
         |(system, turns, last, settings, pick, stream, one)| {
             let turn = |role, parts| Turn { role, parts, at: String::new() };
-            let mut all: Vec<Turn> = system.map(|text| turn(Role::System, vec![Part::Text(text)])).into_iter().collect();
+            let mut all: Vec<Turn> =
+                system.map(|text| turn(Role::System, vec![Part::Text(text)])).into_iter().collect();
             for (user, assistant) in turns {
                 all.extend([turn(Role::User, user), turn(Role::Assistant, assistant)]);
             }

@@ -1,0 +1,39 @@
+//! Errors about the APIs of callers and servers: credentials in headers, dropped fields, permitted protocols.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+
+fn told(backend: &str, route: &str) -> Vec<String> {
+    common::errors(&format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: b, endpoints: [{{url: \"http://127.0.0.1:1\"}}], {backend}}}]
+routes: [{{backendRefs: [{{name: b}}]{route}}}]
+"
+    ))
+}
+
+#[test]
+fn what_can_never_take_effect_is_an_error() {
+    for (line, backend, route, says) in [
+        (2, "protocol: claude", "", "unknown value `claude` for `protocol`"),
+        (2, "credentials: {}", "", "expected either `bearer`, or `header` with `value`"),
+        (2, "credentials: {header: x-api-key}", "", "expected either `bearer`, or `header` with `value`"),
+        (2, "credentials: {bearer: {env: SET}, header: x-api-key, value: {env: SET}}", "", "expected either `bearer`"),
+        (2, "credentials: {header: content-length, value: {env: SET}}", "", "no header for a credential"),
+        (2, "credentials: {header: \"x y\", value: {env: SET}}", "", "no header for a credential"),
+        (2, "dropFields: [temperature]", "", "no effect with `protocol: http`"),
+        (2, "protocol: anthropic, dropFields: [messages]", "", "a request needs `messages`"),
+        (2, "protocol: anthropic, dropFields: [\"top p\"]", "", "no name of a field"),
+        (3, "protocol: anthropic", ", protocols: []", "no caller could use the route"),
+        (3, "protocol: anthropic", ", protocols: [openai, openai]", "named twice"),
+        (3, "protocol: anthropic", ", protocols: [http]", "unknown value `http`"),
+    ] {
+        let told = told(backend, route);
+        let found = told.iter().any(|error| error.starts_with(&format!("{line}: ")) && error.contains(says));
+        assert!(found, "{backend}{route}: {told:?}");
+    }
+    let backend = "protocol: anthropic, dropFields: [temperature, output_config], credentials: {header: x-api-key, value: {env: SET}}";
+    let fine = told(backend, ", protocols: [anthropic, openai]");
+    assert!(fine.is_empty(), "{fine:?}");
+}
