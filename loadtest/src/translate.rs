@@ -37,7 +37,8 @@ pub(crate) fn run(rounds: usize, seconds: u32) {
     let _server = origin(&folder, server);
     let spillway = spillway(&folder, gateway, server);
     let litellm = Path::new(LITELLM).is_file().then(|| litellm(&folder, proxy, server));
-    let body = r#""stream": true, "max_tokens": 1000, "messages": [{"role": "user", "content": "Tell me about dams."}]"#;
+    let body =
+        r#""stream": true, "max_tokens": 1000, "messages": [{"role": "user", "content": "Tell me about dams."}]"#;
     let messages = script(&folder, "messages", &format!(r#"{{"model": "large", {body}}}"#));
     let chat = script(&folder, "chat", &format!(r#"{{"model": "large", {body}}}"#));
     let ours = |path: &str| format!("http://127.0.0.1:{gateway}{path}");
@@ -67,7 +68,9 @@ pub(crate) fn run(rounds: usize, seconds: u32) {
         }
     }
     let profile = std::env::var("SPILLWAY_BENCH_PROFILE").unwrap_or_default();
-    println!("\n{EVENTS} events, {CONNECTIONS} connections, {rounds} rounds of {seconds} s in turn, profile `{profile}`\n");
+    println!(
+        "\n{EVENTS} events, {CONNECTIONS} connections, {rounds} rounds of {seconds} s in turn, profile `{profile}`\n"
+    );
     println!("| way | streams a second (least to most) | beside translating | CPU, us each | beside passing |");
     println!("|---|---|---|---|---|");
     for (candidate, own) in candidates.iter().zip(&figures) {
@@ -124,7 +127,8 @@ fn measure(candidate: &Candidate<'_>, seconds: u32) -> (f64, f64) {
     let cpu = candidate.process.cpu() - before;
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{}: {text}", candidate.name);
-    let count = text.lines().find(|line| line.contains(" requests in ")).and_then(|line| line.split_whitespace().next());
+    let count =
+        text.lines().find(|line| line.contains(" requests in ")).and_then(|line| line.split_whitespace().next());
     let count: f64 = count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{text}"));
     (count / f64::from(seconds), cpu * 1e6 / count)
 }

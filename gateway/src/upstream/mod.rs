@@ -20,9 +20,9 @@ mod passing;
 mod pieces;
 mod stages;
 mod trailers;
-mod upgrading;
 mod translating;
 mod translation;
+mod upgrading;
 mod verdict;
 mod via;
 

@@ -23,8 +23,8 @@ use super::dialect::{
     AnswerHead, BuiltinCard, Dialect, FixedAsk, ModelCard, ModelPath, Observe, StreamFraming, WriteAnswer,
 };
 use super::json;
+use super::openai::OpenAi;
 use super::operation::{Known, Operation};
-use super::registry::OPENAI;
 
 /// Tag that a name without a tag means.
 const LATEST: &str = ":latest";
@@ -108,11 +108,11 @@ impl Dialect for Ollama {
 
     fn observe(&self, headers: &Fields) -> Option<Box<dyn Observe>> {
         // The observer of answers knows the shapes of all APIs: servers of Ollama speak OpenAI's too.
-        OPENAI.observe(headers)
+        OpenAi.observe(headers)
     }
 
     fn error_status(&self, error: &ObservedError) -> u16 {
-        OPENAI.error_status(error)
+        OpenAi.error_status(error)
     }
 
     fn bare_model<'n>(&self, name: &'n str) -> &'n str {
