@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
+use crate::schema::{Access, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
 
 /// Filters that make no difference for the request, its answer or its caller.
 const HARMLESS: [&str; 1] = ["strictTransportSecurity"];
@@ -53,20 +53,20 @@ impl<'c> RouteRules<'c> {
     pub fn all(config: &'c Config) -> Vec<Self> {
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
-        let openai = config.backends.iter().filter(|backend| backend.protocol == BackendProtocol::Openai);
-        let openai: HashSet<&str> = openai.map(|backend| backend.name.as_str()).collect();
-        config.routes.iter().map(|route| Self::of(route, default, &openai)).collect()
+        let calling = config.backends.iter().filter(|backend| backend.protocol.calls_models());
+        let calling: HashSet<&str> = calling.map(|backend| backend.name.as_str()).collect();
+        config.routes.iter().map(|route| Self::of(route, default, &calling)).collect()
     }
 
-    /// Rules of a route; `openai` are the backends that speak OpenAI's API.
-    fn of(route: &'c Route, default: RouteAuthentication, openai: &HashSet<&str>) -> Self {
+    /// Rules of a route; `calling` are the backends that call models.
+    fn of(route: &'c Route, default: RouteAuthentication, calling: &HashSet<&str>) -> Self {
         let judges = |filter: &&FilterEntry| !HARMLESS.contains(&filter.name.as_str());
         let filters: Vec<_> = route.filters.iter().filter(judges).map(|f| (f.name.as_str(), &f.config)).collect();
         let is_named = filters.iter().any(|(name, config)| depends_on_route(name, config));
         let calls_model = route
             .backend_refs
             .iter()
-            .any(|r| r.model.is_some() || r.name.as_deref().is_some_and(|name| openai.contains(name)));
+            .any(|r| r.model.is_some() || r.name.as_deref().is_some_and(|name| calling.contains(name)));
         let mut models: Vec<_> = route.matches.iter().map(|m| m.model.as_deref()).collect();
         models.dedup();
         if models == [None] {

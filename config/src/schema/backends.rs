@@ -96,9 +96,21 @@ pub struct BackendTls {
 pub enum BackendProtocol {
     /// The OpenAI API.
     Openai,
+    /// The Open Inference Protocol, version 2, over HTTP: KServe, Triton, MLServer.
+    Oip,
+    /// The Open Inference Protocol, version 2, over gRPC. Needs `http2: true`.
+    #[serde(rename = "oip-grpc")]
+    OipGrpc,
     /// Plain HTTP.
     #[default]
     Http,
+}
+
+impl BackendProtocol {
+    /// True if its requests call models.
+    pub fn calls_models(self) -> bool {
+        self != Self::Http
+    }
 }
 
 /// Server of a backend.

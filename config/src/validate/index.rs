@@ -50,6 +50,11 @@ impl<'c> Index<'c> {
         }
     }
 
+    /// True for a backend whose requests call models.
+    pub(super) fn calls_models(&self, name: &str) -> bool {
+        self.backends.get(name).is_some_and(|backend| backend.protocol.calls_models())
+    }
+
     /// True for a backend that speaks OpenAI's API.
     pub(super) fn speaks_openai(&self, name: &str) -> bool {
         self.backends.get(name).is_some_and(|backend| backend.protocol == BackendProtocol::Openai)

@@ -387,11 +387,11 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
         );
     }
     let (index, limits) = (cx.index, &cx.config.limits);
-    let speaks_model = route.backend_refs.iter().any(|reference| {
-        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.speaks_openai(name))
+    let calls_models = route.backend_refs.iter().any(|reference| {
+        reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.calls_models(name))
     });
     let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
-    if speaks_model && route.limits.max_body > share {
+    if calls_models && route.limits.max_body > share {
         let key = if share == limits.buffered_bodies { "bufferedBodies" } else { "bufferedBodiesPerCaller" };
         let message = format!(
             "bodies of this route are held, and limits.{key} leaves {share} for one: write at most that, or raise the limit"

@@ -14,7 +14,7 @@ use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
-use crate::protocol::{Operation, is_grpc, read_timeout};
+use crate::protocol::{is_grpc, read_timeout};
 use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
@@ -87,8 +87,7 @@ pub(super) fn match_head<'s>(
     if !exchange.resolved.is_known() {
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));
     }
-    let lists_models = exchange.resolved.operation == Operation::Models;
-    Ok(if lists_models { candidates.listing_models() } else { candidates })
+    Ok(if exchange.resolved.operation.is_of_server() { candidates.listing_models() } else { candidates })
 }
 
 /// Answer to a health check of a listener, which no route, filter or limit may hide.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Version, header};
 
-use super::encoding;
 use super::reading::{read_chat, tenant, unsupported_endpoint};
+use super::{encoding, inferring};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
@@ -31,6 +31,12 @@ pub(super) async fn direct(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Direct, End> {
+    if let Some(call) = inferring::call(exchange) {
+        return match inferring::direct(call, route, model, session, exchange).await? {
+            true => Ok(Direct::Answered),
+            false => Ok(Direct::NoRoom),
+        };
+    }
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
         return match encoding::encode(route, model, what, session, exchange).await? {
             true => Ok(Direct::Answered),

@@ -8,6 +8,7 @@ use spillway_config::schema::RouteAuthentication;
 use super::limiting;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Observers, RouteInFlight};
+use crate::protocol::PROBLEM;
 use crate::routing::Candidates;
 use crate::topology::Route;
 
@@ -51,7 +52,8 @@ pub(super) async fn enter(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     exchange.running = Some(RouteInFlight::enter(&route.metrics));
-    if route.calls_models {
+    // A path that belongs to an API says in which one its caller reads errors.
+    if route.calls_models && exchange.resolved.dialect == PROBLEM {
         exchange.dialect = route.dialect;
     }
     // Observers of a route that does not take the request after all are dropped.

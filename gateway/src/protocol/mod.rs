@@ -5,9 +5,12 @@
 mod chat;
 mod dialect;
 mod grpc;
+mod inference;
+pub mod oip;
 mod openai;
 mod operation;
 mod peek;
+mod predict;
 mod problem;
 mod refusals;
 mod registry;
@@ -27,11 +30,12 @@ pub use chat::{
 pub use dialect::{
     AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, RetryAdvice, Transcribe, WriteAnswer,
 };
-pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
-pub use operation::Operation;
+pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
+pub use inference::{AnswerName, InferenceCall, NamedModel};
+pub use operation::{ModelPlace, Operation};
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{GRPC, OPENAI, PROBLEM, ResolvedOperation};
+pub use registry::{GRPC, OIP, OIP_GRPC, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");

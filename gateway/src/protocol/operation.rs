@@ -1,5 +1,7 @@
 //! Operations of model APIs, with the facts that the gateway decides by.
 
+use super::inference::InferenceCall;
+
 /// Operation that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -15,6 +17,8 @@ pub enum Operation {
     Responses,
     /// List of models, or one of them.
     Models,
+    /// Call of the Open Inference Protocol.
+    Inference(InferenceCall),
     /// Anything else.
     Other,
 }
@@ -25,13 +29,22 @@ impl Operation {
         matches!(self, Self::Chat | Self::Completions)
     }
 
+    /// True if the request asks about servers or all their models, and so names no model.
+    pub fn is_of_server(self) -> bool {
+        match self {
+            Self::Models => true,
+            Self::Inference(call) => call.is_of_server(),
+            _ => false,
+        }
+    }
+
     /// Name in the semantic conventions for generative AI (`gen_ai.operation.name`); `None` where they have none.
     pub fn gen_ai_name(self) -> Option<&'static str> {
         match self {
             Self::Chat | Self::Responses => Some("chat"),
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
-            Self::Rerank | Self::Models | Self::Other => None,
+            Self::Rerank | Self::Models | Self::Inference(_) | Self::Other => None,
         }
     }
 }
@@ -45,4 +58,15 @@ pub struct Known {
     pub is_own_path: bool,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
+}
+
+/// Part of a request in which an API names the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelPlace {
+    /// Field of a body in JSON, or of a form.
+    Body,
+    /// Segment of the path.
+    Path,
+    /// Field of the message of a gRPC call.
+    Message,
 }

@@ -17,7 +17,7 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, bearer};
-use crate::protocol::{Dialect, OPENAI};
+use crate::protocol::{Dialect, OIP, OIP_GRPC, OPENAI};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
 use crate::tls::{TlsError, UpstreamTls};
@@ -176,6 +176,8 @@ async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, Backend
 fn dialect_of(protocol: BackendProtocol) -> Option<&'static dyn Dialect> {
     match protocol {
         BackendProtocol::Openai => Some(OPENAI),
+        BackendProtocol::Oip => Some(OIP),
+        BackendProtocol::OipGrpc => Some(OIP_GRPC),
         BackendProtocol::Http => None,
     }
 }

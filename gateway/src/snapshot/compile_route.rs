@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::builtin::{LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::limits::{Limits, Rules};
-use crate::protocol::{OPENAI, PROBLEM};
+use crate::protocol::{Dialect, OPENAI, PROBLEM};
 use crate::queueing::{Queue, Room};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
@@ -142,7 +142,7 @@ impl RouteCompiler<'_> {
             environment: None,
             rules: 0,
             judges_path: false,
-            dialect: if body.calls_models { OPENAI } else { PROBLEM },
+            dialect: dialect_of(&targets),
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),
             access: written.access.clone(),
@@ -363,6 +363,16 @@ fn body_needs(
     let holds_body = calls_models || renames_model || filter_reads_body;
     let resends = targets.iter().any(|target| matches!(&target.kind, TargetKind::Backend(backend) if backend.http2));
     BodyNeeds { calls_models, renames_model, judges_body, holds_body, resends }
+}
+
+/// Dialect of a route's errors where the path names no API: OpenAI's where a target speaks it, as built-in models do, else
+/// that of the first target which calls models.
+fn dialect_of(targets: &[Target]) -> &'static dyn Dialect {
+    let dialects = targets.iter().filter_map(|target| match &target.kind {
+        TargetKind::Backend(backend) => backend.dialect,
+        TargetKind::Model(_) => Some(OPENAI),
+    });
+    dialects.reduce(|first, next| if next == OPENAI { next } else { first }).unwrap_or(PROBLEM)
 }
 
 fn retry_plan(written: &schema::Retry) -> RetryPlan {

@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use super::events::Gate;
 use super::masking::Mask;
+use super::renaming::Renaming;
 use crate::coding::Coding;
 use crate::downstream::Unread;
 use crate::message::ResponseHead;
@@ -22,8 +23,10 @@ pub(super) struct Passing {
     pub(super) transcript: Option<Box<dyn Transcribe>>,
     /// Coding of an error that must be read whole before it can be masked.
     pub(super) sealed: Option<Coding>,
-    /// Head that waits: of an answer that may still be an error, until which another endpoint can answer instead; or of a
-    /// sealed error.
+    /// Name of the model to replace in the beginning of the answer.
+    pub(super) renaming: Option<Box<Renaming>>,
+    /// Head that waits: of an answer that may still be an error, until which another endpoint can answer instead; of a
+    /// sealed error; or of an answer whose model has another name here.
     pub(super) waiting: Option<Waiting>,
     /// Bytes that were read from the server and not yet written to the client.
     pub(super) unread: Unread,
