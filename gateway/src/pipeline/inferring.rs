@@ -19,7 +19,7 @@ use crate::gateway::Gateway;
 use crate::message::ResponseHead;
 use crate::protocol::oip::{self, InferRequest, ModelFacts};
 use crate::protocol::{DROPPED, Encode, InferenceCall, ModelPlace, OIP, OIP_GRPC, Operation, SERVED_BY};
-use crate::topology::{Route, TargetKind};
+use crate::topology::{Route, Target, TargetKind};
 
 /// Call of the protocol that a request makes.
 pub(super) fn call(exchange: &Exchange) -> Option<InferenceCall> {
@@ -46,11 +46,9 @@ pub(super) async fn of_server(
     if !route.targets.iter().any(|target| matches!(target.kind, TargetKind::Model(_))) {
         return Ok(false);
     }
-    // A server that restarts is live: the gateway and its built-in models answer all the same.
     let holds = match call {
-        InferenceCall::ServerLive => true,
-        InferenceCall::ServerReady => !gateway.is_draining(),
-        InferenceCall::ServerMetadata => true,
+        InferenceCall::ServerLive | InferenceCall::ServerMetadata => true,
+        InferenceCall::ServerReady => !gateway.is_draining() && route.targets.iter().any(is_ready),
         InferenceCall::OtherOfServer => return Err(not_here()),
         _ => return Ok(false),
     };
@@ -65,6 +63,14 @@ pub(super) async fn of_server(
     let status = if holds { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer(status, body, None, session, exchange).await?;
     Ok(true)
+}
+
+/// True if a target can answer calls: one is enough for a gateway that stands for all of them.
+fn is_ready(target: &Target) -> bool {
+    match &target.kind {
+        TargetKind::Model(model) => model.can_answer(),
+        TargetKind::Backend(backend) => backend.is_available(),
+    }
 }
 
 /// Refuses a call over HTTP where all servers speak gRPC, and the other way round: calls are not translated.
@@ -117,41 +123,55 @@ pub(super) async fn direct(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
+    if !matches!(call, InferenceCall::Infer | InferenceCall::ModelReady | InferenceCall::ModelMetadata) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            ErrorKind::InvalidRequest,
+            "unsupported_endpoint",
+            "a built-in model answers `infer`, `ready` and its metadata in the Open Inference Protocol, and nothing else",
+        )));
+    }
     let what = task_of(model)?;
     let deadline = exchange.deadline(route).into_std();
     let version = version(route, session, exchange)?;
     oip::check_version(version.as_deref())?;
     match call {
         InferenceCall::Infer => infer(model, what, deadline, session, exchange).await,
-        InferenceCall::ModelReady => {
-            let is_ready = model.can_answer();
-            let body = if is_message(exchange) {
-                oip::grpc::write_state(is_ready)
-            } else {
-                oip::write_model_ready(model.name(), is_ready)
-            };
-            let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            answer(status, body, Some(model), session, exchange).await?;
-            Ok(true)
-        }
-        InferenceCall::ModelMetadata => {
-            let width = match builtin::width(model, deadline).await {
-                Ok(width) => width,
-                Err(SpillError::Busy(_)) => return Ok(false),
-                Err(other) => return Err(other.into_refusal().into()),
-            };
-            let facts = ModelFacts::new(model.name(), what, width);
-            let body = if is_message(exchange) { oip::grpc::write_model(&facts) } else { oip::write_model(&facts) };
-            answer(StatusCode::OK, body, Some(model), session, exchange).await?;
-            Ok(true)
-        }
-        _ => Err(End::refuse(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            ErrorKind::InvalidRequest,
-            "unsupported_endpoint",
-            "a built-in model answers `infer`, `ready` and its metadata in the Open Inference Protocol, and nothing else",
-        ))),
+        InferenceCall::ModelReady => ready(model, session, exchange).await,
+        _ => metadata(model, what, deadline, session, exchange).await,
     }
+}
+
+/// Answers whether a built-in model is ready.
+async fn ready(model: &Arc<LoadedModel>, session: &mut ClientSession, exchange: &mut Exchange) -> Result<bool, End> {
+    let is_ready = model.can_answer();
+    let body = if is_message(exchange) {
+        oip::grpc::write_state(is_ready)
+    } else {
+        oip::write_model_ready(model.name(), is_ready)
+    };
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer(status, body, Some(model), session, exchange).await?;
+    Ok(true)
+}
+
+/// Answers with the inputs and outputs of a built-in model. False where it has no room to be loaded.
+async fn metadata(
+    model: &Arc<LoadedModel>,
+    what: Encode,
+    deadline: Instant,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    let width = match builtin::width(model, deadline).await {
+        Ok(width) => width,
+        Err(SpillError::Busy(_)) => return Ok(false),
+        Err(other) => return Err(other.into_refusal().into()),
+    };
+    let facts = ModelFacts::new(model.name(), what, width);
+    let body = if is_message(exchange) { oip::grpc::write_model(&facts) } else { oip::write_model(&facts) };
+    answer(StatusCode::OK, body, Some(model), session, exchange).await?;
+    Ok(true)
 }
 
 /// Version of the model that a call asks for.
