@@ -176,6 +176,7 @@ pub(super) fn is_built_in_by_path<'r>(
             let fallbacks = [&route.when_saturated, &route.when_unavailable];
             let mut all = targets.chain(fallbacks.into_iter().filter_map(|fallback| fallback.spill_to.as_ref()));
             all.all(|kind| matches!(kind, TargetKind::Model(_)))
+                && !route.targets.is_empty()
                 && route.mirrors.is_empty()
                 && rewritten::model(route, resolved, method, target).is_some()
         })

@@ -18,7 +18,7 @@ use crate::exchange::{End, Exchange, ServedBy};
 use crate::gateway::Gateway;
 use crate::message::ResponseHead;
 use crate::protocol::oip::{self, InferRequest, ModelFacts};
-use crate::protocol::{DROPPED, Encode, InferenceCall, ModelPlace, OIP, OIP_GRPC, Operation, SERVED_BY};
+use crate::protocol::{DROPPED, Encode, InferenceCall, ModelPlace, OIP, OIP_GRPC, Operation, SERVED_BY, named};
 use crate::topology::{Route, Target, TargetKind};
 
 /// Call of the protocol that a request makes.
@@ -131,6 +131,7 @@ pub(super) async fn direct(
             "a built-in model answers `infer`, `ready` and its metadata in the Open Inference Protocol, and nothing else",
         )));
     }
+    named(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()))?;
     let what = task_of(model)?;
     let deadline = exchange.deadline(route).into_std();
     let version = version(route, session, exchange)?;
@@ -193,12 +194,12 @@ async fn infer(
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     let (body, is_message) = (held(exchange).unwrap_or_default(), is_message(exchange));
-    let named = exchange.asked.as_ref().and_then(|asked| asked.model.clone()).unwrap_or_default();
+    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.clone()).unwrap_or_default();
     let headers = &session.req_header().headers;
     let parse = |body: &[u8]| -> Result<InferRequest, Refusal> {
         if is_message { oip::grpc::read_infer(body) } else { oip::read_infer(headers, body) }
     };
-    let (mut request, plan) = read(exchange, &body, parse).await??.for_task(what, &named)?;
+    let (mut request, plan) = read(exchange, &body, parse).await??.for_task(what, &asked)?;
     exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {

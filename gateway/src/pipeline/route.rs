@@ -14,7 +14,7 @@ use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
-use crate::protocol::{PROBLEM, model_not_found};
+use crate::protocol::{InferenceCall, Operation, PROBLEM, model_not_found};
 use crate::routing::Candidates;
 use crate::topology::Route;
 
@@ -198,6 +198,10 @@ fn check_model(exchange: &Exchange) -> Result<(), End> {
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {
             Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+        }
+        // A call about all models of a server, such as one that unloads a model, is for callers of all models.
+        None if exchange.resolved.operation == Operation::Inference(InferenceCall::OtherOfServer) => {
+            Err(model_not_found("").into())
         }
         _ => Ok(()),
     }
