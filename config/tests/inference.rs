@@ -35,5 +35,8 @@ fn grpc_needs_http2() {
     let found = messages(&config(&GRPC.replace("http2: true, ", ""), "{backendRefs: [{name: calls}]}"));
     assert!(found.iter().any(|message| message.contains("it must say `http2: true`")), "{found:?}");
     let found = messages(&config(&GRPC.replace("oip-grpc", "oipGrpc"), "{backendRefs: [{name: calls}]}"));
-    assert!(found.iter().any(|message| message.contains("expected `openai`, `oip`, `oip-grpc` or `http`")), "{found:?}");
+    assert!(
+        found.iter().any(|message| message.contains("expected `openai`, `oip`, `oip-grpc` or `http`")),
+        "{found:?}"
+    );
 }

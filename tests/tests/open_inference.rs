@@ -293,14 +293,14 @@ async fn calls_of_grpc_are_routed_by_the_model_in_their_message() {
         "{LISTENERS}consumers: [{{name: acme, models: [bert, full, down], keys: [{{sha256: {digest}}}]}}]
 authentication: {{apiKey: {{headers: [x-api-key]}}}}
 backends:
+  - {{name: faulty, protocol: oip-grpc, http2: true, endpoints: [{{url: \"{0}\"}}, {{url: \"{1}\", priority: 1}}]}}
   - {{name: renamed, protocol: oip-grpc, http2: true, model: bert-v3, endpoints: [{{url: \"{0}\"}}]}}
-  - {{name: two, protocol: oip-grpc, http2: true, endpoints: [{{url: \"{0}\"}}, {{url: \"{1}\", priority: 1}}]}}
 routes:
   - name: renamed
     matches: [{{path: {{prefix: /inference.GRPCInferenceService}}, model: \"b*t\"}}]
     authentication: optional
     backendRefs: [{{name: renamed}}]
-  - {{name: others, authentication: optional, backendRefs: [{{name: two}}]}}
+  - {{name: others, authentication: optional, backendRefs: [{{name: faulty}}]}}
 ",
         first.url, second.url
     );
@@ -326,6 +326,8 @@ routes:
         );
     }
     assert_eq!(told["failed"]["status"], "StatusCode.INTERNAL");
+    let judged = gateway.endpoint(&first.url).await;
+    assert_eq!(judged["lastError"]["cause"], "status: 500", "{judged}");
     let refused = Client::new(http.parse().unwrap()).post("/v2/models/resnet/infer", &[], "{}").await;
     assert_eq!(refused.status, 501, "{}", refused.text());
     assert!(refused.json()["error"].as_str().unwrap().contains("over gRPC"), "{}", refused.text());
@@ -407,6 +409,7 @@ routes:
         ("/v1/models/half_plus_two/versions/1:predict", 200),
         ("/v1/models/other:predict", 404),
         ("/v1/models/other/versions/half_plus_two:predict", 404),
+        ("/v1/models/other%3Apredict", 400),
         ("/predictions/densenet", 200),
         ("/predictions/other", 404),
     ] {

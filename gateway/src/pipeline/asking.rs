@@ -98,8 +98,8 @@ async fn named_in_message(exchange: &Exchange, body: &[u8], decides: bool) -> Re
 }
 
 /// True if the call is a stream in both directions, whose body does not end before its answer begins.
-pub(super) fn is_two_way(exchange: &Exchange) -> bool {
-    exchange.resolved.operation == Operation::Inference(InferenceCall::StreamInfer)
+pub(super) fn is_two_way(session: &ClientSession, exchange: &Exchange) -> bool {
+    session.is_http2() && exchange.resolved.operation == Operation::Inference(InferenceCall::StreamInfer)
 }
 
 /// Refusal of a stream in both directions where a rule needs all of its body.

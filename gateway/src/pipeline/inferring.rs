@@ -131,10 +131,10 @@ pub(super) async fn direct(
             "a built-in model answers `infer`, `ready` and its metadata in the Open Inference Protocol, and nothing else",
         )));
     }
-    named(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()))?;
     let what = task_of(model)?;
     let deadline = exchange.deadline(route).into_std();
     let version = version(route, session, exchange)?;
+    named(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()))?;
     oip::check_version(version.as_deref())?;
     match call {
         InferenceCall::Infer => infer(model, what, deadline, session, exchange).await,

@@ -50,7 +50,7 @@ async fn settle(
             check_access(route, false, session, exchange)?;
             // A caller's list of models applies whatever the protocol of the backends is: a server behind
             // `protocol: http` may run models too.
-            if is_two_way(exchange) {
+            if is_two_way(session, exchange) {
                 if decides(route, exchange) {
                     return Err(unread_stream());
                 }
@@ -91,7 +91,7 @@ async fn by_model<'s>(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<&'s Arc<Route>, End> {
-    if is_two_way(exchange) {
+    if is_two_way(session, exchange) {
         return Err(unread_stream());
     }
     if !session.is_body_empty() {

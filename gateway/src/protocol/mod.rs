@@ -226,6 +226,21 @@ mod tests {
     }
 
     #[test]
+    fn a_model_is_named_where_its_api_names_it() {
+        for (path, name, place) in [
+            ("/v1/chat/completions", "openai", ModelPlace::Body),
+            ("/v2/models/m/infer", "oip", ModelPlace::Path),
+            ("/inference.GRPCInferenceService/ModelInfer", "oip-grpc", ModelPlace::Message),
+            ("/v1/models/m:predict", "tensorflow", ModelPlace::Path),
+            ("/predictions/m", "torchserve", ModelPlace::Path),
+            ("/", "problem+json", ModelPlace::Body),
+        ] {
+            let resolved = ResolvedOperation::of(&Method::POST, path);
+            assert_eq!((resolved.api.name(), resolved.model_place), (name, place), "{path}");
+        }
+    }
+
+    #[test]
     fn an_operation_is_known_by_method_and_path() {
         for (method, path, operation, must_be_json, writes_tokens) in [
             (Method::POST, "/v1/chat/completions", Operation::Chat, true, true),
@@ -243,6 +258,11 @@ mod tests {
             (Method::POST, "/v1/models", Operation::Other, true, true),
             (Method::POST, "/openai/v1/embeddings", Operation::Other, false, false),
             (Method::GET, "/", Operation::Other, false, true),
+            (Method::POST, "/v2/models/m/infer", Operation::Inference(InferenceCall::Infer), false, false),
+            (Method::POST, "/v2/models/m/generate", Operation::Inference(InferenceCall::OtherOfModel), false, true),
+            (Method::POST, "/v1/models/m:predict", Operation::Other, false, true),
+            (Method::GET, "/v1/models/m:predict", Operation::Models, false, true),
+            (Method::POST, "/predictions/m", Operation::Other, false, true),
         ] {
             let resolved = ResolvedOperation::of(&method, path);
             let facts = (resolved.operation, resolved.must_be_json, resolved.writes_tokens);

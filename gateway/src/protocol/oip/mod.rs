@@ -1,6 +1,7 @@
 //! The Open Inference Protocol, version 2 (KServe, Triton, MLServer): over HTTP here, over gRPC in [`grpc`]. Calls to servers
 //! pass as they are, with the model renamed; built-in models that encode texts answer calls of both kinds.
 
+mod answer;
 pub mod grpc;
 mod infer;
 mod json;
@@ -10,6 +11,7 @@ mod renaming;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::ops::Range;
 
@@ -23,8 +25,9 @@ use super::dialect::Dialect;
 use super::inference::AnswerName;
 use super::operation::{Known, ModelPlace, Operation};
 
+pub use answer::HttpAnswer;
 pub use infer::{AnswerPlan, InferRequest, check_version};
-pub use json::{HttpAnswer, INFERENCE_HEADER_CONTENT_LENGTH};
+pub use json::INFERENCE_HEADER_CONTENT_LENGTH;
 pub use metadata::ModelFacts;
 
 /// Dialect of the protocol over HTTP.
@@ -89,7 +92,7 @@ pub fn read_infer(headers: &Fields, body: &[u8]) -> Result<InferRequest, Refusal
 
 /// Writes the answer of the model `model`.
 pub fn write_infer(plan: &AnswerPlan, model: &str, encoded: &Encoded) -> HttpAnswer {
-    json::write(plan, model, encoded)
+    answer::write(plan, model, encoded)
 }
 
 /// Writes whether the server is live.

@@ -16,7 +16,7 @@ use crate::protocol::operation::{Known, ModelPlace, Operation};
 /// Prefix of all paths.
 const MODELS: &str = "/v1/models/";
 
-/// What is asked of a model, behind the colon.
+/// Verbs behind the colon of a path.
 const VERBS: [&str; 4] = ["predict", "classify", "regress", "explain"];
 
 /// Dialect of TensorFlow Serving.

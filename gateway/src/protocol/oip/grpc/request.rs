@@ -9,8 +9,8 @@ use spillway_filter::{ErrorKind, Refusal};
 use super::wire::{FRAME, Field, Frame, Malformed, Value, fields, frame, put_varint, varint};
 use crate::protocol::inference::{AnswerName, NamedModel};
 use crate::protocol::oip::infer::{InferRequest, MOST_TENSORS, Wanted};
-use crate::protocol::oip::json::check_parameter;
 use crate::protocol::oip::tensor::{Elements, Input, MOST_TEXTS};
+use crate::protocol::oip::values::check_parameter;
 use crate::protocol::refusals::duplicate;
 
 /// Field of the model's name in the messages of all calls that name one.
