@@ -27,7 +27,9 @@ fn refusal(body: &Value) -> (&'static str, String) {
 }
 
 fn texts(request: &EncodeRequest) -> Vec<&str> {
-    let text = |input| if let &EncodeInput::Text(ref text) = input { text.as_str() } else { panic!("{input:?}") };
+    fn text(input: &EncodeInput) -> &str {
+        if let EncodeInput::Text(text) = input { text } else { panic!("{input:?}") }
+    }
     request.inputs.iter().map(text).collect()
 }
 
