@@ -15,6 +15,7 @@
 mod client;
 mod coding;
 mod collector;
+mod cross_encoder;
 mod dns;
 mod frames;
 mod gateway;
@@ -34,6 +35,7 @@ mod upstream;
 pub use client::{Answer, Client, Stream};
 pub use coding::encoded;
 pub use collector::Collector;
+pub use cross_encoder::CrossEncoder;
 pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, example_binary, whole};

@@ -205,9 +205,9 @@ async fn tritonclient_speaks_http_and_grpc_to_mlserver() {
   - {{name: http, address: \"127.0.0.1:{to_http}\"}}
   - {{name: grpc, address: \"127.0.0.1:{to_grpc}\", protocol: h2c}}
 backends:
-  - {{name: http, endpoints: [{{url: \"http://127.0.0.1:{http}\"}}]}}
-  - {{name: grpc, http2: true, endpoints: [{{url: \"http://127.0.0.1:{grpc}\"}}]}}
-  - {{name: binary, endpoints: [{{url: \"http://127.0.0.1:{binary}\"}}]}}
+  - {{name: http, protocol: oip, endpoints: [{{url: \"http://127.0.0.1:{http}\"}}]}}
+  - {{name: grpc, protocol: oip-grpc, http2: true, endpoints: [{{url: \"http://127.0.0.1:{grpc}\"}}]}}
+  - {{name: binary, protocol: oip, endpoints: [{{url: \"http://127.0.0.1:{binary}\"}}]}}
 routes:
   - {{name: binary, matches: [{{path: {{prefix: /binary}}}}], filters: [{{urlRewrite: {{replacePrefix: /}}}}], backendRefs: [{{name: binary}}]}}
   - {{name: grpc, matches: [{{path: {{prefix: /inference.GRPCInferenceService}}}}], backendRefs: [{{name: grpc}}]}}

@@ -105,6 +105,11 @@ pub enum BackendProtocol {
     Anthropic,
     /// The API of Ollama, whose servers speak OpenAI's too.
     Ollama,
+    /// The Open Inference Protocol, version 2, over HTTP: KServe, Triton, MLServer.
+    Oip,
+    /// The Open Inference Protocol, version 2, over gRPC. Needs `http2: true`.
+    #[serde(rename = "oip-grpc")]
+    OipGrpc,
     /// Plain HTTP.
     #[default]
     Http,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::schema::{Backend, Config, Route, RouteAuthentication};
+use crate::schema::{Backend, BackendProtocol, Config, Route, RouteAuthentication};
 
 /// Names of a configuration.
 pub(crate) struct Index<'c> {
@@ -50,8 +50,16 @@ impl<'c> Index<'c> {
         }
     }
 
-    /// True for a backend that speaks the API of a model.
+    /// True for a backend whose requests call models.
     pub(super) fn calls_models(&self, name: &str) -> bool {
         self.backends.get(name).is_some_and(|backend| backend.protocol.calls_models())
+    }
+
+    /// True for a backend whose requests may be ones that a built-in model answers in its place.
+    pub(super) fn can_spill(&self, name: &str) -> bool {
+        let is_of_texts = |protocol| {
+            matches!(protocol, BackendProtocol::Openai | BackendProtocol::Anthropic | BackendProtocol::Ollama)
+        };
+        self.backends.get(name).is_some_and(|backend| is_of_texts(backend.protocol))
     }
 }

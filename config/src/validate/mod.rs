@@ -9,6 +9,7 @@ mod callers;
 mod dns;
 mod headers;
 mod index;
+mod inference;
 mod listeners;
 mod models;
 mod paths;
@@ -173,6 +174,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     names(cx);
     callers::all(cx);
     backends::all(cx);
+    inference::all(cx);
     models::all(cx);
     routes::all(cx);
     paths::all(cx);

@@ -338,8 +338,8 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.error(at, "an API is named twice: remove one");
         }
     }
-    let speaks_model = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.calls_models(r));
-    let can_spill = route.backend_refs.iter().any(speaks_model);
+    let spills = |r: &BackendRef| r.model.is_some() || r.name.as_deref().is_some_and(|r| index.can_spill(r));
+    let can_spill = route.backend_refs.iter().any(spills);
     let spills = [
         ("whenSaturated", route.when_saturated.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
         ("whenUnavailable", route.when_unavailable.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
@@ -424,11 +424,11 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
         );
     }
     let (index, limits) = (cx.index, &cx.config.limits);
-    let speaks_model = route.backend_refs.iter().any(|reference| {
+    let calls_models = route.backend_refs.iter().any(|reference| {
         reference.model.is_some() || reference.name.as_deref().is_some_and(|name| index.calls_models(name))
     });
     let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
-    if speaks_model && route.limits.max_body > share {
+    if calls_models && route.limits.max_body > share {
         let key = if share == limits.buffered_bodies { "bufferedBodies" } else { "bufferedBodiesPerCaller" };
         let message = format!(
             "bodies of this route are held, and limits.{key} leaves {share} for one: write at most that, or raise the limit"

@@ -52,6 +52,11 @@ pub async fn encode(
     }
 }
 
+/// Values of a vector of the model, which is loaded where it is not.
+pub async fn width(model: &Arc<LoadedModel>, deadline: Instant) -> Result<u32, SpillError> {
+    Ok(model.engine(deadline).await?.info().outputs)
+}
+
 fn cannot(code: &'static str, message: String, param: &'static str) -> SpillError {
     SpillError::CannotSpill(Refusal::invalid(code, message).param(param))
 }

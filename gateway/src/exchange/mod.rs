@@ -197,19 +197,33 @@ impl Outcome {
     }
 }
 
-/// Facts of the body that the gateway needs.
+/// Facts of a request that the gateway reads from its body, or from its path where that names the model.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Model that the body names.
+    /// Model that the request names.
     pub model: Option<String>,
     /// True if the answer is wanted as an event stream.
     pub stream: bool,
     /// Tokens that the request is expected to use.
     pub expected: Estimate,
-    /// Range of the value of `model` in the body.
+    /// Range of the value of `model` in the body; of a gRPC message that of the whole field.
     pub model_at: Option<std::ops::Range<usize>>,
-    /// True if the body is a form and no JSON.
-    pub is_form: bool,
+    /// Form in which the request names the model.
+    pub naming: Naming,
+}
+
+/// Form in which a request names its model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// String in JSON.
+    #[default]
+    Json,
+    /// Value of a form.
+    Form,
+    /// Segment of the path.
+    Path,
+    /// Field of a gRPC message.
+    Message,
 }
 
 /// Limits that were checked before the body of a request was read: the rules that need only its head and its caller.
@@ -279,7 +293,7 @@ pub struct Exchange {
     pub upgrade: Option<Box<Upgrade>>,
     /// Body of the request.
     pub body: RequestBody,
-    /// Facts of the body; `None` where it was not read.
+    /// Facts of the body or path; `None` where neither was read.
     pub asked: Option<Asked>,
     /// Slot and retry permit of the current attempt, until its server's answer was read whole.
     pub place: Option<AttemptSlot>,

@@ -10,14 +10,14 @@ use http::{Method, StatusCode, header};
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::AfterRequest;
-use super::rewritten::api_path;
+use super::rewritten::{self, api_path};
 use crate::clock;
 use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice, write_head};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
 use crate::message::ResponseHead;
-use crate::protocol::{self, ModelPath, Operation, PROBLEM, ResolvedOperation};
-use crate::topology::Route;
+use crate::protocol::{self, ModelPath, ModelPlace, Operation, PROBLEM, ResolvedOperation};
+use crate::topology::{Route, TargetKind};
 use crate::upstream::{client_write, finish_response};
 
 /// Most time for an answer of the gateway's own, which is short.
@@ -96,6 +96,36 @@ pub(super) async fn send(
     deliver(pin!(session.write_response_body(last, true)), limits, &mut Nothing).await
 }
 
+/// Sends the answer of a gRPC call: one message in its frame, and the status OK in trailers.
+pub(super) async fn send_message(
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+    mut head: ResponseHead,
+    message: Bytes,
+) -> Result<(), End> {
+    if !session.is_http2() {
+        // Trailers of HTTP/1 reach no client of gRPC.
+        return Err(End::refuse(Refusal::new(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            ErrorKind::InvalidRequest,
+            "http2_required",
+            "a call of gRPC needs HTTP/2 (`protocol: h2c` or `https` of the listener)",
+        )));
+    }
+    finish_response(&mut head, exchange);
+    exchange.outcome.status = head.status.as_u16();
+    exchange.pass(&message);
+    let limits = exchange.write_limits(clock::now() + LONGEST);
+    let gone = |_| End::ClientGone;
+    deliver(pin!(write_head(session, Box::new(head), false)), limits, &mut Nothing).await.map_err(gone)?;
+    let mut message = message;
+    while let Some(next) = slice(&mut message) {
+        deliver(pin!(session.write_response_body(next, false)), limits, &mut Nothing).await.map_err(gone)?;
+    }
+    let trailers = [(protocol::GRPC_STATUS.clone(), header::HeaderValue::from_static("0"))].into_iter().collect();
+    deliver(pin!(session.write_response_trailers(trailers)), limits, &mut Nothing).await.map_err(gone)
+}
+
 /// Refuses a request whose head could not be read; there is no exchange for it.
 pub async fn refuse_malformed(session: &mut ClientSession, violation: Option<Violation>) {
     let refusal = match violation {
@@ -125,7 +155,31 @@ pub(super) fn too_late(route: &Route, exchange: &Exchange) -> End {
 
 /// True if the gateway answers this request of a route itself, with its models or one of them.
 pub(super) fn is_models(route: &Route, resolved: ResolvedOperation) -> bool {
-    route.calls_models && resolved.operation == Operation::Models
+    resolved.operation == Operation::Models && lists_models(route)
+}
+
+/// True if the list of models has those of the route: its targets speak an API with such a list.
+pub(super) fn lists_models(route: &Route) -> bool {
+    route.calls_models && route.dialect.model_list(&[]).is_some()
+}
+
+/// True if the gateway answers this request itself, by a built-in model that the path names: no server reads the path.
+pub(super) fn is_built_in_by_path<'r>(
+    resolved: ResolvedOperation,
+    method: &Method,
+    target: &PathAndQuery,
+    mut routes: impl Iterator<Item = &'r Arc<Route>>,
+) -> bool {
+    resolved.model_place == ModelPlace::Path
+        && routes.all(|route| {
+            let targets = route.targets.iter().map(|target| &target.kind);
+            let fallbacks = [&route.when_saturated, &route.when_unavailable];
+            let mut all = targets.chain(fallbacks.into_iter().filter_map(|fallback| fallback.spill_to.as_ref()));
+            all.all(|kind| matches!(kind, TargetKind::Model(_)))
+                && !route.targets.is_empty()
+                && route.mirrors.is_empty()
+                && rewritten::model(route, resolved, method, target).is_some()
+        })
 }
 
 /// True if the gateway answers this request itself with one model, whichever of the routes it takes.

@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, header};
-use spillway_filter::Refusal;
+use http::{HeaderValue, StatusCode, header};
+use spillway_filter::{ErrorKind, Refusal};
 
+use super::rewritten;
 use crate::coding::{Coding, DIGESTS};
 use crate::downstream::ClientSession;
-use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
+use crate::exchange::{Asked, End, Exchange, Hold, Naming, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::{Estimate, number_of_address};
 use crate::message::RequestHead;
-use crate::protocol::{self, Operation};
+use crate::protocol::{self, InferenceCall, ModelPlace, Operation};
+use crate::topology::Route;
 
 /// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
 pub(super) async fn hold_body(
@@ -60,12 +62,66 @@ pub(super) fn memory_share(exchange: &Exchange) -> u128 {
     exchange.caller.as_ref().map_or_else(|| number_of_address(exchange.client), |consumer| consumer.number)
 }
 
+/// Facts of a request whose path names its model on this route; `None` where it does not. Its body is counted by its length.
+pub(super) fn named_in_path(route: &Route, session: &ClientSession, exchange: &Exchange) -> Option<Asked> {
+    let resolved = exchange.resolved;
+    if resolved.model_place != ModelPlace::Path {
+        return None;
+    }
+    let head = session.req_header();
+    let model = rewritten::model(route, resolved, &head.method, head.uri.path_and_query()?)?;
+    Some(Asked { model: Some(model), naming: Naming::Path, expected: by_length(exchange), ..Asked::default() })
+}
+
+/// Tokens of a request whose body is not read as text.
+fn by_length(exchange: &Exchange) -> Estimate {
+    let length = match &exchange.body {
+        RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
+        RequestBody::Unread => 0,
+    };
+    Estimate::new(length, 0, 0, None, exchange.resolved.writes_tokens)
+}
+
+/// Facts of a gRPC call whose message names its model.
+async fn named_in_message(exchange: &Exchange, body: &[u8], decides: bool) -> Result<Option<Asked>, End> {
+    let resolved = exchange.resolved;
+    if resolved.operation.is_of_server() {
+        return Ok(None);
+    }
+    let unnamed = Asked { naming: Naming::Message, expected: by_length(exchange), ..Asked::default() };
+    match exchange.off_loop.run(body.len(), || resolved.api.model_in_message(body)).await? {
+        Ok(None) => Ok(Some(unnamed)),
+        Ok(Some(named)) => Ok(Some(Asked { model: Some(named.name), model_at: Some(named.at), ..unnamed })),
+        Err(refusal) if decides => Err(refusal.into()),
+        Err(_) => Ok(Some(unnamed)),
+    }
+}
+
+/// True if the call is a stream in both directions, whose body does not end before its answer begins.
+pub(super) fn is_two_way(session: &ClientSession, exchange: &Exchange) -> bool {
+    session.is_http2() && exchange.resolved.operation == Operation::Inference(InferenceCall::StreamInfer)
+}
+
+/// Refusal of a stream in both directions where a rule needs all of its body.
+pub(super) fn unread_stream() -> End {
+    End::refuse(Refusal::new(
+        StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::InvalidRequest,
+        "unsupported_stream",
+        "ModelStreamInfer names its model in each message of a stream, which is not read here: a rule of the route or of the \
+         caller, or the name of the model, depends on it. Call ModelInfer instead.",
+    ))
+}
+
 /// Reads the model, the stream flag and the size of the prompt from a held body; a body that is not JSON gives none of them.
 /// Where the body decides something (`decides`), and on a path of a model API, only JSON with one reading passes.
 pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &exchange.body else { return Ok(None) };
     if held.bytes.is_empty() {
         return Ok(super::upgrading::asked_of_target(session, exchange));
+    }
+    if exchange.resolved.model_place == ModelPlace::Message {
+        return named_in_message(exchange, &held.bytes, decides).await;
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
@@ -78,7 +134,7 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
     if decides && !must_be_json && protocol::is_form(content_type) {
         let named = exchange.off_loop.run(held.bytes.len(), || protocol::form_model(content_type, &held.bytes)).await?;
         let (model, model_at) = named?.unzip();
-        return Ok(Some(Asked { model, model_at, is_form: true, ..unread }));
+        return Ok(Some(Asked { model, model_at, naming: Naming::Form, ..unread }));
     }
     let is_strict = must_be_json || decides;
     if is_strict && !protocol::is_utf8(content_type) {
@@ -103,7 +159,7 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
                 stream: peek.stream.unwrap_or_else(|| dialect.streams_by_default(exchange.resolved.operation)),
                 expected,
                 model_at: peek.model_at,
-                is_form: false,
+                naming: Naming::Json,
             }))
         }
         Err(refusal) if is_strict => Err(refusal.into()),

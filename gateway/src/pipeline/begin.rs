@@ -90,11 +90,10 @@ pub(super) fn match_head<'s>(
     if exchange.resolved.is_shared() && candidates.all_call_models() {
         exchange.resolve_as(exchange.resolved.on_models());
     }
-    let lists_models = exchange.resolved.operation == Operation::Models;
-    if lists_models {
+    if exchange.resolved.operation == Operation::Models {
         exchange.resolve_as(exchange.resolved.listing_for(&session.req_header().headers));
     }
-    Ok(if lists_models { candidates.listing_models() } else { candidates })
+    Ok(if exchange.resolved.operation.is_of_server() { candidates.listing_models() } else { candidates })
 }
 
 /// Answer to a health check of a listener, which no route, filter or limit may hide.

@@ -9,7 +9,7 @@ use http::{StatusCode, Version, header};
 use super::answers::send;
 use super::reading::{held, read_chat, tenant, unsupported_endpoint};
 use super::rewritten::api_path;
-use super::{counting, encoding};
+use super::{counting, encoding, inferring};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
@@ -35,6 +35,12 @@ pub(super) async fn direct(
 ) -> Result<Direct, End> {
     if fixed(route, model, session, exchange).await? {
         return Ok(Direct::Answered);
+    }
+    if let Some(call) = inferring::call(exchange) {
+        return match inferring::direct(call, route, model, session, exchange).await? {
+            true => Ok(Direct::Answered),
+            false => Ok(Direct::NoRoom),
+        };
     }
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
         return match encoding::encode(route, model, what, session, exchange).await? {

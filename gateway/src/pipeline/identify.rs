@@ -55,8 +55,8 @@ pub(super) async fn enter(
     if route.calls_models && exchange.resolved.is_shared() {
         exchange.resolve_as(exchange.resolved.on_models());
     }
-    // A path of a model API keeps its errors, whatever API the servers of the route speak.
-    if route.calls_models && exchange.dialect == PROBLEM {
+    // A path that belongs to an API says in which one its caller reads errors.
+    if route.calls_models && exchange.resolved.dialect == PROBLEM {
         exchange.dialect = route.dialect;
     }
     // Observers of a route that does not take the request after all are dropped.

@@ -13,7 +13,8 @@
 //! 10 end        reservations settled; span, metrics, access log
 //! ```
 //! Where the model in the body decides the route, step 4 runs steps 2 and 3 for the route that it finds. Before step 6,
-//! a request over a limit that spills goes to step 9, the list of models is answered, and mirrors get their copies.
+//! a request over a limit that spills goes to step 9, the list of models and the state of the gateway as a server of models are
+//! answered, and mirrors get their copies.
 //!
 //! A step returns what the next one needs or how the request ends. Besides the steps, only a gateway that stops ends a
 //! request early. What the request holds is in its [`Exchange`] and is released when that is dropped.
@@ -32,6 +33,7 @@ mod encoding;
 mod fall_back;
 mod hedging;
 mod identify;
+mod inferring;
 mod limiting;
 mod may_spill;
 mod mirroring;
@@ -144,6 +146,9 @@ async fn serve(
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
     }
     if model_list::models(&route, session, exchange).await? {
+        return Ok(());
+    }
+    if inferring::of_server(gateway, &route, session, exchange).await? {
         return Ok(());
     }
     if route.targets.is_empty() {

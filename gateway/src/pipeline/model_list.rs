@@ -9,7 +9,7 @@ use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::access::is_open_to;
-use super::answers::{is_models, send};
+use super::answers::{is_models, lists_models, send};
 use super::rewritten::api_path;
 use super::target::host_of;
 use crate::downstream::ClientSession;
@@ -30,7 +30,7 @@ fn listed<'s>(
     let caller = exchange.caller.as_ref();
     let is_usable = |route: &&Arc<Route>| {
         let is_known = caller.is_some() || route.authentication != RouteAuthentication::Required;
-        route.calls_models && is_known && is_open_to(route, exchange)
+        lists_models(route) && is_known && is_open_to(route, exchange)
     };
     let (mut cards, mut known) = (Vec::new(), HashSet::new());
     let others = snapshot.routes.of_host(host_of(session.req_header())).into_iter().filter(is_usable);

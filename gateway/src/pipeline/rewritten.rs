@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::Method;
 use http::uri::PathAndQuery;
+use spillway_config::path;
 
 use crate::protocol::ResolvedOperation;
 use crate::topology::Route;
@@ -42,6 +43,19 @@ pub(super) fn operation<'r>(
         Some(first) if routes.all(|route| at_server(route) == Some(first)) => first,
         _ => own,
     }
+}
+
+/// Model that the path of a request names on a route, its escapes decoded once; `None` where the path names none.
+pub(super) fn model(
+    route: &Route,
+    resolved: ResolvedOperation,
+    method: &Method,
+    target: &PathAndQuery,
+) -> Option<String> {
+    let path = api_path(route, method, target);
+    let escaped = path.get(resolved.api.model_in_path(&path)?)?;
+    let bytes: Vec<u8> = path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
+    Some(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 /// Path of a request in which the route's API finds the name of a model: the caller's own, or that of the servers.

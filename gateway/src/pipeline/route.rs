@@ -8,14 +8,14 @@ use http::{StatusCode, header};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::access::{is_open_to, no_route};
-use super::asking::{decode_body, hold_body, memory_share, peek};
+use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_path, peek, unread_stream};
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::{limiting, rewritten};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
-use crate::protocol::{PROBLEM, model_not_found};
+use crate::protocol::{InferenceCall, Operation, PROBLEM, model_not_found};
 use crate::routing::Candidates;
 use crate::topology::Route;
 
@@ -52,7 +52,11 @@ async fn settle(
             check_protocol(route, exchange)?;
             // A caller's list of models applies whatever the protocol of the backends is: a server behind
             // `protocol: http` may run models too.
-            if route.holds_body || exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
+            if is_two_way(session, exchange) {
+                if decides(route, exchange) {
+                    return Err(unread_stream());
+                }
+            } else if route.holds_body || exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
                 if !session.is_body_empty() {
                     limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
                 }
@@ -61,8 +65,12 @@ async fn settle(
                 if decides || route.calls_models || exchange.resolved.must_be_json {
                     decode_body(session, exchange, route.max_body).await?;
                 }
-                exchange.asked = peek(session, exchange, decides).await?;
+                exchange.asked = match named_in_path(route, session, exchange) {
+                    Some(asked) => Some(asked),
+                    None => peek(session, exchange, decides).await?,
+                };
             } else {
+                exchange.asked = named_in_path(route, session, exchange);
                 check_length(session, route)?;
                 if route.resends && declared(session).is_some_and(|length| (1..=MAX_RESENT).contains(&length)) {
                     limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
@@ -85,6 +93,9 @@ async fn by_model<'s>(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<&'s Arc<Route>, End> {
+    if is_two_way(session, exchange) {
+        return Err(unread_stream());
+    }
     if !session.is_body_empty() {
         if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, exchange).await {
             if let Some(route) = route {
@@ -101,7 +112,11 @@ async fn by_model<'s>(
     let limit = candidates.max_body();
     hold_body(gateway, session, exchange, limit, within).await?;
     decode_body(session, exchange, limit).await?;
-    exchange.asked = peek(session, exchange, true).await?;
+    let in_path = candidates.routes().next().and_then(|first| named_in_path(first, session, exchange));
+    exchange.asked = match in_path {
+        Some(asked) => Some(asked),
+        None => peek(session, exchange, true).await?,
+    };
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let route = candidates
         .by_model(model)
@@ -110,6 +125,7 @@ async fn by_model<'s>(
         let head = session.req_header();
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
     }
+    check_path_model(route, session, exchange)?;
     enter(route, looks_for_caller(route), session, exchange).await?;
     if exchange.caller.is_none() {
         authenticate(route.authentication, session, exchange).await?;
@@ -126,6 +142,17 @@ async fn by_model<'s>(
     check_access(route, true, session, exchange)?;
     check_protocol(route, exchange)?;
     Ok(route)
+}
+
+/// Refuses a request whose path names another model by the filters of its route than by those of the first candidate, which
+/// chose the route.
+fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
+    match (&exchange.asked, named_in_path(route, session, exchange)) {
+        (Some(asked), Some(own)) if asked.model != own.model => {
+            Err(model_not_found(own.model.as_deref().unwrap_or_default()).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// True if the body decides something on the only route that may take it: which models may be named, how many tokens are
@@ -185,6 +212,10 @@ fn check_model(exchange: &Exchange) -> Result<(), End> {
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {
             Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+        }
+        // A call about all models of a server, such as one that unloads a model, is for callers of all models.
+        None if exchange.resolved.operation == Operation::Inference(InferenceCall::OtherOfServer) => {
+            Err(model_not_found("").into())
         }
         _ => Ok(()),
     }

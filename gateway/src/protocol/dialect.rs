@@ -16,7 +16,8 @@ use spillway_filter::{Fields, Refusal};
 use super::chat::{
     Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
 };
-use super::operation::{Known, Operation};
+use super::inference::{AnswerName, NamedModel};
+use super::operation::{Known, ModelPlace, Operation};
 use super::translate::Translate;
 
 /// Model in a list of models.
@@ -124,6 +125,35 @@ pub trait Dialect: Send + Sync {
     /// Operation of a method and path; `None` where the path is not of this dialect.
     fn operation(&self, _method: &Method, _path: &str) -> Option<Known> {
         None
+    }
+
+    /// Part of its requests in which the dialect names the model.
+    fn model_place(&self) -> ModelPlace {
+        ModelPlace::Body
+    }
+
+    /// Range of the model's name in the path of a request, with its escapes; `None` where the path names none.
+    fn model_in_path(&self, _path: &str) -> Option<Range<usize>> {
+        None
+    }
+
+    /// Model that the message of a gRPC call names; `None` where it names none.
+    ///
+    /// # Errors
+    /// Refuses a body in which two readers could find different models.
+    fn model_in_message(&self, _body: &[u8]) -> Result<Option<NamedModel>, Refusal> {
+        Ok(None)
+    }
+
+    /// Part of a gRPC call's body to replace, and the bytes in its place, so that its message names the model `name`; `at` is
+    /// the range that [`Dialect::model_in_message`] found.
+    fn rename_in_message(&self, _body: &[u8], _at: &Range<usize>, _name: &str) -> Option<(Range<usize>, Vec<u8>)> {
+        None
+    }
+
+    /// Place of the model's name in the beginning of an answer, where its server knows the model as `from` and its caller as `to`.
+    fn rename_in_answer(&self, _operation: Operation, _beginning: &[u8], _from: &str, _to: &str) -> AnswerName {
+        AnswerName::Absent
     }
 
     /// Content type and body of a refusal. `request_id` is empty where there is none.

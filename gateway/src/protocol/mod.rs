@@ -6,11 +6,14 @@ mod anthropic;
 mod chat;
 mod dialect;
 mod grpc;
+mod inference;
 mod members;
+pub mod oip;
 mod ollama;
 mod openai;
 mod operation;
 mod peek;
+mod predict;
 mod problem;
 mod refusals;
 mod registry;
@@ -32,11 +35,12 @@ pub use dialect::{
     AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe,
     RetryAdvice, StreamFraming, Transcribe, WriteAnswer,
 };
-pub use grpc::{GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, write_timeout};
-pub use operation::{Operation, Operations};
+pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
+pub use inference::{AnswerName, InferenceCall, NamedModel};
+pub use operation::{ModelPlace, Operation, Operations};
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::{model_not_found, named};
-pub use registry::{ANTHROPIC, GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
+pub use registry::{ANTHROPIC, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
@@ -248,6 +252,21 @@ mod tests {
     }
 
     #[test]
+    fn a_model_is_named_where_its_api_names_it() {
+        for (path, name, place) in [
+            ("/v1/chat/completions", "openai", ModelPlace::Body),
+            ("/v2/models/m/infer", "oip", ModelPlace::Path),
+            ("/inference.GRPCInferenceService/ModelInfer", "oip-grpc", ModelPlace::Message),
+            ("/v1/models/m:predict", "tensorflow", ModelPlace::Path),
+            ("/predictions/m", "torchserve", ModelPlace::Path),
+            ("/", "problem+json", ModelPlace::Body),
+        ] {
+            let resolved = ResolvedOperation::of(&Method::POST, path);
+            assert_eq!((resolved.api.name(), resolved.model_place), (name, place), "{path}");
+        }
+    }
+
+    #[test]
     fn an_operation_is_known_by_method_and_path() {
         for (method, path, operation, must_be_json, writes_tokens) in [
             (Method::POST, "/v1/chat/completions", Operation::Chat, true, true),
@@ -272,6 +291,11 @@ mod tests {
             (Method::POST, "/api/chat", Operation::Chat, false, true),
             (Method::POST, "/api/embed", Operation::Embeddings, false, false),
             (Method::GET, "/", Operation::Other, false, true),
+            (Method::POST, "/v2/models/m/infer", Operation::Inference(InferenceCall::Infer), false, false),
+            (Method::POST, "/v2/models/m/generate", Operation::Inference(InferenceCall::OtherOfModel), false, true),
+            (Method::POST, "/v1/models/m:predict", Operation::Other, false, true),
+            (Method::GET, "/v1/models/m:predict", Operation::Models, false, true),
+            (Method::POST, "/predictions/m", Operation::Other, false, true),
         ] {
             let resolved = ResolvedOperation::of(&method, path);
             let facts = (resolved.operation, resolved.must_be_json, resolved.writes_tokens);

@@ -1,5 +1,7 @@
 //! Operations of model APIs, with the facts that the gateway decides by.
 
+use super::inference::InferenceCall;
+
 /// Operation that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -21,6 +23,8 @@ pub enum Operation {
     CountTokens,
     /// List of models, or one of them.
     Models,
+    /// Call of the Open Inference Protocol.
+    Inference(InferenceCall),
     /// Anything else.
     Other,
 }
@@ -31,14 +35,43 @@ impl Operation {
         matches!(self, Self::Chat | Self::Completions | Self::Responses | Self::Messages)
     }
 
+    /// True if the request asks about servers or all their models, and so names no model.
+    pub fn is_of_server(self) -> bool {
+        match self {
+            Self::Models => true,
+            Self::Inference(call) => call.is_of_server(),
+            _ => false,
+        }
+    }
+
     /// Name in the semantic conventions for generative AI (`gen_ai.operation.name`); `None` where they have none.
     pub fn gen_ai_name(self) -> Option<&'static str> {
         match self {
             Self::Chat | Self::Responses | Self::Messages => Some("chat"),
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
-            Self::Realtime | Self::Rerank | Self::CountTokens | Self::Models | Self::Other => None,
+            Self::Realtime | Self::Rerank | Self::CountTokens | Self::Models | Self::Inference(_) | Self::Other => None,
         }
+    }
+}
+
+impl Operation {
+    /// Bit of a set of operations; all calls of the Open Inference Protocol share one.
+    const fn bit(self) -> u32 {
+        let number = match self {
+            Self::Chat => 0,
+            Self::Completions => 1,
+            Self::Embeddings => 2,
+            Self::Rerank => 3,
+            Self::Responses => 4,
+            Self::Realtime => 5,
+            Self::Messages => 6,
+            Self::CountTokens => 7,
+            Self::Models => 8,
+            Self::Inference(_) => 9,
+            Self::Other => 10,
+        };
+        1 << number
     }
 }
 
@@ -53,12 +86,12 @@ impl Operations {
     /// The set with one more.
     #[must_use]
     pub fn with(self, operation: Operation) -> Self {
-        Self(self.0 | 1 << (operation as u32))
+        Self(self.0 | operation.bit())
     }
 
     /// True if the set has an operation.
     pub fn contains(self, operation: Operation) -> bool {
-        self.0 & 1 << (operation as u32) != 0
+        self.0 & operation.bit() != 0
     }
 }
 
@@ -71,4 +104,15 @@ pub struct Known {
     pub is_own_path: bool,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
+}
+
+/// Part of a request in which an API names the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelPlace {
+    /// Field of a body in JSON, or of a form.
+    Body,
+    /// Segment of the path.
+    Path,
+    /// Field of the message of a gRPC call.
+    Message,
 }

@@ -5,8 +5,9 @@ use http::Method;
 use spillway_filter::Fields;
 
 use super::dialect::Dialect;
-use super::operation::{Known, Operation, Operations};
-use super::{anthropic, grpc, ollama, openai, problem};
+use super::inference::InferenceCall;
+use super::operation::{Known, ModelPlace, Operation, Operations};
+use super::{anthropic, grpc, oip, ollama, openai, predict, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
 pub const OPENAI: &dyn Dialect = &openai::OpenAi;
@@ -23,8 +24,15 @@ pub const PROBLEM: &dyn Dialect = &problem::Problem;
 /// gRPC: calls that are known by their content type, whatever their path.
 pub const GRPC: &dyn Dialect = &grpc::Grpc;
 
+/// The Open Inference Protocol over HTTP.
+pub const OIP: &dyn Dialect = &oip::Oip;
+
+/// The Open Inference Protocol over gRPC.
+pub const OIP_GRPC: &dyn Dialect = &oip::grpc::OipGrpc;
+
 /// Dialects with paths of their own, in the order in which a path is offered to them.
-const DIALECTS: [&dyn Dialect; 3] = [OPENAI, ANTHROPIC, OLLAMA];
+const DIALECTS: [&dyn Dialect; 7] =
+    [OPENAI, ANTHROPIC, OLLAMA, OIP, OIP_GRPC, &predict::TensorFlow, &predict::TorchServe];
 
 /// Operation of a request with its dialect and facts. Kept in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +44,10 @@ pub struct ResolvedOperation {
     /// API that has the path on routes that call models only, because servers of other kinds may have it too; true beside it
     /// if the body must be JSON there.
     shared: Option<(&'static dyn Dialect, bool)>,
+    /// Dialect that knows the path and finds the model, also where the errors are in another.
+    pub api: &'static dyn Dialect,
+    /// Part of the request that names the model.
+    pub model_place: ModelPlace,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
     /// True if the answer can have tokens that a model writes.
@@ -44,20 +56,36 @@ pub struct ResolvedOperation {
 
 impl ResolvedOperation {
     /// Operation of a request whose path belongs to no dialect.
-    pub const OTHER: Self =
-        Self { operation: Operation::Other, dialect: PROBLEM, shared: None, must_be_json: false, writes_tokens: true };
+    pub const OTHER: Self = Self {
+        operation: Operation::Other,
+        dialect: PROBLEM,
+        shared: None,
+        api: PROBLEM,
+        model_place: ModelPlace::Body,
+        must_be_json: false,
+        writes_tokens: true,
+    };
 
     /// Resolves a method and path. A path of no dialect is [`Operation::Other`] with the errors of problem+json.
     pub fn of(method: &Method, path: &str) -> Self {
         let writes_tokens = writes_tokens(path);
         let known = DIALECTS.into_iter().find_map(|dialect| Some((dialect, dialect.operation(method, path)?)));
         match known {
-            Some((dialect, Known { operation, is_own_path: true, must_be_json })) => {
-                let writes_tokens = writes_tokens && operation != Operation::CountTokens;
-                Self { operation, dialect, shared: None, must_be_json, writes_tokens }
-            }
-            Some((api, Known { operation, must_be_json, .. })) => {
-                Self { operation, shared: Some((api, must_be_json)), writes_tokens, ..Self::OTHER }
+            Some((api, Known { operation, is_own_path, must_be_json })) => {
+                // Tensors of an answer are no text, and a count uses no tokens.
+                let has_none = matches!(operation, Operation::Inference(InferenceCall::Infer) | Operation::CountTokens);
+                let known = Self {
+                    operation,
+                    api,
+                    model_place: api.model_place(),
+                    writes_tokens: writes_tokens && !has_none,
+                    ..Self::OTHER
+                };
+                if is_own_path {
+                    Self { dialect: api, must_be_json, ..known }
+                } else {
+                    Self { shared: Some((api, must_be_json)), ..known }
+                }
             }
             None => Self { writes_tokens, ..Self::OTHER },
         }

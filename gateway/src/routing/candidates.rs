@@ -55,8 +55,8 @@ impl<'a> Candidates<'a> {
         self.routes().find(|route| route.answers_preflight).map(Self::of)
     }
 
-    /// Narrows the candidates of a request for the list of models to one that calls models, where all ask for a model: the
-    /// body of such a request names none.
+    /// Narrows the candidates of a request for the list of models, or for the state of a server, to one that calls models,
+    /// where all ask for a model: such a request names none.
     pub fn listing_models(self) -> Self {
         if self.last.is_some() {
             return self;

@@ -17,7 +17,7 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, credential};
-use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, Operations};
+use crate::protocol::{ANTHROPIC, Dialect, OIP, OIP_GRPC, OLLAMA, OPENAI, Operations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
 use crate::tls::{TlsError, UpstreamTls};
@@ -181,6 +181,8 @@ fn dialect_of(protocol: BackendProtocol) -> Option<&'static dyn Dialect> {
         BackendProtocol::Openai => Some(OPENAI),
         BackendProtocol::Anthropic => Some(ANTHROPIC),
         BackendProtocol::Ollama => Some(OLLAMA),
+        BackendProtocol::Oip => Some(OIP),
+        BackendProtocol::OipGrpc => Some(OIP_GRPC),
         BackendProtocol::Http => None,
     }
 }

@@ -350,15 +350,6 @@ fn spoken(protocol: schema::CallerProtocol) -> &'static dyn Dialect {
     }
 }
 
-/// Dialect of the errors of a route that calls models: that of its first backend with one.
-fn dialect_of(targets: &[Target]) -> &'static dyn Dialect {
-    let mut dialects = targets.iter().filter_map(|target| match &target.kind {
-        TargetKind::Backend(backend) => backend.dialect,
-        TargetKind::Model(_) => None,
-    });
-    dialects.next().unwrap_or(OPENAI)
-}
-
 fn body_needs(
     written: &schema::Route,
     targets: &[Target],
@@ -384,6 +375,16 @@ fn body_needs(
     let holds_body = calls_models || renames_model || filter_reads_body;
     let resends = targets.iter().any(|target| matches!(&target.kind, TargetKind::Backend(backend) if backend.http2));
     BodyNeeds { calls_models, renames_model, judges_body, holds_body, resends }
+}
+
+/// Dialect of a route's errors where the path names no API: OpenAI's where a target speaks it, as built-in models do, else
+/// that of the first target which calls models.
+fn dialect_of(targets: &[Target]) -> &'static dyn Dialect {
+    let dialects = targets.iter().filter_map(|target| match &target.kind {
+        TargetKind::Backend(backend) => backend.dialect,
+        TargetKind::Model(_) => Some(OPENAI),
+    });
+    dialects.reduce(|first, next| if next == OPENAI { next } else { first }).unwrap_or(PROBLEM)
 }
 
 fn retry_plan(written: &schema::Retry) -> RetryPlan {

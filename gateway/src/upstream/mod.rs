@@ -18,6 +18,7 @@ mod outcome;
 mod outgoing;
 mod passing;
 mod pieces;
+mod renaming;
 mod stages;
 mod trailers;
 mod translating;

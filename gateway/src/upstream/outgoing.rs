@@ -5,8 +5,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Uri;
 use http::header::{HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
 use pingora::ErrorType;
+use spillway_config::path;
 
 use super::headers::{Outbound, OutgoingBody, Recipient, outgoing_request, to_http1, to_http2};
 use super::masking::SentCredentials;
@@ -18,7 +21,7 @@ use crate::clock;
 use crate::coding::DIGESTS;
 use crate::connect::{self, Follows, UpstreamSession};
 use crate::downstream::ClientSession;
-use crate::exchange::{Exchange, RequestBody};
+use crate::exchange::{Exchange, Naming, RequestBody};
 use crate::message::RequestHead;
 
 /// A request for an endpoint.
@@ -84,11 +87,10 @@ impl Outgoing {
             return Self::translated(attempt, session, exchange, translation, recipient);
         }
         let backend = attempt.backend;
-        let is_form = exchange.asked.as_ref().is_some_and(|asked| asked.is_form);
-        let name = if is_form { backend.model.as_deref() } else { backend.upstream_model.as_deref() };
-        let (body, is_renamed) = match (body, name, model_at) {
-            (Some(body), Some(model), Some(at)) => (Some(Pieces::with(&body, at, model)), true),
-            (body, ..) => (body.map(Pieces::from), false),
+        let naming = exchange.asked.as_ref().map(|asked| asked.naming).unwrap_or_default();
+        let (body, is_renamed) = match (body, model_at) {
+            (Some(body), Some(at)) => renamed(body, at, naming, attempt, exchange),
+            (body, _) => (body.map(Pieces::from), false),
         };
         // They describe the bytes that came.
         let trailers = if is_renamed { HeaderMap::new() } else { trailers };
@@ -102,6 +104,11 @@ impl Outgoing {
             outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
         for name in DIGESTS.iter().filter(|_| is_renamed) {
             request.remove_header(name);
+        }
+        if naming == Naming::Path
+            && let Some(model) = &backend.model
+        {
+            rename_in_path(&mut request, model, exchange);
         }
         Self { request, body, trailers, callers_account, shown, host, takes_trailers: session.asks_for_trailers() }
     }
@@ -125,6 +132,48 @@ impl Outgoing {
         }
         let takes_trailers = session.asks_for_trailers();
         Self { request, body: Some(body), trailers: HeaderMap::new(), callers_account, shown, host, takes_trailers }
+    }
+}
+
+/// Body in which the model gets the name that the backend knows, and whether it differs from the one that came.
+fn renamed(
+    body: Bytes,
+    at: Range<usize>,
+    naming: Naming,
+    attempt: &Attempt<'_>,
+    exchange: &Exchange,
+) -> (Option<Pieces>, bool) {
+    let backend = attempt.backend;
+    let pieces = match naming {
+        Naming::Json => backend.upstream_model.as_ref().map(|model| Pieces::with(&body, at, model)),
+        Naming::Form => backend.model.as_ref().map(|model| Pieces::with(&body, at, model.as_bytes())),
+        Naming::Message => backend.model.as_ref().and_then(|model| {
+            let (range, bytes) = exchange.resolved.api.rename_in_message(&body, &at, model)?;
+            Some(Pieces::with(&body, range, bytes))
+        }),
+        Naming::Path => None,
+    };
+    let is_renamed = pieces.is_some();
+    (Some(pieces.unwrap_or_else(|| body.into())), is_renamed)
+}
+
+/// Puts the name that the backend knows into the path, as the filters have left it.
+fn rename_in_path(request: &mut RequestHead, model: &str, exchange: &Exchange) {
+    let Some(target) = request.uri.path_and_query().map(PathAndQuery::as_str) else { return };
+    let end = target.find('?').unwrap_or(target.len());
+    let Some(at) = target.get(..end).and_then(|path| exchange.resolved.api.model_in_path(path)) else { return };
+    let (Some(before), Some(after)) = (target.get(..at.start), target.get(at.end..)) else { return };
+    let mut renamed = before.to_owned();
+    for byte in model.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            renamed.push(char::from(byte));
+        } else {
+            path::escape(&mut renamed, byte);
+        }
+    }
+    renamed.push_str(after);
+    if let Ok(target) = renamed.parse::<Uri>() {
+        request.set_uri(target);
     }
 }
 

@@ -17,10 +17,11 @@ use super::encoded::{decode_error_body, without_coding};
 use super::events::{Gate, has_comment, stream_framing};
 use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
+use super::renaming::Renaming;
 use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
 use super::translating::{self, StreamTranslator};
-use super::verdict::judge_beginning;
+use super::verdict::{grpc_error, judge_beginning};
 use crate::balancing::{Class, orca};
 use crate::clock;
 use crate::coding::Coding;
@@ -28,7 +29,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::{DROPPED, Observation, SERVED_BY, StreamFraming, Written};
+use crate::protocol::{DROPPED, GRPC_STATUS, Observation, SERVED_BY, StreamFraming, Written, server_error};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
@@ -70,7 +71,10 @@ impl<'a> Conversation<'_, 'a> {
             }
         }
         let may_fail = self.passing.observer.is_some() && !is_head;
-        if !self.state.event_stream && !may_fail {
+        if let Some(status) = grpc_error(self.attempt, &head) {
+            note_grpc_error(&mut self.exchange.outcome, status);
+            self.exchange.outcome.is_error = true;
+        } else if !self.state.event_stream && !may_fail {
             self.attempt.answered(Class::Head, head.status);
         }
         let is_observed = self.state.event_stream && self.passing.observer.is_some();
@@ -80,9 +84,11 @@ impl<'a> Conversation<'_, 'a> {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
             }
         }
-        if self.passing.sealed.is_some() || may_fail {
+        let is_named = !is_head && !self.state.event_stream;
+        self.passing.renaming = is_named.then(|| Renaming::of(self.attempt, self.exchange, &head)).flatten();
+        if self.passing.sealed.is_some() || may_fail || self.passing.renaming.is_some() {
             let for_content = is_observed && self.state.limits.first_token.is_some() && self.attempt.move_on.retry;
-            if may_fail && !for_content && self.passing.sealed.is_none() {
+            if self.passing.sealed.is_none() && !for_content {
                 self.state.release_at = Some(clock::now() + MAX_HEAD_WAIT);
             }
             let took = clock::since(self.attempt.started);
@@ -190,10 +196,11 @@ impl<'a> Conversation<'_, 'a> {
             let is_awaited = !keeps_alive && self.is_awaited(part.len());
             let Some(waiting) = &mut self.passing.waiting else { return Ok(()) };
             waiting.parts.extend_from_slice(&part);
+            let is_unnamed = self.passing.renaming.as_ref().is_some_and(|renaming| renaming.is_open(&waiting.parts));
             if self.passing.sealed.is_some_and(|sealed| waiting.parts.len() > sealed.most()) {
                 self.leave().await;
             }
-            if is_awaited {
+            if is_awaited || is_unnamed {
                 return Ok(());
             }
             // Not while the head waits: the end of the answer may still show that another target is to answer.
@@ -267,6 +274,10 @@ impl<'a> Conversation<'_, 'a> {
             },
             None => parts.freeze(),
         };
+        let body = match self.passing.renaming.take() {
+            Some(renaming) => renaming.apply(&mut head, body),
+            None => body,
+        };
         let ends = is_all && body.is_empty();
         self.pass_head(head, false, ends).await?;
         Ok(body)
@@ -286,6 +297,11 @@ impl<'a> Conversation<'_, 'a> {
             (None, Some(server)) => trailers(server).await,
             (None, None) => None,
         };
+        if self.exchange.is_grpc
+            && let Some(status) = trailers.as_ref().and_then(|trailers| server_error(trailers.get(&GRPC_STATUS)))
+        {
+            note_grpc_error(&mut self.exchange.outcome, status);
+        }
         let mut trailers = trailers.filter(|_| self.session.takes_trailers());
         if let Some(trailers) = &mut trailers {
             self.state.shown.strip_trailers(trailers);
@@ -522,6 +538,12 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
         outcome.completion_tokens = Some(usage.completion_tokens);
         outcome.cached_tokens = usage.cached_tokens;
     }
+}
+
+/// Records that a gRPC call ended with an error of its server, which other servers would have sent with this status.
+fn note_grpc_error(outcome: &mut exchange::Outcome, status: u16) {
+    outcome.reported = Some(status);
+    outcome.error_code = Some("upstream_error");
 }
 
 /// Records the facts of an answer that has ended.

@@ -19,14 +19,15 @@ impl From<Bytes> for Pieces {
 
 impl Pieces {
     /// A body with other text in place of a range of it.
-    pub(super) fn with(body: &Bytes, range: Range<usize>, text: &str) -> Self {
+    pub(super) fn with(body: &Bytes, range: Range<usize>, text: impl AsRef<[u8]>) -> Self {
+        let text = text.as_ref();
         let (Some(before), Some(after)) = (body.get(..range.start), body.get(range.end..)) else {
             return body.clone().into();
         };
         if body.len() <= COPIED {
-            return Bytes::from([before, text.as_bytes(), after].concat()).into();
+            return Bytes::from([before, text, after].concat()).into();
         }
-        Self([body.slice_ref(before), Bytes::copy_from_slice(text.as_bytes()), body.slice_ref(after)])
+        Self([body.slice_ref(before), Bytes::copy_from_slice(text), body.slice_ref(after)])
     }
 
     /// Bytes of the whole body.

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use super::encoded::MAX_ENCODED;
 use super::events::Gate;
 use super::masking::Mask;
+use super::renaming::Renaming;
 use super::translating::{MAX_ANSWER, StreamTranslator};
 use crate::coding::Coding;
 use crate::downstream::Unread;
@@ -26,8 +27,10 @@ pub(super) struct Passing {
     pub(super) sealed: Option<Sealed>,
     /// Translates an event stream.
     pub(super) translator: Option<StreamTranslator>,
-    /// Head that waits: of an answer that may still be an error, until which another endpoint can answer instead; or of a
-    /// sealed error.
+    /// Name of the model to replace in the beginning of the answer.
+    pub(super) renaming: Option<Box<Renaming>>,
+    /// Head that waits: of an answer that may still be an error, until which another endpoint can answer instead; of a
+    /// sealed error; or of an answer whose model has another name here.
     pub(super) waiting: Option<Waiting>,
     /// Bytes that were read from the server and not yet written to the client.
     pub(super) unread: Unread,

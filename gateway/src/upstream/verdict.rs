@@ -12,7 +12,7 @@ use crate::clock;
 use crate::coding::Coding;
 use crate::connect::UpstreamSession;
 use crate::message::ResponseHead;
-use crate::protocol::{Dialect, OPENAI, Observation, Observe};
+use crate::protocol::{Dialect, GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, OPENAI, Observation, Observe, server_error};
 
 /// Most bytes of a refusing answer that are read for its reason.
 const MAX_REFUSAL: usize = 16 << 10;
@@ -39,7 +39,7 @@ pub(super) async fn judge(
     upstream: &mut UpstreamSession,
     head: &ResponseHead,
 ) -> HeadVerdict {
-    let status = head.status.as_u16();
+    let status = grpc_error(attempt, head).unwrap_or(head.status.as_u16());
     if !can_resend {
         return HeadVerdict::Pass(None);
     }
@@ -85,6 +85,12 @@ pub fn is_server_fault(status: u16) -> bool {
     matches!(status, 500 | 502..=504 | 506..=599)
 }
 
+/// Status of HTTP for the error of a gRPC call that has no messages: its gRPC status is in the head ("Trailers-Only").
+pub(super) fn grpc_error(attempt: &Attempt<'_>, head: &ResponseHead) -> Option<u16> {
+    // gRPC needs HTTP/2.
+    if attempt.backend.http2 { server_error(head.headers.get(&GRPC_STATUS)) } else { None }
+}
+
 async fn read_some(upstream: &mut UpstreamSession) -> Bytes {
     let mut body = bytes::BytesMut::new();
     let read = async {
@@ -128,7 +134,9 @@ fn retry_after(headers: &Fields, now: SystemTime) -> Option<Duration> {
         let seconds = text.parse::<f64>().ok()? / parts;
         Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).ok()
     };
-    if let Some(exact) = text(&RETRY_AFTER_MS).and_then(|text| number(text, 1e3)) {
+    // A server of gRPC that wants no retry writes a negative time, which says nothing of its room.
+    let pushback = text(&GRPC_RETRY_PUSHBACK_MS).filter(|text| !text.starts_with('-'));
+    if let Some(exact) = text(&RETRY_AFTER_MS).or(pushback).and_then(|text| number(text, 1e3)) {
         return Some(exact);
     }
     let after = text(&header::RETRY_AFTER)?;
@@ -160,6 +168,8 @@ mod tests {
             (&[("retry-after", " 0.25 ")], Some(0.25)),
             (&[("retry-after", "1"), ("retry-after-ms", "120")], Some(0.12)),
             (&[("retry-after", "2"), ("retry-after-ms", "soon")], Some(2.0)),
+            (&[("grpc-retry-pushback-ms", "250")], Some(0.25)),
+            (&[("grpc-retry-pushback-ms", "-1")], None),
             (&[("retry-after", "Wed, 25 Nov 2026 10:00:07 GMT")], Some(7.0)),
             // Its clock is an hour behind ours.
             (&[("retry-after", "Wed, 25 Nov 2026 09:00:07 GMT"), ("date", "Wed, 25 Nov 2026 09:00:02 GMT")], Some(5.0)),

@@ -27,6 +27,11 @@ const ROWS: &[Row] = &[
         "Send one `Content-Length` or chunks. A client that sends such a request is broken or attacks (request smuggling).",
     ),
     (
+        "ambiguous_model",
+        "The body of a call of the Open Inference Protocol names another model than its path.",
+        "Leave `model_name` out of the body.",
+    ),
+    (
         "ambiguous_parameter",
         "The body names a field that some servers read as another one, such as `Model` beside `model`.",
         "Write the name as the API has it.",
@@ -102,6 +107,11 @@ const ROWS: &[Row] = &[
         "Send less, most often fewer cookies, or raise the limit.",
     ),
     (
+        "http2_required",
+        "A call of gRPC came over HTTP/1, whose clients read no status in trailers.",
+        "Call over HTTP/2: `protocol: h2c` or `https` of the listener.",
+    ),
+    (
         "insufficient_quota",
         "The [budget](../how-to/budgets.md) of the consumer or tenant is spent.",
         "Wait for the next day or month (`Retry-After`), or raise `limits.budget`. Clients must not retry at once.",
@@ -146,11 +156,26 @@ const ROWS: &[Row] = &[
         "`grpc-timeout` of a gRPC call is not one value of 1 to 8 digits and a unit.",
         "Write it as the protocol says, such as `500m`; clients of gRPC do so by themselves.",
     ),
+    (
+        "invalid_header_length",
+        "`Inference-Header-Content-Length` is no length of JSON within the body; 0 says that there is none.",
+        "Write the length of the JSON in bytes, or leave the header out where no binary data follow.",
+    ),
     ("invalid_json", "The body is no JSON object.", "Send valid JSON; the message names the place."),
     (
         "invalid_json_schema",
         "A built-in model cannot constrain answers to the schema of `response_format`.",
         "Change the schema; the message names the place.",
+    ),
+    (
+        "invalid_message",
+        "The message of a gRPC call is not of the form that its method has, or there is not exactly one.",
+        "Send one message, made from the `.proto` file of the Open Inference Protocol.",
+    ),
+    (
+        "invalid_tensor",
+        "A tensor does not exist, or its name, datatype, shape and data do not agree.",
+        "Ask `ModelMetadata` for names, datatypes and shapes; the message says what was found.",
     ),
     (
         "invalid_token",
@@ -320,9 +345,19 @@ const ROWS: &[Row] = &[
         "Leave it out; `param` names it. Operators: `backends[].dropFields` has it [dropped](../how-to/translation.md).",
     ),
     (
+        "unsupported_stream",
+        "`ModelStreamInfer` names its model in each message, and a rule of the route or of the caller depends on it.",
+        "Call `ModelInfer`, or use a route without such a rule.",
+    ),
+    (
         "unsupported_transfer_coding",
         "The request uses a transfer coding other than `chunked`.",
         "Send chunks or a length.",
+    ),
+    (
+        "unsupported_transport",
+        "The call came over HTTP and the servers of its route speak gRPC, or the other way round.",
+        "Call as the servers do; [calls are not translated](../how-to/open-inference.md).",
     ),
     (
         "unsupported_value",

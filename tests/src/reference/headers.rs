@@ -92,6 +92,10 @@ const GROUPS: &[Group] = &[
             ("access-control-request-method", "Method of a browser's preflight request, for the filter `cors`."),
             ("access-control-request-headers", "Headers of a browser's preflight request."),
             (
+                "inference-header-content-length",
+                "Length of the JSON at the head of a body of the [Open Inference Protocol](../how-to/open-inference.md), read where a built-in model answers. Set in its answers with binary tensors.",
+            ),
+            (
                 "grpc-timeout",
                 "Time that the caller gives a [gRPC call](../how-to/grpc.md), where it is shorter than the route's. Set for the server to what is left.",
             ),
@@ -206,12 +210,12 @@ const GROUPS: &[Group] = &[
             ),
             (
                 "grpc-status",
-                "Status of a gRPC call, read by health checks and where an error text is masked. Set in refusals of gRPC calls, and in the trailers of their answers that break.",
+                "Status of a gRPC call, read by health checks, where an error text is masked, and for errors of servers over HTTP/2. Set in refusals of gRPC calls, in the trailers of their answers that break, and in those of built-in models.",
             ),
             ("grpc-message", "Message of such a refusal, percent-encoded."),
             (
                 "grpc-retry-pushback-ms",
-                "Wait of such a refusal in milliseconds, for clients with a retry policy; `-1` where others get `x-should-retry: false`.",
+                "Wait of such a refusal in milliseconds, for clients with a retry policy; `-1` where others get `x-should-retry: false`. Of a server that is full, read as `retry-after-ms`.",
             ),
             ("www-authenticate", "`Bearer realm=\"spillway\"` in refusals with 401, `Bearer` at the admin address."),
             ("content-language", "Removed with the text of an error that is withheld (`upstream_error_withheld`)."),

@@ -130,6 +130,12 @@ impl LoadedModel {
     pub(super) fn is_loaded(&self) -> bool {
         self.state.lock().engine.is_some()
     }
+    /// True if the engine is loaded, or may be loaded by the next request: its last load has not failed just now.
+    pub fn can_answer(&self) -> bool {
+        let state = self.state.lock();
+        let has_failed = |(when, _): &(Instant, String)| when.elapsed() < RELOAD_AFTER;
+        state.engine.is_some() || !state.failed.as_ref().is_some_and(has_failed)
+    }
     /// Time at which the model was configured, in Unix seconds.
     pub fn created(&self) -> u64 {
         self.created

@@ -14,6 +14,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::{answers, rewritten};
 use crate::message::RequestHead;
+use crate::protocol::{ModelPlace, ResolvedOperation};
 use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
 use crate::topology::Route;
 
@@ -169,7 +170,10 @@ pub(super) fn judge_spelling<'t>(
     let (method, path) = (&head.method, head.uri.path());
     let target = head.uri.path_and_query();
     let resolved = rewritten::operation(method, target, candidates.routes());
-    let is_id = target.is_some_and(|target| answers::is_model_by_id(resolved, method, target, candidates.routes()));
+    let is_id = target.is_some_and(|target| {
+        answers::is_model_by_id(resolved, method, target, candidates.routes())
+            || answers::is_built_in_by_path(resolved, method, target, candidates.routes())
+    });
     if is_id && !(judges_path && spelling.is_hidden()) {
         return Ok(());
     }
@@ -193,6 +197,7 @@ pub(super) fn judge_spelling<'t>(
             // An operation of a model API has its own limits and checks, whatever the route.
             let target = reading.parse::<PathAndQuery>().ok();
             rewritten::operation(method, target.as_ref(), candidates.routes()).dialect != resolved.dialect
+                || names_another_model(resolved, method, head, target.as_ref(), candidates)
                 || !candidates.rule_like(&others(&reading))
         });
     if is_evaded {
@@ -203,6 +208,21 @@ pub(super) fn judge_spelling<'t>(
         ));
     }
     Ok(())
+}
+
+/// True if a path names another model in this reading of its target.
+fn names_another_model(
+    resolved: ResolvedOperation,
+    method: &Method,
+    head: &RequestHead,
+    reading: Option<&PathAndQuery>,
+    candidates: &Candidates<'_>,
+) -> bool {
+    resolved.model_place == ModelPlace::Path
+        && candidates.routes().any(|route| {
+            let model = |target: Option<&PathAndQuery>| rewritten::model(route, resolved, method, target?);
+            model(head.uri.path_and_query()) != model(reading)
+        })
 }
 
 /// A body has one length, said once, or is chunked and nothing else (RFC 9112, 6).

@@ -17,7 +17,8 @@ pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 /// Status of a call; in a head it means that there is no body.
 pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-static GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// Time to the next try that a server asks for; negative for none.
+pub static GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Content type of gRPC, to which `+proto` and the like may be added.
 const CONTENT_TYPE: &str = "application/grpc";
@@ -77,6 +78,18 @@ impl Code {
     fn value(self) -> HeaderValue {
         // The discriminants are the numbers of the protocol.
         HeaderValue::from(self as u16)
+    }
+}
+
+/// HTTP status that a server would have sent for an error of its own, of the status of a gRPC call in the head or trailers of an
+/// answer. `None` for success, for an error of the request, and where the time of the call was over, which its caller sets.
+pub fn server_error(status: Option<&HeaderValue>) -> Option<u16> {
+    match status?.as_bytes() {
+        // UNKNOWN, INTERNAL, DATA_LOSS.
+        b"2" | b"13" | b"15" => Some(500),
+        b"8" => Some(429),
+        b"14" => Some(503),
+        _ => None,
     }
 }
 
@@ -226,6 +239,24 @@ mod tests {
             assert_eq!(value(&rendered, "grpc-retry-pushback-ms"), expected, "{status} {wait:?}");
             assert_eq!(value(&rendered, "retry-after").is_some(), expected.is_some(), "{status} {wait:?}");
         }
+    }
+
+    #[test]
+    fn only_errors_of_servers_have_a_status_of_http() {
+        let of = |status: &'static str| server_error(Some(&HeaderValue::from_static(status)));
+        let statuses: Vec<_> = (0..=17)
+            .filter_map(|code| {
+                Some((
+                    code,
+                    of([
+                        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
+                        "17",
+                    ][code])?,
+                ))
+            })
+            .collect();
+        assert_eq!(statuses, [(2, 500), (8, 429), (13, 500), (14, 503), (15, 500)]);
+        assert_eq!((of(""), of("x"), of(" 14"), server_error(None)), (None, None, None, None));
     }
 
     #[test]

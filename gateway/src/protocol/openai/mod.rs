@@ -21,6 +21,7 @@ use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Sa
 use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 use super::operation::{Known, Operation};
 use super::peek::model_at;
+use super::predict::is_verb;
 use super::translate::Translate;
 use observe::Observer;
 pub(in crate::protocol) use translate::ChatCompletions;
@@ -87,6 +88,8 @@ impl Dialect for OpenAi {
             RESPONSES if is_post => Operation::Responses,
             REALTIME if method == Method::GET => Operation::Realtime,
             rest if below(MODELS, rest) && matches!(*method, Method::GET | Method::HEAD) => Operation::Models,
+            // Of TensorFlow Serving, which has its models under the same path.
+            rest if is_post && below(MODELS, rest) && is_verb(rest) => return None,
             _ => Operation::Other,
         };
         Some(Known { operation, is_own_path: true, must_be_json: is_post })

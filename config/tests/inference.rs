@@ -1,0 +1,42 @@
+//! Backends of the Open Inference Protocol that can never answer are refused with their line.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+
+use common::{judge, messages};
+
+fn config(backends: &str, route: &str) -> String {
+    format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nbackends: [{backends}]\nroutes:\n  - {route}\n")
+}
+
+const HTTP: &str = "{name: plain, protocol: oip, endpoints: [{url: \"http://127.0.0.1:1\"}]}";
+const GRPC: &str = "{name: calls, protocol: oip-grpc, http2: true, endpoints: [{url: \"http://127.0.0.1:2\"}]}";
+
+#[test]
+fn a_route_has_servers_of_one_transport() {
+    for route in [
+        "{backendRefs: [{name: plain}, {name: calls}]}",
+        "{backendRefs: [{name: calls}], whenSaturated: {spillTo: plain}}",
+    ] {
+        let found = messages(&config(&format!("{HTTP}, {GRPC}"), route));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("calls are not translated"), "{found:?}");
+    }
+    for route in ["{backendRefs: [{name: plain}]}", "{backendRefs: [{name: calls}]}"] {
+        let other = "{backendRefs: [{name: plain}], name: other, matches: [{path: {prefix: /v2}}]}";
+        let own = route.replacen('{', "{name: own, ", 1);
+        assert!(judge(&config(&format!("{HTTP}, {GRPC}"), &format!("{own}\n  - {other}"))).is_ok());
+    }
+}
+
+#[test]
+fn grpc_needs_http2() {
+    let found = messages(&config(&GRPC.replace("http2: true, ", ""), "{backendRefs: [{name: calls}]}"));
+    assert!(found.iter().any(|message| message.contains("it must say `http2: true`")), "{found:?}");
+    let found = messages(&config(&GRPC.replace("oip-grpc", "oipGrpc"), "{backendRefs: [{name: calls}]}"));
+    assert!(
+        found.iter().any(|message| message.contains("expected `openai`, `oip`, `oip-grpc` or `http`")),
+        "{found:?}"
+    );
+}

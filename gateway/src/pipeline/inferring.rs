@@ -1,0 +1,269 @@
+//! Calls of the Open Inference Protocol that the gateway answers itself: those about the server on a route with a built-in
+//! model, and those of a built-in model that encodes texts.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use spillway_engine::Task;
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::answers::{send, send_message};
+use super::reading::{held, read};
+use super::rewritten::api_path;
+use crate::builtin::{self, LoadedModel, SpillError};
+use crate::downstream::ClientSession;
+use crate::exchange::{End, Exchange, ServedBy};
+use crate::gateway::Gateway;
+use crate::message::ResponseHead;
+use crate::protocol::oip::{self, InferRequest, ModelFacts};
+use crate::protocol::{DROPPED, Encode, InferenceCall, ModelPlace, OIP, OIP_GRPC, Operation, SERVED_BY, named};
+use crate::topology::{Route, Target, TargetKind};
+
+/// Call of the protocol that a request makes.
+pub(super) fn call(exchange: &Exchange) -> Option<InferenceCall> {
+    match exchange.resolved.operation {
+        Operation::Inference(call) => Some(call),
+        _ => None,
+    }
+}
+
+/// True for a call over gRPC, whose answer is a message.
+fn is_message(exchange: &Exchange) -> bool {
+    exchange.resolved.model_place == ModelPlace::Message
+}
+
+/// Answers a call about the server on a route with a built-in model. False where it goes to a server.
+pub(super) async fn of_server(
+    gateway: &Gateway,
+    route: &Route,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    let Some(call) = call(exchange) else { return Ok(false) };
+    refuse_other_transport(route, exchange)?;
+    if !route.targets.iter().any(|target| matches!(target.kind, TargetKind::Model(_))) {
+        return Ok(false);
+    }
+    let holds = match call {
+        InferenceCall::ServerLive | InferenceCall::ServerMetadata => true,
+        InferenceCall::ServerReady => !gateway.is_draining() && route.targets.iter().any(is_ready),
+        InferenceCall::OtherOfServer => return Err(not_here()),
+        _ => return Ok(false),
+    };
+    let is_message = is_message(exchange);
+    let body = match (call, is_message) {
+        (InferenceCall::ServerMetadata, true) => oip::grpc::write_server(),
+        (InferenceCall::ServerMetadata, false) => oip::write_server(),
+        (_, true) => oip::grpc::write_state(holds),
+        (InferenceCall::ServerLive, false) => oip::write_live(holds),
+        (_, false) => oip::write_ready(holds),
+    };
+    let status = if holds { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer(status, body, None, session, exchange).await?;
+    Ok(true)
+}
+
+/// True if a target can answer calls: one is enough for a gateway that stands for all of them.
+fn is_ready(target: &Target) -> bool {
+    match &target.kind {
+        TargetKind::Model(model) => model.can_answer(),
+        TargetKind::Backend(backend) => backend.is_available(),
+    }
+}
+
+/// Refuses a call over HTTP where all servers speak gRPC, and the other way round: calls are not translated.
+fn refuse_other_transport(route: &Route, exchange: &Exchange) -> Result<(), End> {
+    let api = exchange.resolved.api;
+    let other = if api == OIP { OIP_GRPC } else { OIP };
+    let speaks_other =
+        |kind: &TargetKind| matches!(kind, TargetKind::Backend(backend) if backend.dialect == Some(other));
+    if route.targets.is_empty() || !route.targets.iter().all(|target| speaks_other(&target.kind)) {
+        return Ok(());
+    }
+    let (own, theirs) = if api == OIP { ("HTTP", "gRPC") } else { ("gRPC", "HTTP") };
+    let message = format!(
+        "the call came over {own}, and the servers of this route speak the Open Inference Protocol over {theirs}: calls are \
+         not translated"
+    );
+    let kind = ErrorKind::InvalidRequest;
+    Err(End::refuse(Refusal::new(StatusCode::NOT_IMPLEMENTED, kind, "unsupported_transport", message)))
+}
+
+/// Refusal of a call that changes or shows a server as a whole, where a built-in model is part of it.
+fn not_here() -> End {
+    End::refuse(Refusal::new(
+        StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::InvalidRequest,
+        "unsupported_endpoint",
+        "the route has built-in models, which have no repository, shared memory, trace or log settings to call",
+    ))
+}
+
+/// Task of a built-in model that the protocol can ask for.
+fn task_of(model: &LoadedModel) -> Result<Encode, End> {
+    match model.task() {
+        Task::Embed => Ok(Encode::Embeddings),
+        Task::Classify => Ok(Encode::Rerank),
+        Task::Generate => {
+            let message =
+                format!("The model `{}` holds conversations: call it with POST /v1/chat/completions.", model.name());
+            let kind = ErrorKind::NotFound;
+            Err(End::refuse(Refusal::new(StatusCode::NOT_FOUND, kind, "unsupported_endpoint", message).param("model")))
+        }
+    }
+}
+
+/// Answers a call that its route sends to a built-in model. False where the model has no room.
+pub(super) async fn direct(
+    call: InferenceCall,
+    route: &Route,
+    model: &Arc<LoadedModel>,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    if !matches!(call, InferenceCall::Infer | InferenceCall::ModelReady | InferenceCall::ModelMetadata) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            ErrorKind::InvalidRequest,
+            "unsupported_endpoint",
+            "a built-in model answers `infer`, `ready` and its metadata in the Open Inference Protocol, and nothing else",
+        )));
+    }
+    let what = task_of(model)?;
+    let deadline = exchange.deadline(route).into_std();
+    let version = version(route, session, exchange)?;
+    named(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()))?;
+    oip::check_version(version.as_deref())?;
+    match call {
+        InferenceCall::Infer => infer(model, what, deadline, session, exchange).await,
+        InferenceCall::ModelReady => ready(model, session, exchange).await,
+        _ => metadata(model, what, deadline, session, exchange).await,
+    }
+}
+
+/// Answers whether a built-in model is ready.
+async fn ready(model: &Arc<LoadedModel>, session: &mut ClientSession, exchange: &mut Exchange) -> Result<bool, End> {
+    let is_ready = model.can_answer();
+    let body = if is_message(exchange) {
+        oip::grpc::write_state(is_ready)
+    } else {
+        oip::write_model_ready(model.name(), is_ready)
+    };
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer(status, body, Some(model), session, exchange).await?;
+    Ok(true)
+}
+
+/// Answers with the inputs and outputs of a built-in model. False where it has no room to be loaded.
+async fn metadata(
+    model: &Arc<LoadedModel>,
+    what: Encode,
+    deadline: Instant,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    let width = match builtin::width(model, deadline).await {
+        Ok(width) => width,
+        Err(SpillError::Busy(_)) => return Ok(false),
+        Err(other) => return Err(other.into_refusal().into()),
+    };
+    let facts = ModelFacts::new(model.name(), what, width);
+    let body = if is_message(exchange) { oip::grpc::write_model(&facts) } else { oip::write_model(&facts) };
+    answer(StatusCode::OK, body, Some(model), session, exchange).await?;
+    Ok(true)
+}
+
+/// Version of the model that a call asks for.
+fn version(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<Option<String>, End> {
+    if is_message(exchange) {
+        return Ok(Some(oip::grpc::read_version(&held(exchange).unwrap_or_default())?));
+    }
+    let head = session.req_header();
+    let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
+    Ok(oip::version_in_path(&path).map(str::to_owned))
+}
+
+/// Answers a call for the outputs of a built-in model. False where the model has no room.
+async fn infer(
+    model: &Arc<LoadedModel>,
+    what: Encode,
+    deadline: Instant,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    let (body, is_message) = (held(exchange).unwrap_or_default(), is_message(exchange));
+    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.clone()).unwrap_or_default();
+    let headers = &session.req_header().headers;
+    let parse = |body: &[u8]| -> Result<InferRequest, Refusal> {
+        if is_message { oip::grpc::read_infer(body) } else { oip::read_infer(headers, body) }
+    };
+    let (mut request, plan) = read(exchange, &body, parse).await??.for_task(what, &asked)?;
+    exchange.outcome.begin_answer();
+    exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    let encoded = tokio::select! {
+        biased;
+        encoded = builtin::encode(model, &mut request, what, deadline) => encoded,
+        _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
+    };
+    let (encoded, tokens) = match encoded {
+        Ok(encoded) => encoded,
+        Err(SpillError::Busy(_)) => {
+            // Another target may answer.
+            exchange.outcome.served_by = ServedBy::Gateway;
+            return Ok(false);
+        }
+        Err(other) => return Err(other.into_refusal().into()),
+    };
+    exchange.outcome.model_answered = Some(model.name().to_owned());
+    exchange.outcome.prompt_tokens = Some(tokens);
+    let mut head = head(StatusCode::OK, Some(model), exchange);
+    if let Some(dropped) = request.ignored.header() {
+        let _ = head.insert_header(&DROPPED, dropped);
+    }
+    if is_message {
+        let message = oip::grpc::write_infer(&plan, model.name(), &encoded);
+        send_message(session, exchange, head, message).await?;
+        return Ok(true);
+    }
+    let written = oip::write_infer(&plan, model.name(), &encoded);
+    if let Some(length) = written.json_length {
+        let _ = head.insert_header(header::CONTENT_TYPE, "application/octet-stream");
+        let _ = head.insert_header(&oip::INFERENCE_HEADER_CONTENT_LENGTH, header::HeaderValue::from(length));
+    }
+    send(session, exchange, head, written.body).await.map_err(|_| End::ClientGone)?;
+    Ok(true)
+}
+
+/// Head of an answer, of a built-in model where it is one.
+fn head(status: StatusCode, model: Option<&LoadedModel>, exchange: &Exchange) -> ResponseHead {
+    let mut head = ResponseHead::new(status, 6);
+    let kind = if is_message(exchange) { "application/grpc" } else { "application/json" };
+    let _ = head.insert_header(header::CONTENT_TYPE, kind);
+    if let Some(model) = model {
+        let _ = head.insert_header(&SERVED_BY, model.served_by());
+    }
+    head
+}
+
+/// Sends an answer other than outputs.
+async fn answer(
+    status: StatusCode,
+    body: Bytes,
+    model: Option<&Arc<LoadedModel>>,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    if let Some(model) = model {
+        exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    }
+    let model = model.map(|model| &**model);
+    if is_message(exchange) {
+        // In gRPC the message says it, and the call itself has succeeded.
+        let head = head(StatusCode::OK, model, exchange);
+        return send_message(session, exchange, head, body).await;
+    }
+    let head = head(status, model, exchange);
+    send(session, exchange, head, body).await.map_err(|_| End::ClientGone)
+}

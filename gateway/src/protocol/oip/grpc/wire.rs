@@ -1,0 +1,202 @@
+//! Reader of protobuf's wire format (protobuf.dev, "Encoding") and of the frames of gRPC. Copies nothing and keeps nothing,
+//! so that a message of many small fields costs no more memory than its bytes.
+
+/// Bytes before the message of a frame: whether it is compressed, and its length in four bytes, the highest first.
+pub(super) const FRAME: usize = 5;
+
+/// Message that is not in protobuf's wire format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// Value of a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Value<'m> {
+    Varint(u64),
+    Fixed64([u8; 8]),
+    Bytes(&'m [u8]),
+    Fixed32([u8; 4]),
+}
+
+/// Field of a message with its bytes' place in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Field<'m> {
+    pub(super) number: u32,
+    pub(super) value: Value<'m>,
+    /// Offset of the first byte of the field in the message.
+    pub(super) from: usize,
+    /// Offset behind its last byte.
+    pub(super) to: usize,
+}
+
+/// Fields of a message, in its order. Ends after the first that is malformed.
+pub(super) struct Fields<'m> {
+    message: &'m [u8],
+    rest: &'m [u8],
+}
+
+/// Iterates over the fields of a message.
+pub(super) fn fields(message: &[u8]) -> Fields<'_> {
+    Fields { message, rest: message }
+}
+
+/// Reads a varint of at most ten bytes, and returns the rest.
+pub(super) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0u64;
+    for (n, byte) in bytes.iter().enumerate().take(10) {
+        let bits = u64::from(byte & 0x7F);
+        if n == 9 && bits > 1 {
+            return None;
+        }
+        value |= bits << (7 * n);
+        if byte & 0x80 == 0 {
+            return Some((value, bytes.get(n + 1..)?));
+        }
+    }
+    None
+}
+
+/// Appends a varint.
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value as u8) | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+impl<'m> Fields<'m> {
+    fn read(&mut self) -> Option<Field<'m>> {
+        let from = self.message.len() - self.rest.len();
+        let (key, rest) = varint(self.rest)?;
+        let number = u32::try_from(key >> 3).ok().filter(|number| *number > 0)?;
+        let (value, rest) = match key & 7 {
+            0 => {
+                let (value, rest) = varint(rest)?;
+                (Value::Varint(value), rest)
+            }
+            1 => {
+                let (value, rest) = rest.split_first_chunk()?;
+                (Value::Fixed64(*value), rest)
+            }
+            2 => {
+                let (length, rest) = varint(rest)?;
+                let (value, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+                (Value::Bytes(value), rest)
+            }
+            5 => {
+                let (value, rest) = rest.split_first_chunk()?;
+                (Value::Fixed32(*value), rest)
+            }
+            // Groups are of no version of the protocol.
+            _ => return None,
+        };
+        self.rest = rest;
+        Some(Field { number, value, from, to: self.message.len() - rest.len() })
+    }
+}
+
+impl<'m> Iterator for Fields<'m> {
+    type Item = Result<Field<'m>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let field = self.read();
+        if field.is_none() {
+            self.rest = &[];
+        }
+        Some(field.ok_or(Malformed))
+    }
+}
+
+/// Content of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame<'b> {
+    /// One message as it is.
+    Message(&'b [u8]),
+    /// One message in a coding.
+    Compressed,
+    /// No message, several, or a part of one.
+    Other,
+}
+
+/// Reads a body that holds one message.
+pub(super) fn frame(body: &[u8]) -> Frame<'_> {
+    let Some(([flag, length @ ..], message)) = body.split_first_chunk::<FRAME>() else { return Frame::Other };
+    if usize::try_from(u32::from_be_bytes(*length)) != Ok(message.len()) {
+        return Frame::Other;
+    }
+    match flag {
+        0 => Frame::Message(message),
+        1 => Frame::Compressed,
+        _ => Frame::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn fields_are_read_with_their_places() {
+        let message = [0x08, 0x96, 0x01, 0x12, 0x02, b'a', b'b', 0x19, 1, 0, 0, 0, 0, 0, 0, 0, 0x25, 2, 0, 0, 0];
+        let read: Vec<_> = fields(&message).map(|field| field.unwrap()).collect();
+        let expected = [
+            (1, Value::Varint(150), 0, 3),
+            (2, Value::Bytes(b"ab"), 3, 7),
+            (3, Value::Fixed64([1, 0, 0, 0, 0, 0, 0, 0]), 7, 16),
+            (4, Value::Fixed32([2, 0, 0, 0]), 16, 21),
+        ];
+        assert_eq!(read, expected.map(|(number, value, from, to)| Field { number, value, from, to }));
+    }
+
+    #[test]
+    fn what_is_cut_or_has_no_meaning_is_malformed() {
+        for message in [
+            &[0x08][..],
+            &[0x0A, 0x05, b'a'],
+            &[0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01],
+            &[0x08, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x02],
+            &[0x0B, 0x0C],
+            &[0x00, 0x01],
+            &[0x09, 1, 2, 3],
+            &[0x0D, 1, 2],
+        ] {
+            assert_eq!(fields(message).last(), Some(Err(Malformed)), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_holds_one_message() {
+        assert_eq!(frame(&[0, 0, 0, 0, 2, 8, 1]), Frame::Message(&[8, 1]));
+        assert_eq!(frame(&[0, 0, 0, 0, 0]), Frame::Message(&[]));
+        assert_eq!(frame(&[1, 0, 0, 0, 2, 8, 1]), Frame::Compressed);
+        for body in [&[][..], &[0, 0, 0, 0], &[0, 0, 0, 0, 3, 8, 1], &[0, 0, 0, 0, 1, 8, 1], &[2, 0, 0, 0, 0]] {
+            assert_eq!(frame(body), Frame::Other, "{body:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_varint_survives(value: u64) {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            prop_assert_eq!(varint(&out), Some((value, &[][..])));
+        }
+
+        #[test]
+        fn fields_cover_the_message(message in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut end = 0;
+            for field in fields(&message) {
+                let Ok(field) = field else { return Ok(()) };
+                prop_assert_eq!(field.from, end);
+                prop_assert!(field.to > field.from);
+                end = field.to;
+            }
+            prop_assert_eq!(end, message.len());
+        }
+    }
+}

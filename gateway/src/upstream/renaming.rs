@@ -1,0 +1,72 @@
+//! The name of the model in an answer, where the server knows another one than the caller: the head of the answer waits until the
+//! beginning of the body shows the name, which is then replaced there. Inputs are the head and the first bytes of an answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+
+use super::outcome::Attempt;
+use crate::coding::{Coding, DIGESTS};
+use crate::exchange::{Exchange, Naming};
+use crate::message::ResponseHead;
+use crate::protocol::oip::INFERENCE_HEADER_CONTENT_LENGTH;
+use crate::protocol::{AnswerName, Dialect, Operation};
+
+/// Most bytes of an answer in which the name is looked for.
+const MAX_BEGINNING: usize = 16 << 10;
+
+/// Name to replace in an answer.
+pub(super) struct Renaming {
+    api: &'static dyn Dialect,
+    operation: Operation,
+    /// Name that the server knows.
+    from: Arc<str>,
+    /// Name that the caller knows.
+    to: Box<str>,
+}
+
+impl Renaming {
+    /// Name to replace in an answer with this head; `None` where the caller and the server know one name, the API names no model
+    /// there, or the body is an error or in a coding.
+    pub(super) fn of(attempt: &Attempt<'_>, exchange: &Exchange, head: &ResponseHead) -> Option<Box<Self>> {
+        let asked = exchange.asked.as_ref().filter(|asked| matches!(asked.naming, Naming::Path | Naming::Message))?;
+        let (from, to) = (attempt.backend.model.as_ref()?, asked.model.as_deref()?);
+        let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
+        let (api, operation) = (exchange.resolved.api, exchange.resolved.operation);
+        let is_wanted = is_readable && **from != *to && matches!(operation, Operation::Inference(_));
+        is_wanted.then(|| Box::new(Self { api, operation, from: from.clone(), to: to.into() }))
+    }
+
+    fn find(&self, beginning: &[u8]) -> AnswerName {
+        self.api.rename_in_answer(self.operation, beginning, &self.from, &self.to)
+    }
+
+    /// True if more of the body is needed.
+    pub(super) fn is_open(&self, beginning: &[u8]) -> bool {
+        beginning.len() <= MAX_BEGINNING && self.find(beginning) == AnswerName::NotYet
+    }
+
+    /// Replaces the name in the beginning of a body, and adapts the head to the bytes.
+    pub(super) fn apply(&self, head: &mut ResponseHead, beginning: Bytes) -> Bytes {
+        let AnswerName::Replace(range, bytes) = self.find(&beginning) else { return beginning };
+        let (Some(before), Some(after)) = (beginning.get(..range.start), beginning.get(range.end..)) else {
+            return beginning;
+        };
+        for name in [&header::CONTENT_LENGTH, &INFERENCE_HEADER_CONTENT_LENGTH] {
+            shift(head, name, range.len(), bytes.len());
+        }
+        for name in DIGESTS.iter().chain([&header::ETAG]) {
+            head.remove_header(name);
+        }
+        [before, &bytes, after].concat().into()
+    }
+}
+
+/// Changes a length in a head, of which `less` bytes became `more`.
+fn shift(head: &mut ResponseHead, name: &HeaderName, less: usize, more: usize) {
+    let length = head.headers.get(name).and_then(|value| value.to_str().ok()?.trim().parse::<usize>().ok());
+    if let Some(length) = length.and_then(|length| length.checked_sub(less)) {
+        let _ = head.insert_header(name.clone(), HeaderValue::from(length + more));
+    }
+}
