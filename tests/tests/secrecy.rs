@@ -157,7 +157,7 @@ const NO_SECRETS: &[&str] = &[
 /// Sightings that are meant: a prefix of the secret's place, a prefix of the output's name, and the reason.
 const ALLOWED: &[(&str, &str, &str)] = &[
     ("backends[].credentials.bearer", "server x", "the server gets the credential of its backend"),
-    ("backends[].credentials.value", "server copies", "the server gets the credential of its backend"),
+    ("backends[].credentials.secret", "server copies", "the server gets the credential of its backend"),
     ("consumers[].credentials{}.bearer", "server x", "the server gets the credential of the consumer"),
     ("backends[].healthCheck.http.path", "server x", "the server gets its health check"),
     ("backends[].capacity.queueDepth.metricsPath", "server x", "the server's metrics are asked for"),
@@ -526,13 +526,13 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
                 "caFile": "ca.pem", "clientCertificate": {"certFile": client.0, "keyFile": client.1}}},
             {"name": "gone", "endpoints": [{"url": world.nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer of a file")}},
             {"name": "copies", "endpoints": [{"url": world.copies.url()}],
-             "credentials": {"header": "x-copies-token", "value": bed.env("backends[].credentials.value")}},
+             "credentials": {"header": "x-copies-token", "secret": bed.env("backends[].credentials.secret")}},
         ],
         "consumers": [
             {"name": "acme", "keys": [{"sha256": world.digest}], "limits": {"requests": "10000/s"}},
             {"name": "other", "keysFile": "acme.keys", "credentials": {
                 "x": {"bearer": bed.file("consumers[].credentials{}.bearer")},
-                "far": {"header": "x-far-token", "value": bed.file("consumers[].credentials{}.value")},
+                "far": {"header": "x-far-token", "secret": bed.file("consumers[].credentials{}.secret")},
             }},
         ],
         "authentication": {"jwt": [{

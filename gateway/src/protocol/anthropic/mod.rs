@@ -18,8 +18,8 @@ use time::OffsetDateTime;
 
 use super::chat::{ChatRequest, ObservedError};
 use super::dialect::{AnswerHead, Dialect, ModelCard, ModelPath, Observe, WriteAnswer};
+use super::openai::OpenAi;
 use super::operation::{Known, Operation};
-use super::registry::OPENAI;
 use super::translate::{
     self, ApiError, Asked, Conversation, CredentialForm, Lossy, ReadStream, Reply, Translate, Unreadable, WriteStream,
     WrittenRequest,
@@ -122,7 +122,7 @@ impl Dialect for Anthropic {
 
     fn observe(&self, headers: &Fields) -> Option<Box<dyn Observe>> {
         // One observer reads the shapes of both APIs: many servers have both.
-        OPENAI.observe(headers)
+        OpenAi.observe(headers)
     }
 
     fn error_status(&self, error: &ObservedError) -> u16 {
@@ -130,7 +130,7 @@ impl Dialect for Anthropic {
     }
 
     fn model_path<'p>(&self, path: &'p str) -> ModelPath<'p> {
-        OPENAI.model_path(path)
+        OpenAi.model_path(path)
     }
 
     fn model_list(&self, models: &[ModelCard<'_>]) -> Option<Bytes> {
