@@ -522,7 +522,8 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
              "outlierDetection": {"consecutiveErrors": 1000, "errorRate": 0},
              "capacity": {"queueDepth": {"metricsPath": metrics, "metric": "waiting", "max": 1000, "interval": "1s"}, "statuses": []},
              "healthCheck": {"http": {"path": probe}, "interval": "1s"}},
-            {"name": "far", "endpoints": [{"url": world.nobody.replace("http:", "https:")}], "tls": {
+            {"name": "far", "endpoints": [{"url": world.nobody.replace("http:", "https:")}],
+             "credentials": {"header": "x-far-token", "secret": bed.file("backends[].credentials.secret of a file")}, "tls": {
                 "caFile": "ca.pem", "clientCertificate": {"certFile": client.0, "keyFile": client.1}}},
             {"name": "gone", "endpoints": [{"url": world.nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer of a file")}},
             {"name": "copies", "endpoints": [{"url": world.copies.url()}],
@@ -633,9 +634,12 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
         ],
         "admin": {"address": "127.0.0.1:0", "token": bed.file("admin.token")},
         "backends": [{"name": "x", "endpoints": [{"url": nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer")},
-            "healthCheck": {"http": {"path": format!("/?key={}", bed.reference("backends[].healthCheck.http.path"))}, "interval": "100ms"}}],
+            "healthCheck": {"http": {"path": format!("/?key={}", bed.reference("backends[].healthCheck.http.path"))}, "interval": "100ms"}},
+            {"name": "y", "endpoints": [{"url": nobody}],
+             "credentials": {"header": "x-far-token", "secret": bed.file("backends[].credentials.secret")}}],
         "consumers": [{"name": "acme", "keys": [{"sha256": "0".repeat(64)}], "limits": {"requests": "1000/s"},
-            "credentials": {"x": {"bearer": bed.env("consumers[].credentials{}.bearer")}}}],
+            "credentials": {"x": {"bearer": bed.env("consumers[].credentials{}.bearer")},
+                "y": {"header": "x-far-token", "secret": bed.env("consumers[].credentials{}.secret")}}}],
         "authentication": {"jwt": [{
             "issuer": "http://127.0.0.1:1", "audiences": ["spillway"], "claims": {"consumer": "sub"},
             "jwks": {"url": url(bed, "http", "keys", "authentication.jwt[].jwks.url")},
