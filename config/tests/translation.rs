@@ -17,11 +17,11 @@ routes: [{{backendRefs: [{{name: b}}]{route}}}]
 fn what_can_never_take_effect_is_an_error() {
     for (line, backend, route, says) in [
         (2, "protocol: claude", "", "unknown value `claude` for `protocol`"),
-        (2, "credentials: {}", "", "expected either `bearer`, or `header` with `value`"),
-        (2, "credentials: {header: x-api-key}", "", "expected either `bearer`, or `header` with `value`"),
-        (2, "credentials: {bearer: {env: SET}, header: x-api-key, value: {env: SET}}", "", "expected either `bearer`"),
-        (2, "credentials: {header: content-length, value: {env: SET}}", "", "no header for a credential"),
-        (2, "credentials: {header: \"x y\", value: {env: SET}}", "", "no header for a credential"),
+        (2, "credentials: {}", "", "expected either `bearer`, or `header` with `secret`"),
+        (2, "credentials: {header: x-api-key}", "", "expected either `bearer`, or `header` with `secret`"),
+        (2, "credentials: {bearer: {env: SET}, header: x-api-key, secret: {env: SET}}", "", "expected either `bearer`"),
+        (2, "credentials: {header: content-length, secret: {env: SET}}", "", "no header for a credential"),
+        (2, "credentials: {header: \"x y\", secret: {env: SET}}", "", "no header for a credential"),
         (2, "dropFields: [temperature]", "", "no effect with `protocol: http`"),
         (2, "protocol: anthropic, dropFields: [messages]", "", "a request needs `messages`"),
         (2, "protocol: anthropic, dropFields: [\"top p\"]", "", "no name of a field"),
@@ -33,7 +33,7 @@ fn what_can_never_take_effect_is_an_error() {
         let found = told.iter().any(|error| error.starts_with(&format!("{line}: ")) && error.contains(says));
         assert!(found, "{backend}{route}: {told:?}");
     }
-    let backend = "protocol: anthropic, dropFields: [temperature, output_config], credentials: {header: x-api-key, value: {env: SET}}";
+    let backend = "protocol: anthropic, dropFields: [temperature, output_config], credentials: {header: x-api-key, secret: {env: SET}}";
     let fine = told(backend, ", protocols: [anthropic, openai]");
     assert!(fine.is_empty(), "{fine:?}");
 }

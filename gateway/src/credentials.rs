@@ -13,8 +13,8 @@ pub enum CredentialsError {
     /// The token has characters that no header may have.
     #[error("its bearer token has characters that no header may have")]
     NotAHeader,
-    /// Neither `bearer` nor `header` with `value` is given.
-    #[error("it has neither `bearer` nor `header` with `value`")]
+    /// Neither `bearer` nor `header` with `secret` is given.
+    #[error("it has neither `bearer` nor `header` with `secret`")]
     NoForm,
 }
 
@@ -40,11 +40,11 @@ pub fn secret(secret: &Secret) -> Result<String, ValueError> {
 /// # Errors
 /// The secret cannot be read, or has characters that no header may have.
 pub fn credential(written: &schema::Credentials) -> Result<Credential, CredentialsError> {
-    let (name, text) = match (&written.bearer, &written.header, &written.value) {
+    let (name, text) = match (&written.bearer, &written.header, &written.secret) {
         (Some(bearer), ..) => (header::AUTHORIZATION, format!("Bearer {}", secret(bearer)?)),
-        (None, Some(name), Some(value)) => {
+        (None, Some(name), Some(text)) => {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| CredentialsError::NotAHeader)?;
-            (name, secret(value)?)
+            (name, secret(text)?)
         }
         _ => return Err(CredentialsError::NoForm),
     };

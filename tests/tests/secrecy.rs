@@ -157,7 +157,7 @@ const NO_SECRETS: &[&str] = &[
 /// Sightings that are meant: a prefix of the secret's place, a prefix of the output's name, and the reason.
 const ALLOWED: &[(&str, &str, &str)] = &[
     ("backends[].credentials.bearer", "server x", "the server gets the credential of its backend"),
-    ("backends[].credentials.value", "server copies", "the server gets the credential of its backend"),
+    ("backends[].credentials.secret", "server copies", "the server gets the credential of its backend"),
     ("consumers[].credentials{}.bearer", "server x", "the server gets the credential of the consumer"),
     ("backends[].healthCheck.http.path", "server x", "the server gets its health check"),
     ("backends[].capacity.queueDepth.metricsPath", "server x", "the server's metrics are asked for"),
@@ -522,17 +522,18 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
              "outlierDetection": {"consecutiveErrors": 1000, "errorRate": 0},
              "capacity": {"queueDepth": {"metricsPath": metrics, "metric": "waiting", "max": 1000, "interval": "1s"}, "statuses": []},
              "healthCheck": {"http": {"path": probe}, "interval": "1s"}},
-            {"name": "far", "endpoints": [{"url": world.nobody.replace("http:", "https:")}], "tls": {
+            {"name": "far", "endpoints": [{"url": world.nobody.replace("http:", "https:")}],
+             "credentials": {"header": "x-far-token", "secret": bed.file("backends[].credentials.secret of a file")}, "tls": {
                 "caFile": "ca.pem", "clientCertificate": {"certFile": client.0, "keyFile": client.1}}},
             {"name": "gone", "endpoints": [{"url": world.nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer of a file")}},
             {"name": "copies", "endpoints": [{"url": world.copies.url()}],
-             "credentials": {"header": "x-copies-token", "value": bed.env("backends[].credentials.value")}},
+             "credentials": {"header": "x-copies-token", "secret": bed.env("backends[].credentials.secret")}},
         ],
         "consumers": [
             {"name": "acme", "keys": [{"sha256": world.digest}], "limits": {"requests": "10000/s"}},
             {"name": "other", "keysFile": "acme.keys", "credentials": {
                 "x": {"bearer": bed.file("consumers[].credentials{}.bearer")},
-                "far": {"header": "x-far-token", "value": bed.file("consumers[].credentials{}.value")},
+                "far": {"header": "x-far-token", "secret": bed.file("consumers[].credentials{}.secret")},
             }},
         ],
         "authentication": {"jwt": [{
@@ -633,9 +634,12 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
         ],
         "admin": {"address": "127.0.0.1:0", "token": bed.file("admin.token")},
         "backends": [{"name": "x", "endpoints": [{"url": nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer")},
-            "healthCheck": {"http": {"path": format!("/?key={}", bed.reference("backends[].healthCheck.http.path"))}, "interval": "100ms"}}],
+            "healthCheck": {"http": {"path": format!("/?key={}", bed.reference("backends[].healthCheck.http.path"))}, "interval": "100ms"}},
+            {"name": "y", "endpoints": [{"url": nobody}],
+             "credentials": {"header": "x-far-token", "secret": bed.file("backends[].credentials.secret")}}],
         "consumers": [{"name": "acme", "keys": [{"sha256": "0".repeat(64)}], "limits": {"requests": "1000/s"},
-            "credentials": {"x": {"bearer": bed.env("consumers[].credentials{}.bearer")}}}],
+            "credentials": {"x": {"bearer": bed.env("consumers[].credentials{}.bearer")},
+                "y": {"header": "x-far-token", "secret": bed.env("consumers[].credentials{}.secret")}}}],
         "authentication": {"jwt": [{
             "issuer": "http://127.0.0.1:1", "audiences": ["spillway"], "claims": {"consumer": "sub"},
             "jwks": {"url": url(bed, "http", "keys", "authentication.jwt[].jwks.url")},

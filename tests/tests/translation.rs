@@ -159,7 +159,7 @@ routes: [{{name: r, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_client_before_a_server_of_anthropics_api() {
     let upstream = Upstream::start(claude).await;
-    let credentials = ", model: claude-x, credentials: {header: x-api-key, value: {env: TEST_SECRET}}";
+    let credentials = ", model: claude-x, credentials: {header: x-api-key, secret: {env: TEST_SECRET}}";
     let gateway = Gateway::start(&before("anthropic", &upstream, credentials, "")).await;
     let told = script("translated.py", &gateway, &["gpt", "openai", "text", "rich", "thinking"]).await;
     let usage = json!({"prompt_tokens": 40, "completion_tokens": 12, "total_tokens": 52,
@@ -301,7 +301,7 @@ async fn errors_keep_their_details_and_lose_credentials() {
         + &event("error", json!({"error": {"type": "overloaded_error", "message": "Overloaded"}}));
     let body = "{\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"message\":\"prompt is too long for upstream-secret\"}}";
     let claude = Upstream::start(fails(body, broken)).await;
-    let credentials = ", credentials: {header: x-api-key, value: {env: TEST_SECRET}}";
+    let credentials = ", credentials: {header: x-api-key, secret: {env: TEST_SECRET}}";
     let gateway = Gateway::start(&before("anthropic", &claude, credentials, "")).await;
     let told = script("translated.py", &gateway, &["m", "openai", "errors"]).await;
     assert_eq!((&told[0]["class"], &told[0]["status"]), (&json!("BadRequestError"), &json!(400)), "{}", told[0]);

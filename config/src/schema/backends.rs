@@ -141,16 +141,16 @@ fn one() -> u32 {
     1
 }
 
-/// Credentials that are sent upstream: `bearer`, or `header` with `value`.
+/// Credentials that are sent upstream: `bearer`, or `header` with `secret`.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Credentials {
     /// Sent as `Authorization: Bearer …`.
     pub bearer: Option<Secret>,
-    /// Header in which `value` is sent, such as `x-api-key` for Anthropic's API.
+    /// Header in which `secret` is sent, such as `x-api-key` for Anthropic's API.
     pub header: Option<String>,
     /// Value of `header`.
-    pub value: Option<Secret>,
+    pub secret: Option<Secret>,
 }
 
 /// Time limits of one attempt at an endpoint.

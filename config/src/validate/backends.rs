@@ -67,7 +67,7 @@ const NO_CREDENTIALS: [&str; 7] =
 
 /// Checks that credentials have one of their forms.
 pub(super) fn credentials(cx: &mut Context<'_>, at: Vec<Segment>, written: &Credentials) {
-    match (&written.bearer, &written.header, &written.value) {
+    match (&written.bearer, &written.header, &written.secret) {
         (Some(_), None, None) => {}
         (None, Some(name), Some(_)) => {
             let is_plain = |name: &HeaderName| {
@@ -79,7 +79,7 @@ pub(super) fn credentials(cx: &mut Context<'_>, at: Vec<Segment>, written: &Cred
                 cx.error(at, format!("`{name}` is no header for a credential; expected one such as `x-api-key`"));
             }
         }
-        _ => cx.error(at, "expected either `bearer`, or `header` with `value`"),
+        _ => cx.error(at, "expected either `bearer`, or `header` with `secret`"),
     }
 }
 

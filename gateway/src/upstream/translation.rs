@@ -96,7 +96,7 @@ impl Translation {
         let Some(mut credential) = taken else { return };
         match self.caller.credential_form() {
             CredentialForm::Bearer => head.remove_header(&header::AUTHORIZATION),
-            CredentialForm::Header(name) => head.remove_header(&HeaderName::from_static(name)),
+            CredentialForm::Header(name) => head.remove_header(HeaderName::from_static(name)),
         };
         let name = match self.server.credential_form() {
             CredentialForm::Header(name) => HeaderName::from_static(name),

@@ -11,6 +11,7 @@ use spillway_filter::Refusal;
 use super::conversation::{
     Conversation, Format, NamedSetting, Part, Role, Setting, Thinking, ToolPick, ToolSpec, Turn,
 };
+use super::object::set;
 use crate::protocol::chat::{ChatRequest, Ignored, Message, ResponseFormat, ToolChoice};
 use crate::protocol::refusals::shown;
 
@@ -180,10 +181,10 @@ impl Reader {
                 ToolSpec::Function { name, description, parameters, strict } => {
                     let mut function = json!({"name": name});
                     if let Some(description) = description {
-                        function["description"] = Value::String(description);
+                        set(&mut function, "description", Value::String(description));
                     }
                     if let Some(parameters) = parameters {
-                        function["parameters"] = Value::Object(parameters);
+                        set(&mut function, "parameters", Value::Object(parameters));
                     }
                     list.push(Tool { name, function: function.to_string(), is_strict: strict == Some(true) });
                 }

@@ -26,7 +26,7 @@ pub use lossy::Lossy;
 pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
 
 pub(super) use conversation::NamedSetting;
-pub(super) use object::{Fields, Wrong, json_object, named};
+pub(super) use object::{Fields, Wrong, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
 

@@ -180,3 +180,10 @@ fn wrong(code: &'static str, name: &str, what: impl Display) -> Wrong {
 fn shown_path(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(128).collect()
 }
+
+/// Sets a field of a value that is an object.
+pub(in crate::protocol) fn set(object: &mut Value, field: &str, value: impl Into<Value>) {
+    if let Value::Object(map) = object {
+        map.insert(field.to_owned(), value.into());
+    }
+}

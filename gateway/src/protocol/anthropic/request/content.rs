@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::protocol::translate::{Fields, Image, ImageSource, Part, Role, Wrong};
+use crate::protocol::translate::{Fields, Image, ImageSource, Part, Role, Wrong, set};
 
 /// Reader of blocks.
 pub(super) struct Blocks<'h> {
@@ -116,10 +116,10 @@ pub(super) fn block_of(part: &Part) -> Option<Value> {
             let mut block = json!({"type": "tool_result", "tool_use_id": id});
             let content: Vec<Value> = parts.iter().filter_map(block_of).collect();
             if !content.is_empty() {
-                block["content"] = Value::Array(content);
+                set(&mut block, "content", Value::Array(content));
             }
             if *is_error {
-                block["is_error"] = true.into();
+                set(&mut block, "is_error", true);
             }
             block
         }

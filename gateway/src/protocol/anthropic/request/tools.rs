@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::protocol::translate::{Conversation, Fields, ToolPick, ToolSpec, Wrong};
+use crate::protocol::translate::{Conversation, Fields, ToolPick, ToolSpec, Wrong, set};
 
 /// Fields of a tool that change no answer.
 const HINTS: [&str; 3] = ["cache_control", "eager_input_streaming", "input_examples"];
@@ -93,7 +93,7 @@ pub(super) fn write_pick(pick: Option<&ToolPick>, one_tool_call: bool) -> Option
         Some(ToolPick::Named(name)) => json!({"type": "tool", "name": name}),
     };
     if one_tool_call {
-        written["disable_parallel_tool_use"] = true.into();
+        set(&mut written, "disable_parallel_tool_use", true);
     }
     Some(written)
 }

@@ -6,7 +6,7 @@ use spillway_filter::Refusal;
 use super::content::{block_of, input_of};
 use super::tools;
 use crate::protocol::translate::{
-    Conversation, Effort, Format, Lossy, NamedSetting, Part, Role, Setting, Thinking, ToolSpec, Turn,
+    Conversation, Effort, Format, Lossy, NamedSetting, Part, Role, Setting, Thinking, ToolSpec, Turn, set,
 };
 
 /// Name of the API in refusals.
@@ -161,7 +161,7 @@ fn setting(named: &NamedSetting, body: &mut Map<String, Value>, lossy: &mut Loss
         }
         Some((outer, inner)) => {
             let outer = body.entry(outer).or_insert_with(|| json!({}));
-            outer[inner] = value;
+            set(outer, inner, value);
         }
     }
     Ok(())

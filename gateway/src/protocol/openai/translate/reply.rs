@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::shapes::{ReadCall, ReadCompletion, ReadMessage, ThinkingBlock, Usage, finish_of, logprobs_of, reason_of};
-use crate::protocol::translate::{Asked, Finish, MAX_CALLS, Part, Reply, Unreadable, read_json};
+use crate::protocol::translate::{Asked, Finish, MAX_CALLS, Part, Reply, Unreadable, read_json, set};
 
 /// Id of an answer or a call whose server told none.
 pub(super) fn new_id(prefix: &str) -> String {
@@ -98,13 +98,13 @@ pub(super) fn write(reply: &Reply, asked: &Asked) -> Bytes {
     let content = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
     let mut message = json!({"role": "assistant", "content": content, "refusal": refusal});
     if !reasoning.is_empty() {
-        message["reasoning_content"] = reasoning.into();
+        set(&mut message, "reasoning_content", reasoning);
     }
     if !blocks.is_empty() {
-        message["thinking_blocks"] = json!(blocks);
+        set(&mut message, "thinking_blocks", json!(blocks));
     }
     if !calls.is_empty() {
-        message["tool_calls"] = calls.into();
+        set(&mut message, "tool_calls", calls);
     }
     let choice = json!({
         "index": 0,

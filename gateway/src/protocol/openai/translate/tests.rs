@@ -244,9 +244,12 @@ fn conversation() -> impl Strategy<Value = Conversation> {
     )
 }
 
+/// Role and parts of a turn.
+type SaidTurn = (String, Vec<Part>);
+
 /// What a conversation says: turns of one role in a row are one.
-fn said(conversation: &Conversation) -> (Vec<(String, Vec<Part>)>, Vec<String>, String) {
-    let mut turns: Vec<(String, Vec<Part>)> = Vec::new();
+fn said(conversation: &Conversation) -> (Vec<SaidTurn>, Vec<String>, String) {
+    let mut turns: Vec<SaidTurn> = Vec::new();
     for turn in &conversation.turns {
         let role = format!("{:?}", turn.role);
         match turns.last_mut() {

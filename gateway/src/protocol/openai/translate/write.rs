@@ -5,7 +5,7 @@ use spillway_filter::Refusal;
 
 use crate::protocol::translate::{
     Conversation, Effort, Format, Image, ImageSource, Lossy, NamedSetting, Part, Role, Setting, Thinking, ToolPick,
-    ToolSpec, Turn,
+    ToolSpec, Turn, set,
 };
 
 /// Name of the API in refusals.
@@ -66,13 +66,13 @@ fn function(
 ) -> Value {
     let mut function = json!({"name": name});
     if let Some(description) = description {
-        function["description"] = description.into();
+        set(&mut function, "description", description);
     }
     if let Some(parameters) = parameters {
-        function["parameters"] = Value::Object(parameters.clone());
+        set(&mut function, "parameters", Value::Object(parameters.clone()));
     }
     if let Some(strict) = strict {
-        function["strict"] = strict.into();
+        set(&mut function, "strict", strict);
     }
     json!({"type": "function", "function": function})
 }
@@ -158,7 +158,7 @@ fn assistant(turn: &Turn, lossy: &mut Lossy<'_>) -> Result<Value, Refusal> {
                 let mut block = json!({"type": "thinking", "thinking": text});
                 if let Some(signature) = signature {
                     proven = true;
-                    block["signature"] = signature.as_str().into();
+                    set(&mut block, "signature", signature.as_str());
                 }
                 blocks.push(block);
             }
@@ -174,16 +174,20 @@ fn assistant(turn: &Turn, lossy: &mut Lossy<'_>) -> Result<Value, Refusal> {
     }
     let content = contents(&texts, lossy)?;
     let mut message = json!({"role": "assistant"});
-    message["content"] = if content.is_empty() && !calls.is_empty() { Value::Null } else { content_of(content) };
+    set(
+        &mut message,
+        "content",
+        if content.is_empty() && !calls.is_empty() { Value::Null } else { content_of(content) },
+    );
     if !reasoning.is_empty() {
-        message["reasoning_content"] = reasoning.into();
+        set(&mut message, "reasoning_content", reasoning);
     }
     // Only a server that proves its reasoning reads the blocks.
     if proven {
-        message["thinking_blocks"] = blocks.into();
+        set(&mut message, "thinking_blocks", blocks);
     }
     if !calls.is_empty() {
-        message["tool_calls"] = calls.into();
+        set(&mut message, "tool_calls", calls);
     }
     Ok(message)
 }
@@ -236,7 +240,7 @@ fn format_of(format: &Format) -> Value {
             let name = name.as_deref().unwrap_or(SCHEMA_NAME);
             let mut written = json!({"name": name, "schema": schema});
             if let Some(strict) = strict {
-                written["strict"] = (*strict).into();
+                set(&mut written, "strict", *strict);
             }
             json!({"type": "json_schema", "json_schema": written})
         }
