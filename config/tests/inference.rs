@@ -36,7 +36,9 @@ fn grpc_needs_http2() {
     assert!(found.iter().any(|message| message.contains("it must say `http2: true`")), "{found:?}");
     let found = messages(&config(&GRPC.replace("oip-grpc", "oipGrpc"), "{backendRefs: [{name: calls}]}"));
     assert!(
-        found.iter().any(|message| message.contains("expected `openai`, `oip`, `oip-grpc` or `http`")),
+        found
+            .iter()
+            .any(|message| message.contains("expected `openai`, `anthropic`, `ollama`, `oip`, `oip-grpc` or `http`")),
         "{found:?}"
     );
 }

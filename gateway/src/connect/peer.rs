@@ -193,8 +193,11 @@ impl Connector {
         }
         let is_negotiated = peer.peer.tls();
         let stream = match self.opener.new_stream(&peer.peer).await {
-            Err(e) if alone && *e.etype() == NO_CONNECTION => {
-                return self.pooled(peer).await?.map(|session| (session, true)).ok_or(e);
+            Err(e) if *e.etype() == NO_CONNECTION => {
+                let shared = if alone { self.pooled(peer).await? } else { None };
+                // Another worker may have one of HTTP/1 to spare.
+                let spare = || self.http1.take_of_any(peer.key).map(http1);
+                return shared.or_else(spare).map(|session| (session, true)).ok_or(e);
             }
             opened => opened?,
         };

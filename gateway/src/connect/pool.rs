@@ -224,6 +224,25 @@ mod tests {
         assert_eq!(connections.open(), 0);
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_connection_is_for_the_worker_that_keeps_it_and_for_others_on_demand() {
+        let pool = Arc::new(Pool::new(10, Duration::from_secs(60)));
+        let (workers, _runtimes) = crate::workers::Workers::start(&tokio::runtime::Handle::current()).unwrap();
+        let (here, _there, connections) = open(2).await;
+        let (kept, done) = tokio::sync::oneshot::channel();
+        let of_worker = pool.clone();
+        workers.assign().run(async move {
+            here.into_iter().for_each(|transport| of_worker.put(7, transport));
+            let own = of_worker.take(7).is_some();
+            let _ = kept.send(own);
+        });
+        assert!(done.await.unwrap(), "its own");
+        assert!(pool.take(7).is_none() && pool.take_of_any(8).is_none());
+        assert!(pool.take_of_any(7).is_some());
+        assert!(pool.take_of_any(7).is_none());
+        assert_eq!((connections.open(), pool.0.count.load(Ordering::Relaxed)), (0, 0));
+    }
+
     #[tokio::test]
     async fn idle_connections_are_bounded_in_number_and_time() {
         let pool = Pool::new(2, Duration::from_millis(100));

@@ -9,6 +9,9 @@ pub(crate) mod transport {
 #[allow(dead_code, reason = "the gateway uses all of it")]
 #[path = "../../../src/connect/http1.rs"]
 mod http1;
+#[allow(dead_code, reason = "no target opens a tunnel")]
+#[path = "../../../src/connect/tunnel.rs"]
+mod tunnel;
 
 use http::{HeaderMap, Method, StatusCode};
 use spillway::message::{RequestHead, ResponseHead};
@@ -33,7 +36,7 @@ pub(crate) async fn read(method: Method, stream: transport::Transport, most: u64
     let head = loop {
         session.read_head().await.ok()?;
         let head = session.take_head()?;
-        // hyper passes over early answers, but for 101, which the gateway never asks for.
+        // hyper passes over early answers, but for 101, which no request here asks for.
         if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
             break head;
         }
