@@ -145,6 +145,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].sticky.header",
     "routes[].whenSaturated.spillTo",
     "routes[].whenUnavailable.spillTo",
+    "routes[].upgrades[]",
     "routes[].retry.on[]",
     "routes[].spill.models[]",
     "routes[].spill.tenants[]",
