@@ -158,8 +158,9 @@ fn stream() -> String {
             serde_json::json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
         ),
     ];
-    events.extend((0..EVENTS).map(|_| {
-        let delta = serde_json::json!({"type": "text_delta", "text": "water "});
+    // LiteLLM takes a stream of equal events for a model that repeats itself.
+    events.extend((0..EVENTS).map(|n| {
+        let delta = serde_json::json!({"type": "text_delta", "text": format!("water {n} ")});
         ("content_block_delta", serde_json::json!({"type": "content_block_delta", "index": 0, "delta": delta}))
     }));
     events.extend([
