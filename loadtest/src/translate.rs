@@ -1,9 +1,19 @@
 //! Cost of translation: a chat of OpenAI's API that a server of Anthropic's API answers with a stream of 500 events, beside the
-//! same stream passed to a caller of Anthropic's API, and beside LiteLLM's proxy translating the same chat. The server is an
-//! nginx that has the whole stream in a file.
+//! same stream passed to a caller of Anthropic's API, and beside LiteLLM's proxy translating the same chat. One server, an nginx,
+//! has the whole stream in a file and sends it at once; the other sends an event every two milliseconds, as models do.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http::Response;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 
 use crate::process::{Process, free_port, named, wait_for};
 use crate::spread;
@@ -12,6 +22,8 @@ use crate::spread;
 const EVENTS: usize = 500;
 /// Connections, each of which asks again as soon as it is answered.
 const CONNECTIONS: usize = 8;
+/// Time between two events of the slower server.
+const BETWEEN: Duration = Duration::from_millis(2);
 /// LiteLLM in the peers' Python environment.
 const LITELLM: &str = ".cache/peers/venv/bin/litellm";
 
@@ -29,37 +41,39 @@ struct Candidate<'p> {
 /// Streams a second, and processor time of each in microseconds.
 type Figures = Vec<(f64, f64)>;
 
-/// Runs the scenario and prints its table.
+/// Runs the scenario and prints its tables.
 pub(crate) fn run(rounds: usize, seconds: u32) {
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-translate-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let (server, gateway, proxy) = (free_port(), free_port(), free_port());
-    let _server = origin(&folder, server);
-    let spillway = spillway(&folder, gateway, server);
-    let litellm = Path::new(LITELLM).is_file().then(|| litellm(&folder, proxy, server));
-    let body =
-        r#""stream": true, "max_tokens": 1000, "messages": [{"role": "user", "content": "Tell me about dams."}]"#;
-    let messages = script(&folder, "messages", &format!(r#"{{"model": "large", {body}}}"#));
-    let chat = script(&folder, "chat", &format!(r#"{{"model": "large", {body}}}"#));
-    let ours = |path: &str| format!("http://127.0.0.1:{gateway}{path}");
-    let (passing, translating) = (ours("/v1/messages"), ours("/v1/chat/completions"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let at_once = free_port();
+    let _nginx = origin(&folder, at_once);
+    compare(&folder, at_once, "all of them at once", rounds, seconds);
+    let paced = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let port = paced.local_addr().unwrap().port();
+    runtime.spawn(serve_paced(paced));
+    compare(&folder, port, "one every 2 ms", rounds, seconds);
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// Compares the ways to a server that sends its events as `pace` says.
+fn compare(folder: &Path, server: u16, pace: &str, rounds: usize, seconds: u32) {
+    let (gateway, proxy) = (free_port(), free_port());
+    let spillway = spillway(folder, gateway, server);
+    let litellm = Path::new(LITELLM).is_file().then(|| litellm(folder, proxy, server));
+    let body = r#"{"model": "large", "stream": true, "max_tokens": 1000, "messages": [{"role": "user", "content": "Tell me about dams."}]}"#;
+    let script = script(folder, body);
+    let way = |name, process, port: u16, path: &str, end| {
+        let url = format!("http://127.0.0.1:{port}{path}");
+        Candidate { name, process, url, script: script.clone(), end }
+    };
     let mut candidates = vec![
-        Candidate { name: "Spillway passing", process: &spillway, url: passing, script: messages, end: "message_stop" },
-        Candidate {
-            name: "Spillway translating",
-            process: &spillway,
-            url: translating,
-            script: chat.clone(),
-            end: "[DONE]",
-        },
+        way("Spillway passing", &spillway, gateway, "/v1/messages", "message_stop"),
+        way("Spillway translating", &spillway, gateway, "/v1/chat/completions", "[DONE]"),
     ];
-    candidates.extend(litellm.as_ref().map(|process| Candidate {
-        name: "LiteLLM translating",
-        process,
-        url: format!("http://127.0.0.1:{proxy}/v1/chat/completions"),
-        script: chat,
-        end: "[DONE]",
-    }));
+    candidates.extend(
+        litellm.as_ref().map(|process| way("LiteLLM translating", process, proxy, "/v1/chat/completions", "[DONE]")),
+    );
     candidates.iter().for_each(check);
     let mut figures: Vec<Figures> = candidates.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
@@ -69,15 +83,35 @@ pub(crate) fn run(rounds: usize, seconds: u32) {
     }
     let profile = std::env::var("SPILLWAY_BENCH_PROFILE").unwrap_or_default();
     println!(
-        "\n{EVENTS} events, {CONNECTIONS} connections, {rounds} rounds of {seconds} s in turn, profile `{profile}`\n"
+        "\n{EVENTS} events, {pace}; {CONNECTIONS} connections, {rounds} rounds of {seconds} s in turn, profile `{profile}`\n"
     );
     println!("| way | streams a second (least to most) | beside translating | CPU, us each | beside passing |");
     println!("|---|---|---|---|---|");
     for (candidate, own) in candidates.iter().zip(&figures) {
         print_row(candidate.name, own, figures.first(), figures.get(1));
     }
-    drop(candidates);
-    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// Serves streams whose events come one after another.
+async fn serve_paced(listener: tokio::net::TcpListener) {
+    let events: Vec<Bytes> = events().map(Bytes::from).collect();
+    let events: &'static [Bytes] = events.leak();
+    while let Ok((socket, _)) = listener.accept().await {
+        let _ = socket.set_nodelay(true);
+        let answer = service_fn(move |request: http::Request<Incoming>| async move {
+            let _ = request.into_body().collect().await;
+            let paced = stream::iter(events).then(async |event| {
+                tokio::time::sleep(BETWEEN).await;
+                Ok::<_, Infallible>(Frame::data(event.clone()))
+            });
+            let body = StreamBody::new(paced).boxed_unsync();
+            Ok::<_, http::Error>(Response::builder().header("content-type", "text/event-stream").body(body)?)
+        });
+        tokio::spawn(async move {
+            // A client that leaves in the middle is no fault of the server.
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), answer).await;
+        });
+    }
 }
 
 fn print_row(name: &str, own: &Figures, passing: Option<&Figures>, translating: Option<&Figures>) {
@@ -134,8 +168,8 @@ fn measure(candidate: &Candidate<'_>, seconds: u32) -> (f64, f64) {
 }
 
 /// Script that makes `wrk` send a chat.
-fn script(folder: &Path, name: &str, body: &str) -> PathBuf {
-    let path = folder.join(format!("{name}.lua"));
+fn script(folder: &Path, body: &str) -> PathBuf {
+    let path = folder.join("chat.lua");
     let text = format!(
         "wrk.method = \"POST\"\nwrk.headers[\"Content-Type\"] = \"application/json\"\nwrk.body = [==[{body}]==]\n"
     );
@@ -143,8 +177,8 @@ fn script(folder: &Path, name: &str, body: &str) -> PathBuf {
     path
 }
 
-/// Stream of Anthropic's API with its events, as the server writes them.
-fn stream() -> String {
+/// Events of a stream of Anthropic's API, as the server writes them.
+fn events() -> impl Iterator<Item = String> {
     let mut events = vec![
         (
             "message_start",
@@ -172,11 +206,11 @@ fn stream() -> String {
         ),
         ("message_stop", serde_json::json!({"type": "message_stop"})),
     ]);
-    events.iter().map(|(name, data)| format!("event: {name}\ndata: {data}\n\n")).collect()
+    events.into_iter().map(|(name, data)| format!("event: {name}\ndata: {data}\n\n"))
 }
 
 fn origin(folder: &Path, port: u16) -> Process {
-    std::fs::write(folder.join("stream"), stream()).unwrap();
+    std::fs::write(folder.join("stream"), events().collect::<String>()).unwrap();
     let config = folder.join("nginx.conf");
     // nginx refuses POST to a file with 405, and answers that with the file.
     let text = format!(
