@@ -15,7 +15,7 @@ use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
-use crate::protocol::{InferenceCall, Operation, PROBLEM, model_not_found};
+use crate::protocol::{PROBLEM, model_not_found};
 use crate::routing::Candidates;
 use crate::topology::Route;
 
@@ -206,16 +206,17 @@ fn check_protocol(route: &Route, exchange: &Exchange) -> Result<(), End> {
 /// Refuses a model that the body names and the caller may not use.
 fn check_model(exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    // Such a call is for callers of all models: its server acts on others than the one that the body names for the gateway. A
+    // path that is still shared here is one of an application's.
+    if exchange.resolved.operation.reaches_all_models() && !exchange.resolved.is_shared() {
+        return Err(model_not_found("").into());
+    }
     match &exchange.asked {
         // On a model API, a body without a readable model is refused too: a server may find one in it.
         Some(asked)
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {
             Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
-        }
-        // A call about all models of a server, such as one that unloads a model, is for callers of all models.
-        None if exchange.resolved.operation == Operation::Inference(InferenceCall::OtherOfServer) => {
-            Err(model_not_found("").into())
         }
         _ => Ok(()),
     }

@@ -1,0 +1,77 @@
+//! A caller with a list of models, and calls that reach other models beside the one that they name: calls about a server as a
+//! whole, methods and parameters that a server reads in its own way.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use spillway_tests::{Gateway, Upstream, new_key};
+
+/// Gateway with a consumer that may use the model `mine`, and its key.
+async fn start(rest: &str) -> (Gateway, String) {
+    let (key, digest) = new_key();
+    let consumer = format!("consumers: [{{name: acme, models: [mine], keys: [{{sha256: {digest}}}]}}]\n");
+    (Gateway::start(&(consumer + rest)).await, format!("Bearer {key}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_about_a_whole_server_is_not_for_the_caller_whatever_its_body_names() {
+    let server = Upstream::fixed(200, "{}").await;
+    let (gateway, key) = start(&format!(
+        "backends: [{{name: b, protocol: oip, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: b}}]}}]
+",
+        server.url()
+    ))
+    .await;
+    for path in [
+        "/v2/repository/models/other/load",
+        "/v2/repository/models/mine/unload",
+        "/v2/systemsharedmemory/region/a/register",
+        "/v2/trace/setting",
+    ] {
+        let answer = gateway.client().post(path, &[("authorization", &key)], r#"{"model":"mine"}"#).await;
+        assert_eq!(answer.status, 404, "{path}: {}", answer.text());
+    }
+    assert_eq!(server.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_models_of_an_ollama_server_are_not_the_callers_to_change() {
+    let server = Upstream::fixed(200, "{}").await;
+    let (gateway, key) = start(&format!(
+        "backends: [{{name: box, protocol: ollama, endpoints: [{{url: \"{0}\"}}]}}, {{name: app, protocol: http, endpoints: [{{url: \"{0}\"}}]}}]
+routes:
+  - {{name: app, hostnames: [app.test], backendRefs: [{{name: app}}]}}
+  - {{name: r, backendRefs: [{{name: box}}]}}
+",
+        server.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let headers = [("authorization", key.as_str())];
+    for (method, path, body) in [
+        // The server copies what the gateway did not look at, and `mine` then is the other model.
+        ("POST", "/api/copy", r#"{"model":"mine","source":"other","destination":"mine"}"#),
+        ("POST", "/api/create", r#"{"model":"mine","from":"other"}"#),
+        ("DELETE", "/api/delete", r#"{"model":"mine"}"#),
+        ("POST", "/api/pull", r#"{"model":"mine"}"#),
+        ("POST", "/api/push", r#"{"model":"mine"}"#),
+        ("POST", "/api/blobs/sha256:1", r#"{"model":"mine"}"#),
+        ("HEAD", "/api/blobs/sha256:1", ""),
+    ] {
+        let answer = client.send(client.request(method, path, &headers, body)).await;
+        assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
+    }
+    assert_eq!(server.count(), 0);
+    let shown = client.post("/api/show", &headers, r#"{"model":"mine"}"#).await;
+    assert_eq!(shown.status, 200, "{}", shown.text());
+    // Where no models are called, the path is one of the application's.
+    let app = [("authorization", key.as_str()), ("host", "app.test")];
+    assert_eq!(client.post("/api/copy", &app, "{}").await.status, 200);
+}
