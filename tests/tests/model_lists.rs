@@ -75,3 +75,25 @@ routes:
     let app = [("authorization", key.as_str()), ("host", "app.test")];
     assert_eq!(client.post("/api/copy", &app, "{}").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn torchserve_predicts_by_any_method_and_so_the_list_applies_to_all() {
+    let server = Upstream::fixed(200, "{}").await;
+    let (gateway, key) = start(&format!(
+        "backends: [{{name: torch, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: torch}}]}}]
+",
+        server.url()
+    ))
+    .await;
+    let client = gateway.client();
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        for (path, expected) in
+            [("/predictions/mine", 200), ("/predictions/other", 404), ("/predictions/other/2.0", 404)]
+        {
+            let answer = client.send(client.request(method, path, &[("authorization", &key)], "")).await;
+            assert_eq!(answer.status, expected, "{method} {path}");
+        }
+    }
+    assert_eq!(server.count(), 7);
+}
