@@ -97,3 +97,24 @@ routes: [{{name: r, backendRefs: [{{name: torch}}]}}]
     }
     assert_eq!(server.count(), 7);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_only_the_rewritten_path_names_is_judged_too() {
+    let server = Upstream::fixed(200, "{}").await;
+    let (gateway, key) = start(&format!(
+        "backends: [{{name: b, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: named, matches: [{{path: {{prefix: /team}}, model: special}}], backendRefs: [{{name: b}}]}}
+  - {{name: rest, matches: [{{path: {{prefix: /team}}}}], filters: [{{urlRewrite: {{replacePrefix: /}}}}], backendRefs: [{{name: b}}]}}
+",
+        server.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let headers = [("authorization", key.as_str())];
+    for (method, path) in [("GET", "/team/v2/models/other"), ("POST", "/team/v2/models/other/infer")] {
+        let answer = client.send(client.request(method, path, &headers, "")).await;
+        assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
+    }
+    assert_eq!(server.count(), 0);
+}

@@ -147,8 +147,9 @@ async fn by_model<'s>(
 /// Refuses a request whose path names another model by the filters of its route than by those of the first candidate, which
 /// chose the route.
 fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
-    match (&exchange.asked, named_in_path(route, session, exchange)) {
-        (Some(asked), Some(own)) if asked.model != own.model => {
+    let chosen_by = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    match named_in_path(route, session, exchange) {
+        Some(own) if own.model.as_deref() != chosen_by => {
             Err(model_not_found(own.model.as_deref().unwrap_or_default()).into())
         }
         _ => Ok(()),
