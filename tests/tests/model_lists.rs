@@ -118,3 +118,29 @@ routes:
     }
     assert_eq!(server.count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_with_the_tag_that_every_name_has_is_the_same_name_in_all_apis_of_an_ollama_server() {
+    let server = Upstream::fixed(200, "{}").await;
+    let (gateway, key) = start(&format!(
+        "backends: [{{name: box, protocol: ollama, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: dear, authentication: optional, matches: [{{model: dear}}], filters: [{{cel: {{deny: \"request.method == 'POST'\", status: 403, message: no}}}}], backendRefs: [{{name: box}}]}}
+  - {{name: r, authentication: optional, backendRefs: [{{name: box}}]}}
+",
+        server.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let body = |model: &str| format!("{{\"model\":\"{model}\",\"max_tokens\":1,\"messages\":[],\"prompt\":\"\"}}");
+    for path in ["/api/chat", "/v1/chat/completions", "/v1/completions", "/v1/messages"] {
+        for model in ["dear", "dear:latest"] {
+            let answer = client.post(path, &[], body(model)).await;
+            assert_eq!(answer.status, 403, "{path} {model}: {}", answer.text());
+        }
+        let mine = client.post(path, &[("authorization", &key)], body("mine:latest")).await;
+        assert_eq!(mine.status, 200, "{path}: {}", mine.text());
+        assert!(String::from_utf8_lossy(&server.last().body).contains("mine:latest"), "the server gets what came");
+    }
+    assert_eq!(server.count(), 4);
+}

@@ -12,12 +12,12 @@ use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_p
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::{limiting, rewritten};
 use crate::downstream::ClientSession;
-use crate::exchange::{End, Exchange, RequestBody, too_large};
+use crate::exchange::{End, Exchange, Naming, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
-use crate::protocol::{PROBLEM, model_not_found};
+use crate::protocol::{OLLAMA, PROBLEM, model_not_found};
 use crate::routing::Candidates;
-use crate::topology::Route;
+use crate::topology::{Route, Target, TargetKind};
 
 /// Most bytes of a body that is held only to be sent again where a server did not look at it: what most calls have, and no
 /// upload.
@@ -69,6 +69,7 @@ async fn settle(
                     Some(asked) => Some(asked),
                     None => peek(session, exchange, decides).await?,
                 };
+                settle_name(std::iter::once(route), exchange);
             } else {
                 exchange.asked = named_in_path(route, session, exchange);
                 check_length(session, route)?;
@@ -117,6 +118,7 @@ async fn by_model<'s>(
         Some(asked) => Some(asked),
         None => peek(session, exchange, true).await?,
     };
+    settle_name(candidates.routes(), exchange);
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let route = candidates
         .by_model(model)
@@ -142,6 +144,20 @@ async fn by_model<'s>(
     check_access(route, true, session, exchange)?;
     check_protocol(route, exchange)?;
     Ok(route)
+}
+
+/// Puts the name of the model into the form in which names are compared, where a server of one of the routes reads two spellings as
+/// one: servers of Ollama do so in the other APIs that they speak, too.
+fn settle_name<'r>(mut routes: impl Iterator<Item = &'r Arc<Route>>, exchange: &mut Exchange) {
+    let asked = exchange.asked.as_mut().filter(|asked| asked.naming != Naming::Path);
+    let Some(name) = asked.and_then(|asked| asked.model.as_mut()) else { return };
+    let bare = OLLAMA.bare_model(name);
+    let speaks =
+        |target: &Target| matches!(&target.kind, TargetKind::Backend(backend) if backend.dialect == Some(OLLAMA));
+    // Few names have another spelling, so that the routes of most requests are not looked at.
+    if bare.len() < name.len() && routes.any(|route| route.targets.iter().any(speaks)) {
+        *name = bare.to_owned();
+    }
 }
 
 /// Refuses a request whose path names another model by the filters of its route than by those of the first candidate, which
