@@ -182,6 +182,16 @@ fn a_second_name_is_found_however_its_key_is_written() {
 }
 
 #[test]
+fn a_name_is_no_longer_than_in_any_other_request() {
+    // It becomes part of logs and spans.
+    let named = |name: &str| OIP_GRPC.model_in_message(&framed(&call(name, &[])));
+    assert_eq!(named(&"n".repeat(256)).unwrap().unwrap().name.len(), 256);
+    for name in ["n".repeat(257), "n".repeat(1 << 20), "n\n".to_owned(), " n".to_owned()] {
+        assert_eq!(named(&name).unwrap_err().code, "invalid_value");
+    }
+}
+
+#[test]
 fn an_answer_is_raw_where_the_call_was() {
     let vectors = Encoded::Vectors(vec![(vec![0.5, -1.0], true)]);
     let typed = call("m", &["a"]);
