@@ -10,7 +10,7 @@
     reason = "tests"
 )]
 
-use spillway_tests::{Gateway, Upstream, new_key};
+use spillway_tests::{Gateway, RawSocket, Upstream, new_key, opening};
 
 /// Gateway with a consumer that may use the model `mine`, and its key.
 async fn start(rest: &str) -> (Gateway, String) {
@@ -96,6 +96,29 @@ routes: [{{name: r, backendRefs: [{{name: torch}}]}}]
         }
     }
     assert_eq!(server.count(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_names_its_model_once() {
+    let server = Upstream::fixed(200, "{}").await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: voice, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: dear, matches: [{{model: dear}}], filters: [{{cel: {{deny: \"request.method == 'GET'\", status: 403, message: no}}}}], backendRefs: [{{name: voice}}]}}
+  - {{name: r, backendRefs: [{{name: voice}}]}}
+",
+        server.url()
+    ))
+    .await;
+    for (query, expected) in
+        [("model=dear", 403), ("model=dear&model=cheap", 400), ("m%6fdel=dear&x=1&model=cheap", 400)]
+    {
+        let request = opening(&format!("/v1/realtime?{query}"), "");
+        let mut socket = RawSocket::send_to(gateway.address, request.as_bytes()).await;
+        let head = socket.head().await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {expected} ")), "{query}: {head}");
+    }
+    assert_eq!(server.count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
