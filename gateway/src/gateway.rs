@@ -58,9 +58,13 @@ impl Gateway {
     /// Ends the sockets that the running configuration, with these `listeners`, has no place for: those of a listener, route,
     /// backend or endpoint that is gone end when the time of a drain is over, those of a key that is gone at once.
     pub fn judge_sockets(&self, listeners: &[SocketAddr]) {
-        let snapshot = self.snapshot.load();
+        let snapshot = self.snapshot.load_full();
         let drained = Instant::now() + snapshot.drain_timeout;
-        self.downstream.sockets.end_where(|facts| {
+        let (generation, listeners) = (snapshot.generation, listeners.to_vec());
+        // The sockets keep no snapshot: one that was replaced has a successor, which judges too.
+        let running = Arc::downgrade(&snapshot);
+        self.downstream.sockets.judge(generation, move |facts| {
+            let snapshot = running.upgrade()?;
             if let Some((consumer, key)) = &facts.key
                 && !snapshot.identity.knows_key(*key, consumer, unix_now())
             {

@@ -506,4 +506,11 @@ routes:
     }
     let answer = gateway.client().post("/v1/messages", &[JSON, VERSION], message(json!({}))).await;
     assert!(answer.status == 200 && answer.json()["type"] == "message", "{}", answer.text());
+    // What only the API of the stand-in lacks is no fault of the request, which its own servers answer once they have room.
+    let spilled = chat(json!({"seed": 7}));
+    let answer = gateway.client().post("/spill/v1/chat/completions", &[JSON], spilled).await;
+    assert!(answer.status == 503 && answer.text().contains("`seed` is not supported there"), "{}", answer.text());
+    let embeddings = json!({"model": "m", "input": "a"}).to_string();
+    let answer = gateway.client().post("/spill/v1/embeddings", &[JSON], embeddings).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
 }

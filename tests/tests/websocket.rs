@@ -345,6 +345,9 @@ routes:
     let mut elsewhere = RawSocket::send_to(second, open(&kept).as_bytes()).await;
     let mut elsewhere_far = other.open().await;
     assert!(elsewhere.head().await.starts_with("HTTP/1.1 101 "));
+    // Its server still thinks about the handshake when its key is removed.
+    let mut late = RawSocket::send_to(address, open(&key).as_bytes()).await;
+    let (mut late_far, late_head) = other.accept().await;
     let edits = gateway.edits();
     let another = format!("{{url: \"{}\"}}", Upstream::nobody().await);
     let next = yaml("", &format!("{{sha256: \"{kept_digest}\"}}"), "", &another);
@@ -352,6 +355,9 @@ routes:
     let edit = gateway.reloads(edits).await;
     assert_eq!(edit["event"], "config_reloaded", "{edit}");
     assert_eq!(revoked.frame().await.unwrap().code(), 1008);
+    late_far.send(switching(&late_head).as_bytes()).await;
+    assert!(late.head().await.starts_with("HTTP/1.1 101 "));
+    assert_eq!(late.frame().await.unwrap().code(), 1008, "opened by a configuration that is gone");
     assert_eq!((ended.frame().await.unwrap().code(), ended_far.frame().await.unwrap().code()), (1001, 1001));
     assert_eq!((gone.frame().await.unwrap().code(), gone_far.frame().await.unwrap().code()), (1001, 1001));
     let closed = (elsewhere.frame().await.unwrap().code(), elsewhere_far.frame().await.unwrap().code());

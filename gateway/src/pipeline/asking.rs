@@ -118,7 +118,7 @@ pub(super) fn unread_stream() -> End {
 pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &exchange.body else { return Ok(None) };
     if held.bytes.is_empty() {
-        return Ok(super::upgrading::asked_of_target(session, exchange));
+        return Ok(super::upgrading::asked_of_target(session, exchange)?);
     }
     if exchange.resolved.model_place == ModelPlace::Message {
         return named_in_message(exchange, &held.bytes, decides).await;

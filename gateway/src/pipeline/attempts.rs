@@ -25,7 +25,7 @@ use crate::gateway::Gateway;
 use crate::queueing::WakingSlot;
 use crate::telemetry::SpillReason;
 use crate::topology::{Backend, Route};
-use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized};
+use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized, Translation};
 
 /// Most times that one request is sent again because a server had not looked at it. A server that ends its connections after
 /// a few requests each meets several in a row; one that never looks at any must not get them without end.
@@ -171,12 +171,12 @@ async fn after(
     }
 }
 
-/// Offers the request to a backend in place of the route's own. False where that has no room, or failed before a byte was
-/// sent to the client.
+/// Offers the request, as it was translated for it, to a backend in place of the route's own. False where that has no room, or
+/// failed before a byte was sent to the client.
 pub(super) async fn stand_in(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    backend: &Arc<Backend>,
+    (backend, translation): (&Arc<Backend>, Option<Arc<Translation>>),
     reason: SpillReason,
     session: &mut ClientSession,
     exchange: &mut Exchange,
@@ -186,11 +186,10 @@ pub(super) async fn stand_in(
         && let Some((endpoint, slot)) =
             selection.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, exchange))
     {
-        let translation = translating::translation(backend, exchange).await?;
         exchange.outcome.spilled = Some(reason);
         let (place, move_on) = (AttemptSlot { slot, retrying: None }, MoveOn { full: true, retry: true });
         let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
-        this.attempt.translation = translation;
+        this.attempt.translation = translation.clone();
         let outcome = this.run(session, exchange).await;
         match after(gateway, route, &mut selection, outcome, session, exchange).await? {
             AfterAttempt::Served => return Ok(true),

@@ -12,6 +12,7 @@ use super::attempts::stand_in;
 use super::builtin::pass;
 use super::may_spill::bar;
 use super::reading::{read_chat, tenant};
+use super::translating;
 use crate::admission::TargetSelection;
 use crate::balancing::Closed;
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
@@ -155,6 +156,16 @@ impl From<NotSpilled> for Declined {
 }
 
 impl Declined {
+    /// Reason for which a request could not be translated.
+    fn of_translation(refusal: &Refusal) -> Self {
+        let reason = match (refusal.status, &refusal.param) {
+            (StatusCode::NOT_FOUND, None) => NotSpilled::Operation,
+            (status, _) if status.is_client_error() => NotSpilled::UnsupportedField,
+            _ => NotSpilled::Busy,
+        };
+        Self::of(refusal, reason)
+    }
+
     fn of(refusal: &Refusal, reason: NotSpilled) -> Self {
         Self { reason, field: refusal.param.as_deref().map(str::to_owned), wait: refusal.retry_after }
     }
@@ -175,7 +186,14 @@ async fn offer(
     }
     match target {
         TargetKind::Backend(backend) => {
-            if Box::pin(stand_in(gateway, route, backend, reason, session, exchange)).await? {
+            let translation = match translating::translation(backend, exchange).await {
+                Ok(translation) => translation,
+                // The route's own servers could answer it later: what another API lacks is no fault of the request.
+                Err(End::Refuse(refusal)) => return Ok(Offered::Declined(Declined::of_translation(&refusal))),
+                Err(end) => return Err(end),
+            };
+            let target = (backend, translation);
+            if Box::pin(stand_in(gateway, route, target, reason, session, exchange)).await? {
                 route.metrics.spilled(reason);
                 return Ok(Offered::Answered);
             }

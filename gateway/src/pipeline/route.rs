@@ -12,12 +12,12 @@ use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_p
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::{limiting, rewritten};
 use crate::downstream::ClientSession;
-use crate::exchange::{End, Exchange, RequestBody, too_large};
+use crate::exchange::{End, Exchange, Naming, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
-use crate::protocol::{InferenceCall, Operation, PROBLEM, model_not_found};
+use crate::protocol::{OLLAMA, PROBLEM, model_not_found};
 use crate::routing::Candidates;
-use crate::topology::Route;
+use crate::topology::{Route, Target, TargetKind};
 
 /// Most bytes of a body that is held only to be sent again where a server did not look at it: what most calls have, and no
 /// upload.
@@ -69,6 +69,7 @@ async fn settle(
                     Some(asked) => Some(asked),
                     None => peek(session, exchange, decides).await?,
                 };
+                settle_name(std::iter::once(route), exchange);
             } else {
                 exchange.asked = named_in_path(route, session, exchange);
                 check_length(session, route)?;
@@ -117,6 +118,7 @@ async fn by_model<'s>(
         Some(asked) => Some(asked),
         None => peek(session, exchange, true).await?,
     };
+    settle_name(candidates.routes(), exchange);
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let route = candidates
         .by_model(model)
@@ -144,11 +146,26 @@ async fn by_model<'s>(
     Ok(route)
 }
 
+/// Puts the name of the model into the form in which names are compared, where a server of one of the routes reads two spellings as
+/// one: servers of Ollama do so in the other APIs that they speak, too.
+fn settle_name<'r>(mut routes: impl Iterator<Item = &'r Arc<Route>>, exchange: &mut Exchange) {
+    let asked = exchange.asked.as_mut().filter(|asked| asked.naming != Naming::Path);
+    let Some(name) = asked.and_then(|asked| asked.model.as_mut()) else { return };
+    let bare = OLLAMA.bare_model(name);
+    let speaks =
+        |target: &Target| matches!(&target.kind, TargetKind::Backend(backend) if backend.dialect == Some(OLLAMA));
+    // Few names have another spelling, so that the routes of most requests are not looked at.
+    if bare.len() < name.len() && routes.any(|route| route.targets.iter().any(speaks)) {
+        *name = bare.to_owned();
+    }
+}
+
 /// Refuses a request whose path names another model by the filters of its route than by those of the first candidate, which
 /// chose the route.
 fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
-    match (&exchange.asked, named_in_path(route, session, exchange)) {
-        (Some(asked), Some(own)) if asked.model != own.model => {
+    let chosen_by = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    match named_in_path(route, session, exchange) {
+        Some(own) if own.model.as_deref() != chosen_by => {
             Err(model_not_found(own.model.as_deref().unwrap_or_default()).into())
         }
         _ => Ok(()),
@@ -206,16 +223,17 @@ fn check_protocol(route: &Route, exchange: &Exchange) -> Result<(), End> {
 /// Refuses a model that the body names and the caller may not use.
 fn check_model(exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    // Such a call is for callers of all models: its server acts on others than the one that the body names for the gateway. A
+    // path that is still shared here is one of an application's.
+    if exchange.resolved.operation.reaches_all_models() && !exchange.resolved.is_shared() {
+        return Err(model_not_found("").into());
+    }
     match &exchange.asked {
         // On a model API, a body without a readable model is refused too: a server may find one in it.
         Some(asked)
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {
             Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
-        }
-        // A call about all models of a server, such as one that unloads a model, is for callers of all models.
-        None if exchange.resolved.operation == Operation::Inference(InferenceCall::OtherOfServer) => {
-            Err(model_not_found("").into())
         }
         _ => Ok(()),
     }

@@ -23,7 +23,7 @@ pub(super) fn settle(
     let settled = upgrade(route, session, exchange).and_then(|protocol| {
         let Some(protocol) = protocol else { return Ok(None) };
         if exchange.asked.is_none() {
-            exchange.asked = asked_of_target(session, exchange);
+            exchange.asked = asked_of_target(session, exchange)?;
         }
         may_pass(route, exchange)?;
         let (listener, certificate_ends) = (connection.local, connection.certificate_ends());
@@ -129,18 +129,24 @@ fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
 }
 
 /// Model in the query of a request whose API has it there; `None` for other requests.
-pub(super) fn asked_of_target(session: &ClientSession, exchange: &Exchange) -> Option<Asked> {
+///
+/// # Errors
+/// Refuses a query with two of them: the gateway and its server might read different ones.
+pub(super) fn asked_of_target(session: &ClientSession, exchange: &Exchange) -> Result<Option<Asked>, Refusal> {
     if exchange.resolved.operation != Operation::Realtime {
-        return None;
+        return Ok(None);
     }
-    let query = session.req_header().uri.query()?;
+    let query = session.req_header().uri.query().unwrap_or_default();
     let mut models = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "model");
-    let (_, model) = models.next()?;
-    // With two, the gateway and its server might read different ones.
-    models.next().is_none().then(|| Asked {
+    let Some((_, model)) = models.next() else { return Ok(None) };
+    if models.next().is_some() {
+        let message = "`model` appears more than once in the query.";
+        return Err(Refusal::invalid("duplicate_parameter", message).param("model"));
+    }
+    Ok(Some(Asked {
         model: Some(model.into_owned()),
         stream: true,
         expected: Estimate::new(0, 0, 1, None, true),
         ..Asked::default()
-    })
+    }))
 }

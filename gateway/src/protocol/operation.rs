@@ -23,6 +23,8 @@ pub enum Operation {
     CountTokens,
     /// List of models, or one of them.
     Models,
+    /// Change to the models of a server (Ollama), of which it may name several.
+    ManageModels,
     /// Call of the Open Inference Protocol.
     Inference(InferenceCall),
     /// Anything else.
@@ -44,13 +46,24 @@ impl Operation {
         }
     }
 
+    /// True if the request shows or changes a server as a whole, or any of its models, whatever model it names.
+    pub fn reaches_all_models(self) -> bool {
+        matches!(self, Self::ManageModels | Self::Inference(InferenceCall::OtherOfServer))
+    }
+
     /// Name in the semantic conventions for generative AI (`gen_ai.operation.name`); `None` where they have none.
     pub fn gen_ai_name(self) -> Option<&'static str> {
         match self {
             Self::Chat | Self::Responses | Self::Messages => Some("chat"),
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
-            Self::Realtime | Self::Rerank | Self::CountTokens | Self::Models | Self::Inference(_) | Self::Other => None,
+            Self::Realtime
+            | Self::Rerank
+            | Self::CountTokens
+            | Self::Models
+            | Self::ManageModels
+            | Self::Inference(_)
+            | Self::Other => None,
         }
     }
 }
@@ -70,6 +83,7 @@ impl Operation {
             Self::Models => 8,
             Self::Inference(_) => 9,
             Self::Other => 10,
+            Self::ManageModels => 11,
         };
         1 << number
     }

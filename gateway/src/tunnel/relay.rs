@@ -311,7 +311,7 @@ mod tests {
     fn facts() -> SocketFacts {
         let (route, url, endpoint) = (String::new(), String::new(), String::new());
         let listener = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        SocketFacts { listener, route, key: None, backend: "b".into(), url, endpoint }
+        SocketFacts { listener, route, key: None, backend: "b".into(), url, endpoint, generation: 1 }
     }
 
     /// Frame of a server with a payload of such a length.

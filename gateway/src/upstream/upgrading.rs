@@ -238,6 +238,10 @@ async fn serve(
     exchange.outcome.socket = Some(socket);
     let _open = OpenSocket::enter(&attempt.route.metrics);
     let mut guard = attempt.downstream.sockets.enter(facts(attempt, upgrade, exchange));
+    if attempt.endpoint.state.is_drained() {
+        // An operator has drained it while the server thought about the handshake.
+        guard.end_at(clock::now() + exchange.snapshot.drain_timeout, SocketEnd::Drained);
+    }
     let is_http2 = session.is_http2();
     let mut timer = session.lend_timer();
     let report = match (session.tunnel(), upstream.into_tunnel()) {
@@ -290,6 +294,7 @@ fn facts(attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) -> Socke
         backend: attempt.backend.name.clone(),
         url: attempt.endpoint.url.to_string(),
         endpoint: attempt.endpoint.address.clone(),
+        generation: exchange.snapshot.generation,
     }
 }
 

@@ -91,7 +91,7 @@ const ROWS: &[Row] = &[
     ("decimal_below_min_value", "A number of the request is below what is allowed.", "Raise it; `param` names it."),
     (
         "duplicate_parameter",
-        "A field stands twice in the body; two readers could each take another one.",
+        "A field stands twice in the body, or `model` in the query of a socket; two readers could each take another one.",
         "Send it once.",
     ),
     ("empty_array", "A list of the request must have at least one entry.", "Fill it; `param` names it."),

@@ -76,7 +76,7 @@ impl Dialect for Ollama {
             "tags" if matches!(*method, Method::GET | Method::HEAD) => known(Operation::Models, false),
             "show" => known(Operation::Other, is_post),
             "ps" | "version" => known(Operation::Other, false),
-            path if changes_models(path) => known(Operation::Other, false),
+            path if changes_models(path) => known(Operation::ManageModels, false),
             _ => None,
         }
     }

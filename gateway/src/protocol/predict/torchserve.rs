@@ -1,4 +1,5 @@
-//! TorchServe's inference API: `POST /predictions/{m}[/{version}]` (pytorch.org/serve, "Inference API").
+//! TorchServe's inference API: `POST /predictions/{m}[/{version}]` (pytorch.org/serve, "Inference API"), and any other method
+//! (`InferenceRequestHandler.handlePredictions` of pytorch/serve looks at none).
 
 use std::ops::Range;
 
@@ -42,8 +43,9 @@ impl Dialect for TorchServe {
         "torchserve"
     }
 
-    fn operation(&self, method: &Method, path: &str) -> Option<Known> {
-        let is_known = matches!(*method, Method::POST | Method::PUT) && self.model_in_path(path).is_some();
+    /// Servers predict whatever the method is, and describe the model for OPTIONS.
+    fn operation(&self, _method: &Method, path: &str) -> Option<Known> {
+        let is_known = self.model_in_path(path).is_some();
         is_known.then_some(Known { operation: Operation::Other, is_own_path: true, must_be_json: false })
     }
 
@@ -79,7 +81,9 @@ mod tests {
             ("/v1/predictions/m", None),
         ] {
             assert_eq!(TorchServe.model_in_path(path).map(|at| &path[at]), model, "{path}");
-            assert_eq!(TorchServe.operation(&Method::POST, path).is_some(), model.is_some(), "{path}");
+            for method in [Method::POST, Method::PUT, Method::GET, Method::OPTIONS] {
+                assert_eq!(TorchServe.operation(&method, path).is_some(), model.is_some(), "{method} {path}");
+            }
         }
     }
 

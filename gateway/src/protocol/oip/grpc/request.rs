@@ -11,6 +11,7 @@ use crate::protocol::inference::{AnswerName, NamedModel};
 use crate::protocol::oip::infer::{InferRequest, MOST_TENSORS, Wanted};
 use crate::protocol::oip::tensor::{Elements, Input, MOST_TEXTS};
 use crate::protocol::oip::values::check_parameter;
+use crate::protocol::peek::check_model;
 use crate::protocol::refusals::duplicate;
 
 /// Field of the model's name in the messages of all calls that name one.
@@ -66,7 +67,7 @@ pub(super) fn message(body: &[u8]) -> Result<&[u8], Refusal> {
 /// Finds the model that a body names; `None` where it names none.
 ///
 /// # Errors
-/// Refuses a body that is not one message, and a name that appears twice.
+/// Refuses a body that is not one message, a name that appears twice, and one that no body of JSON may have either.
 pub(super) fn model(body: &[u8]) -> Result<Option<NamedModel>, Refusal> {
     let mut found: Option<NamedModel> = None;
     for field in fields(message(body)?) {
@@ -76,6 +77,7 @@ pub(super) fn model(body: &[u8]) -> Result<Option<NamedModel>, Refusal> {
                 return Err(duplicate("model_name"));
             }
             let name = text(field.value)?.to_owned();
+            check_model(&name, true)?;
             found = Some(NamedModel { name, at: FRAME + field.from..FRAME + field.to });
         }
     }

@@ -164,6 +164,34 @@ fn the_model_is_found_and_renamed_wherever_it_is() {
 }
 
 #[test]
+fn a_second_name_is_found_however_its_key_is_written() {
+    let first = call("a", &[]).encode_to_vec();
+    for (key, code) in [
+        (&[0x0A][..], "duplicate_parameter"),
+        (&[0x8A, 0x00], "duplicate_parameter"),
+        (&[0x8A, 0x80, 0x80, 0x80, 0x00], "duplicate_parameter"),
+        // Readers in C++ drop all but 32 bits of a key, and readers in Java those of up to 64.
+        (&[0x8A, 0x80, 0x80, 0x80, 0x10], "invalid_message"),
+        (&[0x8A, 0x80, 0x80, 0x80, 0x70], "invalid_message"),
+        (&[0x8A, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01], "invalid_message"),
+    ] {
+        let message = [&first, key, &[1, b'b']].concat();
+        let body = [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat();
+        assert_eq!(OIP_GRPC.model_in_message(&body).unwrap_err().code, code, "{key:x?}");
+    }
+}
+
+#[test]
+fn a_name_is_no_longer_than_in_any_other_request() {
+    // It becomes part of logs and spans.
+    let named = |name: &str| OIP_GRPC.model_in_message(&framed(&call(name, &[])));
+    assert_eq!(named(&"n".repeat(256)).unwrap().unwrap().name.len(), 256);
+    for name in ["n".repeat(257), "n".repeat(1 << 20), "n\n".to_owned(), " n".to_owned()] {
+        assert_eq!(named(&name).unwrap_err().code, "invalid_value");
+    }
+}
+
+#[test]
 fn an_answer_is_raw_where_the_call_was() {
     let vectors = Encoded::Vectors(vec![(vec![0.5, -1.0], true)]);
     let typed = call("m", &["a"]);

@@ -4,6 +4,10 @@
 /// Bytes before the message of a frame: whether it is compressed, and its length in four bytes, the highest first.
 pub(super) const FRAME: usize = 5;
 
+/// Highest number of a field (protobuf.dev, "Assigning Field Numbers"). A key with more bits is no key to some readers, while
+/// others drop those bits and read the field of a small number.
+const MAX_FIELD: u64 = (1 << 29) - 1;
+
 /// Message that is not in protobuf's wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -68,7 +72,8 @@ impl<'m> Fields<'m> {
     fn read(&mut self) -> Option<Field<'m>> {
         let from = self.message.len() - self.rest.len();
         let (key, rest) = varint(self.rest)?;
-        let number = u32::try_from(key >> 3).ok().filter(|number| *number > 0)?;
+        let number = Some(key >> 3).filter(|number| (1..=MAX_FIELD).contains(number))?;
+        let number = u32::try_from(number).ok()?;
         let (value, rest) = match key & 7 {
             0 => {
                 let (value, rest) = varint(rest)?;

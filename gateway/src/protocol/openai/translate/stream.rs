@@ -152,6 +152,10 @@ fn thinking(block: ThinkingBlock, emit: &mut dyn FnMut(Delta)) {
     }
 }
 
+/// Longest id and name of a model that a server may tell, in bytes: every chunk repeats them, and so a long one would grow a
+/// stream many times over.
+const MAX_NAME: usize = 256;
+
 /// Writer of the stream for a caller.
 #[derive(Debug)]
 pub(super) struct StreamWriter {
@@ -194,8 +198,9 @@ impl StreamWriter {
         if std::mem::replace(&mut self.has_begun, true) {
             return;
         }
-        self.id = id.unwrap_or_else(|| new_id("chatcmpl-"));
-        self.model = model.unwrap_or_else(|| self.asked.model.clone());
+        let short = |name: &String| name.len() <= MAX_NAME;
+        self.id = id.filter(short).unwrap_or_else(|| new_id("chatcmpl-"));
+        self.model = model.filter(short).unwrap_or_else(|| self.asked.model.clone());
         self.delta(json!({"role": "assistant", "content": ""}), &Value::Null, None, out);
     }
 

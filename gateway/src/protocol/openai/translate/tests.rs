@@ -318,3 +318,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_long_name_of_a_server_does_not_grow_its_stream_with_every_chunk() {
+    let long = "n".repeat(200 << 10);
+    for (id, model) in [(&*long, "m"), ("c1", &*long)] {
+        let start = json!({"id": id, "model": model, "choices": []});
+        let piece = json!({"choices": [{"index": 0, "delta": {"content": "a"}}]});
+        let mut stream = format!("data: {start}\n\n");
+        for _ in 0..100 {
+            stream += &format!("data: {piece}\n\n");
+        }
+        let (mut reader, asked) = (apis()[0].read_stream(), Asked { model: "asked".into(), ..Asked::default() });
+        let (mut writer, mut out) = (apis()[0].write_stream(&asked), BytesMut::new());
+        reader.feed(stream.as_bytes(), &mut |delta| writer.write(delta, &mut out).unwrap()).unwrap();
+        let text = std::str::from_utf8(&out).unwrap();
+        assert!(text.len() < 64 << 10 && text.contains("\"asked\"") == (model == long), "{}", text.len());
+    }
+}
