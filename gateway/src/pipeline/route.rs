@@ -118,9 +118,9 @@ async fn by_model<'s>(
         None => peek(session, exchange, true).await?,
     };
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    let route = candidates
-        .by_model(model)
-        .ok_or_else(|| model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model))))?;
+    let route = candidates.by_model(model).ok_or_else(|| {
+        model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model, exchange.dialect)))
+    })?;
     if !exchange.resolved.is_certain() {
         let head = session.req_header();
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
@@ -149,7 +149,7 @@ async fn by_model<'s>(
 fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
     match (&exchange.asked, named_in_path(route, session, exchange)) {
         (Some(asked), Some(own)) if asked.model != own.model => {
-            Err(model_not_found(own.model.as_deref().unwrap_or_default()).into())
+            Err(model_not_found(own.model.as_deref().unwrap_or_default(), exchange.dialect).into())
         }
         _ => Ok(()),
     }
@@ -189,7 +189,7 @@ fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange
     exchange.ledger.release();
     exchange.ledger = Ledger::default();
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
-    Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))
+    Err(model.map_or_else(|| no_route(session), |model| model_not_found(model, exchange.dialect).into()))
 }
 
 /// Refuses a request of a model API that callers of the route may not speak.
@@ -211,11 +211,11 @@ fn check_model(exchange: &Exchange) -> Result<(), End> {
         Some(asked)
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {
-            Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+            Err(model_not_found(asked.model.as_deref().unwrap_or_default(), exchange.dialect).into())
         }
         // A call about all models of a server, such as one that unloads a model, is for callers of all models.
         None if exchange.resolved.operation == Operation::Inference(InferenceCall::OtherOfServer) => {
-            Err(model_not_found("").into())
+            Err(model_not_found("", exchange.dialect).into())
         }
         _ => Ok(()),
     }

@@ -77,20 +77,20 @@ impl Operation {
 
 /// Set of operations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Operations(u32);
+pub(super) struct Operations(u32);
 
 impl Operations {
     /// No operation.
-    pub const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
 
     /// The set with one more.
     #[must_use]
-    pub fn with(self, operation: Operation) -> Self {
+    pub(super) fn with(self, operation: Operation) -> Self {
         Self(self.0 | operation.bit())
     }
 
     /// True if the set has an operation.
-    pub fn contains(self, operation: Operation) -> bool {
+    pub(super) fn contains(self, operation: Operation) -> bool {
         self.0 & operation.bit() != 0
     }
 }
