@@ -211,6 +211,15 @@ fn answers_in_lines_and_whole() {
 }
 
 #[test]
+fn what_is_kept_has_a_bound() {
+    let mut writer = Chat.write_stream(&Asked::default());
+    writer.write(Delta::ToolCall { index: 0, id: "t".into(), name: "f".into() }, &mut BytesMut::new()).unwrap();
+    let piece = || Delta::Arguments { index: 0, text: "x".repeat(1 << 20) };
+    let written = (0..9).map(|_| writer.write(piece(), &mut BytesMut::new()));
+    assert_eq!(written.filter(Result::is_ok).count(), 8);
+}
+
+#[test]
 fn ends_of_a_stream() {
     let call = || Delta::ToolCall { index: 0, id: "t".into(), name: "f".into() };
     let cut =

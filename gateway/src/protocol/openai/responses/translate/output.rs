@@ -102,7 +102,7 @@ pub(super) fn redacted(data: &str) -> Item {
 
 /// Object of an answer.
 #[derive(Debug, Serialize)]
-pub(super) struct Body<'a> {
+struct Body<'a> {
     id: &'a str,
     object: &'static str,
     created_at: u64,
@@ -154,12 +154,15 @@ pub(super) struct Answer<'a> {
     pub(super) tokens: Option<Tokens>,
 }
 
-impl<'a> Answer<'a> {
+impl Answer<'_> {
     /// Object of the answer in a state, with the members that repeat the request.
     pub(super) fn json(&self, state: &State, echoed: &str) -> Box<RawValue> {
         let Self { id, model, created, items, tokens } = self;
         let (status, reason) = state.status(items);
-        let of_items = if status == "completed" { "completed" } else { "incomplete" };
+        // An answer that is cut was cut in its last item.
+        let of_last = if status == "completed" { "completed" } else { "incomplete" };
+        let last = items.len().saturating_sub(1);
+        let of_item = |n: usize| if n == last { of_last } else { "completed" };
         let body = Body {
             id,
             object: "response",
@@ -169,7 +172,7 @@ impl<'a> Answer<'a> {
             error: if let State::Failed(error) = state { Some(error.clone()) } else { None },
             incomplete_details: reason.map(|reason| json!({"reason": reason})),
             model,
-            output: items.iter().enumerate().map(|(n, item)| item.value(id, n, of_items)).collect(),
+            output: items.iter().enumerate().map(|(n, item)| item.value(id, n, of_item(n))).collect(),
             usage: tokens.filter(|_| *state != State::InProgress).map(usage_of),
         };
         let mut text = serde_json::to_string(&body).unwrap_or_default();

@@ -11,6 +11,12 @@ use crate::protocol::translate::{
     ApiError, Asked, Delta, Finish, MAX_KEPT, TokenLogprob, Tokens, Unreadable, WriteStream, write_event,
 };
 
+/// Bytes that an item or a part counts for beside its text, so that their number is bounded.
+const ITEM_BYTES: usize = 64;
+
+/// Bytes that a token with its log probability counts for.
+const TOKEN_BYTES: usize = 8;
+
 /// Writer of one stream. Items follow one another: each ends before the next begins.
 #[derive(Debug)]
 pub(super) struct StreamWriter {
@@ -114,8 +120,8 @@ impl StreamWriter {
         members
     }
 
-    fn keep(&mut self, text: &str) -> Result<(), Unreadable> {
-        self.kept = self.kept.saturating_add(text.len());
+    fn keep(&mut self, bytes: usize) -> Result<(), Unreadable> {
+        self.kept = self.kept.saturating_add(bytes);
         if self.kept > MAX_KEPT { Err(Unreadable("the backend's answer is longer than 8 MiB")) } else { Ok(()) }
     }
 
@@ -128,18 +134,21 @@ impl StreamWriter {
     }
 
     /// Begins an item behind the last one.
-    fn open(&mut self, item: Item, out: &mut BytesMut) {
+    fn open(&mut self, item: Item, out: &mut BytesMut) -> Result<(), Unreadable> {
+        self.keep(ITEM_BYTES)?;
         self.close("completed", out);
         self.begin(None, None, out);
         self.items.push(item);
         self.is_open = true;
         self.item("response.output_item.added", "in_progress", out);
+        Ok(())
     }
 
     /// Begins a part of a message, in the message that is open or in a new one.
-    fn open_part(&mut self, part: Content, out: &mut BytesMut) {
+    fn open_part(&mut self, part: Content, out: &mut BytesMut) -> Result<(), Unreadable> {
+        self.keep(ITEM_BYTES)?;
         if !(self.is_open && matches!(self.items.last(), Some(Item::Message(_)))) {
-            self.open(Item::Message(Vec::new()), out);
+            self.open(Item::Message(Vec::new()), out)?;
         }
         self.close_part(out);
         let value = part.value();
@@ -149,6 +158,7 @@ impl StreamWriter {
         self.is_part_open = true;
         let members = self.place("content_index", json!({"part": value}));
         self.event("response.content_part.added", members, out);
+        Ok(())
     }
 
     fn close_part(&mut self, out: &mut BytesMut) {
@@ -193,11 +203,12 @@ impl StreamWriter {
     }
 
     fn text(&mut self, text: &str, logprobs: &[TokenLogprob], out: &mut BytesMut) -> Result<(), Unreadable> {
-        self.keep(text)?;
+        let tokens: usize = logprobs.iter().map(|token| token.likeliest.len().saturating_add(1)).sum();
+        self.keep(text.len().saturating_add(tokens.saturating_mul(TOKEN_BYTES)))?;
         let is_text =
             matches!(self.items.last(), Some(Item::Message(p)) if matches!(p.last(), Some(Content::Text(..))));
         if !(self.is_part_open && is_text) {
-            self.open_part(Content::Text(String::new(), Vec::new()), out);
+            self.open_part(Content::Text(String::new(), Vec::new()), out)?;
         }
         if let Some(Item::Message(parts)) = self.items.last_mut()
             && let Some(Content::Text(so_far, tokens)) = parts.last_mut()
@@ -211,11 +222,11 @@ impl StreamWriter {
     }
 
     fn refusal(&mut self, text: &str, out: &mut BytesMut) -> Result<(), Unreadable> {
-        self.keep(text)?;
+        self.keep(text.len())?;
         let is_refusal =
             matches!(self.items.last(), Some(Item::Message(p)) if matches!(p.last(), Some(Content::Refusal(_))));
         if !(self.is_part_open && is_refusal) {
-            self.open_part(Content::Refusal(String::new()), out);
+            self.open_part(Content::Refusal(String::new()), out)?;
         }
         if let Some(Item::Message(parts)) = self.items.last_mut()
             && let Some(Content::Refusal(so_far)) = parts.last_mut()
@@ -227,15 +238,16 @@ impl StreamWriter {
         Ok(())
     }
 
-    fn open_reasoning(&mut self, out: &mut BytesMut) {
-        if !(self.is_open && matches!(self.items.last(), Some(Item::Reasoning { .. }))) {
-            self.open(Item::Reasoning { text: String::new(), proof: None }, out);
+    fn open_reasoning(&mut self, out: &mut BytesMut) -> Result<(), Unreadable> {
+        if self.is_open && matches!(self.items.last(), Some(Item::Reasoning { .. })) {
+            return Ok(());
         }
+        self.open(Item::Reasoning { text: String::new(), proof: None }, out)
     }
 
     fn thinking(&mut self, piece: &str, out: &mut BytesMut) -> Result<(), Unreadable> {
-        self.keep(piece)?;
-        self.open_reasoning(out);
+        self.keep(piece.len())?;
+        self.open_reasoning(out)?;
         if matches!(self.items.last(), Some(Item::Reasoning { text, .. }) if text.is_empty()) {
             let added = self.place("summary_index", json!({"part": {"type": "summary_text", "text": ""}}));
             self.event("response.reasoning_summary_part.added", added, out);
@@ -249,8 +261,8 @@ impl StreamWriter {
     }
 
     fn sign(&mut self, signature: &str, out: &mut BytesMut) -> Result<(), Unreadable> {
-        self.keep(signature)?;
-        self.open_reasoning(out);
+        self.keep(signature.len())?;
+        self.open_reasoning(out)?;
         if let Some(Item::Reasoning { proof, .. }) = self.items.last_mut() {
             *proof = Some(signed(signature));
         }
@@ -259,7 +271,7 @@ impl StreamWriter {
     }
 
     fn arguments(&mut self, index: usize, piece: &str, out: &mut BytesMut) -> Result<(), Unreadable> {
-        self.keep(piece)?;
+        self.keep(piece.len())?;
         match self.items.last_mut().filter(|_| self.is_open && self.call == index) {
             Some(Item::Call { arguments, .. }) => arguments.push_str(piece),
             _ => return Err(Unreadable("the backend's stream continues a tool call behind the next one")),
@@ -313,13 +325,13 @@ impl WriteStream for StreamWriter {
             }
             Delta::ThinkingEnd => {}
             Delta::RedactedThinking(data) => {
-                self.keep(&data)?;
-                self.open(redacted(&data), out);
+                self.keep(data.len())?;
+                self.open(redacted(&data), out)?;
                 self.close("completed", out);
             }
             Delta::ToolCall { index, id, name } => {
-                self.keep(&name)?;
-                self.open(Item::Call { id, name, arguments: String::new() }, out);
+                self.keep(id.len().saturating_add(name.len()))?;
+                self.open(Item::Call { id, name, arguments: String::new() }, out)?;
                 self.call = index;
             }
             Delta::Arguments { text, .. } if text.is_empty() => {}

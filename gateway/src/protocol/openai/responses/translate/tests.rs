@@ -262,6 +262,29 @@ fn an_answer_comes_back_as_input_with_its_proofs() {
     assert_eq!(timeless(last["response"].clone()), timeless(whole));
 }
 
+/// Statuses of the items of an answer that its length cut.
+fn items_of_a_cut_answer() -> Vec<String> {
+    let call = |index: usize| Delta::ToolCall { index, id: "t".into(), name: "f".into() };
+    let events = stream_of(vec![call(0), call(1), Delta::Finish(Finish::Length), Delta::End]);
+    let output = events.last().unwrap()["response"]["output"].as_array().unwrap().clone();
+    output.iter().map(|item| item["status"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_is_kept_has_a_bound() {
+    let mut writer = Responses.write_stream(&Asked::default());
+    let piece = || Delta::Text { text: "x".repeat(1 << 20), logprobs: Vec::new() };
+    let written = (0..9).map(|_| writer.write(piece(), &mut BytesMut::new()));
+    assert_eq!(written.filter(Result::is_ok).count(), 7);
+    // So have the parts and items that say nothing.
+    let mut writer = Responses.write_stream(&Asked::default());
+    let empty = |n: usize| {
+        if n.is_multiple_of(2) { Delta::RedactedThinking(String::new()) } else { Delta::Refusal("x".into()) }
+    };
+    let mut all = (0..200_000).map(|n| writer.write(empty(n), &mut BytesMut::new()));
+    assert!(all.any(|written| written.is_err()));
+}
+
 #[test]
 fn the_events_of_a_stream() {
     let kinds = |deltas| -> Vec<String> {
@@ -329,6 +352,8 @@ fn the_events_of_a_stream() {
     );
     let refused = stream_of(vec![Delta::Finish(Finish::Refusal), Delta::End]);
     assert_eq!(refused.last().unwrap()["response"]["incomplete_details"]["reason"], "content_filter");
+    let cut = items_of_a_cut_answer();
+    assert_eq!(cut, ["completed", "incomplete"], "the last item alone is cut");
     let mut writer = Responses.write_stream(&Asked::default());
     let stray = Delta::Arguments { index: 3, text: "{}".into() };
     assert!(writer.write(stray, &mut BytesMut::new()).is_err());
