@@ -19,7 +19,7 @@ pub enum Operation {
     Realtime,
     /// Answer in the form of Anthropic's Messages API.
     Messages,
-    /// Number of tokens of a prompt in the form of Anthropic's Messages API.
+    /// Number of tokens of a prompt, in the form of Anthropic's Messages API or of OpenAI's Responses API.
     CountTokens,
     /// List of models, or one of them.
     Models,
