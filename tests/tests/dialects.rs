@@ -36,7 +36,7 @@ fn response(items: Value, model: &str, usage: &Value, instructions: Value) -> Va
 #[tokio::test(flavor = "multi_thread")]
 async fn the_responses_client_before_a_server_of_anthropics_api() {
     let upstream = Upstream::start(claude).await;
-    let gateway = Gateway::start(&before(upstream.url(), "protocol: anthropic, model: claude-x")).await;
+    let gateway = Gateway::start(&before(&upstream.url(), "protocol: anthropic, model: claude-x")).await;
     let told = script("dialects.py", &gateway, &["gpt", "responses", "text", "rich", "thinking"]).await;
     let usage = json!({"input_tokens": 40, "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 5},
         "output_tokens": 12, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 52});
@@ -95,7 +95,7 @@ async fn the_responses_client_before_a_server_of_anthropics_api() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_responses_client_before_a_server_without_that_api() {
     let upstream = Upstream::start(gpt).await;
-    let gateway = Gateway::start(&before(upstream.url(), "protocol: openai, apis: [chat], model: gpt-x")).await;
+    let gateway = Gateway::start(&before(&upstream.url(), "protocol: openai, apis: [chat], model: gpt-x")).await;
     let told = script("dialects.py", &gateway, &["m", "responses", "text", "rich", "thinking"]).await;
     let usage = json!({"input_tokens": 40, "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 0},
         "output_tokens": 12, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 52});
@@ -114,7 +114,7 @@ async fn the_responses_client_before_a_server_without_that_api() {
     assert_eq!(body["response_format"]["json_schema"]["name"], "city");
     assert_eq!(asked(seen.last().unwrap())["messages"][1]["reasoning_content"], "hm hm");
     // Without the key the server gets the request as it came.
-    let passing = Gateway::start(&before(upstream.url(), "protocol: openai")).await;
+    let passing = Gateway::start(&before(&upstream.url(), "protocol: openai")).await;
     let body = "{\"model\":\"m\",\"input\":\"hi\",\"store\":true}";
     passing.client().post("/v1/responses", &[JSON], body).await;
     passing.client().post("/v1/responses/input_tokens", &[JSON], body).await;
@@ -127,7 +127,7 @@ async fn the_responses_client_before_a_server_without_that_api() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ollama_client_before_a_server_of_openais_api() {
     let upstream = Upstream::start(gpt).await;
-    let gateway = Gateway::start(&before(upstream.url(), "protocol: openai, model: gpt-x")).await;
+    let gateway = Gateway::start(&before(&upstream.url(), "protocol: openai, model: gpt-x")).await;
     let told = script("dialects.py", &gateway, &["m:latest", "ollama", "text", "rich", "thinking"]).await;
     let expected = |calls: Value| {
         json!({"text": "Hello ü.", "thinking": "hm hm", "calls": calls, "reason": "stop", "model": "gpt-x",
@@ -172,7 +172,7 @@ async fn the_ollama_client_before_a_server_of_openais_api() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ollama_client_before_a_server_of_anthropics_api() {
     let upstream = Upstream::start(claude).await;
-    let gateway = Gateway::start(&before(upstream.url(), "protocol: anthropic, model: claude-x")).await;
+    let gateway = Gateway::start(&before(&upstream.url(), "protocol: anthropic, model: claude-x")).await;
     let told = script("dialects.py", &gateway, &["m", "ollama", "text", "rich", "thinking"]).await;
     for told in &told {
         for said in [&told["whole"], &told["streamed"]] {
@@ -209,7 +209,7 @@ async fn errors_in_the_form_of_the_caller() {
             }
         })
         .await;
-    let gateway = Gateway::start(&before(upstream.url(), "protocol: anthropic")).await;
+    let gateway = Gateway::start(&before(&upstream.url(), "protocol: anthropic")).await;
     for api in ["responses", "ollama"] {
         let told = script("dialects.py", &gateway, &["m", api, "errors"]).await;
         assert_eq!(told[0]["status"], 400, "{told:?}");
@@ -224,7 +224,7 @@ async fn errors_in_the_form_of_the_caller() {
             async move { Some(in_bits(text)) }
         })
         .await;
-        let gateway = Gateway::start(&before(upstream.url(), "protocol: anthropic")).await;
+        let gateway = Gateway::start(&before(&upstream.url(), "protocol: anthropic")).await;
         let body = "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}";
         let answer = gateway.client().post("/api/chat", &[JSON], body).await;
         assert_eq!(answer.header("content-type"), "application/x-ndjson");
@@ -244,7 +244,7 @@ async fn errors_in_the_form_of_the_caller() {
 async fn what_has_no_counterpart_is_refused_in_the_form_of_the_caller() {
     let upstream = Upstream::start(claude).await;
     let gateway =
-        Gateway::start(&before(upstream.url(), "protocol: anthropic, models: [m], dropFields: [options.seed]")).await;
+        Gateway::start(&before(&upstream.url(), "protocol: anthropic, models: [m], dropFields: [options.seed]")).await;
     let client = gateway.client();
     let answer =
         client.post("/v1/responses", &[JSON], "{\"model\":\"m\",\"input\":\"x\",\"previous_response_id\":\"r\"}").await;
