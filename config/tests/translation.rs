@@ -25,6 +25,9 @@ fn what_can_never_take_effect_is_an_error() {
         (2, "dropFields: [temperature]", "", "no effect with `protocol: http`"),
         (2, "protocol: anthropic, dropFields: [messages]", "", "a request needs `messages`"),
         (2, "protocol: anthropic, dropFields: [\"top p\"]", "", "no name of a field"),
+        (2, "protocol: anthropic, apis: [chat]", "", "no effect without `protocol: openai`"),
+        (2, "protocol: openai, apis: [responses]", "", "expected `chat` among them"),
+        (2, "protocol: openai, apis: [chats]", "", "unknown value `chats`"),
         (3, "protocol: anthropic", ", protocols: []", "no caller could use the route"),
         (3, "protocol: anthropic", ", protocols: [openai, openai]", "named twice"),
         (3, "protocol: anthropic", ", protocols: [http]", "unknown value `http`"),
@@ -35,5 +38,7 @@ fn what_can_never_take_effect_is_an_error() {
     }
     let backend = "protocol: anthropic, dropFields: [temperature, output_config], credentials: {header: x-api-key, secret: {env: SET}}";
     let fine = told(backend, ", protocols: [anthropic, openai]");
+    assert!(fine.is_empty(), "{fine:?}");
+    let fine = told("protocol: openai, apis: [chat]", "");
     assert!(fine.is_empty(), "{fine:?}");
 }

@@ -32,8 +32,10 @@ def check(raw):
 raw = client.responses.with_raw_response.create(**asked, instructions="Be brief.", metadata={"who": "test"})
 whole = check(raw.content)
 parsed = raw.parse()
+count = client.responses.input_tokens.count(model=model, input=question, instructions="Be brief.")
 tell(text=parsed.output_text, status=parsed.status, model=parsed.model, stored=whole["store"], metadata=whole["metadata"],
-     instructions=whole["instructions"], usage=parsed.usage.total_tokens, id=parsed.id[:5])
+     instructions=whole["instructions"], usage=parsed.usage.total_tokens, id=parsed.id[:5],
+     input=[count.object, count.input_tokens == parsed.usage.input_tokens])
 
 text, kinds, numbers = "", [], []
 with client.responses.with_streaming_response.create(**asked, stream=True) as stream:

@@ -34,6 +34,7 @@ async fn the_official_client_is_answered_by_the_model_inside() {
     );
     assert_eq!((&whole["stored"], &whole["metadata"]), (&json!(false), &json!({"who": "test"})));
     assert_eq!(whole["instructions"], "Be brief.");
+    assert_eq!(whole["input"], json!(["response.input_tokens", true]), "the tokens of the prompt, counted before");
     assert_eq!(streamed["text"], "The capital of France is Paris.");
     assert_eq!((&streamed["final"], &streamed["counted"]), (&streamed["text"], &json!(true)), "{streamed}");
     let kinds = [

@@ -7,6 +7,16 @@ use super::CertificateFiles;
 use super::balancing::{Capacity, CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection};
 use crate::values::{Duration, FilePath, Secret, ServerUrl, Size};
 
+/// API of conversations of OpenAI's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OpenAiApi {
+    /// Chat completions, `/v1/chat/completions`.
+    Chat,
+    /// The Responses API, `/v1/responses`.
+    Responses,
+}
+
 /// A named group of servers that answer alike.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -16,6 +26,10 @@ pub struct Backend {
     /// Protocol of the servers.
     #[serde(default)]
     pub protocol: BackendProtocol,
+    /// APIs of conversations that servers of `protocol: openai` have; all when left out. With `[chat]` requests of the Responses
+    /// API are translated to chat completions, for servers that do not have it.
+    #[serde(default)]
+    pub apis: Option<Vec<OpenAiApi>>,
     /// The servers. A host name means every address that it resolves to, and is resolved again while the gateway runs.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,

@@ -16,7 +16,9 @@ mod telemetry;
 
 pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::Admin;
-pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, CallerCredentials, Credentials, Endpoint};
+pub use backends::{
+    Backend, BackendProtocol, BackendTimeouts, BackendTls, CallerCredentials, Credentials, Endpoint, OpenAiApi,
+};
 pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
     LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,

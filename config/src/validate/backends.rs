@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use http::HeaderName;
 
 use super::{Context, Segment, at};
-use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Credentials, Device};
+use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Credentials, Device, OpenAiApi};
 
 /// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
@@ -83,6 +83,16 @@ pub(super) fn credentials(cx: &mut Context<'_>, at: Vec<Segment>, written: &Cred
     }
 }
 
+/// Checks of `apis`: those of OpenAI's, with the one that the others are translated to.
+fn apis(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let Some(apis) = &backend.apis else { return };
+    if backend.protocol != BackendProtocol::Openai {
+        cx.error(at!["backends", n, "apis"], "no effect without `protocol: openai`: remove it");
+    } else if !apis.contains(&OpenAiApi::Chat) {
+        cx.error(at!["backends", n, "apis"], "expected `chat` among them, to which other requests are translated");
+    }
+}
+
 /// Fields without which a request means nothing.
 const NEEDED_FIELDS: [&str; 7] = ["input", "max_tokens", "messages", "model", "prompt", "stream", "system"];
 
@@ -146,6 +156,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
             credentials(cx, at!["backends", n, "credentials"], written);
         }
         dropped_fields(cx, n, backend);
+        apis(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         model_names(cx, n, backend);

@@ -5,15 +5,28 @@
 use bytes::BytesMut;
 use http::StatusCode;
 use libfuzzer_sys::fuzz_target;
-use spillway::protocol::translate::{Asked, Delta, Translate};
-use spillway::protocol::{ANTHROPIC, OPENAI};
+use spillway::protocol::translate::{Asked, CallerApi, Delta, ServerApi};
+use spillway::protocol::{ANTHROPIC, OLLAMA, OPENAI, Operation};
 
-fn apis() -> [&'static dyn Translate; 2] {
-    [OPENAI, ANTHROPIC].map(|dialect| dialect.conversations().expect("an API of conversations"))
+/// APIs of callers, with the side of servers of those that have one.
+fn callers() -> [(&'static dyn CallerApi, Option<&'static dyn ServerApi>); 5] {
+    [
+        (OPENAI, Operation::Chat, OPENAI.conversations()),
+        (ANTHROPIC, Operation::Messages, ANTHROPIC.conversations()),
+        (OPENAI, Operation::Responses, None),
+        (OLLAMA, Operation::Chat, None),
+        (OLLAMA, Operation::Completions, None),
+    ]
+    .map(|(dialect, operation, server)| (dialect.translator(operation).expect("an API of callers"), server))
+}
+
+/// APIs of servers.
+fn servers() -> [&'static dyn ServerApi; 2] {
+    [OPENAI, ANTHROPIC].map(|dialect| dialect.conversations().expect("an API of servers"))
 }
 
 /// Deltas of a stream in parts of `size` bytes. Ids of calls whose server tells none are new each time.
-fn read(api: &dyn Translate, stream: &[u8], size: usize) -> (Vec<Delta>, bool) {
+fn read(api: &dyn ServerApi, stream: &[u8], size: usize) -> (Vec<Delta>, bool) {
     let (mut reader, mut deltas) = (api.read_stream(), Vec::new());
     let mut emit = |delta| {
         deltas.push(match delta {
@@ -32,11 +45,11 @@ fn read(api: &dyn Translate, stream: &[u8], size: usize) -> (Vec<Delta>, bool) {
 
 fuzz_target!(|input: &[u8]| {
     let [size, answer @ ..] = input else { return };
-    for from in apis() {
+    for from in servers() {
         let whole = read(from, answer, usize::MAX);
         assert_eq!(whole, read(from, answer, usize::from(*size).max(1)));
-        for api in apis() {
-            let asked = Asked { model: "m".to_owned(), stream: true, include_usage: true };
+        for (api, server) in callers() {
+            let asked = Asked { model: "m".to_owned(), stream: true, include_usage: true, ..Asked::default() };
             let (mut writer, mut out) = (api.write_stream(&asked), BytesMut::new());
             for delta in whole.0.clone() {
                 if writer.write(delta, &mut out).is_err() {
@@ -47,8 +60,9 @@ fuzz_target!(|input: &[u8]| {
             assert!(error.is_server_error());
             if let Ok(reply) = from.read_reply(answer)
                 && let Ok(body) = api.write_reply(&reply, &asked)
+                && let Some(server) = server
             {
-                api.read_reply(&body).expect("what was written is read");
+                server.read_reply(&body).expect("what was written is read");
             }
         }
     }

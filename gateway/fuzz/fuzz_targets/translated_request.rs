@@ -3,31 +3,47 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spillway::protocol::translate::{Lossy, Translate, chat_request};
-use spillway::protocol::{ANTHROPIC, OPENAI};
+use spillway::protocol::translate::{CallerApi, Lossy, ServerApi, chat_request};
+use spillway::protocol::{ANTHROPIC, OLLAMA, OPENAI, Operation};
 
-fn apis() -> [&'static dyn Translate; 2] {
-    [OPENAI, ANTHROPIC].map(|dialect| dialect.conversations().expect("an API of conversations"))
+/// APIs of callers.
+fn callers() -> [&'static dyn CallerApi; 5] {
+    [
+        (OPENAI, Operation::Chat),
+        (OPENAI, Operation::Responses),
+        (ANTHROPIC, Operation::Messages),
+        (OLLAMA, Operation::Chat),
+        (OLLAMA, Operation::Completions),
+    ]
+    .map(|(dialect, operation)| dialect.translator(operation).expect("an API of callers"))
+}
+
+/// APIs of servers, with their side of callers.
+fn apis() -> [(&'static dyn CallerApi, &'static dyn ServerApi); 2] {
+    [(OPENAI, Operation::Chat), (ANTHROPIC, Operation::Messages)].map(|(dialect, operation)| {
+        let caller = dialect.translator(operation).expect("an API of callers");
+        (caller, dialect.conversations().expect("an API of servers"))
+    })
 }
 
 /// Body of a request for a server of an API, if it can be said there.
-fn written(api: &dyn Translate, from: &dyn Translate, body: &[u8]) -> Option<Vec<u8>> {
+fn written(server: &dyn ServerApi, from: &dyn CallerApi, body: &[u8]) -> Option<Vec<u8>> {
     let conversation = from.read_request(body).ok()?;
-    let request = api.write_request(&conversation, "m", &mut Lossy::new(&[])).ok()?;
+    let request = server.write_request(&conversation, "m", &mut Lossy::new(&[])).ok()?;
     Some(request.body.to_vec())
 }
 
 fuzz_target!(|body: &[u8]| {
-    for from in apis() {
+    for from in callers() {
         if let Ok(conversation) = from.read_request(body) {
             let _ = chat_request(conversation);
         }
-        for api in apis() {
-            let Some(once) = written(api, from, body) else { continue };
-            let Ok(conversation) = api.read_request(&once) else { continue };
-            let Ok(again) = api.write_request(&conversation, "m", &mut Lossy::new(&[])) else { continue };
-            let twice = api.read_request(&again.body).expect("what was written is read");
-            let third = api.write_request(&twice, "m", &mut Lossy::new(&[])).expect("what was read is written");
+        for (caller, server) in apis() {
+            let Some(once) = written(server, from, body) else { continue };
+            let Ok(conversation) = caller.read_request(&once) else { continue };
+            let Ok(again) = server.write_request(&conversation, "m", &mut Lossy::new(&[])) else { continue };
+            let twice = caller.read_request(&again.body).expect("what was written is read");
+            let third = server.write_request(&twice, "m", &mut Lossy::new(&[])).expect("what was read is written");
             assert_eq!(again.body, third.body, "{}", String::from_utf8_lossy(&once));
         }
     }

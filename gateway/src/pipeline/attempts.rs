@@ -88,7 +88,7 @@ async fn at_endpoint(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
-    let translation = match translating::is_needed(backend.foreign, exchange) {
+    let translation = match translating::is_needed(backend, exchange) {
         true => Box::pin(translating::translation(backend, exchange)).await?,
         false => None,
     };

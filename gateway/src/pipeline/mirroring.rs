@@ -65,7 +65,7 @@ fn prepare(
         RequestBody::Unread => return None,
     };
     // A copy is never translated.
-    if length > plan.max_body || translating::is_needed(plan.backend.foreign, exchange) {
+    if length > plan.max_body || translating::is_needed(&plan.backend, exchange) {
         return None;
     }
     let place = plan.permits.clone().try_acquire_owned().ok()?;

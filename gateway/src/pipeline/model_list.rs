@@ -64,7 +64,7 @@ pub(super) async fn models(
             let id = String::from_utf8_lossy(&id);
             match cards.into_iter().find(|card| card.id == id) {
                 Some(card) => dialect.model(card),
-                None => return Err(model_not_found(&id).into()),
+                None => return Err(model_not_found(&id, dialect).into()),
             }
         }
         ModelPath::Neither => None,

@@ -98,7 +98,7 @@ async fn continue_elsewhere(
         return None;
     };
     // The text so far is continued in its own API only.
-    if translating::is_needed(backend.foreign, exchange) {
+    if translating::is_needed(backend, exchange) {
         return None;
     }
     let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };

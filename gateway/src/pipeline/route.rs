@@ -120,9 +120,9 @@ async fn by_model<'s>(
     };
     settle_name(candidates.routes(), exchange);
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    let route = candidates
-        .by_model(model)
-        .ok_or_else(|| model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model))))?;
+    let route = candidates.by_model(model).ok_or_else(|| {
+        model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model, exchange.dialect)))
+    })?;
     if !exchange.resolved.is_certain() {
         let head = session.req_header();
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
@@ -166,7 +166,7 @@ fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange)
     let chosen_by = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     match named_in_path(route, session, exchange) {
         Some(own) if own.model.as_deref() != chosen_by => {
-            Err(model_not_found(own.model.as_deref().unwrap_or_default()).into())
+            Err(model_not_found(own.model.as_deref().unwrap_or_default(), exchange.dialect).into())
         }
         _ => Ok(()),
     }
@@ -206,7 +206,7 @@ fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange
     exchange.ledger.release();
     exchange.ledger = Ledger::default();
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
-    Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))
+    Err(model.map_or_else(|| no_route(session), |model| model_not_found(model, exchange.dialect).into()))
 }
 
 /// Refuses a request of a model API that callers of the route may not speak.
@@ -226,14 +226,14 @@ fn check_model(exchange: &Exchange) -> Result<(), End> {
     // Such a call is for callers of all models: its server acts on others than the one that the body names for the gateway. A
     // path that is still shared here is one of an application's.
     if exchange.resolved.operation.reaches_all_models() && !exchange.resolved.is_shared() {
-        return Err(model_not_found("").into());
+        return Err(model_not_found("", exchange.dialect).into());
     }
     match &exchange.asked {
         // On a model API, a body without a readable model is refused too: a server may find one in it.
         Some(asked)
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {
-            Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+            Err(model_not_found(asked.model.as_deref().unwrap_or_default(), exchange.dialect).into())
         }
         _ => Ok(()),
     }

@@ -5,18 +5,17 @@ use std::sync::Arc;
 use super::reading::held;
 use crate::exchange::{End, Exchange};
 use crate::off_loop::BUILDS_VALUES;
-use crate::protocol::Operations;
 use crate::topology::Backend;
 use crate::upstream::{Translation, translate};
 
-/// True if requests of this operation must be translated for the backend.
-pub(super) fn is_needed(foreign: Operations, exchange: &Exchange) -> bool {
-    foreign.contains(exchange.resolved.operation)
+/// True if the request must be translated for the backend.
+pub(super) fn is_needed(backend: &Backend, exchange: &Exchange) -> bool {
+    backend.foreign.contains(exchange.dialect, exchange.resolved.operation)
 }
 
 /// Translates the request for a backend, off the event loop where the body is long; `None` where bytes pass as they are.
 pub(super) async fn translation(backend: &Backend, exchange: &Exchange) -> Result<Option<Arc<Translation>>, End> {
-    if !is_needed(backend.foreign, exchange) {
+    if !is_needed(backend, exchange) {
         return Ok(None);
     }
     let body = held(exchange).unwrap_or_default();

@@ -125,7 +125,7 @@ fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
     if exchange.resolved.operation == Operation::Realtime && caller.may_use(model) {
         return Ok(());
     }
-    Err(model_not_found(model.unwrap_or_default()).into())
+    Err(model_not_found(model.unwrap_or_default(), exchange.dialect).into())
 }
 
 /// Model in the query of a request whose API has it there; `None` for other requests.

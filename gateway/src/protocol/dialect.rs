@@ -2,7 +2,7 @@
 //! rows in the tests of `protocol`.
 //!
 //! A dialect reads and writes bytes; it knows no route and no socket. Between a caller and a backend of the same dialect
-//! bytes pass as they are, and [`Observe`] only reads them. Between dialects [`Translate`] turns them into neutral types.
+//! bytes pass as they are, and [`Observe`] only reads them. Between dialects [`CallerApi`] and [`ServerApi`] turn them into neutral types.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use super::chat::{
 };
 use super::inference::{AnswerName, NamedModel};
 use super::operation::{Known, ModelPlace, Operation};
-use super::translate::Translate;
+use super::translate::{CallerApi, ServerApi};
 
 /// Model in a list of models.
 #[derive(Debug, Clone, Copy)]
@@ -237,6 +237,11 @@ pub trait Dialect: Send + Sync {
         500
     }
 
+    /// Path of the list of models that callers of the dialect read; that of OpenAI's API where the dialect has none.
+    fn list_path(&self) -> &'static str {
+        "/v1/models"
+    }
+
     /// Path below the list of models, of a request whose operation is [`Operation::Models`].
     fn model_path<'p>(&self, _path: &'p str) -> ModelPath<'p> {
         ModelPath::Neither
@@ -297,13 +302,13 @@ pub trait Dialect: Send + Sync {
 
     /// Translator of an operation, for callers whose server speaks another dialect; `None` for an operation that no other
     /// dialect has.
-    fn translator(&self, _operation: Operation) -> Option<&'static dyn Translate> {
+    fn translator(&self, _operation: Operation) -> Option<&'static dyn CallerApi> {
         None
     }
 
     /// Translator by which servers of this dialect get conversations of callers who speak another one; `None` where they
     /// hold none.
-    fn conversations(&self) -> Option<&'static dyn Translate> {
+    fn conversations(&self) -> Option<&'static dyn ServerApi> {
         None
     }
 

@@ -19,7 +19,7 @@ pub enum Operation {
     Realtime,
     /// Answer in the form of Anthropic's Messages API.
     Messages,
-    /// Number of tokens of a prompt in the form of Anthropic's Messages API.
+    /// Number of tokens of a prompt, in the form of Anthropic's Messages API or of OpenAI's Responses API.
     CountTokens,
     /// List of models, or one of them.
     Models,
@@ -91,20 +91,20 @@ impl Operation {
 
 /// Set of operations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Operations(u32);
+pub(super) struct Operations(u32);
 
 impl Operations {
     /// No operation.
-    pub const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
 
     /// The set with one more.
     #[must_use]
-    pub fn with(self, operation: Operation) -> Self {
+    pub(super) fn with(self, operation: Operation) -> Self {
         Self(self.0 | operation.bit())
     }
 
     /// True if the set has an operation.
-    pub fn contains(self, operation: Operation) -> bool {
+    pub(super) fn contains(self, operation: Operation) -> bool {
         self.0 & operation.bit() != 0
     }
 }

@@ -3,6 +3,8 @@
 use http::StatusCode;
 use spillway_filter::{ErrorKind, Refusal};
 
+use super::dialect::Dialect;
+
 /// Characters of a caller's text that a message repeats: enough to recognise a name.
 const SHOWN: usize = 64;
 
@@ -11,13 +13,13 @@ pub(super) fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
 }
 
-/// Refusal of a model name that does not exist here or that the caller may not use.
-pub fn model_not_found(name: &str) -> Refusal {
+/// Refusal of a model name that does not exist here or that the caller, who speaks `dialect`, may not use.
+pub fn model_not_found(name: &str, dialect: &dyn Dialect) -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         ErrorKind::NotFound,
         "model_not_found",
-        format!("The model `{}` does not exist here. GET /v1/models lists those that do.", shown(name)),
+        format!("The model `{}` does not exist here. GET {} lists those that do.", shown(name), dialect.list_path()),
     )
     .param("model")
 }

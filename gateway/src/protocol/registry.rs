@@ -136,18 +136,60 @@ fn writes_tokens(path: &str) -> bool {
     }
 }
 
-impl Operations {
-    /// Operations that servers of `server` do not have, because they belong to another dialect. Servers of Ollama have those of
-    /// all.
-    pub fn foreign_to(server: &'static dyn Dialect) -> Self {
+/// Operations of the APIs of callers that servers of a backend do not have. Two APIs may have the same operation, each in its
+/// own form.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ForeignOperations {
+    of_openai: Operations,
+    of_anthropic: Operations,
+    of_ollama: Operations,
+}
+
+impl ForeignOperations {
+    /// No operation: requests pass as they are.
+    pub const NONE: Self =
+        Self { of_openai: Operations::NONE, of_anthropic: Operations::NONE, of_ollama: Operations::NONE };
+
+    /// Operations that servers of `server` do not have. Servers of Ollama have those of all.
+    pub fn to(server: &'static dyn Dialect) -> Self {
         if server == OLLAMA {
             return Self::NONE;
         }
-        const OF_OPENAI: [Operation; 5] =
-            [Operation::Chat, Operation::Completions, Operation::Embeddings, Operation::Rerank, Operation::Responses];
+        const OF_OPENAI: [Operation; 6] = [
+            Operation::Chat,
+            Operation::Completions,
+            Operation::Embeddings,
+            Operation::Rerank,
+            Operation::Responses,
+            Operation::CountTokens,
+        ];
         const OF_ANTHROPIC: [Operation; 2] = [Operation::Messages, Operation::CountTokens];
-        let owners: [(&'static dyn Dialect, &[Operation]); 2] = [(OPENAI, &OF_OPENAI), (ANTHROPIC, &OF_ANTHROPIC)];
-        let foreign = owners.into_iter().filter(|(owner, _)| *owner != server);
-        foreign.flat_map(|(_, operations)| operations).fold(Self::NONE, |all, operation| all.with(*operation))
+        const OF_OLLAMA: [Operation; 3] = [Operation::Chat, Operation::Completions, Operation::Embeddings];
+        let of = |owner: &'static dyn Dialect, operations: &[Operation]| match owner == server {
+            true => Operations::NONE,
+            false => operations.iter().fold(Operations::NONE, |all, operation| all.with(*operation)),
+        };
+        Self {
+            of_openai: of(OPENAI, &OF_OPENAI),
+            of_anthropic: of(ANTHROPIC, &OF_ANTHROPIC),
+            of_ollama: of(OLLAMA, &OF_OLLAMA),
+        }
+    }
+
+    /// The same for servers of OpenAI's API that have no Responses API.
+    #[must_use]
+    pub fn and_responses(self) -> Self {
+        Self { of_openai: self.of_openai.with(Operation::Responses).with(Operation::CountTokens), ..self }
+    }
+
+    /// True if an operation of the API `caller` is none of the servers'.
+    pub fn contains(&self, caller: &'static dyn Dialect, operation: Operation) -> bool {
+        let foreign = match caller {
+            caller if caller == OPENAI => self.of_openai,
+            caller if caller == ANTHROPIC => self.of_anthropic,
+            caller if caller == OLLAMA => self.of_ollama,
+            _ => Operations::NONE,
+        };
+        foreign.contains(operation)
     }
 }

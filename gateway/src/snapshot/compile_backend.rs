@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use spillway_config::ModelPattern;
-use spillway_config::schema::{self, BackendProtocol, Config};
+use spillway_config::schema::{self, BackendProtocol, Config, OpenAiApi};
 use spillway_filter::SharedStates;
 use tokio::task::JoinError;
 
@@ -17,7 +17,7 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, credential};
-use crate::protocol::{ANTHROPIC, Dialect, OIP, OIP_GRPC, OLLAMA, OPENAI, Operations};
+use crate::protocol::{ANTHROPIC, Dialect, ForeignOperations, OIP, OIP_GRPC, OLLAMA, OPENAI};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
 use crate::tls::{TlsError, UpstreamTls};
@@ -132,7 +132,7 @@ impl BackendCompiler<'_> {
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),
-            foreign: dialect.map_or(Operations::NONE, Operations::foreign_to),
+            foreign: foreign_to(written, dialect),
             drop_fields: written.drop_fields.clone(),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
@@ -144,6 +144,13 @@ impl BackendCompiler<'_> {
             metrics: dialect.map(|dialect| self.metrics.model(dialect.name(), &written.name)),
         })
     }
+}
+
+/// Operations whose requests are translated for the servers of a backend.
+fn foreign_to(written: &schema::Backend, dialect: Option<&'static dyn Dialect>) -> ForeignOperations {
+    let foreign = dialect.map_or(ForeignOperations::NONE, ForeignOperations::to);
+    let has_responses = written.apis.as_ref().is_none_or(|apis| apis.contains(&OpenAiApi::Responses));
+    if has_responses { foreign } else { foreign.and_responses() }
 }
 
 /// Addresses of all hosts of a configuration, or the reasons why there are none.

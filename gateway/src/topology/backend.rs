@@ -11,7 +11,7 @@ use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::credentials::Credential;
-use crate::protocol::{Dialect, Operations};
+use crate::protocol::{Dialect, ForeignOperations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
 
@@ -70,8 +70,8 @@ pub struct Backend {
     pub credentials: Option<Credential>,
     /// Headers that its servers need and get where the caller sent none.
     pub default_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Operations whose requests are translated, because another API than that of its servers has them.
-    pub foreign: Operations,
+    /// Operations whose requests are translated, because its servers do not have them.
+    pub foreign: ForeignOperations,
     /// Fields that its servers do not get of translated requests.
     pub drop_fields: Vec<String>,
     /// True if credentials of callers that identify no consumer are passed on.
@@ -158,7 +158,7 @@ impl Backend {
             serves: None,
             credentials: None,
             default_headers: Vec::new(),
-            foreign: Operations::NONE,
+            foreign: ForeignOperations::NONE,
             drop_fields: Vec::new(),
             passes_credentials: false,
             full_statuses: Vec::new(),

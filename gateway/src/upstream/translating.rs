@@ -14,10 +14,10 @@ use super::translation::Translation;
 use crate::coding::{Coding, Decoder};
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
-use crate::protocol::translate::{ApiError, Delta, ReadStream, Reply, Unreadable, WriteStream, deltas_of};
+use crate::protocol::translate::{ApiError, Delta, MAX_KEPT, ReadStream, Reply, Unreadable, WriteStream, deltas_of};
 
-/// Most bytes of a whole answer, as it came and decoded: text of two million tokens.
-pub(super) const MAX_ANSWER: usize = 8 << 20;
+/// Most bytes of a whole answer, as it came and decoded.
+pub(super) const MAX_ANSWER: usize = MAX_KEPT;
 
 /// Code of an answer that cannot be translated.
 const UNREADABLE: &str = CutReason::Unreadable.as_str();

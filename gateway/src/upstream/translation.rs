@@ -8,15 +8,15 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use crate::exchange::Exchange;
 use crate::message::RequestHead;
-use crate::protocol::translate::{Asked, CredentialForm, Lossy, Translate, WrittenRequest};
+use crate::protocol::translate::{Asked, CallerApi, CredentialForm, Lossy, ServerApi, WrittenRequest};
 use crate::topology::Backend;
 
 /// Translation of an exchange.
 pub struct Translation {
     /// API of the caller.
-    pub(super) caller: &'static dyn Translate,
+    pub(super) caller: &'static dyn CallerApi,
     /// API of the server.
-    pub(super) server: &'static dyn Translate,
+    pub(super) server: &'static dyn ServerApi,
     /// Facts of the request for the answer.
     pub(super) asked: Asked,
     /// Body of the request.
@@ -49,6 +49,7 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
         model: named.unwrap_or(model).to_owned(),
         stream: conversation.stream,
         include_usage: conversation.include_usage,
+        echoed: conversation.echoed.clone(),
     };
     let mut lossy = Lossy::new(&backend.drop_fields);
     let WrittenRequest { body, headers } = server.write_request(&conversation, model, &mut lossy)?;

@@ -21,8 +21,8 @@ use super::dialect::{AnswerHead, Dialect, ModelCard, ModelPath, Observe, WriteAn
 use super::openai::OpenAi;
 use super::operation::{Known, Operation};
 use super::translate::{
-    self, ApiError, Asked, Conversation, CredentialForm, Lossy, ReadStream, Reply, Translate, Unreadable, WriteStream,
-    WrittenRequest,
+    self, Api, ApiError, Asked, CallerApi, Conversation, CredentialForm, Lossy, ReadStream, Reply, ServerApi,
+    Unreadable, WriteStream, WrittenRequest,
 };
 use request::Purpose;
 
@@ -151,7 +151,7 @@ impl Dialect for Anthropic {
     }
 
     fn write_answer(&self, head: AnswerHead<'_>) -> Option<Box<dyn WriteAnswer>> {
-        Some(translate::answer(&Messages, head))
+        Some(translate::answer(&Messages, format!("msg_{}", head.id.simple()), head))
     }
 
     fn write_token_count(&self, tokens: u64) -> Option<Bytes> {
@@ -162,26 +162,18 @@ impl Dialect for Anthropic {
         Some(super::json(&Count { input_tokens: tokens }))
     }
 
-    fn translator(&self, operation: Operation) -> Option<&'static dyn Translate> {
+    fn translator(&self, operation: Operation) -> Option<&'static dyn CallerApi> {
         (operation == Operation::Messages).then_some(&Messages)
     }
 
-    fn conversations(&self) -> Option<&'static dyn Translate> {
+    fn conversations(&self) -> Option<&'static dyn ServerApi> {
         Some(&Messages)
     }
 }
 
-impl Translate for Messages {
+impl Api for Messages {
     fn path(&self) -> &'static str {
         MESSAGES
-    }
-
-    fn stream_type(&self) -> &'static str {
-        "text/event-stream; charset=utf-8"
-    }
-
-    fn answer_id(&self, id: uuid::Uuid) -> String {
-        format!("msg_{}", id.simple())
     }
 
     fn credential_form(&self) -> CredentialForm {
@@ -191,11 +183,27 @@ impl Translate for Messages {
     fn is_own_header(&self, name: &HeaderName) -> bool {
         name.as_str().starts_with("anthropic-") || *name == REQUEST_ID
     }
+}
 
+impl CallerApi for Messages {
     fn read_request(&self, body: &[u8]) -> Result<Conversation, Refusal> {
         request::read(body, Purpose::Message)
     }
 
+    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
+        reply::write(reply, asked)
+    }
+
+    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream> {
+        Box::new(reply::StreamWriter::new(asked))
+    }
+
+    fn write_error(&self, error: &ApiError, request_id: &str) -> (StatusCode, Bytes) {
+        error::write(error, request_id)
+    }
+}
+
+impl ServerApi for Messages {
     fn write_request(
         &self,
         conversation: &Conversation,
@@ -210,23 +218,11 @@ impl Translate for Messages {
         reply::read(body)
     }
 
-    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
-        reply::write(reply, asked)
-    }
-
     fn read_stream(&self) -> Box<dyn ReadStream> {
         Box::<reply::StreamReader>::default()
     }
 
-    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream> {
-        Box::new(reply::StreamWriter::new(asked))
-    }
-
     fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError {
         error::read(status, body)
-    }
-
-    fn write_error(&self, error: &ApiError, request_id: &str) -> (StatusCode, Bytes) {
-        error::write(error, request_id)
     }
 }

@@ -12,6 +12,7 @@ mod options;
 mod request;
 #[cfg(test)]
 mod tests;
+mod translate;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
@@ -25,12 +26,16 @@ use super::dialect::{
 use super::json;
 use super::openai::OpenAi;
 use super::operation::{Known, Operation};
+use super::translate::CallerApi;
 
 /// Tag that a name without a tag means.
 const LATEST: &str = ":latest";
 
 /// Type of a stream of lines.
 const LINES: &str = "application/x-ndjson";
+
+/// Path of the list of models.
+const TAGS: &str = "/api/tags";
 
 /// Paths below `/api/` that change the models of an Ollama server.
 const CHANGES: [&str; 5] = ["pull", "push", "create", "copy", "delete"];
@@ -119,8 +124,12 @@ impl Dialect for Ollama {
         bare(name)
     }
 
+    fn list_path(&self) -> &'static str {
+        TAGS
+    }
+
     fn model_path<'p>(&self, path: &'p str) -> ModelPath<'p> {
-        if path == "/api/tags" { ModelPath::List } else { ModelPath::Neither }
+        if path == TAGS { ModelPath::List } else { ModelPath::Neither }
     }
 
     fn model_list(&self, models: &[ModelCard<'_>]) -> Option<Bytes> {
@@ -161,6 +170,14 @@ impl Dialect for Ollama {
             _ => return None,
         };
         Some(Box::new(answer::Answer::begin(shape, head)))
+    }
+
+    fn translator(&self, operation: Operation) -> Option<&'static dyn CallerApi> {
+        match operation {
+            Operation::Chat => Some(&translate::Chat),
+            Operation::Completions => Some(&translate::Generate),
+            _ => None,
+        }
     }
 
     fn encode_kind(&self, operation: Operation) -> Option<Encode> {

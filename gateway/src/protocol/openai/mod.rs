@@ -9,7 +9,7 @@ pub(super) mod request;
 pub(super) mod response;
 mod responses;
 mod transcript;
-mod translate;
+pub(super) mod translate;
 
 use std::ops::Range;
 
@@ -22,8 +22,9 @@ use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, 
 use super::operation::{Known, Operation};
 use super::peek::model_at;
 use super::predict::is_verb;
-use super::translate::Translate;
+use super::translate::{CallerApi, ServerApi};
 use observe::Observer;
+use responses::Responses;
 pub(in crate::protocol) use translate::ChatCompletions;
 
 /// Paths of the API, below `/v1/`.
@@ -32,6 +33,7 @@ const COMPLETIONS: &str = "completions";
 const EMBEDDINGS: &str = "embeddings";
 const MODELS: &str = "models";
 const RESPONSES: &str = "responses";
+const RESPONSES_COUNT: &str = "responses/input_tokens";
 const RERANK: &str = "rerank";
 const REALTIME: &str = "realtime";
 const PATHS: [&str; 7] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK, REALTIME];
@@ -86,6 +88,7 @@ impl Dialect for OpenAi {
             EMBEDDINGS if is_post => Operation::Embeddings,
             RERANK if is_post => Operation::Rerank,
             RESPONSES if is_post => Operation::Responses,
+            RESPONSES_COUNT if is_post => Operation::CountTokens,
             REALTIME if method == Method::GET => Operation::Realtime,
             rest if below(MODELS, rest) && matches!(*method, Method::GET | Method::HEAD) => Operation::Models,
             // Of TensorFlow Serving, which has its models under the same path.
@@ -157,7 +160,7 @@ impl Dialect for OpenAi {
         match operation {
             Operation::Chat => Some(request::chat(body)),
             Operation::Completions => Some(request::completions(body)),
-            Operation::Responses => Some(responses::responses(body)),
+            Operation::Responses | Operation::CountTokens => Some(responses::responses(body)),
             _ => None,
         }
     }
@@ -172,11 +175,19 @@ impl Dialect for OpenAi {
         Some(Box::new(response::Answer::begin(shape, head)))
     }
 
-    fn translator(&self, operation: Operation) -> Option<&'static dyn Translate> {
-        (operation == Operation::Chat).then_some(&ChatCompletions)
+    fn write_token_count(&self, tokens: u64) -> Option<Bytes> {
+        Some(responses::token_count(tokens))
     }
 
-    fn conversations(&self) -> Option<&'static dyn Translate> {
+    fn translator(&self, operation: Operation) -> Option<&'static dyn CallerApi> {
+        match operation {
+            Operation::Chat => Some(&ChatCompletions),
+            Operation::Responses => Some(&Responses),
+            _ => None,
+        }
+    }
+
+    fn conversations(&self) -> Option<&'static dyn ServerApi> {
         Some(&ChatCompletions)
     }
 

@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn an_error_has_the_form_of_torchserve() {
-        let (_, body) = TorchServe.error(&model_not_found("m"), "");
+        let (_, body) = TorchServe.error(&model_not_found("m", &TorchServe), "");
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!((&body["code"], &body["type"]), (&404.into(), &"ModelNotFoundException".into()));
         assert!(body["message"].as_str().unwrap().contains("`m`"));

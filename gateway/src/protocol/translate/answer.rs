@@ -4,26 +4,24 @@ use bytes::{BufMut, BytesMut};
 use spillway_engine::WrittenToken;
 use spillway_filter::Refusal;
 
-use super::{ApiError, Asked, Delta, Finish, Part, Reply, Tokens, Translate, WriteStream};
+use super::{ApiError, Asked, CallerApi, Delta, Finish, Part, Reply, Tokens, WriteStream};
 use crate::protocol::chat::{Call, Choice, FinishReason, Usage};
 use crate::protocol::dialect::{AnswerHead, WriteAnswer};
 
-/// Writer of an answer with this head, in the API of `translate`.
-pub fn answer(translate: &'static dyn Translate, head: AnswerHead<'_>) -> Box<dyn WriteAnswer> {
-    let asked = Asked { model: head.model.to_owned(), stream: true, include_usage: head.include_usage };
-    Box::new(Answer {
-        translate,
-        id: translate.answer_id(head.id),
-        prompt_tokens: head.prompt_tokens,
-        writer: translate.write_stream(&asked),
-        asked,
-        stop: None,
-    })
+/// Writer of the answer `id` with this head, in an API.
+pub fn answer(api: &'static dyn CallerApi, id: String, head: AnswerHead<'_>) -> Box<dyn WriteAnswer> {
+    let asked = Asked {
+        model: head.model.to_owned(),
+        stream: true,
+        include_usage: head.include_usage,
+        echoed: head.echoed.into(),
+    };
+    Box::new(Answer { api, id, prompt_tokens: head.prompt_tokens, writer: api.write_stream(&asked), asked, stop: None })
 }
 
 /// Answer of one choice: APIs with several write their own.
 struct Answer {
-    translate: &'static dyn Translate,
+    api: &'static dyn CallerApi,
     id: String,
     prompt_tokens: u64,
     asked: Asked,
@@ -129,7 +127,7 @@ impl WriteAnswer for Answer {
             finish: finish_of(choice.finish_reason, choice.stop.clone()),
             tokens: Some(tokens_of(usage)),
         };
-        match self.translate.write_reply(&reply, &self.asked) {
+        match self.api.write_reply(&reply, &self.asked) {
             Ok(body) => out.put_slice(&body),
             Err(error) => tracing::error!(event = "answer_not_written", reason = %error),
         }

@@ -26,7 +26,7 @@ const MAX_STOP_BYTES: usize = 256;
 /// # Errors
 /// A value is outside of the range that any server accepts.
 pub fn chat_request(conversation: Conversation) -> Result<ChatRequest, Refusal> {
-    let Conversation { model, turns, tools, tool_pick, one_tool_call, stream, include_usage, settings, hints: _ } =
+    let Conversation { model, turns, tools, tool_pick, one_tool_call, stream, include_usage, settings, .. } =
         conversation;
     let mut reader = Reader::default();
     if turns.last().is_some_and(|turn| turn.role == Role::Assistant) {

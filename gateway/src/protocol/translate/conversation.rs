@@ -26,6 +26,8 @@ pub struct Conversation {
     pub settings: Settings,
     /// Fields that change no answer, such as marks for a cache: dropped where the server's API does not know them.
     pub hints: Vec<String>,
+    /// Members of the answer that repeat the request, as JSON text without braces; empty in APIs without them.
+    pub echoed: Box<str>,
 }
 
 /// Author of a message.

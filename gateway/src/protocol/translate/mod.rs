@@ -1,6 +1,7 @@
 //! Translation between model APIs. A caller of one API reaches a server of another through neutral types: its request is
 //! read to a [`Conversation`], which the server's API writes, and the answer comes back as a [`Reply`] or as [`Delta`]s of an
-//! event stream. Each API implements [`Translate`] once, whatever the number of others.
+//! event stream. An API of callers implements [`CallerApi`] once, an API of servers [`ServerApi`], whatever the number of
+//! others.
 //!
 //! Nothing gets lost in silence: what an API cannot express is refused with the name of the field, or dropped where the
 //! backend's `dropFields` says so. Fields that change no answer are dropped always. Both are named in an answer header.
@@ -29,6 +30,12 @@ pub(super) use conversation::NamedSetting;
 pub(super) use object::{Fields, Wrong, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
+
+/// Most bytes of an answer that are kept on their way, whole or until a part of it can be written: text of two million tokens.
+pub const MAX_KEPT: usize = 8 << 20;
+
+/// Content type of event streams.
+const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// Most tool calls of one answer. Requests may have as many tools.
 pub const MAX_CALLS: usize = 128;
@@ -65,24 +72,30 @@ pub struct Asked {
     pub stream: bool,
     /// True if an event stream ends with its usage.
     pub include_usage: bool,
+    /// Members of the answer that repeat the request, as in [`Conversation::echoed`].
+    pub echoed: Box<str>,
 }
 
-/// API of conversations, to and from the neutral types.
-pub trait Translate: Send + Sync {
+/// API of conversations, whoever speaks it.
+pub trait Api: Send + Sync {
     /// Path of its requests, below which every server has it.
     fn path(&self) -> &'static str;
 
-    /// Content type of its event streams.
-    fn stream_type(&self) -> &'static str;
-
-    /// Id of an answer in the form of the API.
-    fn answer_id(&self, id: uuid::Uuid) -> String;
-
     /// Form of a caller's credential.
-    fn credential_form(&self) -> CredentialForm;
+    fn credential_form(&self) -> CredentialForm {
+        CredentialForm::Bearer
+    }
 
     /// True for a header that belongs to the API, in requests and in answers, and means nothing to another one.
     fn is_own_header(&self, name: &HeaderName) -> bool;
+}
+
+/// API of callers: requests to the neutral types, and answers from them.
+pub trait CallerApi: Api {
+    /// Content type of its streams.
+    fn stream_type(&self) -> &'static str {
+        EVENTS
+    }
 
     /// Reads the request of a caller.
     ///
@@ -90,6 +103,21 @@ pub trait Translate: Send + Sync {
     /// The request is invalid for every server of the API.
     fn read_request(&self, body: &[u8]) -> Result<Conversation, Refusal>;
 
+    /// Writes a whole answer for a caller.
+    ///
+    /// # Errors
+    /// The API cannot express the answer.
+    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable>;
+
+    /// Writer of a stream for a caller.
+    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream>;
+
+    /// Status and body of an error for a caller.
+    fn write_error(&self, error: &ApiError, request_id: &str) -> (StatusCode, Bytes);
+}
+
+/// API of servers: requests from the neutral types, and answers to them.
+pub trait ServerApi: Api {
     /// Writes a request for a server that knows the model as `model`.
     ///
     /// # Errors
@@ -107,23 +135,11 @@ pub trait Translate: Send + Sync {
     /// The body is no answer of the API.
     fn read_reply(&self, body: &[u8]) -> Result<Reply, Unreadable>;
 
-    /// Writes a whole answer for a caller.
-    ///
-    /// # Errors
-    /// The API cannot express the answer.
-    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable>;
-
     /// Reader of the event stream of a server.
     fn read_stream(&self) -> Box<dyn ReadStream>;
 
-    /// Writer of an event stream for a caller.
-    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream>;
-
     /// Reads the error of a server, which has this status. A body in another form becomes the message.
     fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError;
-
-    /// Status and body of an error for a caller.
-    fn write_error(&self, error: &ApiError, request_id: &str) -> (StatusCode, Bytes);
 }
 
 /// Reader of one event stream, cut anywhere, in bounded memory. Its result does not depend on the cuts.

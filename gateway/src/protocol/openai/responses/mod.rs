@@ -1,5 +1,5 @@
-//! OpenAI's Responses API, answered by built-in models: a reader of requests and a writer of answers. Shapes are those of the
-//! types of OpenAI's Python SDK, 3.57 (`openai/types/responses`).
+//! OpenAI's Responses API: answered by built-in models, with a reader of requests and a writer of answers, and translated for
+//! servers of other APIs. Shapes are those of the types of OpenAI's Python SDK, 3.57 (`openai/types/responses`).
 //!
 //! Nothing is stored here. A request that leaves `store` out is answered without being stored, which the answer says; one
 //! that depends on a stored answer or conversation is refused by the name of its field.
@@ -10,11 +10,14 @@ mod request;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod translate;
 
 pub(super) use answer::Answer;
 pub(super) use request::responses;
+pub(super) use translate::Responses;
 
 use bytes::Bytes;
+use serde::Serialize;
 use spillway_filter::Refusal;
 
 use super::error;
@@ -23,4 +26,14 @@ use super::error;
 /// with a member `error`; the other members are those of the event as documented.
 pub(super) fn error_event(refusal: &Refusal) -> Bytes {
     shapes::error_event(refusal, error::kind(refusal), None)
+}
+
+/// Body of an answer with the number of tokens of an input.
+pub(super) fn token_count(input_tokens: u64) -> Bytes {
+    #[derive(Serialize)]
+    struct Count {
+        object: &'static str,
+        input_tokens: u64,
+    }
+    crate::protocol::json(&Count { object: "response.input_tokens", input_tokens })
 }

@@ -57,22 +57,27 @@ struct ErrorFields<'a> {
     code: Option<&'a str>,
 }
 
-fn body(error: &ApiError) -> ErrorBody<'_> {
-    let kind = match error.kind {
+/// Type of an error in the words of the API.
+pub(in crate::protocol) fn kind(kind: ErrorKind) -> &'static str {
+    match kind {
         ErrorKind::InvalidRequest | ErrorKind::NotFound => "invalid_request_error",
         ErrorKind::Authentication => "authentication_error",
         ErrorKind::Permission => "permission_error",
         ErrorKind::RateLimited => "rate_limit_exceeded",
         ErrorKind::Overloaded => "service_unavailable",
         ErrorKind::Upstream | ErrorKind::Timeout | ErrorKind::Internal => "server_error",
-    };
+    }
+}
+
+fn body(error: &ApiError) -> ErrorBody<'_> {
+    let kind = kind(error.kind);
     let fields =
         ErrorFields { message: &error.message, kind, param: error.param.as_deref(), code: error.code.as_deref() };
     ErrorBody { error: fields }
 }
 
 /// Status and body of an error.
-pub(super) fn write(error: &ApiError) -> (StatusCode, Bytes) {
+pub(in crate::protocol) fn write(error: &ApiError) -> (StatusCode, Bytes) {
     let status = if error.status.as_u16() == 529 { NO_ROOM } else { error.status };
     (status, json(&body(error)))
 }

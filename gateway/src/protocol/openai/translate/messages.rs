@@ -81,7 +81,7 @@ fn part(mut part: Fields, hints: &mut Vec<String>) -> Result<Part, Wrong> {
 }
 
 /// Image at an address, which for `data:` is the image itself (RFC 2397).
-fn source_of(url: String) -> ImageSource {
+pub(in crate::protocol) fn source_of(url: String) -> ImageSource {
     let inside = url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,"));
     match inside {
         Some((media_type, data)) => ImageSource::Base64 { media_type: media_type.to_owned(), data: data.to_owned() },

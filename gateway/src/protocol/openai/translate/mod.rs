@@ -16,38 +16,52 @@ use http::{HeaderName, StatusCode};
 use spillway_filter::Refusal;
 
 use crate::protocol::translate::{
-    ApiError, Asked, Conversation, CredentialForm, Lossy, ReadStream, Reply, Translate, Unreadable, WriteStream,
+    Api, ApiError, Asked, CallerApi, Conversation, Lossy, ReadStream, Reply, ServerApi, Unreadable, WriteStream,
     WrittenRequest,
 };
+
+pub(in crate::protocol) use error::{kind as error_kind, write as write_error};
+pub(in crate::protocol) use messages::source_of as image_source;
+pub(in crate::protocol) use reply::new_id;
+pub(in crate::protocol) use shapes::{Logprobs, logprobs_of};
+
+/// True for a header of OpenAI's API.
+pub(in crate::protocol) fn is_own_header(name: &HeaderName) -> bool {
+    ["openai-", "x-ratelimit-"].iter().any(|prefix| name.as_str().starts_with(prefix))
+}
 
 /// Translator of chat completions.
 pub(in crate::protocol) struct ChatCompletions;
 
-impl Translate for ChatCompletions {
+impl Api for ChatCompletions {
     fn path(&self) -> &'static str {
         "/v1/chat/completions"
     }
 
-    fn stream_type(&self) -> &'static str {
-        "text/event-stream; charset=utf-8"
-    }
-
-    fn answer_id(&self, id: uuid::Uuid) -> String {
-        format!("chatcmpl-{}", id.simple())
-    }
-
-    fn credential_form(&self) -> CredentialForm {
-        CredentialForm::Bearer
-    }
-
     fn is_own_header(&self, name: &HeaderName) -> bool {
-        ["openai-", "x-ratelimit-"].iter().any(|prefix| name.as_str().starts_with(prefix))
+        is_own_header(name)
     }
+}
 
+impl CallerApi for ChatCompletions {
     fn read_request(&self, body: &[u8]) -> Result<Conversation, Refusal> {
         request::read(body)
     }
 
+    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
+        Ok(reply::write(reply, asked))
+    }
+
+    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream> {
+        Box::new(stream::StreamWriter::new(asked))
+    }
+
+    fn write_error(&self, error: &ApiError, _request_id: &str) -> (StatusCode, Bytes) {
+        error::write(error)
+    }
+}
+
+impl ServerApi for ChatCompletions {
     fn write_request(
         &self,
         conversation: &Conversation,
@@ -62,23 +76,11 @@ impl Translate for ChatCompletions {
         reply::read(body)
     }
 
-    fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
-        Ok(reply::write(reply, asked))
-    }
-
     fn read_stream(&self) -> Box<dyn ReadStream> {
         Box::<stream::StreamReader>::default()
     }
 
-    fn write_stream(&self, asked: &Asked) -> Box<dyn WriteStream> {
-        Box::new(stream::StreamWriter::new(asked))
-    }
-
     fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError {
         error::read(status, body)
-    }
-
-    fn write_error(&self, error: &ApiError, _request_id: &str) -> (StatusCode, Bytes) {
-        error::write(error)
     }
 }

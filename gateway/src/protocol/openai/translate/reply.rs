@@ -7,7 +7,7 @@ use super::shapes::{ReadCall, ReadCompletion, ReadMessage, ThinkingBlock, Usage,
 use crate::protocol::translate::{Asked, Finish, MAX_CALLS, Part, Reply, Unreadable, read_json, set};
 
 /// Id of an answer or a call whose server told none.
-pub(super) fn new_id(prefix: &str) -> String {
+pub(in crate::protocol) fn new_id(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }
 

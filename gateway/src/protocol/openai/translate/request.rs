@@ -10,14 +10,22 @@ use crate::protocol::translate::{
 };
 
 /// Fields that change no answer: marks for a cache, accounting, service levels.
-const HINTS: [&str; 7] =
-    ["metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "verbosity"];
+const HINTS: [&str; 8] = [
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "service_tier",
+    "store",
+    "verbosity",
+];
 
-/// Values that ask for nothing, of fields that few other APIs have.
+/// Values that ask for nothing, of fields that few other APIs have. An empty object may ask for something with its defaults.
 fn asks_for_nothing(name: &str, value: &Value) -> bool {
     let is_empty = match value {
         Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
+        Value::Object(map) => map.is_empty() && name == "metadata",
         Value::Bool(flag) => !flag,
         _ => false,
     };
@@ -40,7 +48,9 @@ pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
     if let Some(mut options) = fields.object("stream_options")? {
         request.include_usage = options.flag("include_usage")?.unwrap_or(false);
         // Padding against eavesdroppers: none is added.
-        let _ = options.take("include_obfuscation");
+        if options.flag("include_obfuscation")? == Some(true) {
+            request.hints.push("stream_options.include_obfuscation".to_owned());
+        }
         request.hints.extend(options.rest_names());
     }
     messages::read(&mut fields, &mut request)?;
@@ -58,6 +68,9 @@ pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
     // The newer name wins.
     let safety = fields.text("safety_identifier")?;
     let user = fields.text("user")?;
+    if safety.is_some() && user.is_some() {
+        request.hints.push("user".to_owned());
+    }
     match (safety, user) {
         (Some(user), _) => request.settings.push("safety_identifier", Setting::User(user)),
         (None, Some(user)) => request.settings.push("user", Setting::User(user)),
@@ -77,11 +90,14 @@ pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
 }
 
 fn sampling(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> {
-    let settings = &mut request.settings;
+    let Conversation { settings, hints, .. } = request;
     // Where both are given, the newer name wins.
     let older = fields.count("max_tokens")?;
     match (fields.count("max_completion_tokens")?, older) {
-        (Some(most), _) => settings.push("max_completion_tokens", Setting::MaxTokens(most)),
+        (Some(most), older) => {
+            settings.push("max_completion_tokens", Setting::MaxTokens(most));
+            hints.extend(older.map(|_| "max_tokens".to_owned()));
+        }
         (None, Some(most)) => settings.push("max_tokens", Setting::MaxTokens(most)),
         (None, None) => {}
     }
@@ -122,6 +138,8 @@ fn sampling(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong
     let likeliest = fields.count("top_logprobs")?.unwrap_or(0);
     if fields.flag("logprobs")? == Some(true) {
         settings.push("logprobs", Setting::Logprobs(likeliest));
+    } else if likeliest > 0 {
+        hints.push("top_logprobs".to_owned());
     }
     if let Some(biases) = fields.object("logit_bias")? {
         let biases = biases.into_map();

@@ -85,7 +85,7 @@ pub(super) struct ReadLogprobs {
 
 /// Log probability of a token. Those at its place have none of their own.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) struct Logprob {
+pub(in crate::protocol) struct Logprob {
     #[serde(default)]
     token: String,
     #[serde(default)]
@@ -125,13 +125,20 @@ impl From<&TokenLogprob> for Logprob {
 
 /// Log probabilities of a text as they are written.
 #[derive(Debug, Serialize)]
-pub(super) struct Logprobs {
+pub(in crate::protocol) struct Logprobs {
     content: Vec<Logprob>,
     refusal: Option<()>,
 }
 
+impl Logprobs {
+    /// The tokens alone.
+    pub(in crate::protocol) fn into_content(self) -> Vec<Logprob> {
+        self.content
+    }
+}
+
 /// Log probabilities of tokens; `None` for none.
-pub(super) fn logprobs_of(tokens: &[TokenLogprob]) -> Option<Logprobs> {
+pub(in crate::protocol) fn logprobs_of(tokens: &[TokenLogprob]) -> Option<Logprobs> {
     (!tokens.is_empty()).then(|| Logprobs { content: tokens.iter().map(Into::into).collect(), refusal: None })
 }
 

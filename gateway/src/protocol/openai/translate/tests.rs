@@ -5,26 +5,31 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::protocol::anthropic::Messages;
 use crate::protocol::translate::{
     Delta, Effort, Finish, Format, Image, ImageSource, Part, Role, Setting, ToolPick, ToolSpec, Turn, deltas_of,
 };
-use crate::protocol::{ANTHROPIC, OPENAI};
 
-fn apis() -> [&'static dyn Translate; 2] {
-    [OPENAI.conversations().unwrap(), ANTHROPIC.conversations().unwrap()]
+/// API of both sides.
+trait Both: CallerApi + ServerApi {}
+
+impl<T: CallerApi + ServerApi> Both for T {}
+
+fn apis() -> [&'static dyn Both; 2] {
+    [&ChatCompletions, &Messages]
 }
 
 fn read_chat(body: &Value) -> Result<Conversation, Refusal> {
     ChatCompletions.read_request(body.to_string().as_bytes())
 }
 
-fn written(api: &dyn Translate, conversation: &Conversation) -> Result<Value, Refusal> {
+fn written(api: &dyn Both, conversation: &Conversation) -> Result<Value, Refusal> {
     let request = api.write_request(conversation, "m", &mut Lossy::new(&[]))?;
     Ok(serde_json::from_slice(&request.body).unwrap())
 }
 
 /// Deltas of a stream that comes in parts of `size` bytes.
-fn deltas(api: &dyn Translate, stream: &[u8], size: usize) -> (Vec<Delta>, Result<bool, Unreadable>) {
+fn deltas(api: &dyn Both, stream: &[u8], size: usize) -> (Vec<Delta>, Result<bool, Unreadable>) {
     let (mut reader, mut read) = (api.read_stream(), Vec::new());
     for part in stream.chunks(size.max(1)) {
         if let Err(error) = reader.feed(part, &mut |delta| read.push(delta)) {
@@ -35,8 +40,8 @@ fn deltas(api: &dyn Translate, stream: &[u8], size: usize) -> (Vec<Delta>, Resul
     (read, ended)
 }
 
-fn stream_of(api: &dyn Translate, deltas: Vec<Delta>) -> Vec<u8> {
-    let asked = Asked { model: "m".into(), stream: true, include_usage: true };
+fn stream_of(api: &dyn Both, deltas: Vec<Delta>) -> Vec<u8> {
+    let asked = Asked { model: "m".into(), stream: true, include_usage: true, ..Asked::default() };
     let (mut writer, mut out) = (api.write_stream(&asked), BytesMut::new());
     for delta in deltas {
         writer.write(delta, &mut out).unwrap();
