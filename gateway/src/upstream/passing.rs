@@ -537,6 +537,7 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
         outcome.prompt_tokens = Some(usage.prompt_tokens).filter(|tokens| *tokens > 0);
         outcome.completion_tokens = Some(usage.completion_tokens);
         outcome.cached_tokens = usage.cached_tokens;
+        outcome.cache_written_tokens = usage.cache_written_tokens;
     }
 }
 
