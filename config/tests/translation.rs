@@ -25,6 +25,8 @@ fn what_can_never_take_effect_is_an_error() {
         (2, "dropFields: [temperature]", "", "no effect with `protocol: http`"),
         (2, "protocol: anthropic, dropFields: [messages]", "", "a request needs `messages`"),
         (2, "protocol: anthropic, dropFields: [\"top p\"]", "", "no name of a field"),
+        (2, "streamUsage: true", "", "no effect with this `protocol`"),
+        (2, "protocol: anthropic, streamUsage: false", "", "no effect with this `protocol`"),
         (3, "protocol: anthropic", ", protocols: []", "no caller could use the route"),
         (3, "protocol: anthropic", ", protocols: [openai, openai]", "named twice"),
         (3, "protocol: anthropic", ", protocols: [http]", "unknown value `http`"),

@@ -21,7 +21,7 @@ use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{Dialect, GRPC, ResolvedOperation, Written};
+use crate::protocol::{BodyEdit, Dialect, GRPC, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
@@ -211,6 +211,8 @@ pub struct Asked {
     pub expected: Estimate,
     /// Range of the value of `model` in the body; of a gRPC message that of the whole field.
     pub model_at: Option<std::ops::Range<usize>>,
+    /// Edit by which the request asks for the usage of its stream, in APIs where it must ask; `None` where the caller does.
+    pub usage_edit: Option<BodyEdit>,
     /// Form in which the request names the model.
     pub naming: Naming,
 }

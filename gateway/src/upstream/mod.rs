@@ -24,6 +24,7 @@ mod trailers;
 mod translating;
 mod translation;
 mod upgrading;
+mod usage_chunk;
 mod verdict;
 mod via;
 

@@ -21,6 +21,7 @@ use super::renaming::Renaming;
 use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
 use super::translating::{self, StreamTranslator};
+use super::usage_chunk;
 use super::verdict::{grpc_error, judge_beginning};
 use crate::balancing::{Class, orca};
 use crate::clock;
@@ -82,6 +83,11 @@ impl<'a> Conversation<'_, 'a> {
             self.passing.gate = Some(Gate::new(own));
             if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
+            }
+            if usage_chunk::edit(self.attempt, self.exchange).is_some() {
+                self.passing.hides_usage = true;
+                // The length is that of the stream with the chunk.
+                without_coding(&mut head);
             }
         }
         let is_named = !is_head && !self.state.event_stream;
@@ -307,7 +313,10 @@ impl<'a> Conversation<'_, 'a> {
             self.state.shown.strip_trailers(trailers);
         }
         self.release_server().await;
-        let gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
+        let mut gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
+        if self.passing.hides_usage {
+            gated = usage_chunk::hide(gated);
+        }
         let masked = match (&mut self.passing.mask, &mut self.passing.translator) {
             (Some(mask), _) => mask.rest(),
             (None, Some(translator)) => translator.finish(),
@@ -510,6 +519,9 @@ fn observe(
         Some(gate) => gate.pass(part),
         None => part,
     };
+    if passing.hides_usage {
+        part = usage_chunk::hide(part);
+    }
     if let Some(mask) = &mut passing.mask {
         part = mask.pass(part);
     }

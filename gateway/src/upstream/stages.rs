@@ -20,6 +20,8 @@ pub(super) struct Passing {
     pub(super) observer: Option<Box<dyn Observe>>,
     /// Holds back unfinished events of an event stream.
     pub(super) gate: Option<Gate>,
+    /// True if the chunk with the usage, for which the caller did not ask, is removed from an event stream.
+    pub(super) hides_usage: bool,
     /// Masks credentials of the gateway in an error.
     pub(super) mask: Option<Mask>,
     pub(super) transcript: Option<Box<dyn Transcribe>>,

@@ -41,7 +41,7 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
             format!("The server for this request speaks the API `{api}`, which has no counterpart of this path.");
         return Err(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message));
     };
-    let conversation = caller.read_request(body)?;
+    let mut conversation = caller.read_request(body)?;
     let named = conversation.model.as_deref();
     let model = backend.model.as_deref().or(named);
     let model = crate::protocol::named(model)?;
@@ -50,6 +50,8 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
         stream: conversation.stream,
         include_usage: conversation.include_usage,
     };
+    // The answer to the caller ends with its usage, and limits count by it.
+    conversation.include_usage = backend.stream_usage;
     let mut lossy = Lossy::new(&backend.drop_fields);
     let WrittenRequest { body, headers } = server.write_request(&conversation, model, &mut lossy)?;
     Ok(Translation { caller, server, asked, body, headers, dropped: lossy.header() })
