@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use spillway_config::values::ServerUrl;
 use spillway_filter::{Fields, Filter, Headers, NameSet, ServerView};
 
+use super::answer_model;
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
 use super::usage_chunk;
@@ -330,7 +331,7 @@ pub(super) fn outgoing_request(
 /// `None` where it need not. What a caller accepts must not hide the tokens or events of its answer.
 fn readable_codings(attempt: &Attempt<'_>, client: &RequestHead, exchange: &Exchange) -> Option<&'static str> {
     let (route, calls_model) = (attempt.route, attempt.backend.calls_models());
-    let is_changed = usage_chunk::edit(attempt, exchange).is_some();
+    let is_changed = usage_chunk::edit(attempt, exchange).is_some() || answer_model::renames(attempt, exchange);
     if (calls_model && route.resume) || is_changed || exchange.observers.reads_events() {
         return Some("identity");
     }

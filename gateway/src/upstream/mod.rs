@@ -2,6 +2,7 @@
 //!
 //! The room owns the rules of framing between the two sides. It never picks an endpoint, retries or spills.
 
+mod answer_model;
 mod attempt;
 mod bounds;
 mod connection;

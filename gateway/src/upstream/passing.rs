@@ -10,6 +10,7 @@ use pingora::ErrorType;
 use spillway_filter::Refusal;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::answer_model::AnswerModel;
 use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
@@ -69,6 +70,13 @@ impl<'a> Conversation<'_, 'a> {
                 // The head describes the body that another method would get.
                 _ if is_head => without_coding(&mut head),
                 coding => self.passing.sealed = Some(Sealed::Error(coding)),
+            }
+        }
+        if !is_head {
+            self.passing.names = AnswerModel::of(self.attempt, self.exchange, &head);
+            if self.passing.names.is_some() {
+                // The length is that of the answer with the other name.
+                without_coding(&mut head);
             }
         }
         let may_fail = self.passing.observer.is_some() && !is_head;
@@ -132,7 +140,7 @@ impl<'a> Conversation<'_, 'a> {
             self.passing.sealed = translates.then_some(Sealed::Foreign(coding));
             return;
         }
-        match StreamTranslator::new(translation, coding) {
+        match StreamTranslator::new(translation, coding, self.exchange) {
             Some(translator) => {
                 translating::adapt_head(translation, head);
                 translating::set_stream_type(translation, head);
@@ -316,6 +324,9 @@ impl<'a> Conversation<'_, 'a> {
         let mut gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
         if self.passing.hides_usage {
             gated = usage_chunk::hide(gated);
+        }
+        if let Some(names) = &mut self.passing.names {
+            gated = names.finish(gated);
         }
         let masked = match (&mut self.passing.mask, &mut self.passing.translator) {
             (Some(mask), _) => mask.rest(),
@@ -521,6 +532,9 @@ fn observe(
     };
     if passing.hides_usage {
         part = usage_chunk::hide(part);
+    }
+    if let Some(names) = &mut passing.names {
+        part = names.pass(part);
     }
     if let Some(mask) = &mut passing.mask {
         part = mask.pass(part);

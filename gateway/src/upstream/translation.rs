@@ -19,6 +19,8 @@ pub struct Translation {
     pub(super) server: &'static dyn Translate,
     /// Facts of the request for the answer.
     pub(super) asked: Asked,
+    /// Name of the model in the request.
+    pub(super) model: String,
     /// Body of the request.
     pub(super) body: Bytes,
     /// Headers that the server needs.
@@ -54,10 +56,17 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
     conversation.include_usage = backend.stream_usage;
     let mut lossy = Lossy::new(&backend.drop_fields);
     let WrittenRequest { body, headers } = server.write_request(&conversation, model, &mut lossy)?;
-    Ok(Translation { caller, server, asked, body, headers, dropped: lossy.header() })
+    Ok(Translation { caller, server, asked, model: model.to_owned(), body, headers, dropped: lossy.header() })
 }
 
 impl Translation {
+    /// Name for the caller of the model that an answer names: that of the request has the caller's own name. An answer in place
+    /// of another keeps the name of the model that gave it.
+    pub(super) fn name_for_caller(&self, named: Option<String>, exchange: &Exchange) -> Option<String> {
+        let is_renamed = exchange.outcome.spilled.is_none() && named.as_ref() == Some(&self.model);
+        if is_renamed { Some(self.asked.model.clone()) } else { named }
+    }
+
     /// True if the caller wants its answer as an event stream.
     pub(super) fn is_streamed(&self) -> bool {
         self.asked.stream
