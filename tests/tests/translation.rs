@@ -410,7 +410,7 @@ async fn bytes_of_the_same_api_pass_with_the_model_renamed_and_cost_the_same() {
         );
         let answer = client.post("/v1/messages", &[JSON, ("anthropic-beta", "x")], body.clone()).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        assert!(answer.text().contains("c2ln") && answer.header("request-id") != "", "{}", answer.text());
+        assert!(answer.text().contains("c2ln") && !answer.header("request-id").is_empty(), "{}", answer.text());
         let seen = upstream.last();
         assert_eq!(String::from_utf8(seen.body.to_vec()).unwrap(), body.replace("\"m\"", "\"claude-x\""));
         assert_eq!(
