@@ -28,6 +28,8 @@ fn what_can_never_take_effect_is_an_error() {
         (2, "protocol: anthropic, apis: [chat]", "", "no effect without `protocol: openai`"),
         (2, "protocol: openai, apis: [responses]", "", "expected `chat` among them"),
         (2, "protocol: openai, apis: [chats]", "", "unknown value `chats`"),
+        (2, "streamUsage: true", "", "no effect with this `protocol`"),
+        (2, "protocol: anthropic, streamUsage: false", "", "no effect with this `protocol`"),
         (3, "protocol: anthropic", ", protocols: []", "no caller could use the route"),
         (3, "protocol: anthropic", ", protocols: [openai, openai]", "named twice"),
         (3, "protocol: anthropic", ", protocols: [http]", "unknown value `http`"),

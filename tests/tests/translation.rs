@@ -103,7 +103,7 @@ async fn the_anthropic_client_before_a_server_of_openais_api() {
     ];
     let usage = json!({"input_tokens": 10, "cache_read_input_tokens": 30, "output_tokens": 12});
     let expected = |content: &Vec<Value>, reason: &str| {
-        json!({"type": "message", "role": "assistant", "model": "gpt-x", "content": content,
+        json!({"type": "message", "role": "assistant", "model": "claude", "content": content,
             "stop_reason": reason, "stop_sequence": null, "usage": usage})
     };
     assert_eq!(told[0]["whole"], expected(&content, "end_turn"));

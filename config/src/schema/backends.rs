@@ -52,6 +52,12 @@ pub struct Backend {
     /// answer names the fields that were dropped in `x-spillway-dropped`.
     #[serde(default)]
     pub drop_fields: Vec<String>,
+    /// Asks the servers for the usage at the end of a stream (`stream_options.include_usage`), where a chat or a completion of
+    /// OpenAI's API is streamed and its caller does not ask. The chunk that answers it is kept from that caller. True when
+    /// left out; false for servers that refuse the field. Only for `protocol: openai` and `ollama`; requests that are translated
+    /// for them ask too.
+    #[serde(default)]
+    pub stream_usage: Option<bool>,
     /// Treatment of credentials that callers send in `authorization`, `x-api-key`, `api-key` or a header of
     /// `authentication.apiKey`; `remove` when left out. With `pass` they reach the servers, except keys and tokens of this
     /// gateway itself. Copies (`mirror`) and requests that the backend takes for another (`spillTo`) never carry them.

@@ -85,6 +85,11 @@ pub struct Price {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub cached_input: Option<f64>,
+    /// Tokens read that the upstream wrote to its cache for later requests; as `input` when left out. Where a price depends
+    /// on how long they are kept, that of the time that callers ask for.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub cache_write: Option<f64>,
     /// Tokens written.
     #[schemars(range(min = 0.0))]
     pub output: f64,

@@ -96,6 +96,15 @@ fn apis(cx: &mut Context<'_>, n: usize, backend: &Backend) {
 /// Fields without which a request means nothing.
 const NEEDED_FIELDS: [&str; 7] = ["input", "max_tokens", "messages", "model", "prompt", "stream", "system"];
 
+/// Check of `streamUsage`: only servers of OpenAI's API are asked.
+fn stream_usage(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    if backend.stream_usage.is_some() && !matches!(backend.protocol, BackendProtocol::Openai | BackendProtocol::Ollama)
+    {
+        let message = "no effect with this `protocol`, whose servers tell the usage of a stream unasked: remove it";
+        cx.error(at!["backends", n, "streamUsage"], message);
+    }
+}
+
 /// Checks of `dropFields`: names of fields that can be dropped.
 fn dropped_fields(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     if !backend.drop_fields.is_empty() && !backend.protocol.calls_models() {
@@ -157,6 +166,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         }
         dropped_fields(cx, n, backend);
         apis(cx, n, backend);
+        stream_usage(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         model_names(cx, n, backend);

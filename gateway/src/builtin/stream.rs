@@ -355,6 +355,7 @@ impl<E: Events> SpillStream<E> {
             prompt_tokens: u64::from(finished.prompt_tokens).saturating_sub(before),
             completion_tokens: u64::from(finished.completion_tokens).saturating_add(before),
             cached_tokens: Some(finished.cached_tokens.into()),
+            cache_written_tokens: None,
             reasoning_tokens: None,
         };
         self.report.prompt_tokens = Some(usage.prompt_tokens);

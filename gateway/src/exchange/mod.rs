@@ -21,7 +21,7 @@ use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{Dialect, GRPC, ResolvedOperation, Written};
+use crate::protocol::{BodyEdit, Dialect, GRPC, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
@@ -150,6 +150,8 @@ pub struct Outcome {
     pub prompt_tokens: Option<u64>,
     /// Tokens of the prompt that the server had in its KV cache.
     pub cached_tokens: Option<u64>,
+    /// Tokens of the prompt that the server has written to its cache.
+    pub cache_written_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,
     /// Text that has passed and that no usage covers.
@@ -189,7 +191,8 @@ impl Outcome {
     /// Forgets what an attempt before has read of another answer.
     pub fn begin_answer(&mut self) {
         self.bytes_answered = 0;
-        (self.prompt_tokens, self.cached_tokens, self.completion_tokens) = (None, None, None);
+        (self.prompt_tokens, self.completion_tokens) = (None, None);
+        (self.cached_tokens, self.cache_written_tokens) = (None, None);
         (self.model_answered, self.finish_reason, self.response_id) = (None, None, None);
         self.unreported = Written::default();
         (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);
@@ -208,6 +211,8 @@ pub struct Asked {
     pub expected: Estimate,
     /// Range of the value of `model` in the body; of a gRPC message that of the whole field.
     pub model_at: Option<std::ops::Range<usize>>,
+    /// Edit by which the request asks for the usage of its stream, in APIs where it must ask; `None` where the caller does.
+    pub usage_edit: Option<BodyEdit>,
     /// Form in which the request names the model.
     pub naming: Naming,
 }

@@ -58,6 +58,8 @@ pub struct Used {
     pub input: u64,
     /// Part of `input` that the upstream had in its cache.
     pub cached: u64,
+    /// Part of `input` that the upstream has written to its cache.
+    pub cache_written: u64,
     /// Tokens written.
     pub output: u64,
     /// Cost, in billionths of a US dollar.

@@ -36,7 +36,7 @@ impl Prices {
 
     /// Expected cost of a request.
     pub fn expected(&self, estimate: Estimate, asked: Option<&str>) -> u64 {
-        let used = Used { input: estimate.input, output: estimate.output, cached: 0, nanos: 0 };
+        let used = Used { input: estimate.input, output: estimate.output, ..Used::default() };
         self.find(asked).map_or(0, |price| cost(price, used))
     }
 }
@@ -49,8 +49,10 @@ impl Prices {
 )]
 fn cost(price: &Price, used: Used) -> u64 {
     let cached = used.cached.min(used.input);
-    let nanos = price.input * (used.input - cached) as f64
+    let written = used.cache_written.min(used.input - cached);
+    let nanos = price.input * (used.input - cached - written) as f64
         + price.cached_input.unwrap_or(price.input) * cached as f64
+        + price.cache_write.unwrap_or(price.input) * written as f64
         + price.output * used.output as f64;
     (nanos * NANOS).ceil() as u64
 }
@@ -60,18 +62,24 @@ mod tests {
     use super::*;
 
     fn prices() -> Prices {
-        let price =
-            |model: &str, input, cached_input, output| Price { model: model.into(), input, cached_input, output };
+        let price = |model: &str, input, cached_input, cache_write, output| Price {
+            model: model.into(),
+            input,
+            cached_input,
+            cache_write,
+            output,
+        };
         Prices::new(&[
-            price("gpt-4o-mini", 0.15, Some(0.075), 0.60),
-            price("gpt-*", 2.5, None, 10.0),
-            price("*", 1.0, None, 1.0),
+            price("gpt-4o-mini", 0.15, Some(0.075), None, 0.60),
+            price("gpt-*", 2.5, None, None, 10.0),
+            price("claude-*", 3.0, Some(0.3), Some(3.75), 15.0),
+            price("*", 1.0, None, None, 1.0),
         ])
     }
 
     #[test]
     fn the_first_entry_that_fits_says_what_tokens_cost() {
-        let used = Used { input: 1_000_000, cached: 400_000, output: 1_000_000, nanos: 0 };
+        let used = Used { input: 1_000_000, cached: 400_000, output: 1_000_000, ..Used::default() };
         let cost = |answered, asked, is_built_in| prices().of(used, answered, asked, is_built_in);
         assert_eq!(cost(Some("gpt-4o-mini"), None, false), 90_000_000 + 30_000_000 + 600_000_000);
         assert_eq!(cost(Some("gpt-4o"), Some("gpt-4o-mini"), false), 12_500_000_000, "the model that answered counts");
@@ -81,8 +89,18 @@ mod tests {
     }
 
     #[test]
+    fn tokens_written_to_a_cache_cost_their_own_price_once() {
+        let cost = |input, cached, cache_written, model| {
+            prices().of(Used { input, cached, cache_written, ..Used::default() }, Some(model), None, false)
+        };
+        assert_eq!(cost(1000, 600, 300, "claude-x"), 100 * 3000 + 600 * 300 + 300 * 3750);
+        assert_eq!(cost(1000, 600, 300, "gpt-4o"), 1000 * 2500, "as input where there is no price of its own");
+        assert_eq!(cost(10, 8, 9, "claude-x"), 8 * 300 + 2 * 3750, "no more tokens are paid than were read");
+    }
+
+    #[test]
     fn part_of_a_billionth_is_not_lost() {
-        let used = Used { input: 1, cached: 1, output: 0, nanos: 0 };
+        let used = Used { input: 1, cached: 1, ..Used::default() };
         assert_eq!(prices().of(used, Some("gpt-4o-mini"), None, false), 75);
         assert_eq!(prices().expected(Estimate { input: 4, output: 0 }, Some("gpt-4o-mini")), 600);
     }

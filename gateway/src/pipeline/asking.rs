@@ -13,7 +13,7 @@ use crate::exchange::{Asked, End, Exchange, Hold, Naming, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::{Estimate, number_of_address};
 use crate::message::RequestHead;
-use crate::protocol::{self, InferenceCall, ModelPlace, Operation};
+use crate::protocol::{self, InferenceCall, ModelPlace, OPENAI, Operation};
 use crate::topology::Route;
 
 /// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
@@ -159,12 +159,18 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
                 stream: peek.stream.unwrap_or_else(|| dialect.streams_by_default(exchange.resolved.operation)),
                 expected,
                 model_at: peek.model_at,
+                usage_edit: peek.usage_edit.filter(|_| streams_without_usage(exchange)),
                 naming: Naming::Json,
             }))
         }
         Err(refusal) if is_strict => Err(refusal.into()),
         Err(_) => Ok(Some(unread)),
     }
+}
+
+/// True if a stream of the operation has its usage only where the request asks for it.
+fn streams_without_usage(exchange: &Exchange) -> bool {
+    exchange.dialect == OPENAI && matches!(exchange.resolved.operation, Operation::Chat | Operation::Completions)
 }
 
 /// Refuses forms that the gateway does not read, where the body decides something: a server may read them.

@@ -78,6 +78,8 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, excha
         if let Some(metrics) = a.backend.metrics.as_ref().filter(|_| (200..300).contains(&status)) {
             let tokens = CallStats {
                 input: exchange.outcome.prompt_tokens,
+                cached: exchange.outcome.cached_tokens,
+                cache_written: exchange.outcome.cache_written_tokens,
                 output: exchange.outcome.completion_tokens,
                 first: exchange.outcome.first_token,
             };
@@ -281,6 +283,12 @@ fn set_model_outcome(span: &mut Span, exchange: &Exchange) {
     if let Some(count) = o.prompt_tokens {
         span.set(names::GEN_AI_USAGE_INPUT_TOKENS, tokens(count));
     }
+    if let Some(count) = o.cached_tokens {
+        span.set(names::GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, tokens(count));
+    }
+    if let Some(count) = o.cache_written_tokens {
+        span.set(names::GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, tokens(count));
+    }
     if let Some(count) = o.completion_tokens {
         span.set(names::GEN_AI_USAGE_OUTPUT_TOKENS, tokens(count));
     }
@@ -294,6 +302,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
     exchange.outcome.model_answered = Some(report.model.to_string());
     exchange.outcome.response_id = Some(report.id.clone());
     exchange.outcome.prompt_tokens = report.prompt_tokens;
+    exchange.outcome.cached_tokens = report.prompt_tokens.map(|_| report.cached_tokens);
     exchange.outcome.completion_tokens = Some(report.completion_tokens);
     exchange.outcome.finish_reason = report.finish_reason.map(|reason| reason.as_str().to_owned());
     exchange.outcome.first_token = report.first_token.map(|first| first.saturating_duration_since(exchange.started));
@@ -313,6 +322,8 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
         report.metrics.generated(since, report.decode.unwrap_or_default(), each);
         let tokens = CallStats {
             input: report.prompt_tokens,
+            cached: exchange.outcome.cached_tokens,
+            cache_written: None,
             output: Some(report.completion_tokens),
             first: exchange.outcome.first_token,
         };
@@ -425,6 +436,8 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             model_asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: exchange.outcome.model_answered.as_deref(),
             prompt_tokens: exchange.outcome.prompt_tokens,
+            cached_tokens: exchange.outcome.cached_tokens,
+            cache_written_tokens: exchange.outcome.cache_written_tokens,
             completion_tokens: exchange.outcome.completion_tokens,
             ttft_ms: exchange.outcome.first_token.map(millis),
             socket_end: exchange.outcome.socket.and_then(|socket| Some(socket.end?.as_str())),

@@ -323,6 +323,7 @@ pub(super) fn settle(exchange: &mut Exchange) {
         let expected = exchange.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);
+        used.cache_written = o.cache_written_tokens.unwrap_or(0);
         used.output = written(exchange, expected);
         let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
         used.nanos = exchange.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);

@@ -309,12 +309,14 @@ pub struct Choice {
 /// Tokens of a request and its answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, those that a cache had or got included.
     pub prompt_tokens: u64,
     /// Tokens written.
     pub completion_tokens: u64,
     /// Tokens of the prompt that were in the KV cache.
     pub cached_tokens: Option<u64>,
+    /// Tokens of the prompt that were written to a cache, for later requests.
+    pub cache_written_tokens: Option<u64>,
     /// Written tokens that were reasoning and not part of the answer's text.
     pub reasoning_tokens: Option<u64>,
 }

@@ -134,6 +134,7 @@ impl BackendCompiler<'_> {
             default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),
             foreign: foreign_to(written, dialect),
             drop_fields: written.drop_fields.clone(),
+            stream_usage: written.stream_usage.unwrap_or(true),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
             max_full_for: written.capacity.max_full_for.0,

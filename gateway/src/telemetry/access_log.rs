@@ -44,6 +44,10 @@ pub struct AccessRecord<'a> {
     pub model_asked: Option<&'a str>,
     pub model_answered: Option<&'a str>,
     pub prompt_tokens: Option<u64>,
+    /// Tokens of the prompt that a cache had.
+    pub cached_tokens: Option<u64>,
+    /// Tokens of the prompt that were written to a cache.
+    pub cache_written_tokens: Option<u64>,
     pub completion_tokens: Option<u64>,
     pub ttft_ms: Option<f64>,
     /// Reason for which a socket ended.
@@ -130,6 +134,12 @@ impl AccessRecord<'_> {
         if let Some(value) = self.prompt_tokens {
             line.value("promptTokens", value);
         }
+        if let Some(value) = self.cached_tokens {
+            line.value("cachedTokens", value);
+        }
+        if let Some(value) = self.cache_written_tokens {
+            line.value("cacheWrittenTokens", value);
+        }
         if let Some(value) = self.completion_tokens {
             line.value("completionTokens", value);
         }
@@ -210,6 +220,8 @@ mod tests {
             model_asked: Some("gpt-x"),
             model_answered: Some("m"),
             prompt_tokens: Some(5),
+            cached_tokens: None,
+            cache_written_tokens: None,
             completion_tokens: Some(7),
             ttft_ms: Some(0.5),
             socket_end: None,

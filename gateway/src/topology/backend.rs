@@ -74,6 +74,8 @@ pub struct Backend {
     pub foreign: ForeignOperations,
     /// Fields that its servers do not get of translated requests.
     pub drop_fields: Vec<String>,
+    /// True if its servers are asked for the usage of streams for which callers do not ask.
+    pub stream_usage: bool,
     /// True if credentials of callers that identify no consumer are passed on.
     pub passes_credentials: bool,
     /// Statuses with which its servers report that they are full.
@@ -160,6 +162,7 @@ impl Backend {
             default_headers: Vec::new(),
             foreign: ForeignOperations::NONE,
             drop_fields: Vec::new(),
+            stream_usage: false,
             passes_credentials: false,
             full_statuses: Vec::new(),
             max_full_for: Duration::from_secs(10),

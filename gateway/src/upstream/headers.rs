@@ -11,8 +11,10 @@ use smallvec::SmallVec;
 use spillway_config::values::ServerUrl;
 use spillway_filter::{Fields, Filter, Headers, NameSet, ServerView};
 
+use super::answer_model;
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
+use super::usage_chunk;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::clock::{self, millis};
@@ -329,7 +331,8 @@ pub(super) fn outgoing_request(
 /// `None` where it need not. What a caller accepts must not hide the tokens or events of its answer.
 fn readable_codings(attempt: &Attempt<'_>, client: &RequestHead, exchange: &Exchange) -> Option<&'static str> {
     let (route, calls_model) = (attempt.route, attempt.backend.calls_models());
-    if (calls_model && route.resume) || exchange.observers.reads_events() {
+    let is_changed = usage_chunk::edit(attempt, exchange).is_some() || answer_model::renames(attempt, exchange);
+    if (calls_model && route.resume) || is_changed || exchange.observers.reads_events() {
         return Some("identity");
     }
     let is_read = exchange.ledger.counts_tokens() || route.first_token_timeout.is_some();

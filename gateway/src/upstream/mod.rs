@@ -2,6 +2,7 @@
 //!
 //! The room owns the rules of framing between the two sides. It never picks an endpoint, retries or spills.
 
+mod answer_model;
 mod attempt;
 mod bounds;
 mod connection;
@@ -24,6 +25,7 @@ mod trailers;
 mod translating;
 mod translation;
 mod upgrading;
+mod usage_chunk;
 mod verdict;
 mod via;
 

@@ -1,6 +1,7 @@
 //! The request as it goes to an endpoint: head, body where that is held, and the sending of both. Only backends that may see
 //! the caller's credentials get them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -9,20 +10,23 @@ use http::Uri;
 use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use pingora::ErrorType;
+use smallvec::SmallVec;
 use spillway_config::path;
 
 use super::headers::{Outbound, OutgoingBody, Recipient, outgoing_request, to_http1, to_http2};
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
-use super::pieces::Pieces;
+use super::pieces::{Edit, MOST_EDITS, Pieces};
 use super::trailers::of_request;
 use super::translation::Translation;
+use super::usage_chunk;
 use crate::clock;
 use crate::coding::DIGESTS;
 use crate::connect::{self, Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, Naming, RequestBody};
 use crate::message::RequestHead;
+use crate::protocol::BodyEdit;
 
 /// A request for an endpoint.
 pub(super) struct Outgoing {
@@ -60,7 +64,8 @@ impl Outgoing {
             RequestBody::Unread => (None, None),
         };
         let model_at = exchange.asked.as_ref().and_then(|asked| asked.model_at.clone());
-        Self::build(attempt, session, exchange, body, trailers.unwrap_or_default(), model_at, recipient)
+        let edits = BodyEdits { model_at, usage: usage_chunk::edit(attempt, exchange) };
+        Self::build(attempt, session, exchange, body, trailers.unwrap_or_default(), edits, recipient)
     }
 
     /// Request with this body, in which the model at `model_at` gets the name that the backend knows.
@@ -71,7 +76,8 @@ impl Outgoing {
         body: Option<Bytes>,
         model_at: Option<Range<usize>>,
     ) -> Self {
-        Self::build(attempt, session, exchange, body, HeaderMap::new(), model_at, recipient_of(exchange))
+        let edits = BodyEdits { model_at, usage: None };
+        Self::build(attempt, session, exchange, body, HeaderMap::new(), edits, recipient_of(exchange))
     }
 
     fn build(
@@ -80,7 +86,7 @@ impl Outgoing {
         exchange: &Exchange,
         body: Option<Bytes>,
         trailers: HeaderMap,
-        model_at: Option<Range<usize>>,
+        edits: BodyEdits<'_>,
         recipient: Recipient,
     ) -> Self {
         if let Some(translation) = &attempt.translation {
@@ -88,12 +94,15 @@ impl Outgoing {
         }
         let backend = attempt.backend;
         let naming = exchange.asked.as_ref().map(|asked| asked.naming).unwrap_or_default();
-        let (body, is_renamed) = match (body, model_at) {
-            (Some(body), Some(at)) => renamed(body, at, naming, attempt, exchange),
-            (body, _) => (body.map(Pieces::from), false),
+        let (body, is_edited) = match body {
+            Some(body) => {
+                let edits = edits.of(&body, naming, attempt, exchange);
+                (Some(Pieces::edited(&body, &edits)), !edits.is_empty())
+            }
+            None => (None, false),
         };
         // They describe the bytes that came.
-        let trailers = if is_renamed { HeaderMap::new() } else { trailers };
+        let trailers = if is_edited { HeaderMap::new() } else { trailers };
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
         let framed = match length {
             Some(length) if trailers.is_empty() => OutgoingBody::Length(length),
@@ -102,7 +111,7 @@ impl Outgoing {
         };
         let Outbound { head: mut request, callers_account, shown, host } =
             outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
-        for name in DIGESTS.iter().filter(|_| is_renamed) {
+        for name in DIGESTS.iter().filter(|_| is_edited) {
             request.remove_header(name);
         }
         if naming == Naming::Path
@@ -135,26 +144,49 @@ impl Outgoing {
     }
 }
 
-/// Body in which the model gets the name that the backend knows, and whether it differs from the one that came.
-fn renamed(
-    body: Bytes,
+/// Parts of a held body that may be edited.
+struct BodyEdits<'e> {
+    /// Place of the model's name.
+    model_at: Option<Range<usize>>,
+    /// Edit that asks for the usage of the stream.
+    usage: Option<&'e BodyEdit>,
+}
+
+impl<'e> BodyEdits<'e> {
+    /// Edits of a body in the order of their ranges: the model gets the name that the backend knows.
+    fn of(
+        self,
+        body: &Bytes,
+        naming: Naming,
+        attempt: &Attempt<'e>,
+        exchange: &Exchange,
+    ) -> SmallVec<[Edit<'e>; MOST_EDITS]> {
+        let renamed = self.model_at.and_then(|at| renamed(body, at, naming, attempt, exchange));
+        let usage = self.usage.map(|edit| (edit.at.clone(), Cow::Borrowed(edit.text.as_bytes())));
+        let mut edits: SmallVec<[Edit<'e>; MOST_EDITS]> = renamed.into_iter().chain(usage).collect();
+        edits.sort_unstable_by_key(|(at, _)| at.start);
+        edits
+    }
+}
+
+/// Edit by which the model gets the name that the backend knows; `None` where it has that name.
+fn renamed<'b>(
+    body: &[u8],
     at: Range<usize>,
     naming: Naming,
-    attempt: &Attempt<'_>,
+    attempt: &Attempt<'b>,
     exchange: &Exchange,
-) -> (Option<Pieces>, bool) {
+) -> Option<Edit<'b>> {
     let backend = attempt.backend;
-    let pieces = match naming {
-        Naming::Json => backend.upstream_model.as_ref().map(|model| Pieces::with(&body, at, model)),
-        Naming::Form => backend.model.as_ref().map(|model| Pieces::with(&body, at, model.as_bytes())),
-        Naming::Message => backend.model.as_ref().and_then(|model| {
-            let (range, bytes) = exchange.resolved.api.rename_in_message(&body, &at, model)?;
-            Some(Pieces::with(&body, range, bytes))
-        }),
+    match naming {
+        Naming::Json => backend.upstream_model.as_ref().map(|model| (at, Cow::Borrowed(model.as_bytes()))),
+        Naming::Form => backend.model.as_ref().map(|model| (at, Cow::Borrowed(model.as_bytes()))),
+        Naming::Message => {
+            let (range, bytes) = exchange.resolved.api.rename_in_message(body, &at, backend.model.as_ref()?)?;
+            Some((range, Cow::Owned(bytes)))
+        }
         Naming::Path => None,
-    };
-    let is_renamed = pieces.is_some();
-    (Some(pieces.unwrap_or_else(|| body.into())), is_renamed)
+    }
 }
 
 /// Puts the name that the backend knows into the path, as the filters have left it.

@@ -10,6 +10,7 @@ use pingora::ErrorType;
 use spillway_filter::Refusal;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::answer_model::AnswerModel;
 use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
@@ -21,6 +22,7 @@ use super::renaming::Renaming;
 use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
 use super::translating::{self, StreamTranslator};
+use super::usage_chunk;
 use super::verdict::{grpc_error, judge_beginning};
 use crate::balancing::{Class, orca};
 use crate::clock;
@@ -70,6 +72,13 @@ impl<'a> Conversation<'_, 'a> {
                 coding => self.passing.sealed = Some(Sealed::Error(coding)),
             }
         }
+        if !is_head {
+            self.passing.names = AnswerModel::of(self.attempt, self.exchange, &head);
+            if self.passing.names.is_some() {
+                // The length is that of the answer with the other name.
+                without_coding(&mut head);
+            }
+        }
         let may_fail = self.passing.observer.is_some() && !is_head;
         if let Some(status) = grpc_error(self.attempt, &head) {
             note_grpc_error(&mut self.exchange.outcome, status);
@@ -82,6 +91,11 @@ impl<'a> Conversation<'_, 'a> {
             self.passing.gate = Some(Gate::new(own));
             if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
+            }
+            if usage_chunk::edit(self.attempt, self.exchange).is_some() {
+                self.passing.hides_usage = true;
+                // The length is that of the stream with the chunk.
+                without_coding(&mut head);
             }
         }
         let is_named = !is_head && !self.state.event_stream;
@@ -126,7 +140,7 @@ impl<'a> Conversation<'_, 'a> {
             self.passing.sealed = translates.then_some(Sealed::Foreign(coding));
             return;
         }
-        match StreamTranslator::new(translation, coding) {
+        match StreamTranslator::new(translation, coding, self.exchange) {
             Some(translator) => {
                 translating::adapt_head(translation, head);
                 translating::set_stream_type(translation, head);
@@ -307,7 +321,13 @@ impl<'a> Conversation<'_, 'a> {
             self.state.shown.strip_trailers(trailers);
         }
         self.release_server().await;
-        let gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
+        let mut gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
+        if self.passing.hides_usage {
+            gated = usage_chunk::hide(gated);
+        }
+        if let Some(names) = &mut self.passing.names {
+            gated = names.finish(gated);
+        }
         let masked = match (&mut self.passing.mask, &mut self.passing.translator) {
             (Some(mask), _) => mask.rest(),
             (None, Some(translator)) => translator.finish(),
@@ -510,6 +530,12 @@ fn observe(
         Some(gate) => gate.pass(part),
         None => part,
     };
+    if passing.hides_usage {
+        part = usage_chunk::hide(part);
+    }
+    if let Some(names) = &mut passing.names {
+        part = names.pass(part);
+    }
     if let Some(mask) = &mut passing.mask {
         part = mask.pass(part);
     }
@@ -537,6 +563,7 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
         outcome.prompt_tokens = Some(usage.prompt_tokens).filter(|tokens| *tokens > 0);
         outcome.completion_tokens = Some(usage.completion_tokens);
         outcome.cached_tokens = usage.cached_tokens;
+        outcome.cache_written_tokens = usage.cache_written_tokens;
     }
 }
 

@@ -34,7 +34,9 @@ impl Renaming {
         let (from, to) = (attempt.backend.model.as_ref()?, asked.model.as_deref()?);
         let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
         let (api, operation) = (exchange.resolved.api, exchange.resolved.operation);
-        let is_wanted = is_readable && **from != *to && matches!(operation, Operation::Inference(_));
+        // An answer in place of another keeps the name of the model that gave it.
+        let is_own = exchange.outcome.spilled.is_none();
+        let is_wanted = is_own && is_readable && **from != *to && matches!(operation, Operation::Inference(_));
         is_wanted.then(|| Box::new(Self { api, operation, from: from.clone(), to: to.into() }))
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use super::answer_model::AnswerModel;
 use super::encoded::MAX_ENCODED;
 use super::events::Gate;
 use super::masking::Mask;
@@ -20,6 +21,10 @@ pub(super) struct Passing {
     pub(super) observer: Option<Box<dyn Observe>>,
     /// Holds back unfinished events of an event stream.
     pub(super) gate: Option<Gate>,
+    /// True if the chunk with the usage, for which the caller did not ask, is removed from an event stream.
+    pub(super) hides_usage: bool,
+    /// Puts the caller's name of the model in place of the server's.
+    pub(super) names: Option<Box<AnswerModel>>,
     /// Masks credentials of the gateway in an error.
     pub(super) mask: Option<Mask>,
     pub(super) transcript: Option<Box<dyn Transcribe>>,

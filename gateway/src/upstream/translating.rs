@@ -38,14 +38,20 @@ pub(super) struct StreamTranslator {
 
 impl StreamTranslator {
     /// Translator of a stream in a coding; `None` for a coding that is not read on its way.
-    pub(super) fn new(translation: &Translation, coding: Coding) -> Option<Self> {
+    pub(super) fn new(translation: &Translation, coding: Coding, exchange: &Exchange) -> Option<Self> {
         let decoder = match coding {
             Coding::Identity => None,
             // Others need large windows, and no server was asked for them.
             Coding::Gzip | Coding::Deflate => Some((Decoder::new(coding)?, GrowthBudget::default())),
             Coding::Brotli | Coding::Zstd | Coding::Unknown => return None,
         };
-        let (reader, writer) = (translation.server.read_stream(), translation.caller.write_stream(&translation.asked));
+        let reader = translation.server.read_stream();
+        let named = Named {
+            writer: translation.caller.write_stream(&translation.asked),
+            name: translation.name_for_caller(Some(translation.model.clone()), exchange),
+            servers: translation.model.clone(),
+        };
+        let writer: Box<dyn WriteStream> = Box::new(named);
         Some(Self { reader, writer, decoder, failed: None, has_ended: false })
     }
 
@@ -99,6 +105,26 @@ impl StreamTranslator {
     /// Reason why the stream cannot be translated.
     pub(super) fn failure(&self) -> Option<Unreadable> {
         self.failed
+    }
+}
+
+/// Writer of a stream in which the caller reads its own name of the model.
+struct Named {
+    writer: Box<dyn WriteStream>,
+    /// Name in place of the server's.
+    name: Option<String>,
+    /// Name that the server knows.
+    servers: String,
+}
+
+impl WriteStream for Named {
+    fn write(&mut self, mut delta: Delta, out: &mut BytesMut) -> Result<(), Unreadable> {
+        if let Delta::Start { model, .. } = &mut delta
+            && model.as_ref() == Some(&self.servers)
+        {
+            *model = self.name.take();
+        }
+        self.writer.write(delta, out)
     }
 }
 
@@ -164,6 +190,7 @@ pub(super) fn whole(
         None if is_error => Err(ApiError::of_text(head.status, b"")),
         Some(plain) => {
             let reply = translation.server.read_reply(&plain);
+            let reply = reply.map(|reply| Reply { model: translation.name_for_caller(reply.model, exchange), ..reply });
             reply.and_then(|reply| answer(translation, reply, head)).map_err(|why| unreadable(why, exchange))
         }
         None => {

@@ -19,6 +19,8 @@ pub struct Translation {
     pub(super) server: &'static dyn ServerApi,
     /// Facts of the request for the answer.
     pub(super) asked: Asked,
+    /// Name of the model in the request.
+    pub(super) model: String,
     /// Body of the request.
     pub(super) body: Bytes,
     /// Headers that the server needs.
@@ -41,7 +43,7 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
             format!("The server for this request speaks the API `{api}`, which has no counterpart of this path.");
         return Err(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message));
     };
-    let conversation = caller.read_request(body)?;
+    let mut conversation = caller.read_request(body)?;
     let named = conversation.model.as_deref();
     let model = backend.model.as_deref().or(named);
     let model = crate::protocol::named(model)?;
@@ -51,12 +53,21 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
         include_usage: conversation.include_usage,
         echoed: conversation.echoed.clone(),
     };
+    // The answer to the caller ends with its usage, and limits count by it.
+    conversation.include_usage = backend.stream_usage;
     let mut lossy = Lossy::new(&backend.drop_fields);
     let WrittenRequest { body, headers } = server.write_request(&conversation, model, &mut lossy)?;
-    Ok(Translation { caller, server, asked, body, headers, dropped: lossy.header() })
+    Ok(Translation { caller, server, asked, model: model.to_owned(), body, headers, dropped: lossy.header() })
 }
 
 impl Translation {
+    /// Name for the caller of the model that an answer names: that of the request has the caller's own name. An answer in place
+    /// of another keeps the name of the model that gave it.
+    pub(super) fn name_for_caller(&self, named: Option<String>, exchange: &Exchange) -> Option<String> {
+        let is_renamed = exchange.outcome.spilled.is_none() && named.as_ref() == Some(&self.model);
+        if is_renamed { Some(self.asked.model.clone()) } else { named }
+    }
+
     /// True if the caller wants its answer as an event stream.
     pub(super) fn is_streamed(&self) -> bool {
         self.asked.stream

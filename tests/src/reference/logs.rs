@@ -50,6 +50,8 @@ const ACCESS: &[(&str, &str)] = &[
     ("modelAsked", "Model that the request names."),
     ("modelAnswered", "Model that the answer names."),
     ("promptTokens", "Tokens read."),
+    ("cachedTokens", "Part of `promptTokens` that the server had in its cache."),
+    ("cacheWrittenTokens", "Part of `promptTokens` that the server wrote to its cache."),
     ("completionTokens", "Tokens written."),
     ("ttftMs", "Arrival to the first content of a stream, in milliseconds."),
     ("errorCode", "[Code](errors.md) of a refusal."),

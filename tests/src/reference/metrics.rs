@@ -126,7 +126,12 @@ const GROUPS: &[Group] = &[
             ("gen_ai_client_operation_time_to_first_chunk_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
             (
                 "gen_ai_client_token_usage",
-                &[OPERATION, PROVIDER, ASKED, ("gen_ai_token_type", List(&["input", "output"]))],
+                &[
+                    OPERATION,
+                    PROVIDER,
+                    ASKED,
+                    ("gen_ai_token_type", List(&["input", "cache_read_input", "cache_creation_input", "output"])),
+                ],
                 "tokens",
             ),
             ("gen_ai_server_request_duration_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),

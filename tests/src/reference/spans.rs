@@ -61,6 +61,16 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
     ("gen_ai.response.model", "request, attempt, chat", "Model that the answer names."),
     ("gen_ai.response.finish_reasons", "request, attempt, chat", "Finish reasons of the answer."),
     ("gen_ai.response.time_to_first_chunk", "request, attempt, chat", "Arrival to the first content, in seconds."),
+    (
+        "gen_ai.usage.cache_creation.input_tokens",
+        "request, attempt, chat",
+        "Part of the tokens read that the server wrote to its cache.",
+    ),
+    (
+        "gen_ai.usage.cache_read.input_tokens",
+        "request, attempt, chat",
+        "Part of the tokens read that the server had in its cache.",
+    ),
     ("gen_ai.usage.input_tokens", "request, attempt, chat", "Tokens read."),
     ("gen_ai.usage.output_tokens", "request, attempt, chat", "Tokens written."),
     ("spillway.request.id", "request", "As in `x-request-id`."),

@@ -122,7 +122,13 @@ fn the_stream_of_a_built_in_model_has_the_events_of_the_api() {
     let call = crate::protocol::Call { id: "t".into(), name: "f".into(), arguments: "{\"x\":1}".into() };
     answer.call(&mut out, 0, 0, &call);
     answer.ended(&mut out, 0, FinishReason::ToolCalls);
-    let usage = Usage { prompt_tokens: 9, completion_tokens: 4, cached_tokens: Some(5), reasoning_tokens: None };
+    let usage = Usage {
+        prompt_tokens: 9,
+        completion_tokens: 4,
+        cached_tokens: Some(5),
+        cache_written_tokens: None,
+        reasoning_tokens: None,
+    };
     answer.last(&mut out, usage);
     let expected = concat!(
         "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"msg_00000000000000000000000000000001\",",
@@ -201,7 +207,7 @@ fn a_stream_of_a_server_is_read_wherever_it_is_cut() {
         Delta::Arguments { index: 0, text: "{\"x\":1}".into() },
         call(1, "t2", "g"),
         Delta::Arguments { index: 1, text: "{}".into() },
-        Delta::Usage(tokens(None, None, Some(12))),
+        Delta::Usage(tokens(Some(10), Some(7), Some(12))),
         Delta::Finish(Finish::ToolCalls),
         Delta::End,
     ];
@@ -291,4 +297,17 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn events_that_leave_out_counts_of_earlier_ones_change_nothing_of_the_prompt() {
+    let stream = "data: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":30}}}\n\n\
+        data: {\"type\":\"message_delta\",\"usage\":{\"input_tokens\":6,\"output_tokens\":1}}\n\n\
+        data: {\"type\":\"message_delta\",\"usage\":{\"cache_creation_input_tokens\":5,\"output_tokens\":7}}\n\n";
+    let (all, _) = deltas(stream.as_bytes(), 9);
+    let told = all.into_iter().filter_map(|delta| match delta {
+        Delta::Usage(tokens) => Some((tokens.input, tokens.cache_read, tokens.cache_written, tokens.output)),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(Some(36), Some(30), None, Some(1)), (Some(41), Some(30), Some(5), Some(7))]);
 }

@@ -164,7 +164,13 @@ fn lines(out: &[u8]) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-const TOLD: Usage = Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: Some(1), reasoning_tokens: None };
+const TOLD: Usage = Usage {
+    prompt_tokens: 3,
+    completion_tokens: 2,
+    cached_tokens: Some(1),
+    cache_written_tokens: None,
+    reasoning_tokens: None,
+};
 
 fn last(more: &Value, reason: &str) -> Value {
     let mut line = json!({

@@ -6,6 +6,7 @@ mod form;
 mod parts;
 mod prefix;
 mod scan;
+mod stream_options;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ pub use form::{form_model, is_form, is_utf8};
 use parts::PromptParts;
 pub use prefix::prompt_prefix;
 use scan::{NameMatch, Scan, ValueKind, Wrong, compare_names};
+pub use stream_options::BodyEdit;
 
 use super::refusals::duplicate;
 
@@ -33,6 +35,8 @@ pub struct Peek<'a> {
     pub model_at: Option<Range<usize>>,
     /// True if the answer is wanted as a stream; `None` where the body does not say.
     pub stream: Option<bool>,
+    /// Edit by which the body of a stream asks for its usage; `None` where it asks already, or for no stream.
+    pub usage_edit: Option<BodyEdit>,
     /// Most tokens of one answer: the largest number under any name that servers know.
     pub max_tokens: Option<u64>,
     /// Answers that a server may write: `n` or `best_of` for each prompt; 1 at least.
@@ -50,7 +54,9 @@ pub struct Peek<'a> {
 enum Field {
     Model,
     Stream,
-    /// Object with options, of which Ollama's `num_predict` is read. It must not appear twice, because servers act on it.
+    /// Options of a stream, of which `include_usage` is read. They must not appear twice, because servers act on them.
+    StreamOptions,
+    /// Object with options, of which Ollama's `num_predict` is read.
     Options,
     /// Most tokens of an answer.
     MaxTokens,
@@ -69,7 +75,7 @@ enum Field {
 const FIELDS: [(&str, Field); 22] = [
     ("model", Field::Model),
     ("stream", Field::Stream),
-    ("stream_options", Field::Options),
+    ("stream_options", Field::StreamOptions),
     ("options", Field::Options),
     ("messages", Field::Text),
     ("prompt", Field::Prompt),
@@ -115,6 +121,9 @@ pub fn peek(body: &[u8], is_strict: bool) -> Result<Peek<'_>, Refusal> {
     match reader.wrong {
         Some(refusal) => Err(refusal),
         None => {
+            if reader.peek.stream != Some(true) {
+                reader.peek.usage_edit = None;
+            }
             reader.peek.answers = reader.peek.answers.saturating_mul(reader.prompts);
             Ok(reader.peek)
         }
@@ -156,6 +165,7 @@ impl<'a> BodyReader<'a> {
             return Err(NotRead::NoObject);
         }
         scan.enter()?;
+        self.peek.usage_edit = Some(stream_options::of_body(scan.at()));
         let mut is_first = true;
         while let Some((name, has_escapes)) = scan.name(is_first)? {
             is_first = false;
@@ -240,6 +250,11 @@ impl<'a> BodyReader<'a> {
                 if let ValueKind::Bool(stream) = scan.skip()? {
                     self.peek.stream = Some(stream);
                 }
+            }
+            Field::StreamOptions => {
+                let kind = scan.skip()?;
+                let at = start..scan.at();
+                self.peek.usage_edit = stream_options::of_options(scan.slice(at.clone()), at, kind);
             }
             Field::Options => {
                 if scan.skip()? == ValueKind::Object {

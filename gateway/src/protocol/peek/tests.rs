@@ -30,6 +30,7 @@ fn peek_reads_what_routing_needs() {
         model: Some("m".into()),
         model_at: Some(32..35),
         stream: Some(true),
+        usage_edit: None,
         max_tokens: Some(7),
         answers: 1,
         prompt_bytes: 6,

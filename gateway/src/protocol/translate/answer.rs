@@ -53,7 +53,7 @@ fn tokens_of(usage: Usage) -> Tokens {
     Tokens {
         input: Some(usage.prompt_tokens),
         cache_read: usage.cached_tokens,
-        cache_written: None,
+        cache_written: usage.cache_written_tokens,
         output: Some(usage.completion_tokens),
         reasoning: usage.reasoning_tokens,
     }

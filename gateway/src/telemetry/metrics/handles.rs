@@ -395,6 +395,10 @@ impl Drop for ListenerMetrics {
 pub struct CallStats {
     /// Prompt tokens.
     pub input: Option<u64>,
+    /// Prompt tokens that a cache had.
+    pub cached: Option<u64>,
+    /// Prompt tokens that were written to a cache.
+    pub cache_written: Option<u64>,
     /// Tokens of the answer.
     pub output: Option<u64>,
     /// Time from arrival to the first content.
@@ -408,9 +412,18 @@ struct EngineMetrics {
     per_token: Histogram,
 }
 
+/// Values of `gen_ai_token_type`. `input` and `output` are those of OpenTelemetry's conventions. The tokens that a cache had or
+/// got are among `input`, and named like the attributes of spans (`gen_ai.usage.cache_read.input_tokens`).
+const INPUT: &str = "input";
+const CACHED_INPUT: &str = "cache_read_input";
+const CACHE_CREATION_INPUT: &str = "cache_creation_input";
+const OUTPUT: &str = "output";
+
 /// Series of model calls.
 pub struct ModelMetrics {
     input: Histogram,
+    cached: Histogram,
+    cache_written: Histogram,
     output: Histogram,
     duration: Histogram,
     first_chunk: Histogram,
@@ -430,8 +443,10 @@ impl ModelMetrics {
         ]);
         let tokens = |kind| families.tokens.get_or_create_owned(&with(&own, "gen_ai_token_type", kind));
         Self {
-            input: tokens("input"),
-            output: tokens("output"),
+            input: tokens(INPUT),
+            cached: tokens(CACHED_INPUT),
+            cache_written: tokens(CACHE_CREATION_INPUT),
+            output: tokens(OUTPUT),
             duration: families.operation.get_or_create_owned(&own),
             first_chunk: families.first_chunk.get_or_create_owned(&own),
             engine: (provider == super::ENGINE).then(|| EngineMetrics {
@@ -448,11 +463,15 @@ impl ModelMetrics {
     /// Records a call that has ended.
     #[allow(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
     pub fn called(&self, call: CallStats, took: Duration) {
-        if let Some(input) = call.input {
-            self.input.observe(input as f64);
-        }
-        if let Some(output) = call.output {
-            self.output.observe(output as f64);
+        for (count, series) in [
+            (call.input, &self.input),
+            (call.cached, &self.cached),
+            (call.cache_written, &self.cache_written),
+            (call.output, &self.output),
+        ] {
+            if let Some(count) = count {
+                series.observe(count as f64);
+            }
         }
         if let Some(first) = call.first {
             self.first_chunk.observe(first.as_secs_f64());
@@ -477,7 +496,7 @@ impl Drop for ModelMetrics {
     fn drop(&mut self) {
         let (f, own) = (&self.families, &self.own);
         f.live_models.gone(&self.key, || {
-            for kind in ["input", "output"] {
+            for kind in [INPUT, CACHED_INPUT, CACHE_CREATION_INPUT, OUTPUT] {
                 f.tokens.remove(&with(own, "gen_ai_token_type", kind));
             }
             for family in [&f.operation, &f.first_chunk, &f.engine_request, &f.engine_first_token, &f.engine_per_token]

@@ -23,7 +23,7 @@ fn a_scrape_shows_what_happened() {
     let endpoint = metrics.endpoint("b", "http://127.0.0.1:1");
     endpoint.attempted(AttemptEnd::Answered);
     let inside = metrics.model("spillway", "m");
-    inside.called(CallStats { input: Some(5), output: Some(3), first: None }, Duration::from_millis(30));
+    inside.called(CallStats { input: Some(5), output: Some(3), ..CallStats::default() }, Duration::from_millis(30));
     inside.generated(Duration::from_millis(15), Duration::from_millis(80), 3);
     metrics.spans_dropped.fetch_add(2, Ordering::Relaxed);
     let certificate = |ends| CertificateSample { place: "public".into(), certificate: "a.test".into(), ends };

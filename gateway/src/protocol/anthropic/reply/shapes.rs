@@ -28,6 +28,20 @@ pub(super) struct OutputDetails {
     pub(super) thinking_tokens: Option<u64>,
 }
 
+impl Usage {
+    /// Counts of both, the later one where both have it. Events leave out what earlier ones have told, and a sum of theirs
+    /// alone would be no prompt.
+    pub(super) fn or(self, earlier: Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.or(earlier.input_tokens),
+            cache_creation_input_tokens: self.cache_creation_input_tokens.or(earlier.cache_creation_input_tokens),
+            cache_read_input_tokens: self.cache_read_input_tokens.or(earlier.cache_read_input_tokens),
+            output_tokens: self.output_tokens.or(earlier.output_tokens),
+            output_tokens_details: self.output_tokens_details.or(earlier.output_tokens_details),
+        }
+    }
+}
+
 impl From<Usage> for Tokens {
     fn from(usage: Usage) -> Self {
         let of_caches = || {

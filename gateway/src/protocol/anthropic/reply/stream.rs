@@ -22,6 +22,8 @@ struct State {
     open: Option<OpenBlock>,
     /// Tool calls so far.
     calls: usize,
+    /// Usage so far.
+    usage: Usage,
     has_ended: bool,
 }
 
@@ -97,6 +99,7 @@ impl State {
         match event.kind.as_str() {
             "message_start" => {
                 if let Some(message) = event.message {
+                    self.usage = message.usage.unwrap_or_default();
                     let tokens = message.usage.map(Into::into);
                     emit(Delta::Start { id: message.id, model: message.model, tokens });
                 }
@@ -106,7 +109,8 @@ impl State {
             "content_block_stop" => self.end_block(emit),
             "message_delta" => {
                 if let Some(usage) = event.usage {
-                    emit(Delta::Usage(usage.into()));
+                    self.usage = usage.or(self.usage);
+                    emit(Delta::Usage(self.usage.into()));
                 }
                 let delta = event.delta.map(|delta| (delta.stop_reason, delta.stop_sequence));
                 if let Some((Some(reason), stop)) = delta {

@@ -59,6 +59,8 @@ pub(super) enum KnownKey {
     TotalTokens,
     Details,
     CachedTokens,
+    /// Tokens of the prompt that were written to a cache, among those of the prompt.
+    CacheWritten,
     ReasoningTokens,
     /// Tokens of the prompt, right under the root.
     PromptCount,
@@ -107,6 +109,7 @@ impl KnownKey {
             | b"input_tokens_details"
             | b"output_tokens_details" => Self::Details,
             b"cached_tokens" | b"prompt_cache_hit_tokens" => Self::CachedTokens,
+            b"cache_write_tokens" => Self::CacheWritten,
             b"reasoning_tokens" => Self::ReasoningTokens,
             b"prompt_eval_count" | b"tokens_evaluated" => Self::PromptCount,
             b"eval_count" | b"tokens_predicted" => Self::OutputCount,

@@ -40,10 +40,24 @@ struct UsageSeen {
     output: Option<u64>,
     total: Option<u64>,
     cached: Option<u64>,
+    cache_written: Option<u64>,
     reasoning: Option<u64>,
 }
 
 impl UsageSeen {
+    /// Counts of the Messages API, whose prompt is a sum, with those of `earlier` events that this one leaves out.
+    fn and_earlier(self, earlier: Self) -> Self {
+        if self.input.or(self.cache_read).or(self.cache_created).is_none() {
+            return self;
+        }
+        Self {
+            input: self.input.or(earlier.input),
+            cache_read: self.cache_read.or(earlier.cache_read),
+            cache_created: self.cache_created.or(earlier.cache_created),
+            ..self
+        }
+    }
+
     /// Tokens read, those in the cache included.
     fn read(&self) -> Option<u64> {
         let of_messages = || {
@@ -106,6 +120,8 @@ pub(super) struct Scanner {
     /// True if the object being read has told what led to the answer.
     has_reasoning: bool,
     usage: UsageSeen,
+    /// Usage of the events before this one.
+    earlier: UsageSeen,
     /// True if the value being read has told the tokens written.
     has_told_output: bool,
     /// True before the first byte of a value.
@@ -137,6 +153,7 @@ impl Default for Scanner {
             escape: (0, 0),
             has_reasoning: false,
             usage: UsageSeen::default(),
+            earlier: UsageSeen::default(),
             has_told_output: false,
             // The first value of a stream, and the only one of a plain answer, is read in any case.
             is_fresh: false,
@@ -457,7 +474,10 @@ impl Scanner {
     /// Reports the usage that was read. Some servers report the usage so far with every event, others the tokens read in the
     /// first event and the tokens written in the last; no count becomes less on the way.
     fn tell_usage(&mut self, seen: &mut Observation) {
-        let told = std::mem::take(&mut self.usage);
+        let told = std::mem::take(&mut self.usage).and_earlier(self.earlier);
+        if told.input.or(told.cache_read).or(told.cache_created).is_some() {
+            self.earlier = told;
+        }
         let (read, written) = (told.read(), told.written());
         if read.is_none() && written.is_none() {
             return;
@@ -465,6 +485,7 @@ impl Scanner {
         let usage = seen.usage.get_or_insert_with(Usage::default);
         usage.prompt_tokens = usage.prompt_tokens.max(read.unwrap_or(0));
         usage.cached_tokens = told.cached.or(told.cache_read).or(usage.cached_tokens);
+        usage.cache_written_tokens = told.cache_written.or(told.cache_created).or(usage.cache_written_tokens);
         usage.reasoning_tokens = told.reasoning.or(usage.reasoning_tokens);
         if let Some(written) = written {
             usage.completion_tokens = usage.completion_tokens.max(written);
@@ -553,6 +574,7 @@ impl Scanner {
             (Container::Usage, KnownKey::CacheCreated) => &mut self.usage.cache_created,
             (Container::Usage, KnownKey::TotalTokens) => &mut self.usage.total,
             (Container::Usage | Container::Details, KnownKey::CachedTokens) => &mut self.usage.cached,
+            (Container::Usage | Container::Details, KnownKey::CacheWritten) => &mut self.usage.cache_written,
             (Container::Details, KnownKey::ReasoningTokens) => &mut self.usage.reasoning,
             (Container::Root, KnownKey::Done) => {
                 self.is_plain = false;

@@ -42,6 +42,7 @@ fn expected(now: Instant) -> Observation {
             prompt_tokens: 5,
             completion_tokens: 2,
             cached_tokens: Some(3),
+            cache_written_tokens: None,
             reasoning_tokens: Some(1),
         }),
         first_content: Some(now),
@@ -533,5 +534,53 @@ fn an_answer_in_the_shape_of_any_api_is_no_error() {
         observer.feed(body.as_bytes(), Instant::now());
         assert!(observer.observation().is_certain, "{body}");
         assert_eq!(observer.finish().has_failed, has_failed, "{body}");
+    }
+}
+
+#[test]
+fn tokens_written_to_a_cache_are_read_in_both_forms_and_from_any_event() {
+    for (events, usage) in [
+        (
+            &[
+                r#"{"usage":{"prompt_tokens":40,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":30,"cache_write_tokens":5}}}"#,
+            ][..],
+            (40, 7, Some(30), Some(5)),
+        ),
+        (
+            &[
+                r#"{"response":{"usage":{"input_tokens":40,"output_tokens":7,"input_tokens_details":{"cached_tokens":30,"cache_write_tokens":5}}}}"#,
+            ],
+            (40, 7, Some(30), Some(5)),
+        ),
+        (
+            &[
+                r#"{"message":{"usage":{"input_tokens":5,"cache_read_input_tokens":30,"output_tokens":1}}}"#,
+                r#"{"usage":{"cache_creation_input_tokens":5,"output_tokens":7}}"#,
+            ],
+            (40, 7, Some(30), Some(5)),
+        ),
+        (
+            // Each count anew, as `message_delta` of newer servers has them.
+            &[
+                r#"{"message":{"usage":{"input_tokens":5,"cache_read_input_tokens":30,"cache_creation_input_tokens":5,"output_tokens":1}}}"#,
+                r#"{"usage":{"input_tokens":5,"cache_read_input_tokens":30,"cache_creation_input_tokens":5,"output_tokens":7}}"#,
+            ],
+            (40, 7, Some(30), Some(5)),
+        ),
+        (
+            &[
+                r#"{"message":{"usage":{"input_tokens":5,"cache_read_input_tokens":30,"output_tokens":1}}}"#,
+                r#"{"usage":{"input_tokens":6,"output_tokens":7}}"#,
+            ],
+            (36, 7, Some(30), None),
+        ),
+    ] {
+        let mut observer = observer("text/event-stream");
+        for event in events {
+            observer.feed(format!("data: {event}\n\n").as_bytes(), Instant::now());
+        }
+        let told = observer.finish().usage.unwrap();
+        let told = (told.prompt_tokens, told.completion_tokens, told.cached_tokens, told.cache_written_tokens);
+        assert_eq!(told, usage, "{events:?}");
     }
 }

@@ -103,7 +103,7 @@ impl From<Usage> for UsageBody {
         Self {
             input_tokens: usage.prompt_tokens,
             input_tokens_details: InputDetails {
-                cache_write_tokens: 0,
+                cache_write_tokens: usage.cache_written_tokens.unwrap_or(0),
                 cached_tokens: usage.cached_tokens.unwrap_or(0),
             },
             output_tokens: usage.completion_tokens,

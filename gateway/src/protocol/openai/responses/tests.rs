@@ -161,7 +161,13 @@ fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["type"].as_str().unwrap().trim_start_matches("response.")).collect()
 }
 
-const TOLD: Usage = Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: Some(1), reasoning_tokens: None };
+const TOLD: Usage = Usage {
+    prompt_tokens: 3,
+    completion_tokens: 2,
+    cached_tokens: Some(1),
+    cache_written_tokens: None,
+    reasoning_tokens: None,
+};
 
 #[test]
 fn text_and_calls_are_streamed_item_by_item() {

@@ -52,8 +52,9 @@ pub(super) fn request(conversation: &Conversation, model: &str, lossy: &mut Loss
     }
     if conversation.stream {
         body.insert("stream".to_owned(), true.into());
-        // The answer to the caller ends with its usage, and limits count by it.
-        body.insert("stream_options".to_owned(), json!({"include_usage": true}));
+        if conversation.include_usage {
+            body.insert("stream_options".to_owned(), json!({"include_usage": true}));
+        }
     }
     Ok(Value::Object(body))
 }
