@@ -437,9 +437,10 @@ routes: [{{backendRefs: [{{model: smollm2}}]}}]
     let schema = json!({"type": "object", "properties": {"large": {"type": "boolean"}}, "required": ["large"]});
     let mut message = chat(60);
     message["output_config"] = json!({"format": {"type": "json_schema", "schema": schema}});
-    message["service_tier"] = "auto".into();
+    message["something_new"] = 1.into();
     let (dropped, told) = ask("/v1/messages", message).await;
     let text = told["content"][0]["text"].as_str().unwrap();
     assert!(serde_json::from_str::<Value>(text).unwrap()["large"].is_boolean(), "{told}");
-    assert_eq!(dropped, "service_tier");
+    assert_eq!(dropped, "something_new");
+    assert!(told["usage"]["cache_read_input_tokens"].as_u64() > Some(0), "{told}");
 }

@@ -61,7 +61,7 @@ impl Call {
         let path = path.replace("smollm2", "{model}").replace("minilm", "{model}").replace("resp_1", "{id}");
         match self.kind {
             Kind::Http(..) => format!("{} {path}", self.method),
-            Kind::Socket => format!("{path} over WebSocket"),
+            Kind::Socket => format!("WebSocket {path}"),
             Kind::Grpc(_) => path.trim_start_matches('/').to_owned(),
         }
     }

@@ -167,7 +167,7 @@ const FEATURES: &[Feature] = &[
     },
     Feature {
         name: "cached tokens in the usage",
-        cells: [SERVING, OWN, OPENAI_CLAUDE, FURTHER, OWN, CLAUDE, CLAUDE_OPENAI, OWN, Unsupported, Unsupported],
+        cells: [SERVING, OWN, OPENAI_CLAUDE, FURTHER, OWN, FURTHER, CLAUDE_OPENAI, OWN, Unsupported, Unsupported],
     },
     Feature { name: "errors", cells: [Yes(REFUSALS), OWN, ERRORS, RESPONSES, OWN, CLAUDE, ERRORS, OWN, OLLAMA, OWN] },
     Feature {

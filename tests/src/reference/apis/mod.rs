@@ -31,7 +31,8 @@ Servers of `oip-grpc` speak HTTP/2; so do those of `http` before calls of gRPC. 
 an embedder or a reranker for the others.";
 
 const FEATURES: &str = "\
-Caller → backend. **yes**: the tests named below show it, whole and streamed where the feature has both. A refusal names the field.
+Caller → backend. **yes**: the tests named below show it; of several calls, forced tools and reasons, translated, in whole answers. A refusal
+names the field.
 **unsupported**: the API of the caller or the backend has no such thing, or the gateway does not translate it. **not tested**: it may work.";
 
 /// Renders the page.
