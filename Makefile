@@ -24,7 +24,7 @@ test-aarch64: ## the kernels for 64-bit ARM, cross-compiled and run by qemu
 test-gpu: ## the engine on this machine's GPU: kernels, logits, texts, rates (eight minutes at most once built)
 	@scripts/test-gpu.sh
 
-test-clients: ## other programs, unmodified: OpenAI's Agents SDK, NVIDIA's client before MLServer, GuideLLM (6 GB of packages)
+test-clients: ## other programs, unmodified: LangChain, LiteLLM, AI SDKs, agents, NVIDIA's client before MLServer, GuideLLM (7 GB of packages)
 	@scripts/test-clients.sh
 
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)

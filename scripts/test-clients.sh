@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# make test-clients: programs of others, unmodified, against the gateway (tests/tests/clients.rs), and nginx that ends its
-# connections after seven requests. Each program has an environment of its own under .cache/clients/, pinned in
-# tests/python/clients/*.txt: some need versions that others cannot have, and GuideLLM brings PyTorch (6 GB).
+# make test-clients: programs of others, unmodified, against the gateway (tests/tests/clients.rs, frameworks.rs), and nginx
+# that ends its connections after seven requests. Each program has an environment of its own under .cache/clients/, pinned in
+# tests/python/clients/*.txt and tests/node: some need versions that others cannot have, and GuideLLM brings PyTorch (6 GB).
 #
 # scripts/test-clients.sh [EXPRESSION]   only tests whose names match the regular expression
 set -euo pipefail
@@ -33,6 +33,25 @@ environment() {
   done
 }
 
+# node_environment: installs what tests/node/package-lock.json pins, and prints the versions of its packages.
+node_environment() {
+  local want folder="$CLIENTS/node"
+  if ! have node || ! have npm; then
+    die "the clients for Node need Node.js of at least 20 with npm: install them, then try again"
+  fi
+  want="$(node --version) $(sha256_of tests/node/package-lock.json)"
+  if ! stamp_is clients-node "$want"; then
+    say "Installing the packages of tests/node/package-lock.json"
+    rm -rf "${folder:?}"
+    mkdir -p "$folder"
+    cp tests/node/package.json tests/node/package-lock.json "$folder/"
+    (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) ||
+      die "npm could not install tests/node/package-lock.json (its message is above)"
+    set_stamp clients-node "$want"
+  fi
+  (cd "$folder" && npm ls --depth 0) | sed -n '2,$s/^[^ ]* /    /p'
+}
+
 prepare() {
   scripts/system.sh test && scripts/rust.sh && scripts/model.sh && scripts/test-tools.sh nextest python
 }
@@ -40,6 +59,10 @@ stage "system packages, Rust, model, tools" prepare
 stage "OpenAI's Agents SDK" environment agents openai-agents openai
 stage "MLServer and NVIDIA's client" environment mlserver mlserver tritonclient grpcio
 stage "GuideLLM" environment guidellm guidellm
+stage "LangChain" environment langchain langchain-core langchain-openai langchain-anthropic langchain-ollama
+stage "LlamaIndex" environment llamaindex llama-index-core llama-index-llms-openai-like
+stage "LiteLLM" environment litellm litellm
+stage "clients for Node" node_environment
 [ "${#FAILED[@]}" -eq 0 ] || stages_end
 
 target="${CARGO_TARGET_DIR:-$ROOT/target}"
@@ -50,7 +73,7 @@ vulkan_environment
 
 build() { cargo build --workspace --bins --tests --locked; }
 clients() {
-  local filter='binary(clients) or test(/nginx/)'
+  local filter='binary(clients) or binary(frameworks) or test(/nginx/)'
   [ "$#" -eq 0 ] || filter="($filter) and test(/$1/)"
   cargo nextest run --workspace --locked --run-ignored all --status-level pass --filterset "$filter"
 }

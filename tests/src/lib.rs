@@ -32,6 +32,7 @@ mod scripted;
 mod secure;
 mod sockets;
 mod upstream;
+mod weather;
 
 pub use client::{Answer, Client, Stream};
 pub use coding::encoded;
@@ -48,11 +49,15 @@ pub use planted::{Planted, Secret, Sighting};
 pub use ports::free_port;
 pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
 pub use raw::{head_of_a_request, raw};
-pub use reference::{Example, Operation, examples, families, operations, reference, restarts};
+pub use reference::{
+    BACKENDS, Call, Example, Fate, Kind, Operation, calls, check_tests, examples, families, operations, reference,
+    restarts,
+};
 pub use scripted::{asked, claude, event, gpt, in_bits};
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use sockets::{CLOSE, KEY, RawSocket, SocketFrame, SocketServer, TEXT, opening, socket_frame, switching};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
+pub use weather::{weather_by_chat, weather_by_messages};
 
 use std::time::Duration;
 

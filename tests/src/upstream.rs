@@ -11,7 +11,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
 /// A recorded request.
@@ -49,7 +49,23 @@ impl Upstream {
         F: Fn(Seen) -> R + Send + Sync + 'static,
         R: Future<Output = Option<Reply>> + Send + 'static,
     {
-        let listener = TcpListener::bind(address).await.unwrap();
+        Self::serve(TcpListener::bind(address).await.unwrap(), false, reply)
+    }
+
+    /// As [`Self::start`], over HTTP/2 without TLS.
+    pub async fn start_http2<F, R>(reply: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Reply>> + Send + 'static,
+    {
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), true, reply)
+    }
+
+    fn serve<F, R>(listener: TcpListener, is_http2: bool, reply: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Reply>> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (log, reply) = (seen.clone(), Arc::new(reply));
@@ -64,9 +80,14 @@ impl Upstream {
                             let (head, body) = request.into_parts();
                             let body = body.collect().await.map_err(std::io::Error::other)?;
                             let trailers = body.trailers().cloned().unwrap_or_default();
+                            // Over HTTP/2 the authority is a part of it.
+                            let path = match head.uri.path_and_query() {
+                                Some(path) if is_http2 => path.to_string(),
+                                _ => head.uri.to_string(),
+                            };
                             let seen = Seen {
                                 method: head.method.to_string(),
-                                path: head.uri.to_string(),
+                                path,
                                 headers: head.headers,
                                 body: body.to_bytes(),
                                 trailers,
@@ -75,9 +96,13 @@ impl Upstream {
                             reply(seen).await.ok_or_else(|| std::io::Error::other("closed on purpose"))
                         }
                     });
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let stream = TokioIo::new(stream);
+                    let _ = if is_http2 {
+                        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                        server.serve_connection(stream, service).await
+                    } else {
+                        hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await
+                    };
                 });
             }
         });

@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Gateway, LlamaServer, Reply, Seen, TEMPLATE_WITH_TOOLS, Upstream, eventually, free_port, model, reply, repository,
+    Gateway, LlamaServer, TEMPLATE_WITH_TOOLS, Upstream, eventually, free_port, model, repository, weather_by_chat,
     with_template,
 };
 
@@ -47,50 +47,10 @@ fn base_url(gateway: &Gateway) -> String {
     format!("http://{}/v1", gateway.address)
 }
 
-/// A server of Chat Completions that calls the tool of a request, and answers when it has the result.
-async fn calls_tools(seen: Seen) -> Option<Reply> {
-    let asked: Value = serde_json::from_slice(&seen.body).unwrap();
-    let has_result = asked["messages"].as_array().unwrap().iter().any(|message| message["role"] == "tool");
-    let call = json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\":\"Rome\"}"}});
-    let (message, reason) = if has_result {
-        (json!({"role": "assistant", "content": "It rains in Rome."}), "stop")
-    } else {
-        (json!({"role": "assistant", "content": null, "tool_calls": [call]}), "tool_calls")
-    };
-    let usage = json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15});
-    if asked["stream"] != true {
-        let choice = json!({"index": 0, "message": message, "finish_reason": reason});
-        let answer = json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage});
-        return Some(reply(200, &[("content-type", "application/json")], answer.to_string()));
-    }
-    let part = |delta: Value, reason: Value| {
-        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
-        let part = json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]});
-        format!("data: {part}\n\n")
-    };
-    let mut text = part(json!({"role": "assistant", "content": null}), Value::Null);
-    if has_result {
-        for word in ["It ", "rains ", "in Rome."] {
-            text += &part(json!({"content": word}), Value::Null);
-        }
-    } else {
-        let begin =
-            json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}});
-        text += &part(json!({"tool_calls": [begin]}), Value::Null);
-        for piece in ["{\"city\"", ":\"Rome\"}"] {
-            text += &part(json!({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}), Value::Null);
-        }
-    }
-    text += &part(json!({}), reason.into());
-    let last = json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": usage});
-    text += &format!("data: {last}\n\ndata: [DONE]\n\n");
-    Some(reply(200, &[("content-type", "text/event-stream")], text))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "large clients: make test-clients"]
 async fn an_agent_uses_its_tool_and_streams_before_a_server() {
-    let upstream = Upstream::start(calls_tools).await;
+    let upstream = Upstream::start(weather_by_chat).await;
     let gateway = Gateway::start(&format!(
         "backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
 routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: b}}]}}]

@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use spillway_tests::{
-    Authority, Gateway, IssuerKey, Page, Redis, Reply, Seen, Upstream, binary, commands, free_port, minilm, missing,
-    model, pages, python, reference, reply, repository,
+    Authority, Gateway, IssuerKey, Page, Redis, Reply, Seen, Upstream, binary, check_tests, commands, free_port,
+    minilm, missing, model, pages, python, reference, reply, repository,
 };
 
 /// Servers that pages name, each by its documented port: they repeat what they were asked, or speak OpenAI's API.
@@ -561,6 +561,11 @@ fn every_fault_of_the_table_is_tried_by_a_test() {
         let name = test.split('(').next().unwrap();
         assert!(text.contains(name), "{name} is not in docs/operate/faults.md");
     }
+}
+
+#[test]
+fn every_test_that_the_table_of_apis_names_exists() {
+    check_tests();
 }
 
 #[test]

@@ -366,6 +366,35 @@ async fn serves_others(seen: Seen) -> Option<Reply> {
     })
 }
 
+#[tokio::test]
+async fn the_path_of_a_deployment_names_a_model_beside_the_body() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&format!(
+        "consumers: [{{name: acme, models: [small], keys: [{{sha256: {digest}}}]}}]
+backends:
+  - {{name: azure, protocol: openai, endpoints: [{{url: \"{0}\"}}]}}
+  - {{name: plain, endpoints: [{{url: \"{0}\"}}]}}
+routes:
+  - {{name: plain, matches: [{{path: {{prefix: /plain}}}}], filters: [{{urlRewrite: {{replacePrefix: /}}}}], backendRefs: [{{name: plain}}]}}
+  - {{name: azure, matches: [{{path: {{prefix: /openai}}}}], backendRefs: [{{name: azure}}]}}
+",
+        upstream.url()
+    ))
+    .await;
+    let (client, bearer) = (gateway.client(), format!("Bearer {key}"));
+    for prefix in ["", "/plain"] {
+        for (deployment, model, expected) in [("small", "small", 200), ("large", "small", 404), ("small", "large", 404)]
+        {
+            let path = format!("{prefix}/openai/deployments/{deployment}/chat/completions?api-version=2024-10-21");
+            let body = json!({"model": model, "messages": []}).to_string();
+            let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+            let answer = client.post(&path, &headers, body).await;
+            assert_eq!(answer.status, expected, "{path} {model}: {}", answer.text());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_of_tensorflow_and_pytorch_are_reached_in_their_conventions() {
     let upstream = Upstream::start(serves_others).await;
@@ -417,6 +446,26 @@ routes:
         let answer = client.post(path, &headers, "{\"instances\":[1]}").await;
         assert_eq!(answer.status, expected, "{path}: {}", answer.text());
     }
+    // Calls without a body name their model too.
+    for (method, path, expected) in [
+        ("GET", "/v1/models/half_plus_two", 200),
+        ("GET", "/v1/models/half_plus_two/metadata", 200),
+        ("GET", "/v1/models/other", 404),
+        ("GET", "/v1/models/%6Fther", 404),
+        ("GET", "/v1/models/other/versions/1", 404),
+        ("GET", "/v1/models/other/metadata", 404),
+        ("DELETE", "/v1/models/other", 404),
+        ("POST", "/v1/models/other:predict", 404),
+        ("GET", "/predictions/other", 404),
+        ("OPTIONS", "/predictions/other/2.0", 404),
+        ("GET", "/ping", 200),
+    ] {
+        let headers = [("authorization", bearer.as_str()), ("x-mine", "2")];
+        let answer = client.send(client.request(method, path, &headers, "")).await;
+        assert_eq!(answer.status, expected, "{method} {path}: {}", answer.text());
+    }
+    let passed = upstream.seen.lock().unwrap().clone();
+    assert!(!passed.iter().any(|seen| seen.path.contains("other")), "no server hears of another model");
     let refused = client.post("/v1/models/other:predict", &[("authorization", &bearer)], "{}").await;
     assert!(refused.json()["error"].is_string(), "the shape of TensorFlow Serving: {}", refused.text());
 }

@@ -95,6 +95,35 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     assert_eq!(client.get("/").await.status, 200);
 }
 
+#[tokio::test]
+async fn metrics_on_another_port_are_read_over_http_1_without_credentials() {
+    let server = Upstream::start_http2(|_| async { Some(reply(200, &[], "ok")) }).await;
+    // As Triton: inference over HTTP/2, metrics on a port of their own.
+    let page = "nv_inference_pending_request_count{model=\"m\",version=\"1\"} 9\n";
+    let metrics = Upstream::fixed(200, page).await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: triton
+    http2: true
+    endpoints: [{{url: \"{}\"}}]
+    credentials: {{bearer: {{env: TEST_SECRET}}}}
+    capacity: {{queueDepth: {{metricsPort: {}, max: 4, interval: 100ms, staleAfter: 10m}}}}
+routes: [{{backendRefs: [{{name: triton}}]}}]
+",
+        server.url(),
+        metrics.address.port()
+    ))
+    .await;
+    eventually("it is full", || async { (gateway.client().get("/").await.status == 503).then_some(()) }).await;
+    let shown = gateway.endpoint(&server.url()).await;
+    assert_eq!((&shown["state"], &shown["waiting"]), (&"queueDepth".into(), &9.into()), "{shown}");
+    let asked = metrics.last();
+    assert_eq!((asked.path.as_str(), asked.headers.get("authorization")), ("/metrics", None));
+    assert_eq!(asked.headers["host"], metrics.address.to_string());
+    let seen = server.seen.lock().unwrap();
+    assert!(seen.iter().all(|seen| seen.headers["authorization"] == "Bearer upstream-secret"), "{seen:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_wait_at_a_real_llama_server_are_seen_in_its_metrics() {
     let (busy, free) = tokio::join!(

@@ -1,6 +1,6 @@
 //! Load balancing over the endpoints of a backend, and signals of their health and capacity.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -295,9 +295,13 @@ impl Default for Adaptive {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct QueueDepth {
     /// Path of the server's metrics (Prometheus text); /metrics when left out. With `loadReports` nothing is scraped
-    /// unless this or `metric` is given.
+    /// unless this, `metricsPort` or `metric` is given.
     #[serde(default)]
     pub metrics_path: Option<String>,
+    /// Port of the server's metrics, where it is not that of the endpoint: 8002 for Triton. It is asked without the
+    /// `credentials` of the backend, with TLS where the endpoint has it, and without that over HTTP/1.1.
+    #[serde(default)]
+    pub metrics_port: Option<NonZeroU16>,
     /// Name of the gauge, with labels to tell series apart (`name{label="value"}`); several series are added up. When
     /// left out, the one of vLLM, SGLang, llama.cpp, TGI, TensorRT-LLM or Triton that is there.
     #[serde(default)]

@@ -181,10 +181,11 @@ impl Blueprint {
             tls: self.connect.tls.clone(),
             http2: self.connect.http2,
         };
-        let works = self.check.clone().map(Work::Check).into_iter().chain(self.scrape.clone().map(Work::Scrape));
-        watches.extend(works.map(|work| RecurringCheck {
+        let check = self.check.clone().map(|plan| (server.clone(), Work::Check(plan)));
+        let scrape = self.scrape.clone().map(|plan| (plan.server_of(server), Work::Scrape(plan)));
+        watches.extend(check.into_iter().chain(scrape).map(|(server, work)| RecurringCheck {
             key: key.clone(),
-            server: server.clone(),
+            server,
             work,
             state: endpoint.state.clone(),
         }));

@@ -9,7 +9,7 @@ use http::Method;
 use http::uri::PathAndQuery;
 use spillway_config::path;
 
-use crate::protocol::ResolvedOperation;
+use crate::protocol::{ResolvedOperation, named_by_path};
 use crate::topology::Route;
 
 /// Path that the servers of a route see for a path of a caller; `None` where it is the same.
@@ -53,9 +53,20 @@ pub(super) fn model(
     target: &PathAndQuery,
 ) -> Option<String> {
     let path = api_path(route, method, target);
-    let escaped = path.get(resolved.api.model_in_path(&path)?)?;
+    Some(decoded(path.get(resolved.api.model_in_path(&path)?)?))
+}
+
+/// Model that the path which the servers of a route see names to them, whatever the method, its escapes decoded once.
+pub(super) fn model_at_server(route: &Route, target: &PathAndQuery) -> Option<String> {
+    let rewritten = rewritten(route, target);
+    let path = rewritten.as_ref().unwrap_or(target).path();
+    named_by_path(path, route.calls_models).map(decoded)
+}
+
+/// A name out of a path, its escapes decoded once.
+fn decoded(escaped: &str) -> String {
     let bytes: Vec<u8> = path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
-    Some(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
 /// Path of a request in which the route's API finds the name of a model: the caller's own, or that of the servers.

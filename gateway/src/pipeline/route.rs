@@ -82,7 +82,7 @@ async fn settle(
         }
         None => by_model(gateway, candidates, within, session, exchange).await?,
     };
-    check_model(exchange)?;
+    check_model(route, session, exchange)?;
     Ok(route.clone())
 }
 
@@ -220,13 +220,19 @@ fn check_protocol(route: &Route, exchange: &Exchange) -> Result<(), End> {
     Err(End::refuse(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message)))
 }
 
-/// Refuses a model that the body names and the caller may not use.
-fn check_model(exchange: &Exchange) -> Result<(), End> {
+/// Refuses a model that the body or the path names and the caller may not use.
+fn check_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     // Such a call is for callers of all models: its server acts on others than the one that the body names for the gateway. A
     // path that is still shared here is one of an application's.
     if exchange.resolved.operation.reaches_all_models() && !exchange.resolved.is_shared() {
         return Err(model_not_found("", exchange.dialect).into());
+    }
+    let target = session.req_header().uri.path_and_query();
+    if let Some(named) = target.and_then(|target| rewritten::model_at_server(route, target))
+        && !caller.may_use(Some(&named))
+    {
+        return Err(model_not_found(&named, exchange.dialect).into());
     }
     match &exchange.asked {
         // On a model API, a body without a readable model is refused too: a server may find one in it.

@@ -39,6 +39,7 @@ pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_
 pub use inference::{AnswerName, InferenceCall, NamedModel};
 pub use operation::{ModelPlace, Operation};
 pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
+pub use predict::named_by_path;
 pub use refusals::{model_not_found, named};
 pub use registry::{ANTHROPIC, ForeignOperations, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 

@@ -1,8 +1,9 @@
-//! The pages below `docs/reference/`, generated so that they match the program: the configuration from `spillway schema`, the
+//! The pages below `docs/reference/` and `docs/apis.md`, generated so that they match the program: the configuration from `spillway schema`, the
 //! command line from its help, everything else from the source text. Causes, remedies and meanings that the sources do not
 //! have are written beside the generators, and a name without a row, or a row without a name, fails.
 
 mod admin;
+mod apis;
 mod cli;
 mod configuration;
 mod errors;
@@ -18,6 +19,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 pub use admin::{Operation, operations};
+pub use apis::{BACKENDS, Call, Fate, Kind, calls, check_tests};
 pub use configuration::restarts;
 pub use examples::{Example, examples};
 pub use metrics::families;
@@ -39,7 +41,9 @@ pub fn reference(schema: &Value, help: &dyn Fn(&[&str]) -> String) -> Vec<(Strin
         ("headers.md".to_owned(), headers::page()),
         ("errors.md".to_owned(), errors::page()),
     ]);
-    pages.into_iter().map(|(name, text)| (format!("docs/reference/{name}"), text)).collect()
+    let mut pages: Vec<_> = pages.into_iter().map(|(name, text)| (format!("docs/reference/{name}"), text)).collect();
+    pages.push(("docs/apis.md".to_owned(), apis::page()));
+    pages
 }
 
 /// Asserts that rows and what the sources have are the same names.

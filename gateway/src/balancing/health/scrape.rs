@@ -1,6 +1,7 @@
 //! Scrapes of a server's own metrics: waiting requests, and use of the KV cache. The text is foreign: its length is bounded,
 //! unreadable lines are skipped, and impossible figures count as none.
 
+use std::num::NonZeroU16;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ const KV_CACHE: [&str; 5] = [
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ScrapePlan {
     path: String,
+    /// Port of the metrics, where it is not that of the endpoint.
+    port: Option<u16>,
     interval: Duration,
     timeout: Duration,
     waiting: Vec<Selector>,
@@ -49,7 +52,8 @@ impl ScrapePlan {
     /// Plan for a capacity as configured; `None` where nothing is to be scraped.
     pub(crate) fn new(capacity: &Capacity) -> Option<Self> {
         let queue = capacity.queue_depth.as_ref()?;
-        if capacity.load_reports && queue.metrics_path.is_none() && queue.metric.is_none() {
+        let is_named = queue.metrics_path.is_some() || queue.metrics_port.is_some() || queue.metric.is_some();
+        if capacity.load_reports && !is_named {
             return None;
         }
         let selectors = |named: Option<&String>, known: &[&str]| match named {
@@ -59,12 +63,26 @@ impl ScrapePlan {
         let kv_metric = capacity.kv_cache.as_ref().and_then(|kv| kv.metric.as_ref());
         Some(Self {
             path: queue.metrics_path.clone().unwrap_or_else(|| "/metrics".to_owned()),
+            port: queue.metrics_port.map(NonZeroU16::get),
             interval: queue.interval.0,
             // An answer that is stale when it arrives is of no use.
             timeout: queue.stale_after.0.min(Duration::from_secs(5)),
             waiting: selectors(queue.metric.as_ref(), &WAITING),
             kv_cache: selectors(kv_metric, &KV_CACHE),
         })
+    }
+
+    /// The server of an endpoint as its metrics are asked for. What listens on another port is another program as far as
+    /// credentials and HTTP/2 go.
+    pub(in crate::balancing) fn server_of(&self, mut server: Server) -> Server {
+        if let Some(port) = self.port.filter(|port| *port != server.socket.port()) {
+            server.socket.set_port(port);
+            server.url.port = port;
+            server.credentials = None;
+            // Over TLS the server says which version it speaks.
+            server.http2 &= server.url.https;
+        }
+        server
     }
 
     fn read(&self, page: &str) -> LoadReport {
@@ -266,6 +284,7 @@ mod tests {
         let written = |json| ScrapePlan::new(&serde_json::from_value(json).unwrap()).is_some();
         assert!(!written(serde_json::json!({"loadReports": true, "queueDepth": {"max": 4}})));
         assert!(written(serde_json::json!({"loadReports": true, "queueDepth": {"max": 4, "metricsPath": "/m"}})));
+        assert!(written(serde_json::json!({"loadReports": true, "queueDepth": {"max": 4, "metricsPort": 8002}})));
         assert!(!written(serde_json::json!({"maxInFlight": 4})));
     }
 

@@ -14,7 +14,7 @@ use crate::protocol::json;
 use crate::protocol::operation::{Known, ModelPlace, Operation};
 
 /// Prefix of all paths.
-const MODELS: &str = "/v1/models/";
+pub(super) const MODELS: &str = "/v1/models/";
 
 /// Verbs behind the colon of a path.
 const VERBS: [&str; 4] = ["predict", "classify", "regress", "explain"];

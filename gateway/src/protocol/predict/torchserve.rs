@@ -13,7 +13,7 @@ use crate::protocol::json;
 use crate::protocol::operation::{Known, ModelPlace, Operation};
 
 /// Prefix of the paths that name a model.
-const PREDICTIONS: &str = "/predictions/";
+pub(super) const PREDICTIONS: &str = "/predictions/";
 
 /// Dialect of TorchServe.
 pub(in crate::protocol) struct TorchServe;
