@@ -31,14 +31,16 @@ pub(super) fn line(shape: Shape, model: &str, said: Said) -> Map<String, Value> 
     line.insert("created_at".to_owned(), rfc3339(SystemTime::now()).into());
     match shape {
         Shape::Chat => {
-            let mut message = json!({"role": "assistant", "content": text});
+            let mut message = Map::new();
+            message.insert("role".to_owned(), "assistant".into());
+            message.insert("content".to_owned(), text.into());
             if !thinking.is_empty() {
-                message["thinking"] = thinking.into();
+                message.insert("thinking".to_owned(), thinking.into());
             }
             if !calls.is_empty() {
-                message["tool_calls"] = calls.into();
+                message.insert("tool_calls".to_owned(), calls.into());
             }
-            line.insert("message".to_owned(), message);
+            line.insert("message".to_owned(), message.into());
         }
         Shape::Generate => {
             line.insert("response".to_owned(), text.into());
