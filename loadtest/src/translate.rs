@@ -105,7 +105,7 @@ async fn serve_paced(listener: tokio::net::TcpListener) {
                 Ok::<_, Infallible>(Frame::data(event.clone()))
             });
             let body = StreamBody::new(paced).boxed_unsync();
-            Ok::<_, http::Error>(Response::builder().header("content-type", "text/event-stream").body(body)?)
+            Response::builder().header("content-type", "text/event-stream").body(body)
         });
         tokio::spawn(async move {
             // A client that leaves in the middle is no fault of the server.
