@@ -222,6 +222,7 @@ fn rich() -> [(&'static str, &'static str, Value, &'static str); 4] {
                 "tools": [{"type": "function", "function": function}], "parallel_tool_calls": true,
                 "tool_choice": {"type": "function", "function": {"name": "f"}}, "reasoning_effort": "high", "logprobs": true,
                 "response_format": {"type": "json_schema", "json_schema": {"name": "c", "schema": schema}}, "something_new": 1,
+                "stream_options": {"include_usage": true},
             }),
             "data: {\"choices\":[{\"index\":0,\"delta\":{\"reasoning_content\":\"hm\"},\"finish_reason\":null}]}\n\n\
              data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0},{\"index\":1}]},\"logprobs\":{\"content\":[]},\"finish_reason\":\"content_filter\"}]}\n\n\

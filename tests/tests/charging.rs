@@ -45,8 +45,10 @@ consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}]
 backends:
 - {{name: x, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
 - {{name: y, protocol: anthropic, endpoints: [{{url: \"{url}\"}}]}}
+- {{name: z, protocol: ollama, endpoints: [{{url: \"{url}\"}}]}}
 routes:
 - {{name: messages, matches: [{{path: {{exact: /v1/messages}}}}], backendRefs: [{{name: y}}]{more}}}
+- {{name: lines, matches: [{{path: {{prefix: /api}}}}], backendRefs: [{{name: z}}]{more}}}
 - {{name: chat, backendRefs: [{{name: x}}]{more}}}
 ",
             url = upstream.url()
@@ -65,7 +67,7 @@ routes:
 
     /// Tokens that were charged since the last look.
     async fn charged(&mut self) -> u64 {
-        for route in ["chat", "messages"] {
+        for route in ["chat", "messages", "lines"] {
             let running = format!("spillway_requests_in_flight{{http_route=\"{route}\"}}");
             self.gateway.metric_becomes(&running, 0.0).await;
         }

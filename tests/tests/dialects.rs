@@ -42,7 +42,7 @@ async fn the_responses_client_before_a_server_of_anthropics_api() {
         "output_tokens": 12, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 52});
     let said = json!([{"reasoning": "hm hm", "proof": "spillway:signature:c2ln"},
         {"reasoning": "", "proof": "spillway:redacted:eHl6"}, {"text": ["Hello ü."]}]);
-    let expected = response(said.clone(), "claude-x", &usage, json!("Be brief."));
+    let expected = response(said.clone(), "gpt", &usage, json!("Be brief."));
     assert_eq!((&told[0]["whole"], &told[0]["streamed"]), (&expected, &expected));
     assert_eq!((&told[0]["text"], &told[0]["joined"]), (&json!("Hello ü."), &json!("Hello ü.")));
     assert_eq!(told[0]["counted"], true, "{}", told[0]);
@@ -51,7 +51,7 @@ async fn the_responses_client_before_a_server_of_anthropics_api() {
     let with_call = |arguments: &str| {
         let mut said = said.clone();
         said.as_array_mut().unwrap().push(json!({"call_id": "t9", "name": "f", "arguments": arguments}));
-        response(said, "claude-x", &usage, json!("Be brief."))
+        response(said, "gpt", &usage, json!("Be brief."))
     };
     assert_eq!(told[1]["whole"], with_call("{\"city\":\"Rome\"}"));
     assert_eq!(told[1]["streamed"], with_call("{\"city\": \"Rome\"}"));
@@ -100,7 +100,7 @@ async fn the_responses_client_before_a_server_without_that_api() {
     let usage = json!({"input_tokens": 40, "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 0},
         "output_tokens": 12, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 52});
     let said = json!([{"reasoning": "hm hm", "proof": null}, {"text": ["Hello ü."]}]);
-    let expected = response(said, "gpt-x", &usage, json!("Be brief."));
+    let expected = response(said, "m", &usage, json!("Be brief."));
     assert_eq!((&told[0]["whole"], &told[0]["streamed"]), (&expected, &expected));
     assert_eq!(
         told[1]["whole"]["items"][2],
@@ -130,7 +130,7 @@ async fn the_ollama_client_before_a_server_of_openais_api() {
     let gateway = Gateway::start(&before(&upstream.url(), "protocol: openai, model: gpt-x")).await;
     let told = script("dialects.py", &gateway, &["m:latest", "ollama", "text", "rich", "thinking"]).await;
     let expected = |calls: Value| {
-        json!({"text": "Hello ü.", "thinking": "hm hm", "calls": calls, "reason": "stop", "model": "gpt-x",
+        json!({"text": "Hello ü.", "thinking": "hm hm", "calls": calls, "reason": "stop", "model": "m",
         "prompt": 40, "written": 12})
     };
     for n in [0, 1, 3, 4] {
@@ -177,10 +177,7 @@ async fn the_ollama_client_before_a_server_of_anthropics_api() {
     for told in &told {
         for said in [&told["whole"], &told["streamed"]] {
             assert_eq!((&said["text"], &said["thinking"]), (&json!("Hello ü."), &json!("hm hm")));
-            assert_eq!(
-                (&said["model"], &said["prompt"], &said["written"]),
-                (&json!("claude-x"), &json!(40), &json!(12))
-            );
+            assert_eq!((&said["model"], &said["prompt"], &said["written"]), (&json!("m"), &json!(40), &json!(12)));
         }
     }
     assert_eq!(told[2]["streamed"]["calls"], json!([{"name": "f", "arguments": {"city": "Rome"}}]));

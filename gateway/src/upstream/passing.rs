@@ -322,7 +322,7 @@ impl<'a> Conversation<'_, 'a> {
         }
         self.release_server().await;
         let mut gated = self.passing.gate.as_mut().map(Gate::rest).unwrap_or_default();
-        if self.passing.hides_usage {
+        if self.passing.may_hide() {
             gated = usage_chunk::hide(gated);
         }
         if let Some(names) = &mut self.passing.names {
@@ -530,7 +530,7 @@ fn observe(
         Some(gate) => gate.pass(part),
         None => part,
     };
-    if passing.hides_usage {
+    if passing.may_hide() {
         part = usage_chunk::hide(part);
     }
     if let Some(names) = &mut passing.names {

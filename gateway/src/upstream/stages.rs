@@ -51,6 +51,11 @@ impl Passing {
         self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
             && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
     }
+
+    /// True if a chunk with the usage may be among the events that pass now, and is to be removed. The observer has read them.
+    pub(super) fn may_hide(&self) -> bool {
+        self.hides_usage && self.observer.as_ref().is_some_and(|observer| observer.observation().usage.is_some())
+    }
 }
 
 /// Reason to read an answer whole, with its coding.

@@ -94,9 +94,10 @@ const INFER: &[u8] = b"\x0a\x06minilm\x2a\x16\x0a\x04text\x12\x05BYTES\x1a\x01\x
 
 const CHAT: Kind = json(r#"{"model":"smollm2","max_tokens":2,"messages":[{"role":"user","content":"hi"}]}"#);
 const COUNT: Kind = json(r#"{"model":"smollm2","messages":[{"role":"user","content":"hi"}]}"#);
-const OLLAMA: Kind = json(
-    r#"{"model":"smollm2","stream":false,"options":{"num_predict":2},"prompt":"hi","messages":[{"role":"user","content":"hi"}]}"#,
+const OLLAMA_CHAT: Kind = json(
+    r#"{"model":"smollm2","stream":false,"options":{"num_predict":2},"messages":[{"role":"user","content":"hi"}]}"#,
 );
+const OLLAMA_PROMPT: Kind = json(r#"{"model":"smollm2","stream":false,"options":{"num_predict":2},"prompt":"hi"}"#);
 const FORM: &str = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nsmollm2\r\n--x--\r\n";
 
 const fn call(api: &'static str, method: &'static str, target: &'static str, kind: Kind, fates: Fates) -> Call {
@@ -137,7 +138,7 @@ const CALLS: &[Call] = &[
     openai("POST", "/v1/completions", json(r#"{"model":"smollm2","max_tokens":2,"prompt":"hi"}"#), [A, P, NO, P, NO, NO, P]),
     openai("POST", "/v1/embeddings", json(r#"{"model":"minilm","input":"hi"}"#), [A, P, NO, P, NO, NO, P]),
     openai("POST", "/v1/rerank", json(r#"{"model":"judge","query":"a","documents":["b"]}"#), [A, P, NO, P, NO, NO, P]),
-    openai("POST", "/v1/responses", json(r#"{"model":"smollm2","max_output_tokens":2,"input":"hi"}"#), [A, P, NO, P, NO, NO, P]),
+    openai("POST", "/v1/responses", json(r#"{"model":"smollm2","max_output_tokens":2,"input":"hi"}"#), [A, P, T, P, NO, NO, P]),
     openai("GET", "/v1/responses/resp_1", NOTHING, [NO, P, P, P, P, P, P]),
     openai("GET", "/v1/models", NOTHING, [A, A, A, A, P, P, P]),
     openai("POST", "/v1/moderations", json(r#"{"model":"smollm2","input":"hi"}"#), [NO, P, P, P, P, P, P]),
@@ -150,9 +151,9 @@ const CALLS: &[Call] = &[
     claude("POST", "/v1/messages", CHAT, [A, T, P, P, NO, NO, P]),
     claude("POST", "/v1/messages/count_tokens", COUNT, [A, NO, P, P, NO, NO, P]),
     claude("GET", "/v1/models", NOTHING, [A, A, A, A, P, P, P]),
-    ollama("POST", "/api/chat", OLLAMA, [A, P, NO, P, NO, NO, P]),
-    ollama("POST", "/api/generate", OLLAMA, [A, P, NO, P, NO, NO, P]),
-    ollama("POST", "/api/embed", json(r#"{"model":"minilm","input":"hi"}"#), [A, P, NO, P, NO, NO, P]),
+    ollama("POST", "/api/chat", OLLAMA_CHAT, [A, T, T, P, NO, NO, P]),
+    ollama("POST", "/api/generate", OLLAMA_PROMPT, [A, T, T, P, NO, NO, P]),
+    ollama("POST", "/api/embed", json(r#"{"model":"minilm","input":"hi"}"#), [A, NO, NO, P, NO, NO, P]),
     ollama("GET", "/api/tags", NOTHING, [A, A, A, A, P, P, P]),
     ollama("POST", "/api/show", json(r#"{"model":"smollm2"}"#), [A, P, P, P, P, P, P]),
     ollama("GET", "/api/version", NOTHING, [A, P, P, P, P, P, P]),
