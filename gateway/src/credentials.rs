@@ -23,7 +23,7 @@ pub enum CredentialsError {
 pub struct Credential {
     /// Name of the header.
     pub name: HeaderName,
-    /// Its value.
+    /// Value of the header.
     pub value: HeaderValue,
 }
 

@@ -45,7 +45,7 @@ pub fn socket_frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8>
     bytes
 }
 
-/// One end of a socket, or of a connection that may become one.
+/// An end of a socket, or of a connection that may become one.
 pub struct RawSocket {
     pub stream: TcpStream,
     /// True for the end of the client, which masks what it sends.

@@ -28,7 +28,7 @@ fn schema() -> Value {
     json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
 }
 
-/// What the client of the Responses API shows of an answer.
+/// Answer as the client of the Responses API shows it.
 fn response(items: Value, model: &str, usage: &Value, instructions: Value) -> Value {
     json!({"items": items, "status": "completed", "model": model, "usage": usage, "store": false, "instructions": instructions})
 }

@@ -10,6 +10,7 @@ use spillway_engine::Task;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::{send, send_message};
+use super::encoding::encoded;
 use super::reading::{held, read};
 use super::rewritten::api_path;
 use crate::builtin::{self, LoadedModel, SpillError};
@@ -200,24 +201,8 @@ async fn infer(
         if is_message { oip::grpc::read_infer(body) } else { oip::read_infer(headers, body) }
     };
     let (mut request, plan) = read(exchange, &body, parse).await??.for_task(what, &asked)?;
-    exchange.outcome.begin_answer();
-    exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
-    let encoded = tokio::select! {
-        biased;
-        encoded = builtin::encode(model, &mut request, what, deadline) => encoded,
-        _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
-    };
-    let (encoded, tokens) = match encoded {
-        Ok(encoded) => encoded,
-        Err(SpillError::Busy(_)) => {
-            // Another target may answer.
-            exchange.outcome.served_by = ServedBy::Gateway;
-            return Ok(false);
-        }
-        Err(other) => return Err(other.into_refusal().into()),
-    };
-    exchange.outcome.model_answered = Some(model.name().to_owned());
-    exchange.outcome.prompt_tokens = Some(tokens);
+    let encoded = encoded(model, &mut request, what, deadline, session, exchange).await?;
+    let Some((encoded, _)) = encoded else { return Ok(false) };
     let mut head = head(StatusCode::OK, Some(model), exchange);
     if let Some(dropped) = request.ignored.header() {
         let _ = head.insert_header(&DROPPED, dropped);

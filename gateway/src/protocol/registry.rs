@@ -176,7 +176,7 @@ impl ForeignOperations {
         }
     }
 
-    /// The same for servers of OpenAI's API that have no Responses API.
+    /// Sets for servers of OpenAI's API that have no Responses API.
     #[must_use]
     pub fn and_responses(self) -> Self {
         Self { of_openai: self.of_openai.with(Operation::Responses).with(Operation::CountTokens), ..self }

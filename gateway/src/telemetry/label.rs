@@ -128,7 +128,7 @@ label! {
         Idle => "idle",
         /// `timeouts.socketLifetime` is over.
         Lifetime => "lifetime",
-        /// Its endpoint is drained, or an edit has removed its route or endpoint.
+        /// The endpoint is drained, or an edit has removed its route or endpoint.
         Drained => "drained",
         /// The caller may not go on: an edit has removed the consumer, or the client's certificate has expired.
         Policy => "policy",

@@ -239,7 +239,7 @@ impl Route {
         Answerers::Some(found)
     }
 
-    /// Those of the targets in `among` whose servers take upgrades.
+    /// Targets in `among` whose servers take upgrades.
     pub fn upgraders(&self, among: &Answerers) -> Answerers {
         let takes = |target: &Target| matches!(&target.kind, TargetKind::Backend(backend) if backend.takes_upgrades());
         let all = self.targets.iter().enumerate();

@@ -1,4 +1,4 @@
-//! One direction of a tunnel: bytes of one side on their way to the other. What the other side does not take at once waits
+//! A direction of a tunnel: bytes of one side on their way to the other. What the other side does not take at once waits
 //! here, at most as much as was read at a time, and nothing more is read until it has gone; a direction without such bytes
 //! holds no buffer.
 

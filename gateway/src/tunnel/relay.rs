@@ -35,7 +35,7 @@ pub struct SocketLimits {
     pub identity_ends: Option<Instant>,
     /// Longest time for the server to take some of the bytes that wait for it.
     pub server_write: Duration,
-    /// The same for the client; `None` where its connection bounds its writes itself.
+    /// Longest time for the client to take some of the bytes that wait for it; `None` where its connection bounds its writes itself.
     pub client_write: Option<Duration>,
     /// True for WebSocket, whose frames are followed.
     pub has_frames: bool,
@@ -328,7 +328,7 @@ mod tests {
         bytes
     }
 
-    /// What a client gets of frames that its server sends in parts, where the socket is ended behind some of the parts.
+    /// Bytes that a client gets of frames that its server sends in parts, where the socket is ended behind some of the parts.
     async fn passed(bytes: &[u8], parts: &[usize], ended_behind: usize, room: usize) -> (Vec<u8>, SocketReport) {
         let ((mut client, mut near), (mut server, mut far)) = (duplex(room), duplex(room));
         let sockets = OpenSockets::default();

@@ -1,5 +1,5 @@
 //! Translation of one exchange for a server of another API: the request as the server gets it, and what the way back needs.
-//! It owns no connection; its inputs are the held body of the caller and the facts of the backend.
+//! The module owns no connection; its inputs are the held body of the caller and the facts of the backend.
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;

@@ -88,7 +88,7 @@ const fn json(body: &'static str) -> Kind {
     Kind::Http(JSON, body)
 }
 
-/// One text for the embedder, as a `ModelInferRequest`: `model_name` (1), and an input (5) with `name` (1), `datatype` (2),
+/// A text for the embedder, as a `ModelInferRequest`: `model_name` (1), and an input (5) with `name` (1), `datatype` (2),
 /// `shape` (3) and `contents` (5), whose `bytes_contents` is 8.
 const INFER: &[u8] = b"\x0a\x06minilm\x2a\x16\x0a\x04text\x12\x05BYTES\x1a\x01\x01\x2a\x04\x42\x02hi";
 

@@ -118,9 +118,9 @@ impl<'m> Iterator for Fields<'m> {
 /// Content of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Frame<'b> {
-    /// One message as it is.
+    /// A message as it is.
     Message(&'b [u8]),
-    /// One message in a coding.
+    /// A message in a coding.
     Compressed,
     /// No message, several, or a part of one.
     Other,

@@ -10,7 +10,7 @@ use crate::protocol::ollama::answer::{Shape, rfc3339};
 use crate::protocol::openai::translate::{Logprobs, logprobs_of};
 use crate::protocol::translate::{Asked, Finish, Part, Reply, TokenLogprob, Tokens, Unreadable};
 
-/// What one line of an answer says.
+/// Content of a line of an answer.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     /// Text.

@@ -81,7 +81,7 @@ fn a_stream_of_a_server_is_read_wherever_it_is_cut() {
     assert_ne!(deltas(&ChatCompletions, cut.as_bytes(), 9).1, Ok(true));
 }
 
-/// What a stream says, without what differs between the forms in which APIs say it.
+/// Content of a stream, without what differs between the forms in which APIs say it.
 fn meaning(deltas: Vec<Delta>) -> (String, Option<Finish>) {
     let (mut said, mut finish) = (String::new(), None);
     for delta in deltas {
@@ -252,7 +252,7 @@ fn conversation() -> impl Strategy<Value = Conversation> {
 /// Role and parts of a turn.
 type SaidTurn = (String, Vec<Part>);
 
-/// What a conversation says: turns of one role in a row are one.
+/// Content of a conversation: turns of one role in a row are one.
 fn said(conversation: &Conversation) -> (Vec<SaidTurn>, Vec<String>, String) {
     let mut turns: Vec<SaidTurn> = Vec::new();
     for turn in &conversation.turns {

@@ -118,11 +118,11 @@ struct Body<'a> {
 /// State of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum State {
-    /// It is being written.
+    /// Answer that is being written.
     InProgress,
-    /// It has ended.
+    /// Answer that has ended.
     Ended(Finish),
-    /// It was broken off by an error, with this member.
+    /// Answer that was broken off by an error, with this member.
     Failed(Value),
 }
 
