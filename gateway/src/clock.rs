@@ -78,8 +78,19 @@ pub fn since(then: impl Into<tokio::time::Instant>) -> Duration {
 /// Milliseconds since the first call in this process, plus 1, so that callers can store zero for "never".
 pub fn now_millis() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
+    thread_local! {
+        // A request asks several times in one poll, in which the clock has one reading.
+        static LAST: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+    }
     let now = instant();
-    millis(now.saturating_duration_since(*START.get_or_init(|| now))).saturating_add(1)
+    match LAST.get() {
+        Some((then, millis)) if then == now => millis,
+        _ => {
+            let millis = millis(now.saturating_duration_since(*START.get_or_init(|| now))).saturating_add(1);
+            LAST.set(Some((now, millis)));
+            millis
+        }
+    }
 }
 
 /// Polls a future once: what is ready needs no timer and no other branch.

@@ -124,9 +124,11 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
         return named_in_message(exchange, &held.bytes, decides).await;
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
+    // What almost all clients write is not searched for other spellings, forms and charsets.
+    let is_plain_json = content_type == b"application/json";
+    let says_json = is_plain_json || content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
     let (dialect, must_be_json) = (exchange.dialect, exchange.resolved.must_be_json);
-    if decides && !(must_be_json && dialect.reads_json_always()) {
+    if decides && !is_plain_json && !(must_be_json && dialect.reads_json_always()) {
         check_readable(content_type)?;
     }
     // A body that is not JSON may be a sound or an image.
@@ -137,7 +139,7 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
         return Ok(Some(Asked { model, model_at, naming: Naming::Form, ..unread }));
     }
     let is_strict = must_be_json || decides;
-    if is_strict && !protocol::is_utf8(content_type) {
+    if is_strict && !is_plain_json && !protocol::is_utf8(content_type) {
         return Err(End::refuse(Refusal::invalid(
             "unsupported_charset",
             "The Content-Type names a charset other than UTF-8: send the body in UTF-8, with `charset=utf-8` or none.",

@@ -7,6 +7,9 @@ const HIGH: u64 = ONES << 7;
 /// Bytes that are looked at before `memchr` is called; whole words.
 const SHORT: usize = 32;
 
+/// Bytes of a long text whose least one is found at once.
+const BLOCK: usize = 2048;
+
 /// True for a byte at which a text ends: a quote, a backslash, and with `CONTROLS` a control character.
 const fn ends<const CONTROLS: bool>(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || (CONTROLS && byte < 0x20)
@@ -42,9 +45,9 @@ fn end_in_long<const CONTROLS: bool>(bytes: &[u8]) -> usize {
     if CONTROLS {
         let text = bytes.get(..quoted).unwrap_or(bytes);
         // Compared in blocks, which the compiler turns into vector instructions.
-        for (n, block) in text.chunks(256).enumerate() {
+        for (n, block) in text.chunks(BLOCK).enumerate() {
             if block.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20 {
-                return n * 256 + block.iter().position(|byte| ends::<CONTROLS>(*byte)).unwrap_or(0);
+                return n * BLOCK + block.iter().position(|byte| ends::<CONTROLS>(*byte)).unwrap_or(0);
             }
         }
     }
@@ -73,7 +76,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_text_ends_where_a_look_at_each_byte_ends_it(
-            plain in prop_oneof![0usize..40, 200usize..600],
+            plain in prop_oneof![0usize..40, 200usize..600, 2000usize..2200],
             bytes in proptest::collection::vec(prop_oneof![
                 4 => proptest::sample::select(vec![b'a', b'!', b'#', b'[', b']', 0x20, 0x1f, 0x7f, 0x80, 0xa2, 0xdc, 0xff]),
                 1 => any::<u8>(),

@@ -97,6 +97,17 @@ const FIELDS: [(&str, Field); 22] = [
     ("functions", Field::Json),
 ];
 
+/// Bits of the fields of [`FIELDS`] whose names have this length.
+const LENGTHS: [u32; scan::LONGEST_NAME + 1] = {
+    let mut lengths = [0; scan::LONGEST_NAME + 1];
+    let mut index = 0;
+    while index < FIELDS.len() {
+        lengths[FIELDS[index].0.len()] |= 1 << index;
+        index += 1;
+    }
+    lengths
+};
+
 /// True if a reader that ignores the Content-Type could parse the body as a JSON object. The reader may guess the encoding
 /// by the first bytes (RFC 4627, 3) and skip a byte order mark.
 pub fn looks_like_json(body: &[u8]) -> bool {
@@ -198,11 +209,11 @@ impl<'a> BodyReader<'a> {
     /// Looks up the field of this name; `None` where its value is not to be read.
     fn field(&mut self, name: &str) -> Option<(&'static str, Field)> {
         // Only a name beyond ASCII can be longer than the one it folds to, so the length rules out most names.
-        let is_ascii = name.is_ascii();
-        for (index, (known, field)) in FIELDS.iter().enumerate() {
-            if is_ascii && known.len() != name.len() {
-                continue;
-            }
+        let of_length = |length| LENGTHS.get(length).copied().unwrap_or(0);
+        let mut candidates = if name.is_ascii() { of_length(name.len()) } else { u32::MAX };
+        while let Some(index) = candidates.checked_ilog2() {
+            candidates ^= 1 << index;
+            let Some((known, field)) = FIELDS.get(usize::try_from(index).unwrap_or(usize::MAX)) else { continue };
             match compare_names(name, known) {
                 NameMatch::Same => {
                     let bit = 1 << index;

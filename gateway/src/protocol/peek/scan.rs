@@ -521,10 +521,11 @@ pub(super) enum NameMatch {
 pub(super) fn compare_names(name: &str, known: &str) -> NameMatch {
     // No character is shorter than the ASCII letter that it folds to.
     if name.len() == known.len() {
-        return match (name == known, name.eq_ignore_ascii_case(known)) {
-            (true, _) => NameMatch::Same,
-            (false, true) => NameMatch::Folded,
-            (false, false) => NameMatch::Other,
+        // Most names differ in their first letter.
+        return match name.eq_ignore_ascii_case(known) {
+            true if name == known => NameMatch::Same,
+            true => NameMatch::Folded,
+            false => NameMatch::Other,
         };
     }
     if name.len() < known.len() || name.is_ascii() {

@@ -515,9 +515,10 @@ impl Scanner {
         }
         if self.expects_key && is_object {
             let name = token.bytes;
-            let is_answer = container == Container::Root && !name.is_some_and(|name| ERROR_KEYS.contains(&name));
             self.key = name.map_or(KnownKey::Other, KnownKey::of);
-            self.has_answer |= is_answer && seen.error.is_none();
+            if !self.has_answer && container == Container::Root && seen.error.is_none() {
+                self.has_answer = !name.is_some_and(|name| ERROR_KEYS.contains(&name));
+            }
             return;
         }
         let text = || token.bytes.and_then(unescaped).filter(|text| !text.is_empty());
