@@ -213,8 +213,14 @@ impl Question {
         of_stable.bins.iter().step_by(stride).map(|bin| within(bin.low, bin.high)).fold(outside, f64::min).min(MOST)
     }
 
-    /// Upper bound of the evidence at little cost.
+    /// Upper bound of the evidence at little cost; none where the estimate is on the other side of the line.
     pub(crate) fn ln_upper_bound(self, stable: &Tail, candidate: &Tail) -> f64 {
+        if let (false, Some(bin)) = (matches!(self.line, Line::Fixed(_)), stable.sketch.bin_of_tail(self.tail)) {
+            let reached = candidate.sketch.share_above(self.line.at(bin.high));
+            if self.side.sign() * (reached - self.tail) <= 0.0 {
+                return 0.0;
+            }
+        }
         // Sixteen bins are 8 % of a value: few enough to be cheap, close enough to be near the least.
         self.ln_evidence(&stable.sketch, &candidate.sketch, 1.0, 16)
     }

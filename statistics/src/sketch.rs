@@ -61,7 +61,8 @@ impl Store {
 
     /// Bins with their places, in rising order.
     fn bins(&self) -> impl DoubleEndedIterator<Item = (i32, u64)> + '_ {
-        (self.first..).zip(&self.counts).map(|(place, count)| (place, *count)).collect::<Vec<_>>().into_iter()
+        let place = |index: usize| self.first + i32::try_from(index).unwrap_or(0);
+        self.counts.iter().enumerate().map(move |(index, count)| (place(index), *count))
     }
 
     fn is_consistent(&self) -> bool {
@@ -136,12 +137,32 @@ impl Sketch {
     /// Bins in rising order, empty ones between the least and the greatest value included.
     #[must_use]
     pub fn bins(&self) -> Vec<Bin> {
+        self.rising().collect()
+    }
+
+    fn rising(&self) -> impl DoubleEndedIterator<Item = Bin> + '_ {
         let negative =
             self.negative.bins().rev().map(|(place, count)| Bin { low: -edge(place + 1), high: -edge(place), count });
         let positive =
             self.positive.bins().map(|(place, count)| Bin { low: edge(place), high: edge(place + 1), count });
         let zero = (self.zero > 0).then_some(Bin { low: -LEAST, high: LEAST, count: self.zero });
-        negative.chain(zero).chain(positive).collect()
+        negative.chain(zero).chain(positive)
+    }
+
+    /// Bin that `tail` of the values reach or exceed, found from above; `None` without values.
+    pub(crate) fn bin_of_tail(&self, tail: f64) -> Option<Bin> {
+        let wanted = tail * count(self.total);
+        let mut above = 0;
+        self.rising().rev().find(|bin| {
+            above += bin.count;
+            bin.count > 0 && count(above) >= wanted
+        })
+    }
+
+    /// Share of values in bins that lie at or above `value`, found from above.
+    pub(crate) fn share_above(&self, value: f64) -> f64 {
+        let above: u64 = self.rising().rev().take_while(|bin| bin.low >= value).map(|bin| bin.count).sum();
+        count(above) / count(self.total).max(1.0)
     }
 
     /// Quantile at `level` from 0 to 1, as the middle of its bin; `None` without values.
@@ -160,7 +181,7 @@ impl Sketch {
         let wanted = level.clamp(0.0, 1.0) * count(self.total);
         let mut below = 0;
         let mut last = None;
-        for bin in self.bins().into_iter().filter(|bin| bin.count > 0) {
+        for bin in self.rising().filter(|bin| bin.count > 0) {
             below += bin.count;
             last = Some(bin);
             if count(below) >= wanted {

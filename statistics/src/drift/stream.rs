@@ -30,13 +30,14 @@ pub struct Adwin {
     deviations: f64,
     width: f64,
     ticks: u64,
+    changed: bool,
 }
 
 impl Adwin {
     /// Window with confidence parameter `delta`; river's default is 0.002.
     #[must_use]
     pub fn new(delta: f64) -> Self {
-        Self { delta, rows: vec![VecDeque::new()], sum: 0.0, deviations: 0.0, width: 0.0, ticks: 0 }
+        Self { delta, rows: vec![VecDeque::new()], sum: 0.0, deviations: 0.0, width: 0.0, ticks: 0, changed: false }
     }
 
     /// Values in the window.
@@ -51,10 +52,14 @@ impl Adwin {
         if self.width > 0.0 { self.sum / self.width } else { 0.0 }
     }
 
-    /// Adds a value; true if the stream has changed. Values that are no finite number are passed over.
+    /// Adds a value; true if the stream has changed. As in river the window begins anew with the next value then; until that
+    /// it holds what came after the change. Values that are no finite number are passed over.
     pub fn add(&mut self, value: f64) -> bool {
         if !value.is_finite() {
             return false;
+        }
+        if self.changed {
+            *self = Self::new(self.delta);
         }
         if let Some(row) = self.rows.first_mut() {
             row.push_back((value, 0.0));
@@ -69,12 +74,11 @@ impl Adwin {
         if !self.ticks.is_multiple_of(ADWIN_CLOCK) || self.width <= ADWIN_GRACE {
             return false;
         }
-        let mut changed = false;
         while self.has_cut() {
-            changed = true;
+            self.changed = true;
             self.drop_oldest();
         }
-        changed
+        self.changed
     }
 
     /// Joins the two oldest buckets of a size that has too many.
@@ -98,8 +102,7 @@ impl Adwin {
         let (mut older, mut older_sum) = (0.0, 0.0);
         let mut size = 2.0_f64.powf(count(u64::try_from(self.rows.len()).unwrap_or(0)) - 1.0);
         for row in self.rows.iter().rev() {
-            // River leaves the newest bucket of each size out of the cuts, and out of the older part.
-            for bucket in row.iter().take(row.len().saturating_sub(1)) {
+            for bucket in row {
                 older += size;
                 older_sum += bucket.0;
                 let newer = self.width - older;
