@@ -1,5 +1,5 @@
 //! Cost of one observation per metric and of one look, for seven metrics.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::hint::black_box;
 
@@ -27,7 +27,7 @@ fn rollout() -> Rollout {
 }
 
 fn observe(rollout: &mut Rollout, request: u64) {
-    let version = if request % 10 == 0 { Version::Candidate } else { Version::Stable };
+    let version = if request.is_multiple_of(10) { Version::Candidate } else { Version::Stable };
     let value = 0.5 + (request * 7919 % 997) as f64 / 997.0;
     for metric in 0..7 {
         let shown = if metric == 0 || metric == 6 { f64::from(u8::from(value > 1.49)) } else { value };

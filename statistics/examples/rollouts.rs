@@ -14,13 +14,13 @@ fn main() {
     println!("| callers | values | candidate's share | thresholds | rollouts | false alarms | allowed |");
     println!("|---|---|---|---|---|---|---|");
     for (callers, heavy, split, edge) in [
-        (Callers::Independent, false, 0.5, false),
-        (Callers::Independent, false, 0.5, true),
+        (Callers::Repeating(60), true, 0.5, true),
+        (Callers::Repeating(300), true, 0.1, true),
+        (Callers::Repeating(300), true, 0.5, true),
         (Callers::Independent, true, 0.5, true),
         (Callers::Independent, true, 0.1, true),
-        (Callers::Repeating(200), true, 0.5, true),
-        (Callers::Repeating(40), true, 0.5, true),
-        (Callers::Repeating(300), true, 0.1, true),
+        (Callers::Independent, false, 0.5, true),
+        (Callers::Independent, false, 0.5, false),
     ] {
         if alarms == 0 {
             break;

@@ -307,7 +307,8 @@ impl Rollout {
         if self.observed.len() != self.plan.metrics.len() || self.carried.len() != self.plan.metrics.len() {
             return Err(RolloutError::Damaged("as many observations as metrics were expected"));
         }
-        if !(self.split > 0.0 && self.split < 1.0) || !self.carried.iter().all(|carried| *carried >= 0.0) {
+        let sane = self.carried.iter().all(|carried| *carried >= 0.0);
+        if !(sane && self.split > 0.0 && self.split < 1.0) {
             return Err(RolloutError::Damaged("a share or evidence is out of its range"));
         }
         let sound =

@@ -197,10 +197,10 @@ impl Question {
         let at = |place: f64| self.evidence_at(counts, ln_logistic(place).exp());
         let rarer = counts.stable.hits.min(counts.stable.total - counts.stable.hits).max(0.0);
         let centre = logit((counts.stable.hits + 0.5) / (counts.stable.total + 1.0));
-        let mut found = least(&at, centre, (rarer + 1.0).sqrt().recip());
+        let mut found = least(at, centre, (rarer + 1.0).sqrt().recip());
         if let Line::Shift(shift) = self.line {
             // Where the line meets 0 or 1 the function has a bend, which may be its least point.
-            found = found.min(least(&at, logit(if shift < 0.0 { -shift } else { 1.0 - shift }), 0.5));
+            found = found.min(least(at, logit(if shift < 0.0 { -shift } else { 1.0 - shift }), 0.5));
         }
         found.min(MOST)
     }

@@ -1,6 +1,7 @@
 //! Figures of scipy, Evidently and river on the same data, from `oracles/reference.json`, which `oracles/reference.py` makes.
 //!
 //! The packages take half a gigabyte, so their figures are kept rather than computed in each run; the versions stand in the file.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use serde_json::Value;
 use spillway_statistics::drift::distance::{binned, chi_squared, jensen_shannon, kolmogorov_smirnov, psi, wasserstein};

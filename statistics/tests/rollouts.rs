@@ -1,4 +1,5 @@
 //! Rollouts in simulation: rate of false alarms, speed of true ones, merges, steps, verdicts that explain themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod simulation;
 
@@ -22,9 +23,9 @@ fn plan() -> Plan {
 fn feed(rollout: &mut Rollout, requests: u64, errors: (u64, u64), slower: f64) {
     for request in 0..requests {
         let (version, every) =
-            if request % 2 == 0 { (Version::Stable, errors.0) } else { (Version::Candidate, errors.1) };
+            if request.is_multiple_of(2) { (Version::Stable, errors.0) } else { (Version::Candidate, errors.1) };
         let slowness = if version == Version::Candidate { slower } else { 1.0 };
-        let failed = every > 0 && (request / 2) % every == 0;
+        let failed = every > 0 && (request / 2).is_multiple_of(every);
         rollout.observe(0, version, request, f64::from(u8::from(failed)));
         rollout.observe(1, version, request, slowness * (1.0 + (request * 7919 % 997) as f64 / 997.0));
         rollout.observe(2, version, request, 40.0 + (request * 104_729 % 89) as f64 / 10.0);
@@ -112,7 +113,7 @@ fn a_fine_candidate_is_promoted_and_the_projection_is_near_the_truth() {
 fn one_loud_caller_is_no_sample() {
     let mut rollout = Rollout::new(plan(), 0.5).unwrap();
     for request in 0..5000_u64 {
-        let version = if request % 2 == 0 { Version::Stable } else { Version::Candidate };
+        let version = if request.is_multiple_of(2) { Version::Stable } else { Version::Candidate };
         let failed = version == Version::Candidate;
         rollout.observe(0, version, if failed { 1 } else { request }, f64::from(u8::from(failed)));
     }
@@ -147,8 +148,8 @@ fn simpsons_paradox_accuses_nobody() {
     let mut rollout = Rollout::new(steps, 0.05).unwrap();
     let hour = |rollout: &mut Rollout, candidate_every: u64, errors_every: u64| {
         for request in 0..8000_u64 {
-            let version = if request % candidate_every == 0 { Version::Candidate } else { Version::Stable };
-            let failed = (request / candidate_every) % errors_every == 0;
+            let version = if request.is_multiple_of(candidate_every) { Version::Candidate } else { Version::Stable };
+            let failed = (request / candidate_every).is_multiple_of(errors_every);
             rollout.observe(0, version, request, f64::from(u8::from(failed)));
         }
     };
