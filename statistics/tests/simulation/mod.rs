@@ -216,7 +216,14 @@ pub fn faults(split: f64) -> Vec<Fault> {
     let bernoulli = |share: f64| share * (1.0 - share);
     let share = |says, threshold: &str, stable: f64, candidate: f64, margin: f64| {
         let truth = truth(says, Kind::Share, threshold, Values::Bernoulli(stable), Values::Bernoulli(candidate));
-        one(says, truth, candidate - stable - margin, bernoulli(candidate), bernoulli(stable))
+        let mut fault = one(says, truth, candidate - stable - margin, bernoulli(candidate), bernoulli(stable));
+        // Score test: the variance under the nearest null decides, that at the truth only the power.
+        let null = (stable + odds * (candidate - margin)) / (1.0 + odds);
+        let under_null = bernoulli(null + margin) + odds * bernoulli(null);
+        let at_truth = bernoulli(candidate) + odds * bernoulli(stable);
+        fault.fixed =
+            ((z - POWER) * under_null.sqrt() + POWER * at_truth.sqrt()).powi(2) / (candidate - stable - margin).powi(2);
+        fault
     };
     // Textbook test of a difference of logarithms of quantiles with known densities: variance q(1-q)/(n f^2).
     let quantile = |says, threshold: &str, deviation: f64, slower: f64, margin: f64| {
