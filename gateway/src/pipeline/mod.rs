@@ -155,8 +155,8 @@ async fn serve(
         // A redirect that is at its target already, on a route that does nothing else.
         return Err(access::no_route(session));
     }
-    if exchange.upgrade.is_none() {
-        mirroring::mirror(gateway, &route, session, exchange);
+    if !route.mirrors.is_empty() && exchange.upgrade.is_none() {
+        Box::pin(mirroring::mirror(gateway, &route, session, exchange)).await;
     }
     let mut tries = select(&route, session, exchange)?;
     let reason = loop {
