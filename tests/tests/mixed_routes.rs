@@ -70,14 +70,15 @@ async fn a_request_that_no_target_can_express_is_refused_by_name() {
     let targets = [("a", "anthropic", &*url, "", ""), ("b", "anthropic", &url, ", dropFields: [n]", "")];
     let gateway = Gateway::start(&route(&targets, "")).await;
     let client = gateway.client();
+    let mut messages = std::collections::BTreeSet::new();
     for _ in 0..10 {
         let answer = ask(&client, seeded(json!({}))).await;
         let error = &answer.json()["error"];
         assert_eq!((answer.status.as_u16(), &error["param"]), (400, &json!("seed")), "{}", answer.text());
         // The first target in the file is the one that the refusal is about, whichever was drawn.
-        let answer = ask(&client, seeded(json!({"n": 2}))).await;
-        assert_eq!(answer.json()["error"]["param"], "n", "{}", answer.text());
+        messages.insert(ask(&client, seeded(json!({"n": 2}))).await.text());
     }
+    assert_eq!(messages.len(), 1, "{messages:?}");
     assert_eq!(claude.count(), 0);
     // A field that the backend drops can be taken.
     for _ in 0..5 {
@@ -165,9 +166,9 @@ async fn retries_and_hedges_do_not_go_to_a_target_that_cannot_take_the_request()
     // With no other endpoint that can take it, there is none.
     let gateway = Gateway::start(&route(&targets[..2], hedge)).await;
     let client = gateway.client();
-    let waiting = tokio::spawn(async move { ask(&client, seeded(json!({}))).await });
     let before = slow.count();
-    eventually("it is asked", || async { (slow.count() > before || slow.count() == 4).then_some(()) }).await;
+    let waiting = tokio::spawn(async move { ask(&client, seeded(json!({}))).await });
+    eventually("it is asked", || async { (slow.count() > before).then_some(()) }).await;
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     gate.add_permits(8);
     assert_eq!(waiting.await.unwrap().status, 200);

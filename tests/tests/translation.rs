@@ -439,7 +439,9 @@ async fn an_error_in_an_answer_with_status_200_keeps_its_message_in_the_shape_of
                 client.post(path, &[JSON, VERSION], body).await
             };
             let (whole, streamed) = (ask(false).await, ask(true).await);
-            assert!(told(&whole.text()), "{path}: {body}: {}", whole.text());
+            // What passes as an answer is not looked at.
+            let passes = is_own && body.starts_with("{\"id\"");
+            assert!(passes || told(&whole.text()), "{path}: {body}: {}", whole.text());
             assert!(told(&streamed.text()), "{path}: {body}: {}", streamed.text());
             if !is_own {
                 assert_eq!(whole.status.as_u16(), status, "{path}: {body}: {}", whole.text());
@@ -450,13 +452,8 @@ async fn an_error_in_an_answer_with_status_200_keeps_its_message_in_the_shape_of
             assert_eq!(streamed.status, 200, "{path}: {body}");
         }
         // One that is the server's fault counts as a failure of its endpoint.
-        let failed = format!(
-            "spillway_endpoint_attempts_total{{backend=\"b\",endpoint=\"{}\",outcome=\"failed\"}}",
-            upstream.url()
-        );
-        if status == 500 {
-            gateway.metric_becomes(&failed, 8.0).await;
-        }
+        let last = gateway.endpoint(&upstream.url()).await["lastError"].to_string();
+        assert_eq!(last.contains(&status.to_string()), status >= 500, "{body}: {last}");
     }
 }
 
@@ -523,11 +520,9 @@ async fn a_compressed_stream_is_read_in_any_coding() {
         assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (200, ""), "{coding}: {text}");
         assert!(text.contains("Hello") && text.contains("message_stop"), "{coding}: {text}");
         assert_eq!(upstream.last().headers["accept-encoding"], "identity");
-        let tokens = "gen_ai_client_token_usage_sum{gen_ai_token_type=\"output\"";
-        assert!(
-            gateway.shown("/metrics").await.lines().any(|line| line.starts_with(tokens) && line.ends_with(" 12.0")),
-            "{coding}"
-        );
+        let counted = gateway.shown("/metrics").await;
+        let is_output = |line: &&str| line.starts_with("gen_ai_client_token_usage_sum") && line.contains("\"output\"");
+        assert!(counted.lines().find(is_output).is_some_and(|line| line.ends_with(" 12.0")), "{coding}");
     }
     // What is not in the coding that it names is cut, and says so.
     for coding in ["br", "zstd"] {
@@ -586,6 +581,7 @@ async fn tool_calls_that_alternate_reach_the_caller_one_after_another() {
     let answer = client.post("/v1/responses", &[JSON], responses).await.text();
     let last = answer.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
     let items = serde_json::from_str::<Value>(last).unwrap()["response"]["output"].clone();
+    assert_eq!(items.as_array().map(Vec::len), Some(3), "{answer}");
     for (item, (id, name, input)) in items.as_array().unwrap().iter().zip(&expected) {
         assert_eq!((&item["call_id"], &item["name"]), (&json!(id), &json!(name)), "{answer}");
         assert_eq!(serde_json::from_str::<Value>(item["arguments"].as_str().unwrap()).unwrap(), *input);

@@ -24,7 +24,7 @@ use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
 use super::translating::{self, StreamTranslator};
 use super::usage_chunk;
-use super::verdict::{grpc_error, judge_beginning};
+use super::verdict::{grpc_error, judge_beginning, judge_reported};
 use crate::balancing::{Class, orca};
 use crate::clock;
 use crate::coding::Coding;
@@ -258,6 +258,20 @@ impl<'a> Conversation<'_, 'a> {
         Some(outcome)
     }
 
+    /// Outcome of a whole answer of another API that is an error, although it begins as an answer.
+    fn judge_foreign(&mut self) -> Option<AttemptOutcome> {
+        let is_suspect = self.passing.observer.as_ref().is_some_and(|observer| observer.observation().error.is_some());
+        let (Some(translation), Some(Sealed::Foreign(coding)), true) =
+            (&self.attempt.translation, self.passing.sealed, is_suspect)
+        else {
+            return None;
+        };
+        let waiting = self.passing.waiting.as_ref().filter(|waiting| waiting.head.status.is_success())?;
+        let status = translating::reported(translation, coding, &waiting.parts)?.as_u16();
+        let can_resend = self.exchange.body.can_resend(self.session);
+        judge_reported(self.attempt, self.state.callers_account, can_resend, status)
+    }
+
     /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
     async fn pass(&mut self, mut part: Bytes) -> pingora::Result<()> {
         loop {
@@ -320,7 +334,7 @@ impl<'a> Conversation<'_, 'a> {
             && let Some(observer) = &mut self.passing.observer
         {
             observer.finish();
-            if let Some(outcome) = self.judge_beginning() {
+            if let Some(outcome) = self.judge_beginning().or_else(|| self.judge_foreign()) {
                 return outcome;
             }
         }

@@ -174,6 +174,13 @@ pub(super) fn set_stream_type(translation: &Translation, head: &mut ResponseHead
     let _ = head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(translation.caller.stream_type()));
 }
 
+/// Status of an answer that is an error, although its own status says success; `None` where it can be read.
+pub(super) fn reported(translation: &Translation, coding: Coding, body: &[u8]) -> Option<StatusCode> {
+    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER) }?;
+    translation.server.read_reply(&plain).err()?;
+    Some(translation.server.reported_error(&plain)?.status)
+}
+
 /// Writes a whole answer or an error anew, and adapts its head. An error in place of an answer, whose status said success, has
 /// the status that belongs to it.
 pub(super) fn whole(
