@@ -67,7 +67,7 @@ async fn a_field_goes_to_the_target_that_can_express_it() {
 async fn a_request_that_no_target_can_express_is_refused_by_name() {
     let claude = Upstream::start(claude).await;
     let url = claude.url();
-    let targets = [("a", "anthropic", &*url, "", ""), ("b", "anthropic", &url, ", dropFields: [n]", "")];
+    let targets = [("a", "anthropic", &*url, "", ""), ("b", "anthropic", &*url, ", dropFields: [n]", "")];
     let gateway = Gateway::start(&route(&targets, "")).await;
     let client = gateway.client();
     let mut messages = std::collections::BTreeSet::new();
@@ -95,8 +95,8 @@ async fn weights_hold_among_the_targets_that_are_left() {
     let (a, x, y) = (claude.url(), one.url(), two.url());
     let targets = [
         ("a", "anthropic", &*a, "", ", weight: 70"),
-        ("x", "openai", &x, "", ", weight: 24"),
-        ("y", "openai", &y, "", ", weight: 6"),
+        ("x", "openai", &*x, "", ", weight: 24"),
+        ("y", "openai", &*y, "", ", weight: 6"),
     ];
     let gateway = Gateway::start(&route(&targets, ", sticky: {header: x-session-id}")).await;
     let client = gateway.client();
@@ -131,7 +131,7 @@ async fn retries_and_hedges_do_not_go_to_a_target_that_cannot_take_the_request()
     })
     .await;
     let (a, g) = (claude.url(), flaky.url());
-    let targets = [("g", "openai", &*g, "", ""), ("a", "anthropic", &a, "", ", priority: 1")];
+    let targets = [("g", "openai", &*g, "", ""), ("a", "anthropic", &*a, "", ", priority: 1")];
     let retry = ", retry: {attempts: 1, on: [\"500\"], budget: 1, backoff: {base: 1ms, max: 1ms}}";
     let gateway = Gateway::start(&route(&targets, retry)).await;
     for n in 1..=5 {
@@ -153,8 +153,8 @@ async fn retries_and_hedges_do_not_go_to_a_target_that_cannot_take_the_request()
     let (s, q) = (slow.url(), quick.url());
     let targets = [
         ("s", "openai", &*s, "", ""),
-        ("a", "anthropic", &a, "", ", priority: 1"),
-        ("q", "openai", &q, "", ", priority: 2"),
+        ("a", "anthropic", &*a, "", ", priority: 1"),
+        ("q", "openai", &*q, "", ", priority: 2"),
     ];
     let hedge = ", retry: {budget: 1, hedge: {after: 10ms}}";
     let gateway = Gateway::start(&route(&targets, hedge)).await;
@@ -192,7 +192,7 @@ async fn taken(claude: &Upstream, more: &str) -> (Gateway, Upstream, Arc<Semapho
     let (a, g) = (claude.url(), held.url());
     let targets = [
         ("a", "anthropic", &*a, "", ", weight: 50"),
-        ("g", "openai", &g, ", capacity: {maxInFlight: 1}", ", weight: 50"),
+        ("g", "openai", &*g, ", capacity: {maxInFlight: 1}", ", weight: 50"),
     ];
     let gateway = Gateway::start(
         &(route(&targets, more)

@@ -314,10 +314,9 @@ async fn compressed_and_broken_answers() {
         let gateway = Gateway::start(&before("anthropic", &upstream, "", ", retry: {attempts: 0}")).await;
         for stream in [false, true] {
             let answer = gateway.client().post("/v1/chat/completions", &[JSON], chat(json!({"stream": stream}))).await;
-            let is_read = !stream || ["gzip", "deflate"].contains(&coding);
-            assert_eq!(answer.text().contains("Hello"), is_read, "{coding} {stream}: {}", answer.text());
+            assert!(answer.text().contains("Hello"), "{coding} {stream}: {}", answer.text());
             assert_eq!((answer.header("content-encoding"), answer.header("etag")), ("", ""));
-            assert_eq!(answer.status, if is_read { 200 } else { 502 }, "{coding} {stream}");
+            assert_eq!(answer.status, 200, "{coding} {stream}");
         }
     }
     let start = event("message_start", json!({"message": {"id": "m", "model": "c", "content": []}}));
@@ -394,8 +393,8 @@ const REPORTED: [(&str, &str, u16); 7] = [
     ("openai", r#"{"id":"x","choices":null,"error":{"message":"died of upstream-secret","code":"502"}}"#, 502),
     (
         "openai",
-        r#"{"id":"x","choices":[],"error":{"message":"died of upstream-secret","type":"rate_limit_error"}}"#,
-        429,
+        r#"{"id":"x","choices":[],"error":{"message":"died of upstream-secret","type":"not_found_error"}}"#,
+        404,
     ),
     (
         "anthropic",
@@ -520,9 +519,12 @@ async fn a_compressed_stream_is_read_in_any_coding() {
         assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (200, ""), "{coding}: {text}");
         assert!(text.contains("Hello") && text.contains("message_stop"), "{coding}: {text}");
         assert_eq!(upstream.last().headers["accept-encoding"], "identity");
-        let counted = gateway.shown("/metrics").await;
         let is_output = |line: &&str| line.starts_with("gen_ai_client_token_usage_sum") && line.contains("\"output\"");
-        assert!(counted.lines().find(is_output).is_some_and(|line| line.ends_with(" 12.0")), "{coding}");
+        eventually("the tokens are counted", || async {
+            let counted = gateway.shown("/metrics").await;
+            counted.lines().find(is_output).filter(|line| line.ends_with(" 12.0")).map(|_| ())
+        })
+        .await;
     }
     // What is not in the coding that it names is cut, and says so.
     for coding in ["br", "zstd"] {
