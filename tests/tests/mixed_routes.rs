@@ -259,7 +259,7 @@ async fn saturation_of_the_only_target_that_can_is_saturation() {
 async fn a_built_in_model_of_the_route_takes_what_the_server_cannot_and_the_other_way_round() {
     let claude = Upstream::start(claude).await;
     let a = claude.url();
-    let mut yaml = route(&[("a", "anthropic", &a, "", ", weight: 99}, {name: smollm2, weight: 1")], "");
+    let mut yaml = route(&[("a", "anthropic", &a, "", ", weight: 99}, {model: smollm2, weight: 1")], "");
     yaml += &format!("models: [{{name: smollm2, source: \"{}\", contextLength: 256}}]\n", model().display());
     let gateway = Gateway::start(&yaml).await;
     let client = gateway.client();
@@ -279,7 +279,8 @@ async fn a_built_in_model_of_the_route_takes_what_the_server_cannot_and_the_othe
     assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!("seed")), "{}", answer.text());
     assert_eq!(claude.count(), 0);
     // A picture, which the built-in model does not read.
-    let yaml = yaml.replace("weight: 99", "weight: 1").replace("name: smollm2, weight: 1", "name: smollm2, weight: 99");
+    let yaml =
+        yaml.replace("weight: 99", "weight: 1").replace("model: smollm2, weight: 1", "model: smollm2, weight: 99");
     let gateway = Gateway::start(&yaml).await;
     let picture = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}});
     let body = json!({"model": "m", "messages": [{"role": "user", "content": [picture]}]});

@@ -34,6 +34,11 @@ pub(super) struct Tries {
 }
 
 impl Tries {
+    /// Parts that writing the request for a target needs.
+    pub(super) fn writing(&mut self) -> (&mut TargetSelection, &mut Translations) {
+        (&mut self.selection, &mut self.translations)
+    }
+
     /// Ends the tries: releases the permit of a retry that found no target.
     pub(super) fn into_selection(self) -> TargetSelection {
         self.selection
@@ -86,7 +91,7 @@ pub(super) async fn admit<'r>(
                 let mut written = None;
                 // Rare branches are boxed, so that the future of every request does not carry them.
                 if translating::is_rewritten(backend, exchange) {
-                    match Box::pin(translating::prepare(target, backend, tries, exchange)).await? {
+                    match Box::pin(translating::prepare(target, backend, tries.writing(), exchange)).await? {
                         Prepared::Ready(ready) => written = ready,
                         Prepared::Excluded => {
                             drop(slot);
@@ -104,8 +109,8 @@ pub(super) async fn admit<'r>(
                 return Ok(Ok(Admitted::Model { target, model }));
             }
             Admission::Saturated => {
-                if translating::next_unknown(route, tries, exchange).is_some()
-                    && Box::pin(translating::exclude_unable(route, tries, exchange)).await?
+                if translating::next_unknown(route, &tries.selection, &tries.translations, exchange).is_some()
+                    && Box::pin(translating::exclude_unable(route, tries.writing(), exchange)).await?
                 {
                     continue;
                 }

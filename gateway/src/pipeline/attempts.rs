@@ -12,7 +12,8 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::admit::{Admitted, Tries};
 use super::answers::too_late;
-use super::builtin::{self, Direct};
+use super::builtin;
+use super::direct::Direct;
 use super::may_spill::is_possible;
 use super::translating::Rewritten;
 use super::trying::{Try, begin_retry, may_retry};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
-use spillway_filter::Refusal;
 
 use super::answers::send;
+use super::direct::Direct;
 use super::reading::{held, read_chat, tenant, unsupported_endpoint};
 use super::rewritten::api_path;
 use super::{counting, encoding, inferring};
@@ -18,16 +18,6 @@ use crate::message::ResponseHead;
 use crate::protocol::{FixedAsk, Operation, SERVED_BY, named};
 use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
-
-/// Outcome of a request that its route sends to a built-in model.
-pub(super) enum Direct {
-    /// The model answered.
-    Answered,
-    /// The model has no room.
-    NoRoom,
-    /// The model cannot take the request, for this reason.
-    Unable(Box<Refusal>),
-}
 
 /// Answers a request that its route sends to a built-in model.
 pub(super) async fn direct(

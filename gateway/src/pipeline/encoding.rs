@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::{StatusCode, header};
 use spillway_filter::Refusal;
 
-use super::builtin::Direct;
+use super::direct::Direct;
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::downstream::ClientSession;

@@ -109,7 +109,7 @@ async fn another<'a>(
             break (backend, endpoint, slot, None);
         }
         // Without a turn for the work there is no hedge.
-        if let Prepared::Ready(written) = translating::prepare(target, backend, tries, exchange).await.ok()? {
+        if let Prepared::Ready(written) = translating::prepare(target, backend, tries.writing(), exchange).await.ok()? {
             break (backend, endpoint, slot, written);
         }
     };

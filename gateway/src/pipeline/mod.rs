@@ -29,6 +29,7 @@ mod begin;
 mod builtin;
 mod conclude;
 mod counting;
+mod direct;
 mod encoding;
 mod fall_back;
 mod hedging;

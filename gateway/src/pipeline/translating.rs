@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::StatusCode;
 use spillway_filter::Refusal;
 
-use super::admit::Tries;
 use super::reading::held;
 use crate::admission::TargetSelection;
 use crate::exchange::{End, Exchange};
@@ -140,20 +139,20 @@ pub(super) enum Prepared {
 pub(super) async fn prepare(
     target: usize,
     backend: &Backend,
-    tries: &mut Tries,
+    (selection, translations): (&mut TargetSelection, &mut Translations),
     exchange: &Exchange,
 ) -> Result<Prepared, End> {
-    let made = tries.translations.able.iter().find(|(able, _)| *able == target);
+    let made = translations.able.iter().find(|(able, _)| *able == target);
     if let Some((_, Some(made))) = made {
         return Ok(Prepared::Ready(Some(made.clone())));
     }
     match rewritten(backend, exchange).await? {
         Ok(made) => {
-            tries.translations.add(target, made.clone());
+            translations.add(target, made.clone());
             Ok(Prepared::Ready(made))
         }
         Err(refusal) => {
-            tries.translations.exclude(target, refusal, &mut tries.selection);
+            translations.exclude(target, refusal, selection);
             Ok(Prepared::Excluded)
         }
     }
@@ -161,28 +160,36 @@ pub(super) async fn prepare(
 
 /// Excludes the targets that cannot take the request, so that it does not wait for them. True if there was one. A request with
 /// one target is looked at when its turn has come.
-pub(super) async fn exclude_unable(route: &Route, tries: &mut Tries, exchange: &Exchange) -> Result<bool, End> {
+pub(super) async fn exclude_unable(
+    route: &Route,
+    (selection, translations): (&mut TargetSelection, &mut Translations),
+    exchange: &Exchange,
+) -> Result<bool, End> {
     let mut has_excluded = false;
-    while let Some((target, backend)) = next_unknown(route, tries, exchange) {
+    while let Some((target, backend)) = next_unknown(route, selection, translations, exchange) {
         match rewritten(backend, exchange).await? {
-            Ok(_) => tries.translations.add(target, None),
+            Ok(_) => translations.add(target, None),
             Err(refusal) => {
                 has_excluded = true;
-                tries.translations.exclude(target, refusal, &mut tries.selection);
+                translations.exclude(target, refusal, selection);
             }
         }
     }
-    tries.translations.check_left(&tries.selection)?;
+    translations.check_left(selection)?;
     Ok(has_excluded)
 }
 
 /// Next target of several for which the request must be translated, and of which it is not known whether it can take it.
-pub(super) fn next_unknown<'r>(route: &'r Route, tries: &Tries, exchange: &Exchange) -> Option<(usize, &'r Backend)> {
-    if tries.selection.len() < 2 && tries.translations.refused.is_none() {
+pub(super) fn next_unknown<'r>(
+    route: &'r Route,
+    selection: &TargetSelection,
+    translations: &Translations,
+    exchange: &Exchange,
+) -> Option<(usize, &'r Backend)> {
+    if selection.len() < 2 && translations.refused.is_none() {
         return None;
     }
-    let mut backends = tries.selection.backends(route);
-    let found =
-        backends.find(|(target, backend)| is_foreign(backend, exchange) && !tries.translations.is_able(*target));
+    let mut backends = selection.backends(route);
+    let found = backends.find(|(target, backend)| is_foreign(backend, exchange) && !translations.is_able(*target));
     found.map(|(target, backend)| (target, &**backend))
 }
