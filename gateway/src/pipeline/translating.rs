@@ -109,7 +109,7 @@ impl Translations {
     /// Excludes a target that cannot take the request. Of several refusals the one of the first target in the file is kept,
     /// and one that names a field before one of a path that the target does not have.
     pub(super) fn exclude(&mut self, target: usize, refusal: Box<Refusal>, selection: &mut TargetSelection) {
-        tracing::debug!(event = "target_cannot_take", target, reason = %refusal.message);
+        tracing::debug!(event = "target_cannot_take", reason = %refusal.message);
         selection.exclude(target);
         let rank = |target: usize, refusal: &Refusal| (refusal.status == StatusCode::NOT_FOUND, target);
         let is_kept = self.refused.as_ref().is_some_and(|(kept, other)| rank(*kept, other) < rank(target, &refusal));
