@@ -121,6 +121,15 @@ def rich():
         )
 
 
+def calls():
+    """The tool calls of a stream."""
+    asked = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}
+    with messages.messages.stream(**asked) as stream:
+        message = stream.get_final_message()
+    told = [{"id": block.id, "name": block.name, "input": block.input} for block in message.content]
+    tell(calls=told, stop=message.stop_reason)
+
+
 def thinking():
     """Reasoning survives a round trip: the answer goes back as it came."""
     if API == "openai":

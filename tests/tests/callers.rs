@@ -260,3 +260,63 @@ routes:
         .metric_becomes("spillway_filter_refusals_total{http_route=\"page\",filter=\"externalAuthorization\"}", 2.0)
         .await;
 }
+
+#[tokio::test]
+async fn no_byte_of_a_body_is_read_for_a_caller_or_an_operation_that_no_route_takes() {
+    let upstream = Upstream::digest().await;
+    let ((a, a_digest), (b, b_digest)) = (key(), key());
+    let yaml = format!(
+        "consumers:
+  - {{name: a, keys: [{{sha256: \"{a_digest}\"}}], models: [m, n]}}
+  - {{name: b, keys: [{{sha256: \"{b_digest}\"}}]}}
+backends:
+  - {{name: claude, protocol: anthropic, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: gpt, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: ollama, protocol: ollama, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: app, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: one, hostnames: [one.test], backendRefs: [{{name: claude}}]}}
+  - {{name: whole, hostnames: [whole.test], backendRefs: [{{name: ollama}}]}}
+  - {{name: m, hostnames: [closed.test], matches: [{{path: {{prefix: /}}, model: m}}], access: {{consumers: [a]}}, backendRefs: [{{name: gpt}}]}}
+  - {{name: n, hostnames: [closed.test], matches: [{{path: {{prefix: /}}, model: n}}], access: {{consumers: [a]}}, backendRefs: [{{name: gpt}}]}}
+  - {{name: m2, hostnames: [apis.test], matches: [{{path: {{prefix: /}}, model: m}}], protocols: [anthropic], backendRefs: [{{name: gpt}}]}}
+  - {{name: n2, hostnames: [apis.test], matches: [{{path: {{prefix: /}}, model: n}}], protocols: [anthropic], backendRefs: [{{name: gpt}}]}}
+  - {{name: m3, hostnames: [far.test], matches: [{{path: {{prefix: /}}, model: m}}], backendRefs: [{{name: claude}}]}}
+  - {{name: n3, hostnames: [far.test], matches: [{{path: {{prefix: /}}, model: n}}], backendRefs: [{{name: claude}}]}}
+  - {{name: m4, hostnames: [mixed.test], matches: [{{path: {{prefix: /}}, model: m}}], protocols: [openai], authentication: none, backendRefs: [{{name: ollama}}]}}
+  - {{name: rest, hostnames: [mixed.test], access: {{consumers: [b]}}, backendRefs: [{{name: app}}]}}
+",
+        url = upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    for (host, path, key, expected) in [
+        // What is allowed is asked for.
+        ("one.test", "/v1/chat/completions", &a, "100"),
+        ("closed.test", "/v1/chat/completions", &a, "100"),
+        ("apis.test", "/v1/messages", &a, "100"),
+        ("far.test", "/v1/chat/completions", &a, "100"),
+        ("whole.test", "/api/delete", &b, "100"),
+        ("mixed.test", "/api/chat", &b, "100"),
+        // An operation that the server does not have, on a route by its path and by its model.
+        ("one.test", "/v1/embeddings", &a, "404"),
+        ("far.test", "/v1/embeddings", &a, "404"),
+        // A caller that none of the routes is open to.
+        ("closed.test", "/v1/chat/completions", &b, "404"),
+        // An API that none of the routes takes, also on a path that is an application's on some of them.
+        ("apis.test", "/v1/chat/completions", &a, "404"),
+        ("apis.test", "/api/chat", &a, "404"),
+        // A server as a whole, which is not for a caller of some models.
+        ("whole.test", "/api/delete", &a, "404"),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nx-api-key: {key}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0u8; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {expected}"), "{host} {path}");
+    }
+    assert_eq!(upstream.count(), 0);
+}

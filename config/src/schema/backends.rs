@@ -47,8 +47,9 @@ pub struct Backend {
     /// Credentials that replace those of the caller.
     #[serde(default)]
     pub credentials: Option<Credentials>,
-    /// Fields of requests that these servers do not get, such as `temperature` for models that refuse it. Applies to requests
-    /// that are translated from another API, of which a field without counterpart is refused unless it is listed here. An
+    /// Fields of requests that these servers do not get, such as `temperature` for models that refuse it, with dots between the
+    /// names of objects within each other (`options.seed`). They are taken out of bodies in JSON. Of requests that are
+    /// translated from another API, a field without counterpart keeps them from these servers unless it is listed here. An
     /// answer names the fields that were dropped in `x-spillway-dropped`.
     #[serde(default)]
     pub drop_fields: Vec<String>,

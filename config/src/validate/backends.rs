@@ -108,7 +108,7 @@ fn stream_usage(cx: &mut Context<'_>, n: usize, backend: &Backend) {
 /// Checks of `dropFields`: names of fields that can be dropped.
 fn dropped_fields(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     if !backend.drop_fields.is_empty() && !backend.protocol.calls_models() {
-        let message = "no effect with `protocol: http`, whose requests are not translated: remove it";
+        let message = "no effect with `protocol: http`, whose requests are not read: remove it";
         cx.error(at!["backends", n, "dropFields"], message);
     }
     for (f, name) in backend.drop_fields.iter().enumerate() {

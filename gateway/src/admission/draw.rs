@@ -23,6 +23,12 @@ impl Order {
         &self.indices
     }
 
+    /// Removes a target. The next one of its priority is the one that would have been drawn without it: the order is drawn
+    /// anew for none.
+    pub(super) fn remove(&mut self, index: usize) {
+        self.indices.retain(|kept| *kept != index);
+    }
+
     /// Draws the order of those targets that may answer a request. `key` is the value of the sticky header, if the route and
     /// the request have one.
     pub fn draw(route: &Route, answerers: &Answerers, key: Option<&[u8]>) -> Self {

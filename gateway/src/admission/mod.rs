@@ -35,6 +35,8 @@ pub struct TargetSelection {
 pub enum Admission<'a> {
     /// An endpoint and a slot at it.
     Endpoint {
+        /// Index of the target in the route.
+        target: usize,
         /// The backend.
         backend: &'a Arc<Backend>,
         /// The endpoint.
@@ -72,6 +74,30 @@ impl TargetSelection {
         self.closed.push(target);
     }
 
+    /// Excludes a target that cannot take the request, as if the route did not have it: its weight is that of the others,
+    /// and the request neither goes there nor waits for it.
+    pub fn exclude(&mut self, target: usize) {
+        self.order.remove(target);
+    }
+
+    /// Number of targets that were not excluded.
+    pub fn len(&self) -> usize {
+        self.order.indices().len()
+    }
+
+    /// True if every target was excluded.
+    pub fn is_empty(&self) -> bool {
+        self.order.indices().is_empty()
+    }
+
+    /// Backends to which the request may go, each with the index of its target.
+    pub fn backends<'a>(&self, route: &'a Route) -> impl Iterator<Item = (usize, &'a Arc<Backend>)> {
+        self.targets(route).filter_map(|(index, target)| match &target.kind {
+            TargetKind::Model(_) => None,
+            TargetKind::Backend(backend) => Some((index, backend)),
+        })
+    }
+
     /// True if a target of the request is available.
     pub fn is_available(&self, route: &Route) -> bool {
         self.order.indices().iter().any(|index| route.targets.get(*index).is_some_and(Target::is_available))
@@ -99,28 +125,20 @@ impl TargetSelection {
 
     /// Counts the request as a waiter of its backends, as far as their limits allow; `None` if none allows it.
     pub fn wait(&self, route: &Route) -> Option<SmallVec<[Pending; 2]>> {
-        let backends = self.targets(route).filter_map(|(_, target)| match &target.kind {
-            TargetKind::Model(_) => None,
-            TargetKind::Backend(backend) => Some(backend),
-        });
-        let pending: SmallVec<_> = backends.filter_map(|backend| backend.room.wait(backend.max_pending)).collect();
+        let pending: SmallVec<_> =
+            self.backends(route).filter_map(|(_, backend)| backend.room.wait(backend.max_pending)).collect();
         (!pending.is_empty()).then_some(pending)
     }
 
     /// True if an endpoint of a target seems to have room, tried before or not.
     pub fn has_room(&self, route: &Route, now: u64) -> bool {
-        self.targets(route).any(|(_, target)| match &target.kind {
-            TargetKind::Model(_) => false,
-            TargetKind::Backend(backend) => backend.balancer.has_room(now),
-        })
+        self.backends(route).any(|(_, backend)| backend.balancer.has_room(now))
     }
 
     /// Announces the slots that are left to waiters of any route.
     pub fn offer_rest(&self, route: &Route, now: u64) {
-        for (_, target) in self.targets(route) {
-            if let TargetKind::Backend(backend) = &target.kind
-                && backend.balancer.has_room(now)
-            {
+        for (_, backend) in self.backends(route) {
+            if backend.balancer.has_room(now) {
                 backend.room.freed();
             }
         }
@@ -128,13 +146,7 @@ impl TargetSelection {
 
     /// Time until an endpoint may have room again without the release of a slot, if that can be.
     pub fn next_change(&self, route: &Route, now: u64) -> Option<Duration> {
-        self.targets(route)
-            .filter_map(|(_, target)| match &target.kind {
-                TargetKind::Model(_) => None,
-                TargetKind::Backend(backend) => Some(backend),
-            })
-            .filter_map(|backend| backend.balancer.next_change(now))
-            .min()
+        self.backends(route).filter_map(|(_, backend)| backend.balancer.next_change(now)).min()
     }
 
     /// Chooses a target for the request. `again` allows endpoints that were tried before, for a retry that has no other.
@@ -158,16 +170,16 @@ impl TargetSelection {
                 }
                 TargetKind::Backend(backend) => {
                     if let Some((endpoint, slot)) = self.pick(backend, now, random, key(backend), again) {
-                        found = Some((backend, endpoint, slot));
+                        found = Some((index, backend, endpoint, slot));
                         break;
                     }
                 }
             }
         }
         match found {
-            Some((backend, endpoint, slot)) => {
+            Some((target, backend, endpoint, slot)) => {
                 self.tried.push(endpoint.state.clone());
-                Admission::Endpoint { backend, endpoint, slot }
+                Admission::Endpoint { target, backend, endpoint, slot }
             }
             None if available => Admission::Saturated,
             None => Admission::Unavailable,

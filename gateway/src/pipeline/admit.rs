@@ -6,8 +6,9 @@ use std::sync::Arc;
 use spillway_engine::Task;
 
 use super::answers::too_late;
+use super::translating::{Prepared, Rewritten, Translations};
 use super::waiting::{Wait, Waited};
-use super::{affinity, conclude};
+use super::{affinity, conclude, translating};
 use crate::admission::{Admission, Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
@@ -22,6 +23,8 @@ use crate::topology::{Backend, Route};
 /// Tries of one request: the targets that are left, its wait for them, and its retries.
 pub(super) struct Tries {
     pub(super) selection: TargetSelection,
+    /// The request as it was written for some targets, and the targets that cannot take it.
+    pub(super) translations: Translations,
     wait: Wait,
     pub(super) retries: u32,
     /// Times that the request was sent again because a server had not looked at it.
@@ -31,6 +34,11 @@ pub(super) struct Tries {
 }
 
 impl Tries {
+    /// Parts that writing the request for a target needs.
+    pub(super) fn writing(&mut self) -> (&mut TargetSelection, &mut Translations) {
+        (&mut self.selection, &mut self.translations)
+    }
+
     /// Ends the tries: releases the permit of a retry that found no target.
     pub(super) fn into_selection(self) -> TargetSelection {
         self.selection
@@ -39,8 +47,8 @@ impl Tries {
 
 /// Target that takes a request.
 pub(super) enum Admitted<'r> {
-    /// An endpoint, with its slot.
-    Endpoint { backend: &'r Arc<Backend>, endpoint: Arc<Endpoint>, slot: WakingSlot },
+    /// An endpoint, with its slot, and the request as it was written for it.
+    Endpoint { backend: &'r Arc<Backend>, endpoint: Arc<Endpoint>, slot: WakingSlot, written: Option<Rewritten> },
     /// A built-in model, and its index among the targets of the route.
     Model { target: usize, model: &'r Arc<LoadedModel> },
 }
@@ -65,11 +73,12 @@ pub(super) fn select(route: &Route, session: &ClientSession, exchange: &Exchange
     }
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
     let selection = TargetSelection::new(Order::draw(route, &answerers, sticky));
-    Ok(Tries { selection, wait: Wait::default(), retries: 0, resends: 0, retrying: None })
+    let (translations, wait) = (Translations::default(), Wait::default());
+    Ok(Tries { selection, translations, wait, retries: 0, resends: 0, retrying: None })
 }
 
-/// Admits the request at one of its targets, waiting in the queue of the route where none has room. The inner `Err`
-/// gives the reason why none takes it; the outer one ends the request.
+/// Admits the request at one of its targets, waiting in the queue of the route where none has room. A target that cannot take
+/// the request is passed over. The inner `Err` gives the reason why none takes it; the outer one ends the request.
 pub(super) async fn admit<'r>(
     route: &'r Route,
     tries: &mut Tries,
@@ -78,9 +87,21 @@ pub(super) async fn admit<'r>(
 ) -> Result<Result<Admitted<'r>, SpillReason>, End> {
     loop {
         match look_for_slot(route, tries, session, exchange) {
-            Admission::Endpoint { backend, endpoint, slot } => {
+            Admission::Endpoint { target, backend, endpoint, slot } => {
+                let mut written = None;
+                // Rare branches are boxed, so that the future of every request does not carry them.
+                if translating::is_rewritten(backend, exchange) {
+                    match Box::pin(translating::prepare(target, backend, tries.writing(), exchange)).await? {
+                        Prepared::Ready(ready) => written = ready,
+                        Prepared::Excluded => {
+                            drop(slot);
+                            tries.translations.check_left(&tries.selection)?;
+                            continue;
+                        }
+                    }
+                }
                 tries.wait.admitted(route, &tries.selection, exchange);
-                return Ok(Ok(Admitted::Endpoint { backend, endpoint, slot }));
+                return Ok(Ok(Admitted::Endpoint { backend, endpoint, slot, written }));
             }
             Admission::Model { target, model } => {
                 tries.wait.leave_without_slot(exchange);
@@ -88,6 +109,11 @@ pub(super) async fn admit<'r>(
                 return Ok(Ok(Admitted::Model { target, model }));
             }
             Admission::Saturated => {
+                if translating::next_unknown(route, &tries.selection, &tries.translations, exchange).is_some()
+                    && Box::pin(translating::exclude_unable(route, tries.writing(), exchange)).await?
+                {
+                    continue;
+                }
                 if let Some(reason) = wait_for_slot(route, tries, session, exchange).await? {
                     return Ok(Err(reason));
                 }
@@ -133,6 +159,7 @@ async fn wait_for_slot(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Option<SpillReason>, End> {
+    tries.translations.drop_bodies();
     let waited = tries.wait.for_turn(route, &tries.selection, session, exchange).await;
     if !matches!(waited, Waited::Called) {
         // The retry permit is released here: a fallback follows, which is no retry, however long it takes.

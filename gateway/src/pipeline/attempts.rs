@@ -12,10 +12,12 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::admit::{Admitted, Tries};
 use super::answers::too_late;
-use super::builtin::{self, Direct};
+use super::builtin;
+use super::direct::Direct;
 use super::may_spill::is_possible;
+use super::translating::Rewritten;
 use super::trying::{Try, begin_retry, may_retry};
-use super::{affinity, hedging, resuming, translating};
+use super::{affinity, hedging, resuming};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::{self, now_millis};
@@ -25,7 +27,7 @@ use crate::gateway::Gateway;
 use crate::queueing::WakingSlot;
 use crate::telemetry::SpillReason;
 use crate::topology::{Backend, Route};
-use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized, Translation};
+use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized};
 
 /// Most times that one request is sent again because a server had not looked at it. A server that ends its connections after
 /// a few requests each meets several in a row; one that never looks at any must not get them without end.
@@ -65,8 +67,9 @@ pub(super) async fn attempt(
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
     match admitted {
-        Admitted::Endpoint { backend, endpoint, slot } => {
-            at_endpoint(gateway, route, backend, (endpoint, slot), tries, session, exchange).await
+        Admitted::Endpoint { backend, endpoint, slot, written } => {
+            let place = (endpoint, slot, written);
+            at_endpoint(gateway, route, backend, place, tries, session, exchange).await
         }
         Admitted::Model { target, model } => match builtin::direct(route, model, session, exchange).await? {
             Direct::Answered => Ok(Tried::Served),
@@ -74,24 +77,25 @@ pub(super) async fn attempt(
                 tries.selection.close(target);
                 Ok(Tried::Again)
             }
+            Direct::Unable(refusal) => {
+                tries.translations.exclude(target, refusal, &mut tries.selection);
+                tries.translations.check_left(&tries.selection)?;
+                Ok(Tried::Again)
+            }
         },
     }
 }
 
-/// Tries the request at an endpoint in whose slot it is.
+/// Tries the request, as it was written for it, at an endpoint in whose slot it is.
 async fn at_endpoint(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     backend: &Backend,
-    (endpoint, slot): (Arc<Endpoint>, WakingSlot),
+    (endpoint, slot, written): (Arc<Endpoint>, WakingSlot, Option<Rewritten>),
     tries: &mut Tries,
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
-    let translation = match translating::is_needed(backend, exchange) {
-        true => Box::pin(translating::translation(backend, exchange)).await?,
-        false => None,
-    };
     let retry = tries.retries < route.retry.attempts || is_possible(&route.when_unavailable, exchange);
     if exchange.outcome.attempts == 0 {
         backend.retries.request(route.retry.budget);
@@ -100,13 +104,11 @@ async fn at_endpoint(
     let move_on = MoveOn { full: true, retry };
     let mut first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
     first.attempt.alone = tries.resends > SHARED_RESENDS;
-    first.attempt.translation = translation;
+    first.rewrite(written);
     let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, exchange));
     let (decided_by, outcome) = match hedge {
         // Rare branches are boxed, so that the future of every request does not carry them.
-        Some(plan) => {
-            Box::pin(hedging::race(gateway, route, plan, &mut tries.selection, first, session, exchange)).await
-        }
+        Some(plan) => Box::pin(hedging::race(gateway, route, plan, tries, first, session, exchange)).await,
         None => (backend, first.run(session, exchange).await),
     };
     match after(gateway, route, &mut tries.selection, outcome, session, exchange).await? {
@@ -171,12 +173,12 @@ async fn after(
     }
 }
 
-/// Offers the request, as it was translated for it, to a backend in place of the route's own. False where that has no room, or
+/// Offers the request, as it was written for it, to a backend in place of the route's own. False where that has no room, or
 /// failed before a byte was sent to the client.
 pub(super) async fn stand_in(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    (backend, translation): (&Arc<Backend>, Option<Arc<Translation>>),
+    (backend, written): (&Arc<Backend>, Option<Rewritten>),
     reason: SpillReason,
     session: &mut ClientSession,
     exchange: &mut Exchange,
@@ -189,7 +191,7 @@ pub(super) async fn stand_in(
         exchange.outcome.spilled = Some(reason);
         let (place, move_on) = (AttemptSlot { slot, retrying: None }, MoveOn { full: true, retry: true });
         let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
-        this.attempt.translation = translation.clone();
+        this.rewrite(written.clone());
         let outcome = this.run(session, exchange).await;
         match after(gateway, route, &mut selection, outcome, session, exchange).await? {
             AfterAttempt::Served => return Ok(true),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{StatusCode, Version, header};
 
 use super::answers::send;
+use super::direct::Direct;
 use super::reading::{held, read_chat, tenant, unsupported_endpoint};
 use super::rewritten::api_path;
 use super::{counting, encoding, inferring};
@@ -17,14 +18,6 @@ use crate::message::ResponseHead;
 use crate::protocol::{FixedAsk, Operation, SERVED_BY, named};
 use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
-
-/// Outcome of a request that its route sends to a built-in model.
-pub(super) enum Direct {
-    /// The model answered.
-    Answered,
-    /// The model has no room, or cannot answer in place of the model that was asked for.
-    NoRoom,
-}
 
 /// Answers a request that its route sends to a built-in model.
 pub(super) async fn direct(
@@ -43,14 +36,14 @@ pub(super) async fn direct(
         };
     }
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
-        return match encoding::encode(route, model, what, session, exchange).await? {
-            true => Ok(Direct::Answered),
-            false => Ok(Direct::NoRoom),
-        };
+        return encoding::encode(route, model, what, session, exchange).await;
     }
-    let Some(request) = read_chat(exchange).await? else { return Err(unsupported_endpoint()) };
-    let request = request?;
-    let named = route.model_name(named(request.model.as_deref())?);
+    let Some(request) = read_chat(exchange).await? else { return Ok(Direct::Unable(Box::new(unsupported_endpoint()))) };
+    let request = match request {
+        Ok(request) => request,
+        Err(refusal) => return Ok(Direct::Unable(Box::new(refusal))),
+    };
+    named(request.model.as_deref())?;
     let deadline = exchange.deadline(route).into_std();
     if exchange.resolved.operation == Operation::CountTokens {
         counting::count(model, &request, deadline, session, exchange).await?;
@@ -65,8 +58,8 @@ pub(super) async fn direct(
             Ok(Direct::Answered)
         }
         Err(SpillError::Busy(_)) => Ok(Direct::NoRoom),
-        // A backend of the route serves the model that was asked for.
-        Err(SpillError::CannotSpill(_) | SpillError::TooLong(_)) if named != model.name() => Ok(Direct::NoRoom),
+        // A backend of the route may be able to.
+        Err(SpillError::CannotSpill(refusal) | SpillError::TooLong(refusal)) => Ok(Direct::Unable(Box::new(refusal))),
         Err(other) => Err(other.into_refusal().into()),
     }
 }

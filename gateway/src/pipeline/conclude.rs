@@ -244,7 +244,7 @@ pub(super) fn admitted(span: &mut Span, route: &Route, admission: &Admission<'_>
         return;
     }
     match admission {
-        Admission::Endpoint { backend, endpoint, slot } => {
+        Admission::Endpoint { backend, endpoint, slot, .. } => {
             span.set(names::SPILLWAY_BACKEND, backend.name.to_string());
             span.set(names::SPILLWAY_ENDPOINT, endpoint.address.clone());
             span.set(names::SPILLWAY_POLICY, backend.policy.as_str());

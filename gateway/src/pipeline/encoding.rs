@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{StatusCode, header};
+use spillway_filter::Refusal;
 
+use super::direct::Direct;
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::downstream::ClientSession;
@@ -13,26 +15,32 @@ use crate::message::ResponseHead;
 use crate::protocol::{DROPPED, Encode, EncodeRequest, Encoded, SERVED_BY, named};
 use crate::topology::Route;
 
-/// Answers the request. False where the model has no room. A client that leaves ends the work.
+/// Answers the request. A client that leaves ends the work.
 pub(super) async fn encode(
     route: &Route,
     model: &Arc<LoadedModel>,
     what: Encode,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<bool, End> {
+) -> Result<Direct, End> {
     let body = held(exchange).unwrap_or_default();
     let dialect = exchange.dialect;
     let Some(request) = read(exchange, &body, |body| dialect.read_encode(what, body)).await? else {
-        return Err(unsupported_endpoint());
+        return Ok(Direct::Unable(Box::new(unsupported_endpoint())));
     };
-    let mut request = request?;
+    let mut request = match request {
+        Ok(request) => request,
+        Err(refusal) => return Ok(Direct::Unable(Box::new(refusal))),
+    };
     named(request.model.as_deref())?;
     let deadline = exchange.deadline(route).into_std();
-    let encoded = encoded(model, &mut request, what, deadline, session, exchange).await?;
-    let Some((encoded, tokens)) = encoded else { return Ok(false) };
+    let (encoded, tokens) = match encoded(model, &mut request, what, deadline, session, exchange).await? {
+        Encoding::Done(encoded, tokens) => (encoded, tokens),
+        Encoding::NoRoom => return Ok(Direct::NoRoom),
+        Encoding::Unable(refusal) => return Ok(Direct::Unable(refusal)),
+    };
     let Some(body) = dialect.write_encoded(model.name(), &request, &encoded, tokens) else {
-        return Err(unsupported_endpoint());
+        return Err(unsupported_endpoint().into());
     };
     let mut answer = ResponseHead::new(StatusCode::OK, 4);
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
@@ -41,11 +49,20 @@ pub(super) async fn encode(
         let _ = answer.insert_header(&DROPPED, dropped);
     }
     super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
-    Ok(true)
+    Ok(Direct::Answered)
 }
 
-/// Vectors or ranks by a built-in model, and the tokens that it read, both noted in the outcome; `None` where the model has no
-/// room, so that another target may answer.
+/// Result of the work of a built-in model on texts. Where there is none, another target may answer.
+pub(super) enum Encoding {
+    /// Vectors or ranks, and the tokens that were read.
+    Done(Encoded, u64),
+    /// The model has no room.
+    NoRoom,
+    /// The model cannot take the request, for this reason.
+    Unable(Box<Refusal>),
+}
+
+/// Vectors or ranks by a built-in model, and the tokens that it read, both noted in the outcome.
 pub(super) async fn encoded(
     model: &Arc<LoadedModel>,
     request: &mut EncodeRequest,
@@ -53,7 +70,7 @@ pub(super) async fn encoded(
     deadline: Instant,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<Option<(Encoded, u64)>, End> {
+) -> Result<Encoding, End> {
     exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {
@@ -65,11 +82,15 @@ pub(super) async fn encoded(
         Ok((encoded, tokens)) => {
             exchange.outcome.model_answered = Some(model.name().to_owned());
             exchange.outcome.prompt_tokens = Some(tokens);
-            Ok(Some((encoded, tokens)))
+            Ok(Encoding::Done(encoded, tokens))
         }
         Err(SpillError::Busy(_)) => {
             exchange.outcome.served_by = ServedBy::Gateway;
-            Ok(None)
+            Ok(Encoding::NoRoom)
+        }
+        Err(SpillError::CannotSpill(refusal) | SpillError::TooLong(refusal)) => {
+            exchange.outcome.served_by = ServedBy::Gateway;
+            Ok(Encoding::Unable(Box::new(refusal)))
         }
         Err(other) => Err(other.into_refusal().into()),
     }

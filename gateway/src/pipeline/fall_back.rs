@@ -186,13 +186,15 @@ async fn offer(
     }
     match target {
         TargetKind::Backend(backend) => {
-            let translation = match translating::translation(backend, exchange).await {
-                Ok(translation) => translation,
+            let written = match translating::rewritten(backend, exchange).await {
+                Ok(Ok(written)) => written,
                 // The route's own servers could answer it later: what another API lacks is no fault of the request.
-                Err(End::Refuse(refusal)) => return Ok(Offered::Declined(Declined::of_translation(&refusal))),
+                Ok(Err(refusal)) | Err(End::Refuse(refusal)) => {
+                    return Ok(Offered::Declined(Declined::of_translation(&refusal)));
+                }
                 Err(end) => return Err(end),
             };
-            let target = (backend, translation);
+            let target = (backend, written);
             if Box::pin(stand_in(gateway, route, target, reason, session, exchange)).await? {
                 route.metrics.spilled(reason);
                 return Ok(Offered::Answered);

@@ -5,9 +5,10 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::sleep_until;
 
-use super::translating;
+use super::admit::Tries;
+use super::translating::{self, Prepared};
 use super::trying::{Try, begin_retry};
-use crate::admission::{Admission, TargetSelection};
+use crate::admission::Admission;
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
@@ -32,7 +33,7 @@ pub(super) async fn race<'a>(
     gateway: &'a Gateway,
     route: &'a Route,
     plan: &HedgePlan,
-    selection: &mut TargetSelection,
+    tries: &mut Tries,
     first: Try<'a>,
     session: &mut ClientSession,
     exchange: &mut Exchange,
@@ -65,14 +66,7 @@ pub(super) async fn race<'a>(
         match opened {
             None => {
                 due = clock::now() + plan.after;
-                next = another(gateway, route, selection, move_on, session, exchange);
-                if let Some(this) = &mut next {
-                    match translating::translation(this.attempt.backend, exchange).await {
-                        Ok(translation) => this.attempt.translation = translation,
-                        // A backend of an API that cannot express the request hedges none.
-                        Err(_) => next = None,
-                    }
-                }
+                next = another(gateway, route, tries, move_on, session, exchange).await;
             }
             Some((winner, Ok(opened))) => {
                 // The losers' time counts for nothing, and their slots are free at once.
@@ -91,26 +85,37 @@ pub(super) async fn race<'a>(
     }
 }
 
-/// A try at another endpoint that has room, where the budget allows one more.
-fn another<'a>(
+/// A try at another endpoint that has room and can take the request, where the budget allows one more.
+async fn another<'a>(
     gateway: &'a Gateway,
     route: &'a Route,
-    selection: &mut TargetSelection,
+    tries: &mut Tries,
     move_on: MoveOn,
     session: &ClientSession,
     exchange: &mut Exchange,
 ) -> Option<Try<'a>> {
     // A request that waits for its first slot goes before one that wants a second.
-    if selection.queue(route).is_some_and(|queue| !queue.is_empty()) {
+    if tries.selection.queue(route).is_some_and(|queue| !queue.is_empty()) {
         return None;
     }
-    let key = |backend: &Backend| super::affinity::key(backend, session, exchange);
-    let Admission::Endpoint { backend, endpoint, slot } =
-        selection.admit(route, now_millis(), rand::random(), false, &key)
-    else {
-        return None;
+    let (backend, endpoint, slot, written) = loop {
+        let key = |backend: &Backend| super::affinity::key(backend, session, exchange);
+        let Admission::Endpoint { target, backend, endpoint, slot } =
+            tries.selection.admit(route, now_millis(), rand::random(), false, &key)
+        else {
+            return None;
+        };
+        if !translating::is_rewritten(backend, exchange) {
+            break (backend, endpoint, slot, None);
+        }
+        // Without a turn for the work there is no hedge.
+        if let Prepared::Ready(written) = translating::prepare(target, backend, tries.writing(), exchange).await.ok()? {
+            break (backend, endpoint, slot, written);
+        }
     };
     let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     route.metrics.hedges.inc();
-    Some(Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange))
+    let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    this.rewrite(written);
+    Some(this)
 }

@@ -10,7 +10,7 @@ use spillway_engine::Task;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::{send, send_message};
-use super::encoding::encoded;
+use super::encoding::{Encoding, encoded};
 use super::reading::{held, read};
 use super::rewritten::api_path;
 use crate::builtin::{self, LoadedModel, SpillError};
@@ -201,8 +201,11 @@ async fn infer(
         if is_message { oip::grpc::read_infer(body) } else { oip::read_infer(headers, body) }
     };
     let (mut request, plan) = read(exchange, &body, parse).await??.for_task(what, &asked)?;
-    let encoded = encoded(model, &mut request, what, deadline, session, exchange).await?;
-    let Some((encoded, _)) = encoded else { return Ok(false) };
+    let encoded = match encoded(model, &mut request, what, deadline, session, exchange).await? {
+        Encoding::Done(encoded, _) => encoded,
+        Encoding::NoRoom => return Ok(false),
+        Encoding::Unable(refusal) => return Err(End::Refuse(refusal)),
+    };
     let mut head = head(StatusCode::OK, Some(model), exchange);
     if let Some(dropped) = request.ignored.header() {
         let _ = head.insert_header(&DROPPED, dropped);

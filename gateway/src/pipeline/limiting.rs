@@ -6,6 +6,8 @@ use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
+use super::access::{is_open_to, refused_by_targets, refused_operation};
+use super::rewritten;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
@@ -58,13 +60,18 @@ pub(super) async fn before_body(
 enum By<'r> {
     Limit(Exhausted<'r>),
     Filter(Box<Refusal>),
+    /// The operation is not for the route.
+    Operation(Box<Refusal>),
 }
 
 /// Refuses a request, of which nothing is taken.
 fn refuse(by: By<'_>, name: &str, exchange: &mut Exchange) -> End {
+    if let By::Operation(refusal) = by {
+        return End::Refuse(refusal);
+    }
     exchange.refused_by = Some(name.to_owned());
     match by {
-        By::Filter(refusal) => End::Refuse(refusal),
+        By::Operation(refusal) | By::Filter(refusal) => End::Refuse(refusal),
         By::Limit(spent) => {
             let (refusal, shown) = spent.refuse();
             if let Some(shown) = shown {
@@ -84,11 +91,8 @@ pub(super) async fn refused_by_all<'r>(
 ) -> Option<(Option<&'r Arc<Route>>, End)> {
     let mut first = None;
     for route in candidates {
-        let refused = if exchange.caller.is_some() && !super::access::is_open_to(route, exchange) {
-            None
-        } else {
-            Some(refused_by_head(route, session, exchange).await?)
-        };
+        let refused =
+            if !may_be_open(route, exchange) { None } else { Some(refused_unread(route, session, exchange).await?) };
         first.get_or_insert((route, refused));
     }
     match first? {
@@ -97,39 +101,78 @@ pub(super) async fn refused_by_all<'r>(
     }
 }
 
-async fn refused_by_head<'r>(
-    route: &'r Route,
+/// True if the caller, or one that is identified once the route is certain, may use the route.
+fn may_be_open(route: &Route, exchange: &Exchange) -> bool {
+    let is_settled = exchange.caller.is_some() || route.authentication == RouteAuthentication::None;
+    !is_settled || is_open_to(route, exchange)
+}
+
+/// Refusal of a request by one of the routes that may take it, whatever its body says; `None` where there is none.
+async fn refused_unread<'r>(
+    route: &'r Arc<Route>,
     session: &ClientSession,
     exchange: &Exchange,
 ) -> Option<(By<'r>, &'r str)> {
+    let mut resolved = exchange.resolved;
+    if !resolved.is_certain() {
+        let head = session.req_header();
+        resolved = rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route));
+    }
+    if route.calls_models && resolved.is_shared() {
+        resolved = resolved.on_models();
+    }
+    let by_operation = |refusal| (By::Operation(Box::new(refusal)), OWN_LIMITS);
+    if let Some(refusal) = refused_operation(route, resolved, exchange) {
+        return Some(by_operation(refusal));
+    }
+    match refused_by_head(route, session, exchange).await {
+        ByHead::Refused(by, name) => Some((by, name)),
+        ByHead::Answered => None,
+        // A filter behind the caller may answer what no server takes.
+        ByHead::Passed if route.filters.iter().any(|named| named.acts) => None,
+        ByHead::Passed => refused_by_targets(route, resolved).map(by_operation),
+    }
+}
+
+/// Judgement of a request by its head.
+enum ByHead<'r> {
+    /// A limit or filter of this name refuses it.
+    Refused(By<'r>, &'r str),
+    /// A filter answers it, or has to wait for more than the head.
+    Answered,
+    /// Nothing refuses it.
+    Passed,
+}
+
+async fn refused_by_head<'r>(route: &'r Route, session: &ClientSession, exchange: &Exchange) -> ByHead<'r> {
     for named in &route.guards {
         let mut view = view(session, exchange);
         let subject = Subject { view: &view, credential: exchange.credential };
         if let Some(spent) = exhausted(named.rules.iter(), subject, false).await {
-            return Some((By::Limit(spent), &named.name));
+            return ByHead::Refused(By::Limit(spent), &named.name);
         }
         if !named.acts {
             continue;
         }
         match named.filter.on_request(&mut view) {
-            Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
+            Flow::Refuse(refusal) => return ByHead::Refused(By::Filter(refusal), &named.name),
             // It is asked again when the route is certain; until then there is nothing to observe.
             Flow::Continue | Flow::Observe(_) => {}
-            Flow::Answer(_) | Flow::Wait(_) => return None,
+            Flow::Answer(_) | Flow::Wait(_) => return ByHead::Answered,
         }
     }
     // Who is not known yet has another level than it will have.
     if exchange.caller.is_none() && route.authentication != RouteAuthentication::None {
-        return None;
+        return ByHead::Passed;
     }
     for named in &route.filters {
         let view = view(session, exchange);
         let subject = Subject { view: &view, credential: exchange.credential };
         if let Some(spent) = exhausted(named.rules.iter(), subject, route.calls_models).await {
-            return Some((By::Limit(spent), &named.name));
+            return ByHead::Refused(By::Limit(spent), &named.name);
         }
     }
-    None
+    ByHead::Passed
 }
 
 /// Takes from the consumer's own limits and runs the other filters.

@@ -20,7 +20,12 @@ use crate::topology::{MirrorPlan, Route};
 use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
 
 /// Sends the copies for which this request is drawn and which its filters want.
-pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ClientSession, exchange: &Exchange) {
+pub(super) async fn mirror(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    session: &mut ClientSession,
+    exchange: &Exchange,
+) {
     for (place, plan) in route.mirrors.iter().enumerate() {
         if rand::random::<f64>() >= plan.share {
             continue;
@@ -28,7 +33,7 @@ pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut C
         if !plan.filter.mirrors_request(&view(session, exchange), &plan.backend.name) {
             continue;
         }
-        match prepare(gateway, route, plan, session, exchange) {
+        match prepare(gateway, route, plan, session, exchange).await {
             Some(copy) => {
                 let (gateway, route) = (gateway.clone(), route.clone());
                 tokio::spawn(async move {
@@ -52,7 +57,7 @@ struct Copy {
 }
 
 /// Everything that a copy needs of the request, or nothing where a bound is reached.
-fn prepare(
+async fn prepare(
     gateway: &Gateway,
     route: &Route,
     plan: &MirrorPlan,
@@ -65,14 +70,18 @@ fn prepare(
         RequestBody::Unread => return None,
     };
     // A copy is never translated.
-    if length > plan.max_body || translating::is_needed(&plan.backend, exchange) {
+    if length > plan.max_body || translating::is_foreign(&plan.backend, exchange) {
         return None;
     }
+    // Without a turn for the work there is no copy.
+    let cut = translating::without_dropped(&plan.backend, exchange).await.ok()?;
     let place = plan.permits.clone().try_acquire_owned().ok()?;
     let mut selection = TargetSelection::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, exchange);
     let (endpoint, slot) = selection.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
-    let ready = Ready::copy(&copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot), session, exchange)?;
+    let mut attempt = copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot);
+    attempt.cut = cut.map(Arc::new);
+    let ready = Ready::copy(&attempt, session, exchange)?;
     let share = match &exchange.body {
         RequestBody::Held(held) => held.share.clone(),
         RequestBody::Unread => None,

@@ -29,6 +29,7 @@ mod begin;
 mod builtin;
 mod conclude;
 mod counting;
+mod direct;
 mod encoding;
 mod fall_back;
 mod hedging;
@@ -155,8 +156,8 @@ async fn serve(
         // A redirect that is at its target already, on a route that does nothing else.
         return Err(access::no_route(session));
     }
-    if exchange.upgrade.is_none() {
-        mirroring::mirror(gateway, &route, session, exchange);
+    if !route.mirrors.is_empty() && exchange.upgrade.is_none() {
+        Box::pin(mirroring::mirror(gateway, &route, session, exchange)).await;
     }
     let mut tries = select(&route, session, exchange)?;
     let reason = loop {

@@ -27,15 +27,15 @@ pub(super) async fn read<T>(exchange: &Exchange, body: &[u8], parse: impl FnOnce
 }
 
 /// Refusal of a request that no built-in model answers.
-pub(super) fn unsupported_endpoint() -> End {
-    End::refuse(Refusal::new(
+pub(super) fn unsupported_endpoint() -> Refusal {
+    Refusal::new(
         StatusCode::NOT_FOUND,
         ErrorKind::NotFound,
         "unsupported_endpoint",
         "built-in models answer POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens, \
          /v1/embeddings and /v1/rerank, GET /v1/models, and POST /api/chat, /api/generate and /api/embed; they keep no answers \
          that could be asked for again",
-    ))
+    )
 }
 
 /// The body, where it is held.

@@ -92,15 +92,20 @@ async fn continue_elsewhere(
     let rewritten = exchange.off_loop.run(asked.len().saturating_mul(BUILDS_VALUES), rewrite).await;
     let (body, model_at) = rewritten.ok()??;
     let key = |backend: &Backend| affinity::key(backend, session, exchange);
-    let Admission::Endpoint { backend, endpoint, slot } =
-        selection.admit(route, now_millis(), rand::random(), false, &key)
-    else {
-        return None;
+    let (backend, endpoint, slot) = loop {
+        match selection.admit(route, now_millis(), rand::random(), false, &key) {
+            // The text so far is continued in its own API only.
+            Admission::Endpoint { target, backend, .. } if translating::is_foreign(backend, exchange) => {
+                selection.exclude(target);
+            }
+            Admission::Endpoint { backend, endpoint, slot, .. } => break (backend, endpoint, slot),
+            _ => return None,
+        }
     };
-    // The text so far is continued in its own API only.
-    if translating::is_needed(backend, exchange) {
-        return None;
-    }
+    let (body, model_at) = match translating::cut_body(backend, &body, exchange).await.ok()? {
+        Some(cut) => cut,
+        None => (body, model_at),
+    };
     let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     let move_on = MoveOn { full: true, retry: true };
     let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);

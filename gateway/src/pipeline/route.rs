@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{StatusCode, header};
-use spillway_filter::{ErrorKind, Refusal};
+use http::header;
 
-use super::access::{is_open_to, no_route};
+use super::access::{is_open_to, no_route, refused_by_targets, refused_operation};
 use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_path, peek, unread_stream};
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::{limiting, rewritten};
@@ -49,14 +48,16 @@ async fn settle(
     let route = match candidates.only() {
         Some(route) => {
             check_access(route, false, session, exchange)?;
-            check_protocol(route, exchange)?;
+            check_operation(route, exchange)?;
+            check_model_at_server(route, session, exchange)?;
+            let is_restricted = exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted());
             // A caller's list of models applies whatever the protocol of the backends is: a server behind
             // `protocol: http` may run models too.
             if is_two_way(session, exchange) {
                 if decides(route, exchange) {
                     return Err(unread_stream());
                 }
-            } else if route.holds_body || exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
+            } else if (route.holds_body || is_restricted) && is_body_needed(route, exchange) {
                 if !session.is_body_empty() {
                     limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
                 }
@@ -142,7 +143,7 @@ async fn by_model<'s>(
         return Err(too_large(route.max_body, "this route accepts"));
     }
     check_access(route, true, session, exchange)?;
-    check_protocol(route, exchange)?;
+    check_operation(route, exchange)?;
     Ok(route)
 }
 
@@ -180,6 +181,11 @@ fn decides(route: &Route, exchange: &Exchange) -> bool {
         || caller.is_some_and(|caller| caller.is_restricted() || caller.rules.iter().any(|rule| rule.counts_tokens()))
 }
 
+/// True unless no target of the route has the operation, and no rule asks for the body: such a request is refused unread.
+fn is_body_needed(route: &Route, exchange: &Exchange) -> bool {
+    route.judges_body || refused_by_targets(route, exchange.resolved).is_none()
+}
+
 /// Refuses a body whose declared length is over the route's limit; its real length is checked while it is streamed.
 fn check_length(session: &ClientSession, route: &Route) -> Result<(), End> {
     match declared(session) {
@@ -209,31 +215,25 @@ fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange
     Err(model.map_or_else(|| no_route(session), |model| model_not_found(model, exchange.dialect).into()))
 }
 
-/// Refuses a request of a model API that callers of the route may not speak.
-fn check_protocol(route: &Route, exchange: &Exchange) -> Result<(), End> {
-    let Some(protocols) = &route.protocols else { return Ok(()) };
-    let dialect = exchange.resolved.dialect;
-    if dialect == PROBLEM || protocols.contains(&dialect) {
-        return Ok(());
+/// Refuses an operation that is not for this route and caller, by the head alone.
+fn check_operation(route: &Route, exchange: &Exchange) -> Result<(), End> {
+    refused_operation(route, exchange.resolved, exchange).map_or(Ok(()), |refusal| Err(refusal.into()))
+}
+
+/// Refuses a model that the path names to the servers of the route and that the caller may not use.
+fn check_model_at_server(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
+    let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    let target = session.req_header().uri.path_and_query();
+    match target.and_then(|target| rewritten::model_at_server(route, target)) {
+        Some(named) if !caller.may_use(Some(&named)) => Err(model_not_found(&named, exchange.dialect).into()),
+        _ => Ok(()),
     }
-    let message = format!("This route does not take requests of the API `{}`.", dialect.name());
-    Err(End::refuse(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message)))
 }
 
 /// Refuses a model that the body or the path names and the caller may not use.
 fn check_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
-    // Such a call is for callers of all models: its server acts on others than the one that the body names for the gateway. A
-    // path that is still shared here is one of an application's.
-    if exchange.resolved.operation.reaches_all_models() && !exchange.resolved.is_shared() {
-        return Err(model_not_found("", exchange.dialect).into());
-    }
-    let target = session.req_header().uri.path_and_query();
-    if let Some(named) = target.and_then(|target| rewritten::model_at_server(route, target))
-        && !caller.may_use(Some(&named))
-    {
-        return Err(model_not_found(&named, exchange.dialect).into());
-    }
+    check_model_at_server(route, session, exchange)?;
     match &exchange.asked {
         // On a model API, a body without a readable model is refused too: a server may find one in it.
         Some(asked)

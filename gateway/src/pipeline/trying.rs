@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::conclude;
+use super::translating::Rewritten;
 use crate::balancing::Endpoint;
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
@@ -62,6 +63,15 @@ impl<'a> Try<'a> {
     ) -> Self {
         let attempt = copy_attempt(gateway, route, backend, endpoint, &slot);
         Self { attempt, place: Some(AttemptSlot { slot, retrying: None }), is_concluded: false }
+    }
+
+    /// Sends the request as it was written for the backend.
+    pub(super) fn rewrite(&mut self, written: Option<Rewritten>) {
+        match written {
+            Some(Rewritten::Translated(translation)) => self.attempt.translation = Some(translation),
+            Some(Rewritten::Cut(cut)) => self.attempt.cut = Some(cut),
+            None => {}
+        }
     }
 
     /// Runs the try to its end.
@@ -137,6 +147,7 @@ fn attempt<'a>(
         move_on,
         alone: false,
         translation: None,
+        cut: None,
         span: Span::none(),
     }
 }

@@ -38,7 +38,7 @@ pub use dialect::{
 pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
 pub use inference::{AnswerName, InferenceCall, NamedModel};
 pub use operation::{ModelPlace, Operation};
-pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
+pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix, without};
 pub use predict::named_by_path;
 pub use refusals::{model_not_found, named};
 pub use registry::{ANTHROPIC, ForeignOperations, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};

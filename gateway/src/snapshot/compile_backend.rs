@@ -98,6 +98,7 @@ impl BackendCompiler<'_> {
             None => dialect.map_or_else(Vec::new, |dialect| dialect.full_statuses().to_vec()),
         };
         let silence = dialect.is_none().then_some(SILENCE);
+        let foreign = foreign_to(written, dialect);
         let connect = ConnectOptions {
             timeout: written.timeouts.connect.0,
             tls,
@@ -132,8 +133,9 @@ impl BackendCompiler<'_> {
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),
-            foreign: foreign_to(written, dialect),
+            foreign,
             drop_fields: written.drop_fields.clone(),
+            rewrites: foreign != ForeignOperations::NONE || !written.drop_fields.is_empty(),
             stream_usage: written.stream_usage.unwrap_or(true),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,

@@ -72,8 +72,10 @@ pub struct Backend {
     pub default_headers: Vec<(HeaderName, HeaderValue)>,
     /// Operations whose requests are translated, because its servers do not have them.
     pub foreign: ForeignOperations,
-    /// Fields that its servers do not get of translated requests.
+    /// Fields of requests that its servers do not get.
     pub drop_fields: Vec<String>,
+    /// True if requests may have to be written anew for it: it has foreign operations, or fields to drop.
+    pub rewrites: bool,
     /// True if its servers are asked for the usage of streams for which callers do not ask.
     pub stream_usage: bool,
     /// True if credentials of callers that identify no consumer are passed on.
@@ -162,6 +164,7 @@ impl Backend {
             default_headers: Vec::new(),
             foreign: ForeignOperations::NONE,
             drop_fields: Vec::new(),
+            rewrites: false,
             stream_usage: false,
             passes_credentials: false,
             full_statuses: Vec::new(),

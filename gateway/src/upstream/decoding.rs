@@ -1,13 +1,14 @@
 //! Observer of a compressed answer: decodes a copy of the answer for the observer of its dialect, while the answer itself
-//! passes as it is. Bounded in memory and work, as servers are not trusted with either. The rest of an answer that cannot be
+//! passes as it is. Decoder of a compressed event stream that is translated. Both are bounded in memory and work, as servers are not trusted with either. The rest of an answer that cannot be
 //! decoded, or grows out of all proportion, is counted by its bytes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use bytes::{Bytes, BytesMut};
 use http::header;
 
-use crate::coding::{Coding, Decoder};
+use crate::coding::{Coding, Decoder, Undecodable};
 use crate::message::ResponseHead;
 use crate::protocol::{Dialect, Observation, Observe};
 
@@ -67,6 +68,46 @@ impl Drop for WindowPermit {
     }
 }
 
+/// Decoder of an event stream that goes on as it decodes, in the same bounds as one that is only observed.
+pub(super) struct StreamDecoder {
+    decoder: Decoder,
+    budget: GrowthBudget,
+    _window: Option<WindowPermit>,
+}
+
+impl StreamDecoder {
+    /// Decoder of a coding; `None` where the coding is unknown, or too many answers are decoded already.
+    pub(super) fn new(coding: Coding) -> Option<Self> {
+        let window = window_for(coding)?;
+        Some(Self { decoder: Decoder::new(coding)?, budget: GrowthBudget::default(), _window: window })
+    }
+
+    /// Decodes a part.
+    ///
+    /// # Errors
+    /// The bytes are not in the coding, or grow out of all proportion.
+    pub(super) fn decode(&mut self, part: &[u8]) -> Result<Bytes, Undecodable> {
+        let (mut out, budget) = (BytesMut::new(), &mut self.budget);
+        budget.read(part.len());
+        let take = |plain: &[u8]| {
+            let has_room = budget.allows(plain.len());
+            if has_room {
+                out.extend_from_slice(plain);
+            }
+            has_room
+        };
+        self.decoder.decode(part, take).map(|()| out.freeze())
+    }
+}
+
+/// Right to the window of a coding, where it has a large one; `None` where too many are open.
+fn window_for(coding: Coding) -> Option<Option<WindowPermit>> {
+    match coding {
+        Coding::Brotli | Coding::Zstd => WindowPermit::open().map(Some),
+        _ => Some(None),
+    }
+}
+
 /// Decoder in use.
 struct ActiveDecoder {
     decoder: Decoder,
@@ -90,10 +131,7 @@ impl DecodingObserver {
     /// Shows an answer in a coding to an observer of plain bytes. `None` where the coding is unknown, or too many answers
     /// are decoded already.
     fn new(coding: Coding, observer: Box<dyn Observe>) -> Option<Self> {
-        let window = match coding {
-            Coding::Brotli | Coding::Zstd => Some(WindowPermit::open()?),
-            _ => None,
-        };
+        let window = window_for(coding)?;
         let decoding = ActiveDecoder { decoder: Decoder::new(coding)?, left: ANY_ANSWER, _window: window };
         Some(Self { observer, decoding: Some(decoding), beyond: Observation::default(), before: (0, 1) })
     }

@@ -248,6 +248,13 @@ impl Mask {
         self.give(self.held.len())
     }
 
+    /// Masks a whole text.
+    pub(super) fn text(&mut self, text: &mut String) {
+        let begun = self.pass(std::mem::take(text).into_bytes().into());
+        let masked = [begun, self.rest()].concat();
+        *text = String::from_utf8(masked).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned());
+    }
+
     /// Masks a whole body.
     pub(super) fn whole(mut self, body: Bytes) -> Bytes {
         let begun = self.pass(body);

@@ -6,12 +6,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use pingora::{ErrorType, RetryType};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::decoding::DecodingObserver;
+use super::dropping::Cut;
 use super::translation::Translation;
 use super::via::Via;
 use crate::balancing::{Class, Endpoint, orca};
@@ -313,11 +314,21 @@ pub struct Attempt<'a> {
     pub alone: bool,
     /// Translation for a server that speaks another API than the caller; `None` where bytes pass as they are.
     pub translation: Option<Arc<Translation>>,
+    /// Body without the fields that the backend's servers do not get; `None` where it has none of them.
+    pub cut: Option<Arc<Cut>>,
     /// Span whose context goes to the endpoint; records nothing where the attempt has no span.
     pub span: Span,
 }
 
 impl Attempt<'_> {
+    /// Names of the fields of the request that the server did not get.
+    pub(super) fn dropped(&self) -> Option<&HeaderValue> {
+        match (&self.translation, &self.cut) {
+            (Some(translation), _) => translation.dropped.as_ref(),
+            (None, cut) => cut.as_ref()?.dropped.as_ref(),
+        }
+    }
+
     /// Reports that the endpoint has begun to answer well.
     pub(super) fn answered(&self, class: Class, status: StatusCode) {
         self.answered_in(class, status, clock::since(self.started));

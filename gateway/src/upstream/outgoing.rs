@@ -63,7 +63,13 @@ impl Outgoing {
             body if body.is_at_hand(session) => (Some(Bytes::new()), session.trailers().as_ref().map(passed)),
             RequestBody::Unread => (None, None),
         };
-        let model_at = exchange.asked.as_ref().and_then(|asked| asked.model_at.clone());
+        let mut model_at = exchange.asked.as_ref().and_then(|asked| asked.model_at.clone());
+        let (mut body, mut trailers) = (body, trailers);
+        if let Some(cut) = &attempt.cut {
+            model_at = model_at.and(cut.model_at.clone());
+            // Trailers describe the bytes that came.
+            (body, trailers) = (Some(cut.body.clone()), None);
+        }
         let edits = BodyEdits { model_at, usage: usage_chunk::edit(attempt, exchange) };
         Self::build(attempt, session, exchange, body, trailers.unwrap_or_default(), edits, recipient)
     }
@@ -111,7 +117,7 @@ impl Outgoing {
         };
         let Outbound { head: mut request, callers_account, shown, host } =
             outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
-        for name in DIGESTS.iter().filter(|_| is_edited) {
+        for name in DIGESTS.iter().filter(|_| is_edited || attempt.cut.is_some()) {
             request.remove_header(name);
         }
         if naming == Naming::Path

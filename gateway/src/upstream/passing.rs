@@ -14,6 +14,7 @@ use super::answer_model::AnswerModel;
 use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
+use super::decoding::StreamDecoder;
 use super::encoded::{decode_error_body, without_coding};
 use super::events::{Gate, has_comment, stream_framing};
 use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
@@ -23,7 +24,7 @@ use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
 use super::translating::{self, StreamTranslator};
 use super::usage_chunk;
-use super::verdict::{grpc_error, judge_beginning};
+use super::verdict::{grpc_error, judge_beginning, judge_reported};
 use crate::balancing::{Class, orca};
 use crate::clock;
 use crate::coding::Coding;
@@ -71,6 +72,8 @@ impl<'a> Conversation<'_, 'a> {
                 _ if is_head => without_coding(&mut head),
                 coding => self.passing.sealed = Some(Sealed::Error(coding)),
             }
+        } else if self.passing.observer.is_some() && coding == Coding::Identity {
+            self.passing.may_mask = !self.state.shown.is_empty();
         }
         if !is_head {
             self.passing.names = AnswerModel::of(self.attempt, self.exchange, &head);
@@ -140,15 +143,22 @@ impl<'a> Conversation<'_, 'a> {
             self.passing.sealed = translates.then_some(Sealed::Foreign(coding));
             return;
         }
-        match StreamTranslator::new(translation, coding, self.exchange) {
-            Some(translator) => {
-                translating::adapt_head(translation, head);
-                translating::set_stream_type(translation, head);
-                self.passing.translator = Some(translator);
-                self.state.takes_events = true;
+        if coding != Coding::Identity {
+            // The window of the observer's decoder is that of the stream's.
+            self.passing.observer = None;
+            self.passing.decoder = StreamDecoder::new(coding).map(Box::new);
+            if self.passing.decoder.is_none() {
+                self.passing.sealed = Some(Sealed::Foreign(coding));
+                return;
             }
-            None => self.passing.sealed = Some(Sealed::Foreign(coding)),
         }
+        translating::adapt_head(translation, head);
+        if self.passing.decoder.is_some() {
+            self.passing.observer = self.attempt.observer(head);
+        }
+        translating::set_stream_type(translation, head);
+        self.passing.translator = Some(StreamTranslator::new(translation, &self.state.shown, self.exchange));
+        self.state.takes_events = true;
     }
 
     /// True if the server's answer has ended, and all of it was read.
@@ -181,8 +191,8 @@ impl<'a> Conversation<'_, 'a> {
         let (client, sent_host) = (self.session.req_header(), self.state.sent_host.as_ref());
         filter_server_response(&mut head, self.attempt, client, self.exchange, sent_host);
         let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
-        if let Some(dropped) = self.attempt.translation.as_ref().and_then(|translation| translation.dropped.clone()) {
-            let _ = out.insert_header(DROPPED.clone(), dropped);
+        if let Some(dropped) = self.attempt.dropped() {
+            let _ = out.insert_header(DROPPED.clone(), dropped.clone());
         }
         if self.exchange.outcome.spilled.is_some()
             && let Ok(name) = header::HeaderValue::from_str(&self.attempt.backend.name)
@@ -248,6 +258,20 @@ impl<'a> Conversation<'_, 'a> {
         Some(outcome)
     }
 
+    /// Outcome of a whole answer of another API that is an error, although it begins as an answer.
+    fn judge_foreign(&mut self) -> Option<AttemptOutcome> {
+        let is_suspect = self.passing.observer.as_ref().is_some_and(|observer| observer.observation().error.is_some());
+        let (Some(translation), Some(Sealed::Foreign(coding)), true) =
+            (&self.attempt.translation, self.passing.sealed, is_suspect)
+        else {
+            return None;
+        };
+        let waiting = self.passing.waiting.as_ref().filter(|waiting| waiting.head.status.is_success())?;
+        let status = translating::reported(translation, coding, &waiting.parts)?.as_u16();
+        let can_resend = self.exchange.body.can_resend(self.session);
+        judge_reported(self.attempt, self.state.callers_account, can_resend, status)
+    }
+
     /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
     async fn pass(&mut self, mut part: Bytes) -> pingora::Result<()> {
         loop {
@@ -286,6 +310,14 @@ impl<'a> Conversation<'_, 'a> {
                 }
                 None => parts.freeze(),
             },
+            // Of an error in place of the answer, parts that came before its end.
+            None if self.passing.mask.is_some() && self.exchange.outcome.reported.is_some() => {
+                let parts = parts.freeze();
+                match self.state.shown.mask() {
+                    Some(mask) => mask.whole(parts),
+                    None => parts,
+                }
+            }
             None => parts.freeze(),
         };
         let body = match self.passing.renaming.take() {
@@ -302,7 +334,7 @@ impl<'a> Conversation<'_, 'a> {
             && let Some(observer) = &mut self.passing.observer
         {
             observer.finish();
-            if let Some(outcome) = self.judge_beginning() {
+            if let Some(outcome) = self.judge_beginning().or_else(|| self.judge_foreign()) {
                 return outcome;
             }
         }
@@ -508,12 +540,23 @@ fn observe(
     started: std::time::Instant,
     state: &mut ConversationState,
     passing: &mut Passing,
-    part: Bytes,
+    mut part: Bytes,
 ) -> Bytes {
     outcome.bytes_answered = outcome.bytes_answered.saturating_add(u64::try_from(part.len()).unwrap_or(0));
+    if let Some(decoder) = &mut passing.decoder {
+        part = decoder.decode(&part).unwrap_or_else(|_| {
+            if let Some(translator) = &mut passing.translator {
+                translator.fail();
+            }
+            Bytes::new()
+        });
+    }
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, clock::instant());
         note_usage(attempt, outcome, observer.observation());
+        if passing.may_mask && observer.observation().has_failed {
+            (passing.may_mask, passing.mask) = (false, state.shown.mask());
+        }
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -526,10 +569,9 @@ fn observe(
     }
     // Of an answer that nobody can read, the first byte is the first content.
     state.content_seen |= passing.observer.is_none() && !part.is_empty();
-    let mut part = match &mut passing.gate {
-        Some(gate) => gate.pass(part),
-        None => part,
-    };
+    if let Some(gate) = &mut passing.gate {
+        part = gate.pass(part);
+    }
     if passing.may_hide() {
         part = usage_chunk::hide(part);
     }
@@ -552,7 +594,7 @@ fn observe(
 fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Observation) {
     if seen.has_failed {
         outcome.reported = attempt.reported(seen);
-        outcome.error_code = Some("upstream_error");
+        outcome.error_code = Some(translating::REPORTED);
     }
     outcome.unreported = seen.written.since(seen.reported);
     outcome.is_text_known = seen.is_known_shape;
@@ -570,7 +612,7 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
 /// Records that a gRPC call ended with an error of its server, which other servers would have sent with this status.
 fn note_grpc_error(outcome: &mut exchange::Outcome, status: u16) {
     outcome.reported = Some(status);
-    outcome.error_code = Some("upstream_error");
+    outcome.error_code = Some(translating::REPORTED);
 }
 
 /// Records the facts of an answer that has ended.

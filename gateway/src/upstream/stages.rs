@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::answer_model::AnswerModel;
+use super::decoding::StreamDecoder;
 use super::encoded::MAX_ENCODED;
 use super::events::Gate;
 use super::masking::Mask;
@@ -27,9 +28,13 @@ pub(super) struct Passing {
     pub(super) names: Option<Box<AnswerModel>>,
     /// Masks credentials of the gateway in an error.
     pub(super) mask: Option<Mask>,
+    /// True where an error in place of the answer, or of its rest, would have to be masked.
+    pub(super) may_mask: bool,
     pub(super) transcript: Option<Box<dyn Transcribe>>,
     /// Answer that must be read whole before it can pass.
     pub(super) sealed: Option<Sealed>,
+    /// Decodes an event stream that is translated.
+    pub(super) decoder: Option<Box<StreamDecoder>>,
     /// Translates an event stream.
     pub(super) translator: Option<StreamTranslator>,
     /// Name of the model to replace in the beginning of the answer.

@@ -1,23 +1,27 @@
 //! The way back of a translated answer. A whole answer or an error is held until it has ended and is written anew; an event
-//! stream passes event by event. A compressed answer, which no server was asked for, is decoded within bounds.
+//! stream passes event by event. A compressed answer, which no server was asked for, is decoded within bounds before.
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::{HeaderValue, StatusCode};
 use spillway_filter::ErrorKind;
 
-use super::decoding::GrowthBudget;
 use super::encoded::without_coding;
-use super::masking::SentCredentials;
+use super::masking::{Mask, SentCredentials};
 use super::outcome::CutReason;
 use super::translation::Translation;
-use crate::coding::{Coding, Decoder};
+use crate::coding::Coding;
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
-use crate::protocol::translate::{ApiError, Delta, MAX_KEPT, ReadStream, Reply, Unreadable, WriteStream, deltas_of};
+use crate::protocol::translate::{
+    ApiError, Delta, InOrder, MAX_KEPT, ReadStream, Reply, Unreadable, WriteStream, deltas_of,
+};
 
 /// Most bytes of a whole answer, as it came and decoded.
 pub(super) const MAX_ANSWER: usize = MAX_KEPT;
+
+/// Code of an answer whose body is an error of its server.
+pub(super) const REPORTED: &str = "upstream_error";
 
 /// Code of an answer that cannot be translated.
 const UNREADABLE: &str = CutReason::Unreadable.as_str();
@@ -29,7 +33,6 @@ const OF_THE_BODY: [HeaderName; 2] = [header::CONTENT_LANGUAGE, header::CONTENT_
 pub(super) struct StreamTranslator {
     reader: Box<dyn ReadStream>,
     writer: Box<dyn WriteStream>,
-    decoder: Option<(Decoder, GrowthBudget)>,
     /// Reason why the rest of the stream cannot be translated, once it cannot.
     failed: Option<Unreadable>,
     /// True once the answer has come to its end.
@@ -37,22 +40,21 @@ pub(super) struct StreamTranslator {
 }
 
 impl StreamTranslator {
-    /// Translator of a stream in a coding; `None` for a coding that is not read on its way.
-    pub(super) fn new(translation: &Translation, coding: Coding, exchange: &Exchange) -> Option<Self> {
-        let decoder = match coding {
-            Coding::Identity => None,
-            // Others need large windows, and no server was asked for them.
-            Coding::Gzip | Coding::Deflate => Some((Decoder::new(coding)?, GrowthBudget::default())),
-            Coding::Brotli | Coding::Zstd | Coding::Unknown => return None,
-        };
+    /// Translator of a stream.
+    pub(super) fn new(translation: &Translation, shown: &SentCredentials, exchange: &Exchange) -> Self {
         let reader = translation.server.read_stream();
+        let mut writer = translation.caller.write_stream(&translation.asked);
+        if !translation.caller.interleaves_calls() {
+            writer = Box::new(InOrder::new(writer));
+        }
         let named = Named {
-            writer: translation.caller.write_stream(&translation.asked),
+            writer,
             name: translation.name_for_caller(Some(translation.model.clone()), exchange),
             servers: translation.model.clone(),
+            mask: shown.mask(),
         };
         let writer: Box<dyn WriteStream> = Box::new(named);
-        Some(Self { reader, writer, decoder, failed: None, has_ended: false })
+        Self { reader, writer, failed: None, has_ended: false }
     }
 
     /// Translates a part. What a part says that cannot be translated is lost, and [`Self::is_broken`] then.
@@ -61,24 +63,14 @@ impl StreamTranslator {
         if self.failed.is_some() {
             return Bytes::new();
         }
-        let Self { reader, writer, decoder, failed, has_ended } = self;
-        let mut show = |plain: &[u8]| {
-            let read = read(reader.as_mut(), writer.as_mut(), plain, has_ended, &mut out);
-            *failed = read.err();
-            failed.is_none()
-        };
-        match decoder {
-            None => {
-                show(part);
-            }
-            Some((decoder, budget)) => {
-                budget.read(part.len());
-                if decoder.decode(part, |plain| budget.allows(plain.len()) && show(plain)).is_err() {
-                    failed.get_or_insert(Unreadable("the backend's answer is not in the coding that it names"));
-                }
-            }
-        }
+        let Self { reader, writer, failed, has_ended } = self;
+        *failed = read(reader.as_mut(), writer.as_mut(), part, has_ended, &mut out).err();
         out.freeze()
+    }
+
+    /// Ends the translation of a stream whose rest cannot be decoded.
+    pub(super) fn fail(&mut self) {
+        self.failed.get_or_insert(Unreadable("the backend's answer is not in the coding that it names"));
     }
 
     /// Translates the end of the stream.
@@ -108,13 +100,15 @@ impl StreamTranslator {
     }
 }
 
-/// Writer of a stream in which the caller reads its own name of the model.
+/// Writer of a stream in which the caller reads its own name of the model, and no credential in an error.
 struct Named {
     writer: Box<dyn WriteStream>,
     /// Name in place of the server's.
     name: Option<String>,
     /// Name that the server knows.
     servers: String,
+    /// Masks credentials of the gateway.
+    mask: Option<Mask>,
 }
 
 impl WriteStream for Named {
@@ -124,7 +118,18 @@ impl WriteStream for Named {
         {
             *model = self.name.take();
         }
+        if let (Delta::Error(error), Some(mask)) = (&mut delta, &mut self.mask) {
+            mask_error(error, mask);
+        }
         self.writer.write(delta, out)
+    }
+}
+
+/// Masks what a server said in an error.
+fn mask_error(error: &mut ApiError, mask: &mut Mask) {
+    let ApiError { message, code, param, .. } = error;
+    for text in [Some(message), code.as_mut(), param.as_mut()].into_iter().flatten() {
+        mask.text(text);
     }
 }
 
@@ -169,7 +174,15 @@ pub(super) fn set_stream_type(translation: &Translation, head: &mut ResponseHead
     let _ = head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(translation.caller.stream_type()));
 }
 
-/// Writes a whole answer or an error anew, and adapts its head.
+/// Status of an answer that is an error, although its own status says success; `None` where it can be read.
+pub(super) fn reported(translation: &Translation, coding: Coding, body: &[u8]) -> Option<StatusCode> {
+    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER) }?;
+    translation.server.read_reply(&plain).err()?;
+    Some(translation.server.reported_error(&plain)?.status)
+}
+
+/// Writes a whole answer or an error anew, and adapts its head. An error in place of an answer, whose status said success, has
+/// the status that belongs to it.
 pub(super) fn whole(
     translation: &Translation,
     coding: Coding,
@@ -179,20 +192,31 @@ pub(super) fn whole(
     exchange: &mut Exchange,
 ) -> Bytes {
     let is_error = head.status.is_client_error() || head.status.is_server_error();
-    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER).map(Bytes::from) };
-    let plain = match (plain, shown.mask()) {
-        (Some(plain), Some(mask)) if is_error => Some(mask.whole(plain)),
-        (plain, _) => plain,
-    };
+    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER) };
     adapt_head(translation, head);
-    let answer = match plain {
-        Some(plain) if is_error => Err(translation.server.read_error(head.status, &plain)),
-        None if is_error => Err(ApiError::of_text(head.status, b"")),
-        Some(plain) => {
-            let reply = translation.server.read_reply(&plain);
-            let reply = reply.map(|reply| Reply { model: translation.name_for_caller(reply.model, exchange), ..reply });
-            reply.and_then(|reply| answer(translation, reply, head)).map_err(|why| unreadable(why, exchange))
+    let masked = |mut error: ApiError| {
+        if let Some(mut mask) = shown.mask() {
+            mask_error(&mut error, &mut mask);
         }
+        error
+    };
+    let answer = match plain {
+        Some(plain) if is_error => Err(masked(translation.server.read_error(head.status, &plain))),
+        None if is_error => Err(ApiError::of_text(head.status, b"")),
+        Some(plain) => match translation.server.read_reply(&plain) {
+            Ok(reply) => {
+                let reply = Reply { model: translation.name_for_caller(reply.model, exchange), ..reply };
+                answer(translation, reply, head).map_err(|why| unreadable(why, exchange))
+            }
+            Err(why) => match translation.server.reported_error(&plain) {
+                Some(error) => {
+                    exchange.outcome.reported.get_or_insert(error.status.as_u16());
+                    exchange.outcome.error_code = Some(REPORTED);
+                    Err(masked(error))
+                }
+                None => Err(unreadable(why, exchange)),
+            },
+        },
         None => {
             let why = Unreadable("the backend's answer is too long, or not in the coding that it names");
             Err(unreadable(why, exchange))

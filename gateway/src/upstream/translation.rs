@@ -9,6 +9,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use crate::exchange::Exchange;
 use crate::message::RequestHead;
 use crate::protocol::translate::{Asked, CallerApi, CredentialForm, Lossy, ServerApi, WrittenRequest};
+use crate::protocol::{Dialect, Operation};
 use crate::topology::Backend;
 
 /// Translation of an exchange.
@@ -29,19 +30,35 @@ pub struct Translation {
     pub(super) dropped: Option<HeaderValue>,
 }
 
+/// APIs between which an operation is translated; `None` where one of them has nothing like it.
+fn apis(
+    backend: &Backend,
+    dialect: &'static dyn Dialect,
+    operation: Operation,
+) -> Option<(&'static dyn CallerApi, &'static dyn ServerApi)> {
+    dialect.translator(operation).zip(backend.dialect.and_then(|dialect| dialect.conversations()))
+}
+
+/// True if a backend has an operation of a dialect, itself or by translation.
+pub fn has_counterpart(backend: &Backend, dialect: &'static dyn Dialect, operation: Operation) -> bool {
+    !(backend.rewrites && backend.foreign.contains(dialect, operation)) || apis(backend, dialect, operation).is_some()
+}
+
+/// Refusal of an operation that the servers of a backend do not have.
+pub fn no_counterpart(backend: &Backend) -> Refusal {
+    let api = backend.dialect.map_or("http", |dialect| dialect.name());
+    let message = format!("The server for this request speaks the API `{api}`, which has no counterpart of this path.");
+    Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message)
+}
+
 /// Translates the held body of a request for a backend of another API.
 ///
 /// # Errors
 /// The operation has no counterpart there, the request is invalid, or it has a field that the API of the server cannot
 /// express.
 pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<Translation, Refusal> {
-    let operation = exchange.resolved.operation;
-    let apis = exchange.dialect.translator(operation).zip(backend.dialect.and_then(|dialect| dialect.conversations()));
-    let Some((caller, server)) = apis else {
-        let api = backend.dialect.map_or("http", |dialect| dialect.name());
-        let message =
-            format!("The server for this request speaks the API `{api}`, which has no counterpart of this path.");
-        return Err(Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "unsupported_endpoint", message));
+    let Some((caller, server)) = apis(backend, exchange.dialect, exchange.resolved.operation) else {
+        return Err(no_counterpart(backend));
     };
     let mut conversation = caller.read_request(body)?;
     let named = conversation.model.as_deref();

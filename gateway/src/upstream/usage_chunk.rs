@@ -12,8 +12,11 @@ use crate::protocol::BodyEdit;
 
 /// Edit by which the request of an exchange asks for the usage of its stream; `None` where the caller asks itself, or the
 /// backend is not asked.
-pub(super) fn edit<'e>(attempt: &Attempt<'_>, exchange: &'e Exchange) -> Option<&'e BodyEdit> {
-    let edit = exchange.asked.as_ref()?.usage_edit.as_ref()?;
+pub(super) fn edit<'e>(attempt: &'e Attempt<'_>, exchange: &'e Exchange) -> Option<&'e BodyEdit> {
+    let mut edit = exchange.asked.as_ref()?.usage_edit.as_ref()?;
+    if let Some(cut) = &attempt.cut {
+        edit = cut.usage_edit.as_ref()?;
+    }
     (attempt.backend.stream_usage && attempt.translation.is_none()).then_some(edit)
 }
 

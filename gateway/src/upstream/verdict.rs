@@ -72,7 +72,18 @@ pub(super) fn judge_beginning(
     seen: &Observation,
 ) -> Option<AttemptOutcome> {
     let status = attempt.reported(seen)?;
-    let is_own_account = status == 429 && (callers_account || is_quota_spent(seen));
+    judge_reported(attempt, callers_account || is_quota_spent(seen), can_resend, status)
+}
+
+/// Outcome of an answer with an error of this status in its place, as by [`judge_beginning`]. `is_of_account` is true where 429
+/// refers to the account and not to the server.
+pub(super) fn judge_reported(
+    attempt: &Attempt<'_>,
+    is_of_account: bool,
+    can_resend: bool,
+    status: u16,
+) -> Option<AttemptOutcome> {
+    let is_own_account = status == 429 && is_of_account;
     if attempt.move_on.full && attempt.backend.full_statuses.contains(&status) && can_resend && !is_own_account {
         return Some(AttemptOutcome::Full(None));
     }

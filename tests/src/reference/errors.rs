@@ -386,7 +386,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "upstream_error",
-        "A server answered with a status of success, and with an error in place of the answer or of the rest of a stream. The client gets what the server sent.",
+        "A server answered with a status of success, and with an error in place of the answer or of the rest of a stream. The client gets what the server sent, without credentials of the gateway, and translated where its API is another.",
         "Look at the server: `lastError` of `GET /api/backends` names the status that belongs to the error.",
     ),
     (
@@ -417,7 +417,11 @@ const DEPENDS: &[(&str, &[u16], &str)] = &[
     ("service_unavailable", &[503], "`whenUnavailable.reject.status` decides."),
     ("shutting_down", &[503], ""),
     ("timeout", &[502], "The answer had begun with its own status; this one is of the error event."),
-    ("upstream_error", &[], "The answer has its own status, which says success."),
+    (
+        "upstream_error",
+        &[],
+        "The answer has its own status, which says success; translated it has the status of the error.",
+    ),
     ("upstream_answer_unreadable", &[502], ""),
     ("upstream_error_withheld", &[], "The status is that of the backend's answer."),
     ("upstream_header_too_large", &[502], ""),

@@ -240,7 +240,7 @@ const GROUPS: &[Group] = &[
             ),
             (
                 "x-spillway-dropped",
-                "Fields of the request that the built-in model which answered does not know and has ignored; other marks than letters, digits and `_-.[]` are percent-encoded.",
+                "Fields of the request that the server which answered did not get (`backends[].dropFields`, translation), or that the built-in model does not know and has ignored; other marks than letters, digits and `_-.[]` are percent-encoded.",
             ),
             (
                 "x-ratelimit-limit-requests",

@@ -196,6 +196,7 @@ const EVENTS: &[(&str, &str)] = &[
         "system_certificates_not_read",
         "The certificate authorities of the system cannot be read; servers with their certificates are not trusted.",
     ),
+    ("target_cannot_take", "A request was not sent to a target of its route that cannot take it: `reason` says why."),
     ("traces_not_sent", "A collector accepts no spans; they are dropped and counted in `spillway_spans_dropped`."),
     ("upstream_tls_failed", "TLS towards an endpoint failed: the error says why."),
     ("variable_not_followed", "A variable `OTEL_*` has a value that the gateway does not support."),

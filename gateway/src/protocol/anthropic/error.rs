@@ -127,11 +127,33 @@ pub(super) struct ReadError {
 }
 
 #[derive(Deserialize)]
+#[serde(from = "TextOrFields")]
 struct ReadFields {
-    #[serde(rename = "type")]
     kind: Option<String>,
     message: Option<String>,
     details: Option<ReadDetails>,
+}
+
+/// Error as servers that are not Anthropic's may write it: as a text alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrFields {
+    Text(String),
+    Fields {
+        #[serde(rename = "type")]
+        kind: Option<String>,
+        message: Option<String>,
+        details: Option<ReadDetails>,
+    },
+}
+
+impl From<TextOrFields> for ReadFields {
+    fn from(read: TextOrFields) -> Self {
+        match read {
+            TextOrFields::Text(text) => Self { kind: None, message: Some(text), details: None },
+            TextOrFields::Fields { kind, message, details } => Self { kind, message, details },
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -149,7 +171,8 @@ impl ReadError {
         };
         let status = status.unwrap_or_else(of_type);
         let code = details.and_then(|details| details.error_code).or(kind);
-        ApiError { status, kind: kind_of(status), message: message.unwrap_or_default(), code, param: None }
+        let message = message.unwrap_or_else(|| format!("the backend answered {}", status.as_u16()));
+        ApiError { status, kind: kind_of(status), message, code, param: None }
     }
 }
 
@@ -159,6 +182,11 @@ pub(super) fn read(status: StatusCode, body: &[u8]) -> ApiError {
         Ok(read) => read.into_error(Some(status)),
         Err(_) => ApiError::of_text(status, body),
     }
+}
+
+/// Error in a body or an event of a server that should be an answer.
+pub(super) fn reported(body: &[u8]) -> Option<ApiError> {
+    serde_json::from_slice::<ReadError>(body).ok().map(|read| read.into_error(None))
 }
 
 /// Status of an error that came without one, by its type.

@@ -222,6 +222,10 @@ impl ServerApi for Messages {
         Box::<reply::StreamReader>::default()
     }
 
+    fn reported_error(&self, body: &[u8]) -> Option<ApiError> {
+        error::reported(body)
+    }
+
     fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError {
         error::read(status, body)
     }

@@ -9,6 +9,7 @@ mod scan;
 mod stream_options;
 #[cfg(test)]
 mod tests;
+mod without;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use parts::PromptParts;
 pub use prefix::prompt_prefix;
 use scan::{NameMatch, Scan, ValueKind, Wrong, compare_names};
 pub use stream_options::BodyEdit;
+pub use without::without;
 
 use super::refusals::duplicate;
 

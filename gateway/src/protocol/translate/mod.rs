@@ -9,6 +9,7 @@
 mod answer;
 mod builtin;
 mod conversation;
+mod in_order;
 mod lossy;
 mod object;
 mod reply;
@@ -23,6 +24,7 @@ pub use builtin::chat_request;
 pub use conversation::{
     Conversation, Effort, Format, Image, ImageSource, Part, Role, Setting, Settings, Thinking, ToolPick, ToolSpec, Turn,
 };
+pub use in_order::InOrder;
 pub use lossy::Lossy;
 pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
 
@@ -97,6 +99,11 @@ pub trait CallerApi: Api {
         EVENTS
     }
 
+    /// True if the pieces of several tool calls may alternate in its streams. Otherwise a call ends before the next begins.
+    fn interleaves_calls(&self) -> bool {
+        false
+    }
+
     /// Reads the request of a caller.
     ///
     /// # Errors
@@ -137,6 +144,10 @@ pub trait ServerApi: Api {
 
     /// Reader of the event stream of a server.
     fn read_stream(&self) -> Box<dyn ReadStream>;
+
+    /// Error in a body whose status said success and which is no answer; `None` for any other body. Its status is the one that
+    /// belongs to it.
+    fn reported_error(&self, body: &[u8]) -> Option<ApiError>;
 
     /// Reads the error of a server, which has this status. A body in another form becomes the message.
     fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError;

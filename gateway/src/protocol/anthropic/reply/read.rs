@@ -6,7 +6,8 @@ use crate::protocol::translate::{Part, Reply, Unreadable, read_json};
 /// Reads a message. Blocks of unknown types are left out: they answer features that no translated request asks for.
 pub(in crate::protocol::anthropic) fn read(body: &[u8]) -> Result<Reply, Unreadable> {
     let message: ReadMessage = read_json(body)?;
-    if message.id.is_none() && message.stop_reason.is_none() && message.content.is_empty() {
+    let is_error = message.kind.as_deref() == Some("error");
+    if is_error || message.id.is_none() && message.stop_reason.is_none() && message.content.is_empty() {
         return Err(Unreadable("the backend's answer is no message of the Messages API"));
     }
     Ok(Reply {

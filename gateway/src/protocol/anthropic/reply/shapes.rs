@@ -97,6 +97,8 @@ impl ReadBlock {
 /// Message as servers send it, whole or at the beginning of a stream.
 #[derive(Debug, Deserialize)]
 pub(super) struct ReadMessage {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
     pub(super) id: Option<String>,
     pub(super) model: Option<String>,
     #[serde(default)]

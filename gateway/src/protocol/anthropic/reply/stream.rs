@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::shapes::{ReadBlock, ReadMessage, Usage, finish_of};
-use crate::protocol::anthropic::error::ReadError;
+use crate::protocol::anthropic::error::reported;
 use crate::protocol::translate::{ApiError, Delta, MAX_CALLS, ReadStream, SseEvent, SseReader, Unreadable, read_json};
 
 /// Reader of one stream.
@@ -125,7 +125,16 @@ impl State {
             "ping" => emit(Delta::Ping),
             "error" => {
                 self.has_ended = true;
-                emit(Delta::Error(error_of(data)));
+                let error = reported(data);
+                let unknown = || ApiError::of_text(StatusCode::INTERNAL_SERVER_ERROR, data);
+                emit(Delta::Error(error.unwrap_or_else(unknown)));
+            }
+            // Servers that are not Anthropic's may leave out the type.
+            "" => {
+                if let Some(error) = reported(data) {
+                    self.has_ended = true;
+                    emit(Delta::Error(error));
+                }
             }
             _ => {}
         }
@@ -214,13 +223,5 @@ impl State {
             }
             Some(BlockKind::Call { arguments: None, .. } | BlockKind::Other) | None => {}
         }
-    }
-}
-
-/// Error of an event.
-fn error_of(data: &[u8]) -> ApiError {
-    match serde_json::from_slice::<ReadError>(data) {
-        Ok(read) => read.into_error(None),
-        Err(_) => ApiError::of_text(StatusCode::INTERNAL_SERVER_ERROR, data),
     }
 }

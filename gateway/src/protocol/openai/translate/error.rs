@@ -21,6 +21,14 @@ pub(super) fn read(status: StatusCode, body: &[u8]) -> ApiError {
     }
 }
 
+/// Error in a body or an event of a server that should be an answer: under `error`, or as the whole value, which says so then.
+pub(super) fn reported(body: &[u8]) -> Option<ApiError> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    let is_under_error = value.get("error").is_some_and(|error| !error.is_null());
+    let says_error = ["object", "type"].iter().any(|name| value.get(name).is_some_and(|says| says == "error"));
+    (is_under_error || says_error).then(|| of_value(&value, None))
+}
+
 /// Error in a value, with `status` or, where the stream had begun, that of its type and code.
 pub(super) fn of_value(value: &Value, status: Option<StatusCode>) -> ApiError {
     let fields = value.get("error").filter(|error| error.is_object()).unwrap_or(value);

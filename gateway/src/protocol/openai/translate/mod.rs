@@ -44,6 +44,10 @@ impl Api for ChatCompletions {
 }
 
 impl CallerApi for ChatCompletions {
+    fn interleaves_calls(&self) -> bool {
+        true
+    }
+
     fn read_request(&self, body: &[u8]) -> Result<Conversation, Refusal> {
         request::read(body)
     }
@@ -78,6 +82,10 @@ impl ServerApi for ChatCompletions {
 
     fn read_stream(&self) -> Box<dyn ReadStream> {
         Box::<stream::StreamReader>::default()
+    }
+
+    fn reported_error(&self, body: &[u8]) -> Option<ApiError> {
+        error::reported(body)
     }
 
     fn read_error(&self, status: StatusCode, body: &[u8]) -> ApiError {

@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::error::{of_value, write_error_event};
+use super::error::{reported, write_error_event};
 use super::reply::new_id;
 use super::shapes::{
     ReadCall, ReadChoice, ReadCompletion, ReadMessage, ThinkingBlock, Usage, finish_of, logprobs_of, reason_of,
@@ -62,12 +62,15 @@ impl State {
             }
             SseEvent::Data(data) => data,
         };
-        let chunk: ReadCompletion = read_json(data)?;
-        if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
+        let chunk = read_json::<ReadCompletion>(data);
+        let is_empty = |chunk: &ReadCompletion| chunk.choices.is_empty() && chunk.usage.is_none();
+        let may_be_error = chunk.as_ref().map_or(true, |chunk| chunk.error.is_some() || is_empty(chunk));
+        if may_be_error && let Some(error) = reported(data) {
             self.has_ended = true;
-            emit(Delta::Error(of_value(&error, None)));
+            emit(Delta::Error(error));
             return Ok(());
         }
+        let chunk = chunk?;
         if !std::mem::replace(&mut self.has_begun, true) {
             emit(Delta::Start { id: chunk.id, model: chunk.model, tokens: None });
         }
