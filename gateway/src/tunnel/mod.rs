@@ -17,4 +17,4 @@ pub use handshake::{
     WEBSOCKET, asks_to_upgrade, check_opening, new_key,
 };
 pub use relay::{SocketLimits, SocketReport, relay};
-pub use sockets::{OpenSockets, SocketFacts, SocketGuard};
+pub use sockets::{EndAt, OpenSockets, SocketFacts, SocketGuard, caller_end, earlier};

@@ -31,8 +31,8 @@ pub struct SocketLimits {
     pub idle: Duration,
     /// End of the longest life.
     pub lifetime_ends: Option<Instant>,
-    /// End of the time for which the caller is known.
-    pub identity_ends: Option<Instant>,
+    /// End of the client's certificate.
+    pub certificate_ends: Option<Instant>,
     /// Longest time for the server to take some of the bytes that wait for it.
     pub server_write: Duration,
     /// Longest time for the client to take some of the bytes that wait for it; `None` where its connection bounds its writes itself.
@@ -131,11 +131,11 @@ impl Socket {
 
     /// Limits on the time of the socket, with the end that each brings.
     fn limits(&self) -> [Option<(Instant, SocketEnd)>; 6] {
-        let SocketLimits { idle, lifetime_ends, identity_ends, server_write, client_write, .. } = self.limits;
+        let SocketLimits { idle, lifetime_ends, certificate_ends, server_write, client_write, .. } = self.limits;
         let stalled = |direction: &Direction, within| direction.stalled.map(|since| since + within);
         [
             lifetime_ends.map(|at| (at, SocketEnd::Lifetime)),
-            identity_ends.map(|at| (at, SocketEnd::Policy)),
+            certificate_ends.map(|at| (at, SocketEnd::Policy)),
             self.ends_at,
             stalled(&self.up, server_write).map(|at| (at, SocketEnd::ServerSlow)),
             client_write.and_then(|within| stalled(&self.down, within)).map(|at| (at, SocketEnd::ClientSlow)),
@@ -301,7 +301,7 @@ mod tests {
         SocketLimits {
             idle: minute,
             lifetime_ends: None,
-            identity_ends: None,
+            certificate_ends: None,
             server_write: minute,
             client_write: Some(minute),
             has_frames: true,
@@ -311,7 +311,7 @@ mod tests {
     fn facts() -> SocketFacts {
         let (route, url, endpoint) = (String::new(), String::new(), String::new());
         let listener = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        SocketFacts { listener, route, key: None, backend: "b".into(), url, endpoint, generation: 1 }
+        SocketFacts { listener, route, caller: None, backend: "b".into(), url, endpoint, generation: 1 }
     }
 
     /// Frame of a server with a payload of such a length.
@@ -332,7 +332,7 @@ mod tests {
     async fn passed(bytes: &[u8], parts: &[usize], ended_behind: usize, room: usize) -> (Vec<u8>, SocketReport) {
         let ((mut client, mut near), (mut server, mut far)) = (duplex(room), duplex(room));
         let sockets = OpenSockets::default();
-        let mut guard = sockets.enter(facts());
+        let mut guard = sockets.enter(facts(), None);
         let mut timer = KeptTimer::default();
         let relayed = async {
             let stopping = std::future::pending();
@@ -344,7 +344,7 @@ mod tests {
             let mut rest = bytes;
             for (n, part) in parts.iter().cycle().enumerate() {
                 if n == ended_behind {
-                    sockets.end_where(|_| Some((Instant::now(), SocketEnd::Drained)));
+                    sockets.drain_where(Some(Instant::now()), |_| true);
                     tokio::task::yield_now().await;
                 }
                 let (now, later) = rest.split_at(rest.len().min(*part));
@@ -398,7 +398,7 @@ mod tests {
     async fn an_idle_socket_ends_in_its_time_and_one_that_pings_does_not() {
         let ((mut client, mut near), (mut server, mut far)) = (duplex(100), duplex(100));
         let sockets = OpenSockets::default();
-        let mut guard = sockets.enter(facts());
+        let mut guard = sockets.enter(facts(), None);
         let (mut timer, begun) = (KeptTimer::default(), Instant::now());
         let relayed = async {
             let stopping = std::future::pending();

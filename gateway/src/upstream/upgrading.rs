@@ -21,10 +21,11 @@ use crate::clock;
 use crate::connect::{Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, ServedBy, SocketOutcome};
+use crate::identity::CallerProof;
 use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::Operation;
 use crate::telemetry::{RouteMetrics, SocketEnd};
-use crate::tunnel::{self, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts, SocketLimits, Upgrade};
+use crate::tunnel::{self, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts, SocketLimits, Upgrade, caller_end};
 
 /// Subprotocol in which browsers send the key of OpenAI's Realtime API, since they can set no header.
 const KEY_IN_SUBPROTOCOL: &[u8] = b"openai-insecure-api-key.";
@@ -237,10 +238,13 @@ async fn serve(
     let mut socket = SocketOutcome { opened_after: clock::since(exchange.started), bytes_in: 0, end: None };
     exchange.outcome.socket = Some(socket);
     let _open = OpenSocket::enter(&attempt.route.metrics);
-    let mut guard = attempt.downstream.sockets.enter(facts(attempt, upgrade, exchange));
+    let facts = facts(attempt, upgrade, exchange);
+    let caller = facts.caller.as_ref();
+    let caller_ends = caller.and_then(|(name, proof)| exchange.snapshot.identity.ends(proof, name));
+    let mut guard = attempt.downstream.sockets.enter(facts, caller_end(caller_ends));
     if attempt.endpoint.state.is_drained() {
         // An operator has drained it while the server thought about the handshake.
-        guard.end_at(clock::now() + exchange.snapshot.drain_timeout, SocketEnd::Drained);
+        guard.drain_at(clock::now() + exchange.snapshot.drain_timeout);
     }
     let is_http2 = session.is_http2();
     let mut timer = session.lend_timer();
@@ -277,7 +281,7 @@ fn limits(attempt: &Attempt<'_>, upgrade: &Upgrade, session: &ClientSession, exc
     SocketLimits {
         idle: route.socket_idle,
         lifetime_ends: route.socket_lifetime.map(|lifetime| clock::now() + lifetime),
-        identity_ends: upgrade.certificate_ends,
+        certificate_ends: upgrade.certificate_ends,
         server_write: attempt.backend.send_timeout,
         client_write: session.is_http2().then_some(exchange.write_timeout),
         has_frames: upgrade.is_websocket(),
@@ -285,16 +289,23 @@ fn limits(attempt: &Attempt<'_>, upgrade: &Upgrade, session: &ClientSession, exc
 }
 
 fn facts(attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) -> SocketFacts {
-    let is_key = exchange.identified_by.is_some() && exchange.token.is_none();
-    let caller = exchange.caller.as_ref().filter(|_| is_key);
     SocketFacts {
         listener: upgrade.listener,
         route: attempt.route.name.clone(),
-        key: caller.and_then(|caller| Some((caller.name.clone(), exchange.credential?))),
+        caller: exchange.caller.as_ref().and_then(|caller| Some((caller.name.clone(), proof(exchange)?))),
         backend: attempt.backend.name.clone(),
         url: attempt.endpoint.url.to_string(),
         endpoint: attempt.endpoint.address.clone(),
         generation: exchange.snapshot.generation,
+    }
+}
+
+/// Proof by which the caller is known; `None` for an anonymous one.
+fn proof(exchange: &Exchange) -> Option<CallerProof> {
+    match (&exchange.token, &exchange.identified_by, &exchange.certificate) {
+        (Some(token), ..) => Some(CallerProof::Token(token.clone())),
+        (None, Some(_), _) => exchange.credential.map(CallerProof::Key),
+        (None, None, certificate) => certificate.clone().map(CallerProof::Certificate),
     }
 }
 
