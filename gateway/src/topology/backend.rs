@@ -11,6 +11,7 @@ use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::credentials::Credential;
+use crate::protocol::translate::ServerWords;
 use crate::protocol::{Dialect, ForeignOperations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
@@ -74,6 +75,8 @@ pub struct Backend {
     pub foreign: ForeignOperations,
     /// Fields that its servers do not get of translated requests.
     pub drop_fields: Vec<String>,
+    /// Words in which its servers read translated requests.
+    pub words: ServerWords,
     /// True if its servers are asked for the usage of streams for which callers do not ask.
     pub stream_usage: bool,
     /// True if credentials of callers that identify no consumer are passed on.
@@ -162,6 +165,7 @@ impl Backend {
             default_headers: Vec::new(),
             foreign: ForeignOperations::NONE,
             drop_fields: Vec::new(),
+            words: ServerWords::default(),
             stream_usage: false,
             passes_credentials: false,
             full_statuses: Vec::new(),
