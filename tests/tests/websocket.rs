@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Authority, CLOSE, Gateway, Issuer, IssuerKey, RawSocket, Secure, SocketServer, TEXT, Upstream, eventually, free_port, new_key, opening,
-    python, repository, socket_frame, switching, whole,
+    Authority, CLOSE, Gateway, Issuer, IssuerKey, RawSocket, Secure, SocketServer, TEXT, Upstream, binary, eventually,
+    faketime, free_port, new_key, opening, python, repository, socket_frame, switching, whole,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -141,10 +141,10 @@ routes:
         json!({"model": "own-model", "authorization": "Bearer upstream-secret", "text": "Hello there", "tokens": 12});
     assert_eq!(told(free.clone(), "gpt-realtime").await, expected);
     assert_eq!(told(bound.clone(), "gpt-realtime").await, expected);
+    assert_eq!(told(counted, "gpt-realtime").await, expected);
     for (key, model, status, code) in [
         (bound, "gpt-other", 404, "model_not_found"),
         (free, "other", 404, "model_not_found"),
-        (counted, "gpt-realtime", 403, "socket_not_counted"),
         ("sk-unknown".to_owned(), "gpt-realtime", 401, "invalid_api_key"),
     ] {
         let refused = told(key, model).await;
@@ -397,6 +397,42 @@ routes:
     assert_eq!((ended.frame().await.unwrap().code(), ended_far.frame().await.unwrap().code()), (1001, 1001));
     kept.send_frame(TEXT, b"on").await;
     assert_eq!(kept_far.frame().await.unwrap().payload, b"on");
+}
+
+#[tokio::test]
+async fn a_key_that_expires_ends_the_sockets_that_it_opened() {
+    let server = SocketServer::start().await;
+    let ((ending, ending_digest), (kept, kept_digest)) = (new_key(), new_key());
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+consumers:
+  - {{name: c, keys: [{{sha256: \"{ending_digest}\", expires: 2099-01-01}}, {{sha256: \"{kept_digest}\"}}]}}
+{}",
+        route(&server, "")
+    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    // Some seconds before the first of January, 2099.
+    let ahead = 4_070_908_800 - 6 - now;
+    let mut command = Command::new(binary());
+    command
+        .env("LD_PRELOAD", faketime())
+        .env("FAKETIME", format!("+{ahead}s"))
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let gateway = Gateway::start_by(command, tempfile::tempdir().unwrap(), &yaml).await;
+    let open = async |key: &str| {
+        let request = opening("/", &format!("authorization: Bearer {key}\r\n"));
+        let mut client = RawSocket::send_to(gateway.address, request.as_bytes()).await;
+        let far = server.open().await;
+        assert!(client.head().await.starts_with("HTTP/1.1 101 "));
+        (client, far)
+    };
+    let ((mut client, mut far), (mut other, mut other_far)) = (open(&ending).await, open(&kept).await);
+    assert_eq!((client.frame().await.unwrap().code(), far.frame().await.unwrap().code()), (1008, 1008));
+    other.send_frame(TEXT, b"on").await;
+    assert_eq!(other_far.frame().await.unwrap().payload, b"on");
+    let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\nAuthorization: Bearer {ending}\r\n\r\n");
+    let mut refused = RawSocket::send_to(gateway.address, request.as_bytes()).await;
+    assert!(refused.head().await.starts_with("HTTP/1.1 401 "));
 }
 
 #[tokio::test]

@@ -213,6 +213,7 @@ mod tests {
             sockets.drain_where(None, |_| true);
             assert_eq!(end(&socket), Some((now, by_edit)), "only the drain by the operator was taken back");
         }
+        let sockets = OpenSockets::default();
         let socket = sockets.enter(facts("r"), None);
         sockets.judge(3, move |_| Some((later, SocketEnd::Drained)));
         sockets.drain_where(Some(now), |_| true);
