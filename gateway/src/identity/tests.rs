@@ -217,7 +217,11 @@ fn a_key_ends_on_its_day_and_a_file_of_keys_adds_to_the_configuration() {
         authenticator.0.ends(&CallerProof::Key(known.credential), consumer)
     };
     assert_eq!((ends("sk-yaml", "acme"), ends("sk-old", "acme")), (Some(NOW + day), Some(NOW + 7 * day)));
-    assert_eq!((ends("sk-new", "acme"), ends("sk-new", "other")), (None, Some(0)), "a key without an end; no key of it");
+    assert_eq!(
+        (ends("sk-new", "acme"), ends("sk-new", "other")),
+        (None, Some(0)),
+        "a key without an end; no key of it"
+    );
 }
 
 #[test]

@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::direction::{Direction, Fault};
-use super::end::close_frame;
+use super::end::{close_frame, close_frame_for};
 use super::frames::{Frames, Side};
+use super::messages::Messages;
 use super::sockets::SocketGuard;
 use crate::clock;
 use crate::telemetry::SocketEnd;
@@ -52,11 +53,12 @@ pub struct SocketReport {
     pub bytes_out: u64,
 }
 
-/// Passes bytes between a client and a server until the socket ends. `stopping` is ready when the gateway stops.
+/// Passes bytes between a client and a server until the socket ends, and shows `messages` what passes in frames. `stopping` is
+/// ready when the gateway stops.
 pub async fn relay<C, S>(
-    client: &mut C,
-    server: &mut S,
+    (client, server): (&mut C, &mut S),
     limits: SocketLimits,
+    mut messages: Option<&mut dyn Messages>,
     guard: &mut SocketGuard<'_>,
     stopping: impl Future<Output = ()>,
     timer: &mut KeptTimer,
@@ -82,7 +84,7 @@ where
                     socket.close(end);
                 }
             }
-            has_ended = poll_fn(|cx| socket.poll(cx, client, server)) => {
+            has_ended = poll_fn(|cx| socket.poll(cx, client, server, reborrowed(&mut messages))) => {
                 if has_ended {
                     break;
                 }
@@ -93,6 +95,14 @@ where
         end: socket.end.unwrap_or(SocketEnd::Client),
         bytes_in: socket.up.bytes,
         bytes_out: socket.down.bytes,
+    }
+}
+
+/// Borrows a reader anew.
+fn reborrowed<'m>(messages: &'m mut Option<&mut dyn Messages>) -> Option<&'m mut dyn Messages> {
+    match messages {
+        Some(messages) => Some(&mut **messages),
+        None => None,
     }
 }
 
@@ -172,6 +182,15 @@ impl Socket {
         self.down.close(close_frame(end, Side::Server));
     }
 
+    /// Ends the socket of a caller that has reached a limit.
+    fn refuse(&mut self, reason: &str) {
+        self.ends(SocketEnd::Limit);
+        let to_server = close_frame_for(SocketEnd::Limit, reason, Side::Client);
+        self.up.refuse(&to_server);
+        self.up.close(to_server);
+        self.down.close(close_frame_for(SocketEnd::Limit, reason, Side::Server));
+    }
+
     fn ends(&mut self, end: SocketEnd) {
         self.end.get_or_insert(end);
         self.closing_until.get_or_insert_with(|| clock::now() + CLOSING);
@@ -179,22 +198,38 @@ impl Socket {
 
     /// Passes bytes both ways, until all sides wait. Ready with true once the socket has ended, with false where it is to be
     /// polled again, or the timer must fire earlier than it was set for.
-    fn poll<C, S>(&mut self, cx: &mut Context<'_>, client: &mut C, server: &mut S) -> Poll<bool>
+    fn poll<C, S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut C,
+        server: &mut S,
+        mut messages: Option<&mut dyn Messages>,
+    ) -> Poll<bool>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut has_failed = false;
         if !self.up.is_done()
-            && let Poll::Ready(Err(fault)) = self.up.poll_pass(cx, client, server)
+            && let Poll::Ready(Err(fault)) = self.up.poll_pass(cx, client, server, reborrowed(&mut messages))
         {
-            self.client_failed(&fault);
+            match (&fault, &messages) {
+                (Fault::Refused, Some(messages)) => self.refuse(messages.reason()),
+                _ => self.client_failed(&fault),
+            }
             has_failed = true;
         }
         if !self.down.is_done()
-            && let Poll::Ready(Err(fault)) = self.down.poll_pass(cx, server, client)
+            && let Poll::Ready(Err(fault)) = self.down.poll_pass(cx, server, client, reborrowed(&mut messages))
         {
             self.server_failed(&fault);
+            has_failed = true;
+        }
+        if let Some(messages) = &mut messages
+            && self.closing_until.is_none()
+            && messages.must_end(cx)
+        {
+            self.refuse(messages.reason());
             has_failed = true;
         }
         self.note_finished();
@@ -249,6 +284,8 @@ impl Socket {
                 self.ends(if self.down.has_finished() { SocketEnd::Server } else { end });
             }
             Fault::Malformed(error) => self.malformed(SocketEnd::ClientMalformed, error),
+            // A refusal needs a reader, which says why.
+            Fault::Refused => self.refuse(""),
         }
     }
 
@@ -271,6 +308,7 @@ impl Socket {
                 self.ends(if self.up.has_finished() { SocketEnd::Client } else { end });
             }
             Fault::Malformed(error) => self.malformed(SocketEnd::ServerMalformed, error),
+            Fault::Refused => self.refuse(""),
         }
     }
 
@@ -336,7 +374,7 @@ mod tests {
         let mut timer = KeptTimer::default();
         let relayed = async {
             let stopping = std::future::pending();
-            let report = relay(&mut client, &mut server, limits(), &mut guard, stopping, &mut timer).await;
+            let report = relay((&mut client, &mut server), limits(), None, &mut guard, stopping, &mut timer).await;
             drop((client, server));
             report
         };
@@ -402,7 +440,7 @@ mod tests {
         let (mut timer, begun) = (KeptTimer::default(), Instant::now());
         let relayed = async {
             let stopping = std::future::pending();
-            let report = relay(&mut client, &mut server, limits(), &mut guard, stopping, &mut timer).await;
+            let report = relay((&mut client, &mut server), limits(), None, &mut guard, stopping, &mut timer).await;
             drop((client, server));
             report
         };

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::bounds::Bounds;
 use super::connection::{close, not_connected};
 use super::headers::{filter_server_response, finish_response, remove_hop_by_hop, settle_framing};
+use super::metering::{SocketMeter, SocketTariff};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, CutReason, Failure, TimeLimit, failure, failure_of_head};
 use super::outgoing::{Outgoing, Sent};
@@ -23,9 +24,12 @@ use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, ServedBy, SocketOutcome};
 use crate::identity::CallerProof;
 use crate::message::{RequestHead, ResponseHead};
-use crate::protocol::Operation;
+use crate::protocol::{Operation, ReadSocket};
 use crate::telemetry::{RouteMetrics, SocketEnd};
-use crate::tunnel::{self, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts, SocketLimits, Upgrade, caller_end};
+use crate::tunnel::{
+    self, Messages, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts, SocketLimits,
+    Upgrade, caller_end,
+};
 
 /// Subprotocol in which browsers send the key of OpenAI's Realtime API, since they can set no header.
 const KEY_IN_SUBPROTOCOL: &[u8] = b"openai-insecure-api-key.";
@@ -81,12 +85,21 @@ fn put_on(out: &mut RequestHead, attempt: &Attempt<'_>, upgrade: &Upgrade, excha
     if !attempt.backend.passes_credentials {
         remove_key_in_subprotocol(out);
     }
+    if reader(attempt, exchange).is_some() {
+        // Compressed messages could not be read.
+        out.remove_header(&SEC_WEBSOCKET_EXTENSIONS);
+    }
     if exchange.resolved.operation == Operation::Realtime
         && let Some(model) = &attempt.backend.model
         && let Some(target) = out.uri.path_and_query().and_then(|target| with_model(target, model))
     {
         out.set_uri(Uri::from(target));
     }
+}
+
+/// Reader of the messages of a socket, where their form is known.
+fn reader(attempt: &Attempt<'_>, exchange: &Exchange) -> Option<Box<dyn ReadSocket>> {
+    attempt.backend.dialect.and_then(|dialect| dialect.read_socket(exchange.resolved.operation))
 }
 
 /// Removes a credential of the caller that is among the subprotocols it offers.
@@ -251,7 +264,18 @@ async fn serve(
     let report = match (session.tunnel(), upstream.into_tunnel()) {
         (Some(mut client), Some(mut server)) => {
             let stopping = attempt.downstream.ending.over();
-            tunnel::relay(&mut client, &mut server, limits, &mut guard, stopping, &mut timer).await
+            let mut meter = None;
+            if let Some(reader) = reader(attempt, exchange).filter(|_| upgrade.is_websocket()) {
+                let tariff = SocketTariff {
+                    prices: &exchange.snapshot.prices,
+                    asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+                    rules: upgrade.rules.clone(),
+                };
+                let (ledger, outcome) = (&mut exchange.ledger, &mut exchange.outcome);
+                meter = Some(SocketMeter::new(reader, tariff, attempt.backend.metrics.as_deref(), ledger, outcome));
+            }
+            let messages = meter.as_mut().map(|meter| meter as &mut dyn Messages);
+            tunnel::relay((&mut client, &mut server), limits, messages, &mut guard, stopping, &mut timer).await
         }
         // No session is without one behind its 101.
         _ => return AttemptOutcome::ClientGone,
