@@ -155,6 +155,8 @@ impl<'e> SocketMeter<'e> {
     /// Settles a response that has ended.
     fn ended(&mut self, usage: Option<Usage>) {
         let now = clock::instant();
+        // Some servers do not tell that a response begins.
+        self.response.is_asked &= self.response.running > 0;
         self.response.running = self.response.running.saturating_sub(1);
         // One that failed has told no usage, and has no text.
         let used = usage.map_or_else(|| self.estimated(0), used);
