@@ -410,15 +410,23 @@ consumers:
 {}",
         route(&server, "")
     );
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    // Some seconds before the first of January, 2099.
-    let ahead = 4_070_908_800 - 6 - now;
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    let set = |before: u64| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        // The first of January, 2099.
+        let ahead = 4_070_908_800 - before - now;
+        std::fs::write(clock.with_extension("new"), format!("+{ahead}s")).unwrap();
+        std::fs::rename(clock.with_extension("new"), &clock).unwrap();
+    };
+    set(3600);
     let mut command = Command::new(binary());
     command
         .env("LD_PRELOAD", faketime())
-        .env("FAKETIME", format!("+{ahead}s"))
+        .env("FAKETIME_TIMESTAMP_FILE", &clock)
+        .env("FAKETIME_NO_CACHE", "1")
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    let gateway = Gateway::start_by(command, tempfile::tempdir().unwrap(), &yaml).await;
+    let gateway = Gateway::start_by(command, folder, &yaml).await;
     let open = async |key: &str| {
         let request = opening("/", &format!("authorization: Bearer {key}\r\n"));
         let mut client = RawSocket::send_to(gateway.address, request.as_bytes()).await;
@@ -427,9 +435,14 @@ consumers:
         (client, far)
     };
     let ((mut client, mut far), (mut other, mut other_far)) = (open(&ending).await, open(&kept).await);
+    // Two seconds before the end, an edit that changes nothing reads the clock anew.
+    set(2);
+    std::fs::write(gateway.config(), format!("{}# edited\n", whole(&yaml))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
     assert_eq!((client.frame().await.unwrap().code(), far.frame().await.unwrap().code()), (1008, 1008));
     other.send_frame(TEXT, b"on").await;
     assert_eq!(other_far.frame().await.unwrap().payload, b"on");
+    set(0);
     let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\nAuthorization: Bearer {ending}\r\n\r\n");
     let mut refused = RawSocket::send_to(gateway.address, request.as_bytes()).await;
     assert!(refused.head().await.starts_with("HTTP/1.1 401 "));
