@@ -80,7 +80,7 @@ def messages():
             for city in CITIES]})
         results = [{"type": "tool_result", "tool_use_id": f"call_{number}{city}", "content": "Rain."} for city in CITIES]
         turns.append({"role": "user", "content": [*results, question]})
-    asked = {"model": model, "messages": turns, "max_tokens": 90, "temperature": 0,
+    asked = {"model": model, "messages": turns, "max_tokens": 90, "extra_body": {"temperature": 0},
              "tools": [{"name": "weather", "description": described["description"], "input_schema": parameters}]}
     whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as stream:
