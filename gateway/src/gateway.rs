@@ -9,7 +9,6 @@ use spillway_config::schema::LogFormat;
 use tokio::time::Instant;
 
 use crate::audit::Audit;
-use crate::clock::unix_now;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
@@ -17,6 +16,7 @@ use crate::off_loop::OffLoop;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{LogWriter, Metrics, SocketEnd};
 use crate::tls::Acme;
+use crate::tunnel::{SocketFacts, caller_end, earlier};
 use crate::upstream::Via;
 
 /// State that all requests share.
@@ -56,7 +56,8 @@ impl Gateway {
     }
 
     /// Ends the sockets that the running configuration, with these `listeners`, has no place for: those of a listener, route,
-    /// backend or endpoint that is gone end when the time of a drain is over, those of a key that is gone at once.
+    /// backend or endpoint that is gone end when the time of a drain is over, those of a caller that is gone at once, and those
+    /// of a key that expires at that time.
     pub fn judge_sockets(&self, listeners: &[SocketAddr]) {
         let snapshot = self.snapshot.load_full();
         let drained = Instant::now() + snapshot.drain_timeout;
@@ -65,11 +66,8 @@ impl Gateway {
         let running = Arc::downgrade(&snapshot);
         self.downstream.sockets.judge(generation, move |facts| {
             let snapshot = running.upgrade()?;
-            if let Some((consumer, key)) = &facts.key
-                && !snapshot.identity.knows_key(*key, consumer, unix_now())
-            {
-                return Some((Instant::now(), SocketEnd::Policy));
-            }
+            let caller = facts.caller.as_ref();
+            let caller_ends = caller_end(caller.and_then(|(name, proof)| snapshot.identity.ends(proof, name)));
             // One that asks for any free port keeps the port that it got.
             let is_at = |listener: &SocketAddr| {
                 (listener.port() == facts.listener.port() || listener.port() == 0)
@@ -78,22 +76,15 @@ impl Gateway {
             let is_here = listeners.iter().any(is_at)
                 && snapshot.routes.has(&facts.route)
                 && snapshot.backends.iter().any(|backend| backend.name == facts.backend && backend.has_url(&facts.url));
-            (!is_here).then_some((drained, SocketEnd::Drained))
+            earlier(caller_ends, (!is_here).then_some((drained, SocketEnd::Drained)))
         });
     }
 
     /// Ends the sockets of an endpoint that an operator drains when the time of a drain is over, or lets them go on.
     pub fn drain_sockets(&self, backend: &str, endpoint: &str, drained: bool) {
-        if !drained {
-            return self
-                .downstream
-                .sockets
-                .spare_where(|facts| *facts.backend == *backend && facts.endpoint == endpoint);
-        }
-        let at = Instant::now() + self.snapshot.load().drain_timeout;
-        self.downstream.sockets.end_where(|facts| {
-            (*facts.backend == *backend && facts.endpoint == endpoint).then_some((at, SocketEnd::Drained))
-        });
+        let at = drained.then(|| Instant::now() + self.snapshot.load().drain_timeout);
+        let is_concerned = |facts: &SocketFacts| *facts.backend == *backend && facts.endpoint == endpoint;
+        self.downstream.sockets.drain_where(at, is_concerned);
     }
 
     /// Counts a client's connection until the returned guard is dropped.

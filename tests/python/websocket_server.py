@@ -1,4 +1,5 @@
-"""A server of WebSocket by the library `websockets`: an echo, and a scripted Realtime API of OpenAI.
+"""A server of WebSocket by the library `websockets`: an echo, and scripted sockets of OpenAI: the Realtime
+API, and that of the Responses API.
 
 Usage: websocket_server.py PORT [CERTIFICATE KEY]
 """
@@ -35,10 +36,34 @@ async def realtime(socket):
         }))
 
 
+async def responses(socket):
+    """One response for each `response.create`, as the socket of the Responses API sends it."""
+    async for message in socket:
+        asked = json.loads(message)
+        assert asked["type"] == "response.create", asked
+        number = 0
+
+        async def say(kind, **more):
+            nonlocal number
+            await socket.send(json.dumps({"type": kind, "sequence_number": number, **more}))
+            number += 1
+
+        answer = {"id": "resp_1", "object": "response", "created_at": 1, "model": asked["model"], "output": [],
+                  "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+        await say("response.created", response={**answer, "status": "in_progress", "usage": None})
+        for word in ["Hello", " there"]:
+            await say("response.output_text.delta", item_id="m", output_index=0, content_index=0, delta=word, logprobs=[])
+        usage = {"input_tokens": 10, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 2,
+                 "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 12}
+        await say("response.completed", response={**answer, "status": "completed", "usage": usage})
+
+
 async def handle(socket):
     path = urlsplit(socket.request.path).path
     if path == "/v1/realtime":
         return await realtime(socket)
+    if path == "/v1/responses":
+        return await responses(socket)
     async for message in socket:
         if message == "close":
             return await socket.close(4001, "as you wish")

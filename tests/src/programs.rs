@@ -1,7 +1,7 @@
 //! Real programs: llama.cpp servers, Jaeger, Python with the official client. Missing ones fail loudly.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::{Gateway, PATIENCE, free_port};
@@ -265,4 +265,11 @@ impl Drop for PathReader {
         let _ = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
+}
+
+/// The library by which a program, that preloads it, reads another time from its clock.
+pub fn faketime() -> PathBuf {
+    let library = Path::new("/usr/lib").join(format!("{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH));
+    assert!(library.is_file(), "{} is not there: `scripts/system.sh test` installs it", library.display());
+    library
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::PATIENCE;
@@ -46,8 +46,8 @@ pub fn socket_frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8>
 }
 
 /// An end of a socket, or of a connection that may become one.
-pub struct RawSocket {
-    pub stream: TcpStream,
+pub struct RawSocket<S = TcpStream> {
+    pub stream: S,
     /// True for the end of the client, which masks what it sends.
     is_client: bool,
 }
@@ -86,6 +86,13 @@ impl RawSocket {
         let head = socket.head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         socket
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> RawSocket<S> {
+    /// End of a client over a connection that is open.
+    pub fn over(stream: S) -> Self {
+        Self { stream, is_client: true }
     }
 
     /// Reads a head and not a byte more; empty at the end of the connection.

@@ -12,15 +12,14 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use spillway_tests::{
-    Client, Collector, Gateway, Issuer, IssuerKey, Upstream, binary, eventually, free_port, new_key, python, raw,
-    reply, repository, whole,
+    Client, Collector, Gateway, Issuer, IssuerKey, Upstream, binary, eventually, faketime, free_port, new_key, python,
+    raw, reply, repository, whole,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -423,8 +422,6 @@ async fn a_reader_of_the_log_that_has_gone_or_hangs_costs_lines_and_no_request()
 /// is set. An hour forward, two back: no request is refused for it, none hangs.
 #[tokio::test]
 async fn a_clock_that_jumps_costs_no_request() {
-    let library = Path::new("/usr/lib").join(format!("{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH));
-    assert!(library.is_file(), "{} is not there: `scripts/system.sh test` installs it", library.display());
     let (upstream, issuer) = (Upstream::fixed(200, "{}").await, Issuer::start().await);
     let (signing, (key, digest)) = (IssuerKey::new("one"), new_key());
     issuer.shows(&[&signing]);
@@ -444,7 +441,7 @@ consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {{requests: 
     jump("+0s");
     let mut command = Command::new(binary());
     command
-        .env("LD_PRELOAD", &library)
+        .env("LD_PRELOAD", faketime())
         .env("FAKETIME_TIMESTAMP_FILE", &clock)
         .env("FAKETIME_NO_CACHE", "1")
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");

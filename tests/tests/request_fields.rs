@@ -277,6 +277,166 @@ async fn check(api: &Api, field: &str, server: &str, gateway: &Gateway, upstream
     assert!(named || asked(&upstream.last()) != plain, "{server} {field}: lost in silence");
 }
 
+/// Fields within others, and choices between tools that are not there, each with the name under which it is refused or dropped.
+fn inner() -> [(Api, Value); 4] {
+    let message = |fields: Value| json!({"messages": [with(&json!({"role": "user", "content": "hi"}), &fields)]});
+    let said = |block: Value| json!({"messages": [{"role": "user", "content": [block]}]});
+    let chat_format = |fields: Value| {
+        let schema = with(&json!({"name": "a", "schema": {}}), &fields);
+        json!({"response_format": {"type": "json_schema", "json_schema": schema}})
+    };
+    let tool =
+        |fields: Value| json!({"tools": [with(&json!({"name": "f", "input_schema": {"type": "object"}}), &fields)]});
+    [
+        (
+            chat(),
+            json!({
+                "messages[0].name": message(json!({"name": "n"})),
+                "messages[0].other": message(json!({"other": 1})),
+                "messages[0].content[0].cache_control": said(json!({"type": "text", "text": "hi", "cache_control": {}})),
+                "messages[0].content[0].image_url.detail":
+                    said(json!({"type": "image_url", "image_url": {"url": "http://a/b", "detail": "low"}})),
+                "response_format.json_schema.description": chat_format(json!({"description": "d"})),
+                "response_format.json_schema.other": chat_format(json!({"other": 1})),
+                "response_format.other": {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}, "other": 1}},
+                "tool_choice": {"tool_choice": "none"},
+                "parallel_tool_calls": {"parallel_tool_calls": false},
+                "stream_options.other": {"stream": true, "stream_options": {"other": 1}},
+                "tools[0].function.other": {"tools": [{"type": "function", "function": {"name": "f", "other": 1}}]},
+                "tools[0].other": {"tools": [{"type": "function", "function": {"name": "f"}, "other": 1}]}
+            }),
+        ),
+        (
+            responses(),
+            json!({
+                "tool_choice": {"tool_choice": "auto"},
+                "parallel_tool_calls": {"parallel_tool_calls": false},
+                "text.format.other": {"text": {"format": {"type": "json_schema", "name": "a", "schema": {}, "other": 1}}},
+                "text.other": {"text": {"other": 1}},
+                "reasoning.other": {"reasoning": {"other": 1}},
+                "reasoning.summary": {"reasoning": {"summary": "auto"}},
+                "input[0].other": {"input": [{"role": "user", "content": "hi", "other": 1}]}
+            }),
+        ),
+        (
+            messages(),
+            json!({
+                "tool_choice": {"tool_choice": {"type": "none"}},
+                "thinking": {"thinking": {"type": "disabled"}},
+                "thinking.display": {"thinking": {"type": "adaptive", "display": "omitted"}},
+                "thinking.other": {"thinking": {"type": "adaptive", "other": 1}},
+                "output_config.format.other": {"output_config": {"format": {"type": "json_schema", "schema": {}, "other": 1}}},
+                "output_config.other": {"output_config": {"other": 1}},
+                "metadata.other": {"metadata": {"other": 1}},
+                "messages[0].other": message(json!({"other": 1})),
+                "messages[0].content[0].cache_control": said(json!({"type": "text", "text": "hi", "cache_control": {}})),
+                "messages[0].content[0].citations": said(json!({"type": "text", "text": "hi", "citations": [1]})),
+                "tools[0].cache_control": tool(json!({"cache_control": {}})),
+                "tools[0].input_examples": tool(json!({"input_examples": [{}]})),
+                "tools[0].other": tool(json!({"other": 1}))
+            }),
+        ),
+        (
+            ollama_chat(),
+            json!({
+                "think": {"think": false},
+                "messages[0].other": message(json!({"other": 1})),
+                "tools[0].function.other": {"tools": [{"type": "function", "function": {"name": "f", "other": 1}}]},
+                "options.other": {"options": {"other": 1}}
+            }),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_field_within_another_is_lost_in_silence() {
+    for (protocol, own) in [("protocol: anthropic", "messages"), ("protocol: openai, apis: [chat]", "chat")] {
+        let upstream = if own == "chat" { Upstream::start(gpt).await } else { Upstream::start(claude).await };
+        let gateway = Gateway::start(&format!(
+            "backends: [{{name: b, endpoints: [{{url: \"{}\"}}], {protocol}}}]\nroutes: [{{name: r, backendRefs: [{{name: b}}]}}]\n",
+            upstream.url()
+        ))
+        .await;
+        for (api, samples) in inner().iter().filter(|(api, _)| api.fields != own) {
+            for (field, sample) in samples.as_object().unwrap() {
+                let sent = with(&api.least, sample);
+                let answer = gateway.client().post(api.path, &[JSON], sent.to_string()).await;
+                let dropped = answer.header("x-spillway-dropped").split(", ").any(|dropped| dropped == field);
+                let refused = answer.status == 400 && answer.text().contains(&format!("`{field}`"));
+                // Servers of Anthropic's API have a word for no thinking.
+                let reaches = field.starts_with("think") && asked(&upstream.last())["thinking"]["type"] == "disabled";
+                assert!(
+                    dropped || refused || reaches,
+                    "{own} {} {field}: {} {}",
+                    api.path,
+                    answer.status,
+                    answer.text()
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_choice_of_a_tool_needs_tools() {
+    let upstream = Upstream::start(claude).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: anthropic, dropFields: [tools], endpoints: [{{url: \"{}\"}}]}}]\nroutes: [{{backendRefs: [{{name: b}}]}}]\n",
+        upstream.url()
+    ))
+    .await;
+    let send = async |api: &Api, fields: Value| {
+        gateway.client().post(api.path, &[JSON], with(&api.least, &fields).to_string()).await
+    };
+    for api in [chat(), responses()] {
+        let refused = send(&api, json!({"tool_choice": "required"})).await;
+        assert_eq!(refused.status, 400, "{}", refused.text());
+        assert!(refused.text().contains("`tool_choice` needs `tools`"), "{}", refused.text());
+    }
+    // Its tool, which only a provider has, is dropped by the operator, and the choice with it.
+    let answer = send(&responses(), json!({"tool_choice": "required", "tools": [{"type": "web_search"}]})).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("x-spillway-dropped"), "tools[0], tool_choice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_of_openais_api_are_written_to_in_their_words() {
+    let upstream = Upstream::start(gpt).await;
+    for (keys, field, effort) in [
+        ("", "max_tokens", Value::Null),
+        (", maxTokensField: max_tokens, noReasoning: minimal", "max_tokens", json!("minimal")),
+        (", maxTokensField: max_completion_tokens, noReasoning: none", "max_completion_tokens", json!("none")),
+    ] {
+        let gateway = Gateway::start(&format!(
+            "backends: [{{name: b, protocol: openai, apis: [chat], endpoints: [{{url: \"{}\"}}]{keys}}}]\nroutes: [{{backendRefs: [{{name: b}}]}}]\n",
+            upstream.url()
+        ))
+        .await;
+        let off = [
+            (messages(), json!({"thinking": {"type": "disabled"}}), "thinking"),
+            (ollama_chat(), json!({"think": false, "options": {"num_predict": 9}}), "think"),
+        ];
+        for (api, fields, name) in off {
+            let answer = gateway.client().post(api.path, &[JSON], with(&api.least, &fields).to_string()).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let asked = asked(&upstream.last());
+            assert_eq!((&asked[field], &asked["reasoning_effort"]), (&json!(9), &effort), "{keys} {asked}");
+            let dropped = if answer.headers.contains_key("x-spillway-dropped") {
+                answer.header("x-spillway-dropped")
+            } else {
+                ""
+            };
+            assert_eq!(dropped, if effort.is_null() { name } else { "" });
+        }
+        // Callers in the words of OpenAI's API say themselves what they mean.
+        let sent = with(&responses().least, &json!({"reasoning": {"effort": "none"}, "max_output_tokens": 9}));
+        let answer = gateway.client().post("/v1/responses", &[JSON], sent.to_string()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let asked = asked(&upstream.last());
+        assert_eq!((&asked[field], &asked["reasoning_effort"]), (&json!(9), &json!("none")), "{asked}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_field_of_a_request_is_lost_in_silence() {
     let (claude, gpt) = (Upstream::start(claude).await, Upstream::start(gpt).await);

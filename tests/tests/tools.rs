@@ -58,3 +58,23 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}
     assert!(turn["prompt"].as_u64().unwrap() > 60, "the tools, the call and its result are a part of it: {turn}");
     assert_eq!(turn["none"], serde_json::Value::Null);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_clients_of_four_apis_get_several_calls_at_once_and_send_their_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tools.gguf");
+    with_template(&model(), &file, Some(TEMPLATE_WITH_TOOLS));
+    let gateway = Gateway::start(&format!(
+        "models: [{{name: smollm2, source: \"{}\", contextLength: 2048, maxSequences: 2, maxQueueWait: 60s}}]
+routes: [{{matches: [{{path: {{prefix: /v1}}}}, {{path: {{prefix: /api}}}}], backendRefs: [{{model: smollm2}}]}}]
+",
+        file.display()
+    ))
+    .await;
+    let told = script("several_calls.py", &gateway, &["smollm2"]).await;
+    let both = serde_json::json!([{"city": "Paris"}, {"city": "Rome"}]);
+    for (told, api) in told.iter().zip(["chat", "responses", "messages", "ollama"]) {
+        assert_eq!((&told["api"], &told["whole"], &told["streamed"]), (&api.into(), &both, &both), "{told}");
+    }
+    assert_eq!(told.len(), 4);
+}

@@ -41,7 +41,7 @@ impl Shop {
 - name: acme
   keys: [{{sha256: \"{digest}\"}}]
   limits: {{budget: {{tokens: 1000000000, usd: 1000000, per: day}}}}
-prices: [{{model: m, input: 10000, cachedInput: 1000, cacheWrite: 20000, output: 100}}]
+prices: [{{model: m, input: 10000, cachedInput: 1000, cacheWrite: 20000, cacheWrite1h: 40000, output: 100}}]
 backends: [{{name: b, protocol: {protocol}, endpoints: [{{url: \"{}\"}}]{backend}}}]
 routes: [{{name: r, backendRefs: [{{name: b}}]}}]
 ",
@@ -432,5 +432,44 @@ async fn tokens_of_caches_are_in_the_metrics_and_the_access_log() {
         let of = |name: &str| line[name].as_u64();
         let told = (of("promptTokens"), of("cachedTokens"), of("cacheWrittenTokens"), of("completionTokens"));
         assert_eq!(told, (Some(40), Some(30), Some(5), Some(12)), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_a_cache_keeps_for_an_hour_have_their_own_price_whoever_asks_and_however() {
+    // Forty tokens read: thirty from a cache, five written to it for minutes, four for an hour, one neither; and two written.
+    let upstream = Upstream::start(|seen| async move {
+        let usage = json!({"input_tokens": 1, "cache_read_input_tokens": 30, "cache_creation_input_tokens": 9,
+            "cache_creation": {"ephemeral_5m_input_tokens": 5, "ephemeral_1h_input_tokens": 4}, "output_tokens": 2});
+        let content = json!([{"type": "text", "text": "hi"}]);
+        let mut message = json!({"id": "m", "type": "message", "role": "assistant", "model": "m", "content": content,
+            "stop_reason": "end_turn", "stop_sequence": null, "usage": usage});
+        if !wants_stream(&seen) {
+            return Some(reply(200, &[JSON], &message.to_string()));
+        }
+        message["content"] = json!([]);
+        let block = json!({"index": 0, "content_block": {"type": "text", "text": ""}});
+        let text = json!({"index": 0, "delta": {"type": "text_delta", "text": "hi"}});
+        let end = json!({"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}});
+        let events = [
+            typed("message_start", json!({"message": message})),
+            typed("content_block_start", block),
+            typed("content_block_delta", text),
+            typed("content_block_stop", json!({"index": 0})),
+            typed("message_delta", end),
+            typed("message_stop", json!({})),
+        ];
+        Some(reply(200, &[EVENTS], &events.concat()))
+    })
+    .await;
+    let mut shop = Shop::open("anthropic", &upstream, "").await;
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for stream in [false, true] {
+        for path in ["/v1/messages", "/v1/chat/completions"] {
+            let body = json!({"model": "m", "max_tokens": 9, "stream": stream, "messages": messages});
+            let answer = shop.post(path, &body, &[VERSION]).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_eq!(shop.charged().await, (42, 100 + 30 * 10 + 5 * 200 + 4 * 400 + 2), "{path}, stream: {stream}");
+        }
     }
 }

@@ -12,12 +12,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Authority, CLOSE, Gateway, RawSocket, SocketServer, TEXT, Upstream, eventually, free_port, new_key, opening,
-    python, repository, socket_frame, switching, whole,
+    Authority, CLOSE, Gateway, Issuer, IssuerKey, RawSocket, Secure, SocketServer, TEXT, Upstream, binary, eventually,
+    faketime, free_port, new_key, opening, python, repository, socket_frame, switching, whole,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -141,10 +141,10 @@ routes:
         json!({"model": "own-model", "authorization": "Bearer upstream-secret", "text": "Hello there", "tokens": 12});
     assert_eq!(told(free.clone(), "gpt-realtime").await, expected);
     assert_eq!(told(bound.clone(), "gpt-realtime").await, expected);
+    assert_eq!(told(counted, "gpt-realtime").await, expected);
     for (key, model, status, code) in [
         (bound, "gpt-other", 404, "model_not_found"),
         (free, "other", 404, "model_not_found"),
-        (counted, "gpt-realtime", 403, "socket_not_counted"),
         ("sk-unknown".to_owned(), "gpt-realtime", 401, "invalid_api_key"),
     ] {
         let refused = told(key, model).await;
@@ -364,6 +364,148 @@ routes:
     assert_eq!(closed, (1001, 1001), "its listener is gone");
     staying.send_frame(TEXT, b"still here").await;
     assert_eq!(staying_far.frame().await.unwrap().payload, b"still here");
+}
+
+#[tokio::test]
+async fn an_undrain_takes_back_no_end_that_an_edit_has_decided() {
+    let server = SocketServer::start().await;
+    let yaml = |going: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+shutdown: {{drainTimeout: 2s}}
+backends: [{{name: up, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: r, matches: [{{path: {{prefix: /r}}}}], backendRefs: [{{name: up}}]}}
+{going}",
+            server.url()
+        )
+    };
+    let going = "  - {name: going, matches: [{path: {prefix: /going}}], backendRefs: [{name: up}]}\n";
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(going)).await;
+    let (mut kept, mut kept_far) = server.through(gateway.address, "/r").await;
+    let (mut ended, mut ended_far) = server.through(gateway.address, "/going").await;
+    let name = server.url().replace("http://", "");
+    let admin = spillway_tests::Client::new(gateway.admin);
+    let change = async |action: &str| {
+        let path = format!("/api/backends/up/endpoints/{name}/{action}");
+        assert_eq!(admin.post(&path, &[("x-spillway-admin", "1")], "").await.status, 200);
+    };
+    change("drain").await;
+    std::fs::write(gateway.config(), whole(&yaml(""))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    change("undrain").await;
+    assert_eq!((ended.frame().await.unwrap().code(), ended_far.frame().await.unwrap().code()), (1001, 1001));
+    kept.send_frame(TEXT, b"on").await;
+    assert_eq!(kept_far.frame().await.unwrap().payload, b"on");
+}
+
+#[tokio::test]
+async fn a_key_that_expires_ends_the_sockets_that_it_opened() {
+    let server = SocketServer::start().await;
+    let ((ending, ending_digest), (kept, kept_digest)) = (new_key(), new_key());
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+consumers:
+  - {{name: c, keys: [{{sha256: \"{ending_digest}\", expires: 2099-01-01}}, {{sha256: \"{kept_digest}\"}}]}}
+{}",
+        route(&server, "")
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    let set = |before: u64| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        // The first of January, 2099.
+        let ahead = 4_070_908_800 - before - now;
+        std::fs::write(clock.with_extension("new"), format!("+{ahead}s")).unwrap();
+        std::fs::rename(clock.with_extension("new"), &clock).unwrap();
+    };
+    set(3600);
+    let mut command = Command::new(binary());
+    command
+        .env("LD_PRELOAD", faketime())
+        .env("FAKETIME_TIMESTAMP_FILE", &clock)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let gateway = Gateway::start_by(command, folder, &yaml).await;
+    let open = async |key: &str| {
+        let request = opening("/", &format!("authorization: Bearer {key}\r\n"));
+        let mut client = RawSocket::send_to(gateway.address, request.as_bytes()).await;
+        let far = server.open().await;
+        assert!(client.head().await.starts_with("HTTP/1.1 101 "));
+        (client, far)
+    };
+    let ((mut client, mut far), (mut other, mut other_far)) = (open(&ending).await, open(&kept).await);
+    // Two seconds before the end, an edit that changes nothing reads the clock anew.
+    set(2);
+    std::fs::write(gateway.config(), format!("{}# edited\n", whole(&yaml))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!((client.frame().await.unwrap().code(), far.frame().await.unwrap().code()), (1008, 1008));
+    other.send_frame(TEXT, b"on").await;
+    assert_eq!(other_far.frame().await.unwrap().payload, b"on");
+    set(0);
+    let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\nAuthorization: Bearer {ending}\r\n\r\n");
+    let mut refused = RawSocket::send_to(gateway.address, request.as_bytes()).await;
+    assert!(refused.head().await.starts_with("HTTP/1.1 401 "));
+}
+
+#[tokio::test]
+async fn an_edit_that_removes_a_caller_ends_its_sockets_however_it_was_known() {
+    let (server, authority, issuer) = (SocketServer::start().await, Authority::default(), Issuer::start().await);
+    let (folder, key) = (tempfile::tempdir().unwrap(), IssuerKey::new("k"));
+    authority.server(&["a.test"]).write(folder.path(), "server");
+    authority.write(folder.path());
+    issuer.shows(&[&key]);
+    let yaml = |consumers: &str| {
+        format!(
+            "listeners:
+  - address: 127.0.0.1:0
+    protocol: https
+    tls:
+      certificates: [{{certFile: server.pem, keyFile: server.key}}]
+      clientCertificates: {{caFile: ca.pem, mode: optional}}
+authentication:
+  mtls: {{identity: san-uri}}
+  jwt: [{{issuer: \"{}\", audiences: [spillway]}}]
+consumers:
+  - {{name: kept, mtls: {{identities: [\"spiffe://example/kept\"]}}}}
+  - {{name: also-kept, jwt: {{issuer: \"{0}\", subject: kept}}}}
+{consumers}
+backends: [{{name: up, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: up}}]}}]
+",
+            issuer.url(),
+            server.url()
+        )
+    };
+    let going = format!(
+        "  - {{name: a, mtls: {{identities: [\"spiffe://example/a\"]}}}}
+  - {{name: b, jwt: {{issuer: \"{}\", subject: b}}}}",
+        issuer.url()
+    );
+    let gateway = Gateway::start_in(folder, &yaml(&going)).await;
+    let open = async |certificate: Option<&str>, subject: Option<&str>| {
+        let own = certificate.map(|uri| authority.client("x", uri));
+        let client = Secure::with(gateway.address, &authority, own.as_ref(), rustls::ALL_VERSIONS);
+        let mut socket = RawSocket::over(client.open("a.test", &["http/1.1"]).await.unwrap());
+        let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+        let claims = |subject| json!({"iss": issuer.url(), "aud": "spillway", "sub": subject, "exp": ends});
+        let bearer = subject.map(|subject| format!("authorization: Bearer {}\r\n", key.token(&claims(subject))));
+        socket.send(opening("/", &bearer.unwrap_or_default()).as_bytes()).await;
+        let far = server.open().await;
+        assert!(socket.head().await.starts_with("HTTP/1.1 101 "));
+        (socket, far)
+    };
+    let mut ended = [open(Some("spiffe://example/a"), None).await, open(None, Some("b")).await];
+    let mut kept = [open(Some("spiffe://example/kept"), None).await, open(None, Some("kept")).await];
+    std::fs::write(gateway.config(), whole(&yaml(""))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    for (client, far) in &mut ended {
+        assert_eq!((client.frame().await.unwrap().code(), far.frame().await.unwrap().code()), (1008, 1008));
+    }
+    for (client, far) in &mut kept {
+        client.send_frame(TEXT, b"on").await;
+        assert_eq!(far.frame().await.unwrap().payload, b"on");
+    }
 }
 
 #[tokio::test]

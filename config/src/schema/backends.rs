@@ -53,6 +53,18 @@ pub struct Backend {
     /// answer names the fields that were dropped in `x-spillway-dropped`.
     #[serde(default)]
     pub drop_fields: Vec<String>,
+    /// Name under which these servers read the most tokens of an answer, in requests that are translated from another API: those
+    /// of callers of the same API pass as they are. OpenAI's newest models refuse `max_tokens`, and some servers know no other.
+    /// When left out, `max_completion_tokens` where all endpoints are OpenAI's or Azure's (`api.openai.com`,
+    /// `*.openai.azure.com`, `*.services.ai.azure.com` and the like), else `max_tokens`. Only for `protocol: openai`.
+    #[serde(default)]
+    pub max_tokens_field: Option<MaxTokensField>,
+    /// Value of `reasoning_effort` by which the models of these servers reason not at all, or least: `none` from GPT-5.1 on,
+    /// `minimal` for GPT-5, `low` for older ones. Callers of other APIs who ask for no reasoning get it. When left out, these
+    /// servers get no field then, reason as they do without one, and the answer names the caller's field as dropped. Only for
+    /// `protocol: openai`.
+    #[serde(default)]
+    pub no_reasoning: Option<NoReasoning>,
     /// Asks the servers for the usage at the end of a stream (`stream_options.include_usage`), where a chat or a completion of
     /// OpenAI's API is streamed and its caller does not ask. The chunk that answers it is kept from that caller. True when
     /// left out; false for servers that refuse the field. Only for `protocol: openai` and `ollama`; requests that are translated
@@ -91,6 +103,39 @@ pub struct Backend {
     /// HTTP/2 towards the endpoints: over TLS where the server chooses it by ALPN, else without asking.
     #[serde(default)]
     pub http2: bool,
+}
+
+/// Name of a field for the most tokens of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MaxTokensField {
+    /// The older name, which every other server than OpenAI's knows.
+    MaxTokens,
+    /// The newer name, which OpenAI's models know.
+    MaxCompletionTokens,
+}
+
+/// Effort of a model that is to reason least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum NoReasoning {
+    /// No reasoning.
+    None,
+    /// As good as none.
+    Minimal,
+    /// Little.
+    Low,
+}
+
+impl NoReasoning {
+    /// Word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+        }
+    }
 }
 
 /// Treatment of the credentials that callers send.

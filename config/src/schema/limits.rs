@@ -85,11 +85,15 @@ pub struct Price {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub cached_input: Option<f64>,
-    /// Tokens read that the upstream wrote to its cache for later requests; as `input` when left out. Where a price depends
-    /// on how long they are kept, that of the time that callers ask for.
+    /// Tokens read that the upstream wrote to its cache for later requests; as `input` when left out.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub cache_write: Option<f64>,
+    /// Those of them that it keeps for an hour (`ttl: 1h` of Anthropic's API, whose usage tells them apart); as `cacheWrite` when
+    /// left out.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub cache_write_1h: Option<f64>,
     /// Tokens written.
     #[schemars(range(min = 0.0))]
     pub output: f64,

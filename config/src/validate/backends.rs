@@ -105,6 +105,17 @@ fn stream_usage(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
+/// Checks of `maxTokensField` and `noReasoning`: only requests for servers of OpenAI's API are written with them.
+fn written_fields(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let keys =
+        [("maxTokensField", backend.max_tokens_field.is_some()), ("noReasoning", backend.no_reasoning.is_some())];
+    for (key, _) in
+        keys.into_iter().filter(|(_, is_written)| *is_written && backend.protocol != BackendProtocol::Openai)
+    {
+        cx.error(at!["backends", n, key], "no effect without `protocol: openai`: remove it");
+    }
+}
+
 /// Checks of `dropFields`: names of fields that can be dropped.
 fn dropped_fields(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     if !backend.drop_fields.is_empty() && !backend.protocol.calls_models() {
@@ -167,6 +178,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         dropped_fields(cx, n, backend);
         apis(cx, n, backend);
         stream_usage(cx, n, backend);
+        written_fields(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         model_names(cx, n, backend);

@@ -356,6 +356,7 @@ impl<E: Events> SpillStream<E> {
             completion_tokens: u64::from(finished.completion_tokens).saturating_add(before),
             cached_tokens: Some(finished.cached_tokens.into()),
             cache_written_tokens: None,
+            cache_written_1h_tokens: None,
             reasoning_tokens: None,
         };
         self.report.prompt_tokens = Some(usage.prompt_tokens);

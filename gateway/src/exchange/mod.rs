@@ -152,6 +152,8 @@ pub struct Outcome {
     pub cached_tokens: Option<u64>,
     /// Tokens of the prompt that the server has written to its cache.
     pub cache_written_tokens: Option<u64>,
+    /// Those of them that it keeps for an hour.
+    pub cache_written_1h_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,
     /// Text that has passed and that no usage covers.
@@ -192,7 +194,7 @@ impl Outcome {
     pub fn begin_answer(&mut self) {
         self.bytes_answered = 0;
         (self.prompt_tokens, self.completion_tokens) = (None, None);
-        (self.cached_tokens, self.cache_written_tokens) = (None, None);
+        (self.cached_tokens, self.cache_written_tokens, self.cache_written_1h_tokens) = (None, None, None);
         (self.model_answered, self.finish_reason, self.response_id) = (None, None, None);
         self.unreported = Written::default();
         (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);

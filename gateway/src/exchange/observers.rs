@@ -4,6 +4,8 @@
 use http::{StatusCode, header};
 use spillway_filter::{EventSplitter, ExchangeEnd, Headers, Observer, Refusal};
 
+use crate::protocol::JSON_LINES;
+
 /// An observer and the name of its filter.
 struct NamedObserver {
     filter: String,
@@ -66,10 +68,18 @@ impl Observers {
         }
         let is_coded = headers.get(&header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
         let kind = headers.get(&header::CONTENT_TYPE).map(|kind| kind.as_bytes());
-        let is_event_stream =
-            kind.and_then(|kind| kind.get(..17)).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
-        let is_read = is_event_stream && !is_coded && self.reads_events();
-        self.events = is_read.then(EventSplitter::default);
+        let begins_as = |name: &str| {
+            kind.and_then(|kind| kind.get(..name.len()))
+                .is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+        };
+        let splitter = if begins_as("text/event-stream") {
+            Some(EventSplitter::default as fn() -> EventSplitter)
+        } else if JSON_LINES.iter().any(|name| begins_as(name)) {
+            Some(EventSplitter::of_lines as fn() -> EventSplitter)
+        } else {
+            None
+        };
+        self.events = splitter.filter(|_| !is_coded && self.reads_events()).map(|splitter| splitter());
     }
 
     /// Shows a part of the answer's body, and the events that end in it.
@@ -143,19 +153,22 @@ mod tests {
     }
 
     fn observed(reads_events: bool, coding: Option<&str>) -> Vec<String> {
+        observed_as("text/event-stream; charset=utf-8", [b"data: 1\n\ndata: ", b"2\n\n"], reads_events, coding)
+    }
+
+    fn observed_as(kind: &str, parts: [&[u8]; 2], reads_events: bool, coding: Option<&str>) -> Vec<String> {
         let notes = Notes::default();
         let mut observers = Observers::default();
         observers.add("f", Box::new(Noting { notes: notes.clone(), reads_events }));
         observers.request_body(b"good").unwrap();
         let mut headers = Fields::default();
-        headers.insert(header::CONTENT_TYPE, "text/event-stream; charset=utf-8".parse().unwrap());
+        headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
         if let Some(coding) = coding {
             headers.insert(header::CONTENT_ENCODING, coding.parse().unwrap());
         }
         observers.response_head(StatusCode::OK, &mut headers);
         assert_eq!(headers[header::SERVER], "observed");
-        observers.response_body(b"data: 1\n\ndata: ");
-        observers.response_body(b"2\n\n");
+        parts.iter().for_each(|part| observers.response_body(part));
         let end = ExchangeEnd { bytes_out: 18, ..exchange_end() };
         observers.end(&end);
         observers.end(&end);
@@ -171,6 +184,9 @@ mod tests {
         let with_events = ["request good", "head 200", "body 15", "event 1", "body 3", "event 2", "end 18"];
         assert_eq!(observed(true, None), with_events);
         assert_eq!(observed(true, Some("identity")), with_events);
+        let lines = ["request good", "head 200", "body 5", "event {}", "body 5", "event [12]", "end 18"];
+        assert_eq!(observed_as("application/x-ndjson", [b"{}\n[1", b"2]\n\n\n"], true, None), lines);
+        assert_eq!(observed_as("application/json", [b"{}\n[1", b"2]\n\n\n"], true, None).len(), 5);
     }
 
     #[test]

@@ -70,10 +70,12 @@ impl Keys {
         bucket.fold(false, |held, entry| held | bool::from(entry.digest.ct_eq(&digest)))
     }
 
-    /// True if a key of this number belongs to the consumer at `now` (Unix seconds).
-    pub(super) fn has(&self, key: Credential, consumer: &str, now: u64) -> bool {
+    /// Unix seconds from which on a key of this number does not belong to the consumer: 0 for one that does not at all,
+    /// `None` for one without an end.
+    pub(super) fn ends(&self, key: Credential, consumer: &str) -> Option<u64> {
         let bucket = self.buckets.get(&key.to_be_bytes()).into_iter().flatten();
-        bucket.into_iter().any(|entry| *entry.consumer.name == *consumer && now < entry.expires)
+        let last = bucket.filter(|entry| *entry.consumer.name == *consumer).map(|entry| entry.expires).max();
+        Some(last.unwrap_or(0)).filter(|ends| *ends != u64::MAX)
     }
 
     /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key.

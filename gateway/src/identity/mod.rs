@@ -63,6 +63,17 @@ pub struct Identity {
     pub token: Option<Arc<Token>>,
 }
 
+/// Proof by which a caller was identified, kept where it must hold for longer than a request: that of a socket.
+#[derive(Debug, Clone)]
+pub enum CallerProof {
+    /// API key of this number.
+    Key(Credential),
+    /// Client certificate.
+    Certificate(Arc<ClientCertificate>),
+    /// Token.
+    Token(Arc<Token>),
+}
+
 /// Reason why a credential is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialError {
@@ -249,9 +260,17 @@ impl Authenticator {
         }
     }
 
-    /// True if the API key of this number still identifies the consumer at `now` (Unix seconds).
-    pub fn knows_key(&self, key: Credential, consumer: &str, now: u64) -> bool {
-        self.keys.has(key, consumer, now)
+    /// Unix seconds from which on the proof identifies the consumer no longer: 0 where it does not at all, `None` where no
+    /// end is known. The times of a certificate are those of its connection, and those of a token are judged when it is shown.
+    pub fn ends(&self, proof: &CallerProof, consumer: &str) -> Option<u64> {
+        let is_known = match proof {
+            CallerProof::Key(key) => return self.keys.ends(*key, consumer),
+            CallerProof::Certificate(certificate) => {
+                self.certificates.find(certificate).is_some_and(|(known, _)| *known.name == *consumer)
+            }
+            CallerProof::Token(token) => self.tokens.names(&token.claims, consumer),
+        };
+        (!is_known).then_some(0)
     }
 
     /// Identifies the caller by the certificate of its connection. `None` without `authentication.mtls`, or if the

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
 use spillway_filter::{Fields, HttpClient, NoHttp, Refusal, SharedStates};
 
-use super::{Authenticator, Identity, IdentityDeps, IdentityError, NewKey, Unidentified};
+use super::{Authenticator, CallerProof, Identity, IdentityDeps, IdentityError, NewKey, Unidentified};
 use crate::commit_steps::CommitSteps;
 use crate::limits::Limits;
 use crate::telemetry::Metrics;
@@ -211,6 +211,17 @@ fn a_key_ends_on_its_day_and_a_file_of_keys_adds_to_the_configuration() {
     assert!(known("sk-yaml", NOW) && known("sk-old", NOW) && known("sk-new", NOW));
     assert!(!known("sk-yaml", NOW + day) && known("sk-old", NOW + day));
     assert!(!known("sk-old", NOW + 7 * day) && known("sk-new", NOW + 7 * day));
+    let ends = |key: &str, consumer: &str| {
+        let shown = headers(&[("x-api-key", key.as_bytes())]);
+        let known = authenticator.at(&shown, RouteAuthentication::Required, NOW).unwrap().unwrap();
+        authenticator.0.ends(&CallerProof::Key(known.credential), consumer)
+    };
+    assert_eq!((ends("sk-yaml", "acme"), ends("sk-old", "acme")), (Some(NOW + day), Some(NOW + 7 * day)));
+    assert_eq!(
+        (ends("sk-new", "acme"), ends("sk-new", "other")),
+        (None, Some(0)),
+        "a key without an end; no key of it"
+    );
 }
 
 #[test]

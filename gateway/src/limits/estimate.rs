@@ -60,6 +60,8 @@ pub struct Used {
     pub cached: u64,
     /// Part of `input` that the upstream has written to its cache.
     pub cache_written: u64,
+    /// Part of `cache_written` that is kept for an hour.
+    pub cache_written_1h: u64,
     /// Tokens written.
     pub output: u64,
     /// Cost, in billionths of a US dollar.

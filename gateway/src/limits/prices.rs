@@ -50,9 +50,12 @@ impl Prices {
 fn cost(price: &Price, used: Used) -> u64 {
     let cached = used.cached.min(used.input);
     let written = used.cache_written.min(used.input - cached);
+    let for_an_hour = used.cache_written_1h.min(written);
+    let write = price.cache_write.unwrap_or(price.input);
     let nanos = price.input * (used.input - cached - written) as f64
         + price.cached_input.unwrap_or(price.input) * cached as f64
-        + price.cache_write.unwrap_or(price.input) * written as f64
+        + write * (written - for_an_hour) as f64
+        + price.cache_write_1h.unwrap_or(write) * for_an_hour as f64
         + price.output * used.output as f64;
     (nanos * NANOS).ceil() as u64
 }
@@ -67,6 +70,7 @@ mod tests {
             input,
             cached_input,
             cache_write,
+            cache_write_1h: cache_write.map(|_| 6.0),
             output,
         };
         Prices::new(&[
@@ -96,6 +100,13 @@ mod tests {
         assert_eq!(cost(1000, 600, 300, "claude-x"), 100 * 3000 + 600 * 300 + 300 * 3750);
         assert_eq!(cost(1000, 600, 300, "gpt-4o"), 1000 * 2500, "as input where there is no price of its own");
         assert_eq!(cost(10, 8, 9, "claude-x"), 8 * 300 + 2 * 3750, "no more tokens are paid than were read");
+        let for_an_hour = |cache_written_1h, model| {
+            let used = Used { input: 1000, cache_written: 300, cache_written_1h, ..Used::default() };
+            prices().of(used, Some(model), None, false)
+        };
+        assert_eq!(for_an_hour(200, "claude-x"), 700 * 3000 + 100 * 3750 + 200 * 6000);
+        assert_eq!(for_an_hour(999, "claude-x"), 700 * 3000 + 300 * 6000, "no more than were written");
+        assert_eq!(for_an_hour(200, "gpt-4o"), 1000 * 2500);
     }
 
     #[test]

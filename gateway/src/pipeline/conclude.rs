@@ -397,6 +397,9 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             endpoint: exchange.outcome.endpoint.as_deref(),
             attempts: exchange.outcome.attempts,
             prompt_tokens: exchange.outcome.prompt_tokens,
+            cached_tokens: exchange.outcome.cached_tokens,
+            cache_written_tokens: exchange.outcome.cache_written_tokens,
+            cache_written_1h_tokens: exchange.outcome.cache_written_1h_tokens,
             completion_tokens: exchange.outcome.completion_tokens,
             error_code: exchange.outcome.error_code,
         });

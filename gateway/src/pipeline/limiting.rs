@@ -367,6 +367,7 @@ pub(super) fn settle(exchange: &mut Exchange) {
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);
         used.cache_written = o.cache_written_tokens.unwrap_or(0);
+        used.cache_written_1h = o.cache_written_1h_tokens.unwrap_or(0);
         used.output = written(exchange, expected);
         let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
         used.nanos = exchange.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);

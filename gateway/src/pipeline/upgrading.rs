@@ -1,13 +1,16 @@
 //! Upgrades (RFC 9110, 7.8): which of them a route passes, and the requests for one that are refused before a server sees
 //! them. An upgrade that the route does not name is not asked for: the request goes on without it, as it may.
 
+use std::sync::Arc;
+
 use http::{Method, StatusCode, Version};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::is_models;
+use super::limiting;
 use crate::downstream::ClientSession;
 use crate::exchange::{Asked, ConnectionInfo, End, Exchange};
-use crate::limits::Estimate;
+use crate::limits::{Estimate, Rule, Subject, TokenRules};
 use crate::protocol::{Operation, model_not_found};
 use crate::topology::{Route, TargetKind};
 use crate::tunnel::{HandshakeError, Upgrade, UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening};
@@ -25,9 +28,10 @@ pub(super) fn settle(
         if exchange.asked.is_none() {
             exchange.asked = asked_of_target(session, exchange)?;
         }
-        may_pass(route, exchange)?;
+        may_pass(route, protocol.is_websocket(), exchange)?;
         let (listener, certificate_ends) = (connection.local, connection.certificate_ends());
-        Ok(Some(Box::new(Upgrade { protocol, listener, certificate_ends })))
+        let rules = Arc::new(token_rules(route, session, exchange));
+        Ok(Some(Box::new(Upgrade { protocol, listener, certificate_ends, rules })))
     });
     match settled {
         Ok(None) => Ok(()),
@@ -89,7 +93,7 @@ fn upgrade(route: &Route, session: &ClientSession, exchange: &Exchange) -> Resul
 }
 
 /// Refuses an upgrade that no target can take, whose messages nobody could judge, or whose use nobody could count.
-fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
+fn may_pass(route: &Route, is_websocket: bool, exchange: &Exchange) -> Result<(), End> {
     let takes = |target: &TargetKind| matches!(target, TargetKind::Backend(backend) if backend.takes_upgrades());
     if !route.targets.iter().any(|target| takes(&target.kind)) {
         return Err(End::refuse(Refusal::new(
@@ -108,16 +112,28 @@ fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
              a route without such a filter",
         )));
     }
-    let own = exchange.caller.iter().flat_map(|caller| &caller.rules);
-    let mut rules = own.chain(route.guards.iter().chain(&route.filters).flat_map(|named| &named.rules));
-    if route.calls_models && rules.any(|rule| rule.counts_tokens()) {
-        return Err(End::refuse(Refusal::new(
-            StatusCode::FORBIDDEN,
-            ErrorKind::Permission,
-            "socket_not_counted",
-            "a limit or budget in tokens applies here, and the tokens of a socket are not counted: use requests, or a \
-             route and consumer without such a limit",
-        )));
+    if route.calls_models {
+        let operation = exchange.resolved.operation;
+        let is_read = |target: &TargetKind| match target {
+            TargetKind::Backend(backend) if backend.takes_upgrades() => {
+                is_websocket && backend.dialect.is_some_and(|dialect| dialect.read_socket(operation).is_some())
+            }
+            _ => true,
+        };
+        let is_read = route.targets.iter().all(|target| is_read(&target.kind));
+        let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+        let uncounted = |rule: &Arc<Rule>| !is_read || (model.is_none() && !rule.needs_no_body());
+        if rules_of(route, exchange).any(|rule| rule.counts_tokens() && uncounted(rule)) {
+            return Err(End::refuse(Refusal::new(
+                StatusCode::FORBIDDEN,
+                ErrorKind::Permission,
+                "socket_not_counted",
+                "a limit or budget in tokens applies here, and the tokens of this socket are not counted: they are for \
+                 WebSocket on /v1/realtime and /v1/responses where all backends have `protocol: openai`, and a limit by \
+                 model or expression needs the model in the query. Use requests, or a route and consumer without such a \
+                 limit",
+            )));
+        }
     }
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     // The model of another API is in its messages, which the gateway does not read.
@@ -128,25 +144,37 @@ fn may_pass(route: &Route, exchange: &Exchange) -> Result<(), End> {
     Err(model_not_found(model.unwrap_or_default(), exchange.dialect).into())
 }
 
-/// Model in the query of a request whose API has it there; `None` for other requests.
+/// Rules of the caller and the route.
+fn rules_of<'r>(route: &'r Route, exchange: &'r Exchange) -> impl Iterator<Item = &'r Arc<Rule>> {
+    let own = exchange.caller.iter().flat_map(|caller| &caller.rules);
+    own.chain(route.guards.iter().chain(&route.filters).flat_map(|named| &named.rules))
+}
+
+/// Rules that count the tokens of a socket, with the levels of its caller.
+fn token_rules(route: &Route, session: &ClientSession, exchange: &Exchange) -> TokenRules {
+    let Some(asked) = exchange.asked.as_ref().filter(|_| route.calls_models) else { return TokenRules::default() };
+    let nanos = exchange.snapshot.prices.expected(asked.expected, asked.model.as_deref());
+    let view = limiting::view(session, exchange);
+    let subject = Subject { view: &view, credential: exchange.credential };
+    TokenRules::of(rules_of(route, exchange), subject, (asked.expected, nanos))
+}
+
+/// Model in the query of a request whose API has it there, and what its first response may use; `None` for other requests
+/// than those for sockets of model APIs.
 ///
 /// # Errors
 /// Refuses a query with two of them: the gateway and its server might read different ones.
 pub(super) fn asked_of_target(session: &ClientSession, exchange: &Exchange) -> Result<Option<Asked>, Refusal> {
-    if exchange.resolved.operation != Operation::Realtime {
+    let operation = exchange.resolved.operation;
+    if !operation.is_socket() {
         return Ok(None);
     }
-    let query = session.req_header().uri.query().unwrap_or_default();
+    let query = session.req_header().uri.query().filter(|_| operation == Operation::Realtime).unwrap_or_default();
     let mut models = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "model");
-    let Some((_, model)) = models.next() else { return Ok(None) };
+    let model = models.next().map(|(_, model)| model.into_owned());
     if models.next().is_some() {
         let message = "`model` appears more than once in the query.";
         return Err(Refusal::invalid("duplicate_parameter", message).param("model"));
     }
-    Ok(Some(Asked {
-        model: Some(model.into_owned()),
-        stream: true,
-        expected: Estimate::new(0, 0, 1, None, true),
-        ..Asked::default()
-    }))
+    Ok(Some(Asked { model, stream: true, expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() }))
 }

@@ -15,6 +15,7 @@ use spillway_filter::{Fields, Refusal};
 
 use super::chat::{
     Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
+    Written,
 };
 use super::inference::{AnswerName, NamedModel};
 use super::operation::{Known, ModelPlace, Operation};
@@ -232,6 +233,11 @@ pub trait Dialect: Send + Sync {
         None
     }
 
+    /// Reader of the messages of a socket of this operation; `None` where they have no known form.
+    fn read_socket(&self, _operation: Operation) -> Option<Box<dyn ReadSocket>> {
+        None
+    }
+
     /// Status that a server of this dialect would have sent with an error, of an error in an answer with another status.
     fn error_status(&self, _error: &ObservedError) -> u16 {
         500
@@ -355,6 +361,63 @@ pub trait Observe: Send + Sync {
 
     /// Facts of an answer that has ended; an event that no empty line closed counts as well.
     fn finish(&mut self) -> &Observation;
+}
+
+/// Side of a socket that speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// The client.
+    Client,
+    /// The server.
+    Server,
+}
+
+/// Meaning of a message of a socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SocketEvent {
+    /// The client asks for a response.
+    Asks,
+    /// The client sends sound, in Base64, to which the server may respond by itself.
+    Hears,
+    /// A message of the client by which no response begins.
+    Quiet,
+    /// A response begins.
+    Begins,
+    /// A part of a response is sound, in Base64.
+    Sound,
+    /// What the client said is being written down.
+    Transcript,
+    /// A response has ended.
+    Ends,
+    /// What the client asked for is refused.
+    Fails,
+    /// Any other message.
+    #[default]
+    Other,
+}
+
+/// Message of a socket that was read to its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SocketMessage {
+    /// Meaning.
+    pub event: SocketEvent,
+    /// Tokens used that it tells.
+    pub usage: Option<Usage>,
+    /// Text of an answer in it.
+    pub written: Written,
+    /// Model that answers.
+    pub model: Option<String>,
+    /// Id of the answer.
+    pub id: Option<String>,
+}
+
+/// Reader of the messages of a socket while they pass, in fixed memory whatever their length and without holding them.
+pub trait ReadSocket: Send {
+    /// Reads a part of a message.
+    fn feed(&mut self, from: Speaker, part: &[u8]);
+
+    /// Reads the end of a message.
+    fn end(&mut self, from: Speaker) -> SocketMessage;
 }
 
 /// Reader of the text of an event stream, for a stream that ends early and is continued.

@@ -32,8 +32,8 @@ pub use chat::{
     Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{
-    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe,
-    RetryAdvice, StreamFraming, Transcribe, WriteAnswer,
+    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe, ReadSocket,
+    RetryAdvice, SocketEvent, SocketMessage, Speaker, StreamFraming, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
 pub use inference::{AnswerName, InferenceCall, NamedModel};
@@ -42,6 +42,9 @@ pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, pr
 pub use predict::named_by_path;
 pub use refusals::{model_not_found, named};
 pub use registry::{ANTHROPIC, ForeignOperations, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
+
+/// Content types of JSON in lines.
+pub const JSON_LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");

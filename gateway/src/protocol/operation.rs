@@ -17,6 +17,8 @@ pub enum Operation {
     Responses,
     /// Conversation over a socket, whose model is in the query (OpenAI's Realtime API).
     Realtime,
+    /// Responses over a socket, each of whose models is in its message (OpenAI's Responses API).
+    ResponsesSocket,
     /// Answer in the form of Anthropic's Messages API.
     Messages,
     /// Number of tokens of a prompt, in the form of Anthropic's Messages API or of OpenAI's Responses API.
@@ -35,6 +37,11 @@ impl Operation {
     /// True if the answer is text, which a built-in model for conversations can write.
     pub fn asks_for_text(self) -> bool {
         matches!(self, Self::Chat | Self::Completions | Self::Responses | Self::Messages)
+    }
+
+    /// True if the operation goes over a socket.
+    pub fn is_socket(self) -> bool {
+        matches!(self, Self::Realtime | Self::ResponsesSocket)
     }
 
     /// True if the request asks about servers or all their models, and so names no model.
@@ -58,6 +65,7 @@ impl Operation {
             Self::Completions => Some("text_completion"),
             Self::Embeddings => Some("embeddings"),
             Self::Realtime
+            | Self::ResponsesSocket
             | Self::Rerank
             | Self::CountTokens
             | Self::Models
@@ -84,6 +92,7 @@ impl Operation {
             Self::Inference(_) => 9,
             Self::Other => 10,
             Self::ManageModels => 11,
+            Self::ResponsesSocket => 12,
         };
         1 << number
     }

@@ -17,6 +17,7 @@ use crate::balancing::{
     ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, credential};
+use crate::protocol::translate::ServerWords;
 use crate::protocol::{ANTHROPIC, Dialect, ForeignOperations, OIP, OIP_GRPC, OLLAMA, OPENAI};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::{CertificateSample, Metrics};
@@ -136,6 +137,7 @@ impl BackendCompiler<'_> {
             foreign,
             drop_fields: written.drop_fields.clone(),
             rewrites: foreign != ForeignOperations::NONE || !written.drop_fields.is_empty(),
+            words: words_of(written),
             stream_usage: written.stream_usage.unwrap_or(true),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
@@ -154,6 +156,32 @@ fn foreign_to(written: &schema::Backend, dialect: Option<&'static dyn Dialect>) 
     let foreign = dialect.map_or(ForeignOperations::NONE, ForeignOperations::to);
     let has_responses = written.apis.as_ref().is_none_or(|apis| apis.contains(&OpenAiApi::Responses));
     if has_responses { foreign } else { foreign.and_responses() }
+}
+
+/// Hosts of OpenAI's API, or the ends of their names.
+const OPENAI_HOSTS: [&str; 6] = [
+    "api.openai.com",
+    ".api.openai.com",
+    ".openai.azure.com",
+    ".openai.azure.us",
+    ".services.ai.azure.com",
+    ".cognitiveservices.azure.com",
+];
+
+/// Words in which the servers of a backend read translated requests.
+fn words_of(written: &schema::Backend) -> ServerWords {
+    let is_openais = |host: &str| {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        OPENAI_HOSTS.iter().any(|known| if known.starts_with('.') { host.ends_with(known) } else { host == *known })
+    };
+    let are_openais = || written.endpoints.iter().all(|endpoint| is_openais(&endpoint.url.host));
+    ServerWords {
+        has_newer_max_tokens: match written.max_tokens_field {
+            Some(field) => field == schema::MaxTokensField::MaxCompletionTokens,
+            None => are_openais(),
+        },
+        no_reasoning: written.no_reasoning.map(schema::NoReasoning::as_str),
+    }
 }
 
 /// Addresses of all hosts of a configuration, or the reasons why there are none.

@@ -130,8 +130,10 @@ label! {
         Lifetime => "lifetime",
         /// The endpoint is drained, or an edit has removed its route or endpoint.
         Drained => "drained",
-        /// The caller may not go on: an edit has removed the consumer, or the client's certificate has expired.
+        /// The caller may not go on: its key or certificate has expired, or an edit has removed it.
         Policy => "policy",
+        /// A limit or budget in tokens of the caller is reached.
+        Limit => "limit",
         /// The client broke the framing of WebSocket.
         ClientMalformed => "client_malformed",
         /// The server broke the framing of WebSocket.

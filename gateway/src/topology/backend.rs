@@ -11,6 +11,7 @@ use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::credentials::Credential;
+use crate::protocol::translate::ServerWords;
 use crate::protocol::{Dialect, ForeignOperations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
@@ -76,6 +77,8 @@ pub struct Backend {
     pub drop_fields: Vec<String>,
     /// True if requests may have to be written anew for it: it has foreign operations, or fields to drop.
     pub rewrites: bool,
+    /// Words in which its servers read translated requests.
+    pub words: ServerWords,
     /// True if its servers are asked for the usage of streams for which callers do not ask.
     pub stream_usage: bool,
     /// True if credentials of callers that identify no consumer are passed on.
@@ -165,6 +168,7 @@ impl Backend {
             foreign: ForeignOperations::NONE,
             drop_fields: Vec::new(),
             rewrites: false,
+            words: ServerWords::default(),
             stream_usage: false,
             passes_credentials: false,
             full_statuses: Vec::new(),

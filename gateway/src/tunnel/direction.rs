@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::frames::{FrameError, Frames};
+use super::frames::{FrameError, Frames, Stopped};
+use super::messages::Messages;
 use crate::clock;
 
 /// Most bytes that are read at a time, and so most that wait: 16 KiB, as much as a record of TLS holds.
@@ -27,6 +28,8 @@ pub(super) enum Fault {
     Write { is_slow: bool },
     /// The side that sends breaks the framing of WebSocket.
     Malformed(FrameError),
+    /// The side that sends has begun what it may not.
+    Refused,
 }
 
 /// Progress of a direction.
@@ -38,6 +41,8 @@ enum Stage {
     Closing(Vec<u8>),
     /// A close frame went out. What comes is dropped, until the other side closes too.
     Awaiting,
+    /// A message must not pass. True where what has passed ends between two frames.
+    Refused(bool),
     /// Nothing more is read: what waits goes out, then the end.
     Ending,
     Done,
@@ -117,6 +122,16 @@ impl Direction {
         };
     }
 
+    /// Ends a direction whose message was refused: with a close frame where one may follow what has passed, else at once.
+    pub(super) fn refuse(&mut self, frame: &[u8]) {
+        let Stage::Refused(is_between) = self.stage else { return };
+        self.stage = Stage::Ending;
+        if is_between {
+            self.waiting.extend_from_slice(frame);
+            self.stage = Stage::Awaiting;
+        }
+    }
+
     /// Adds a close frame where the sender ends without one.
     pub(super) fn close_at_end(&mut self, frame: Vec<u8>) {
         self.last = Some(frame);
@@ -148,6 +163,7 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
+        mut messages: Option<&mut (dyn Messages + '_)>,
     ) -> Poll<Result<(), Fault>>
     where
         R: AsyncRead + Unpin,
@@ -166,6 +182,7 @@ impl Direction {
                     self.stage = Stage::Ending;
                     continue;
                 }
+                Stage::Refused(_) => return Poll::Ready(Err(Fault::Refused)),
                 Stage::Open | Stage::Closing(_) | Stage::Awaiting => {}
             }
             let mut bytes = [MaybeUninit::uninit(); READ];
@@ -183,7 +200,10 @@ impl Direction {
                     self.has_ended = true;
                     self.end(None);
                 }
-                Poll::Ready(Ok(())) => self.take(here.filled(), cx, writer)?,
+                Poll::Ready(Ok(())) => {
+                    let messages = messages.as_mut().map(|messages| &mut **messages as &mut dyn Messages);
+                    self.take(here.filled(), cx, writer, messages)?;
+                }
             }
         }
         cx.waker().wake_by_ref();
@@ -191,24 +211,40 @@ impl Direction {
     }
 
     /// Takes bytes of the sender: writes what the receiver takes at once, and keeps the rest.
-    fn take<W: AsyncWrite + Unpin>(&mut self, bytes: &[u8], cx: &mut Context<'_>, writer: &mut W) -> Result<(), Fault> {
+    fn take<W: AsyncWrite + Unpin>(
+        &mut self,
+        bytes: &[u8],
+        cx: &mut Context<'_>,
+        writer: &mut W,
+        messages: Option<&mut dyn Messages>,
+    ) -> Result<(), Fault> {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.bytes = self.bytes.saturating_add(length);
         self.moved = self.moved.saturating_add(length);
-        let (passes, is_at_boundary) = match (&mut self.frames, &self.stage) {
-            (Some(frames), Stage::Closing(_)) => {
-                let upto = frames.follow_to_boundary(bytes).map_err(Fault::Malformed)?;
-                let is_at_boundary = frames.is_between();
-                // The rest is dropped, but may have the close frame of the sender.
-                frames.follow(bytes.get(upto..).unwrap_or_default()).map_err(Fault::Malformed)?;
-                (upto, is_at_boundary)
+        let (mut passes, mut is_at_boundary) = (bytes.len(), false);
+        if let Some(frames) = &mut self.frames {
+            let stage = &mut self.stage;
+            match stage {
+                // The rest is dropped, but may have the close frame of the sender, and messages that count.
+                Stage::Closing(_) => {
+                    let mut begun = frames.clone();
+                    passes = begun.follow_to_boundary(bytes).map_err(Fault::Malformed)?;
+                    is_at_boundary = begun.is_between();
+                }
+                Stage::Awaiting => passes = 0,
+                _ => {}
             }
-            (Some(frames), stage) => {
-                frames.follow(bytes).map_err(Fault::Malformed)?;
-                (if *stage == Stage::Awaiting { 0 } else { bytes.len() }, false)
+            let stopped = match messages {
+                Some(messages) => frames.read(bytes, messages, cx),
+                None => frames.follow(bytes).map(|()| None),
+            };
+            if let Some(Stopped { at, is_between }) = stopped.map_err(Fault::Malformed)?
+                && *stage == Stage::Open
+            {
+                passes = at;
+                *stage = Stage::Refused(is_between);
             }
-            (None, _) => (bytes.len(), false),
-        };
+        }
         let passing = bytes.get(..passes).unwrap_or_default();
         if !passing.is_empty() {
             let written = match Pin::new(&mut *writer).poll_write(cx, passing) {

@@ -2,6 +2,7 @@
 //! here reads or writes; the inputs are heads.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,6 +10,8 @@ use http::header::{self, HeaderName, HeaderValue};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use spillway_filter::Fields;
 use tokio::time::Instant;
+
+use crate::limits::TokenRules;
 
 /// Name of the protocol WebSocket in `Upgrade`.
 pub const WEBSOCKET: &str = "websocket";
@@ -21,7 +24,7 @@ static SEC_WEBSOCKET_VERSION: HeaderName = header::SEC_WEBSOCKET_VERSION;
 /// Subprotocols that a client offers, or the one that its server picks.
 pub static SEC_WEBSOCKET_PROTOCOL: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 /// Extensions that a client offers, or those that its server picks.
-static SEC_WEBSOCKET_EXTENSIONS: HeaderName = header::SEC_WEBSOCKET_EXTENSIONS;
+pub static SEC_WEBSOCKET_EXTENSIONS: HeaderName = header::SEC_WEBSOCKET_EXTENSIONS;
 
 /// The only version of WebSocket (RFC 6455, 4.1).
 const VERSION: &[u8] = b"13";
@@ -51,6 +54,8 @@ pub struct Upgrade {
     pub listener: SocketAddr,
     /// Expiry of the client's certificate, at which the socket ends.
     pub certificate_ends: Option<Instant>,
+    /// Rules that count the tokens of the socket.
+    pub rules: Arc<TokenRules>,
 }
 
 /// Fault of an opening handshake.
@@ -76,6 +81,13 @@ pub enum HandshakeError {
     Extension,
 }
 
+impl UpgradeProtocol {
+    /// True for WebSocket.
+    pub fn is_websocket(&self) -> bool {
+        matches!(self, Self::WebSocket { .. })
+    }
+}
+
 impl Upgrade {
     /// Name of the protocol in `Upgrade`.
     pub fn name(&self) -> &str {
@@ -87,7 +99,7 @@ impl Upgrade {
 
     /// True for WebSocket.
     pub fn is_websocket(&self) -> bool {
-        matches!(self.protocol, UpgradeProtocol::WebSocket { .. })
+        self.protocol.is_websocket()
     }
 
     /// Checks the head of a 101 against that of the request, as it went to the server: exactly the protocol that was asked

@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::direction::{Direction, Fault};
-use super::end::close_frame;
+use super::end::{close_frame, close_frame_for};
 use super::frames::{Frames, Side};
+use super::messages::Messages;
 use super::sockets::SocketGuard;
 use crate::clock;
 use crate::telemetry::SocketEnd;
@@ -31,8 +32,8 @@ pub struct SocketLimits {
     pub idle: Duration,
     /// End of the longest life.
     pub lifetime_ends: Option<Instant>,
-    /// End of the time for which the caller is known.
-    pub identity_ends: Option<Instant>,
+    /// End of the client's certificate.
+    pub certificate_ends: Option<Instant>,
     /// Longest time for the server to take some of the bytes that wait for it.
     pub server_write: Duration,
     /// Longest time for the client to take some of the bytes that wait for it; `None` where its connection bounds its writes itself.
@@ -52,11 +53,12 @@ pub struct SocketReport {
     pub bytes_out: u64,
 }
 
-/// Passes bytes between a client and a server until the socket ends. `stopping` is ready when the gateway stops.
+/// Passes bytes between a client and a server until the socket ends, and shows `messages` what passes in frames. `stopping` is
+/// ready when the gateway stops.
 pub async fn relay<C, S>(
-    client: &mut C,
-    server: &mut S,
+    (client, server): (&mut C, &mut S),
     limits: SocketLimits,
+    mut messages: Option<&mut dyn Messages>,
     guard: &mut SocketGuard<'_>,
     stopping: impl Future<Output = ()>,
     timer: &mut KeptTimer,
@@ -82,7 +84,7 @@ where
                     socket.close(end);
                 }
             }
-            has_ended = poll_fn(|cx| socket.poll(cx, client, server)) => {
+            has_ended = poll_fn(|cx| socket.poll(cx, client, server, reborrowed(&mut messages))) => {
                 if has_ended {
                     break;
                 }
@@ -93,6 +95,14 @@ where
         end: socket.end.unwrap_or(SocketEnd::Client),
         bytes_in: socket.up.bytes,
         bytes_out: socket.down.bytes,
+    }
+}
+
+/// Borrows a reader anew.
+fn reborrowed<'m>(messages: &'m mut Option<&mut dyn Messages>) -> Option<&'m mut dyn Messages> {
+    match messages {
+        Some(messages) => Some(&mut **messages),
+        None => None,
     }
 }
 
@@ -131,11 +141,11 @@ impl Socket {
 
     /// Limits on the time of the socket, with the end that each brings.
     fn limits(&self) -> [Option<(Instant, SocketEnd)>; 6] {
-        let SocketLimits { idle, lifetime_ends, identity_ends, server_write, client_write, .. } = self.limits;
+        let SocketLimits { idle, lifetime_ends, certificate_ends, server_write, client_write, .. } = self.limits;
         let stalled = |direction: &Direction, within| direction.stalled.map(|since| since + within);
         [
             lifetime_ends.map(|at| (at, SocketEnd::Lifetime)),
-            identity_ends.map(|at| (at, SocketEnd::Policy)),
+            certificate_ends.map(|at| (at, SocketEnd::Policy)),
             self.ends_at,
             stalled(&self.up, server_write).map(|at| (at, SocketEnd::ServerSlow)),
             client_write.and_then(|within| stalled(&self.down, within)).map(|at| (at, SocketEnd::ClientSlow)),
@@ -172,6 +182,15 @@ impl Socket {
         self.down.close(close_frame(end, Side::Server));
     }
 
+    /// Ends the socket of a caller that has reached a limit.
+    fn refuse(&mut self, reason: &str) {
+        self.ends(SocketEnd::Limit);
+        let to_server = close_frame_for(SocketEnd::Limit, reason, Side::Client);
+        self.up.refuse(&to_server);
+        self.up.close(to_server);
+        self.down.close(close_frame_for(SocketEnd::Limit, reason, Side::Server));
+    }
+
     fn ends(&mut self, end: SocketEnd) {
         self.end.get_or_insert(end);
         self.closing_until.get_or_insert_with(|| clock::now() + CLOSING);
@@ -179,22 +198,38 @@ impl Socket {
 
     /// Passes bytes both ways, until all sides wait. Ready with true once the socket has ended, with false where it is to be
     /// polled again, or the timer must fire earlier than it was set for.
-    fn poll<C, S>(&mut self, cx: &mut Context<'_>, client: &mut C, server: &mut S) -> Poll<bool>
+    fn poll<C, S>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut C,
+        server: &mut S,
+        mut messages: Option<&mut dyn Messages>,
+    ) -> Poll<bool>
     where
         C: AsyncRead + AsyncWrite + Unpin,
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut has_failed = false;
         if !self.up.is_done()
-            && let Poll::Ready(Err(fault)) = self.up.poll_pass(cx, client, server)
+            && let Poll::Ready(Err(fault)) = self.up.poll_pass(cx, client, server, reborrowed(&mut messages))
         {
-            self.client_failed(&fault);
+            match (&fault, &messages) {
+                (Fault::Refused, Some(messages)) => self.refuse(messages.reason()),
+                _ => self.client_failed(&fault),
+            }
             has_failed = true;
         }
         if !self.down.is_done()
-            && let Poll::Ready(Err(fault)) = self.down.poll_pass(cx, server, client)
+            && let Poll::Ready(Err(fault)) = self.down.poll_pass(cx, server, client, reborrowed(&mut messages))
         {
             self.server_failed(&fault);
+            has_failed = true;
+        }
+        if let Some(messages) = &mut messages
+            && self.closing_until.is_none()
+            && messages.must_end(cx)
+        {
+            self.refuse(messages.reason());
             has_failed = true;
         }
         self.note_finished();
@@ -249,6 +284,8 @@ impl Socket {
                 self.ends(if self.down.has_finished() { SocketEnd::Server } else { end });
             }
             Fault::Malformed(error) => self.malformed(SocketEnd::ClientMalformed, error),
+            // A refusal needs a reader, which says why.
+            Fault::Refused => self.refuse(""),
         }
     }
 
@@ -271,6 +308,7 @@ impl Socket {
                 self.ends(if self.up.has_finished() { SocketEnd::Client } else { end });
             }
             Fault::Malformed(error) => self.malformed(SocketEnd::ServerMalformed, error),
+            Fault::Refused => self.refuse(""),
         }
     }
 
@@ -301,7 +339,7 @@ mod tests {
         SocketLimits {
             idle: minute,
             lifetime_ends: None,
-            identity_ends: None,
+            certificate_ends: None,
             server_write: minute,
             client_write: Some(minute),
             has_frames: true,
@@ -311,7 +349,7 @@ mod tests {
     fn facts() -> SocketFacts {
         let (route, url, endpoint) = (String::new(), String::new(), String::new());
         let listener = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        SocketFacts { listener, route, key: None, backend: "b".into(), url, endpoint, generation: 1 }
+        SocketFacts { listener, route, caller: None, backend: "b".into(), url, endpoint, generation: 1 }
     }
 
     /// Frame of a server with a payload of such a length.
@@ -332,11 +370,11 @@ mod tests {
     async fn passed(bytes: &[u8], parts: &[usize], ended_behind: usize, room: usize) -> (Vec<u8>, SocketReport) {
         let ((mut client, mut near), (mut server, mut far)) = (duplex(room), duplex(room));
         let sockets = OpenSockets::default();
-        let mut guard = sockets.enter(facts());
+        let mut guard = sockets.enter(facts(), None);
         let mut timer = KeptTimer::default();
         let relayed = async {
             let stopping = std::future::pending();
-            let report = relay(&mut client, &mut server, limits(), &mut guard, stopping, &mut timer).await;
+            let report = relay((&mut client, &mut server), limits(), None, &mut guard, stopping, &mut timer).await;
             drop((client, server));
             report
         };
@@ -344,7 +382,7 @@ mod tests {
             let mut rest = bytes;
             for (n, part) in parts.iter().cycle().enumerate() {
                 if n == ended_behind {
-                    sockets.end_where(|_| Some((Instant::now(), SocketEnd::Drained)));
+                    sockets.drain_where(Some(Instant::now()), |_| true);
                     tokio::task::yield_now().await;
                 }
                 let (now, later) = rest.split_at(rest.len().min(*part));
@@ -398,11 +436,11 @@ mod tests {
     async fn an_idle_socket_ends_in_its_time_and_one_that_pings_does_not() {
         let ((mut client, mut near), (mut server, mut far)) = (duplex(100), duplex(100));
         let sockets = OpenSockets::default();
-        let mut guard = sockets.enter(facts());
+        let mut guard = sockets.enter(facts(), None);
         let (mut timer, begun) = (KeptTimer::default(), Instant::now());
         let relayed = async {
             let stopping = std::future::pending();
-            let report = relay(&mut client, &mut server, limits(), &mut guard, stopping, &mut timer).await;
+            let report = relay((&mut client, &mut server), limits(), None, &mut guard, stopping, &mut timer).await;
             drop((client, server));
             report
         };

@@ -15,6 +15,7 @@ mod encoded;
 mod events;
 mod headers;
 mod masking;
+mod metering;
 mod open;
 mod outcome;
 mod outgoing;

@@ -606,6 +606,7 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
         outcome.completion_tokens = Some(usage.completion_tokens);
         outcome.cached_tokens = usage.cached_tokens;
         outcome.cache_written_tokens = usage.cache_written_tokens;
+        outcome.cache_written_1h_tokens = usage.cache_written_1h_tokens;
     }
 }
 

@@ -73,7 +73,7 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
     // The answer to the caller ends with its usage, and limits count by it.
     conversation.include_usage = backend.stream_usage;
     let mut lossy = Lossy::new(&backend.drop_fields);
-    let WrittenRequest { body, headers } = server.write_request(&conversation, model, &mut lossy)?;
+    let WrittenRequest { body, headers } = server.write_request(&conversation, (model, backend.words), &mut lossy)?;
     Ok(Translation { caller, server, asked, model: model.to_owned(), body, headers, dropped: lossy.header() })
 }
 

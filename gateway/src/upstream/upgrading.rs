@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::bounds::Bounds;
 use super::connection::{close, not_connected};
 use super::headers::{filter_server_response, finish_response, remove_hop_by_hop, settle_framing};
+use super::metering::{SocketMeter, SocketTariff};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, CutReason, Failure, TimeLimit, failure, failure_of_head};
 use super::outgoing::{Outgoing, Sent};
@@ -21,10 +22,14 @@ use crate::clock;
 use crate::connect::{Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, ServedBy, SocketOutcome};
+use crate::identity::CallerProof;
 use crate::message::{RequestHead, ResponseHead};
-use crate::protocol::Operation;
+use crate::protocol::{Operation, ReadSocket};
 use crate::telemetry::{RouteMetrics, SocketEnd};
-use crate::tunnel::{self, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts, SocketLimits, Upgrade};
+use crate::tunnel::{
+    self, Messages, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SocketFacts, SocketLimits,
+    Upgrade, caller_end,
+};
 
 /// Subprotocol in which browsers send the key of OpenAI's Realtime API, since they can set no header.
 const KEY_IN_SUBPROTOCOL: &[u8] = b"openai-insecure-api-key.";
@@ -80,12 +85,21 @@ fn put_on(out: &mut RequestHead, attempt: &Attempt<'_>, upgrade: &Upgrade, excha
     if !attempt.backend.passes_credentials {
         remove_key_in_subprotocol(out);
     }
+    if reader(attempt, exchange).is_some() {
+        // Compressed messages could not be read.
+        out.remove_header(&SEC_WEBSOCKET_EXTENSIONS);
+    }
     if exchange.resolved.operation == Operation::Realtime
         && let Some(model) = &attempt.backend.model
         && let Some(target) = out.uri.path_and_query().and_then(|target| with_model(target, model))
     {
         out.set_uri(Uri::from(target));
     }
+}
+
+/// Reader of the messages of a socket, where their form is known.
+fn reader(attempt: &Attempt<'_>, exchange: &Exchange) -> Option<Box<dyn ReadSocket>> {
+    attempt.backend.dialect.and_then(|dialect| dialect.read_socket(exchange.resolved.operation))
 }
 
 /// Removes a credential of the caller that is among the subprotocols it offers.
@@ -237,17 +251,31 @@ async fn serve(
     let mut socket = SocketOutcome { opened_after: clock::since(exchange.started), bytes_in: 0, end: None };
     exchange.outcome.socket = Some(socket);
     let _open = OpenSocket::enter(&attempt.route.metrics);
-    let mut guard = attempt.downstream.sockets.enter(facts(attempt, upgrade, exchange));
+    let facts = facts(attempt, upgrade, exchange);
+    let caller = facts.caller.as_ref();
+    let caller_ends = caller.and_then(|(name, proof)| exchange.snapshot.identity.ends(proof, name));
+    let mut guard = attempt.downstream.sockets.enter(facts, caller_end(caller_ends));
     if attempt.endpoint.state.is_drained() {
         // An operator has drained it while the server thought about the handshake.
-        guard.end_at(clock::now() + exchange.snapshot.drain_timeout, SocketEnd::Drained);
+        guard.drain_at(clock::now() + exchange.snapshot.drain_timeout);
     }
     let is_http2 = session.is_http2();
     let mut timer = session.lend_timer();
     let report = match (session.tunnel(), upstream.into_tunnel()) {
         (Some(mut client), Some(mut server)) => {
             let stopping = attempt.downstream.ending.over();
-            tunnel::relay(&mut client, &mut server, limits, &mut guard, stopping, &mut timer).await
+            let mut meter = None;
+            if let Some(reader) = reader(attempt, exchange).filter(|_| upgrade.is_websocket()) {
+                let tariff = SocketTariff {
+                    prices: &exchange.snapshot.prices,
+                    asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+                    rules: upgrade.rules.clone(),
+                };
+                let (ledger, outcome) = (&mut exchange.ledger, &mut exchange.outcome);
+                meter = Some(SocketMeter::new(reader, tariff, attempt.backend.metrics.as_deref(), ledger, outcome));
+            }
+            let messages = meter.as_mut().map(|meter| meter as &mut dyn Messages);
+            tunnel::relay((&mut client, &mut server), limits, messages, &mut guard, stopping, &mut timer).await
         }
         // No session is without one behind its 101.
         _ => return AttemptOutcome::ClientGone,
@@ -277,7 +305,7 @@ fn limits(attempt: &Attempt<'_>, upgrade: &Upgrade, session: &ClientSession, exc
     SocketLimits {
         idle: route.socket_idle,
         lifetime_ends: route.socket_lifetime.map(|lifetime| clock::now() + lifetime),
-        identity_ends: upgrade.certificate_ends,
+        certificate_ends: upgrade.certificate_ends,
         server_write: attempt.backend.send_timeout,
         client_write: session.is_http2().then_some(exchange.write_timeout),
         has_frames: upgrade.is_websocket(),
@@ -285,16 +313,23 @@ fn limits(attempt: &Attempt<'_>, upgrade: &Upgrade, session: &ClientSession, exc
 }
 
 fn facts(attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) -> SocketFacts {
-    let is_key = exchange.identified_by.is_some() && exchange.token.is_none();
-    let caller = exchange.caller.as_ref().filter(|_| is_key);
     SocketFacts {
         listener: upgrade.listener,
         route: attempt.route.name.clone(),
-        key: caller.and_then(|caller| Some((caller.name.clone(), exchange.credential?))),
+        caller: exchange.caller.as_ref().and_then(|caller| Some((caller.name.clone(), proof(exchange)?))),
         backend: attempt.backend.name.clone(),
         url: attempt.endpoint.url.to_string(),
         endpoint: attempt.endpoint.address.clone(),
         generation: exchange.snapshot.generation,
+    }
+}
+
+/// Proof by which the caller is known; `None` for an anonymous one.
+fn proof(exchange: &Exchange) -> Option<CallerProof> {
+    match (&exchange.token, &exchange.identified_by, &exchange.certificate) {
+        (Some(token), ..) => Some(CallerProof::Token(token.clone())),
+        (None, Some(_), _) => exchange.credential.map(CallerProof::Key),
+        (None, None, certificate) => certificate.clone().map(CallerProof::Certificate),
     }
 }
 

@@ -1,23 +1,29 @@
-//! Events of an event stream (WHATWG HTML, 9.2): parts of any size go in, whole events come out. Holds one event at most, of
-//! bounded length.
+//! Events of an event stream (WHATWG HTML, 9.2), or lines of JSON in lines (NDJSON): parts of any size go in, whole events come
+//! out. Holds one event at most, of bounded length.
 
 use std::borrow::Cow;
 
 /// Longest event that is held until it is whole, in bytes: room for a large chunk of a model's answer.
 pub const MAX_EVENT: usize = 256 << 10;
 
-/// An event as the client gets it, with its empty line.
+/// An event as the client gets it, with its empty line; or a line of JSON, with its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponseEvent<'a> {
     /// Bytes of the event.
     pub bytes: &'a [u8],
     /// False for a piece of an event that is longer than [`MAX_EVENT`], which comes in pieces.
     pub is_whole: bool,
+    /// True for a line of JSON in lines, such as Ollama's API streams.
+    pub is_line: bool,
 }
 
 impl<'a> ResponseEvent<'a> {
-    /// Returns the value of `data`, its lines joined by line feeds; `None` for an event without one.
+    /// Returns the value of `data`, its lines joined by line feeds, or the line without its end; `None` for an event without
+    /// one.
     pub fn data(&self) -> Option<Cow<'a, [u8]>> {
+        if self.is_line {
+            return Some(Cow::Borrowed(self.bytes.trim_ascii_end()));
+        }
         let mut lines = self.values(b"data");
         let first = lines.next()?;
         let Some(second) = lines.next() else { return Some(Cow::Borrowed(first)) };
@@ -29,9 +35,9 @@ impl<'a> ResponseEvent<'a> {
         Some(Cow::Owned(joined))
     }
 
-    /// Returns the value of `event`, the name of the event.
+    /// Returns the value of `event`, the name of the event; `None` for a line, which has none.
     pub fn name(&self) -> Option<&'a [u8]> {
-        self.values(b"event").last()
+        if self.is_line { None } else { self.values(b"event").last() }
     }
 
     fn values(&self, field: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
@@ -53,15 +59,22 @@ pub struct EventSplitter {
     is_after_cr: bool,
     /// Pieces of the current event were given already.
     is_in_pieces: bool,
+    /// Each line is an event.
+    splits_lines: bool,
 }
 
 impl Default for EventSplitter {
     fn default() -> Self {
-        Self { held: Vec::new(), is_line_start: true, is_after_cr: false, is_in_pieces: false }
+        Self { held: Vec::new(), is_line_start: true, is_after_cr: false, is_in_pieces: false, splits_lines: false }
     }
 }
 
 impl EventSplitter {
+    /// Splits JSON in lines, each of which is an event.
+    pub fn of_lines() -> Self {
+        Self { splits_lines: true, ..Self::default() }
+    }
+
     /// Takes a part of the stream and calls `emit` with each event that ends in it.
     pub fn feed(&mut self, part: &[u8], mut emit: impl FnMut(&ResponseEvent<'_>)) {
         let mut from = 0;
@@ -76,9 +89,15 @@ impl EventSplitter {
                 self.is_line_start = false;
                 continue;
             }
-            self.is_after_cr = byte == b'\r';
-            if !std::mem::replace(&mut self.is_line_start, true) {
-                continue;
+            if self.splits_lines {
+                if byte == b'\r' {
+                    continue;
+                }
+            } else {
+                self.is_after_cr = byte == b'\r';
+                if !std::mem::replace(&mut self.is_line_start, true) {
+                    continue;
+                }
             }
             self.end(part.get(from..=at).unwrap_or_default(), &mut emit);
             from = at + 1;
@@ -86,22 +105,26 @@ impl EventSplitter {
         self.held.extend_from_slice(part.get(from..).unwrap_or_default());
         if self.held.len() > MAX_EVENT {
             self.is_in_pieces = true;
-            emit(&ResponseEvent { bytes: &self.held, is_whole: false });
+            emit(&ResponseEvent { bytes: &self.held, is_whole: false, is_line: self.splits_lines });
             self.held.clear();
         }
     }
 
     fn end(&mut self, last: &[u8], emit: &mut impl FnMut(&ResponseEvent<'_>)) {
-        let is_whole = !std::mem::take(&mut self.is_in_pieces);
+        let (is_whole, is_line) = (!std::mem::take(&mut self.is_in_pieces), self.splits_lines);
+        // Empty lines between events are none.
+        let is_event =
+            |bytes: &[u8]| !is_whole || if is_line { !bytes.trim_ascii().is_empty() } else { bytes.len() > 1 };
         if self.held.is_empty() {
-            // Empty lines between events are none.
-            if !is_whole || last.len() > 1 {
-                emit(&ResponseEvent { bytes: last, is_whole });
+            if is_event(last) {
+                emit(&ResponseEvent { bytes: last, is_whole, is_line });
             }
             return;
         }
         self.held.extend_from_slice(last);
-        emit(&ResponseEvent { bytes: &self.held, is_whole });
+        if is_event(&self.held) {
+            emit(&ResponseEvent { bytes: &self.held, is_whole, is_line });
+        }
         self.held.clear();
     }
 }
@@ -123,7 +146,7 @@ mod tests {
         let stream = b"data: 1\n\nevent: a\r\ndata: 2\r\ndata: 3\r\n\r\n\r\n: note\r\rdata:4\n\ndata: cut off";
         let data = |events: &[(Vec<u8>, bool)]| -> Vec<Option<Vec<u8>>> {
             let event = |(bytes, is_whole): &(Vec<u8>, bool)| {
-                ResponseEvent { bytes, is_whole: *is_whole }.data().map(Cow::into_owned)
+                ResponseEvent { bytes, is_whole: *is_whole, is_line: false }.data().map(Cow::into_owned)
             };
             events.iter().map(event).collect()
         };
@@ -133,8 +156,32 @@ mod tests {
             assert_eq!(data(&events), expected, "parts of {size} bytes");
             assert!(events.iter().all(|(_, is_whole)| *is_whole));
             let (bytes, is_whole) = &events[1];
-            assert_eq!(ResponseEvent { bytes, is_whole: *is_whole }.name(), Some(&b"a"[..]));
+            let event = ResponseEvent { bytes, is_whole: *is_whole, is_line: false };
+            assert_eq!(event.name(), Some(&b"a"[..]));
         }
+    }
+
+    #[test]
+    fn lines_are_events_however_they_are_cut_and_end() {
+        let stream = b"{\"event\":1}\n{\"a\":\r2}\r\n\n \r\n{\"done\":true}\n{\"cut";
+        for size in 1..=stream.len() {
+            let (mut splitter, mut lines) = (EventSplitter::of_lines(), Vec::new());
+            for part in stream.chunks(size) {
+                splitter.feed(part, |event| {
+                    assert!(event.is_whole && event.is_line && event.name().is_none());
+                    lines.push(String::from_utf8(event.data().unwrap().into_owned()).unwrap());
+                });
+            }
+            assert_eq!(lines, ["{\"event\":1}", "{\"a\":\r2}", "{\"done\":true}"], "parts of {size} bytes");
+        }
+        let (mut splitter, mut pieces) = (EventSplitter::of_lines(), Vec::new());
+        for part in [vec![b'x'; 3 * MAX_EVENT], b"\n{}\n".to_vec()].concat().chunks(16 << 10) {
+            splitter.feed(part, |event| pieces.push((event.bytes.len(), event.is_whole)));
+        }
+        assert_eq!(pieces.pop(), Some((3, true)));
+        assert!(
+            pieces.len() > 1 && pieces.iter().all(|(length, is_whole)| *length <= MAX_EVENT + (16 << 10) && !is_whole)
+        );
     }
 
     #[test]

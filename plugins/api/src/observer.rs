@@ -26,11 +26,11 @@ pub trait Observer: Send + Sync {
     fn on_response_head(&mut self, _status: StatusCode, _headers: &mut dyn Headers) {}
     /// Reads a part of the answer's body before it is written to the client. It has the `Content-Encoding` that the head says.
     fn on_response_body(&mut self, _part: &[u8]) {}
-    /// True if the observer reads events; only then are event streams split, and servers asked not to compress.
+    /// True if the observer reads events; only then are event streams and lines split, and servers asked not to compress.
     fn reads_events(&self) -> bool {
         false
     }
-    /// Reads an event of an event stream without `Content-Encoding`.
+    /// Reads an event of an event stream, or a line of JSON in lines (NDJSON), without `Content-Encoding`.
     fn on_response_event(&mut self, _event: &ResponseEvent<'_>) {}
     /// Reads how the exchange ended. Called once, last.
     fn on_end(&mut self, _end: &ExchangeEnd<'_>) {}
@@ -63,8 +63,14 @@ pub struct ExchangeEnd<'a> {
     pub endpoint: Option<&'a str>,
     /// Attempts at endpoints.
     pub attempts: u32,
-    /// Tokens read by a model.
+    /// Tokens read by a model, those of its cache included.
     pub prompt_tokens: Option<u64>,
+    /// Those of them that the model had in its cache.
+    pub cached_tokens: Option<u64>,
+    /// Those of them that the model wrote to its cache.
+    pub cache_written_tokens: Option<u64>,
+    /// Those of them that were written to be kept for an hour.
+    pub cache_written_1h_tokens: Option<u64>,
     /// Tokens written by a model.
     pub completion_tokens: Option<u64>,
     /// Code of the error that the caller got.

@@ -303,6 +303,9 @@ pub fn exchange_end() -> ExchangeEnd<'static> {
         endpoint: None,
         attempts: 1,
         prompt_tokens: None,
+        cached_tokens: None,
+        cache_written_tokens: None,
+        cache_written_1h_tokens: None,
         completion_tokens: None,
         error_code: None,
     }

@@ -172,6 +172,14 @@ fn source(written: &schema::JwtIssuer, deps: IdentityDeps<'_>) -> Result<Arc<Key
     Ok(held)
 }
 
+impl Issuer {
+    /// Consumer of a token with this subject and these claims; `None` where they name none.
+    fn consumer(&self, subject: &str, claims: &serde_json::Value) -> Option<Arc<Consumer>> {
+        let named = || self.claims.as_ref()?.consumer(claims);
+        self.consumers.get(subject).cloned().or_else(named)
+    }
+}
+
 impl TokenVerifier {
     pub(super) fn new(
         authentication: &schema::Authentication,
@@ -246,6 +254,14 @@ impl TokenVerifier {
         of_issuer.flat_map(|issuer| &issuer.validation.aud).any(|ours| named.iter().any(|aud| ours.contains(aud)))
     }
 
+    /// True if the claims of a token that was verified before still name the consumer. Its times and keys are not judged.
+    pub(super) fn names(&self, claims: &serde_json::Value, consumer: &str) -> bool {
+        let text = |name: &str| claims.get(name).and_then(serde_json::Value::as_str);
+        let (Some(issuer), Some(subject)) = (text("iss"), text("sub")) else { return false };
+        let found = self.issuers.iter().find(|known| known.name == issuer);
+        found.and_then(|known| known.consumer(subject, claims)).is_some_and(|known| *known.name == *consumer)
+    }
+
     /// Bearer of a token that was verified before and is still valid.
     pub(super) fn remembered(&self, digest: &[u8; 32], now: u64) -> Option<Bearer> {
         let verified = self.cache.get(digest)?;
@@ -308,11 +324,7 @@ impl TokenVerifier {
             _ => return Err(refused(TokenError::Claims)),
         };
         let credential = claims::credential(&issuer.name, subject);
-        let consumer = match (issuer.consumers.get(subject), &issuer.claims) {
-            (Some(consumer), _) => consumer.clone(),
-            (None, Some(from)) => from.consumer(&claims).ok_or(refused(TokenError::Consumer))?,
-            (None, None) => return Err(refused(TokenError::Consumer)),
-        };
+        let consumer = issuer.consumer(subject, &claims).ok_or(refused(TokenError::Consumer))?;
         let token = Arc::new(Token { scopes: claims::scopes(&claims), claims });
         Ok((n, set.epoch, expires, Bearer { consumer, token, credential }))
     }

@@ -22,7 +22,7 @@ use super::openai::OpenAi;
 use super::operation::{Known, Operation};
 use super::translate::{
     self, Api, ApiError, Asked, CallerApi, Conversation, CredentialForm, Lossy, ReadStream, Reply, ServerApi,
-    Unreadable, WriteStream, WrittenRequest,
+    ServerWords, Unreadable, WriteStream, WrittenRequest,
 };
 use request::Purpose;
 
@@ -207,7 +207,7 @@ impl ServerApi for Messages {
     fn write_request(
         &self,
         conversation: &Conversation,
-        model: &str,
+        (model, _): (&str, ServerWords),
         lossy: &mut Lossy<'_>,
     ) -> Result<WrittenRequest, Refusal> {
         let body = super::json(&request::write(conversation, model, lossy)?);

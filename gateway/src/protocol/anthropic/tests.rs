@@ -127,6 +127,7 @@ fn the_stream_of_a_built_in_model_has_the_events_of_the_api() {
         completion_tokens: 4,
         cached_tokens: Some(5),
         cache_written_tokens: None,
+        cache_written_1h_tokens: None,
         reasoning_tokens: None,
     };
     answer.last(&mut out, usage);

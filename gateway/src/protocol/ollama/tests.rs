@@ -169,6 +169,7 @@ const TOLD: Usage = Usage {
     completion_tokens: 2,
     cached_tokens: Some(1),
     cache_written_tokens: None,
+    cache_written_1h_tokens: None,
     reasoning_tokens: None,
 };
 

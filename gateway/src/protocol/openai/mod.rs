@@ -18,12 +18,14 @@ use http::{HeaderValue, Method, header};
 use spillway_filter::{Fields, Refusal};
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
-use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
+use super::dialect::{
+    AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, ReadSocket, Transcribe, WriteAnswer,
+};
 use super::operation::{Known, Operation};
 use super::peek::model_at;
 use super::predict::is_verb;
 use super::translate::{CallerApi, ServerApi};
-use observe::Observer;
+use observe::{Observer, SocketReader};
 use responses::Responses;
 pub(in crate::protocol) use translate::ChatCompletions;
 
@@ -90,6 +92,7 @@ impl Dialect for OpenAi {
             RESPONSES if is_post => Operation::Responses,
             RESPONSES_COUNT if is_post => Operation::CountTokens,
             REALTIME if method == Method::GET => Operation::Realtime,
+            RESPONSES if method == Method::GET => Operation::ResponsesSocket,
             rest if below(MODELS, rest) && matches!(*method, Method::GET | Method::HEAD) => Operation::Models,
             // Of TensorFlow Serving, which has its models under the same path.
             rest if is_post && below(MODELS, rest) && is_verb(rest) => return None,
@@ -116,6 +119,10 @@ impl Dialect for OpenAi {
     fn observe(&self, headers: &Fields) -> Option<Box<dyn Observe>> {
         let observer = Observer::for_response(headers.get(header::CONTENT_TYPE), headers.get(header::CONTENT_ENCODING));
         observer.map(|observer| Box::new(observer) as Box<dyn Observe>)
+    }
+
+    fn read_socket(&self, operation: Operation) -> Option<Box<dyn ReadSocket>> {
+        operation.is_socket().then(|| Box::<SocketReader>::default() as Box<dyn ReadSocket>)
     }
 
     fn error_status(&self, error: &ObservedError) -> u16 {

@@ -26,9 +26,12 @@ const MAX_STOP_BYTES: usize = 256;
 /// # Errors
 /// A value is outside of the range that any server accepts.
 pub fn chat_request(conversation: Conversation) -> Result<ChatRequest, Refusal> {
-    let Conversation { model, turns, tools, tool_pick, one_tool_call, stream, include_usage, settings, .. } =
+    let Conversation { model, turns, tools, tool_pick, one_tool_call, stream, include_usage, settings, hints, .. } =
         conversation;
     let mut reader = Reader::default();
+    for hint in &hints {
+        reader.ignored.push(shown(hint));
+    }
     if turns.last().is_some_and(|turn| turn.role == Role::Assistant) {
         let why = "the built-in model does not continue a message of the assistant, which must not be the last one";
         reader.unsupported("messages".into(), why);

@@ -29,7 +29,7 @@ pub use lossy::Lossy;
 pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
 
 pub(super) use conversation::NamedSetting;
-pub(super) use object::{Fields, Wrong, json_object, named, set};
+pub(super) use object::{Fields, Wrong, choice_without_tools, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
 
@@ -49,6 +49,15 @@ pub enum CredentialForm {
     Bearer,
     /// The credential alone in a header of this name.
     Header(&'static str),
+}
+
+/// Words of an API in which its servers differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServerWords {
+    /// True if the most tokens of an answer have the newer of their two names in OpenAI's API.
+    pub has_newer_max_tokens: bool,
+    /// Effort by which a model reasons not at all, or least; `None` where the servers have no word for that.
+    pub no_reasoning: Option<&'static str>,
 }
 
 /// Request for a server of an API.
@@ -125,14 +134,14 @@ pub trait CallerApi: Api {
 
 /// API of servers: requests from the neutral types, and answers to them.
 pub trait ServerApi: Api {
-    /// Writes a request for a server that knows the model as `model`.
+    /// Writes a request for a server, `to` which belong the name by which it knows the model and its words.
     ///
     /// # Errors
     /// The conversation has a part that the API cannot express and that may not be dropped.
     fn write_request(
         &self,
         conversation: &Conversation,
-        model: &str,
+        to: (&str, ServerWords),
         lossy: &mut Lossy<'_>,
     ) -> Result<WrittenRequest, Refusal>;
 

@@ -6,6 +6,7 @@ use std::fmt::Display;
 use serde_json::{Map, Number, Value};
 use spillway_filter::Refusal;
 
+use super::{Conversation, ToolPick};
 use crate::protocol::refusals::shown;
 
 /// Refusal of an invalid field.
@@ -169,6 +170,26 @@ impl Fields {
     pub(in crate::protocol) fn into_map(self) -> Map<String, Value> {
         self.map
     }
+}
+
+/// Settles the choice between tools of a request without any: one that wants a call is refused, as OpenAI's servers do, and any
+/// other has no effect.
+///
+/// # Errors
+/// `tool_choice` wants a call.
+pub(in crate::protocol) fn choice_without_tools(fields: &Fields, request: &mut Conversation) -> Result<(), Wrong> {
+    if !request.tools.is_empty() {
+        return Ok(());
+    }
+    if matches!(request.tool_pick, Some(ToolPick::Required | ToolPick::Named(_))) {
+        return Err(fields.wrong("invalid_value", "tool_choice", "needs `tools`"));
+    }
+    let without_effect = [
+        ("tool_choice", request.tool_pick.take().is_some()),
+        ("parallel_tool_calls", std::mem::take(&mut request.one_tool_call)),
+    ];
+    request.hints.extend(without_effect.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name.to_owned()));
+    Ok(())
 }
 
 fn wrong(code: &'static str, name: &str, what: impl Display) -> Wrong {

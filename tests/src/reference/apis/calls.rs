@@ -146,6 +146,7 @@ const CALLS: &[Call] = &[
     openai("POST", "/v1/audio/transcriptions", Kind::Http("multipart/form-data; boundary=x", FORM), [NO, P, P, P, P, P, P]),
     openai("POST", "/v1/images/generations", json(r#"{"model":"smollm2","prompt":"hi"}"#), [NO, P, P, P, P, P, P]),
     openai("GET", "/v1/realtime?model=smollm2", Kind::Socket, [STAYS, P, P, P, P, STAYS, P]),
+    openai("GET", "/v1/responses", Kind::Socket, [STAYS, P, P, P, P, STAYS, P]),
     azure("POST", "/openai/deployments/smollm2/chat/completions?api-version=2024-10-21", CHAT, [A, P, T, P, NO, NO, P]),
     azure("POST", "/openai/v1/chat/completions", CHAT, [A, P, T, P, NO, NO, P]),
     claude("POST", "/v1/messages", CHAT, [A, T, P, P, NO, NO, P]),

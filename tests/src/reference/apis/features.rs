@@ -55,6 +55,8 @@ const OPENAI_CLAUDE: Shown = Yes(&["translation::the_openai_client_before_a_serv
 const CLAUDE_OPENAI: Shown = Yes(&["translation::the_anthropic_client_before_a_server_of_openais_api"]);
 const SERVING: Shown = Yes(&["serving::the_official_client_gets_choices_probabilities_json_and_seeds"]);
 const TOOLS: Shown = Yes(&["tools::the_official_client_gets_the_calls_that_it_asks_for"]);
+const SEVERAL: Shown =
+    Yes(&["tools::the_official_clients_of_four_apis_get_several_calls_at_once_and_send_their_results"]);
 const RESPONSES: Shown = Yes(&["responses::the_official_client_is_answered_by_the_model_inside"]);
 const RESPONSES_TOOLS: Shown = Yes(&["responses::the_official_client_gets_the_calls_that_it_asks_for"]);
 const CLAUDE: Shown = Yes(&["anthropic::the_official_client_talks_to_a_built_in_model"]);
@@ -81,11 +83,11 @@ const FEATURES: &[Feature] = &[
     },
     Feature {
         name: "tools and their results",
-        cells: [TOOLS, OWN, OPENAI_CLAUDE, RESPONSES_TOOLS, OWN, CLAUDE_TOOLS, CLAUDE_OPENAI, OWN, Untested, OWN],
+        cells: [TOOLS, OWN, OPENAI_CLAUDE, RESPONSES_TOOLS, OWN, CLAUDE_TOOLS, CLAUDE_OPENAI, OWN, SEVERAL, OWN],
     },
     Feature {
         name: "several calls at once",
-        cells: [Untested, OWN, TRANSLATED, Untested, OWN, Untested, TRANSLATED, OWN, Untested, OWN],
+        cells: [SEVERAL, OWN, TRANSLATED, SEVERAL, OWN, SEVERAL, TRANSLATED, OWN, SEVERAL, OWN],
     },
     Feature {
         name: "forced tools",

@@ -154,6 +154,7 @@ fn output(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> 
                 return Err(format.wrong("invalid_type", "schema", "must be a JSON Schema"));
             }
             // The API holds each answer to its schema.
+            request.hints.extend(format.rest_names());
             let format = Format::JsonSchema { name: None, schema, strict: Some(true) };
             request.settings.push("output_config.format", Setting::Format(format));
         } else {

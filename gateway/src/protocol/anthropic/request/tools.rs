@@ -40,6 +40,11 @@ pub(super) fn read(fields: &mut Fields, request: &mut Conversation) -> Result<()
     request.one_tool_call = choice.flag("disable_parallel_tool_use")?.unwrap_or(false);
     request.tool_pick = Some(pick);
     request.hints.extend(choice.rest_names());
+    if request.tools.is_empty() {
+        // Without tools it has no effect.
+        (request.one_tool_call, request.tool_pick) = (false, None);
+        request.hints.push("tool_choice".to_owned());
+    }
     Ok(())
 }
 

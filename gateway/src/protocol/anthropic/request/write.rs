@@ -48,6 +48,9 @@ pub(in crate::protocol::anthropic) fn write(
         if let Some(pick) = tools::write_pick(conversation.tool_pick.as_ref(), conversation.one_tool_call) {
             body.insert("tool_choice".to_owned(), pick);
         }
+    } else if conversation.tool_pick.is_some() || conversation.one_tool_call {
+        // The tools between which it chooses were dropped.
+        lossy.hint("tool_choice");
     }
     for named in conversation.settings.iter() {
         setting(named, &mut body, lossy)?;

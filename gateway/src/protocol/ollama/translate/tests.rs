@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::protocol::translate::{Delta, Finish, Lossy, Part, ServerApi, Tokens, deltas_of, kind_of};
+use crate::protocol::translate::{Delta, Finish, Lossy, Part, ServerApi, ServerWords, Tokens, deltas_of, kind_of};
 use crate::protocol::{ANTHROPIC, OPENAI};
 
 const PNG: &str = "iVBORw0KGgo=";
@@ -22,7 +22,7 @@ fn read(fields: &Value) -> Result<Conversation, Refusal> {
 
 fn written(api: &dyn ServerApi, conversation: &Conversation) -> Result<(Value, String), Refusal> {
     let mut lossy = Lossy::new(&[]);
-    let request = api.write_request(conversation, "m", &mut lossy)?;
+    let request = api.write_request(conversation, ("m", ServerWords::default()), &mut lossy)?;
     let dropped = lossy.header().map(|header| header.to_str().unwrap().to_owned());
     Ok((serde_json::from_slice(&request.body).unwrap(), dropped.unwrap_or_default()))
 }

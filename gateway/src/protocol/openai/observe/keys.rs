@@ -61,6 +61,8 @@ pub(super) enum KnownKey {
     CachedTokens,
     /// Tokens of the prompt that were written to a cache, among those of the prompt.
     CacheWritten,
+    /// Those of them that are kept for an hour, in an object of their own in the Messages API.
+    CacheWrittenForAnHour,
     ReasoningTokens,
     /// Tokens of the prompt, right under the root.
     PromptCount,
@@ -107,9 +109,13 @@ impl KnownKey {
             b"prompt_tokens_details"
             | b"completion_tokens_details"
             | b"input_tokens_details"
-            | b"output_tokens_details" => Self::Details,
+            | b"output_tokens_details"
+            | b"input_token_details"
+            | b"output_token_details"
+            | b"cache_creation" => Self::Details,
             b"cached_tokens" | b"prompt_cache_hit_tokens" => Self::CachedTokens,
             b"cache_write_tokens" => Self::CacheWritten,
+            b"ephemeral_1h_input_tokens" => Self::CacheWrittenForAnHour,
             b"reasoning_tokens" => Self::ReasoningTokens,
             b"prompt_eval_count" | b"tokens_evaluated" => Self::PromptCount,
             b"eval_count" | b"tokens_predicted" => Self::OutputCount,

@@ -5,6 +5,7 @@
 mod keys;
 mod lines;
 mod scan;
+mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -12,13 +13,12 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
+use crate::protocol::JSON_LINES;
 use crate::protocol::chat::Observation;
 use crate::protocol::dialect::Observe;
 use lines::{Lines, StreamPart};
 use scan::Scanner;
-
-/// Types of JSON in lines.
-const JSON_LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
+pub(super) use socket::SocketReader;
 
 /// Framing of the values in an answer.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 //! Messages, and the own paths of llama.cpp and Ollama. One table of containers and keys reads them all.
 
 use super::keys::{Container, KnownKey};
+use super::socket::MessageType;
 use crate::protocol::chat::{Observation, ObservedError, Usage};
 use crate::protocol::text_end::text_end;
 
@@ -41,6 +42,7 @@ struct UsageSeen {
     total: Option<u64>,
     cached: Option<u64>,
     cache_written: Option<u64>,
+    cache_written_1h: Option<u64>,
     reasoning: Option<u64>,
 }
 
@@ -130,6 +132,8 @@ pub(super) struct Scanner {
     is_plain: bool,
     /// Beginning of the last value that began in another way than the one before it.
     beginning: Option<Box<Beginning>>,
+    /// Type of the message of a socket that is being read; `None` where no such messages are read.
+    pub(super) message: Option<MessageType>,
     /// True once the text or the tool calls of an answer have appeared.
     pub(super) has_content: bool,
     /// True once a list, or a member of an object that no error has, has appeared before any error.
@@ -159,6 +163,7 @@ impl Default for Scanner {
             is_fresh: false,
             is_plain: true,
             beginning: None,
+            message: None,
             has_content: false,
             has_answer: false,
             is_complete: false,
@@ -167,6 +172,14 @@ impl Default for Scanner {
 }
 
 impl Scanner {
+    /// Prepares for the next message of a socket, each of which is read from its first byte.
+    pub(super) fn restart(&mut self) {
+        self.reset();
+        self.is_fresh = false;
+        self.earlier = UsageSeen::default();
+        self.message = Some(MessageType::default());
+    }
+
     /// Prepares for the next value. The bytes of the token need no clearing.
     pub(super) fn reset(&mut self) {
         self.mode = Mode::Between;
@@ -486,6 +499,7 @@ impl Scanner {
         usage.prompt_tokens = usage.prompt_tokens.max(read.unwrap_or(0));
         usage.cached_tokens = told.cached.or(told.cache_read).or(usage.cached_tokens);
         usage.cache_written_tokens = told.cache_written.or(told.cache_created).or(usage.cache_written_tokens);
+        usage.cache_written_1h_tokens = told.cache_written_1h.or(usage.cache_written_1h_tokens);
         usage.reasoning_tokens = told.reasoning.or(usage.reasoning_tokens);
         if let Some(written) = written {
             usage.completion_tokens = usage.completion_tokens.max(written);
@@ -515,6 +529,12 @@ impl Scanner {
         }
         if self.expects_key && is_object {
             let name = token.bytes;
+            // A name with an escape may be any, and a server might read another type than the one that is seen here.
+            if let (Some(message), Container::Root) = (&mut self.message, container)
+                && name.is_none_or(|name| name.contains(&b'\\'))
+            {
+                message.named(None);
+            }
             self.key = name.map_or(KnownKey::Other, KnownKey::of);
             if !self.has_answer && container == Container::Root && seen.error.is_none() {
                 self.has_answer = !name.is_some_and(|name| ERROR_KEYS.contains(&name));
@@ -537,7 +557,12 @@ impl Scanner {
             | (Container::Root | Container::Delta, KnownKey::StopReason) => {
                 seen.finish_reason = text().or(seen.finish_reason.take());
             }
-            (Container::Root, KnownKey::Kind | KnownKey::Object) => kind(token.bytes, seen),
+            (Container::Root, KnownKey::Kind | KnownKey::Object) => {
+                if let (Some(message), KnownKey::Kind) = (&mut self.message, self.key) {
+                    message.named(token.bytes);
+                }
+                kind(token.bytes, seen);
+            }
             (Container::Root, KnownKey::Status) => {
                 seen.is_deferred |= matches!(token.bytes, Some(b"queued" | b"in_progress"));
             }
@@ -576,6 +601,7 @@ impl Scanner {
             (Container::Usage, KnownKey::TotalTokens) => &mut self.usage.total,
             (Container::Usage | Container::Details, KnownKey::CachedTokens) => &mut self.usage.cached,
             (Container::Usage | Container::Details, KnownKey::CacheWritten) => &mut self.usage.cache_written,
+            (Container::Details, KnownKey::CacheWrittenForAnHour) => &mut self.usage.cache_written_1h,
             (Container::Details, KnownKey::ReasoningTokens) => &mut self.usage.reasoning,
             (Container::Root, KnownKey::Done) => {
                 self.is_plain = false;

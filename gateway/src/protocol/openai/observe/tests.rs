@@ -43,6 +43,7 @@ fn expected(now: Instant) -> Observation {
             completion_tokens: 2,
             cached_tokens: Some(3),
             cache_written_tokens: None,
+            cache_written_1h_tokens: None,
             reasoning_tokens: Some(1),
         }),
         first_content: Some(now),

@@ -16,8 +16,8 @@ use http::{HeaderName, StatusCode};
 use spillway_filter::Refusal;
 
 use crate::protocol::translate::{
-    Api, ApiError, Asked, CallerApi, Conversation, Lossy, ReadStream, Reply, ServerApi, Unreadable, WriteStream,
-    WrittenRequest,
+    Api, ApiError, Asked, CallerApi, Conversation, Lossy, ReadStream, Reply, ServerApi, ServerWords, Unreadable,
+    WriteStream, WrittenRequest,
 };
 
 pub(in crate::protocol) use error::{kind as error_kind, write as write_error};
@@ -69,10 +69,10 @@ impl ServerApi for ChatCompletions {
     fn write_request(
         &self,
         conversation: &Conversation,
-        model: &str,
+        to: (&str, ServerWords),
         lossy: &mut Lossy<'_>,
     ) -> Result<WrittenRequest, Refusal> {
-        let body = crate::protocol::json(&write::request(conversation, model, lossy)?);
+        let body = crate::protocol::json(&write::request(conversation, to, lossy)?);
         Ok(WrittenRequest { body, headers: Vec::new() })
     }
 

@@ -6,7 +6,8 @@ use spillway_filter::Refusal;
 use super::messages;
 use crate::protocol::refusals::shown;
 use crate::protocol::translate::{
-    Conversation, Effort, Fields, Format, Setting, Thinking, ToolPick, ToolSpec, Wrong, json_object,
+    Conversation, Effort, Fields, Format, Setting, Thinking, ToolPick, ToolSpec, Wrong, choice_without_tools,
+    json_object,
 };
 
 /// Fields that change no answer: marks for a cache, accounting, service levels.
@@ -187,7 +188,7 @@ fn tools(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> {
         },
         Some(_) => return Err(fields.wrong("invalid_type", "tool_choice", "must be a string or an object")),
     };
-    Ok(())
+    choice_without_tools(fields, request)
 }
 
 fn named_function(choice: &Map<String, Value>) -> Option<String> {
@@ -206,10 +207,12 @@ fn format(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> 
             let strict = schema.flag("strict")?;
             schema.hint("description", &mut request.hints);
             let value = schema.take("schema").ok_or_else(|| schema.missing("schema"))?;
+            request.hints.extend(schema.rest_names());
             Setting::Format(Format::JsonSchema { name, schema: value, strict })
         }
         kind => Setting::Other(Value::String(kind.to_owned())),
     };
     request.settings.push("response_format", setting);
+    request.hints.extend(format.rest_names());
     Ok(())
 }

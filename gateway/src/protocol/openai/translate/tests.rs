@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::protocol::anthropic::Messages;
 use crate::protocol::translate::{
-    Delta, Effort, Finish, Format, Image, ImageSource, Part, Role, Setting, ToolPick, ToolSpec, Turn, deltas_of,
+    Delta, Effort, Finish, Format, Image, ImageSource, Part, Role, ServerWords, Setting, ToolPick, ToolSpec, Turn,
+    deltas_of,
 };
 
 /// API of both sides.
@@ -24,7 +25,7 @@ fn read_chat(body: &Value) -> Result<Conversation, Refusal> {
 }
 
 fn written(api: &dyn Both, conversation: &Conversation) -> Result<Value, Refusal> {
-    let request = api.write_request(conversation, "m", &mut Lossy::new(&[]))?;
+    let request = api.write_request(conversation, ("m", ServerWords::default()), &mut Lossy::new(&[]))?;
     Ok(serde_json::from_slice(&request.body).unwrap())
 }
 

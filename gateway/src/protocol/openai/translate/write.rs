@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 use spillway_filter::Refusal;
 
 use crate::protocol::translate::{
-    Conversation, Effort, Format, Image, ImageSource, Lossy, NamedSetting, Part, Role, Setting, Thinking, ToolPick,
-    ToolSpec, Turn, set,
+    Conversation, Effort, Format, Image, ImageSource, Lossy, NamedSetting, Part, Role, ServerWords, Setting, Thinking,
+    ToolPick, ToolSpec, Turn, set,
 };
 
 /// Name of the API in refusals.
@@ -17,8 +17,12 @@ const SCHEMA_NAME: &str = "answer";
 /// Most tokens of reasoning that count as low effort, and as medium; more is high.
 const EFFORTS: [(u64, Effort); 2] = [(4096, Effort::Low), (16_384, Effort::Medium)];
 
-/// Writes a request for a server that knows the model as `model`.
-pub(super) fn request(conversation: &Conversation, model: &str, lossy: &mut Lossy<'_>) -> Result<Value, Refusal> {
+/// Writes a request for a server that knows the model as `model`, in its words.
+pub(super) fn request(
+    conversation: &Conversation,
+    (model, words): (&str, ServerWords),
+    lossy: &mut Lossy<'_>,
+) -> Result<Value, Refusal> {
     for hint in &conversation.hints {
         lossy.hint(hint);
     }
@@ -46,9 +50,19 @@ pub(super) fn request(conversation: &Conversation, model: &str, lossy: &mut Loss
         if conversation.one_tool_call {
             body.insert("parallel_tool_calls".to_owned(), false.into());
         }
+    } else if conversation.tool_pick.is_some() || conversation.one_tool_call {
+        // The tools between which it chooses were dropped.
+        lossy.hint("tool_choice");
     }
+    let has_effort =
+        conversation.settings.find(|setting| matches!(setting, Setting::Effort(_)).then_some(())).is_some();
     for named in conversation.settings.iter() {
-        setting(named, &mut body, lossy)?;
+        if has_effort && matches!(named.setting, Setting::Thinking(Thinking::Off | Thinking::Budget(_))) {
+            // The effort says more exactly how much the model is to reason.
+            lossy.hint(&named.name);
+            continue;
+        }
+        setting(named, words, &mut body, lossy)?;
     }
     if conversation.stream {
         body.insert("stream".to_owned(), true.into());
@@ -193,11 +207,18 @@ fn assistant(turn: &Turn, lossy: &mut Lossy<'_>) -> Result<Value, Refusal> {
     Ok(message)
 }
 
-fn setting(named: &NamedSetting, body: &mut Map<String, Value>, lossy: &mut Lossy<'_>) -> Result<(), Refusal> {
+fn setting(
+    named: &NamedSetting,
+    words: ServerWords,
+    body: &mut Map<String, Value>,
+    lossy: &mut Lossy<'_>,
+) -> Result<(), Refusal> {
     let NamedSetting { name, setting } = named;
     let (field, value): (&str, Value) = match setting {
-        // The older name, which every server knows.
-        Setting::MaxTokens(most) if *most > 0 => ("max_tokens", (*most).into()),
+        Setting::MaxTokens(most) if *most > 0 => {
+            let field = if words.has_newer_max_tokens { "max_completion_tokens" } else { "max_tokens" };
+            (field, (*most).into())
+        }
         Setting::Temperature(number) => ("temperature", number.clone().into()),
         Setting::TopP(number) => ("top_p", number.clone().into()),
         Setting::TopK(count) => ("top_k", (*count).into()),
@@ -213,9 +234,16 @@ fn setting(named: &NamedSetting, body: &mut Map<String, Value>, lossy: &mut Loss
         Setting::Format(format) => ("response_format", format_of(format)),
         Setting::User(user) => ("user", user.as_str().into()),
         Setting::Effort(effort) => ("reasoning_effort", effort.as_str().into()),
-        // No reasoning, or as much as the model finds useful, is what servers do without the field.
-        Setting::Thinking(Thinking::Off | Thinking::Adaptive) => return Ok(()),
-        Setting::Thinking(Thinking::Budget(_)) if body.contains_key("reasoning_effort") => return Ok(()),
+        // Servers find out by themselves how much is useful.
+        Setting::Thinking(Thinking::Adaptive) => return Ok(()),
+        Setting::Thinking(Thinking::Off) if name.ends_with("effort") => ("reasoning_effort", "none".into()),
+        Setting::Thinking(Thinking::Off) => match words.no_reasoning {
+            Some(word) => ("reasoning_effort", word.into()),
+            None => {
+                lossy.hint(name);
+                return Ok(());
+            }
+        },
         Setting::Thinking(Thinking::Budget(tokens)) => {
             let effort = EFFORTS.iter().find(|(most, _)| tokens <= most).map_or(Effort::High, |(_, effort)| *effort);
             ("reasoning_effort", effort.as_str().into())

@@ -7,8 +7,8 @@ use spillway_filter::Refusal;
 use super::items;
 use crate::protocol::refusals::shown;
 use crate::protocol::translate::{
-    Conversation, Effort, Fields, Format, Part, Role, Setting, Thinking, ToolPick, ToolSpec, Turn, Wrong, json_object,
-    named,
+    Conversation, Effort, Fields, Format, Part, Role, Setting, Thinking, ToolPick, ToolSpec, Turn, Wrong,
+    choice_without_tools, json_object, named,
 };
 
 /// Fields that change no answer: marks for a cache, accounting, service levels, bounds of tools that a provider runs.
@@ -198,7 +198,7 @@ fn tools(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> {
         }
         Some(_) => return Err(fields.wrong("invalid_type", "tool_choice", "must be a string or an object")),
     };
-    Ok(())
+    choice_without_tools(fields, request)
 }
 
 /// Reads the form of the text.

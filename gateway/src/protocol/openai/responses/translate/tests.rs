@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::protocol::translate::{
-    Delta, Finish, Lossy, Part, Role, ServerApi, Setting, TokenLogprob, Tokens, deltas_of, kind_of,
+    Delta, Finish, Lossy, Part, Role, ServerApi, ServerWords, Setting, TokenLogprob, Tokens, deltas_of, kind_of,
 };
 use crate::protocol::{ANTHROPIC, OPENAI};
 
@@ -23,7 +23,7 @@ fn read(fields: &Value) -> Result<Conversation, Refusal> {
 /// Body for a server of an API, and the fields that it does not get.
 fn written(api: &dyn ServerApi, conversation: &Conversation, drop: &[String]) -> Result<(Value, String), Refusal> {
     let mut lossy = Lossy::new(drop);
-    let request = api.write_request(conversation, "m", &mut lossy)?;
+    let request = api.write_request(conversation, ("m", ServerWords::default()), &mut lossy)?;
     let dropped = lossy.header().map(|header| header.to_str().unwrap().to_owned());
     Ok((serde_json::from_slice(&request.body).unwrap(), dropped.unwrap_or_default()))
 }
