@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use http::{StatusCode, header};
 
+use super::builtin::name_for_caller;
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::downstream::ClientSession;
@@ -31,7 +32,7 @@ pub(super) async fn encode(
     let deadline = exchange.deadline(route).into_std();
     let encoded = encoded(model, &mut request, what, deadline, session, exchange).await?;
     let Some((encoded, tokens)) = encoded else { return Ok(false) };
-    let Some(body) = dialect.write_encoded(model.name(), &request, &encoded, tokens) else {
+    let Some(body) = dialect.write_encoded(name_for_caller(route, model, exchange), &request, &encoded, tokens) else {
         return Err(unsupported_endpoint());
     };
     let mut answer = ResponseHead::new(StatusCode::OK, 4);

@@ -14,6 +14,7 @@ mod encoded;
 mod events;
 mod headers;
 mod masking;
+mod model_name;
 mod open;
 mod outcome;
 mod outgoing;
