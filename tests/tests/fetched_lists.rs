@@ -75,7 +75,8 @@ async fn callers_see_what_servers_have_in_each_api_as_far_as_they_may_use_it() {
     let (openai, anthropic, ollama) = (openai.await, anthropic.await, ollama.await);
     let keys = [new_key(), new_key(), new_key()];
     let yaml = format!(
-        "consumers:
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+consumers:
   - {{name: all, keys: [{{sha256: {}}}]}}
   - {{name: few, keys: [{{sha256: {}}}], models: [\"claude*\", gpt-5, fast], modelAlias: {{fast: claude-2}}}}
   - {{name: ops, keys: [{{sha256: {}}}]}}
@@ -162,7 +163,7 @@ routes: [{{name: r, backendRefs: [{{name: b}}]}}]
         )
     };
     let asks = "modelList: {path: /openai/v1/models, every: 1s, timeout: 1s, maxModels: 2}, ";
-    let gateway = Gateway::start(&yaml(asks)).await;
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(asks)).await;
     let client = gateway.client();
     first.notified().await;
     assert!(names(&client, "/v1/models", &[]).await.is_empty(), "nobody waits for a server");
