@@ -29,6 +29,6 @@ pub use files::{is_pattern, matching, read_bytes, read_input, read_text};
 pub use json_schema::json_schema;
 pub use keys_file::read_keys;
 pub use load::{FileChecks, FileError, LoadOptions, Loaded, NoFileChecks, load, load_text};
-pub use model_pattern::ModelPattern;
+pub use model_pattern::{ModelPattern, ollama_name};
 pub use origin::Origins;
 pub use rules::RouteRules;

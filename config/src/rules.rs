@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::schema::{Access, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
+use crate::schema::{Access, Config, FilterEntry, Route, RouteAuthentication, SpillLimits, UnknownCalls};
 
 /// Filters that make no difference for the request, its answer or its caller.
 const HARMLESS: [&str; 1] = ["strictTransportSecurity"];
@@ -42,6 +42,8 @@ pub struct RouteRules<'c> {
     targets: BTreeSet<(Option<&'c str>, Option<&'c str>)>,
     /// Further names of its built-in models.
     aliases: &'c BTreeMap<String, String>,
+    /// Calls of restricted consumers whose model is not known.
+    unknown_calls: UnknownCalls,
     /// Backends and models that answer instead, when there is no room and when no endpoint is available.
     spills_to: [Option<&'c str>; 2],
     /// Requests that may be answered by those.
@@ -85,6 +87,7 @@ impl<'c> RouteRules<'c> {
             calls_model,
             targets: targets.map(|reference| (reference.name.as_deref(), reference.model.as_deref())).collect(),
             aliases: &route.model_alias,
+            unknown_calls: route.unknown_calls,
             spills_to: [saturated, unavailable],
             spill: route.spill.as_ref().filter(|_| spills),
             filters,
@@ -125,6 +128,8 @@ impl<'c> RouteRules<'c> {
             Some("backendRefs")
         } else if self.aliases != other.aliases {
             Some("modelAlias")
+        } else if self.unknown_calls != other.unknown_calls {
+            Some("unknownCalls")
         } else if self.spills_to != other.spills_to {
             Some("spillTo")
         } else if self.spill != other.spill {

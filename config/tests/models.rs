@@ -70,3 +70,93 @@ routes: [{{{route}}}]
         assert!(!told(route).contains("serves"), "{route}: {}", told(route));
     }
 }
+
+#[test]
+fn aliases_that_never_lead_to_a_model_are_errors() {
+    let told = |consumer: &str, routes: &str| {
+        let yaml = format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+models: [{{name: m, source: m.gguf}}]
+backends: [{{name: b, protocol: openai, models: [\"gpt-*\"], endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]
+consumers: [{{name: c, keysFile: k, {consumer}}}]
+routes: [{routes}]
+"
+        );
+        common::errors(&yaml).join("\n")
+    };
+    let both = "{backendRefs: [{name: b}, {model: m}], modelAlias: {small: m}}";
+    for (consumer, says) in [
+        ("modelAlias: {a: a}", "`a` stands for itself"),
+        ("modelAlias: {a: b, b: gpt-4}", "`b` is an alias too, and none stands for another"),
+        ("modelAlias: {\"a*\": gpt-4}", "`*` has no meaning here"),
+        ("modelAlias: {a: \"gpt-*\"}", "`*` has no meaning here"),
+        ("modelAlias: {a: \"\"}", "an empty name is no model"),
+        ("models: [a], modelAlias: {a: gpt-4}", "does not allow `gpt-4`"),
+        ("models: [\"gpt-*\"], modelAlias: {a: gpt-4}", "does not allow `a`"),
+        ("modelAlias: {a: claude}", "no route has a target that serves `claude`"),
+    ] {
+        let told = told(consumer, both);
+        assert!(told.contains(says), "{consumer}: {told}");
+    }
+    for consumer in ["modelAlias: {a: gpt-4}", "modelAlias: {a: m, gpt-4: small}", "models: [a, m], modelAlias: {a: m}"]
+    {
+        assert!(!told(consumer, both).contains("modelAlias"), "{consumer}: {}", told(consumer, both));
+    }
+    let matched = "{matches: [{model: \"gpt-4*\"}], backendRefs: [{name: b}]}";
+    assert!(told("modelAlias: {a: gpt-3}", matched).contains("serves `gpt-3`"));
+    assert!(!told("modelAlias: {a: gpt-4o}", matched).contains("serves"));
+}
+
+#[test]
+fn questions_for_models_that_show_nothing_are_errors() {
+    let told = |backend: &str| {
+        let yaml = format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: b, {backend}, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]
+routes: [{{backendRefs: [{{name: b}}]}}]
+"
+        );
+        common::errors(&yaml).join("\n")
+    };
+    for (backend, says) in [
+        ("modelList: {}", "which has no list of models"),
+        ("protocol: oip, modelList: {}", "which has no list of models"),
+        ("protocol: openai, model: m, modelList: {}", "no effect beside `model`"),
+        ("protocol: openai, models: [m], modelList: {}", "`models` names each model already"),
+        ("protocol: openai, modelList: {every: 10ms}", "expected 1s or more"),
+        ("protocol: openai, modelList: {timeout: 0s}", "no server answers in 0s"),
+        ("protocol: openai, modelList: {path: models}", "not the path of a list"),
+        ("protocol: openai, modelList: {path: \"/m?x=1\"}", "not the path of a list"),
+        ("protocol: ollama, models: [\"llama3:latest\"]", "expected `llama3`"),
+        ("protocol: ollama, models: [\"library/Llama3\"]", "expected `llama3`"),
+    ] {
+        assert!(told(backend).contains(says), "{backend}: {}", told(backend));
+    }
+    for backend in [
+        "protocol: openai, modelList: {}",
+        "protocol: anthropic, modelList: {every: 1h}",
+        "protocol: ollama, models: [\"llama3*\", \"hf.co/lab/m:q4\"], modelList: {path: /api/tags}",
+        "protocol: openai, models: [Llama3]",
+    ] {
+        assert_eq!(told(backend), "", "{backend}");
+    }
+}
+
+#[test]
+fn names_that_ollama_reads_as_others_are_errors_in_matches_too() {
+    let told = |model: &str| {
+        let yaml = format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: b, protocol: ollama, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]
+routes: [{{matches: [{{model: \"{model}\"}}], backendRefs: [{{name: b}}]}}]
+"
+        );
+        common::errors(&yaml).join("\n")
+    };
+    for (model, form) in [("Llama3", "llama3"), ("llama3:latest", "llama3"), ("m:local", "m"), ("Lab/*", "lab/*")] {
+        assert!(told(model).contains(&format!("expected `{form}`")), "{model}: {}", told(model));
+    }
+    for model in ["llama3", "llama3:8b", "*", "lab/*"] {
+        assert_eq!(told(model), "", "{model}");
+    }
+}

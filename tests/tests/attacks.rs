@@ -40,24 +40,27 @@ authentication:
 backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
 routes:
   - name: external
+    unknownCalls: pass
     matches: [{{path: {{prefix: /external}}}}]
     filters: [{{externalAuthorization: {{url: \"{}/check\", timeout: 5s, copyToRequest: [x-user]}}}}]
     backendRefs: [{{name: x}}]
   - name: ruled
+    unknownCalls: pass
     matches: [{{path: {{prefix: /ruled}}, when: \"request.query == 'on'\"}}]
     filters:
       - authorize: \"consumer.tenant == 'north'\"
       - cel: {{deny: \"size(request.body.messages) > 1\", status: 422, message: too many messages}}
     backendRefs: [{{name: x}}]
   - name: north
+    unknownCalls: pass
     matches: [{{path: {{prefix: /north}}}}]
     access: {{tenants: [north]}}
     filters: [{{rateLimit: {{by: clientAddress, requests: 1000/s}}}}, {{responseHeaders: {{set: {{x-north: there}}}}}}]
     backendRefs: [{{name: x}}]
-  - {{name: gpt, matches: [{{path: {{prefix: /gpt}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
-  - {{name: both-gpt, matches: [{{path: {{prefix: /both}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
-  - {{name: both, matches: [{{path: {{prefix: /both}}, model: \"other-*\"}}], backendRefs: [{{name: x}}]}}
-  - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
+  - {{name: gpt, unknownCalls: pass, matches: [{{path: {{prefix: /gpt}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: both-gpt, unknownCalls: pass, matches: [{{path: {{prefix: /both}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: both, unknownCalls: pass, matches: [{{path: {{prefix: /both}}, model: \"other-*\"}}], backendRefs: [{{name: x}}]}}
+  - {{name: open, unknownCalls: pass, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
   - {{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}
 ",
         upstream.url(),

@@ -366,7 +366,9 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
             }
             let forbidden = format!(r#"{{"model":"big",{messages}}}"#);
             let answer = client.post(path, &[("content-type", content_type), key], forbidden).await;
-            assert_eq!(answer.status, 404, "{path} {content_type}: {}", answer.text());
+            // The older path names a model itself, and it is not known which of both its server takes.
+            let expected = if path.contains("engines") { 403 } else { 404 };
+            assert_eq!(answer.status, expected, "{path} {content_type}: {}", answer.text());
         }
         // A form with two models, and one of a type that is not read.
         for (content_type, body) in
@@ -610,7 +612,7 @@ async fn a_list_of_models_holds_on_routes_that_read_no_body() {
   - {{name: a, models: [small], keys: [{{sha256: \"{digest}\"}}]}}
   - {{name: b, keys: [{{sha256: \"{free_digest}\"}}]}}
 backends: [{{name: web, endpoints: [{{url: \"{}\"}}]}}]
-routes: [{{name: web, backendRefs: [{{name: web}}]}}]
+routes: [{{name: web, unknownCalls: pass, backendRefs: [{{name: web}}]}}]
 ",
         upstream.url()
     ))

@@ -11,7 +11,7 @@
 )]
 
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, Reply, Seen, Upstream, encoded, reply};
+use spillway_tests::{Gateway, Reply, Seen, Upstream, encoded, new_key, reply};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const EVENTS: (&str, &str) = ("content-type", "text/event-stream; charset=utf-8");
@@ -151,6 +151,48 @@ async fn a_translated_answer_names_the_model_as_its_caller_did() {
             let name = json!(CALLERS).to_string();
             assert!(got.text().contains(&format!("\"model\":{name}")), "{path}, stream {is_stream}: {}", got.text());
             assert!(!got.text().contains(&format!("\"model\":\"{SERVERS}\"")), "{}", got.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_reads_its_own_name_for_a_model_in_every_api() {
+    let upstream = Upstream::start(serve).await;
+    let (key, digest) = new_key();
+    let servers = [
+        ("openai", &["/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"][..]),
+        ("anthropic", &["/v1/messages", "/v1/chat/completions"]),
+        ("ollama", &["/api/chat", "/v1/chat/completions", "/v1/messages"]),
+    ];
+    for (protocol, paths) in servers {
+        let gateway = Gateway::start(&format!(
+            "consumers: [{{name: acme, keys: [{{sha256: {digest}}}], modelAlias: {{{}: {SERVERS}}}}}]
+backends: [{{name: b, protocol: {protocol}, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: b}}]}}]
+",
+            json!(CALLERS),
+            upstream.url()
+        ))
+        .await;
+        for path in paths {
+            for is_stream in [false, true] {
+                let headers = [JSON, VERSION, ("authorization", &format!("Bearer {key}")), ("accept-encoding", "gzip")];
+                let got = gateway.client().post(path, &headers, request(path, is_stream).to_string()).await;
+                let seen = upstream.last();
+                let asked: Value = serde_json::from_slice(&seen.body).unwrap();
+                assert_eq!(asked["model"], SERVERS);
+                let (said, name) = (got.text(), json!(CALLERS).to_string());
+                if seen.path == *path {
+                    assert_eq!(
+                        said,
+                        answer(path, is_stream, CALLERS).1,
+                        "{path} before {protocol}, stream {is_stream}"
+                    );
+                } else {
+                    assert!(said.contains(&format!("\"model\":{name}")), "{path} before {protocol}: {said}");
+                    assert!(!said.contains(&format!("\"model\":\"{SERVERS}\"")), "{path} before {protocol}: {said}");
+                }
+            }
         }
     }
 }

@@ -137,8 +137,8 @@ routes:
     matches: [{{path: {{exact: /v1/chat/completions}}}}]
     filters: [{{rateLimit: {{by: consumer, requests: 1/d, burst: 1}}}}]
     backendRefs: [{{name: model}}]
-  - {{name: v1, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: model}}]}}
-  - {{name: admin, matches: [{{path: {{prefix: /admin}}}}], backendRefs: [{{name: web}}]}}
+  - {{name: v1, unknownCalls: pass, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: model}}]}}
+  - {{name: admin, unknownCalls: pass, matches: [{{path: {{prefix: /admin}}}}], backendRefs: [{{name: web}}]}}
   - {{name: web, authentication: none, backendRefs: [{{name: web}}]}}
 "
     );

@@ -1,5 +1,7 @@
 //! `backends`: groups of servers and the connections to them. The choice of an endpoint is in `balancing`.
 
+use std::num::NonZeroU32;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +46,11 @@ pub struct Backend {
     /// another goes to another target of its route. All when left out.
     #[serde(default)]
     pub models: Option<Vec<String>>,
+    /// Question to the servers which models they have, for the lists of models that callers read; they are not asked when left
+    /// out. For servers of OpenAI's, Anthropic's and Ollama's API. The names are for lists alone: no request goes elsewhere by
+    /// them.
+    #[serde(default)]
+    pub model_list: Option<ModelList>,
     /// Credentials that replace those of the caller.
     #[serde(default)]
     pub credentials: Option<Credentials>,
@@ -135,6 +142,28 @@ impl NoReasoning {
             Self::Minimal => "minimal",
             Self::Low => "low",
         }
+    }
+}
+
+/// Question to the servers of a backend which models they have.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ModelList {
+    /// Path of the list; that of the API when left out: `/v1/models`, or `/api/tags` of Ollama's.
+    pub path: Option<String>,
+    /// Time between two questions to one endpoint. New models of a server are rare.
+    pub every: Duration,
+    /// Longest time of one question, all pages of the answer together.
+    pub timeout: Duration,
+    /// Most names that are kept of one endpoint, in the order of its list. Names have at most 256 bytes.
+    pub max_models: NonZeroU32,
+}
+
+impl Default for ModelList {
+    fn default() -> Self {
+        // The largest public lists have some hundred models.
+        let max_models = NonZeroU32::MIN.saturating_add(999);
+        Self { path: None, every: Duration::seconds(300), timeout: Duration::seconds(10), max_models }
     }
 }
 

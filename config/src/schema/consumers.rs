@@ -37,6 +37,11 @@ pub struct Consumer {
     /// the bodies of its requests are held and read on routes that pass bodies on otherwise, too.
     #[serde(default)]
     pub models: Option<Vec<String>>,
+    /// Names of the consumer's own for models, on every route: the name that it sends, and the name of the model. The alias
+    /// goes before a model of the same name, and before the `modelAlias` of a route, which may then name a built-in model by
+    /// it. With `models`, both names must be in that list.
+    #[serde(default)]
+    pub model_alias: BTreeMap<String, String>,
     /// Limits of the consumer.
     #[serde(default)]
     pub limits: ConsumerLimits,

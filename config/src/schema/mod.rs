@@ -18,7 +18,7 @@ pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::Admin;
 pub use backends::{
     Backend, BackendProtocol, BackendTimeouts, BackendTls, CallerCredentials, Credentials, Endpoint, MaxTokensField,
-    NoReasoning, OpenAiApi,
+    ModelList, NoReasoning, OpenAiApi,
 };
 pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
@@ -39,8 +39,8 @@ pub use listeners::{
 pub use models::{Device, Model, ModelTask, UnknownFields};
 pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue,
-    Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated,
-    WhenUnavailable,
+    Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, UnknownCalls,
+    WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{AuditLog, CallersDecide, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 

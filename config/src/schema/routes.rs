@@ -32,6 +32,12 @@ pub struct Route {
     /// Callers that may use the route, of those that are identified; all when left out. Others get 404.
     #[serde(default)]
     pub access: Option<Access>,
+    /// Treatment of calls by consumers with a list of `models` of which the gateway does not know what model they are about;
+    /// `refuse` (403) when left out. The gateway knows it of the APIs that it speaks, and of paths of TensorFlow Serving,
+    /// TorchServe and Azure's deployments. With `pass` a model that a JSON body or a form names is judged, and what names none
+    /// passes: for applications, and for servers on which every caller may use every model.
+    #[serde(default)]
+    pub unknown_calls: UnknownCalls,
     /// Model APIs that callers may speak on the route, whatever its servers speak; all when left out. A request of another
     /// one gets 404.
     #[serde(default)]
@@ -461,4 +467,15 @@ impl Default for BodyLimits {
     fn default() -> Self {
         Self { max_body: Size::mib(20) }
     }
+}
+
+/// Treatment of calls whose model the gateway does not know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum UnknownCalls {
+    /// Refused with 403.
+    #[default]
+    Refuse,
+    /// Passed, unless a JSON body or a form names a model that the consumer may not use.
+    Pass,
 }

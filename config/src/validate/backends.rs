@@ -28,16 +28,25 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
-/// Checks of the names of models, which are compared without the tag that every name of Ollama has.
+/// Checks of the names of models, which are compared in one form for all spellings that Ollama reads as one name.
 fn model_names(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     if backend.protocol != BackendProtocol::Ollama {
         return;
     }
     for (m, name) in backend.models.iter().flatten().enumerate() {
-        if let Some(bare) = name.strip_suffix(":latest") {
-            let message = format!("`{name}`: names are compared without `:latest`; expected `{bare}`");
-            cx.error(at!["backends", n, "models", m], message);
-        }
+        ollama_name(cx, at!["backends", n, "models", m], name);
+    }
+}
+
+/// Reports a name that no request has in the form in which names of Ollama are compared.
+pub(super) fn ollama_name(cx: &mut Context<'_>, at: Vec<Segment>, name: &str) {
+    let form = crate::ollama_name(name);
+    if form != name {
+        let message = format!(
+            "`{name}`: Ollama reads several spellings as one name, which is compared in small letters and without \
+             `registry.ollama.ai/`, `library/`, `:latest` and `:local`; expected `{form}`"
+        );
+        cx.error(at, message);
     }
 }
 
@@ -90,6 +99,37 @@ fn apis(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         cx.error(at!["backends", n, "apis"], "no effect without `protocol: openai`: remove it");
     } else if !apis.contains(&OpenAiApi::Chat) {
         cx.error(at!["backends", n, "apis"], "expected `chat` among them, to which other requests are translated");
+    }
+}
+
+/// Shortest time between two questions for models: the lists are for people and their tools.
+const LEAST_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Checks of `modelList`: servers with a list, of which anything may be shown.
+fn model_list(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let Some(list) = &backend.model_list else { return };
+    let here = || at!["backends", n, "modelList"];
+    let has_list =
+        matches!(backend.protocol, BackendProtocol::Openai | BackendProtocol::Anthropic | BackendProtocol::Ollama);
+    if !has_list {
+        cx.error(here(), "no effect with this `protocol`, which has no list of models: name them in `models`");
+    } else if backend.model.is_some() {
+        cx.error(here(), "no effect beside `model`, the one name that these servers get: remove it");
+    } else if backend.models.iter().flatten().all(|name| !name.contains('*')) && backend.models.is_some() {
+        cx.error(here(), "no effect, because `models` names each model already: remove it, or write a pattern there");
+    }
+    if list.every.0 < LEAST_EVERY {
+        cx.error(
+            at!["backends", n, "modelList", "every"],
+            "too often for a list that seldom changes; expected 1s or more",
+        );
+    }
+    if list.timeout.0.is_zero() {
+        cx.error(at!["backends", n, "modelList", "timeout"], "no server answers in 0s; expected a time such as 10s");
+    }
+    if list.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains(['?', '#', ' '])) {
+        let message = "not the path of a list; expected one such as `/openai/v1/models`, without a query";
+        cx.error(at!["backends", n, "modelList", "path"], message);
     }
 }
 
@@ -179,6 +219,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         apis(cx, n, backend);
         stream_usage(cx, n, backend);
         written_fields(cx, n, backend);
+        model_list(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         model_names(cx, n, backend);

@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded};
+use crate::ModelPattern;
+use crate::schema::{BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded};
 
+use super::index::Index;
 use super::{Context, Segment, at};
 
 /// Longest `leeway`, seconds: clocks of servers differ by less.
@@ -56,6 +58,7 @@ fn consumers(cx: &mut Context<'_>) {
         if consumer.models.as_ref().is_some_and(Vec::is_empty) {
             cx.error(at!["consumers", n, "models"], "an empty list allows no model at all; leave it out to allow all");
         }
+        aliases(cx, n, consumer);
         token(cx, n, consumer, &mut subjects);
         certificates(cx, n, consumer, &mut identities);
         limits(cx, at!["consumers", n, "limits"], &consumer.limits);
@@ -67,6 +70,53 @@ fn consumers(cx: &mut Context<'_>) {
             }
         }
     }
+}
+
+/// Checks the names of a consumer's own for models: each must be one that it may send, for a model that it may use.
+fn aliases(cx: &mut Context<'_>, n: usize, consumer: &Consumer) {
+    let allowed: Option<Vec<ModelPattern>> =
+        consumer.models.as_ref().map(|models| models.iter().map(|name| ModelPattern::new(name)).collect());
+    let may_use = |name: &str| allowed.as_ref().is_none_or(|models| models.iter().any(|model| model.matches(name)));
+    for (name, served) in &consumer.model_alias {
+        let place = at!["consumers", n, "modelAlias", name.as_str()];
+        if name.is_empty() || served.is_empty() {
+            cx.error(place, "an empty name is no model; expected `NAME: MODEL`");
+        } else if name.contains('*') || served.contains('*') {
+            cx.error(place, "`*` has no meaning here: an alias is one name for one model; write both out");
+        } else if name == served {
+            cx.error(place, format!("`{name}` stands for itself: remove it, or name another model"));
+        } else if consumer.model_alias.contains_key(served) {
+            let message = format!("`{served}` is an alias too, and none stands for another: name the model itself");
+            cx.error(place, message);
+        } else if let Some(name) = [name, served].into_iter().find(|name| !may_use(name)) {
+            let message = format!(
+                "`models` of this consumer does not allow `{name}`, so every such request is 404: both the alias and its \
+                 model must be in that list"
+            );
+            cx.error(place, message);
+        } else if !is_served(cx.config, cx.index, served) {
+            let message = format!(
+                "no route has a target that serves `{served}`, so every such request is 404: name a model that one serves"
+            );
+            cx.error(place, message);
+        }
+    }
+}
+
+/// True if a route may take a request for a model: one of its matches accepts the name, and one of its targets serves it.
+fn is_served(config: &Config, index: &Index<'_>, name: &str) -> bool {
+    let accepts = |pattern: &str| ModelPattern::new(pattern).matches(name);
+    config.routes.iter().any(|route| {
+        let is_matched = route.matches.is_empty()
+            || route.matches.iter().any(|written| written.model.as_deref().is_none_or(|model| accepts(model)));
+        let serves = |reference: &BackendRef| match (&reference.name, &reference.model) {
+            (Some(backend), _) => index.backends.get(backend.as_str()).is_none_or(|backend| {
+                backend.models.as_ref().is_none_or(|models| models.iter().any(|model| accepts(model)))
+            }),
+            (None, model) => model.as_deref() == Some(name) || route.model_alias.contains_key(name),
+        };
+        is_matched && route.backend_refs.iter().any(serves)
+    })
 }
 
 fn tenants(cx: &mut Context<'_>) {

@@ -2,7 +2,7 @@
 
 use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
-use crate::schema::{BackendRef, Match, PathMatch, Route, RouteAuthentication};
+use crate::schema::{BackendProtocol, BackendRef, Match, PathMatch, Route, RouteAuthentication};
 
 use super::{Context, Segment, admission, at};
 
@@ -229,6 +229,14 @@ fn model_names(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.unknown(place, "model of `backendRefs`", model, &own);
         } else if own.contains(&alias.as_str()) {
             cx.error(place, format!("`{alias}` is the name of a built-in model of this route: choose another name"));
+        }
+    }
+    let is_ollama = |name: &str| cx.index.backends.get(name).is_some_and(|b| b.protocol == BackendProtocol::Ollama);
+    if route.backend_refs.iter().any(|reference| reference.name.as_deref().is_some_and(is_ollama)) {
+        for (m, written) in route.matches.iter().enumerate() {
+            if let Some(name) = &written.model {
+                super::backends::ollama_name(cx, at!["routes", n, "matches", m, "model"], name);
+            }
         }
     }
     let backends: Vec<_> =

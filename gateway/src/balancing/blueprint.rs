@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use spillway_config::schema;
 
-use super::health::{CheckPlan, ScrapePlan, Server};
+use super::health::{CheckPlan, ListPlan, ScrapePlan, Server};
 use super::signal::{connection_limit, signals, stale_after};
 use super::watch::{RecurringCheck, Work};
 use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal, UnresolvedEndpoint};
@@ -16,6 +16,7 @@ use crate::clock::millis;
 use crate::connect::EndpointKey;
 use crate::connect::Peer;
 use crate::credentials::Credential;
+use crate::protocol::Dialect;
 use crate::telemetry::Metrics;
 use crate::tls::UpstreamTls;
 
@@ -42,6 +43,7 @@ pub struct Blueprint {
     signals: Arc<[Box<dyn SaturationSignal>]>,
     check: Option<CheckPlan>,
     scrape: Option<ScrapePlan>,
+    list: Option<ListPlan>,
     credentials: Option<Credential>,
     /// True if some callers have credentials of their own for the backend.
     is_personal: bool,
@@ -80,6 +82,7 @@ impl Blueprint {
             signals: signals.into(),
             check: check.map(|check| CheckPlan::new(check, written.model.as_deref(), full_statuses)),
             scrape: ScrapePlan::new(&written.capacity),
+            list: None,
             credentials,
             is_personal: false,
             most_connections: written.capacity.max_connections.map_or(u32::MAX, NonZeroU32::get),
@@ -94,6 +97,13 @@ impl Blueprint {
     #[must_use]
     pub fn personal(self, is_personal: bool) -> Self {
         Self { is_personal, ..self }
+    }
+
+    /// Sets the API in which the endpoints are asked for their models, where the configuration says so.
+    #[must_use]
+    pub fn listing(self, written: &schema::Backend, dialect: Option<&'static dyn Dialect>) -> Self {
+        let list = written.model_list.as_ref().zip(dialect).map(|(written, dialect)| ListPlan::new(written, dialect));
+        Self { list, ..self }
     }
 
     /// Name of the backend.
@@ -180,10 +190,12 @@ impl Blueprint {
             credentials: self.credentials.clone(),
             tls: self.connect.tls.clone(),
             http2: self.connect.http2,
+            headers: Vec::new(),
         };
+        let list = self.list.clone().map(|plan| (plan.server_of(server.clone()), Work::List(plan)));
         let check = self.check.clone().map(|plan| (server.clone(), Work::Check(plan)));
         let scrape = self.scrape.clone().map(|plan| (plan.server_of(server), Work::Scrape(plan)));
-        watches.extend(check.into_iter().chain(scrape).map(|(server, work)| RecurringCheck {
+        watches.extend(check.into_iter().chain(scrape).chain(list).map(|(server, work)| RecurringCheck {
             key: key.clone(),
             server,
             work,

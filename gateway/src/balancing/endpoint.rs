@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use spillway_config::values::ServerUrl;
 
+use super::health::ServedModels;
 use super::latency::{Class, Ewma};
 use super::outlier::Record;
 use super::signal::{LimiterState, LoadState, Reason, SaturationSignal, SlotLimit};
@@ -68,6 +70,8 @@ pub struct EndpointState {
     pub(super) limiter: LimiterState,
     /// Load that the server reported: its queue and its KV cache.
     pub(super) load: LoadState,
+    /// Models that the server said it has; `None` where it was not asked, or has not answered yet.
+    models: ArcSwapOption<ServedModels>,
     /// Last failure.
     last_error: Mutex<Option<LastError>>,
     /// Bounds the log lines about failures.
@@ -130,6 +134,7 @@ impl EndpointState {
             latency: Ewma::default(),
             limiter: LimiterState::default(),
             load: LoadState::default(),
+            models: ArcSwapOption::empty(),
             last_error: Mutex::default(),
             failures: LogThrottle::default(),
             metrics,
@@ -195,6 +200,16 @@ impl EndpointState {
         if let Some(listener) = &self.siblings.listener {
             listener.may_have_room();
         }
+    }
+
+    /// Models that the server said it has; `None` where it was not asked, or has not answered yet.
+    pub fn models(&self) -> Option<Arc<ServedModels>> {
+        self.models.load_full()
+    }
+
+    /// Replaces the list of the server's models.
+    pub(super) fn set_models(&self, models: Option<Arc<ServedModels>>) {
+        self.models.store(models);
     }
 
     /// Last failure; `None` where there was none.

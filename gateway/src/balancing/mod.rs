@@ -26,6 +26,7 @@ pub use dns::DnsResolver;
 pub use endpoint::{
     Closed, Endpoint, EndpointFacts, EndpointState, Endpoints, LastError, RoomListener, Siblings, Slot,
 };
+pub use health::ServedModels;
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};
 pub use policy::{

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use super::blueprint::{Addresses, Blueprint};
-use super::health::{Server, scrape, watch};
+use super::health::{Server, list, scrape, watch};
 use super::resolve::{Resolve, follow, has_names};
 use super::watch::{RecurringCheck, Work};
 use super::{EndpointSet, EndpointState};
@@ -69,6 +69,7 @@ impl Task {
         let handle = match work.clone() {
             Work::Check(plan) => tokio::spawn(watch(key.clone(), plan, server.clone(), state.clone())).abort_handle(),
             Work::Scrape(plan) => tokio::spawn(scrape(key.clone(), plan, server.clone(), state.clone())).abort_handle(),
+            Work::List(plan) => tokio::spawn(list(key.clone(), plan, server.clone(), state.clone())).abort_handle(),
         };
         Self { key, server, work, state, handle }
     }
@@ -154,13 +155,21 @@ fn keep_or_start(mut before: Vec<Task>, watches: Vec<RecurringCheck>) -> Vec<Tas
         })
         .collect();
     let checked = |key: &EndpointKey| tasks.iter().any(|t| t.key == *key && matches!(t.work, Work::Check(_)));
-    for gone in before {
+    for gone in &before {
         if matches!(gone.work, Work::Check(_))
             && !checked(&gone.key)
             && let Some(state) = gone.state.upgrade()
         {
             // An endpoint that is no longer checked counts as healthy again.
             state.set_healthy(true, now_millis());
+        }
+        if let Work::List(plan) = &gone.work {
+            let reads_like = |now: &Work| matches!(now, Work::List(now) if now.reads_like(plan));
+            let is_kept = tasks.iter().any(|task| task.key == gone.key && reads_like(&task.work));
+            if !is_kept && let Some(state) = gone.state.upgrade() {
+                // Nobody keeps the list true any more.
+                state.set_models(None);
+            }
         }
     }
     tasks

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::EndpointState;
-use super::health::{CheckPlan, ScrapePlan, Server};
+use super::health::{CheckPlan, ListPlan, ScrapePlan, Server};
 use crate::connect::EndpointKey;
 
 /// Recurring request to an endpoint.
@@ -13,9 +13,11 @@ pub(crate) enum Work {
     Check(CheckPlan),
     /// Scrape of its metrics.
     Scrape(ScrapePlan),
+    /// Question which models it has.
+    List(ListPlan),
 }
 
-/// A check or scrape of one endpoint.
+/// A check, scrape or question to one endpoint.
 pub struct RecurringCheck {
     pub(super) key: EndpointKey,
     pub(super) server: Server,

@@ -37,6 +37,8 @@ pub struct Terms {
     pub over_limit: Option<OwnedSemaphorePermit>,
     /// Tenant of the caller: tenants take turns.
     pub tenant: Option<Arc<str>>,
+    /// Name of the model in the answer, where its caller has a name of its own for it.
+    pub shown: Option<Box<str>>,
 }
 
 /// Submits a request to the engine, whatever model the request names.
@@ -74,7 +76,7 @@ async fn submit(
     terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
-    let Terms { dialect, operation, max_prompt_tokens, over_limit, tenant } = terms;
+    let Terms { dialect, operation, max_prompt_tokens, over_limit, tenant, shown } = terms;
     let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = &request.unsupported {
         return Err(SpillError::CannotSpill(refusal.clone()));
@@ -106,7 +108,7 @@ async fn submit(
         operation,
         id,
         created,
-        model: model.name(),
+        model: shown.as_deref().unwrap_or(model.name()),
         include_usage: request.include_usage,
         prompt_tokens,
         echoed: &request.echoed,

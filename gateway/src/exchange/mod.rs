@@ -18,10 +18,10 @@ use tokio::time::Instant as Deadline;
 use crate::balancing::Endpoint;
 use crate::clock;
 use crate::downstream::WriteLimits;
-use crate::identity::{Consumer, CredentialError, Token};
+use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{BodyEdit, Dialect, GRPC, ResolvedOperation, Written};
+use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
@@ -205,8 +205,12 @@ impl Outcome {
 /// Facts of a request that the gateway reads from its body, or from its path where that names the model.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Model that the request names.
+    /// Model that the request asks for: the one that it names, or the one that an alias of the caller stands for.
     pub model: Option<String>,
+    /// Name in the request, where that is an alias of the caller.
+    pub alias: Option<Box<SentAlias>>,
+    /// True if `model` is in the form in which a server that reads several spellings as one compares names.
+    pub is_folded: bool,
     /// True if the answer is wanted as an event stream.
     pub stream: bool,
     /// Tokens that the request is expected to use.
@@ -217,6 +221,22 @@ pub struct Asked {
     pub usage_edit: Option<BodyEdit>,
     /// Form in which the request names the model.
     pub naming: Naming,
+}
+
+/// Name of a model's in a request that is an alias of the caller.
+#[derive(Debug)]
+pub struct SentAlias {
+    /// Name that the caller sent.
+    pub name: String,
+    /// Model that it stands for.
+    pub alias: Arc<ModelAlias>,
+}
+
+impl Asked {
+    /// Name of the model as the caller sent it.
+    pub fn sent(&self) -> Option<&str> {
+        self.alias.as_ref().map(|sent| &*sent.name).or(self.model.as_deref())
+    }
 }
 
 /// Form in which a request names its model.
@@ -412,6 +432,50 @@ impl Exchange {
             scopes: token.map_or(&[], |token| &token.scopes),
             claims: token.map_or(NO_CLAIMS, |token| &token.claims),
         })
+    }
+
+    /// Model that the name in the request stands for, where that is an alias of the caller.
+    pub fn alias(&self) -> Option<&ModelAlias> {
+        Some(&*self.asked.as_ref()?.alias.as_ref()?.alias)
+    }
+
+    /// Puts the model in the place of a name of the caller's own. True if the request had such a name.
+    pub fn resolve_alias(&mut self) -> bool {
+        let (Some(caller), Some(asked)) = (&self.caller, &mut self.asked) else { return false };
+        // An alias stands for a model, never for another alias.
+        if asked.alias.is_some() {
+            return false;
+        }
+        let Some(name) = asked.model.as_mut() else { return false };
+        let Some(alias) = caller.alias(name) else { return false };
+        let name = std::mem::replace(name, alias.served.to_string());
+        asked.alias = Some(Box::new(SentAlias { name, alias: alias.clone() }));
+        true
+    }
+
+    /// Puts the name of the model into the one form of a server that reads several spellings as one. True if that is another.
+    pub fn fold_model(&mut self) -> bool {
+        let Some(asked) = self.asked.as_mut() else { return false };
+        asked.is_folded = true;
+        let Some(name) = asked.model.as_mut() else { return false };
+        let folded = OLLAMA.folded_model(name);
+        let is_other = folded != *name;
+        *name = folded;
+        is_other
+    }
+
+    /// True if the caller may use the model that the request asks for, by that name.
+    pub fn may_use_asked(&self) -> bool {
+        let (Some(caller), Some(asked)) = (&self.caller, &self.asked) else { return true };
+        let model = asked.model.as_deref();
+        let may_use = caller.may_use(model) || (asked.is_folded && caller.may_use_folded(model));
+        // Another spelling is no other name.
+        may_use && asked.alias.as_ref().is_none_or(|sent| caller.may_use(Some(&sent.name)))
+    }
+
+    /// Name of the model as the caller sent it.
+    pub fn model_sent(&self) -> Option<&str> {
+        self.asked.as_ref()?.sent()
     }
 
     /// Variables that header values may use.

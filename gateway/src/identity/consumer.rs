@@ -1,5 +1,6 @@
-//! Consumer of a snapshot: name, tenant, limits, permitted models, and credentials towards backends.
+//! Consumer of a snapshot: name, tenant, limits, permitted models, aliases of models, and credentials towards backends.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use spillway_config::ModelPattern;
@@ -9,6 +10,15 @@ use super::tenants::Tenants;
 use super::{IdentityDeps, IdentityError};
 use crate::credentials::Credential;
 use crate::limits::Rules;
+
+/// Model that a name of a consumer's own stands for.
+#[derive(Debug)]
+pub struct ModelAlias {
+    /// Name of the model, as routes and backends know it.
+    pub served: Arc<str>,
+    /// The same name as JSON text, to put into a body.
+    pub json: Box<str>,
+}
 
 /// Configured identity of a caller.
 pub struct Consumer {
@@ -24,6 +34,10 @@ pub struct Consumer {
     pub rules: Rules,
     /// Models that the consumer may name; all of them without a list.
     models: Option<Vec<ModelPattern>>,
+    /// The same in small letters.
+    small_models: Option<Vec<ModelPattern>>,
+    /// Models by the consumer's own names for them.
+    aliases: HashMap<Box<str>, Arc<ModelAlias>>,
     /// Credentials that replace a backend's own for requests of the consumer, in the order of the backends' names.
     credentials: Box<[(Box<str>, Credential)]>,
 }
@@ -59,13 +73,17 @@ impl Consumer {
             credentials.push((backend.as_str().into(), value));
         }
         let name: Arc<str> = written.name.as_str().into();
+        let models: Option<Vec<_>> =
+            written.models.as_ref().map(|models| models.iter().map(|model| ModelPattern::new(model)).collect());
         Ok(Self {
             number: crate::limits::number_of_consumer(&name),
             tenant: if *tenant == *name { name.clone() } else { tenant.into() },
             name,
             priority: written.priority,
             rules,
-            models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),
+            small_models: models.as_ref().map(|models| models.iter().map(ModelPattern::in_small_letters).collect()),
+            models,
+            aliases: written.model_alias.iter().map(|(name, served)| (name.as_str().into(), alias(served))).collect(),
             credentials: credentials.into(),
         })
     }
@@ -73,16 +91,27 @@ impl Consumer {
     /// Makes a consumer from the claims of a token, which name its scopes themselves.
     pub(super) fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
         let number = crate::limits::number_of_consumer(&name);
-        Self { name, number, tenant, priority: 0, rules, models: None, credentials: Box::default() }
+        Self {
+            name,
+            number,
+            tenant,
+            priority: 0,
+            rules,
+            models: None,
+            small_models: None,
+            aliases: HashMap::new(),
+            credentials: Box::default(),
+        }
     }
 
     /// True if the consumer may name a model; `None` is a request that names none.
     pub fn may_use(&self, model: Option<&str>) -> bool {
-        match (&self.models, model) {
-            (None, _) => true,
-            (Some(patterns), Some(model)) => patterns.iter().any(|pattern| pattern.matches(model)),
-            (Some(_), None) => false,
-        }
+        is_among(self.models.as_deref(), model)
+    }
+
+    /// As [`Self::may_use`], for a server that reads names in any letters and gets this one in small ones.
+    pub fn may_use_folded(&self, model: Option<&str>) -> bool {
+        is_among(self.small_models.as_deref(), model)
     }
 
     /// True if the consumer may name only some models.
@@ -90,9 +119,40 @@ impl Consumer {
         self.models.is_some()
     }
 
+    /// Model that a name of the consumer's own stands for; `None` for any other name.
+    pub fn alias(&self, name: &str) -> Option<&Arc<ModelAlias>> {
+        // Few consumers have any, and no name is hashed for the others.
+        if self.aliases.is_empty() { None } else { self.aliases.get(name) }
+    }
+
+    /// Names of the consumer's own with the models that they stand for, in no order.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &ModelAlias)> {
+        self.aliases.iter().map(|(name, alias)| (&**name, &**alias))
+    }
+
+    /// True if what the consumer may do depends on the model that a request names: it may use some only, or has names of its
+    /// own for some.
+    pub fn judges_models(&self) -> bool {
+        self.models.is_some() || !self.aliases.is_empty()
+    }
+
     /// Credentials of the consumer for a backend, in place of the backend's own.
     pub fn credentials(&self, backend: &str) -> Option<&Credential> {
         let index = self.credentials.binary_search_by(|(name, _)| (**name).cmp(backend)).ok()?;
         self.credentials.get(index).map(|(_, value)| value)
     }
+}
+
+/// True if a model is one of a list.
+fn is_among(patterns: Option<&[ModelPattern]>, model: Option<&str>) -> bool {
+    match (patterns, model) {
+        (None, _) => true,
+        (Some(patterns), Some(model)) => patterns.iter().any(|pattern| pattern.matches(model)),
+        (Some(_), None) => false,
+    }
+}
+
+fn alias(served: &str) -> Arc<ModelAlias> {
+    let json = serde_json::Value::from(served).to_string();
+    Arc::new(ModelAlias { served: served.into(), json: json.into() })
 }

@@ -25,7 +25,7 @@ use spillway_config::schema::RouteAuthentication;
 
 use api_key::Keys;
 use certificate::Certificates;
-pub use consumer::Consumer;
+pub use consumer::{Consumer, ModelAlias};
 use failures::Failures;
 pub use jwt::{IdentityDeps, KeyFileError, TokenError};
 use jwt::{TokenVerdict, TokenVerifier};
@@ -168,6 +168,8 @@ pub struct Authenticator {
     certificates: Certificates,
     failures: Failures,
     budgets: BudgetRules,
+    /// True if a consumer has names of its own for models.
+    has_aliases: bool,
 }
 
 /// Credential in the head of a request.
@@ -209,7 +211,13 @@ impl Authenticator {
         let certificates = Certificates::new(authentication, consumers, &compiled);
         let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), deps.metrics);
         let budgets = BudgetRules::of(compiled.iter().flat_map(|consumer| &consumer.rules).chain(tenants.all()));
-        Ok(Self { headers, keys, tokens, certificates, failures, budgets })
+        let has_aliases = consumers.iter().any(|consumer| !consumer.model_alias.is_empty());
+        Ok(Self { headers, keys, tokens, certificates, failures, budgets, has_aliases })
+    }
+
+    /// True if a consumer has names of its own for models.
+    pub fn has_aliases(&self) -> bool {
+        self.has_aliases
     }
 
     /// Reads what is spent of the budgets that the file names; those of consumers made from claims are unbounded in

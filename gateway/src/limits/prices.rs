@@ -1,6 +1,8 @@
 //! Prices of tokens. One dollar for a million tokens is a thousand billionths of a dollar for a token, so costs are
 //! whole numbers except for the last rounding.
 
+use std::borrow::Cow;
+
 use spillway_config::ModelPattern;
 use spillway_config::schema::Price;
 
@@ -16,12 +18,14 @@ pub struct Prices(Vec<(String, ModelPattern, Price)>);
 impl Prices {
     /// Compiles the prices of the configuration.
     pub fn new(written: &[Price]) -> Self {
-        Self(written.iter().map(|p| (p.model.clone(), ModelPattern::new(&p.model), p.clone())).collect())
+        let pattern = |price: &Price| ModelPattern::new(&price.model).in_small_letters();
+        Self(written.iter().map(|price| (price.model.clone(), pattern(price), price.clone())).collect())
     }
 
     fn find(&self, model: Option<&str>) -> Option<&Price> {
-        let model = model?;
-        self.0.iter().find(|(_, pattern, _)| pattern.matches(model)).map(|(_, _, price)| price)
+        // A server that takes a name in any letters gets no other price by them.
+        let model = model.map(in_small_letters)?;
+        self.0.iter().find(|(_, pattern, _)| pattern.matches(&model)).map(|(_, _, price)| price)
     }
 
     /// Cost of an answer. A built-in model costs nothing unless an entry has exactly its name.
@@ -39,6 +43,10 @@ impl Prices {
         let used = Used { input: estimate.input, output: estimate.output, ..Used::default() };
         self.find(asked).map_or(0, |price| cost(price, used))
     }
+}
+
+fn in_small_letters(name: &str) -> Cow<'_, str> {
+    if name.chars().any(char::is_uppercase) { name.to_lowercase().into() } else { name.into() }
 }
 
 #[allow(

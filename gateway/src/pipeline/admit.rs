@@ -69,7 +69,7 @@ pub(super) fn select(route: &Route, session: &ClientSession, exchange: &Exchange
         answerers = route.upgraders(&answerers);
     }
     if answerers.is_empty() {
-        return Err(model_not_found(asked.unwrap_or_default(), exchange.dialect).into());
+        return Err(model_not_found(exchange.model_sent().unwrap_or_default(), exchange.dialect).into());
     }
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
     let selection = TargetSelection::new(Order::draw(route, &answerers, sticky));

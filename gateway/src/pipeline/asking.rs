@@ -163,6 +163,8 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
                 model_at: peek.model_at,
                 usage_edit: peek.usage_edit.filter(|_| streams_without_usage(exchange)),
                 naming: Naming::Json,
+                alias: None,
+                is_folded: false,
             }))
         }
         Err(refusal) if is_strict => Err(refusal.into()),

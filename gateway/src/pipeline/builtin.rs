@@ -15,7 +15,7 @@ use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::{FixedAsk, Operation, SERVED_BY, named};
+use crate::protocol::{BuiltinCard, FixedAsk, Operation, SERVED_BY, named};
 use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
 
@@ -43,7 +43,8 @@ pub(super) async fn direct(
         Ok(request) => request,
         Err(refusal) => return Ok(Direct::Unable(Box::new(refusal))),
     };
-    named(request.model.as_deref())?;
+    let sent = named(request.model.as_deref())?;
+    let named = route.model_name(exchange.alias().map_or(sent, |alias| &*alias.served));
     let deadline = exchange.deadline(route).into_std();
     if exchange.resolved.operation == Operation::CountTokens {
         counting::count(model, &request, deadline, session, exchange).await?;
@@ -51,7 +52,8 @@ pub(super) async fn direct(
     }
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let operation = exchange.resolved.operation;
-    let terms = Terms { dialect, operation, max_prompt_tokens: None, over_limit: None, tenant };
+    let shown = exchange.alias().is_some().then(|| name_for_caller(route, model, exchange).into());
+    let terms = Terms { dialect, operation, max_prompt_tokens: None, over_limit: None, tenant, shown };
     match builtin::answer(model, &request, terms, deadline).await {
         Ok(stream) => {
             pass(stream, model, session, exchange).await?;
@@ -62,6 +64,12 @@ pub(super) async fn direct(
         Err(SpillError::CannotSpill(refusal) | SpillError::TooLong(refusal)) => Ok(Direct::Unable(Box::new(refusal))),
         Err(other) => Err(other.into_refusal().into()),
     }
+}
+
+/// Name under which a built-in model answers: its own, but that of the caller where an alias of the caller stands for the model.
+pub(super) fn name_for_caller<'a>(route: &Route, model: &'a LoadedModel, exchange: &'a Exchange) -> &'a str {
+    let is_meant = exchange.alias().is_some_and(|alias| route.model_name(&alias.served) == model.name());
+    exchange.model_sent().filter(|_| is_meant).unwrap_or(model.name())
 }
 
 /// Answers a request for which the model has to write nothing, such as one for its description. False for any other.
@@ -77,7 +85,8 @@ async fn fixed(
     let (head, body) = (session.req_header(), held(exchange).unwrap_or_default());
     let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
     let ask = FixedAsk { method: &head.method, path: &path, body: &body };
-    let Some(fixed) = exchange.dialect.fixed_answer(&ask, &model.card()) else { return Ok(false) };
+    let card = BuiltinCard { id: name_for_caller(route, model, exchange), ..model.card() };
+    let Some(fixed) = exchange.dialect.fixed_answer(&ask, &card) else { return Ok(false) };
     let body = fixed?;
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let mut answer = ResponseHead::new(StatusCode::OK, 4);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use http::{StatusCode, header};
 use spillway_filter::Refusal;
 
+use super::builtin::name_for_caller;
 use super::direct::Direct;
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
@@ -39,7 +40,7 @@ pub(super) async fn encode(
         Encoding::NoRoom => return Ok(Direct::NoRoom),
         Encoding::Unable(refusal) => return Ok(Direct::Unable(refusal)),
     };
-    let Some(body) = dialect.write_encoded(model.name(), &request, &encoded, tokens) else {
+    let Some(body) = dialect.write_encoded(name_for_caller(route, model, exchange), &request, &encoded, tokens) else {
         return Err(unsupported_endpoint().into());
     };
     let mut answer = ResponseHead::new(StatusCode::OK, 4);

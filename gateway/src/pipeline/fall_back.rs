@@ -255,7 +255,8 @@ async fn spill(
     };
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let operation = exchange.resolved.operation;
-    let terms = Terms { dialect, operation, max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
+    let terms =
+        Terms { dialect, operation, max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant, shown: None };
     let answer = builtin::answer(model, &request, terms, exchange.deadline(route).into_std()).await;
     answer.map_err(|error| {
         let reason = match &error {

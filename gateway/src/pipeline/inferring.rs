@@ -10,6 +10,7 @@ use spillway_engine::Task;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::{send, send_message};
+use super::builtin::name_for_caller;
 use super::encoding::{Encoding, encoded};
 use super::reading::{held, read};
 use super::rewritten::api_path;
@@ -138,19 +139,24 @@ pub(super) async fn direct(
     named(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()))?;
     oip::check_version(version.as_deref())?;
     match call {
-        InferenceCall::Infer => infer(model, what, deadline, session, exchange).await,
-        InferenceCall::ModelReady => ready(model, session, exchange).await,
-        _ => metadata(model, what, deadline, session, exchange).await,
+        InferenceCall::Infer => infer(route, model, what, deadline, session, exchange).await,
+        InferenceCall::ModelReady => ready(route, model, session, exchange).await,
+        _ => metadata(route, model, what, deadline, session, exchange).await,
     }
 }
 
 /// Answers whether a built-in model is ready.
-async fn ready(model: &Arc<LoadedModel>, session: &mut ClientSession, exchange: &mut Exchange) -> Result<bool, End> {
+async fn ready(
+    route: &Route,
+    model: &Arc<LoadedModel>,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
     let is_ready = model.can_answer();
     let body = if is_message(exchange) {
         oip::grpc::write_state(is_ready)
     } else {
-        oip::write_model_ready(model.name(), is_ready)
+        oip::write_model_ready(name_for_caller(route, model, exchange), is_ready)
     };
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer(status, body, Some(model), session, exchange).await?;
@@ -159,6 +165,7 @@ async fn ready(model: &Arc<LoadedModel>, session: &mut ClientSession, exchange: 
 
 /// Answers with the inputs and outputs of a built-in model. False where it has no room to be loaded.
 async fn metadata(
+    route: &Route,
     model: &Arc<LoadedModel>,
     what: Encode,
     deadline: Instant,
@@ -170,7 +177,7 @@ async fn metadata(
         Err(SpillError::Busy(_)) => return Ok(false),
         Err(other) => return Err(other.into_refusal().into()),
     };
-    let facts = ModelFacts::new(model.name(), what, width);
+    let facts = ModelFacts::new(name_for_caller(route, model, exchange), what, width);
     let body = if is_message(exchange) { oip::grpc::write_model(&facts) } else { oip::write_model(&facts) };
     answer(StatusCode::OK, body, Some(model), session, exchange).await?;
     Ok(true)
@@ -188,6 +195,7 @@ fn version(route: &Route, session: &ClientSession, exchange: &Exchange) -> Resul
 
 /// Answers a call for the outputs of a built-in model. False where the model has no room.
 async fn infer(
+    route: &Route,
     model: &Arc<LoadedModel>,
     what: Encode,
     deadline: Instant,
@@ -195,7 +203,7 @@ async fn infer(
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     let (body, is_message) = (held(exchange).unwrap_or_default(), is_message(exchange));
-    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.clone()).unwrap_or_default();
+    let asked = exchange.model_sent().unwrap_or_default().to_owned();
     let headers = &session.req_header().headers;
     let parse = |body: &[u8]| -> Result<InferRequest, Refusal> {
         if is_message { oip::grpc::read_infer(body) } else { oip::read_infer(headers, body) }
@@ -211,11 +219,11 @@ async fn infer(
         let _ = head.insert_header(&DROPPED, dropped);
     }
     if is_message {
-        let message = oip::grpc::write_infer(&plan, model.name(), &encoded);
+        let message = oip::grpc::write_infer(&plan, name_for_caller(route, model, exchange), &encoded);
         send_message(session, exchange, head, message).await?;
         return Ok(true);
     }
-    let written = oip::write_infer(&plan, model.name(), &encoded);
+    let written = oip::write_infer(&plan, name_for_caller(route, model, exchange), &encoded);
     if let Some(length) = written.json_length {
         let _ = head.insert_header(header::CONTENT_TYPE, "application/octet-stream");
         let _ = head.insert_header(&oip::INFERENCE_HEADER_CONTENT_LENGTH, header::HeaderValue::from(length));

@@ -1,6 +1,8 @@
 //! Step 5: limits and filters, in the order of the file behind the consumer's own limits. Rules that stand next to each
 //! other are judged together. At the end, what was reserved is settled by what was used.
 
+use std::borrow::Cow;
+
 use smallvec::SmallVec;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Flow, Refusal, RequestView};
@@ -12,6 +14,7 @@ use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
 use crate::off_loop::BUILDS_VALUES;
+use crate::protocol::OLLAMA;
 use crate::telemetry::SpanKind;
 use crate::topology::{NamedFilter, Route, TargetKind};
 
@@ -370,7 +373,12 @@ pub(super) fn settle(exchange: &mut Exchange) {
         used.cache_written_1h = o.cache_written_1h_tokens.unwrap_or(0);
         used.output = written(exchange, expected);
         let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-        used.nanos = exchange.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);
+        let is_folded = exchange.asked.as_ref().is_some_and(|asked| asked.is_folded);
+        // The server repeats the spelling that it got.
+        let answered = o.model_answered.as_deref();
+        let answered =
+            answered.map(|name| if is_folded { Cow::Owned(OLLAMA.folded_model(name)) } else { Cow::Borrowed(name) });
+        used.nanos = exchange.snapshot.prices.of(used, answered.as_deref(), asked, is_inside);
     }
     exchange.ledger.settle(used);
 }

@@ -44,7 +44,7 @@ pub(super) fn is_allowed(route: &Route, last: &Fallback, exchange: &Exchange) ->
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let tenant = exchange.caller.as_ref().map(|caller| &*caller.tenant);
     let may_use = exchange.caller.as_ref().is_none_or(|caller| {
-        caller.may_use(asked)
+        (if asked.is_some() { exchange.may_use_asked() } else { caller.may_use(None) })
             && match &last.spill_to {
                 Some(TargetKind::Model(model)) => caller.may_use(Some(model.name())),
                 Some(TargetKind::Backend(backend)) => {

@@ -157,6 +157,7 @@ async fn inside(route: &Arc<Route>, died: &Died, exchange: &Exchange) -> Option<
         max_prompt_tokens: route.spill.max_prompt_tokens,
         over_limit: None,
         tenant: tenant(exchange).cloned(),
+        shown: None,
     };
     match builtin::continue_answer(model, &request, begun, terms, deadline).await {
         Ok(stream) => Some(stream),

@@ -4,17 +4,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header;
+use http::{StatusCode, header};
+use spillway_config::schema::RouteAuthentication;
+use spillway_filter::{ErrorKind, Refusal};
 
 use super::access::{is_open_to, no_route, refused_by_targets, refused_operation};
+use super::answers::is_models;
 use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_path, peek, unread_stream};
 use super::identify::{authenticate, enter, looks_for_caller};
+use super::rewritten::api_path;
 use super::{limiting, rewritten};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Naming, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
-use crate::protocol::{OLLAMA, PROBLEM, model_not_found};
+use crate::protocol::{ModelScope, OLLAMA, Operation, PROBLEM, model_not_found};
 use crate::routing::Candidates;
 use crate::topology::{Route, Target, TargetKind};
 
@@ -49,15 +53,15 @@ async fn settle(
         Some(route) => {
             check_access(route, false, session, exchange)?;
             check_operation(route, exchange)?;
-            check_model_at_server(route, session, exchange)?;
-            let is_restricted = exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted());
+            check_call(route, session, exchange)?;
+            let judges_models = exchange.caller.as_ref().is_some_and(|caller| caller.judges_models());
             // A caller's list of models applies whatever the protocol of the backends is: a server behind
             // `protocol: http` may run models too.
             if is_two_way(session, exchange) {
                 if decides(route, exchange) {
                     return Err(unread_stream());
                 }
-            } else if (route.holds_body || is_restricted) && is_body_needed(route, exchange) {
+            } else if (route.holds_body || judges_models) && is_body_needed(route, exchange) {
                 if !session.is_body_empty() {
                     limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
                 }
@@ -71,6 +75,10 @@ async fn settle(
                     None => peek(session, exchange, decides).await?,
                 };
                 settle_name(std::iter::once(route), exchange);
+                exchange.resolve_alias();
+                if route.folds_models && exchange.fold_model() {
+                    exchange.resolve_alias();
+                }
             } else {
                 exchange.asked = named_in_path(route, session, exchange);
                 check_length(session, route)?;
@@ -120,21 +128,20 @@ async fn by_model<'s>(
         None => peek(session, exchange, true).await?,
     };
     settle_name(candidates.routes(), exchange);
-    let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    let route = candidates.by_model(model).ok_or_else(|| {
-        model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model, exchange.dialect)))
-    })?;
-    if !exchange.resolved.is_certain() {
-        let head = session.req_header();
-        exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
-    }
-    check_path_model(route, session, exchange)?;
-    enter(route, looks_for_caller(route), session, exchange).await?;
-    if exchange.caller.is_none() {
-        authenticate(route.authentication, session, exchange).await?;
+    exchange.resolve_alias();
+    let is_known = exchange.caller.is_some();
+    let mut route = enter_for_model(candidates, session, exchange).await?;
+    if !is_known {
+        if exchange.caller.is_none() {
+            authenticate(route.authentication, session, exchange).await?;
+        }
         let share = memory_share(exchange);
         if let RequestBody::Held(held) = &mut exchange.body {
             held.belongs_to(share)?;
+        }
+        // The name that led to this route may be one of the caller's own, who is known only now.
+        if exchange.resolve_alias() {
+            route = enter_for_model(candidates, session, exchange).await?;
         }
     }
     if let RequestBody::Held(held) = &exchange.body
@@ -144,6 +151,44 @@ async fn by_model<'s>(
     }
     check_access(route, true, session, exchange)?;
     check_operation(route, exchange)?;
+    Ok(route)
+}
+
+/// Enters the route for the model that the request asks for.
+async fn enter_for_model<'s>(
+    candidates: &Candidates<'s>,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<&'s Arc<Route>, End> {
+    let by_model =
+        |exchange: &Exchange| candidates.by_model(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()));
+    let mut found = by_model(exchange);
+    if found.is_none() && exchange.caller.is_none() && exchange.snapshot.identity.has_aliases() {
+        // No route has a model of this name, which may be a name of the caller's own.
+        if candidates.routes().any(looks_for_caller) {
+            authenticate(RouteAuthentication::Optional, session, exchange).await?;
+        }
+        if exchange.resolve_alias() {
+            found = by_model(exchange);
+        }
+    }
+    if found.is_some_and(|route| route.folds_models) && exchange.fold_model() {
+        exchange.resolve_alias();
+        // Servers of another kind on the route for that form would get the spelling, which is another name to them.
+        found = by_model(exchange).filter(|route| route.folds_models);
+    }
+    let route = found.ok_or_else(|| {
+        let sent = exchange.model_sent();
+        sent.map_or_else(|| no_route(session), |model| End::from(model_not_found(model, exchange.dialect)))
+    })?;
+    if !exchange.resolved.is_certain() {
+        let head = session.req_header();
+        exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), std::iter::once(route)));
+    }
+    check_path_model(route, session, exchange)?;
+    if exchange.route.as_ref().is_none_or(|entered| !Arc::ptr_eq(entered, route)) {
+        enter(route, looks_for_caller(route), session, exchange).await?;
+    }
     Ok(route)
 }
 
@@ -164,7 +209,7 @@ fn settle_name<'r>(mut routes: impl Iterator<Item = &'r Arc<Route>>, exchange: &
 /// Refuses a request whose path names another model by the filters of its route than by those of the first candidate, which
 /// chose the route.
 fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
-    let chosen_by = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let chosen_by = exchange.model_sent();
     match named_in_path(route, session, exchange) {
         Some(own) if own.model.as_deref() != chosen_by => {
             Err(model_not_found(own.model.as_deref().unwrap_or_default(), exchange.dialect).into())
@@ -178,7 +223,7 @@ fn check_path_model(route: &Route, session: &ClientSession, exchange: &Exchange)
 fn decides(route: &Route, exchange: &Exchange) -> bool {
     let caller = exchange.caller.as_ref();
     route.judges_body
-        || caller.is_some_and(|caller| caller.is_restricted() || caller.rules.iter().any(|rule| rule.counts_tokens()))
+        || caller.is_some_and(|caller| caller.judges_models() || caller.rules.iter().any(|rule| rule.counts_tokens()))
 }
 
 /// True unless no target of the route has the operation, and no rule asks for the body: such a request is refused unread.
@@ -211,7 +256,7 @@ fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange
     exchange.route = None;
     exchange.ledger.release();
     exchange.ledger = Ledger::default();
-    let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
+    let model = exchange.model_sent().filter(|_| by_model);
     Err(model.map_or_else(|| no_route(session), |model| model_not_found(model, exchange.dialect).into()))
 }
 
@@ -220,27 +265,63 @@ fn check_operation(route: &Route, exchange: &Exchange) -> Result<(), End> {
     refused_operation(route, exchange.resolved, exchange).map_or(Ok(()), |refusal| Err(refusal.into()))
 }
 
-/// Refuses a model that the path names to the servers of the route and that the caller may not use.
-fn check_model_at_server(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
+/// Refuses a call of a caller that may use only some models, by the head alone: one whose path names another model to the
+/// servers of the route, and one of which nobody here knows which model it is about. A server may find a model where the
+/// gateway does not look, or show all of them.
+fn check_call(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     let target = session.req_header().uri.path_and_query();
     match target.and_then(|target| rewritten::model_at_server(route, target)) {
-        Some(named) if !caller.may_use(Some(&named)) => Err(model_not_found(&named, exchange.dialect).into()),
-        _ => Ok(()),
+        Some(named) if caller.may_use(Some(&named)) => Ok(()),
+        Some(named) => Err(model_not_found(&named, exchange.dialect).into()),
+        None if scope(route, session, exchange) == ModelScope::Unknown => Err(End::refuse(Refusal::new(
+            StatusCode::FORBIDDEN,
+            ErrorKind::Permission,
+            "unknown_call",
+            "this caller may use some models only, and the gateway does not know which model a call of this method and path is \
+             about: `routes[].unknownCalls: pass` lets such calls through",
+        ))),
+        None => Ok(()),
     }
 }
 
-/// Refuses a model that the body or the path names and the caller may not use.
-fn check_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
-    let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
-    check_model_at_server(route, session, exchange)?;
-    match &exchange.asked {
-        // On a model API, a body without a readable model is refused too: a server may find one in it.
-        Some(asked)
-            if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
-        {
-            Err(model_not_found(asked.model.as_deref().unwrap_or_default(), exchange.dialect).into())
-        }
-        _ => Ok(()),
+/// Models that a call of a restricted caller is about, as far as the route wants to know.
+fn scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> ModelScope {
+    let resolved = exchange.resolved;
+    let is_answered_here =
+        is_models(route, resolved) || (resolved.operation == Operation::LoadedModels && route.calls_models);
+    if !route.refuses_unknown_calls || is_answered_here {
+        return ModelScope::None;
     }
+    let head = session.req_header();
+    let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
+    if route.calls_models {
+        resolved.scope_at_models(&head.method, &path)
+    } else {
+        resolved.scope(&head.method, &path)
+    }
+}
+
+/// Refuses a model that the body or the path names and the caller may not use. A name of the caller's own must be permitted,
+/// and so must be the model that it stands for.
+fn check_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
+    let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.judges_models()) else { return Ok(()) };
+    check_call(route, session, exchange)?;
+    let target = session.req_header().uri.path_and_query();
+    let at_server = target.and_then(|target| rewritten::model_at_server(route, target));
+    // The server reads this name in the path, where only that of a known operation is replaced.
+    let is_replaced = exchange.asked.as_ref().is_some_and(|asked| asked.naming == Naming::Path);
+    if let Some(named) = at_server.as_deref().filter(|named| caller.alias(named).is_some() && !is_replaced) {
+        return Err(model_not_found(named, exchange.dialect).into());
+    }
+    let names_one = at_server.is_some() || exchange.asked.as_ref().is_some_and(|asked| asked.model.is_some());
+    if caller.is_restricted() && !names_one && scope(route, session, exchange) == ModelScope::Named {
+        return Err(model_not_found("", exchange.dialect).into());
+    }
+    let Some(asked) = &exchange.asked else { return Ok(()) };
+    // On a model API, a body without a readable model is refused too: a server may find one in it.
+    if !exchange.may_use_asked() && (exchange.dialect != PROBLEM || asked.model.is_some()) {
+        return Err(model_not_found(asked.sent().unwrap_or_default(), exchange.dialect).into());
+    }
+    Ok(())
 }

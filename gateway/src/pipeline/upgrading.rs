@@ -27,6 +27,7 @@ pub(super) fn settle(
         let Some(protocol) = protocol else { return Ok(None) };
         if exchange.asked.is_none() {
             exchange.asked = asked_of_target(session, exchange)?;
+            exchange.resolve_alias();
         }
         may_pass(route, protocol.is_websocket(), exchange)?;
         let (listener, certificate_ends) = (connection.local, connection.certificate_ends());
@@ -138,10 +139,11 @@ fn may_pass(route: &Route, is_websocket: bool, exchange: &Exchange) -> Result<()
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     // The model of another API is in its messages, which the gateway does not read.
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    if exchange.resolved.operation == Operation::Realtime && caller.may_use(model) {
+    let sent = exchange.model_sent();
+    if exchange.resolved.operation == Operation::Realtime && caller.may_use(model) && caller.may_use(sent) {
         return Ok(());
     }
-    Err(model_not_found(model.unwrap_or_default(), exchange.dialect).into())
+    Err(model_not_found(sent.unwrap_or_default(), exchange.dialect).into())
 }
 
 /// Rules of the caller and the route.

@@ -18,7 +18,7 @@ use super::chat::{
     Written,
 };
 use super::inference::{AnswerName, NamedModel};
-use super::operation::{Known, ModelPlace, Operation};
+use super::operation::{Known, ModelPlace, ModelScope, Operation};
 use super::translate::{CallerApi, ServerApi};
 
 /// Model in a list of models.
@@ -28,6 +28,15 @@ pub struct ModelCard<'a> {
     pub id: &'a str,
     /// Unix seconds.
     pub created: u64,
+}
+
+/// Page of a server's list of models.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListPage {
+    /// Names of the models, with the times of their creation in Unix seconds; 0 where the server does not say it.
+    pub models: Vec<(String, u64)>,
+    /// Name behind which the next page begins; `None` on the last one.
+    pub next: Option<String>,
 }
 
 /// Built-in model as it is described to callers.
@@ -223,6 +232,16 @@ pub trait Dialect: Send + Sync {
         name
     }
 
+    /// Name of a model in the one form in which its servers compare spellings that they read as one.
+    fn folded_model(&self, name: &str) -> String {
+        self.bare_model(name).to_owned()
+    }
+
+    /// Scope of a call that the dialect knows by its path and that has no further meaning for the gateway.
+    fn scope_of_other(&self, _method: &Method, _path: &str) -> ModelScope {
+        ModelScope::Unknown
+    }
+
     /// Statuses with which servers of this dialect report that they are full.
     fn full_statuses(&self) -> &'static [u16] {
         &[]
@@ -260,6 +279,21 @@ pub trait Dialect: Send + Sync {
 
     /// Body of one model of the list; `None` where the dialect has none.
     fn model(&self, _model: ModelCard<'_>) -> Option<Bytes> {
+        None
+    }
+
+    /// Body of the list of the models that are loaded, out of these; `None` where the dialect has none.
+    fn loaded_models(&self, _models: &[&BuiltinCard<'_>]) -> Option<Bytes> {
+        None
+    }
+
+    /// Query for a page of a server's list of models, with its `?`: the first one, or the one behind the name `after`.
+    fn list_query(&self, _after: Option<&str>) -> String {
+        String::new()
+    }
+
+    /// Reads a page of a server's list of models; `None` for anything else. Names may be of any length and content.
+    fn read_list(&self, _body: &[u8]) -> Option<ListPage> {
         None
     }
 

@@ -32,12 +32,12 @@ pub use chat::{
     Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{
-    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ModelCard, ModelPath, Observe, ReadSocket,
-    RetryAdvice, SocketEvent, SocketMessage, Speaker, StreamFraming, Transcribe, WriteAnswer,
+    AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ListPage, ModelCard, ModelPath, Observe,
+    ReadSocket, RetryAdvice, SocketEvent, SocketMessage, Speaker, StreamFraming, Transcribe, WriteAnswer,
 };
 pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
 pub use inference::{AnswerName, InferenceCall, NamedModel};
-pub use operation::{ModelPlace, Operation};
+pub use operation::{ModelPlace, ModelScope, Operation};
 pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix, without};
 pub use predict::named_by_path;
 pub use refusals::{model_not_found, named};

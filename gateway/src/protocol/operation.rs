@@ -25,6 +25,8 @@ pub enum Operation {
     CountTokens,
     /// List of models, or one of them.
     Models,
+    /// List of the models that a server has loaded (Ollama).
+    LoadedModels,
     /// Change to the models of a server (Ollama), of which it may name several.
     ManageModels,
     /// Call of the Open Inference Protocol.
@@ -47,7 +49,7 @@ impl Operation {
     /// True if the request asks about servers or all their models, and so names no model.
     pub fn is_of_server(self) -> bool {
         match self {
-            Self::Models => true,
+            Self::Models | Self::LoadedModels => true,
             Self::Inference(call) => call.is_of_server(),
             _ => false,
         }
@@ -69,6 +71,7 @@ impl Operation {
             | Self::Rerank
             | Self::CountTokens
             | Self::Models
+            | Self::LoadedModels
             | Self::ManageModels
             | Self::Inference(_)
             | Self::Other => None,
@@ -93,6 +96,7 @@ impl Operation {
             Self::Other => 10,
             Self::ManageModels => 11,
             Self::ResponsesSocket => 12,
+            Self::LoadedModels => 13,
         };
         1 << number
     }
@@ -127,6 +131,17 @@ pub struct Known {
     pub is_own_path: bool,
     /// True if the body must be JSON, whatever its Content-Type says.
     pub must_be_json: bool,
+}
+
+/// Models that a call is about, as far as the gateway knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelScope {
+    /// The model that the call names where its API does.
+    Named,
+    /// None: the call shows nothing of a model, or only what the caller got from one before.
+    None,
+    /// Any of them.
+    Unknown,
 }
 
 /// Part of a request in which an API names the model.

@@ -6,7 +6,7 @@ use spillway_filter::Fields;
 
 use super::dialect::Dialect;
 use super::inference::InferenceCall;
-use super::operation::{Known, ModelPlace, Operation, Operations};
+use super::operation::{Known, ModelPlace, ModelScope, Operation, Operations};
 use super::{anthropic, grpc, oip, ollama, openai, predict, problem};
 
 /// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
@@ -33,6 +33,21 @@ pub const OIP_GRPC: &dyn Dialect = &oip::grpc::OipGrpc;
 /// Dialects with paths of their own, in the order in which a path is offered to them.
 const DIALECTS: [&dyn Dialect; 7] =
     [OPENAI, ANTHROPIC, OLLAMA, OIP, OIP_GRPC, &predict::TensorFlow, &predict::TorchServe];
+
+/// Paths of the health protocol of gRPC, whose calls say nothing of models.
+const GRPC_HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Ends of paths, under any prefix, of calls whose body names the model.
+const BODY_NAMES_MODEL: [&str; 7] =
+    ["/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/rerank", "/audio/transcriptions"];
+
+/// Path of the question whether a server is there, of TorchServe, SageMaker and vLLM.
+const PING: &str = "/ping";
+
+/// True for a question whether a server is there, which says nothing of its models.
+fn asks_for_life(method: &Method, path: &str) -> bool {
+    path.starts_with(GRPC_HEALTH) || (path == PING && matches!(*method, Method::GET | Method::HEAD))
+}
 
 /// Operation of a request with its dialect and facts. Kept in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +104,39 @@ impl ResolvedOperation {
             }
             None => Self { writes_tokens, ..Self::OTHER },
         }
+    }
+
+    /// Models that a call on this path, in which its API finds the operation, is about.
+    pub fn scope(self, method: &Method, path: &str) -> ModelScope {
+        match self.operation {
+            Operation::Chat
+            | Operation::Completions
+            | Operation::Embeddings
+            | Operation::Rerank
+            | Operation::Responses
+            | Operation::Realtime
+            | Operation::Messages
+            | Operation::CountTokens => ModelScope::Named,
+            Operation::Inference(call) if call.is_of_server() => ModelScope::None,
+            Operation::Inference(call) if call.names_model() => ModelScope::Named,
+            Operation::Models | Operation::LoadedModels | Operation::ManageModels | Operation::Inference(_) => {
+                ModelScope::Unknown
+            }
+            Operation::Other if asks_for_life(method, path) => ModelScope::None,
+            Operation::Other if self.model_place == ModelPlace::Path => ModelScope::Named,
+            Operation::Other => self.api.scope_of_other(method, path),
+        }
+    }
+
+    /// As [`Self::scope`], before servers of models: those that have an API under a prefix of their own (`/openai/v1/...`,
+    /// `/v1beta/openai/...`) name the model in the body there, too.
+    pub fn scope_at_models(self, method: &Method, path: &str) -> ModelScope {
+        let is_call = !self.is_known()
+            && method == Method::POST
+            && BODY_NAMES_MODEL.iter().any(|end| path.ends_with(end))
+            // Older paths name a model themselves.
+            && !path.split('/').any(|segment| matches!(segment, "engines" | "deployments" | "models"));
+        if is_call { ModelScope::Named } else { self.scope(method, path) }
     }
 
     /// The list of models in the form that the caller reads: callers of Anthropic's API, which has the same path, send its

@@ -109,7 +109,7 @@ impl BackendCompiler<'_> {
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
         let room = self.states.get_or_insert(&written.name, Room::default);
         let blueprint = Blueprint::new(written, &full, credentials.clone(), connect, room.clone(), endpoints, metrics);
-        let blueprint = Arc::new(blueprint.personal(is_personal));
+        let blueprint = Arc::new(blueprint.personal(is_personal).listing(written, dialect));
         let addresses = addresses_of(written, self.previous, resolved);
         // At start all endpoints count as available; one that a reload adds gets traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, self.previous.is_some());
@@ -131,6 +131,7 @@ impl BackendCompiler<'_> {
             room,
             model: written.model.as_deref().map(Into::into),
             serves: written.models.as_ref().map(|models| models.iter().map(|name| ModelPattern::new(name)).collect()),
+            lists_models: written.model_list.is_some(),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),

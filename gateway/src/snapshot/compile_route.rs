@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::builtin::{LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::limits::{Limits, Rules};
-use crate::protocol::{ANTHROPIC, Dialect, OPENAI, PROBLEM};
+use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, PROBLEM};
 use crate::queueing::{Queue, Room};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
@@ -146,6 +146,10 @@ impl RouteCompiler<'_> {
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),
             access: written.access.clone(),
+            refuses_unknown_calls: written.unknown_calls == schema::UnknownCalls::Refuse && !targets.is_empty(),
+            folds_models: targets
+                .iter()
+                .any(|target| matches!(&target.kind, TargetKind::Backend(backend) if backend.dialect == Some(OLLAMA))),
             protocols: written.protocols.as_ref().map(|list| list.iter().map(|one| spoken(*one)).collect()),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
@@ -171,6 +175,7 @@ impl RouteCompiler<'_> {
             queues,
             mirrors,
             listed_models: listed(written, &targets),
+            matched_models: matched(written),
             metrics: self.metrics.route(&name),
             guards,
             filters,
@@ -431,6 +436,12 @@ fn thousandths(share: f64) -> i64 {
     #[allow(clippy::cast_possible_truncation, reason = "a number from 0 to 1000")]
     let thousandths = (share.clamp(0.0, 1.0) * 1_000.0).round() as i64;
     thousandths
+}
+
+/// Models that the matches of a route accept; `None` for all.
+fn matched(written: &schema::Route) -> Option<Vec<ModelPattern>> {
+    let models = written.matches.iter().map(|one| one.model.as_deref().map(ModelPattern::new));
+    models.collect::<Option<Vec<_>>>().filter(|models| !models.is_empty())
 }
 
 /// Models that callers of a route can name, as far as the configuration says.

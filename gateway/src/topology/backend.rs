@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use spillway_config::ModelPattern;
 use spillway_config::schema::{HashOn, PolicyName};
 
-use crate::balancing::Balancer;
+use crate::balancing::{Balancer, ServedModels};
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::credentials::Credential;
@@ -67,6 +67,8 @@ pub struct Backend {
     pub upstream_model: Option<String>,
     /// Names of models that its servers serve; `None` for all.
     pub serves: Option<Vec<ModelPattern>>,
+    /// True if its servers are asked for their models.
+    pub lists_models: bool,
     /// Credential that replaces those of the caller.
     pub credentials: Option<Credential>,
     /// Headers that its servers need and get where the caller sent none.
@@ -113,6 +115,14 @@ impl Backend {
     /// True if its servers serve the model `name`.
     pub fn serves(&self, name: &str) -> bool {
         self.serves.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(name)))
+    }
+
+    /// Models that its servers said they have, endpoint by endpoint; a name may be in several lists.
+    pub fn served_models(&self) -> Vec<Arc<ServedModels>> {
+        if !self.lists_models {
+            return Vec::new();
+        }
+        self.balancer.endpoints().all().iter().filter_map(|endpoint| endpoint.state.models()).collect()
     }
 
     /// True if it has a server with this URL, resolved or not.
@@ -163,6 +173,7 @@ impl Backend {
             model: None,
             upstream_model: None,
             serves: None,
+            lists_models: false,
             credentials: None,
             default_headers: Vec::new(),
             foreign: ForeignOperations::NONE,

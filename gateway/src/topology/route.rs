@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
+use spillway_config::ModelPattern;
 use spillway_config::schema::{Access, EncodedSlashes, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
@@ -35,6 +36,10 @@ pub struct Route {
     pub authentication: RouteAuthentication,
     /// Consumers that may use the route; `None` for all.
     pub access: Option<Access>,
+    /// True if a caller that may use only some models gets no call through whose model is not known.
+    pub refuses_unknown_calls: bool,
+    /// True if a server of the route reads several spellings as one name.
+    pub folds_models: bool,
     /// Dialects that callers may speak; `None` for all.
     pub protocols: Option<Vec<&'static dyn Dialect>>,
     /// Filters that run before the caller is known.
@@ -93,6 +98,8 @@ pub struct Route {
     pub renames_model: bool,
     /// Model names that the list of models shows.
     pub listed_models: Vec<ListedModel>,
+    /// Models that its matches accept; `None` for all.
+    pub matched_models: Option<Vec<ModelPattern>>,
     /// Series of its metrics.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -212,6 +219,11 @@ impl Route {
         self.model_alias.get(name).map_or(name, |model| model)
     }
 
+    /// True if one of its matches accepts requests for a model.
+    pub fn takes_model(&self, name: &str) -> bool {
+        self.matched_models.as_ref().is_none_or(|models| models.iter().any(|model| model.matches(name)))
+    }
+
     /// Targets that may answer a request for the model `asked`: those that serve it by name. A built-in model that may
     /// answer in place of another (`stands_in`) also takes its share beside a backend that serves the model. A request that
     /// names no model is for a backend, where there is one.
@@ -272,6 +284,8 @@ impl Route {
             judges_path: false,
             authentication: RouteAuthentication::None,
             access: None,
+            refuses_unknown_calls: true,
+            folds_models: false,
             protocols: None,
             guards: Vec::new(),
             filters: Vec::new(),
@@ -310,6 +324,7 @@ impl Route {
             resends: false,
             renames_model: false,
             listed_models: Vec::new(),
+            matched_models: None,
             metrics: Arc::new(RouteMetrics::default()),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::header;
 
+use super::model_name;
 use super::outcome::Attempt;
 use crate::coding::Coding;
 use crate::exchange::{Exchange, Naming, RequestBody};
@@ -27,11 +28,9 @@ struct Names {
 
 impl Names {
     fn of(attempt: &Attempt<'_>, exchange: &Exchange) -> Option<Self> {
-        let from = attempt.backend.model.as_ref()?;
+        let (from, _) = model_name::exchanged(attempt.backend, exchange)?;
         let asked = exchange.asked.as_ref().filter(|asked| asked.naming == Naming::Json)?;
-        let is_renamed = asked.model.as_deref().is_some_and(|asked| asked != &**from);
-        // An answer in place of another keeps the name of the model that gave it.
-        if !is_renamed || attempt.translation.is_some() || exchange.outcome.spilled.is_some() {
+        if attempt.translation.is_some() {
             return None;
         }
         let RequestBody::Held(held) = &exchange.body else { return None };

@@ -16,6 +16,7 @@ mod events;
 mod headers;
 mod masking;
 mod metering;
+mod model_name;
 mod open;
 mod outcome;
 mod outgoing;

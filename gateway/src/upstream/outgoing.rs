@@ -15,6 +15,7 @@ use spillway_config::path;
 
 use super::headers::{Outbound, OutgoingBody, Recipient, outgoing_request, to_http1, to_http2};
 use super::masking::SentCredentials;
+use super::model_name;
 use super::outcome::{Attempt, AttemptOutcome, Failure, failure};
 use super::pieces::{Edit, MOST_EDITS, Pieces};
 use super::trailers::of_request;
@@ -121,7 +122,7 @@ impl Outgoing {
             request.remove_header(name);
         }
         if naming == Naming::Path
-            && let Some(model) = &backend.model
+            && let Some(model) = model_name::at_server(backend, exchange)
         {
             rename_in_path(&mut request, model, exchange);
         }
@@ -165,7 +166,7 @@ impl<'e> BodyEdits<'e> {
         body: &Bytes,
         naming: Naming,
         attempt: &Attempt<'e>,
-        exchange: &Exchange,
+        exchange: &'e Exchange,
     ) -> SmallVec<[Edit<'e>; MOST_EDITS]> {
         let renamed = self.model_at.and_then(|at| renamed(body, at, naming, attempt, exchange));
         let usage = self.usage.map(|edit| (edit.at.clone(), Cow::Borrowed(edit.text.as_bytes())));
@@ -181,14 +182,16 @@ fn renamed<'b>(
     at: Range<usize>,
     naming: Naming,
     attempt: &Attempt<'b>,
-    exchange: &Exchange,
+    exchange: &'b Exchange,
 ) -> Option<Edit<'b>> {
-    let backend = attempt.backend;
+    let name = || model_name::at_server(attempt.backend, exchange);
     match naming {
-        Naming::Json => backend.upstream_model.as_ref().map(|model| (at, Cow::Borrowed(model.as_bytes()))),
-        Naming::Form => backend.model.as_ref().map(|model| (at, Cow::Borrowed(model.as_bytes()))),
+        Naming::Json => {
+            model_name::json_at_server(attempt.backend, exchange).map(|model| (at, Cow::Borrowed(model.as_bytes())))
+        }
+        Naming::Form => name().map(|model| (at, Cow::Borrowed(model.as_bytes()))),
         Naming::Message => {
-            let (range, bytes) = exchange.resolved.api.rename_in_message(body, &at, backend.model.as_ref()?)?;
+            let (range, bytes) = exchange.resolved.api.rename_in_message(body, &at, name()?)?;
             Some((range, Cow::Owned(bytes)))
         }
         Naming::Path => None,

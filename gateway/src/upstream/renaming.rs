@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 
+use super::model_name;
 use super::outcome::Attempt;
 use crate::coding::{Coding, DIGESTS};
 use crate::exchange::{Exchange, Naming};
@@ -30,13 +31,11 @@ impl Renaming {
     /// Name to replace in an answer with this head; `None` where the caller and the server know one name, the API names no model
     /// there, or the body is an error or in a coding.
     pub(super) fn of(attempt: &Attempt<'_>, exchange: &Exchange, head: &ResponseHead) -> Option<Box<Self>> {
-        let asked = exchange.asked.as_ref().filter(|asked| matches!(asked.naming, Naming::Path | Naming::Message))?;
-        let (from, to) = (attempt.backend.model.as_ref()?, asked.model.as_deref()?);
+        exchange.asked.as_ref().filter(|asked| matches!(asked.naming, Naming::Path | Naming::Message))?;
+        let (from, to) = model_name::exchanged(attempt.backend, exchange)?;
         let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
         let (api, operation) = (exchange.resolved.api, exchange.resolved.operation);
-        // An answer in place of another keeps the name of the model that gave it.
-        let is_own = exchange.outcome.spilled.is_none();
-        let is_wanted = is_own && is_readable && **from != *to && matches!(operation, Operation::Inference(_));
+        let is_wanted = is_readable && matches!(operation, Operation::Inference(_));
         is_wanted.then(|| Box::new(Self { api, operation, from: from.clone(), to: to.into() }))
     }
 

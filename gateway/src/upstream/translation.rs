@@ -6,6 +6,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use spillway_filter::{ErrorKind, Refusal};
 
+use super::model_name;
 use crate::exchange::Exchange;
 use crate::message::RequestHead;
 use crate::protocol::translate::{Asked, CallerApi, CredentialForm, Lossy, ServerApi, WrittenRequest};
@@ -62,7 +63,7 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
     };
     let mut conversation = caller.read_request(body)?;
     let named = conversation.model.as_deref();
-    let model = backend.model.as_deref().or(named);
+    let model = model_name::at_server(backend, exchange).map(|name| &**name).or(named);
     let model = crate::protocol::named(model)?;
     let asked = Asked {
         model: named.unwrap_or(model).to_owned(),
@@ -81,7 +82,9 @@ impl Translation {
     /// Name for the caller of the model that an answer names: that of the request has the caller's own name. An answer in place
     /// of another keeps the name of the model that gave it.
     pub(super) fn name_for_caller(&self, named: Option<String>, exchange: &Exchange) -> Option<String> {
-        let is_renamed = exchange.outcome.spilled.is_none() && named.as_ref() == Some(&self.model);
+        let is_own =
+            exchange.outcome.spilled.is_none() || exchange.alias().is_some_and(|alias| *alias.served == *self.model);
+        let is_renamed = is_own && named.as_ref() == Some(&self.model);
         if is_renamed { Some(self.asked.model.clone()) } else { named }
     }
 

@@ -12,6 +12,7 @@ use super::bounds::Bounds;
 use super::connection::{close, not_connected};
 use super::headers::{filter_server_response, finish_response, remove_hop_by_hop, settle_framing};
 use super::metering::{SocketMeter, SocketTariff};
+use super::model_name;
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, CutReason, Failure, TimeLimit, failure, failure_of_head};
 use super::outgoing::{Outgoing, Sent};
@@ -90,7 +91,7 @@ fn put_on(out: &mut RequestHead, attempt: &Attempt<'_>, upgrade: &Upgrade, excha
         out.remove_header(&SEC_WEBSOCKET_EXTENSIONS);
     }
     if exchange.resolved.operation == Operation::Realtime
-        && let Some(model) = &attempt.backend.model
+        && let Some(model) = model_name::at_server(attempt.backend, exchange)
         && let Some(target) = out.uri.path_and_query().and_then(|target| with_model(target, model))
     {
         out.set_uri(Uri::from(target));

@@ -317,6 +317,11 @@ const ROWS: &[Row] = &[
         "Too many bad credentials came from this address (`authentication.failures`).",
         "Wait for `Retry-After`, and repair the credential.",
     ),
+    (
+        "unknown_call",
+        "The caller may use some models only, and the gateway does not know which model a call of this method and path is about.",
+        "Call an operation that names its model. Operators: `routes[].unknownCalls: pass`, where every caller may do what the servers offer.",
+    ),
     ("unknown_parameter", "A built-in model does not know the field.", "Leave it out; `param` names it."),
     ("unsupported_charset", "`Content-Type` names a charset other than UTF-8.", "Send UTF-8."),
     (

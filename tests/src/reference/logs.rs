@@ -170,6 +170,11 @@ const EVENTS: &[(&str, &str)] = &[
     ("mask_thread_lost", "A thread for structured answers ended by a defect: report it."),
     ("mask_thread_not_started", "A thread for structured answers could not be started."),
     ("model_ended", "A built-in model ended by a defect and is loaded again."),
+    (
+        "model_list_not_read",
+        "The list of models of an endpoint cannot be read; the last one stays. At most once a minute, with the number of failures since the last line (`times`).",
+    ),
+    ("model_list_read", "The list of models of an endpoint is read again, with the number of its models (`models`)."),
     ("model_loaded", "A built-in model is loaded, with its device and measured speed."),
     ("model_not_loaded", "A built-in model could not be loaded; the reason says why."),
     ("model_on_demand", "A built-in model is loaded when the first request needs it."),

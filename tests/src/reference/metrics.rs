@@ -108,6 +108,7 @@ const GROUPS: &[Group] = &[
             ("spillway_endpoint_waiting", &[BACKEND, ENDPOINT], "requests"),
             ("spillway_endpoint_kv_cache", &[BACKEND, ENDPOINT], "share, 0 to 1"),
             ("spillway_endpoint_scrape_failures", &[BACKEND, ENDPOINT], "readings"),
+            ("spillway_endpoint_model_list_failures", &[BACKEND, ENDPOINT], "questions"),
         ],
     ),
     (

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -43,6 +43,8 @@ pub(crate) struct Server {
     pub(crate) tls: Arc<UpstreamTls>,
     /// True if the server speaks HTTP/2.
     pub(crate) http2: bool,
+    /// Headers that the API of the server wants, beside the credential.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl PartialEq for Server {
@@ -52,6 +54,7 @@ impl PartialEq for Server {
             && self.credentials == other.credentials
             && self.tls.digest == other.tls.digest
             && self.http2 == other.http2
+            && self.headers == other.headers
     }
 }
 
@@ -146,7 +149,8 @@ impl Server {
             let fields = format!("content-type: application/json\r\ncontent-length: {length}\r\n");
             request.extend_from_slice(fields.as_bytes());
         }
-        if let Some(Credential { name, value }) = &self.credentials {
+        let credential = self.credentials.iter().map(|Credential { name, value }| (name, value));
+        for (name, value) in credential.chain(self.headers.iter().map(|(name, value)| (name, value))) {
             request.extend_from_slice(name.as_str().as_bytes());
             request.extend_from_slice(b": ");
             request.extend_from_slice(value.as_bytes());
@@ -209,6 +213,9 @@ impl Server {
             }
         };
         if let Some(Credential { name, value }) = &self.credentials {
+            request = request.header(name, value);
+        }
+        for (name, value) in &self.headers {
             request = request.header(name, value);
         }
         if !http2 {

@@ -64,6 +64,8 @@ pub(super) enum ProbeError {
     /// Status of the gRPC health protocol other than `SERVING`.
     #[error("{}", grpc::describe(*.0))]
     NotServing(i32),
+    #[error("the answer is no list of models")]
+    NoModelList,
     #[error("none of the metrics is there")]
     NoMetrics,
 }

@@ -1,10 +1,11 @@
-//! Active health checks and scrapes of endpoints: one task for each, kept over reloads while nothing about it changed. The
+//! Active health checks and scrapes of endpoints, and questions for their models: one task for each, kept over reloads while nothing about it changed. The
 //! tasks own the counts of good and bad checks; results go to the state of the endpoint.
 
 mod client;
 mod error;
 mod grpc;
 mod http1;
+mod models;
 mod scrape;
 
 use std::sync::Weak;
@@ -14,6 +15,8 @@ use spillway_config::schema::HealthCheck;
 
 pub(super) use self::client::Server;
 use self::error::ProbeError;
+pub use self::models::ServedModels;
+pub(super) use self::models::{ListPlan, list};
 pub(super) use self::scrape::{ScrapePlan, scrape};
 use super::EndpointState;
 use crate::clock::now_millis;

@@ -17,7 +17,7 @@ use spillway_filter::{Fields, Refusal};
 use time::OffsetDateTime;
 
 use super::chat::{ChatRequest, ObservedError};
-use super::dialect::{AnswerHead, Dialect, ModelCard, ModelPath, Observe, WriteAnswer};
+use super::dialect::{AnswerHead, Dialect, ListPage, ModelCard, ModelPath, Observe, WriteAnswer};
 use super::openai::OpenAi;
 use super::operation::{Known, Operation};
 use super::translate::{
@@ -135,6 +135,14 @@ impl Dialect for Anthropic {
 
     fn model_list(&self, models: &[ModelCard<'_>]) -> Option<Bytes> {
         Some(models::list(models))
+    }
+
+    fn list_query(&self, after: Option<&str>) -> String {
+        models::list_query(after)
+    }
+
+    fn read_list(&self, body: &[u8]) -> Option<ListPage> {
+        models::read_list(body)
     }
 
     fn model(&self, model: ModelCard<'_>) -> Option<Bytes> {

@@ -21,11 +21,11 @@ use spillway_filter::{ErrorKind, Fields, Refusal};
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError};
 use super::dialect::{
-    AnswerHead, BuiltinCard, Dialect, FixedAsk, ModelCard, ModelPath, Observe, StreamFraming, WriteAnswer,
+    AnswerHead, BuiltinCard, Dialect, FixedAsk, ListPage, ModelCard, ModelPath, Observe, StreamFraming, WriteAnswer,
 };
 use super::json;
 use super::openai::OpenAi;
-use super::operation::{Known, Operation};
+use super::operation::{Known, ModelScope, Operation};
 use super::translate::CallerApi;
 
 /// Tag that a name without a tag means.
@@ -80,7 +80,8 @@ impl Dialect for Ollama {
             "embed" | "embeddings" if is_post => known(Operation::Embeddings, true),
             "tags" if matches!(*method, Method::GET | Method::HEAD) => known(Operation::Models, false),
             "show" => known(Operation::Other, is_post),
-            "ps" | "version" => known(Operation::Other, false),
+            "ps" if matches!(*method, Method::GET | Method::HEAD) => known(Operation::LoadedModels, false),
+            "version" => known(Operation::Other, false),
             path if changes_models(path) => known(Operation::ManageModels, false),
             _ => None,
         }
@@ -124,6 +125,18 @@ impl Dialect for Ollama {
         bare(name)
     }
 
+    fn folded_model(&self, name: &str) -> String {
+        spillway_config::ollama_name(name)
+    }
+
+    fn scope_of_other(&self, _method: &Method, path: &str) -> ModelScope {
+        match path {
+            "/" | "/api/version" => ModelScope::None,
+            "/api/show" => ModelScope::Named,
+            _ => ModelScope::Unknown,
+        }
+    }
+
     fn list_path(&self) -> &'static str {
         TAGS
     }
@@ -134,6 +147,14 @@ impl Dialect for Ollama {
 
     fn model_list(&self, models: &[ModelCard<'_>]) -> Option<Bytes> {
         Some(models::tags(models))
+    }
+
+    fn read_list(&self, body: &[u8]) -> Option<ListPage> {
+        models::read_tags(body)
+    }
+
+    fn loaded_models(&self, models: &[&BuiltinCard<'_>]) -> Option<Bytes> {
+        Some(models::running(models))
     }
 
     fn has_fixed_answers(&self) -> bool {
@@ -147,7 +168,7 @@ impl Dialect for Ollama {
         }
         match ask.path.strip_prefix("/api/")? {
             "version" if is_get => Some(Ok(models::version())),
-            "ps" if is_get => Some(Ok(models::running(model))),
+            "ps" if is_get => Some(Ok(models::running(&[model]))),
             "show" if ask.method == Method::POST => Some(Ok(models::show(model))),
             "chat" | "generate" if request::only_loads(ask.body) => Some(Ok(answer::loaded(ask.path, model))),
             path if changes_models(path) => Some(Err(refuse_change(path))),

@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use spillway_engine::Task;
 
 use super::answer::rfc3339;
-use crate::protocol::dialect::{BuiltinCard, ModelCard};
+use crate::protocol::dialect::{BuiltinCard, ListPage, ModelCard};
 use crate::protocol::json;
 
 /// Version of Ollama whose API the answers follow. Clients compare it with the least version that they need.
@@ -99,17 +99,36 @@ pub(super) fn tags(models: &[ModelCard<'_>]) -> Bytes {
     json(&List { models: listed.collect() })
 }
 
-/// Answer of `/api/ps`: the model, if it is loaded.
-pub(super) fn running(model: &BuiltinCard<'_>) -> Bytes {
-    let running = model.info.as_ref().map(|info| Running {
-        name: model.id,
-        model: model.id,
-        size: info.file_bytes,
-        digest: digest(model.id),
-        details: Details::of(model),
-        context_length: info.context_length,
+#[derive(Deserialize)]
+struct Tag {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    models: Vec<Tag>,
+}
+
+/// Reads the answer of a server to `GET /api/tags`.
+pub(super) fn read_tags(body: &[u8]) -> Option<ListPage> {
+    let tags: Tags = serde_json::from_slice(body).ok()?;
+    Some(ListPage { models: tags.models.into_iter().map(|tag| (tag.name, 0)).collect(), next: None })
+}
+
+/// Answer of `/api/ps`: those of the models that are loaded.
+pub(super) fn running(models: &[&BuiltinCard<'_>]) -> Bytes {
+    let running = models.iter().filter_map(|model| {
+        let info = model.info.as_ref()?;
+        Some(Running {
+            name: model.id,
+            model: model.id,
+            size: info.file_bytes,
+            digest: digest(model.id),
+            details: Details::of(model),
+            context_length: info.context_length,
+        })
     });
-    json(&List { models: running.into_iter().collect() })
+    json(&List { models: running.collect() })
 }
 
 #[derive(Serialize)]

@@ -19,9 +19,9 @@ use spillway_filter::{Fields, Refusal};
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
 use super::dialect::{
-    AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, ReadSocket, Transcribe, WriteAnswer,
+    AnswerHead, ContinueStream, Dialect, ListPage, ModelCard, ModelPath, Observe, ReadSocket, Transcribe, WriteAnswer,
 };
-use super::operation::{Known, Operation};
+use super::operation::{Known, ModelScope, Operation};
 use super::peek::model_at;
 use super::predict::is_verb;
 use super::translate::{CallerApi, ServerApi};
@@ -36,6 +36,7 @@ const EMBEDDINGS: &str = "embeddings";
 const MODELS: &str = "models";
 const RESPONSES: &str = "responses";
 const RESPONSES_COUNT: &str = "responses/input_tokens";
+const RESPONSES_COMPACT: &str = "responses/compact";
 const RERANK: &str = "rerank";
 const REALTIME: &str = "realtime";
 const PATHS: [&str; 7] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK, REALTIME];
@@ -101,6 +102,20 @@ impl Dialect for OpenAi {
         Some(Known { operation, is_own_path: true, must_be_json: is_post })
     }
 
+    fn scope_of_other(&self, method: &Method, path: &str) -> ModelScope {
+        let Some(rest) = path.strip_prefix("/v1/") else { return ModelScope::Unknown };
+        if PASSED.iter().any(|(known, _)| rest == *known) {
+            return ModelScope::Named;
+        }
+        // An answer that is kept is known by its random id to the caller that got it, and no body says more.
+        let is_kept = below(RESPONSES, rest) && (method != Method::POST || rest.ends_with("/cancel"));
+        match is_kept && rest != RESPONSES {
+            true => ModelScope::None,
+            false if rest == RESPONSES_COMPACT => ModelScope::Named,
+            false => ModelScope::Unknown,
+        }
+    }
+
     fn error(&self, refusal: &Refusal, _request_id: &str) -> (HeaderValue, Bytes) {
         (HeaderValue::from_static("application/json"), error::error(refusal))
     }
@@ -143,6 +158,10 @@ impl Dialect for OpenAi {
 
     fn model_list(&self, models: &[ModelCard<'_>]) -> Option<Bytes> {
         Some(response::model_list(models))
+    }
+
+    fn read_list(&self, body: &[u8]) -> Option<ListPage> {
+        response::read_list(body)
     }
 
     fn model(&self, model: ModelCard<'_>) -> Option<Bytes> {

@@ -288,6 +288,8 @@ pub struct EndpointMetrics {
     pub ejections: Counter,
     /// Failed scrapes of its own metrics.
     pub scrape_failures: Counter,
+    /// Failed questions for its models.
+    pub model_list_failures: Counter,
     attempts: ByLabel<AttemptEnd, Counter>,
     series: Option<(Arc<Families>, String, Labels)>,
 }
@@ -302,6 +304,7 @@ impl EndpointMetrics {
             full: families.endpoint_full.get_or_create_owned(&own),
             ejections: families.endpoint_ejections.get_or_create_owned(&own),
             scrape_failures: families.endpoint_scrape_failures.get_or_create_owned(&own),
+            model_list_failures: families.endpoint_model_list_failures.get_or_create_owned(&own),
             attempts: ByLabel::new(|end: AttemptEnd| {
                 families.endpoint_attempts.get_or_create_owned(&with(&own, "outcome", end.as_str()))
             }),
@@ -334,6 +337,7 @@ impl Drop for EndpointMetrics {
             f.endpoint_full.remove(&own);
             f.endpoint_ejections.remove(&own);
             f.endpoint_scrape_failures.remove(&own);
+            f.endpoint_model_list_failures.remove(&own);
             for end in AttemptEnd::ALL {
                 f.endpoint_attempts.remove(&with(&own, "outcome", end.as_str()));
             }

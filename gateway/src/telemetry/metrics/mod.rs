@@ -108,6 +108,8 @@ series! {
         endpoint_ejections: Counters = "spillway_endpoint_ejections", Counters::default();
         /// Failed scrapes of an endpoint's own metrics
         endpoint_scrape_failures: Counters = "spillway_endpoint_scrape_failures", Counters::default();
+        /// Failed questions to an endpoint for its models
+        endpoint_model_list_failures: Counters = "spillway_endpoint_model_list_failures", Counters::default();
         /// Attempts by outcome
         endpoint_attempts: Counters = "spillway_endpoint_attempts", Counters::default();
         /// Open client connections

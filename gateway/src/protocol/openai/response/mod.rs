@@ -12,7 +12,7 @@ use spillway_filter::Refusal;
 use super::error::error_event;
 use crate::protocol::chat::{Call, Choice, FinishReason, Usage};
 use crate::protocol::dialect::{AnswerHead, WriteAnswer};
-pub(super) use models::{model, model_list};
+pub(super) use models::{model, model_list, read_list};
 use shapes::{ChoiceBody, Completion, Logprobs, MessageBody, TextChoice, TextCompletion, TextLogprobs, ToolCall};
 
 /// Shape of an answer.
