@@ -89,7 +89,7 @@ async fn at_endpoint(
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
     let translation = match translating::is_needed(backend, exchange) {
-        true => Box::pin(translating::translation(backend, exchange)).await?,
+        true => Box::pin(translating::translation(route, backend, session, exchange)).await?,
         false => None,
     };
     let retry = tries.retries < route.retry.attempts || is_possible(&route.when_unavailable, exchange);

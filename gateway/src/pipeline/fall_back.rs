@@ -186,7 +186,7 @@ async fn offer(
     }
     match target {
         TargetKind::Backend(backend) => {
-            let translation = match translating::translation(backend, exchange).await {
+            let translation = match translating::translation(route, backend, session, exchange).await {
                 Ok(translation) => translation,
                 // The route's own servers could answer it later: what another API lacks is no fault of the request.
                 Err(End::Refuse(refusal)) => return Ok(Offered::Declined(Declined::of_translation(&refusal))),

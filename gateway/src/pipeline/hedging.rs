@@ -67,7 +67,7 @@ pub(super) async fn race<'a>(
                 due = clock::now() + plan.after;
                 next = another(gateway, route, selection, move_on, session, exchange);
                 if let Some(this) = &mut next {
-                    match translating::translation(this.attempt.backend, exchange).await {
+                    match translating::translation(route, this.attempt.backend, session, exchange).await {
                         Ok(translation) => this.attempt.translation = translation,
                         // A backend of an API that cannot express the request hedges none.
                         Err(_) => next = None,

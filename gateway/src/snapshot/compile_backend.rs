@@ -133,6 +133,8 @@ impl BackendCompiler<'_> {
             credentials,
             default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),
             foreign: foreign_to(written, dialect),
+            has_responses: has_api(written, OpenAiApi::Responses, true),
+            has_tokenize: has_api(written, OpenAiApi::Tokenize, false),
             drop_fields: written.drop_fields.clone(),
             stream_usage: written.stream_usage.unwrap_or(true),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
@@ -147,11 +149,15 @@ impl BackendCompiler<'_> {
     }
 }
 
+/// True if the servers of a backend have an API of OpenAI's; `otherwise` where the file does not say.
+fn has_api(written: &schema::Backend, api: OpenAiApi, otherwise: bool) -> bool {
+    written.apis.as_ref().map_or(otherwise, |apis| apis.contains(&api))
+}
+
 /// Operations whose requests are translated for the servers of a backend.
 fn foreign_to(written: &schema::Backend, dialect: Option<&'static dyn Dialect>) -> ForeignOperations {
     let foreign = dialect.map_or(ForeignOperations::NONE, ForeignOperations::to);
-    let has_responses = written.apis.as_ref().is_none_or(|apis| apis.contains(&OpenAiApi::Responses));
-    if has_responses { foreign } else { foreign.and_responses() }
+    if has_api(written, OpenAiApi::Responses, true) { foreign } else { foreign.and_responses() }
 }
 
 /// Addresses of all hosts of a configuration, or the reasons why there are none.

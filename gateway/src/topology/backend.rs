@@ -11,6 +11,7 @@ use crate::balancing::Balancer;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::credentials::Credential;
+use crate::protocol::translate::ServerKind;
 use crate::protocol::{Dialect, ForeignOperations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
@@ -72,6 +73,10 @@ pub struct Backend {
     pub default_headers: Vec<(HeaderName, HeaderValue)>,
     /// Operations whose requests are translated, because its servers do not have them.
     pub foreign: ForeignOperations,
+    /// True if servers of OpenAI's API have the Responses API too.
+    pub has_responses: bool,
+    /// True if they count tokens at `/tokenize`.
+    pub has_tokenize: bool,
     /// Fields that its servers do not get of translated requests.
     pub drop_fields: Vec<String>,
     /// True if its servers are asked for the usage of streams for which callers do not ask.
@@ -95,6 +100,12 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// API of its servers, as translations know it; `None` for servers of other kinds.
+    pub fn kind(&self) -> Option<ServerKind> {
+        let Self { dialect, has_responses, has_tokenize, .. } = *self;
+        dialect.map(|dialect| ServerKind { dialect, has_responses, has_tokenize })
+    }
+
     /// True if its requests call models.
     pub fn calls_models(&self) -> bool {
         self.dialect.is_some()
@@ -161,6 +172,8 @@ impl Backend {
             credentials: None,
             default_headers: Vec::new(),
             foreign: ForeignOperations::NONE,
+            has_responses: true,
+            has_tokenize: false,
             drop_fields: Vec::new(),
             stream_usage: false,
             passes_credentials: false,

@@ -35,6 +35,6 @@ pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
 pub use open::{OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};
-pub use translation::{Translation, translate};
+pub use translation::{CallHead, Translation, translate};
 pub use verdict::is_server_fault;
 pub use via::Via;

@@ -28,8 +28,11 @@ pub(super) struct Renaming {
 
 impl Renaming {
     /// Name to replace in an answer with this head; `None` where the caller and the server know one name, the API names no model
-    /// there, or the body is an error or in a coding.
+    /// there, the answer is translated, or the body is an error or in a coding.
     pub(super) fn of(attempt: &Attempt<'_>, exchange: &Exchange, head: &ResponseHead) -> Option<Box<Self>> {
+        if attempt.translation.is_some() {
+            return None;
+        }
         let asked = exchange.asked.as_ref().filter(|asked| matches!(asked.naming, Naming::Path | Naming::Message))?;
         let (from, to) = (attempt.backend.model.as_ref()?, asked.model.as_deref()?);
         let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;

@@ -2,7 +2,7 @@
 //! stream passes event by event. A compressed answer, which no server was asked for, is decoded within bounds.
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
 use spillway_filter::ErrorKind;
 
@@ -10,11 +10,14 @@ use super::decoding::GrowthBudget;
 use super::encoded::without_coding;
 use super::masking::SentCredentials;
 use super::outcome::CutReason;
-use super::translation::Translation;
+use super::passing::note_grpc_error;
+use super::translation::{CallTranslation, ConversationTranslation};
 use crate::coding::{Coding, Decoder};
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
-use crate::protocol::translate::{ApiError, Delta, MAX_KEPT, ReadStream, Reply, Unreadable, WriteStream, deltas_of};
+use crate::protocol::translate::{
+    ApiError, Delta, MAX_KEPT, ReadStream, Reply, ServerAnswer, Unreadable, WriteStream, deltas_of,
+};
 
 /// Most bytes of a whole answer, as it came and decoded.
 pub(super) const MAX_ANSWER: usize = MAX_KEPT;
@@ -38,7 +41,7 @@ pub(super) struct StreamTranslator {
 
 impl StreamTranslator {
     /// Translator of a stream in a coding; `None` for a coding that is not read on its way.
-    pub(super) fn new(translation: &Translation, coding: Coding, exchange: &Exchange) -> Option<Self> {
+    pub(super) fn new(translation: &ConversationTranslation, coding: Coding, exchange: &Exchange) -> Option<Self> {
         let decoder = match coding {
             Coding::Identity => None,
             // Others need large windows, and no server was asked for them.
@@ -155,9 +158,9 @@ fn write(
 }
 
 /// Adapts the head of an answer: fields of the server's API and of its bytes end here.
-pub(super) fn adapt_head(translation: &Translation, head: &mut ResponseHead) {
+pub(super) fn adapt_head(head: &mut ResponseHead, is_own: impl Fn(&HeaderName) -> bool) {
     without_coding(head);
-    let ends = |name: &&HeaderName| translation.server.is_own_header(name) || OF_THE_BODY.contains(name);
+    let ends = |name: &&HeaderName| is_own(name) || OF_THE_BODY.contains(name);
     let own: Vec<HeaderName> = head.headers.keys().filter(ends).cloned().collect();
     for name in &own {
         head.remove_header(name);
@@ -165,26 +168,78 @@ pub(super) fn adapt_head(translation: &Translation, head: &mut ResponseHead) {
 }
 
 /// Sets the content type of a translated event stream.
-pub(super) fn set_stream_type(translation: &Translation, head: &mut ResponseHead) {
+pub(super) fn set_stream_type(translation: &ConversationTranslation, head: &mut ResponseHead) {
     let _ = head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(translation.caller.stream_type()));
 }
 
-/// Writes a whole answer or an error anew, and adapts its head.
+/// Decodes a whole answer, and masks credentials in an error; `None` where it is too long or not in its coding.
+fn plain(coding: Coding, body: &[u8], is_error: bool, shown: &SentCredentials) -> Option<Bytes> {
+    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER).map(Bytes::from) };
+    match (plain, shown.mask()) {
+        (Some(plain), Some(mask)) if is_error => Some(mask.whole(plain)),
+        (plain, _) => plain,
+    }
+}
+
+fn is_error(head: &ResponseHead) -> bool {
+    head.status.is_client_error() || head.status.is_server_error()
+}
+
+/// Writes the answer to a call anew, and adapts its head. The trailers are those of the server, and then those for the caller.
+pub(super) fn call(
+    translation: &CallTranslation,
+    (coding, body): (Coding, &[u8]),
+    shown: &SentCredentials,
+    head: &mut ResponseHead,
+    trailers: &mut Option<HeaderMap>,
+    exchange: &mut Exchange,
+) -> Bytes {
+    let plain = plain(coding, body, is_error(head), shown);
+    // An error of gRPC is told in a head or in trailers.
+    shown.strip(head);
+    if let Some(trailers) = trailers {
+        shown.strip_trailers(trailers);
+    }
+    let answer = translation.reader.read(&ServerAnswer {
+        status: head.status,
+        headers: &head.headers,
+        body: plain.as_deref(),
+        trailers: trailers.as_ref(),
+        stands_in: exchange.outcome.spilled.is_some(),
+        request_id: exchange.request_id.to_str().unwrap_or_default(),
+    });
+    adapt_head(head, |name| translation.is_servers_header(name));
+    if answer.is_unreadable {
+        exchange.outcome.error_code = Some(UNREADABLE);
+    }
+    if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
+        note_grpc_error(&mut exchange.outcome, failed.as_u16());
+    }
+    head.status = answer.status;
+    head.set_reason(None);
+    for (name, value) in answer.headers {
+        let _ = head.insert_header(name, value);
+    }
+    // The bytes before trailers are framed by HTTP/2 alone.
+    if answer.trailers.is_none() {
+        let _ = head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
+    }
+    *trailers = answer.trailers;
+    answer.body
+}
+
+/// Writes a whole answer or an error of a conversation anew, and adapts its head.
 pub(super) fn whole(
-    translation: &Translation,
+    translation: &ConversationTranslation,
     coding: Coding,
     body: &[u8],
     shown: &SentCredentials,
     head: &mut ResponseHead,
     exchange: &mut Exchange,
 ) -> Bytes {
-    let is_error = head.status.is_client_error() || head.status.is_server_error();
-    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER).map(Bytes::from) };
-    let plain = match (plain, shown.mask()) {
-        (Some(plain), Some(mask)) if is_error => Some(mask.whole(plain)),
-        (plain, _) => plain,
-    };
-    adapt_head(translation, head);
+    let is_error = is_error(head);
+    let plain = plain(coding, body, is_error, shown);
+    adapt_head(head, |name| translation.server.is_own_header(name));
     let answer = match plain {
         Some(plain) if is_error => Err(translation.server.read_error(head.status, &plain)),
         None if is_error => Err(ApiError::of_text(head.status, b"")),
@@ -211,8 +266,8 @@ pub(super) fn whole(
 }
 
 /// Writes an answer as the caller wants it: whole, or as events although the server sent none.
-fn answer(translation: &Translation, reply: Reply, head: &mut ResponseHead) -> Result<Bytes, Unreadable> {
-    let Translation { caller, asked, .. } = translation;
+fn answer(translation: &ConversationTranslation, reply: Reply, head: &mut ResponseHead) -> Result<Bytes, Unreadable> {
+    let ConversationTranslation { caller, asked, .. } = translation;
     if !asked.stream {
         let body = caller.write_reply(&reply, asked)?;
         let _ = head.insert_header(header::CONTENT_TYPE, "application/json");

@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use spillway_config::path;
 use spillway_filter::{ErrorKind, Fields, Refusal};
 
 use super::dialect::{Dialect, RetryAdvice};
@@ -16,7 +17,8 @@ pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 
 /// Status of a call; in a head it means that there is no body.
 pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// Text of an error, percent-encoded.
+pub(super) static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Time to the next try that a server asks for; negative for none.
 pub static GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -93,6 +95,36 @@ pub fn server_error(status: Option<&HeaderValue>) -> Option<u16> {
     }
 }
 
+/// HTTP status that stands for the status of a gRPC call other than OK (the table of `google/rpc/code.proto`).
+pub(super) fn status_of(code: &HeaderValue) -> StatusCode {
+    let status = match code.as_bytes() {
+        b"3" | b"9" | b"11" => 400,
+        b"16" => 401,
+        b"7" => 403,
+        b"5" => 404,
+        b"6" | b"10" => 409,
+        b"8" => 429,
+        b"1" => 499,
+        b"12" => 501,
+        b"14" => 503,
+        b"4" => 504,
+        _ => 500,
+    };
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// Text of the error in a value of `grpc-message`; `None` for an empty one, or one that is no text.
+pub(super) fn text_of(message: &HeaderValue) -> Option<String> {
+    let text = message.to_str().ok().filter(|text| !text.is_empty())?;
+    let bytes: Vec<u8> = path::decoded(text).into_iter().map(|(byte, _)| byte).collect();
+    Some(String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect())
+}
+
+/// Status and message of a refusal, for the head of an answer without messages or for trailers.
+pub(super) fn status_headers(refusal: &Refusal) -> [(HeaderName, HeaderValue); 2] {
+    [(GRPC_STATUS.clone(), Code::of(refusal).value()), (GRPC_MESSAGE.clone(), message(&refusal.message))]
+}
+
 /// Text of `grpc-message`: UTF-8 in which all but printable ASCII, and `%`, is percent-encoded. A longer text than
 /// [`MAX_MESSAGE`] is cut between two characters.
 fn message(text: &str) -> HeaderValue {
@@ -139,8 +171,7 @@ impl Dialect for Grpc {
     }
 
     fn error_headers(&self, refusal: &Refusal, retry: RetryAdvice) -> Vec<(HeaderName, HeaderValue)> {
-        let mut headers =
-            vec![(GRPC_STATUS.clone(), Code::of(refusal).value()), (GRPC_MESSAGE.clone(), message(&refusal.message))];
+        let mut headers = Vec::from(status_headers(refusal));
         headers.extend(pushback(retry).map(|value| (GRPC_RETRY_PUSHBACK_MS.clone(), value)));
         headers
     }

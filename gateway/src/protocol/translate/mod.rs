@@ -8,7 +8,9 @@
 
 mod answer;
 mod builtin;
+mod call;
 mod conversation;
+mod counts;
 mod lossy;
 mod object;
 mod reply;
@@ -20,6 +22,7 @@ use spillway_filter::Refusal;
 
 pub use answer::answer;
 pub use builtin::chat_request;
+pub use call::{CallAnswer, CallTranslator, CallerCall, ReadCallAnswer, ServerAnswer, ServerKind, WrittenCall};
 pub use conversation::{
     Conversation, Effort, Format, Image, ImageSource, Part, Role, Setting, Settings, Thinking, ToolPick, ToolSpec, Turn,
 };
@@ -27,6 +30,7 @@ pub use lossy::Lossy;
 pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
 
 pub(super) use conversation::NamedSetting;
+pub(super) use counts::{CountCaller, CountServer, TokenCounts, json_answer, json_headers, unreadable};
 pub(super) use object::{Fields, Wrong, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};

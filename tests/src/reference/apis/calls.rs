@@ -76,7 +76,7 @@ const A: Fate = Fate::Answered;
 const NO: Fate = Fate::Refused("404 unsupported_endpoint");
 /// The call exists, but a built-in model does not do it.
 const NEVER: Fate = Fate::Refused("501 unsupported_endpoint");
-/// Calls of the Open Inference Protocol are not translated between HTTP and gRPC.
+/// The call of the Open Inference Protocol has no counterpart over the other transport.
 const OTHER: Fate = Fate::Refused("501 unsupported_transport");
 /// No upgrade to WebSocket without a server, or over HTTP/2 to a server.
 const STAYS: Fate = Fate::Refused("501 upgrade_not_supported");
@@ -158,13 +158,15 @@ const CALLS: &[Call] = &[
     ollama("POST", "/api/show", json(r#"{"model":"smollm2"}"#), [A, P, P, P, P, P, P]),
     ollama("GET", "/api/version", NOTHING, [A, P, P, P, P, P, P]),
     ollama("POST", "/api/pull", json(r#"{"model":"smollm2"}"#), [NEVER, P, P, P, P, P, P]),
-    oip("POST", "/v2/models/minilm/infer", json(r#"{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["hi"]}]}"#), [A, P, P, P, P, OTHER, P]),
-    oip("GET", "/v2/models/minilm", NOTHING, [A, P, P, P, P, OTHER, P]),
-    oip("GET", "/v2/health/ready", NOTHING, [A, P, P, P, P, OTHER, P]),
+    oip("POST", "/v2/models/minilm/infer", json(r#"{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["hi"]}]}"#), [A, P, P, P, P, T, P]),
+    oip("GET", "/v2/models/minilm", NOTHING, [A, P, P, P, P, T, P]),
+    oip("GET", "/v2/health/ready", NOTHING, [A, P, P, P, P, T, P]),
     oip("POST", "/v2/repository/index", json("{}"), [NEVER, P, P, P, P, OTHER, P]),
     oip("POST", "/v2/models/minilm/generate", json(r#"{"text_input":"hi"}"#), [NEVER, P, P, P, P, OTHER, P]),
-    oip("POST", "/inference.GRPCInferenceService/ModelInfer", Kind::Grpc(INFER), [A, P, P, P, OTHER, P, P]),
-    oip("POST", "/inference.GRPCInferenceService/ServerReady", Kind::Grpc(b""), [A, P, P, P, OTHER, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/ModelInfer", Kind::Grpc(INFER), [A, P, P, P, T, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/ModelMetadata", Kind::Grpc(b"\x0a\x06minilm"), [A, P, P, P, T, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/ServerReady", Kind::Grpc(b""), [A, P, P, P, T, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/RepositoryIndex", Kind::Grpc(b""), [NEVER, P, P, P, OTHER, P, P]),
     predict("POST", "/v1/models/smollm2:predict", json(r#"{"instances":[1]}"#), [NO, P, P, P, P, P, P]),
     predict("GET", "/v1/models/smollm2", NOTHING, [A, A, A, A, P, P, P]),
     predict("POST", "/predictions/smollm2", Kind::Http("application/octet-stream", "x"), [NO, P, P, P, P, P, P]),

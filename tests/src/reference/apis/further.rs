@@ -140,6 +140,23 @@ pub(super) const FURTHER: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
+        "Open Inference Protocol over HTTP",
+        "oip-grpc",
+        &[
+            "open_inference::the_official_client_reaches_servers_of_the_other_transport",
+            "clients::tritonclient_speaks_http_and_grpc_to_mlserver",
+        ],
+    ),
+    (
+        "Open Inference Protocol over gRPC",
+        "oip",
+        &[
+            "open_inference::the_official_client_reaches_servers_of_the_other_transport",
+            "open_inference::faults_of_servers_of_the_other_transport_are_told_and_passed_over",
+            "clients::tritonclient_speaks_http_and_grpc_to_mlserver",
+        ],
+    ),
+    (
         "TensorFlow Serving, TorchServe",
         "http",
         &["open_inference::servers_of_tensorflow_and_pytorch_are_reached_in_their_conventions"],

@@ -18,7 +18,11 @@ const SCHEMA_NAME: &str = "answer";
 const EFFORTS: [(u64, Effort); 2] = [(4096, Effort::Low), (16_384, Effort::Medium)];
 
 /// Writes a request for a server that knows the model as `model`.
-pub(super) fn request(conversation: &Conversation, model: &str, lossy: &mut Lossy<'_>) -> Result<Value, Refusal> {
+pub(in crate::protocol::openai) fn request(
+    conversation: &Conversation,
+    model: &str,
+    lossy: &mut Lossy<'_>,
+) -> Result<Value, Refusal> {
     for hint in &conversation.hints {
         lossy.hint(hint);
     }
