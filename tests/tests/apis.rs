@@ -43,6 +43,8 @@ async fn serves(seen: Seen) -> Option<Reply> {
             let empty = Bytes::from_static(b"\0\0\0\0\0");
             reply(200, &[("content-type", "application/grpc"), ("grpc-status", "0")], empty)
         }
+        "/v1/embeddings" => reply(200, &[JSON], "{\"data\":[{\"index\":0,\"embedding\":[1]}]}"),
+        path if path.ends_with("_tokens") => reply(200, &[JSON], "{\"input_tokens\":1}"),
         "/v2/models/minilm/infer" => reply(200, &[JSON], "{\"outputs\":[]}"),
         "/v2/models/minilm" => reply(200, &[JSON], "{\"name\":\"minilm\"}"),
         _ if grpc => reply(200, &[("content-type", "application/grpc"), ("grpc-status", "0")], Bytes::new()),

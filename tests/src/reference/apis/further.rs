@@ -116,6 +116,20 @@ pub(super) const FURTHER: &[(&str, &str, &[&str])] = &[
         "ollama",
         &["ollama::a_backend_is_passed_to_and_its_usage_read", "ollama::a_model_is_renamed_for_the_backend"],
     ),
+    (
+        "OpenAI, completions and counts",
+        "anthropic",
+        &["translated_calls::official_clients_before_servers_of_other_apis"],
+    ),
+    (
+        "Anthropic, counts",
+        "openai",
+        &[
+            "translated_calls::official_clients_before_servers_of_other_apis",
+            "translated_calls::a_count_is_that_of_the_server_or_none",
+        ],
+    ),
+    ("Ollama, embeddings", "openai", &["translated_calls::official_clients_before_servers_of_other_apis"]),
     ("Ollama", "http", &["ollama::routes_that_call_no_models_keep_the_paths_to_themselves"]),
     (
         "Open Inference Protocol",

@@ -44,7 +44,11 @@ fn read(body: &[u8]) -> Result<Conversation, Refusal> {
             request.turns.push(Turn { role: Role::User, parts: vec![Part::Text(text)], at: "prompt".to_owned() });
         }
         _ => {
-            return Err(fields.wrong("unsupported_value", "prompt", "must be one text: the server holds conversations"));
+            return Err(fields.wrong(
+                "unsupported_value",
+                "prompt",
+                "must be one text: the server holds conversations",
+            ));
         }
     }
     for (name, nothing) in special() {
