@@ -139,8 +139,12 @@ impl Outgoing {
         for name in &DIGESTS {
             request.remove_header(name);
         }
-        // Answers of gRPC end with trailers, and a server may refuse a call that does not say that it reads them.
-        let takes_trailers = translation.is_to_grpc() || session.asks_for_trailers();
+        // Answers of gRPC end with trailers, and a server may refuse a call that does not say that it reads them. Those of other
+        // calls reach no caller.
+        let takes_trailers = match translation {
+            Translation::Conversation(_) => session.asks_for_trailers(),
+            Translation::Call(_) => translation.is_to_grpc(),
+        };
         Self { request, body: Some(body), trailers: HeaderMap::new(), callers_account, shown, host, takes_trailers }
     }
 }

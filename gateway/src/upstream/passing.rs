@@ -138,7 +138,9 @@ impl<'a> Conversation<'_, 'a> {
         let Some(translation) = &self.attempt.translation else { return };
         let streamed = translation.streamed().filter(|_| head.status.is_success() && self.state.event_stream);
         let Some(conversation) = streamed else {
-            let translates = is_error || head.status.is_success();
+            // A caller of another transport could not read a redirection either.
+            let is_call = matches!(**translation, Translation::Call(_));
+            let translates = is_call || is_error || head.status.is_success();
             self.passing.sealed = translates.then_some(Sealed::Foreign(coding));
             return;
         };
