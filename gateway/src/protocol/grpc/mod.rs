@@ -61,11 +61,16 @@ impl Code {
     /// Code that stands for a refusal. Most follow gRPC's table for HTTP statuses; an invalid request is
     /// `INVALID_ARGUMENT` and a limit `RESOURCE_EXHAUSTED`, as gRPC servers say it themselves.
     fn of(refusal: &Refusal) -> Self {
-        match (refusal.status.as_u16(), refusal.kind) {
+        Self::of_status(refusal.status, refusal.kind, refusal.code == "model_not_found")
+    }
+
+    /// Code that stands for an error with a status of HTTP. With `is_missing` its 404 speaks of a thing and not of a method.
+    fn of_status(status: StatusCode, kind: ErrorKind, is_missing: bool) -> Self {
+        match (status.as_u16(), kind) {
             (401, _) => Self::Unauthenticated,
             (403, _) => Self::PermissionDenied,
             // A method that no route takes. A model that the request names is a thing that is not there.
-            (404, _) if refusal.code == "model_not_found" => Self::NotFound,
+            (404, _) if is_missing => Self::NotFound,
             (404 | 405 | 501, _) => Self::Unimplemented,
             (413 | 429 | 431, _) => Self::ResourceExhausted,
             (499, _) => Self::Cancelled,
@@ -120,9 +125,14 @@ pub(super) fn text_of(message: &HeaderValue) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect())
 }
 
-/// Status and message of a refusal, for the head of an answer without messages or for trailers.
-pub(super) fn status_headers(refusal: &Refusal) -> [(HeaderName, HeaderValue); 2] {
-    [(GRPC_STATUS.clone(), Code::of(refusal).value()), (GRPC_MESSAGE.clone(), message(&refusal.message))]
+/// Status and message, for the head of an answer without messages or for trailers.
+fn status_headers(code: Code, text: &str) -> [(HeaderName, HeaderValue); 2] {
+    [(GRPC_STATUS.clone(), code.value()), (GRPC_MESSAGE.clone(), message(text))]
+}
+
+/// Status and message of the error of a server over HTTP, whose 404 says that a model is not there.
+pub(super) fn error_of_server(status: StatusCode, kind: ErrorKind, text: &str) -> [(HeaderName, HeaderValue); 2] {
+    status_headers(Code::of_status(status, kind, true), text)
 }
 
 /// Text of `grpc-message`: UTF-8 in which all but printable ASCII, and `%`, is percent-encoded. A longer text than
@@ -171,7 +181,7 @@ impl Dialect for Grpc {
     }
 
     fn error_headers(&self, refusal: &Refusal, retry: RetryAdvice) -> Vec<(HeaderName, HeaderValue)> {
-        let mut headers = Vec::from(status_headers(refusal));
+        let mut headers = Vec::from(status_headers(Code::of(refusal), &refusal.message));
         headers.extend(pushback(retry).map(|value| (GRPC_RETRY_PUSHBACK_MS.clone(), value)));
         headers
     }

@@ -45,7 +45,12 @@ struct Failed<'a> {
 
 /// Content type and body of a refusal.
 fn error(refusal: &Refusal) -> (HeaderValue, Bytes) {
-    (HeaderValue::from_static("application/json"), super::json(&Failed { error: &refusal.message }))
+    (HeaderValue::from_static("application/json"), error_body(&refusal.message))
+}
+
+/// Body of an error.
+fn error_body(message: &str) -> Bytes {
+    super::json(&Failed { error: message })
 }
 
 impl Dialect for Oip {

@@ -107,15 +107,9 @@ impl FromGrpc {
 impl ReadCallAnswer for FromGrpc {
     fn read(&self, answer: &ServerAnswer<'_>) -> CallAnswer {
         self.answer(answer).unwrap_or_else(|Fault { status, message, is_unreadable }| {
-            let refusal = Refusal::new(status, kind_of(status), "upstream_error", message);
-            let (kind, body) = crate::protocol::oip::error(&refusal);
-            CallAnswer {
-                status,
-                headers: vec![(header::CONTENT_TYPE, kind)],
-                body,
-                is_unreadable,
-                ..CallAnswer::default()
-            }
+            let headers = vec![(header::CONTENT_TYPE, JSON)];
+            let body = crate::protocol::oip::error_body(&message);
+            CallAnswer { status, headers, body, is_unreadable, ..CallAnswer::default() }
         })
     }
 }
@@ -180,10 +174,8 @@ impl ReadCallAnswer for FromHttp {
                 CallAnswer { headers: head, body, trailers: Some(trailers), ..CallAnswer::default() }
             }
             Err(Fault { status, message, is_unreadable }) => {
-                // Of a server, 404 says that the model is not there: the method is.
-                let code = if status == StatusCode::NOT_FOUND { "model_not_found" } else { "upstream_error" };
-                let refusal = Refusal::new(status, kind_of(status), code, message);
-                let headers = head.into_iter().chain(grpc::status_headers(&refusal)).collect();
+                let error = grpc::error_of_server(status, kind_of(status), &message);
+                let headers = head.into_iter().chain(error).collect();
                 CallAnswer { headers, failed: Some(status), is_unreadable, ..CallAnswer::default() }
             }
         }

@@ -16,6 +16,7 @@ use super::message::{
     BINARY, MOST_DIMENSIONS, MOST_PARAMETERS, MOST_TENSORS, Message, Parameter, Parameters, Tensor, Wanted,
 };
 use crate::protocol::members::{Members, text};
+use crate::protocol::oip::grpc::request::malformed;
 use crate::protocol::oip::json::{BINARY_DATA, BINARY_DATA_OUTPUT, BINARY_DATA_SIZE, MOST_SHOWN, split};
 use crate::protocol::oip::tensor::{DataType, wrong};
 use crate::protocol::oip::values::{Few, SHARED_MEMORY, wrong_parameter};
@@ -297,8 +298,7 @@ fn data_of<'b>(tensor: &mut JsonTensor<'b>, binary: &mut &'b [u8]) -> Result<(Da
 /// The body is not of the protocol's form, or lengths do not agree.
 pub(super) fn read_answer<'b>(headers: &Fields, body: &'b [u8]) -> Result<Message<'b>, Refusal> {
     let (head, mut binary) = split(headers, body)?;
-    let answer: JsonAnswer<'b> = serde_json::from_slice(head)
-        .map_err(|_| Refusal::invalid("invalid_json", "The answer is not of the protocol's form."))?;
+    let answer: JsonAnswer<'b> = serde_json::from_slice(head).map_err(|_| malformed())?;
     let JsonAnswer { model_name, model_version, id, parameters, outputs: Few(outputs) } = answer;
     let mut tensors = Vec::with_capacity(outputs.len());
     for mut output in outputs {
