@@ -243,7 +243,7 @@ fn hostile_shapes_and_elements_are_refused_before_memory_is_reserved() {
         (b"\x12\x04FP32\x18\x01\x2a\x04\x32\x02\x00\x00", "no message of the protocol"),
         (b"\x12\x04FP16\x18\x01", "is FP16, which only binary data and raw contents can hold"),
     ] {
-        let message = [&[0x2A, u8::try_from(tensor.len()).unwrap()], tensor].concat();
+        let message = [&[0x2A, u8::try_from(tensor.len()).unwrap()][..], tensor].concat();
         let refusal = to_http("ModelInfer", &protobuf::framed_parts(&[&message])).err().unwrap();
         assert!(refusal.message.contains(what), "{tensor:x?}: {}", refusal.message);
     }
