@@ -20,6 +20,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use super::json::INFERENCE_HEADER_CONTENT_LENGTH;
 use super::path;
 use crate::protocol::grpc::GRPC_TIMEOUT;
+use crate::protocol::http2_required;
 use crate::protocol::inference::InferenceCall;
 use crate::protocol::operation::Operation;
 use crate::protocol::translate::{CallTranslator, CallerCall, Lossy, WrittenCall};
@@ -120,12 +121,7 @@ impl CallTranslator for GrpcToHttp {
         let call = call_of(asked.operation);
         let name = asked.path.rsplit('/').next().unwrap_or_default();
         if !asked.takes_trailers {
-            return Err(Refusal::new(
-                StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-                ErrorKind::InvalidRequest,
-                "http2_required",
-                "A call of gRPC needs HTTP/2 (`protocol: h2c` or `https` of the listener).",
-            ));
+            return Err(http2_required());
         }
         let names = ModelNames::of(asked);
         let version = match call {
