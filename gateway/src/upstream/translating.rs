@@ -209,11 +209,11 @@ pub(super) fn call(
         request_id: exchange.request_id.to_str().unwrap_or_default(),
     });
     adapt_head(head, |name| translation.is_servers_header(name));
-    if answer.is_unreadable {
-        exchange.outcome.error_code = Some(UNREADABLE);
-    }
     if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
         note_grpc_error(&mut exchange.outcome, failed.as_u16());
+    }
+    if answer.is_unreadable {
+        exchange.outcome.error_code = Some(UNREADABLE);
     }
     head.status = answer.status;
     head.set_reason(None);
