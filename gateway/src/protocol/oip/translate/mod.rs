@@ -98,11 +98,8 @@ impl CallTranslator for HttpToGrpc {
             }
             _ => (protobuf::framed_parts(&[]), AnswerForm::default()),
         };
-        let headers = vec![
-            (header::CONTENT_TYPE, CALL),
-            // An answer is read on its way back.
-            (HeaderName::from_static("grpc-accept-encoding"), HeaderValue::from_static("identity")),
-        ];
+        // Without the codings that a caller accepts, a server does not compress its answer, which is read on its way back.
+        let headers = vec![(header::CONTENT_TYPE, CALL)];
         let reader = Box::new(FromGrpc { call, names: names.owned(), form });
         Ok(WrittenCall { method: Method::POST, path: method, body, headers, reader })
     }
