@@ -181,7 +181,7 @@ fn hostile_shapes_and_elements_are_refused_before_memory_is_reserved() {
         format!(r#"{{"inputs":[{{"name":"x","shape":{shape},"datatype":"{datatype}","data":{data}}}]}}"#)
     };
     for (shape, datatype, data, what) in [
-        ("[9223372036854775807,2]", "INT8", "[1]", "has a shape with too many elements, or a negative dimension"),
+        ("[9223372036854775807,4]", "INT8", "[1]", "has a shape with too many elements, or a negative dimension"),
         ("[-1]", "INT8", "[1]", "has a shape with too many elements, or a negative dimension"),
         ("[4294967296]", "FP64", "[1]", "has fewer elements than its shape, which has 4294967296"),
         ("[3]", "INT32", "[1,2]", "has 2 elements; its shape has 3"),
@@ -237,7 +237,7 @@ fn hostile_shapes_and_elements_are_refused_before_memory_is_reserved() {
     for (tensor, what) in [
         (&b"\x12\x04INT8\x1a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f"[..], "has fewer elements"),
         (b"\x12\x04INT8\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "negative dimension"),
-        (b"\x12\x04INT8\x1a\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x02", "too many elements"),
+        (b"\x12\x04INT8\x1a\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x04", "too many elements"),
         (b"\x12\x04INT8\x18\x01\x2a\x03\x10\x80\x01", "has an element that is not INT8"),
         (b"\x12\x04INT8\x18\x01\x2a\x02\x08\x01", "has an element that is not INT8"),
         (b"\x12\x04FP32\x18\x01\x2a\x04\x32\x02\x00\x00", "no message of the protocol"),
