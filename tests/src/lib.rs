@@ -47,7 +47,9 @@ pub use pages::{Block, Page, commands, missing, pages};
 pub use pebble::Pebble;
 pub use planted::{Planted, Secret, Sighting};
 pub use ports::free_port;
-pub use programs::{LlamaServer, PathReader, Redis, faketime, jaeger, minilm, model, python, repository, script};
+pub use programs::{
+    LlamaServer, PathReader, PythonServer, Redis, faketime, jaeger, minilm, model, python, repository, script,
+};
 pub use raw::{head_of_a_request, raw};
 pub use reference::{
     BACKENDS, Call, Example, Fate, Kind, Operation, calls, check_tests, examples, families, operations, reference,

@@ -105,6 +105,36 @@ impl Drop for LlamaServer {
     }
 }
 
+/// Server of `tests/python` that prints `listening on PORT` and ends with its standard input.
+pub struct PythonServer {
+    child: Child,
+    /// Base URL.
+    pub url: String,
+}
+
+impl PythonServer {
+    /// Starts a script, and waits until it listens.
+    pub fn start(script: &str) -> Self {
+        let mut child = Command::new(python())
+            .arg(repository().join("tests/python").join(script))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim().strip_prefix("listening on ").expect("the server starts");
+        Self { child, url: format!("http://127.0.0.1:{port}") }
+    }
+}
+
+impl Drop for PythonServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Redis server without persistence.
 pub struct Redis {
     child: Option<Child>,

@@ -24,13 +24,29 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const EVENTS: (&str, &str) = ("content-type", "text/event-stream");
 const VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
 
+/// Service of the Open Inference Protocol.
+const INFERENCE: &str = "/inference.GRPCInferenceService/";
+
 /// Column of the servers of other kinds.
 const HTTP: usize = BACKENDS.len() - 1;
 
 /// A server of all APIs.
 async fn serves(seen: Seen) -> Option<Reply> {
     let grpc = seen.headers.get("content-type").is_some_and(|kind| kind == "application/grpc");
+    let states = |path: &str| path.ends_with("Ready") || path.ends_with("Live");
     Some(match &*seen.path {
+        path if grpc && states(path) => {
+            let holds = Bytes::from_static(b"\0\0\0\0\x02\x08\x01");
+            reply(200, &[("content-type", "application/grpc"), ("grpc-status", "0")], holds)
+        }
+        path if grpc && path.starts_with(INFERENCE) => {
+            let empty = Bytes::from_static(b"\0\0\0\0\0");
+            reply(200, &[("content-type", "application/grpc"), ("grpc-status", "0")], empty)
+        }
+        "/v1/embeddings" => reply(200, &[JSON], "{\"data\":[{\"index\":0,\"embedding\":[1]}]}"),
+        path if path.ends_with("_tokens") => reply(200, &[JSON], "{\"input_tokens\":1}"),
+        "/v2/models/minilm/infer" => reply(200, &[JSON], "{\"outputs\":[]}"),
+        "/v2/models/minilm" => reply(200, &[JSON], "{\"name\":\"minilm\"}"),
         _ if grpc => reply(200, &[("content-type", "application/grpc"), ("grpc-status", "0")], Bytes::new()),
         "/v1/messages" => reply(200, &[JSON], claude(&json!([{"type": "text", "text": "hi"}]), "end_turn").to_string()),
         _ => reply(200, &[JSON], gpt(&json!({"role": "assistant", "content": "hi"}), "stop").to_string()),
@@ -132,7 +148,7 @@ backends:
             && (!is_socket || seen.headers.contains_key("upgrade"));
         match (is_good, is_same) {
             (true, true) => Ok(Fate::Passes),
-            (true, false) if seen.path == "/v1/messages" || seen.path == "/v1/chat/completions" => Ok(Fate::Translated),
+            (true, false) if seen.path != call.target && !is_rewritten => Ok(Fate::Translated),
             _ => Err(format!("{told}: the server saw {} {}", seen.method, seen.path)),
         }
     }

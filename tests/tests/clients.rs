@@ -157,11 +157,13 @@ async fn tritonclient_speaks_http_and_grpc_to_mlserver() {
     for port in [http, grpc, binary] {
         listens(port).await;
     }
-    let (to_http, to_grpc) = (free_port(), free_port());
-    let _gateway = Gateway::start_in(
-        tempfile::tempdir().unwrap(),
-        &format!(
-            "listeners:
+    // Each call goes to the server over its own transport, then to the one over the other.
+    for (of_http, of_grpc) in [("http", "grpc"), ("grpc", "http")] {
+        let (to_http, to_grpc) = (free_port(), free_port());
+        let _gateway = Gateway::start_in(
+            tempfile::tempdir().unwrap(),
+            &format!(
+                "listeners:
   - {{name: http, address: \"127.0.0.1:{to_http}\"}}
   - {{name: grpc, address: \"127.0.0.1:{to_grpc}\", protocol: h2c}}
 backends:
@@ -170,26 +172,31 @@ backends:
   - {{name: binary, protocol: oip, endpoints: [{{url: \"http://127.0.0.1:{binary}\"}}]}}
 routes:
   - {{name: binary, matches: [{{path: {{prefix: /binary}}}}], filters: [{{urlRewrite: {{replacePrefix: /}}}}], backendRefs: [{{name: binary}}]}}
-  - {{name: grpc, matches: [{{path: {{prefix: /inference.GRPCInferenceService}}}}], backendRefs: [{{name: grpc}}]}}
-  - {{name: http, backendRefs: [{{name: http}}]}}
+  - {{name: grpc, matches: [{{path: {{prefix: /inference.GRPCInferenceService}}}}], backendRefs: [{{name: {of_grpc}}}]}}
+  - {{name: http, backendRefs: [{{name: {of_http}}}]}}
 "
-        ),
-    )
-    .await;
-    let arguments =
-        [format!("127.0.0.1:{to_http}"), format!("127.0.0.1:{to_grpc}"), format!("127.0.0.1:{to_http}/binary")];
-    let told = told("mlserver", "triton.py", &arguments).await;
-    assert_eq!(told.len(), 19, "{told:?}");
-    for one in &told {
-        for key in ["live", "ready", "model", "sound", "told", "server"] {
-            assert!(one.get(key).is_none_or(|value| value == true), "{one}");
+            ),
+        )
+        .await;
+        let is_translated = of_http == "grpc";
+        let mut arguments =
+            vec![format!("127.0.0.1:{to_http}"), format!("127.0.0.1:{to_grpc}"), format!("127.0.0.1:{to_http}/binary")];
+        arguments.extend(is_translated.then(|| "translated".to_owned()));
+        let told = told("mlserver", "triton.py", &arguments).await;
+        assert_eq!(told.len(), if is_translated { 18 } else { 19 }, "{told:?}");
+        for one in &told {
+            for key in ["live", "ready", "model", "sound", "told", "server"] {
+                assert!(one.get(key).is_none_or(|value| value == true), "{one}");
+            }
+        }
+        let of = |key: &str, what: &str| told.iter().find(|one| one[key] == what).unwrap();
+        assert_eq!(of("http", "unknown model")["status"], "404");
+        assert_eq!(of("grpc", "unknown model")["status"], "StatusCode.NOT_FOUND");
+        assert_eq!(of("grpc", "deadline")["status"], "StatusCode.DEADLINE_EXCEEDED");
+        if !is_translated {
+            assert_eq!(of("grpc", "stream")["answers"], 8);
         }
     }
-    let of = |key: &str, what: &str| told.iter().find(|one| one[key] == what).unwrap();
-    assert_eq!(of("http", "unknown model")["status"], "404");
-    assert_eq!(of("grpc", "unknown model")["status"], "StatusCode.NOT_FOUND");
-    assert_eq!(of("grpc", "deadline")["status"], "StatusCode.DEADLINE_EXCEEDED");
-    assert_eq!(of("grpc", "stream")["answers"], 8);
 }
 
 #[tokio::test(flavor = "multi_thread")]

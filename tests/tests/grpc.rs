@@ -10,8 +10,7 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -20,36 +19,8 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
-use spillway_tests::{Gateway, Upstream, eventually, free_port, http2_over, python, repository};
+use spillway_tests::{Gateway, PythonServer, Upstream, eventually, free_port, http2_over, python, repository};
 use tokio::net::{TcpListener, TcpStream};
-
-/// Real gRPC server; ends with the test.
-struct Service {
-    child: Child,
-    url: String,
-}
-
-impl Service {
-    fn start() -> Self {
-        let mut child = Command::new(python())
-            .arg(repository().join("tests/python/grpc_service.py"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port = line.trim().strip_prefix("listening on ").expect("the service starts");
-        Self { child, url: format!("http://127.0.0.1:{port}") }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Calls of the script by name.
 async fn calls(address: std::net::SocketAddr) -> BTreeMap<String, Value> {
@@ -144,7 +115,7 @@ routes:
 
 #[tokio::test]
 async fn a_real_client_reads_the_statuses_of_its_server_and_of_the_gateway() {
-    let service = Service::start();
+    let service = PythonServer::start("grpc_service.py");
     let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &all_routes(&service.url)).await;
     let calls = calls(gateway.address).await;
     let expect = |name: &str, code: &str, messages: &[&str]| {

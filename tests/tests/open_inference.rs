@@ -11,18 +11,19 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Client, CrossEncoder, Gateway, Reply, Seen, Upstream, minilm, new_key, python, reply, repository, script,
+    Client, CrossEncoder, Gateway, PythonServer, Reply, Seen, Upstream, eventually, minilm, new_key, reply, script,
 };
 
 const LISTENERS: &str = "listeners:
   - {name: http, address: \"127.0.0.1:0\"}
   - {name: grpc, address: \"127.0.0.1:0\", protocol: h2c}
 ";
+
+/// gRPC server of the protocol.
+const SERVICE: &str = "open_inference_service.py";
 
 /// Observations of a script by their names.
 async fn told(name: &str, gateway: &Gateway, further: &[&str]) -> BTreeMap<String, Value> {
@@ -257,37 +258,9 @@ routes: [{{name: all, backendRefs: [{{name: b}}]}}]
     assert_eq!((answer.status.as_u16(), full.count(), free.count()), (200, 1, 1));
 }
 
-/// Real gRPC server of the service; ends with the test.
-struct Service {
-    child: Child,
-    url: String,
-}
-
-impl Service {
-    fn start() -> Self {
-        let mut child = Command::new(python())
-            .arg(repository().join("tests/python/open_inference_service.py"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port = line.trim().strip_prefix("listening on ").expect("the service starts");
-        Self { child, url: format!("http://127.0.0.1:{port}") }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_grpc_are_routed_by_the_model_in_their_message() {
-    let (first, second) = (Service::start(), Service::start());
+    let (first, second) = (PythonServer::start(SERVICE), PythonServer::start(SERVICE));
     let (key, digest) = new_key();
     let config = format!(
         "{LISTENERS}consumers: [{{name: acme, models: [bert, full, down], keys: [{{sha256: {digest}}}]}}]
@@ -306,7 +279,7 @@ routes:
     );
     let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &config).await;
     let (http, grpc) = (gateway.listener("http").to_string(), gateway.listener("grpc").to_string());
-    let port = |service: &Service| service.url.rsplit(':').next().unwrap().to_owned();
+    let port = |service: &PythonServer| service.url.rsplit(':').next().unwrap().to_owned();
     let told = told("open_inference_grpc.py", &gateway, &[&grpc, &key, &port(&first)]).await;
     for name in ["renamed", "allowed"] {
         assert_eq!((&told[name]["model"], &told[name]["asked"]), (&"bert".into(), &"bert-v3".into()), "{}", told[name]);
@@ -328,14 +301,14 @@ routes:
     assert_eq!(told["failed"]["status"], "StatusCode.INTERNAL");
     let judged = gateway.endpoint(&first.url).await;
     assert_eq!(judged["lastError"]["cause"], "status: 500", "{judged}");
-    let refused = Client::new(http.parse().unwrap()).post("/v2/models/resnet/infer", &[], "{}").await;
-    assert_eq!(refused.status, 501, "{}", refused.text());
-    assert!(refused.json()["error"].as_str().unwrap().contains("over gRPC"), "{}", refused.text());
+    // Over HTTP too.
+    let answer = Client::new(http.parse().unwrap()).post("/v2/models/resnet/infer", &[], "{}").await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["model_name"]), (200, &"resnet".into()), "{}", answer.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_calls_passes_in_both_directions() {
-    let service = Service::start();
+    let service = PythonServer::start(SERVICE);
     let config = format!(
         "{LISTENERS}backends: [{{name: b, protocol: oip-grpc, http2: true, endpoints: [{{url: \"{}\"}}]}}]
 routes: [{{name: all, backendRefs: [{{name: b}}]}}]
@@ -468,4 +441,109 @@ routes:
     assert!(!passed.iter().any(|seen| seen.path.contains("other")), "no server hears of another model");
     let refused = client.post("/v1/models/other:predict", &[("authorization", &bearer)], "{}").await;
     assert!(refused.json()["error"].is_string(), "the shape of TensorFlow Serving: {}", refused.text());
+}
+
+/// Configuration with servers of both transports, each before callers of the other.
+fn bridged(http: &str, grpc: &str) -> String {
+    format!(
+        "{LISTENERS}backends:
+  - {{name: http, protocol: oip, model: theirs, endpoints: [{{url: \"{http}\"}}]}}
+  - {{name: grpc, protocol: oip-grpc, http2: true, model: theirs, endpoints: [{{url: \"{grpc}\"}}]}}
+routes:
+  - name: late
+    matches: [{{path: {{prefix: /v2}}, headers: [{{name: x-late, exact: \"1\"}}]}}]
+    timeouts: {{backendRequest: 1s}}
+    retry: {{attempts: 0}}
+    backendRefs: [{{name: grpc}}]
+  - {{name: from-http, matches: [{{path: {{prefix: /v2}}}}], backendRefs: [{{name: grpc}}]}}
+  - {{name: from-grpc, matches: [{{path: {{prefix: /inference.GRPCInferenceService}}}}], backendRefs: [{{name: http}}]}}
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_client_reaches_servers_of_the_other_transport() {
+    let (http, grpc) = (PythonServer::start("open_inference_http.py"), PythonServer::start(SERVICE));
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &bridged(&http.url, &grpc.url)).await;
+    let (to_grpc, to_http) = (gateway.listener("http").to_string(), gateway.listener("grpc").to_string());
+    let told = told("open_inference_bridge.py", &gateway, &[&to_grpc, &to_http]).await;
+    for way in ["to grpc", "to http"] {
+        let of = |what: &str| &told[&format!("{way} {what}")];
+        let states = of("states");
+        assert_eq!(states["holds"], json!([true, true, true, false]), "{states}");
+        let (server, model) = (&of("metadata")["server"], &of("metadata")["model"]);
+        assert_eq!((&server["name"], &server["extensions"]), (&"scripted".into(), &json!(["binary_tensor_data"])));
+        // The official client over gRPC writes 64-bit numbers as texts.
+        let number = |n: i64| if way == "to http" { json!(n.to_string()) } else { json!(n) };
+        let tensor = json!({"name": "x", "datatype": "FP32", "shape": [number(-1), number(3)]});
+        assert_eq!(
+            (&model["name"], &model["inputs"], &model["outputs"]),
+            (&"ours".into(), &json!([tensor]), &json!([tensor]))
+        );
+        assert_eq!(of("every datatype")["wrong"], json!([]), "{}", of("every datatype"));
+        let facts = of("facts");
+        assert_eq!(
+            (&facts["id"], &facts["model"], &facts["version"]),
+            (&"id-7".into(), &"ours".into(), &"2".into()),
+            "{facts}"
+        );
+        assert_eq!(facts["outputs"], json!(["b"]), "{facts}");
+        assert_eq!(facts["echoed"], json!({"flag": true, "number": -7, "text": "né"}), "{facts}");
+        assert_eq!(of("large")["sound"], true);
+        let refused = of("unknown model");
+        let (status, message) = if way == "to http" {
+            ("StatusCode.NOT_FOUND", "no such model: né")
+        } else {
+            ("404", "no such model: né")
+        };
+        assert_eq!((&refused["status"], &refused["message"]), (&status.into(), &message.into()), "{refused}");
+    }
+    assert_eq!(told["to grpc late"]["status"], "504", "{}", told["to grpc late"]);
+    assert_eq!(told["to grpc late"]["cancelled"], true, "{}", told["to grpc late"]);
+    assert_eq!(told["to http late"]["status"], "StatusCode.DEADLINE_EXCEEDED");
+    assert_eq!(told["to http stream"]["status"], "StatusCode.UNIMPLEMENTED", "{}", told["to http stream"]);
+    assert!(told["to http stream"]["message"].as_str().unwrap().contains("ModelStreamInfer"));
+    assert_eq!(told["to grpc half as json"]["status"], "400");
+    assert_eq!(told["to grpc compressed"]["sound"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_servers_of_the_other_transport_are_told_and_passed_over() {
+    // A server over HTTP without room, and one that answers with no tensors, before callers over gRPC.
+    let full = Upstream::start(|_| async { Some(reply(503, &[], "{\"error\":\"full\"}")) }).await;
+    let odd = Upstream::start(|seen: Seen| async move {
+        Some(match &*seen.path {
+            "/v2/models/short/infer" => {
+                reply(200, &[], "{\"outputs\":[{\"name\":\"x\",\"shape\":[2],\"datatype\":\"INT8\",\"data\":[1]}]}")
+            }
+            "/v2/models/failed/infer" => reply(500, &[], "{\"error\":\"it broke\"}"),
+            _ => reply(200, &[], "{\"model_name\":\"m\",\"outputs\":[]}"),
+        })
+    })
+    .await;
+    let gateway = Gateway::start_in(
+        tempfile::tempdir().unwrap(),
+        &format!(
+            "{LISTENERS}backends: [{{name: b, protocol: oip, endpoints: [{{url: \"{}\"}}, {{url: \"{}\", priority: 1}}]}}]
+routes: [{{name: all, backendRefs: [{{name: b}}], retry: {{attempts: 0}}}}]
+",
+            full.url(),
+            odd.url()
+        ),
+    )
+    .await;
+    let grpc = gateway.listener("grpc").to_string();
+    let told = told("open_inference_bridge.py", &gateway, &["faults", &grpc]).await;
+    assert_eq!(told["m"]["outputs"], json!([]), "{}", told["m"]);
+    assert!(full.count() > 0);
+    assert_eq!(told["short"]["status"], "StatusCode.UNAVAILABLE", "{}", told["short"]);
+    assert_eq!(
+        (&told["failed"]["status"], &told["failed"]["message"]),
+        (&"StatusCode.INTERNAL".into(), &"it broke".into())
+    );
+    eventually("the answer that was not read is logged", || async {
+        let lines = gateway.events("access");
+        lines.iter().any(|line| line["errorCode"] == "upstream_answer_unreadable").then_some(())
+    })
+    .await;
 }

@@ -17,6 +17,8 @@ pub enum OpenAiApi {
     Chat,
     /// The Responses API, `/v1/responses`.
     Responses,
+    /// Tokens of a conversation by vLLM's `/tokenize`.
+    Tokenize,
 }
 
 /// A named group of servers that answer alike.
@@ -28,8 +30,9 @@ pub struct Backend {
     /// Protocol of the servers.
     #[serde(default)]
     pub protocol: BackendProtocol,
-    /// APIs of conversations that servers of `protocol: openai` have; all when left out. With `[chat]` requests of the Responses
-    /// API are translated to chat completions, for servers that do not have it.
+    /// APIs of conversations that servers of `protocol: openai` have; `[chat, responses]` when left out. With `[chat]` requests of
+    /// the Responses API are translated to chat completions, for servers that do not have it. With `tokenize` questions of
+    /// Anthropic's callers for a count of tokens go to `/tokenize`, else to `/v1/responses/input_tokens`.
     #[serde(default)]
     pub apis: Option<Vec<OpenAiApi>>,
     /// The servers. A host name means every address that it resolves to, and is resolved again while the gateway runs.

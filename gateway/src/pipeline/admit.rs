@@ -6,7 +6,7 @@ use std::sync::Arc;
 use spillway_engine::Task;
 
 use super::answers::too_late;
-use super::translating::{Prepared, Rewritten, Translations};
+use super::translating::{Prepared, Rewritten, Source, Translations};
 use super::waiting::{Wait, Waited};
 use super::{affinity, conclude, translating};
 use crate::admission::{Admission, Order, TargetSelection};
@@ -91,7 +91,8 @@ pub(super) async fn admit<'r>(
                 let mut written = None;
                 // Rare branches are boxed, so that the future of every request does not carry them.
                 if translating::is_rewritten(backend, exchange) {
-                    match Box::pin(translating::prepare(target, backend, tries.writing(), exchange)).await? {
+                    let source = Source { route, session, exchange };
+                    match Box::pin(translating::prepare(target, backend, tries.writing(), source)).await? {
                         Prepared::Ready(ready) => written = ready,
                         Prepared::Excluded => {
                             drop(slot);
@@ -110,7 +111,8 @@ pub(super) async fn admit<'r>(
             }
             Admission::Saturated => {
                 if translating::next_unknown(route, &tries.selection, &tries.translations, exchange).is_some()
-                    && Box::pin(translating::exclude_unable(route, tries.writing(), exchange)).await?
+                    && Box::pin(translating::exclude_unable(tries.writing(), Source { route, session, exchange }))
+                        .await?
                 {
                     continue;
                 }

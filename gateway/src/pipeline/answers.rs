@@ -16,7 +16,7 @@ use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice, write_hea
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
 use crate::message::ResponseHead;
-use crate::protocol::{self, ModelPath, ModelPlace, Operation, PROBLEM, ResolvedOperation};
+use crate::protocol::{self, ModelPath, ModelPlace, Operation, PROBLEM, ResolvedOperation, http2_required};
 use crate::topology::{Route, TargetKind};
 use crate::upstream::{client_write, finish_response};
 
@@ -104,13 +104,7 @@ pub(super) async fn send_message(
     message: Bytes,
 ) -> Result<(), End> {
     if !session.is_http2() {
-        // Trailers of HTTP/1 reach no client of gRPC.
-        return Err(End::refuse(Refusal::new(
-            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            ErrorKind::InvalidRequest,
-            "http2_required",
-            "a call of gRPC needs HTTP/2 (`protocol: h2c` or `https` of the listener)",
-        )));
+        return Err(End::refuse(http2_required()));
     }
     finish_response(&mut head, exchange);
     exchange.outcome.status = head.status.as_u16();

@@ -43,8 +43,7 @@ pub(super) async fn direct(
         Ok(request) => request,
         Err(refusal) => return Ok(Direct::Unable(Box::new(refusal))),
     };
-    let sent = named(request.model.as_deref())?;
-    let named = route.model_name(exchange.alias().map_or(sent, |alias| &*alias.served));
+    named(request.model.as_deref())?;
     let deadline = exchange.deadline(route).into_std();
     if exchange.resolved.operation == Operation::CountTokens {
         counting::count(model, &request, deadline, session, exchange).await?;

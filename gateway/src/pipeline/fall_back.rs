@@ -12,7 +12,7 @@ use super::attempts::stand_in;
 use super::builtin::pass;
 use super::may_spill::bar;
 use super::reading::{read_chat, tenant};
-use super::translating;
+use super::translating::{self, Source};
 use crate::admission::TargetSelection;
 use crate::balancing::Closed;
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
@@ -186,7 +186,8 @@ async fn offer(
     }
     match target {
         TargetKind::Backend(backend) => {
-            let written = match translating::rewritten(backend, exchange).await {
+            let source = Source { route, session, exchange };
+            let written = match translating::rewritten(backend, source).await {
                 Ok(Ok(written)) => written,
                 // The route's own servers could answer it later: what another API lacks is no fault of the request.
                 Ok(Err(refusal)) | Err(End::Refuse(refusal)) => {

@@ -6,7 +6,7 @@ use futures::stream::FuturesUnordered;
 use tokio::time::sleep_until;
 
 use super::admit::Tries;
-use super::translating::{self, Prepared};
+use super::translating::{self, Prepared, Source};
 use super::trying::{Try, begin_retry};
 use crate::admission::Admission;
 use crate::clock::{self, now_millis};
@@ -109,7 +109,8 @@ async fn another<'a>(
             break (backend, endpoint, slot, None);
         }
         // Without a turn for the work there is no hedge.
-        if let Prepared::Ready(written) = translating::prepare(target, backend, tries.writing(), exchange).await.ok()? {
+        let source = Source { route, session, exchange };
+        if let Prepared::Ready(written) = translating::prepare(target, backend, tries.writing(), source).await.ok()? {
             break (backend, endpoint, slot, written);
         }
     };

@@ -20,7 +20,7 @@ use crate::exchange::{End, Exchange, ServedBy};
 use crate::gateway::Gateway;
 use crate::message::ResponseHead;
 use crate::protocol::oip::{self, InferRequest, ModelFacts};
-use crate::protocol::{DROPPED, Encode, InferenceCall, ModelPlace, OIP, OIP_GRPC, Operation, SERVED_BY, named};
+use crate::protocol::{DROPPED, Encode, InferenceCall, ModelPlace, Operation, SERVED_BY, named};
 use crate::topology::{Route, Target, TargetKind};
 
 /// Call of the protocol that a request makes.
@@ -44,7 +44,6 @@ pub(super) async fn of_server(
     exchange: &mut Exchange,
 ) -> Result<bool, End> {
     let Some(call) = call(exchange) else { return Ok(false) };
-    refuse_other_transport(route, exchange)?;
     if !route.targets.iter().any(|target| matches!(target.kind, TargetKind::Model(_))) {
         return Ok(false);
     }
@@ -73,24 +72,6 @@ fn is_ready(target: &Target) -> bool {
         TargetKind::Model(model) => model.can_answer(),
         TargetKind::Backend(backend) => backend.is_available(),
     }
-}
-
-/// Refuses a call over HTTP where all servers speak gRPC, and the other way round: calls are not translated.
-fn refuse_other_transport(route: &Route, exchange: &Exchange) -> Result<(), End> {
-    let api = exchange.resolved.api;
-    let other = if api == OIP { OIP_GRPC } else { OIP };
-    let speaks_other =
-        |kind: &TargetKind| matches!(kind, TargetKind::Backend(backend) if backend.dialect == Some(other));
-    if route.targets.is_empty() || !route.targets.iter().all(|target| speaks_other(&target.kind)) {
-        return Ok(());
-    }
-    let (own, theirs) = if api == OIP { ("HTTP", "gRPC") } else { ("gRPC", "HTTP") };
-    let message = format!(
-        "the call came over {own}, and the servers of this route speak the Open Inference Protocol over {theirs}: calls are \
-         not translated"
-    );
-    let kind = ErrorKind::InvalidRequest;
-    Err(End::refuse(Refusal::new(StatusCode::NOT_IMPLEMENTED, kind, "unsupported_transport", message)))
 }
 
 /// Refusal of a call that changes or shows a server as a whole, where a built-in model is part of it.

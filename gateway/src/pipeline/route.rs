@@ -295,11 +295,7 @@ fn scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> ModelSc
     }
     let head = session.req_header();
     let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
-    if route.calls_models {
-        resolved.scope_at_models(&head.method, &path)
-    } else {
-        resolved.scope(&head.method, &path)
-    }
+    if route.calls_models { resolved.scope_at_models(&head.method, &path) } else { resolved.scope(&head.method, &path) }
 }
 
 /// Refuses a model that the body or the path names and the caller may not use. A name of the caller's own must be permitted,

@@ -10,11 +10,13 @@ use http::StatusCode;
 use spillway_filter::Refusal;
 
 use super::reading::held;
+use super::rewritten::api_path;
 use crate::admission::TargetSelection;
+use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange};
 use crate::off_loop::BUILDS_VALUES;
 use crate::topology::{Backend, Route};
-use crate::upstream::{Cut, Translation, cut, translate};
+use crate::upstream::{CallHead, Cut, Translation, cut, translate};
 
 /// Request as it was written for one backend.
 #[derive(Clone)]
@@ -23,6 +25,17 @@ pub(super) enum Rewritten {
     Translated(Arc<Translation>),
     /// In the API of the caller, without fields that its servers do not get.
     Cut(Arc<Cut>),
+}
+
+/// Request that is written anew, on its route.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// Route of the request.
+    pub(super) route: &'a Route,
+    /// Session with the head of the request.
+    pub(super) session: &'a ClientSession,
+    /// Facts of the request.
+    pub(super) exchange: &'a Exchange,
 }
 
 /// True if the request must be translated for the backend.
@@ -40,13 +53,18 @@ pub(super) fn is_rewritten(backend: &Backend, exchange: &Exchange) -> bool {
 /// error gives the reason why the request cannot go there; the outer one ends it.
 pub(super) async fn rewritten(
     backend: &Backend,
-    exchange: &Exchange,
+    source: Source<'_>,
 ) -> Result<Result<Option<Rewritten>, Box<Refusal>>, End> {
+    let Source { route, session, exchange } = source;
     if is_foreign(backend, exchange) {
         let body = held(exchange).unwrap_or_default();
         // It is read to values and written again.
         let weight = body.len().saturating_mul(BUILDS_VALUES).saturating_mul(2);
-        let translated = exchange.off_loop.run(weight, || translate(exchange, backend, &body)).await?;
+        let head = session.req_header();
+        let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
+        let head =
+            CallHead { method: &head.method, path: &path, headers: &head.headers, takes_trailers: session.is_http2() };
+        let translated = exchange.off_loop.run(weight, || translate(exchange, backend, head, &body)).await?;
         return Ok(match translated {
             Ok(translation) => Ok(Some(Rewritten::Translated(Arc::new(translation)))),
             Err(refusal) => Err(Box::new(refusal)),
@@ -140,13 +158,13 @@ pub(super) async fn prepare(
     target: usize,
     backend: &Backend,
     (selection, translations): (&mut TargetSelection, &mut Translations),
-    exchange: &Exchange,
+    source: Source<'_>,
 ) -> Result<Prepared, End> {
     let made = translations.able.iter().find(|(able, _)| *able == target);
     if let Some((_, Some(made))) = made {
         return Ok(Prepared::Ready(Some(made.clone())));
     }
-    match rewritten(backend, exchange).await? {
+    match rewritten(backend, source).await? {
         Ok(made) => {
             translations.add(target, made.clone());
             Ok(Prepared::Ready(made))
@@ -161,13 +179,12 @@ pub(super) async fn prepare(
 /// Excludes the targets that cannot take the request, so that it does not wait for them. True if there was one. A request with
 /// one target is looked at when its turn has come.
 pub(super) async fn exclude_unable(
-    route: &Route,
     (selection, translations): (&mut TargetSelection, &mut Translations),
-    exchange: &Exchange,
+    source: Source<'_>,
 ) -> Result<bool, End> {
     let mut has_excluded = false;
-    while let Some((target, backend)) = next_unknown(route, selection, translations, exchange) {
-        match rewritten(backend, exchange).await? {
+    while let Some((target, backend)) = next_unknown(source.route, selection, translations, source.exchange) {
+        match rewritten(backend, source).await? {
             Ok(_) => translations.add(target, None),
             Err(refusal) => {
                 has_excluded = true;

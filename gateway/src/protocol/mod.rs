@@ -40,7 +40,7 @@ pub use inference::{AnswerName, InferenceCall, NamedModel};
 pub use operation::{ModelPlace, ModelScope, Operation};
 pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix, without};
 pub use predict::named_by_path;
-pub use refusals::{model_not_found, named};
+pub use refusals::{http2_required, model_not_found, named};
 pub use registry::{ANTHROPIC, ForeignOperations, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Content types of JSON in lines.

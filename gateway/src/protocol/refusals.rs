@@ -32,6 +32,16 @@ pub fn named(model: Option<&str>) -> Result<&str, Refusal> {
     model.ok_or_else(|| Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model"))
 }
 
+/// Refusal of a gRPC call over HTTP/1, whose trailers reach no client of gRPC.
+pub fn http2_required() -> Refusal {
+    Refusal::new(
+        StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+        ErrorKind::InvalidRequest,
+        "http2_required",
+        "a call of gRPC needs HTTP/2 (`protocol: h2c` or `https` of the listener)",
+    )
+}
+
 /// Refusal of a field that appears twice: two readers could each read another one.
 pub(super) fn duplicate(name: &str) -> Refusal {
     Refusal::invalid("duplicate_parameter", format!("`{name}` appears more than once in the body."))

@@ -114,6 +114,7 @@ impl ResolvedOperation {
             | Operation::Embeddings
             | Operation::Rerank
             | Operation::Responses
+            | Operation::ResponsesSocket
             | Operation::Realtime
             | Operation::Messages
             | Operation::CountTokens => ModelScope::Named,
@@ -191,12 +192,18 @@ pub struct ForeignOperations {
     of_openai: Operations,
     of_anthropic: Operations,
     of_ollama: Operations,
+    /// The Open Inference Protocol over the transport that the servers do not speak.
+    other_transport: Option<&'static dyn Dialect>,
 }
 
 impl ForeignOperations {
     /// No operation: requests pass as they are.
-    pub const NONE: Self =
-        Self { of_openai: Operations::NONE, of_anthropic: Operations::NONE, of_ollama: Operations::NONE };
+    pub const NONE: Self = Self {
+        of_openai: Operations::NONE,
+        of_anthropic: Operations::NONE,
+        of_ollama: Operations::NONE,
+        other_transport: None,
+    };
 
     /// Operations that servers of `server` do not have. Servers of Ollama have those of all.
     pub fn to(server: &'static dyn Dialect) -> Self {
@@ -221,6 +228,11 @@ impl ForeignOperations {
             of_openai: of(OPENAI, &OF_OPENAI),
             of_anthropic: of(ANTHROPIC, &OF_ANTHROPIC),
             of_ollama: of(OLLAMA, &OF_OLLAMA),
+            other_transport: match server {
+                server if server == OIP => Some(OIP_GRPC),
+                server if server == OIP_GRPC => Some(OIP),
+                _ => None,
+            },
         }
     }
 
@@ -236,7 +248,7 @@ impl ForeignOperations {
             caller if caller == OPENAI => self.of_openai,
             caller if caller == ANTHROPIC => self.of_anthropic,
             caller if caller == OLLAMA => self.of_ollama,
-            _ => Operations::NONE,
+            caller => return self.other_transport.is_some_and(|other| other == caller),
         };
         foreign.contains(operation)
     }

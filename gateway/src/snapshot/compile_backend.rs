@@ -136,6 +136,8 @@ impl BackendCompiler<'_> {
             credentials,
             default_headers: dialect.map_or_else(Vec::new, |dialect| dialect.default_headers()),
             foreign,
+            has_responses: has_api(written, OpenAiApi::Responses, true),
+            has_tokenize: has_api(written, OpenAiApi::Tokenize, false),
             drop_fields: written.drop_fields.clone(),
             rewrites: foreign != ForeignOperations::NONE || !written.drop_fields.is_empty(),
             words: words_of(written),
@@ -152,11 +154,15 @@ impl BackendCompiler<'_> {
     }
 }
 
+/// True if the servers of a backend have an API of OpenAI's; `otherwise` where the file does not say.
+fn has_api(written: &schema::Backend, api: OpenAiApi, otherwise: bool) -> bool {
+    written.apis.as_ref().map_or(otherwise, |apis| apis.contains(&api))
+}
+
 /// Operations whose requests are translated for the servers of a backend.
 fn foreign_to(written: &schema::Backend, dialect: Option<&'static dyn Dialect>) -> ForeignOperations {
     let foreign = dialect.map_or(ForeignOperations::NONE, ForeignOperations::to);
-    let has_responses = written.apis.as_ref().is_none_or(|apis| apis.contains(&OpenAiApi::Responses));
-    if has_responses { foreign } else { foreign.and_responses() }
+    if has_api(written, OpenAiApi::Responses, true) { foreign } else { foreign.and_responses() }
 }
 
 /// Hosts of OpenAI's API, or the ends of their names.

@@ -11,7 +11,7 @@ use crate::balancing::{Balancer, ServedModels};
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::credentials::Credential;
-use crate::protocol::translate::ServerWords;
+use crate::protocol::translate::{ServerKind, ServerWords};
 use crate::protocol::{Dialect, ForeignOperations};
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
@@ -75,6 +75,10 @@ pub struct Backend {
     pub default_headers: Vec<(HeaderName, HeaderValue)>,
     /// Operations whose requests are translated, because its servers do not have them.
     pub foreign: ForeignOperations,
+    /// True if servers of OpenAI's API have the Responses API too.
+    pub has_responses: bool,
+    /// True if they count tokens at `/tokenize`.
+    pub has_tokenize: bool,
     /// Fields of requests that its servers do not get.
     pub drop_fields: Vec<String>,
     /// True if requests may have to be written anew for it: it has foreign operations, or fields to drop.
@@ -102,6 +106,12 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// API of its servers, as translations know it; `None` for servers of other kinds.
+    pub fn kind(&self) -> Option<ServerKind> {
+        let Self { dialect, has_responses, has_tokenize, .. } = *self;
+        dialect.map(|dialect| ServerKind { dialect, has_responses, has_tokenize })
+    }
+
     /// True if its requests call models.
     pub fn calls_models(&self) -> bool {
         self.dialect.is_some()
@@ -177,6 +187,8 @@ impl Backend {
             credentials: None,
             default_headers: Vec::new(),
             foreign: ForeignOperations::NONE,
+            has_responses: true,
+            has_tokenize: false,
             drop_fields: Vec::new(),
             rewrites: false,
             words: ServerWords::default(),

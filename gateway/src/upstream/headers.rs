@@ -450,10 +450,14 @@ fn set_framing(out: &mut RequestHead, client: &RequestHead, body: OutgoingBody) 
     }
 }
 
-/// Tells the server of a gRPC call how much of the time that its caller gave is left, or of the route's where that is less.
+/// Tells the server of a gRPC call how much of the time that its caller gave is left, or of the route's where that is less, or
+/// where the call came over HTTP.
 fn set_time_left(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchange) {
-    if exchange.callers_time.is_some() {
+    let is_to_grpc = attempt.translation.as_ref().is_some_and(|translation| translation.is_to_grpc());
+    if exchange.callers_time.is_some() || is_to_grpc {
         let left = exchange.deadline(attempt.route).saturating_duration_since(clock::now());
+        // A caller over HTTP gives no time: the server gets that of the attempt.
+        let left = attempt.route.attempt_timeout.filter(|_| is_to_grpc).map_or(left, |most| left.min(most));
         let _ = out.insert_header(GRPC_TIMEOUT.clone(), write_timeout(left));
     }
 }

@@ -39,6 +39,6 @@ pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
 pub use open::{OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};
-pub use translation::{Translation, has_counterpart, no_counterpart, translate};
+pub use translation::{CallHead, Translation, has_counterpart, no_counterpart, translate};
 pub use verdict::is_server_fault;
 pub use via::Via;

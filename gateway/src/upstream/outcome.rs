@@ -324,7 +324,7 @@ impl Attempt<'_> {
     /// Names of the fields of the request that the server did not get.
     pub(super) fn dropped(&self) -> Option<&HeaderValue> {
         match (&self.translation, &self.cut) {
-            (Some(translation), _) => translation.dropped.as_ref(),
+            (Some(translation), _) => translation.dropped(),
             (None, cut) => cut.as_ref()?.dropped.as_ref(),
         }
     }

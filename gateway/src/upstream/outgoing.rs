@@ -11,7 +11,6 @@ use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use pingora::ErrorType;
 use smallvec::SmallVec;
-use spillway_config::path;
 
 use super::headers::{Outbound, OutgoingBody, Recipient, outgoing_request, to_http1, to_http2};
 use super::masking::SentCredentials;
@@ -28,6 +27,7 @@ use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, Naming, RequestBody};
 use crate::message::RequestHead;
 use crate::protocol::BodyEdit;
+use crate::protocol::oip::segment_of;
 
 /// A request for an endpoint.
 pub(super) struct Outgoing {
@@ -139,14 +139,19 @@ impl Outgoing {
         translation: &Translation,
         recipient: Recipient,
     ) -> Self {
-        let body = Pieces::from(translation.body.clone());
+        let body = Pieces::from(translation.body().clone());
         let framed = OutgoingBody::Length(u64::try_from(body.len()).unwrap_or(u64::MAX));
         let Outbound { head: mut request, callers_account, shown, host } =
             outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
         for name in &DIGESTS {
             request.remove_header(name);
         }
-        let takes_trailers = session.asks_for_trailers();
+        // Answers of gRPC end with trailers, and a server may refuse a call that does not say that it reads them. Those of other
+        // calls reach no caller.
+        let takes_trailers = match translation {
+            Translation::Conversation(_) => session.asks_for_trailers(),
+            Translation::Call(_) => translation.is_to_grpc(),
+        };
         Self { request, body: Some(body), trailers: HeaderMap::new(), callers_account, shown, host, takes_trailers }
     }
 }
@@ -204,15 +209,7 @@ fn rename_in_path(request: &mut RequestHead, model: &str, exchange: &Exchange) {
     let end = target.find('?').unwrap_or(target.len());
     let Some(at) = target.get(..end).and_then(|path| exchange.resolved.api.model_in_path(path)) else { return };
     let (Some(before), Some(after)) = (target.get(..at.start), target.get(at.end..)) else { return };
-    let mut renamed = before.to_owned();
-    for byte in model.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            renamed.push(char::from(byte));
-        } else {
-            path::escape(&mut renamed, byte);
-        }
-    }
-    renamed.push_str(after);
+    let renamed = [before, &segment_of(model), after].concat();
     if let Ok(target) = renamed.parse::<Uri>() {
         request.set_uri(target);
     }

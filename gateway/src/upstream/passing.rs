@@ -23,6 +23,7 @@ use super::renaming::Renaming;
 use super::stages::{Passing, Sealed, Waiting};
 use super::trailers::of_answer;
 use super::translating::{self, StreamTranslator};
+use super::translation::Translation;
 use super::usage_chunk;
 use super::verdict::{grpc_error, judge_beginning, judge_reported};
 use crate::balancing::{Class, orca};
@@ -138,11 +139,14 @@ impl<'a> Conversation<'_, 'a> {
     /// Begins to translate an answer: a stream on its way, anything else once it was read whole.
     fn begin_translation(&mut self, head: &mut ResponseHead, coding: Coding, is_error: bool) {
         let Some(translation) = &self.attempt.translation else { return };
-        if is_error || !head.status.is_success() || !self.state.event_stream || !translation.is_streamed() {
-            let translates = is_error || head.status.is_success();
+        let streamed = translation.streamed().filter(|_| head.status.is_success() && self.state.event_stream);
+        let Some(conversation) = streamed else {
+            // A caller of another transport could not read a redirection either.
+            let is_call = matches!(**translation, Translation::Call(_));
+            let translates = is_call || is_error || head.status.is_success();
             self.passing.sealed = translates.then_some(Sealed::Foreign(coding));
             return;
-        }
+        };
         if coding != Coding::Identity {
             // The window of the observer's decoder is that of the stream's.
             self.passing.observer = None;
@@ -152,12 +156,12 @@ impl<'a> Conversation<'_, 'a> {
                 return;
             }
         }
-        translating::adapt_head(translation, head);
+        translating::adapt_head(head, |name| conversation.server.is_own_header(name));
         if self.passing.decoder.is_some() {
             self.passing.observer = self.attempt.observer(head);
         }
-        translating::set_stream_type(translation, head);
-        self.passing.translator = Some(StreamTranslator::new(translation, &self.state.shown, self.exchange));
+        translating::set_stream_type(conversation, head);
+        self.passing.translator = Some(StreamTranslator::new(conversation, &self.state.shown, self.exchange));
         self.state.takes_events = true;
     }
 
@@ -304,9 +308,16 @@ impl<'a> Conversation<'_, 'a> {
             Some(Sealed::Error(coding)) => {
                 decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange)
             }
-            Some(Sealed::Foreign(coding)) => match &self.attempt.translation {
-                Some(translation) => {
-                    translating::whole(translation, coding, &parts, &self.state.shown, &mut head, self.exchange)
+            Some(Sealed::Foreign(coding)) => match self.attempt.translation.as_deref() {
+                Some(Translation::Conversation(conversation)) => {
+                    translating::whole(conversation, coding, &parts, &self.state.shown, &mut head, self.exchange)
+                }
+                Some(Translation::Call(call)) => {
+                    let (shown, answer) = (&self.state.shown, (coding, &*parts));
+                    let mut trailers = self.passing.trailers.take().flatten();
+                    let body = translating::call(call, answer, shown, &mut head, &mut trailers, self.exchange);
+                    self.passing.trailers = Some(trailers);
+                    body
                 }
                 None => parts.freeze(),
             },
@@ -343,12 +354,23 @@ impl<'a> Conversation<'_, 'a> {
             (None, Some(server)) => trailers(server).await,
             (None, None) => None,
         };
-        if self.exchange.is_grpc
+        let is_of_grpc = match self.attempt.translation.as_deref() {
+            None => self.exchange.is_grpc,
+            Some(translation) => translation.is_to_grpc(),
+        };
+        if is_of_grpc
             && let Some(status) = trailers.as_ref().and_then(|trailers| server_error(trailers.get(&GRPC_STATUS)))
         {
             note_grpc_error(&mut self.exchange.outcome, status);
         }
-        let mut trailers = trailers.filter(|_| self.session.takes_trailers());
+        // Trailers of another transport are a part of the answer that is read whole.
+        let is_call = matches!(self.attempt.translation.as_deref(), Some(Translation::Call(_)));
+        let mut trailers = if is_call && matches!(self.passing.sealed, Some(Sealed::Foreign(_))) {
+            self.passing.trailers = Some(trailers);
+            None
+        } else {
+            trailers.filter(|_| self.session.takes_trailers())
+        };
         if let Some(trailers) = &mut trailers {
             self.state.shown.strip_trailers(trailers);
         }
@@ -370,6 +392,9 @@ impl<'a> Conversation<'_, 'a> {
         let Ok(mut last) = self.release(is_all).await else {
             return self.state.client_gone();
         };
+        if is_call {
+            trailers = trailers.or(self.passing.trailers.take().flatten());
+        }
         for rest in [gated, masked] {
             if !rest.is_empty() {
                 last = [last, rest].concat().into();
@@ -611,7 +636,7 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
 }
 
 /// Records that a gRPC call ended with an error of its server, which other servers would have sent with this status.
-fn note_grpc_error(outcome: &mut exchange::Outcome, status: u16) {
+pub(super) fn note_grpc_error(outcome: &mut exchange::Outcome, status: u16) {
     outcome.reported = Some(status);
     outcome.error_code = Some(translating::REPORTED);
 }

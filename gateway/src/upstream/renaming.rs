@@ -29,9 +29,12 @@ pub(super) struct Renaming {
 
 impl Renaming {
     /// Name to replace in an answer with this head; `None` where the caller and the server know one name, the API names no model
-    /// there, or the body is an error or in a coding.
+    /// there, the answer is translated, or the body is an error or in a coding.
     pub(super) fn of(attempt: &Attempt<'_>, exchange: &Exchange, head: &ResponseHead) -> Option<Box<Self>> {
         exchange.asked.as_ref().filter(|asked| matches!(asked.naming, Naming::Path | Naming::Message))?;
+        if attempt.translation.is_some() {
+            return None;
+        }
         let (from, to) = model_name::exchanged(attempt.backend, exchange)?;
         let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
         let (api, operation) = (exchange.resolved.api, exchange.resolved.operation);

@@ -68,7 +68,7 @@ impl Passing {
 pub(super) enum Sealed {
     /// A compressed error, in which credentials are to be masked.
     Error(Coding),
-    /// A whole answer or an error of another API.
+    /// A whole answer or an error of another API or transport.
     Foreign(Coding),
 }
 

@@ -2,19 +2,20 @@
 //! stream passes event by event. A compressed answer, which no server was asked for, is decoded within bounds before.
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
 use spillway_filter::ErrorKind;
 
 use super::encoded::without_coding;
 use super::masking::{Mask, SentCredentials};
 use super::outcome::CutReason;
-use super::translation::Translation;
+use super::passing::note_grpc_error;
+use super::translation::{CallTranslation, ConversationTranslation, Translation};
 use crate::coding::Coding;
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
 use crate::protocol::translate::{
-    ApiError, Delta, InOrder, MAX_KEPT, ReadStream, Reply, Unreadable, WriteStream, deltas_of,
+    ApiError, Delta, InOrder, MAX_KEPT, ReadStream, Reply, ServerAnswer, Unreadable, WriteStream, deltas_of,
 };
 
 /// Most bytes of a whole answer, as it came and decoded.
@@ -41,7 +42,7 @@ pub(super) struct StreamTranslator {
 
 impl StreamTranslator {
     /// Translator of a stream.
-    pub(super) fn new(translation: &Translation, shown: &SentCredentials, exchange: &Exchange) -> Self {
+    pub(super) fn new(translation: &ConversationTranslation, shown: &SentCredentials, exchange: &Exchange) -> Self {
         let reader = translation.server.read_stream();
         let mut writer = translation.caller.write_stream(&translation.asked);
         if !translation.caller.interleaves_calls() {
@@ -160,9 +161,9 @@ fn write(
 }
 
 /// Adapts the head of an answer: fields of the server's API and of its bytes end here.
-pub(super) fn adapt_head(translation: &Translation, head: &mut ResponseHead) {
+pub(super) fn adapt_head(head: &mut ResponseHead, is_own: impl Fn(&HeaderName) -> bool) {
     without_coding(head);
-    let ends = |name: &&HeaderName| translation.server.is_own_header(name) || OF_THE_BODY.contains(name);
+    let ends = |name: &&HeaderName| is_own(name) || OF_THE_BODY.contains(name);
     let own: Vec<HeaderName> = head.headers.keys().filter(ends).cloned().collect();
     for name in &own {
         head.remove_header(name);
@@ -170,30 +171,86 @@ pub(super) fn adapt_head(translation: &Translation, head: &mut ResponseHead) {
 }
 
 /// Sets the content type of a translated event stream.
-pub(super) fn set_stream_type(translation: &Translation, head: &mut ResponseHead) {
+pub(super) fn set_stream_type(translation: &ConversationTranslation, head: &mut ResponseHead) {
     let _ = head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(translation.caller.stream_type()));
 }
 
 /// Status of an answer that is an error, although its own status says success; `None` where it can be read.
 pub(super) fn reported(translation: &Translation, coding: Coding, body: &[u8]) -> Option<StatusCode> {
-    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER) }?;
+    let Translation::Conversation(translation) = translation else { return None };
+    let plain = plain(coding, body)?;
     translation.server.read_reply(&plain).err()?;
     Some(translation.server.reported_error(&plain)?.status)
 }
 
-/// Writes a whole answer or an error anew, and adapts its head. An error in place of an answer, whose status said success, has
-/// the status that belongs to it.
+/// Decodes a whole answer; `None` where it is too long or not in its coding.
+fn plain(coding: Coding, body: &[u8]) -> Option<Bytes> {
+    if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER).map(Bytes::from) }
+}
+
+fn is_error(head: &ResponseHead) -> bool {
+    head.status.is_client_error() || head.status.is_server_error()
+}
+
+/// Writes the answer to a call anew, and adapts its head. The trailers are those of the server, and then those for the caller.
+pub(super) fn call(
+    translation: &CallTranslation,
+    (coding, body): (Coding, &[u8]),
+    shown: &SentCredentials,
+    head: &mut ResponseHead,
+    trailers: &mut Option<HeaderMap>,
+    exchange: &mut Exchange,
+) -> Bytes {
+    let plain = match (plain(coding, body), shown.mask()) {
+        (Some(plain), Some(mask)) if is_error(head) => Some(mask.whole(plain)),
+        (plain, _) => plain,
+    };
+    // An error of gRPC is told in a head or in trailers.
+    shown.strip(head);
+    if let Some(trailers) = trailers {
+        shown.strip_trailers(trailers);
+    }
+    let answer = translation.reader.read(&ServerAnswer {
+        status: head.status,
+        headers: &head.headers,
+        body: plain.as_deref(),
+        trailers: trailers.as_ref(),
+        stands_in: exchange.outcome.spilled.is_some(),
+        request_id: exchange.request_id.to_str().unwrap_or_default(),
+    });
+    adapt_head(head, |name| translation.is_servers_header(name));
+    if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
+        note_grpc_error(&mut exchange.outcome, failed.as_u16());
+    }
+    if answer.is_unreadable {
+        exchange.outcome.error_code = Some(UNREADABLE);
+    }
+    head.status = answer.status;
+    head.set_reason(None);
+    for (name, value) in answer.headers {
+        let _ = head.insert_header(name, value);
+    }
+    // The bytes before trailers are framed by HTTP/2 alone.
+    if answer.trailers.is_none() {
+        let _ = head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
+    }
+    *trailers = answer.trailers;
+    answer.body
+}
+
+/// Writes a whole answer or an error of a conversation anew, and adapts its head. An error in place of an answer, whose status
+/// said success, has the status that belongs to it.
 pub(super) fn whole(
-    translation: &Translation,
+    translation: &ConversationTranslation,
     coding: Coding,
     body: &[u8],
     shown: &SentCredentials,
     head: &mut ResponseHead,
     exchange: &mut Exchange,
 ) -> Bytes {
-    let is_error = head.status.is_client_error() || head.status.is_server_error();
-    let plain = if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER) };
-    adapt_head(translation, head);
+    let is_error = is_error(head);
+    let plain = plain(coding, body);
+    adapt_head(head, |name| translation.server.is_own_header(name));
     let masked = |mut error: ApiError| {
         if let Some(mut mask) = shown.mask() {
             mask_error(&mut error, &mut mask);
@@ -235,8 +292,8 @@ pub(super) fn whole(
 }
 
 /// Writes an answer as the caller wants it: whole, or as events although the server sent none.
-fn answer(translation: &Translation, reply: Reply, head: &mut ResponseHead) -> Result<Bytes, Unreadable> {
-    let Translation { caller, asked, .. } = translation;
+fn answer(translation: &ConversationTranslation, reply: Reply, head: &mut ResponseHead) -> Result<Bytes, Unreadable> {
+    let ConversationTranslation { caller, asked, .. } = translation;
     if !asked.stream {
         let body = caller.write_reply(&reply, asked)?;
         let _ = head.insert_header(header::CONTENT_TYPE, "application/json");

@@ -3,18 +3,38 @@
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, StatusCode, header};
-use spillway_filter::{ErrorKind, Refusal};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use spillway_filter::{ErrorKind, Fields, Refusal};
 
 use super::model_name;
 use crate::exchange::Exchange;
 use crate::message::RequestHead;
-use crate::protocol::translate::{Asked, CallerApi, CredentialForm, Lossy, ServerApi, WrittenRequest};
+use crate::protocol::translate::{
+    Asked, CallTranslator, CallerApi, CallerCall, CredentialForm, Lossy, ReadCallAnswer, ServerApi, WrittenCall,
+    WrittenRequest,
+};
 use crate::protocol::{Dialect, Operation};
 use crate::topology::Backend;
 
 /// Translation of an exchange.
-pub struct Translation {
+pub enum Translation {
+    /// Of a conversation.
+    Conversation(ConversationTranslation),
+    /// Of a call that is answered whole.
+    Call(CallTranslation),
+}
+
+/// Request of a translation as the server gets it.
+struct Translated {
+    body: Bytes,
+    /// Headers that the server needs.
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// Fields that the server does not get.
+    dropped: Option<HeaderValue>,
+}
+
+/// Translation of a conversation.
+pub struct ConversationTranslation {
     /// API of the caller.
     pub(super) caller: &'static dyn CallerApi,
     /// API of the server.
@@ -23,12 +43,32 @@ pub struct Translation {
     pub(super) asked: Asked,
     /// Name of the model in the request.
     pub(super) model: String,
-    /// Body of the request.
-    pub(super) body: Bytes,
-    /// Headers that the server needs.
-    headers: Vec<(HeaderName, HeaderValue)>,
-    /// Fields that the server does not get.
-    pub(super) dropped: Option<HeaderValue>,
+    request: Translated,
+}
+
+/// Translation of a call that is answered whole.
+pub struct CallTranslation {
+    translator: &'static dyn CallTranslator,
+    /// Path of the caller's API, below which prefix ever it came.
+    callers_path: String,
+    method: Method,
+    path: String,
+    /// Reader of the answer.
+    pub(super) reader: Box<dyn ReadCallAnswer>,
+    request: Translated,
+}
+
+/// Call of a caller, where it is translated as a call that is answered whole.
+#[derive(Debug, Clone, Copy)]
+pub struct CallHead<'a> {
+    /// Method.
+    pub method: &'a Method,
+    /// Path of the caller's API.
+    pub path: &'a str,
+    /// Headers.
+    pub headers: &'a Fields,
+    /// True if the caller reads trailers.
+    pub takes_trailers: bool,
 }
 
 /// APIs between which an operation is translated; `None` where one of them has nothing like it.
@@ -40,9 +80,20 @@ fn apis(
     dialect.translator(operation).zip(backend.dialect.and_then(|dialect| dialect.conversations()))
 }
 
+/// Translator of an operation that is answered whole; `None` where the servers have nothing like it, or it is a conversation.
+fn call_translator(
+    backend: &Backend,
+    dialect: &'static dyn Dialect,
+    operation: Operation,
+) -> Option<&'static dyn CallTranslator> {
+    dialect.call_translator(operation, backend.kind()?)
+}
+
 /// True if a backend has an operation of a dialect, itself or by translation.
 pub fn has_counterpart(backend: &Backend, dialect: &'static dyn Dialect, operation: Operation) -> bool {
-    !(backend.rewrites && backend.foreign.contains(dialect, operation)) || apis(backend, dialect, operation).is_some()
+    !(backend.rewrites && backend.foreign.contains(dialect, operation))
+        || call_translator(backend, dialect, operation).is_some()
+        || apis(backend, dialect, operation).is_some()
 }
 
 /// Refusal of an operation that the servers of a backend do not have.
@@ -57,8 +108,17 @@ pub fn no_counterpart(backend: &Backend) -> Refusal {
 /// # Errors
 /// The operation has no counterpart there, the request is invalid, or it has a field that the API of the server cannot
 /// express.
-pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<Translation, Refusal> {
-    let Some((caller, server)) = apis(backend, exchange.dialect, exchange.resolved.operation) else {
+pub fn translate(
+    exchange: &Exchange,
+    backend: &Backend,
+    head: CallHead<'_>,
+    body: &[u8],
+) -> Result<Translation, Refusal> {
+    let (operation, caller) = (exchange.resolved.operation, exchange.dialect);
+    if let Some(translator) = call_translator(backend, caller, operation) {
+        return call(exchange, backend, translator, head, body).map(Translation::Call);
+    }
+    let Some((caller, server)) = apis(backend, caller, operation) else {
         return Err(no_counterpart(backend));
     };
     let mut conversation = caller.read_request(body)?;
@@ -75,50 +135,115 @@ pub fn translate(exchange: &Exchange, backend: &Backend, body: &[u8]) -> Result<
     conversation.include_usage = backend.stream_usage;
     let mut lossy = Lossy::new(&backend.drop_fields);
     let WrittenRequest { body, headers } = server.write_request(&conversation, (model, backend.words), &mut lossy)?;
-    Ok(Translation { caller, server, asked, model: model.to_owned(), body, headers, dropped: lossy.header() })
+    let request = Translated { body, headers, dropped: lossy.header() };
+    Ok(Translation::Conversation(ConversationTranslation { caller, server, asked, model: model.to_owned(), request }))
+}
+
+/// Translates a call that is answered whole.
+fn call(
+    exchange: &Exchange,
+    backend: &Backend,
+    translator: &'static dyn CallTranslator,
+    head: CallHead<'_>,
+    body: &[u8],
+) -> Result<CallTranslation, Refusal> {
+    let asked = CallerCall {
+        operation: exchange.resolved.operation,
+        method: head.method,
+        path: head.path,
+        headers: head.headers,
+        body,
+        model: exchange.model_sent(),
+        renamed: model_name::at_server(backend, exchange).map(|name| &**name),
+        takes_trailers: head.takes_trailers,
+    };
+    let mut lossy = Lossy::new(&backend.drop_fields);
+    let WrittenCall { method, path, body, headers, reader } = translator.write(&asked, &mut lossy)?;
+    let request = Translated { body, headers, dropped: lossy.header() };
+    Ok(CallTranslation { translator, callers_path: head.path.to_owned(), method, path, reader, request })
 }
 
 impl Translation {
-    /// Name for the caller of the model that an answer names: that of the request has the caller's own name. An answer in place
-    /// of another keeps the name of the model that gave it.
-    pub(super) fn name_for_caller(&self, named: Option<String>, exchange: &Exchange) -> Option<String> {
-        let is_own =
-            exchange.outcome.spilled.is_none() || exchange.alias().is_some_and(|alias| *alias.served == *self.model);
-        let is_renamed = is_own && named.as_ref() == Some(&self.model);
-        if is_renamed { Some(self.asked.model.clone()) } else { named }
+    fn request(&self) -> &Translated {
+        match self {
+            Self::Conversation(conversation) => &conversation.request,
+            Self::Call(call) => &call.request,
+        }
     }
 
-    /// True if the caller wants its answer as an event stream.
-    pub(super) fn is_streamed(&self) -> bool {
-        self.asked.stream
+    /// Body of the request.
+    pub(super) fn body(&self) -> &Bytes {
+        &self.request().body
+    }
+
+    /// Fields that the server does not get.
+    pub(super) fn dropped(&self) -> Option<&HeaderValue> {
+        self.request().dropped.as_ref()
+    }
+
+    /// True if the server is called over gRPC.
+    pub(super) fn is_to_grpc(&self) -> bool {
+        matches!(self, Self::Call(call) if call.translator.is_to_grpc())
+    }
+
+    /// The conversation, where it is one whose caller wants an event stream.
+    pub(super) fn streamed(&self) -> Option<&ConversationTranslation> {
+        match self {
+            Self::Conversation(conversation) if conversation.asked.stream => Some(conversation),
+            _ => None,
+        }
+    }
+
+    fn is_callers_header(&self, name: &HeaderName) -> bool {
+        match self {
+            Self::Conversation(conversation) => conversation.caller.is_own_header(name),
+            Self::Call(call) => call.translator.is_callers_header(name),
+        }
     }
 
     /// Adapts the head of the request, behind the filters of the route, which know the path of the caller.
     pub(super) fn adapt(&self, head: &mut RequestHead) {
         let path = head.uri.path();
         // What stands before the path of the API is the server's prefix for it.
-        let prefix = path.strip_suffix(self.caller.path()).unwrap_or_default();
-        if let Ok(target) = PathAndQuery::try_from([prefix, self.server.path()].concat()) {
+        let (callers, servers) = match self {
+            Self::Conversation(conversation) => (conversation.caller.path(), conversation.server.path()),
+            Self::Call(call) => (&*call.callers_path, &*call.path),
+        };
+        let prefix = path.strip_suffix(callers).unwrap_or_default();
+        if let Ok(target) = PathAndQuery::try_from([prefix, servers].concat()) {
             head.set_uri(target.into());
         }
-        let own: Vec<HeaderName> =
-            head.headers.keys().filter(|name| self.caller.is_own_header(name)).cloned().collect();
+        let own: Vec<HeaderName> = head.headers.keys().filter(|name| self.is_callers_header(name)).cloned().collect();
         for name in &own {
             head.remove_header(name);
         }
-        for (name, value) in &self.headers {
+        match self {
+            Self::Conversation(conversation) => {
+                let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
+                let accepts = if conversation.asked.stream { "text/event-stream" } else { "application/json" };
+                let _ = head.insert_header(header::ACCEPT, accepts);
+                // An answer is read on its way back.
+                let _ = head.insert_header(header::ACCEPT_ENCODING, "identity");
+            }
+            Self::Call(call) => head.method = call.method.clone(),
+        }
+        for (name, value) in &self.request().headers {
             let _ = head.insert_header(name.clone(), value.clone());
         }
-        let _ = head.insert_header(header::CONTENT_TYPE, "application/json");
-        let accepts = if self.asked.stream { "text/event-stream" } else { "application/json" };
-        let _ = head.insert_header(header::ACCEPT, accepts);
-        // An answer is read on its way back.
-        let _ = head.insert_header(header::ACCEPT_ENCODING, "identity");
     }
 
     /// Puts a credential of the caller, which passes to its account at the server, into the form of the server's API.
     pub(super) fn adapt_credential(&self, head: &mut RequestHead) {
-        let taken = match self.caller.credential_form() {
+        let (callers, servers) = match self {
+            Self::Conversation(conversation) => {
+                (conversation.caller.credential_form(), conversation.server.credential_form())
+            }
+            Self::Call(call) => call.translator.credential_forms(),
+        };
+        if callers == servers {
+            return;
+        }
+        let taken = match callers {
             CredentialForm::Bearer => {
                 let value = head.headers.get(header::AUTHORIZATION).cloned();
                 value.and_then(|value| HeaderValue::from_bytes(bearer(value.as_bytes())?).ok())
@@ -126,11 +251,11 @@ impl Translation {
             CredentialForm::Header(name) => head.headers.get(HeaderName::from_static(name)).cloned(),
         };
         let Some(mut credential) = taken else { return };
-        match self.caller.credential_form() {
+        match callers {
             CredentialForm::Bearer => head.remove_header(&header::AUTHORIZATION),
             CredentialForm::Header(name) => head.remove_header(HeaderName::from_static(name)),
         };
-        let name = match self.server.credential_form() {
+        let name = match servers {
             CredentialForm::Header(name) => HeaderName::from_static(name),
             CredentialForm::Bearer => {
                 let text = [b"Bearer ", credential.as_bytes()].concat();
@@ -141,6 +266,24 @@ impl Translation {
         };
         credential.set_sensitive(true);
         let _ = head.insert_header(name, credential);
+    }
+}
+
+impl CallTranslation {
+    /// True for a header of an answer that means nothing to the caller.
+    pub(super) fn is_servers_header(&self, name: &HeaderName) -> bool {
+        self.translator.is_servers_header(name)
+    }
+}
+
+impl ConversationTranslation {
+    /// Name for the caller of the model that an answer names: that of the request has the caller's own name. An answer in place
+    /// of another keeps the name of the model that gave it.
+    pub(super) fn name_for_caller(&self, named: Option<String>, exchange: &Exchange) -> Option<String> {
+        let is_own =
+            exchange.outcome.spilled.is_none() || exchange.alias().is_some_and(|alias| *alias.served == *self.model);
+        let is_renamed = is_own && named.as_ref() == Some(&self.model);
+        if is_renamed { Some(self.asked.model.clone()) } else { named }
     }
 }
 

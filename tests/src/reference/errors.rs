@@ -361,8 +361,9 @@ const ROWS: &[Row] = &[
     ),
     (
         "unsupported_transport",
-        "The call came over HTTP and the servers of its route speak gRPC, or the other way round.",
-        "Call as the servers do; [calls are not translated](../how-to/open-inference.md).",
+        "The call of the Open Inference Protocol came over HTTP and the servers speak gRPC, or the other way round, and it has no \
+         counterpart there.",
+        "Call as the servers do; [which calls are translated](../how-to/open-inference.md).",
     ),
     (
         "unsupported_value",

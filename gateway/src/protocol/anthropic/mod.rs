@@ -18,11 +18,11 @@ use time::OffsetDateTime;
 
 use super::chat::{ChatRequest, ObservedError};
 use super::dialect::{AnswerHead, Dialect, ListPage, ModelCard, ModelPath, Observe, WriteAnswer};
-use super::openai::OpenAi;
+use super::openai::{OpenAi, counts};
 use super::operation::{Known, Operation};
 use super::translate::{
-    self, Api, ApiError, Asked, CallerApi, Conversation, CredentialForm, Lossy, ReadStream, Reply, ServerApi,
-    ServerWords, Unreadable, WriteStream, WrittenRequest,
+    self, Api, ApiError, Asked, CallTranslator, CallerApi, Conversation, CountCaller, CountServer, CredentialForm,
+    Lossy, ReadStream, Reply, ServerApi, ServerKind, ServerWords, TokenCounts, Unreadable, WriteStream, WrittenRequest,
 };
 use request::Purpose;
 
@@ -163,20 +163,56 @@ impl Dialect for Anthropic {
     }
 
     fn write_token_count(&self, tokens: u64) -> Option<Bytes> {
-        #[derive(Serialize)]
-        struct Count {
-            input_tokens: u64,
-        }
-        Some(super::json(&Count { input_tokens: tokens }))
+        Some(token_count(tokens))
     }
 
     fn translator(&self, operation: Operation) -> Option<&'static dyn CallerApi> {
         (operation == Operation::Messages).then_some(&Messages)
     }
 
+    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
+        static AT_RESPONSES: TokenCounts = TokenCounts { caller: &CALLER, server: &counts::RESPONSES };
+        static AT_TOKENIZE: TokenCounts = TokenCounts { caller: &CALLER, server: &counts::TOKENIZE };
+        if operation != Operation::CountTokens || server.dialect.name() != OpenAi.name() {
+            return None;
+        }
+        match server {
+            ServerKind { has_tokenize: true, .. } => Some(&AT_TOKENIZE),
+            ServerKind { has_responses: true, .. } => Some(&AT_RESPONSES),
+            _ => None,
+        }
+    }
+
     fn conversations(&self) -> Option<&'static dyn ServerApi> {
         Some(&Messages)
     }
+}
+
+/// Callers who ask for counts of tokens.
+static CALLER: CountCaller =
+    CountCaller { api: &Messages, read: |body| request::read(body, Purpose::Count), write: token_count };
+
+/// Servers that count tokens.
+pub(super) static COUNTS: CountServer =
+    CountServer { api: &Messages, path: COUNT, write: write_count, read: counts::input_tokens };
+
+/// Answer with a number of tokens.
+fn token_count(tokens: u64) -> Bytes {
+    #[derive(Serialize)]
+    struct Count {
+        input_tokens: u64,
+    }
+    super::json(&Count { input_tokens: tokens })
+}
+
+/// Writes a question for the number of tokens: what the model reads of a request.
+fn write_count(conversation: &Conversation, model: &str, lossy: &mut Lossy<'_>) -> Result<WrittenRequest, Refusal> {
+    const COUNTED: [&str; 7] = ["messages", "model", "output_config", "system", "thinking", "tool_choice", "tools"];
+    let mut body = request::write(conversation, model, lossy)?;
+    if let Some(body) = body.as_object_mut() {
+        body.retain(|name, _| COUNTED.contains(&name.as_str()));
+    }
+    Ok(WrittenRequest { body: super::json(&body), headers: vec![(VERSION.clone(), DEFAULT_VERSION.clone())] })
 }
 
 impl Api for Messages {

@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use spillway_config::path;
 use spillway_filter::{ErrorKind, Fields, Refusal};
 
 use super::dialect::{Dialect, RetryAdvice};
@@ -16,7 +17,8 @@ pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 
 /// Status of a call; in a head it means that there is no body.
 pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// Text of an error, percent-encoded.
+pub(super) static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Time to the next try that a server asks for; negative for none.
 pub static GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -59,11 +61,16 @@ impl Code {
     /// Code that stands for a refusal. Most follow gRPC's table for HTTP statuses; an invalid request is
     /// `INVALID_ARGUMENT` and a limit `RESOURCE_EXHAUSTED`, as gRPC servers say it themselves.
     fn of(refusal: &Refusal) -> Self {
-        match (refusal.status.as_u16(), refusal.kind) {
+        Self::of_status(refusal.status, refusal.kind, refusal.code == "model_not_found")
+    }
+
+    /// Code that stands for an error with a status of HTTP. With `is_missing` its 404 speaks of a thing and not of a method.
+    fn of_status(status: StatusCode, kind: ErrorKind, is_missing: bool) -> Self {
+        match (status.as_u16(), kind) {
             (401, _) => Self::Unauthenticated,
             (403, _) => Self::PermissionDenied,
             // A method that no route takes. A model that the request names is a thing that is not there.
-            (404, _) if refusal.code == "model_not_found" => Self::NotFound,
+            (404, _) if is_missing => Self::NotFound,
             (404 | 405 | 501, _) => Self::Unimplemented,
             (413 | 429 | 431, _) => Self::ResourceExhausted,
             (499, _) => Self::Cancelled,
@@ -91,6 +98,41 @@ pub fn server_error(status: Option<&HeaderValue>) -> Option<u16> {
         b"14" => Some(503),
         _ => None,
     }
+}
+
+/// HTTP status that stands for the status of a gRPC call other than OK (the table of `google/rpc/code.proto`).
+pub(super) fn status_of(code: &HeaderValue) -> StatusCode {
+    let status = match code.as_bytes() {
+        b"3" | b"9" | b"11" => 400,
+        b"16" => 401,
+        b"7" => 403,
+        b"5" => 404,
+        b"6" | b"10" => 409,
+        b"8" => 429,
+        b"1" => 499,
+        b"12" => 501,
+        b"14" => 503,
+        b"4" => 504,
+        _ => 500,
+    };
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// Text of the error in a value of `grpc-message`; `None` for an empty one, or one that is no text.
+pub(super) fn text_of(message: &HeaderValue) -> Option<String> {
+    let text = message.to_str().ok().filter(|text| !text.is_empty())?;
+    let bytes: Vec<u8> = path::decoded(text).into_iter().map(|(byte, _)| byte).collect();
+    Some(String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect())
+}
+
+/// Status and message, for the head of an answer without messages or for trailers.
+fn status_headers(code: Code, text: &str) -> [(HeaderName, HeaderValue); 2] {
+    [(GRPC_STATUS.clone(), code.value()), (GRPC_MESSAGE.clone(), message(text))]
+}
+
+/// Status and message of the error of a server over HTTP, whose 404 says that a model is not there.
+pub(super) fn error_of_server(status: StatusCode, kind: ErrorKind, text: &str) -> [(HeaderName, HeaderValue); 2] {
+    status_headers(Code::of_status(status, kind, true), text)
 }
 
 /// Text of `grpc-message`: UTF-8 in which all but printable ASCII, and `%`, is percent-encoded. A longer text than
@@ -139,8 +181,7 @@ impl Dialect for Grpc {
     }
 
     fn error_headers(&self, refusal: &Refusal, retry: RetryAdvice) -> Vec<(HeaderName, HeaderValue)> {
-        let mut headers =
-            vec![(GRPC_STATUS.clone(), Code::of(refusal).value()), (GRPC_MESSAGE.clone(), message(&refusal.message))];
+        let mut headers = Vec::from(status_headers(Code::of(refusal), &refusal.message));
         headers.extend(pushback(retry).map(|value| (GRPC_RETRY_PUSHBACK_MS.clone(), value)));
         headers
     }

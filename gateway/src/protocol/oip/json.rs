@@ -19,11 +19,11 @@ pub static INFERENCE_HEADER_CONTENT_LENGTH: HeaderName = HeaderName::from_static
 /// Most dimensions of a shape.
 const MOST_DIMENSIONS: usize = 8;
 /// Longest message of the JSON parser that is repeated, in characters.
-const MOST_SHOWN: usize = 200;
+pub(super) const MOST_SHOWN: usize = 200;
 
-const BINARY_DATA: &str = "binary_data";
-const BINARY_DATA_SIZE: &str = "binary_data_size";
-const BINARY_DATA_OUTPUT: &str = "binary_data_output";
+pub(super) const BINARY_DATA: &str = "binary_data";
+pub(super) const BINARY_DATA_SIZE: &str = "binary_data_size";
+pub(super) const BINARY_DATA_OUTPUT: &str = "binary_data_output";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,7 +99,7 @@ impl<'de> Deserialize<'de> for JsonRequest {
 }
 
 /// Parts of a body: its JSON, and the binary data behind it.
-fn split<'b>(headers: &Fields, body: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), Refusal> {
+pub(super) fn split<'b>(headers: &Fields, body: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), Refusal> {
     let mut lengths = headers.get_all(&INFERENCE_HEADER_CONTENT_LENGTH).iter();
     let Some(written) = lengths.next() else { return Ok((body, &[])) };
     let name = "Inference-Header-Content-Length";
@@ -115,7 +115,9 @@ fn split<'b>(headers: &Fields, body: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), R
     match length {
         None => wrong("must be the length of the JSON in bytes, in digits".to_owned()),
         // A body without JSON has no names and shapes of tensors: Triton knows those of its one input by itself.
-        Some(0) => wrong("is 0, which says that the body has no JSON; a built-in model needs it".to_owned()),
+        Some(0) => wrong(
+            "is 0, which says that the body has no JSON; names and shapes of its tensors are needed here".to_owned(),
+        ),
         Some(length) => match body.split_at_checked(length) {
             Some(parts) => Ok(parts),
             None => wrong(format!("is {length}; the whole body has {} bytes", body.len())),

@@ -1,5 +1,5 @@
 //! The Open Inference Protocol, version 2 (KServe, Triton, MLServer): over HTTP here, over gRPC in [`grpc`]. Calls to servers
-//! pass as they are, with the model renamed; built-in models that encode texts answer calls of both kinds.
+//! of the same transport pass as they are, with the model renamed, and are translated for others; built-in models that encode texts answer calls of both kinds.
 
 mod answer;
 pub mod grpc;
@@ -11,6 +11,7 @@ mod renaming;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod translate;
 mod values;
 
 use std::ops::Range;
@@ -24,11 +25,15 @@ use super::chat::Encoded;
 use super::dialect::Dialect;
 use super::inference::AnswerName;
 use super::operation::{Known, ModelPlace, Operation};
+use super::translate::{CallTranslator, ServerKind};
+use grpc::OipGrpc;
+use translate::HttpToGrpc;
 
 pub use answer::HttpAnswer;
 pub use infer::{AnswerPlan, InferRequest, check_version};
 pub use json::INFERENCE_HEADER_CONTENT_LENGTH;
 pub use metadata::ModelFacts;
+pub use path::segment_of;
 
 /// Dialect of the protocol over HTTP.
 pub(super) struct Oip;
@@ -40,7 +45,12 @@ struct Failed<'a> {
 
 /// Content type and body of a refusal.
 fn error(refusal: &Refusal) -> (HeaderValue, Bytes) {
-    (HeaderValue::from_static("application/json"), super::json(&Failed { error: &refusal.message }))
+    (HeaderValue::from_static("application/json"), error_body(&refusal.message))
+}
+
+/// Body of an error.
+fn error_body(message: &str) -> Bytes {
+    super::json(&Failed { error: message })
 }
 
 impl Dialect for Oip {
@@ -74,6 +84,10 @@ impl Dialect for Oip {
 
     fn full_statuses(&self) -> &'static [u16] {
         &[429, 503]
+    }
+
+    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
+        (matches!(operation, Operation::Inference(_)) && server.dialect.name() == OipGrpc.name()).then_some(&HttpToGrpc)
     }
 }
 

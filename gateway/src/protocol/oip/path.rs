@@ -4,8 +4,12 @@
 use std::ops::Range;
 
 use http::Method;
+use spillway_config::path as config_path;
+use spillway_filter::Refusal;
 
 use crate::protocol::inference::InferenceCall;
+use crate::protocol::named;
+use crate::protocol::refusals::shown;
 
 /// Prefix of all paths.
 const ROOT: &str = "/v2";
@@ -13,6 +17,56 @@ const ROOT: &str = "/v2";
 const MODELS: &str = "/v2/models/";
 /// Begin of Triton's paths for the server as a whole.
 const OF_SERVER: [&str; 5] = ["repository", "systemsharedmemory", "cudasharedmemory", "trace", "logging"];
+
+/// Text out of a path, its escapes decoded once.
+pub(super) fn decoded(escaped: &str) -> String {
+    let bytes: Vec<u8> = config_path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+}
+
+/// Name as a segment of a path: all but letters, digits and `-._~` is escaped.
+pub fn segment_of(name: &str) -> String {
+    let mut written = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            written.push(char::from(byte));
+        } else {
+            config_path::escape(&mut written, byte);
+        }
+    }
+    written
+}
+
+/// Path of a call about a model and its version, which may be empty; `None` for a call that HTTP does not have.
+///
+/// # Errors
+/// Refuses a call that names no model, and names that a path cannot hold.
+pub(super) fn of(call: InferenceCall, model: &str, version: &str) -> Result<Option<String>, Refusal> {
+    let action = match call {
+        InferenceCall::ServerMetadata => return Ok(Some(ROOT.to_owned())),
+        InferenceCall::ServerLive => return Ok(Some([ROOT, "/health/live"].concat())),
+        InferenceCall::ServerReady => return Ok(Some([ROOT, "/health/ready"].concat())),
+        InferenceCall::Infer => "/infer",
+        InferenceCall::ModelReady => "/ready",
+        InferenceCall::ModelMetadata => "",
+        InferenceCall::StreamInfer | InferenceCall::OtherOfModel | InferenceCall::OtherOfServer => return Ok(None),
+    };
+    named(Some(model).filter(|model| !model.is_empty()))?;
+    for (field, name) in [("model_name", model), ("model_version", version)] {
+        // Servers resolve them as folders, escaped or not.
+        if matches!(name, "." | "..") {
+            let message = format!("`{field}` is `{}`, which is no name in a path.", shown(name));
+            return Err(Refusal::invalid("invalid_value", message).param(field));
+        }
+    }
+    let mut path = [MODELS, &segment_of(model)].concat();
+    if !version.is_empty() {
+        path.push_str("/versions/");
+        path.push_str(&segment_of(version));
+    }
+    path.push_str(action);
+    Ok(Some(path))
+}
 
 /// Segment that ends before the next slash, and the rest behind that slash.
 fn segment(text: &str) -> (&str, Option<&str>) {

@@ -30,7 +30,7 @@ pub(super) enum DataType {
 }
 
 impl DataType {
-    const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Bool,
         Self::Uint8,
         Self::Uint16,
@@ -67,8 +67,13 @@ impl DataType {
         }
     }
 
+    /// Datatype of this name.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+
     /// Bytes of an element; `None` where each has its own length.
-    fn size(self) -> Option<usize> {
+    pub(super) fn size(self) -> Option<usize> {
         match self {
             Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
             Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
@@ -122,7 +127,7 @@ impl Input {
     /// # Errors
     /// Refuses a datatype that does not exist, a shape that is too large, and elements that do not fill it or are no UTF-8.
     pub(super) fn new(name: String, datatype: &str, shape: Vec<u64>, elements: Elements<'_>) -> Result<Self, Refusal> {
-        let Some(datatype) = DataType::ALL.into_iter().find(|known| known.as_str() == datatype) else {
+        let Some(datatype) = DataType::of(datatype) else {
             return Err(wrong(&name, format_args!("has an unknown datatype `{}`", shown(datatype))));
         };
         let product = shape.iter().try_fold(1u64, |product, length| product.checked_mul(*length));
@@ -182,7 +187,7 @@ fn raw(name: &str, datatype: DataType, count: usize, bytes: &[u8]) -> Result<Vec
 }
 
 /// First element of [`DataType::Bytes`] in binary form, and the rest behind it.
-fn element(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn element(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_at_checked(LENGTH)?;
     let length = u32::from_le_bytes(length.try_into().ok()?);
     rest.split_at_checked(usize::try_from(length).ok()?)

@@ -16,7 +16,7 @@ const MOST_PARAMETERS: usize = 64;
 
 const CLASSIFICATION: &str = "classification";
 /// Begin of the names of the parameters that place a tensor in shared memory.
-const SHARED_MEMORY: &str = "shared_memory_";
+pub(super) const SHARED_MEMORY: &str = "shared_memory_";
 
 /// List of at most `MOST` entries: small entries must not grow a body many times over.
 pub(super) struct Few<T, const MOST: usize>(pub(super) Vec<T>);

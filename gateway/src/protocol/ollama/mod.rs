@@ -26,7 +26,7 @@ use super::dialect::{
 use super::json;
 use super::openai::OpenAi;
 use super::operation::{Known, ModelScope, Operation};
-use super::translate::CallerApi;
+use super::translate::{CallTranslator, CallerApi, ServerKind};
 
 /// Tag that a name without a tag means.
 const LATEST: &str = ":latest";
@@ -199,6 +199,10 @@ impl Dialect for Ollama {
             Operation::Completions => Some(&translate::Generate),
             _ => None,
         }
+    }
+
+    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
+        (operation == Operation::Embeddings && server.dialect.name() == OpenAi.name()).then_some(&translate::Embeddings)
     }
 
     fn encode_kind(&self, operation: Operation) -> Option<Encode> {

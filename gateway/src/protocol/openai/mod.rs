@@ -2,6 +2,7 @@
 //! parts of `request`.
 
 mod continuation;
+pub(super) mod counts;
 mod encoded;
 mod error;
 mod observe;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, header};
 use spillway_filter::{Fields, Refusal};
 
+use super::anthropic::{self, Anthropic};
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
 use super::dialect::{
     AnswerHead, ContinueStream, Dialect, ListPage, ModelCard, ModelPath, Observe, ReadSocket, Transcribe, WriteAnswer,
@@ -24,10 +26,11 @@ use super::dialect::{
 use super::operation::{Known, ModelScope, Operation};
 use super::peek::model_at;
 use super::predict::is_verb;
-use super::translate::{CallerApi, ServerApi};
+use super::translate::{CallTranslator, CallerApi, ServerApi, ServerKind, TokenCounts};
 use observe::{Observer, SocketReader};
 use responses::Responses;
 pub(in crate::protocol) use translate::ChatCompletions;
+use translate::Completions;
 
 /// Paths of the API, below `/v1/`.
 const CHAT: &str = "chat/completions";
@@ -208,6 +211,7 @@ impl Dialect for OpenAi {
     fn translator(&self, operation: Operation) -> Option<&'static dyn CallerApi> {
         match operation {
             Operation::Chat => Some(&ChatCompletions),
+            Operation::Completions => Some(&Completions),
             Operation::Responses => Some(&Responses),
             _ => None,
         }
@@ -215,6 +219,19 @@ impl Dialect for OpenAi {
 
     fn conversations(&self) -> Option<&'static dyn ServerApi> {
         Some(&ChatCompletions)
+    }
+
+    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
+        static AT_ANTHROPIC: TokenCounts = TokenCounts { caller: &counts::CALLER, server: &anthropic::COUNTS };
+        static AT_TOKENIZE: TokenCounts = TokenCounts { caller: &counts::CALLER, server: &counts::TOKENIZE };
+        if operation != Operation::CountTokens {
+            return None;
+        }
+        match server.dialect.name() {
+            name if name == Anthropic.name() => Some(&AT_ANTHROPIC),
+            name if name == self.name() && server.has_tokenize => Some(&AT_TOKENIZE),
+            _ => None,
+        }
     }
 
     fn encode_kind(&self, operation: Operation) -> Option<Encode> {

@@ -8,7 +8,9 @@
 
 mod answer;
 mod builtin;
+mod call;
 mod conversation;
+mod counts;
 mod in_order;
 mod lossy;
 mod object;
@@ -21,6 +23,7 @@ use spillway_filter::Refusal;
 
 pub use answer::answer;
 pub use builtin::chat_request;
+pub use call::{CallAnswer, CallTranslator, CallerCall, ReadCallAnswer, ServerAnswer, ServerKind, WrittenCall};
 pub use conversation::{
     Conversation, Effort, Format, Image, ImageSource, Part, Role, Setting, Settings, Thinking, ToolPick, ToolSpec, Turn,
 };
@@ -29,6 +32,7 @@ pub use lossy::Lossy;
 pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
 
 pub(super) use conversation::NamedSetting;
+pub(super) use counts::{CountCaller, CountServer, TokenCounts, json_answer, json_headers, unreadable};
 pub(super) use object::{Fields, Wrong, choice_without_tools, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};

@@ -76,7 +76,7 @@ const A: Fate = Fate::Answered;
 const NO: Fate = Fate::Refused("404 unsupported_endpoint");
 /// The call exists, but a built-in model does not do it.
 const NEVER: Fate = Fate::Refused("501 unsupported_endpoint");
-/// Calls of the Open Inference Protocol are not translated between HTTP and gRPC.
+/// The call of the Open Inference Protocol has no counterpart over the other transport.
 const OTHER: Fate = Fate::Refused("501 unsupported_transport");
 /// No upgrade to WebSocket without a server, or over HTTP/2 to a server.
 const STAYS: Fate = Fate::Refused("501 upgrade_not_supported");
@@ -135,10 +135,11 @@ const fn other(method: &'static str, target: &'static str, kind: Kind, fates: Fa
 #[rustfmt::skip]
 const CALLS: &[Call] = &[
     openai("POST", "/v1/chat/completions", CHAT, [A, P, T, P, NO, NO, P]),
-    openai("POST", "/v1/completions", json(r#"{"model":"smollm2","max_tokens":2,"prompt":"hi"}"#), [A, P, NO, P, NO, NO, P]),
+    openai("POST", "/v1/completions", json(r#"{"model":"smollm2","max_tokens":2,"prompt":"hi"}"#), [A, P, T, P, NO, NO, P]),
     openai("POST", "/v1/embeddings", json(r#"{"model":"minilm","input":"hi"}"#), [A, P, NO, P, NO, NO, P]),
     openai("POST", "/v1/rerank", json(r#"{"model":"judge","query":"a","documents":["b"]}"#), [A, P, NO, P, NO, NO, P]),
     openai("POST", "/v1/responses", json(r#"{"model":"smollm2","max_output_tokens":2,"input":"hi"}"#), [A, P, T, P, NO, NO, P]),
+    openai("POST", "/v1/responses/input_tokens", json(r#"{"model":"smollm2","input":"hi"}"#), [A, P, T, P, NO, NO, P]),
     openai("GET", "/v1/responses/resp_1", NOTHING, [NO, P, P, P, P, P, P]),
     openai("GET", "/v1/models", NOTHING, [A, A, A, A, P, P, P]),
     openai("POST", "/v1/moderations", json(r#"{"model":"smollm2","input":"hi"}"#), [NO, P, P, P, P, P, P]),
@@ -150,22 +151,24 @@ const CALLS: &[Call] = &[
     azure("POST", "/openai/deployments/smollm2/chat/completions?api-version=2024-10-21", CHAT, [A, P, T, P, NO, NO, P]),
     azure("POST", "/openai/v1/chat/completions", CHAT, [A, P, T, P, NO, NO, P]),
     claude("POST", "/v1/messages", CHAT, [A, T, P, P, NO, NO, P]),
-    claude("POST", "/v1/messages/count_tokens", COUNT, [A, NO, P, P, NO, NO, P]),
+    claude("POST", "/v1/messages/count_tokens", COUNT, [A, T, P, P, NO, NO, P]),
     claude("GET", "/v1/models", NOTHING, [A, A, A, A, P, P, P]),
     ollama("POST", "/api/chat", OLLAMA_CHAT, [A, T, T, P, NO, NO, P]),
     ollama("POST", "/api/generate", OLLAMA_PROMPT, [A, T, T, P, NO, NO, P]),
-    ollama("POST", "/api/embed", json(r#"{"model":"minilm","input":"hi"}"#), [A, NO, NO, P, NO, NO, P]),
+    ollama("POST", "/api/embed", json(r#"{"model":"minilm","input":"hi"}"#), [A, T, NO, P, NO, NO, P]),
     ollama("GET", "/api/tags", NOTHING, [A, A, A, A, P, P, P]),
     ollama("POST", "/api/show", json(r#"{"model":"smollm2"}"#), [A, P, P, P, P, P, P]),
     ollama("GET", "/api/version", NOTHING, [A, P, P, P, P, P, P]),
     ollama("POST", "/api/pull", json(r#"{"model":"smollm2"}"#), [NEVER, P, P, P, P, P, P]),
-    oip("POST", "/v2/models/minilm/infer", json(r#"{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["hi"]}]}"#), [A, P, P, P, P, OTHER, P]),
-    oip("GET", "/v2/models/minilm", NOTHING, [A, P, P, P, P, OTHER, P]),
-    oip("GET", "/v2/health/ready", NOTHING, [A, P, P, P, P, OTHER, P]),
+    oip("POST", "/v2/models/minilm/infer", json(r#"{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["hi"]}]}"#), [A, P, P, P, P, T, P]),
+    oip("GET", "/v2/models/minilm", NOTHING, [A, P, P, P, P, T, P]),
+    oip("GET", "/v2/health/ready", NOTHING, [A, P, P, P, P, T, P]),
     oip("POST", "/v2/repository/index", json("{}"), [NEVER, P, P, P, P, OTHER, P]),
     oip("POST", "/v2/models/minilm/generate", json(r#"{"text_input":"hi"}"#), [NEVER, P, P, P, P, OTHER, P]),
-    oip("POST", "/inference.GRPCInferenceService/ModelInfer", Kind::Grpc(INFER), [A, P, P, P, OTHER, P, P]),
-    oip("POST", "/inference.GRPCInferenceService/ServerReady", Kind::Grpc(b""), [A, P, P, P, OTHER, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/ModelInfer", Kind::Grpc(INFER), [A, P, P, P, T, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/ModelMetadata", Kind::Grpc(b"\x0a\x06minilm"), [A, P, P, P, T, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/ServerReady", Kind::Grpc(b""), [A, P, P, P, T, P, P]),
+    oip("POST", "/inference.GRPCInferenceService/RepositoryIndex", Kind::Grpc(b""), [NEVER, P, P, P, OTHER, P, P]),
     predict("POST", "/v1/models/smollm2:predict", json(r#"{"instances":[1]}"#), [NO, P, P, P, P, P, P]),
     predict("GET", "/v1/models/smollm2", NOTHING, [A, A, A, A, P, P, P]),
     predict("POST", "/predictions/smollm2", Kind::Http("application/octet-stream", "x"), [NO, P, P, P, P, P, P]),

@@ -116,6 +116,20 @@ pub(super) const FURTHER: &[(&str, &str, &[&str])] = &[
         "ollama",
         &["ollama::a_backend_is_passed_to_and_its_usage_read", "ollama::a_model_is_renamed_for_the_backend"],
     ),
+    (
+        "OpenAI, completions and counts",
+        "anthropic",
+        &["translated_calls::official_clients_before_servers_of_other_apis"],
+    ),
+    (
+        "Anthropic, counts",
+        "openai",
+        &[
+            "translated_calls::official_clients_before_servers_of_other_apis",
+            "translated_calls::a_count_is_that_of_the_server_or_none",
+        ],
+    ),
+    ("Ollama, embeddings", "openai", &["translated_calls::official_clients_before_servers_of_other_apis"]),
     ("Ollama", "http", &["ollama::routes_that_call_no_models_keep_the_paths_to_themselves"]),
     (
         "Open Inference Protocol",
@@ -136,6 +150,23 @@ pub(super) const FURTHER: &[(&str, &str, &[&str])] = &[
         &[
             "open_inference::calls_of_grpc_are_routed_by_the_model_in_their_message",
             "open_inference::a_stream_of_calls_passes_in_both_directions",
+            "clients::tritonclient_speaks_http_and_grpc_to_mlserver",
+        ],
+    ),
+    (
+        "Open Inference Protocol over HTTP",
+        "oip-grpc",
+        &[
+            "open_inference::the_official_client_reaches_servers_of_the_other_transport",
+            "clients::tritonclient_speaks_http_and_grpc_to_mlserver",
+        ],
+    ),
+    (
+        "Open Inference Protocol over gRPC",
+        "oip",
+        &[
+            "open_inference::the_official_client_reaches_servers_of_the_other_transport",
+            "open_inference::faults_of_servers_of_the_other_transport_are_told_and_passed_over",
             "clients::tritonclient_speaks_http_and_grpc_to_mlserver",
         ],
     ),

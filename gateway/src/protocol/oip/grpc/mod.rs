@@ -1,8 +1,8 @@
 //! The Open Inference Protocol over gRPC: `inference.GRPCInferenceService`.
 
 mod answer;
-mod request;
-mod wire;
+pub(super) mod request;
+pub(super) mod wire;
 
 use std::ops::Range;
 
@@ -10,13 +10,15 @@ use bytes::Bytes;
 use http::{HeaderValue, Method};
 use spillway_filter::Refusal;
 
-use super::error;
 use super::infer::{AnswerPlan, InferRequest};
 use super::metadata::{ModelFacts, SERVER};
+use super::translate::GrpcToHttp;
+use super::{Oip, error};
 use crate::protocol::chat::Encoded;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::inference::{AnswerName, InferenceCall, NamedModel};
 use crate::protocol::operation::{Known, ModelPlace, Operation};
+use crate::protocol::translate::{CallTranslator, ServerKind};
 
 /// Path of the service, with the slash before its methods.
 const SERVICE: &str = "/inference.GRPCInferenceService/";
@@ -38,6 +40,20 @@ fn call(path: &str) -> Option<InferenceCall> {
         "ModelConfig" | "ModelStatistics" => InferenceCall::OtherOfModel,
         _ => InferenceCall::OtherOfServer,
     })
+}
+
+/// Path of the method of a call that other transports have as well; `None` for any other.
+pub(super) fn method(call: InferenceCall) -> Option<String> {
+    let name = match call {
+        InferenceCall::ServerLive => "ServerLive",
+        InferenceCall::ServerReady => "ServerReady",
+        InferenceCall::ServerMetadata => "ServerMetadata",
+        InferenceCall::ModelReady => "ModelReady",
+        InferenceCall::ModelMetadata => "ModelMetadata",
+        InferenceCall::Infer => "ModelInfer",
+        InferenceCall::StreamInfer | InferenceCall::OtherOfModel | InferenceCall::OtherOfServer => return None,
+    };
+    Some([SERVICE, name].concat())
 }
 
 impl Dialect for OipGrpc {
@@ -73,6 +89,10 @@ impl Dialect for OipGrpc {
 
     fn full_statuses(&self) -> &'static [u16] {
         &[429, 503]
+    }
+
+    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
+        (matches!(operation, Operation::Inference(_)) && server.dialect.name() == Oip.name()).then_some(&GrpcToHttp)
     }
 
     /// Refusal of a request that is no gRPC call; those get a gRPC status.

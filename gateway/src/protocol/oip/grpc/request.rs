@@ -22,7 +22,7 @@ const VERSION: u32 = 2;
 /// Most fields of a tensor's shape that are read.
 const MOST_DIMENSIONS: usize = 8;
 
-fn malformed() -> Refusal {
+pub(in crate::protocol::oip) fn malformed() -> Refusal {
     Refusal::invalid("invalid_message", "The message is not in the form of the Open Inference Protocol.")
 }
 
@@ -32,18 +32,18 @@ impl From<Malformed> for Refusal {
     }
 }
 
-fn too_many(what: &str, most: usize) -> Refusal {
+pub(in crate::protocol::oip) fn too_many(what: &str, most: usize) -> Refusal {
     Refusal::invalid("invalid_message", format!("The message has more than {most} {what}."))
 }
 
-fn text(value: Value<'_>) -> Result<&str, Refusal> {
+pub(in crate::protocol::oip) fn text(value: Value<'_>) -> Result<&str, Refusal> {
     match value {
         Value::Bytes(bytes) => std::str::from_utf8(bytes).map_err(|_| malformed()),
         _ => Err(malformed()),
     }
 }
 
-fn bytes(value: Value<'_>) -> Result<&[u8], Refusal> {
+pub(in crate::protocol::oip) fn bytes(value: Value<'_>) -> Result<&[u8], Refusal> {
     if let Value::Bytes(bytes) = value { Ok(bytes) } else { Err(malformed()) }
 }
 
@@ -51,7 +51,7 @@ fn bytes(value: Value<'_>) -> Result<&[u8], Refusal> {
 ///
 /// # Errors
 /// Refuses a message in a coding, and any other number of messages.
-pub(super) fn message(body: &[u8]) -> Result<&[u8], Refusal> {
+pub(in crate::protocol::oip) fn message(body: &[u8]) -> Result<&[u8], Refusal> {
     match frame(body) {
         Frame::Message(message) => Ok(message),
         Frame::Compressed => Err(Refusal::new(
@@ -220,7 +220,7 @@ fn input<'m>(message: &'m [u8], call: &mut InferRequest) -> Result<Written<'m>, 
         match number {
             1 => read.name = text(value)?,
             2 => read.datatype = text(value)?,
-            3 => dimensions(value, &mut read.shape)?,
+            3 => dimensions::<MOST_DIMENSIONS, _>(value, &mut read.shape)?,
             4 => parameter(value, "inputs.parameters", call)?,
             5 if read.contents.is_some() => return Err(duplicate("contents")),
             5 => read.contents = Some(bytes(value)?),
@@ -230,17 +230,19 @@ fn input<'m>(message: &'m [u8], call: &mut InferRequest) -> Result<Written<'m>, 
     Ok(read)
 }
 
-/// Reads dimensions of a shape, packed or one.
-fn dimensions(value: Value<'_>, into: &mut Vec<u64>) -> Result<(), Refusal> {
+/// Reads dimensions of a shape, packed or one, of which there may be `MOST`.
+pub(in crate::protocol::oip) fn dimensions<const MOST: usize, N: TryFrom<i64>>(
+    value: Value<'_>,
+    into: &mut Vec<N>,
+) -> Result<(), Refusal> {
     let mut add = |dimension: u64| {
-        if into.len() == MOST_DIMENSIONS {
-            return Err(too_many("dimensions in a shape", MOST_DIMENSIONS));
+        if into.len() == MOST {
+            return Err(too_many("dimensions in a shape", MOST));
         }
         // A negative number of protobuf's `int64` is a varint with the highest bit set.
-        if i64::try_from(dimension).is_err() {
-            return Err(Refusal::invalid("invalid_tensor", "A shape has a negative dimension.").param("shape"));
-        }
-        into.push(dimension);
+        let dimension = i64::try_from(dimension).ok().and_then(|dimension| N::try_from(dimension).ok());
+        let negative = || Refusal::invalid("invalid_tensor", "A shape has a negative dimension.").param("shape");
+        into.push(dimension.ok_or_else(negative)?);
         Ok(())
     };
     match value {

@@ -2,7 +2,7 @@
 //! so that a message of many small fields costs no more memory than its bytes.
 
 /// Bytes before the message of a frame: whether it is compressed, and its length in four bytes, the highest first.
-pub(super) const FRAME: usize = 5;
+pub(in crate::protocol::oip) const FRAME: usize = 5;
 
 /// Highest number of a field (protobuf.dev, "Assigning Field Numbers"). A key with more bits is no key to some readers, while
 /// others drop those bits and read the field of a small number.
@@ -10,11 +10,11 @@ const MAX_FIELD: u64 = (1 << 29) - 1;
 
 /// Message that is not in protobuf's wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(in crate::protocol::oip) struct Malformed;
 
 /// Value of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Value<'m> {
+pub(in crate::protocol::oip) enum Value<'m> {
     Varint(u64),
     Fixed64([u8; 8]),
     Bytes(&'m [u8]),
@@ -23,28 +23,28 @@ pub(super) enum Value<'m> {
 
 /// Field of a message with its bytes' place in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Field<'m> {
-    pub(super) number: u32,
-    pub(super) value: Value<'m>,
+pub(in crate::protocol::oip) struct Field<'m> {
+    pub(in crate::protocol::oip) number: u32,
+    pub(in crate::protocol::oip) value: Value<'m>,
     /// Offset of the first byte of the field in the message.
-    pub(super) from: usize,
+    pub(in crate::protocol::oip) from: usize,
     /// Offset behind its last byte.
-    pub(super) to: usize,
+    pub(in crate::protocol::oip) to: usize,
 }
 
 /// Fields of a message, in its order. Ends after the first that is malformed.
-pub(super) struct Fields<'m> {
+pub(in crate::protocol::oip) struct Fields<'m> {
     message: &'m [u8],
     rest: &'m [u8],
 }
 
 /// Iterates over the fields of a message.
-pub(super) fn fields(message: &[u8]) -> Fields<'_> {
+pub(in crate::protocol::oip) fn fields(message: &[u8]) -> Fields<'_> {
     Fields { message, rest: message }
 }
 
 /// Reads a varint of at most ten bytes, and returns the rest.
-pub(super) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+pub(in crate::protocol::oip) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (n, byte) in bytes.iter().enumerate().take(10) {
         let bits = u64::from(byte & 0x7F);
@@ -60,7 +60,7 @@ pub(super) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// Appends a varint.
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(in crate::protocol::oip) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value as u8) | 0x80);
         value >>= 7;
@@ -117,7 +117,7 @@ impl<'m> Iterator for Fields<'m> {
 
 /// Content of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Frame<'b> {
+pub(in crate::protocol::oip) enum Frame<'b> {
     /// A message as it is.
     Message(&'b [u8]),
     /// A message in a coding.
@@ -127,7 +127,7 @@ pub(super) enum Frame<'b> {
 }
 
 /// Reads a body that holds one message.
-pub(super) fn frame(body: &[u8]) -> Frame<'_> {
+pub(in crate::protocol::oip) fn frame(body: &[u8]) -> Frame<'_> {
     let Some(([flag, length @ ..], message)) = body.split_first_chunk::<FRAME>() else { return Frame::Other };
     if usize::try_from(u32::from_be_bytes(*length)) != Ok(message.len()) {
         return Frame::Other;

@@ -1,5 +1,6 @@
 //! Translation of Ollama's API for servers of other APIs: requests to the neutral types, and answers from them.
 
+mod embed;
 mod messages;
 mod options;
 mod request;
@@ -15,6 +16,8 @@ use spillway_filter::Refusal;
 use super::answer::Shape;
 use super::{ErrorBody, LINES, json};
 use crate::protocol::translate::{Api, ApiError, Asked, CallerApi, Conversation, Reply, Unreadable, WriteStream};
+
+pub(super) use embed::Embeddings;
 
 /// Translator of `/api/chat`.
 pub(super) struct Chat;

@@ -14,7 +14,7 @@ mod translate;
 
 pub(super) use answer::Answer;
 pub(super) use request::responses;
-pub(super) use translate::Responses;
+pub(super) use translate::{Responses, read_count, write_count};
 
 use bytes::Bytes;
 use serde::Serialize;

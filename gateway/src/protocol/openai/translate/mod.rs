@@ -1,6 +1,7 @@
 //! Chat completions to and from the neutral types of translation. Shapes are those of the official client (`openai` 3.57,
 //! `types/chat`), with `reasoning_content` of DeepSeek, vLLM and others, and `thinking_blocks` of LiteLLM.
 
+mod completions;
 mod error;
 mod messages;
 mod reply;
@@ -20,10 +21,16 @@ use crate::protocol::translate::{
     WriteStream, WrittenRequest,
 };
 
+pub(in crate::protocol::openai) use completions::Completions;
 pub(in crate::protocol) use error::{kind as error_kind, write as write_error};
 pub(in crate::protocol) use messages::source_of as image_source;
 pub(in crate::protocol) use reply::new_id;
 pub(in crate::protocol) use shapes::{Logprobs, logprobs_of};
+pub(in crate::protocol::openai) use write::request as write_request;
+
+/// Longest id and name of a model that a server may tell, in bytes: every chunk repeats them, and so a long one would grow a
+/// stream many times over.
+const MAX_NAME: usize = 256;
 
 /// True for a header of OpenAI's API.
 pub(in crate::protocol) fn is_own_header(name: &HeaderName) -> bool {

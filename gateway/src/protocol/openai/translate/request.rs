@@ -45,15 +45,7 @@ fn asks_for_nothing(name: &str, value: &Value) -> bool {
 pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
     let mut fields = Fields::new(json_object(body)?, "");
     let mut request = Conversation { model: fields.text("model")?, ..Conversation::default() };
-    request.stream = fields.flag("stream")?.unwrap_or(false);
-    if let Some(mut options) = fields.object("stream_options")? {
-        request.include_usage = options.flag("include_usage")?.unwrap_or(false);
-        // Padding against eavesdroppers: none is added.
-        if options.flag("include_obfuscation")? == Some(true) {
-            request.hints.push("stream_options.include_obfuscation".to_owned());
-        }
-        request.hints.extend(options.rest_names());
-    }
+    stream(&mut fields, &mut request)?;
     messages::read(&mut fields, &mut request)?;
     sampling(&mut fields, &mut request)?;
     tools(&mut fields, &mut request)?;
@@ -66,6 +58,26 @@ pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
         };
         request.settings.push("reasoning_effort", setting);
     }
+    finish(fields, &mut request)?;
+    Ok(request)
+}
+
+/// Reads whether the answer is wanted as an event stream, and what that ends with.
+pub(super) fn stream(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> {
+    request.stream = fields.flag("stream")?.unwrap_or(false);
+    if let Some(mut options) = fields.object("stream_options")? {
+        request.include_usage = options.flag("include_usage")?.unwrap_or(false);
+        // Padding against eavesdroppers: none is added.
+        if options.flag("include_obfuscation")? == Some(true) {
+            request.hints.push("stream_options.include_obfuscation".to_owned());
+        }
+        request.hints.extend(options.rest_names());
+    }
+    Ok(())
+}
+
+/// Reads the end user, hints, and the fields that are not known.
+pub(super) fn finish(mut fields: Fields, request: &mut Conversation) -> Result<(), Wrong> {
     // The newer name wins.
     let safety = fields.text("safety_identifier")?;
     let user = fields.text("user")?;
@@ -87,10 +99,11 @@ pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
     for (name, value) in fields.rest().filter(|(name, value)| !asks_for_nothing(name, value)) {
         request.settings.push(shown(&name), Setting::Unknown(value));
     }
-    Ok(request)
+    Ok(())
 }
 
-fn sampling(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> {
+/// Reads the fields of sampling and of the length of an answer.
+pub(super) fn sampling(fields: &mut Fields, request: &mut Conversation) -> Result<(), Wrong> {
     let Conversation { settings, hints, .. } = request;
     // Where both are given, the newer name wins.
     let older = fields.count("max_tokens")?;

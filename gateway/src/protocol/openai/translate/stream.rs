@@ -4,6 +4,7 @@ use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::MAX_NAME;
 use super::error::{reported, write_error_event};
 use super::reply::new_id;
 use super::shapes::{
@@ -154,10 +155,6 @@ fn thinking(block: ThinkingBlock, emit: &mut dyn FnMut(Delta)) {
         emit(Delta::Signature(signature));
     }
 }
-
-/// Longest id and name of a model that a server may tell, in bytes: every chunk repeats them, and so a long one would grow a
-/// stream many times over.
-const MAX_NAME: usize = 256;
 
 /// Writer of the stream for a caller.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ const SCHEMA_NAME: &str = "answer";
 const EFFORTS: [(u64, Effort); 2] = [(4096, Effort::Low), (16_384, Effort::Medium)];
 
 /// Writes a request for a server that knows the model as `model`, in its words.
-pub(super) fn request(
+pub(in crate::protocol::openai) fn request(
     conversation: &Conversation,
     (model, words): (&str, ServerWords),
     lossy: &mut Lossy<'_>,

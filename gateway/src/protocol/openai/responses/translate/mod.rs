@@ -7,6 +7,7 @@ mod request;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
@@ -14,6 +15,9 @@ use spillway_filter::Refusal;
 
 use crate::protocol::openai::translate::{is_own_header, write_error};
 use crate::protocol::translate::{Api, ApiError, Asked, CallerApi, Conversation, Reply, Unreadable, WriteStream};
+
+pub(in crate::protocol::openai) use request::read as read_count;
+pub(in crate::protocol::openai) use write::count as write_count;
 
 /// Translator of the Responses API.
 pub(in crate::protocol::openai) struct Responses;

@@ -68,7 +68,7 @@ fn asks_for_nothing(name: &str, value: &Value) -> bool {
 }
 
 /// Reads a request.
-pub(super) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
+pub(in crate::protocol::openai) fn read(body: &[u8]) -> Result<Conversation, Refusal> {
     let map = json_object(body)?;
     let echoed = echo(&map);
     let mut fields = Fields::new(map, "");

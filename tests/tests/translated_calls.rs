@@ -1,0 +1,110 @@
+//! Vectors, the older completions and counts of tokens between APIs: official clients before a real server of the other API, which is
+//! a second gateway with built-in models, and scripted servers for the forms that it does not have.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use spillway_tests::{Gateway, Upstream, asked, minilm, model, reply, script};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_clients_before_servers_of_other_apis() {
+    let server = Gateway::start(&format!(
+        "models:
+  - {{name: smollm2, source: \"{}\", contextLength: 256, maxQueueWait: 60s}}
+  - {{name: minilm, source: \"{}\", task: embedding, maxQueueWait: 60s}}
+routes: [{{backendRefs: [{{model: smollm2}}, {{model: minilm}}]}}]
+",
+        model().display(),
+        minilm().display()
+    ))
+    .await;
+    let vllm = Upstream::start(|_| async {
+        Some(reply(200, &[JSON], "{\"count\":7,\"max_model_len\":99,\"tokens\":[1,2,3,4,5,6,7]}"))
+    })
+    .await;
+    let url = format!("http://{}", server.address);
+    let (mut backends, mut routes) = (String::new(), String::new());
+    for (name, protocol, url, further) in [
+        ("openai", "openai", &*url, ""),
+        ("anthropic", "anthropic", &*url, ""),
+        ("chat", "openai", &*url, ", apis: [chat]"),
+        ("vllm", "openai", &vllm.url(), ", apis: [chat, responses, tokenize], model: theirs"),
+    ] {
+        backends += &format!("  - {{name: {name}, protocol: {protocol}, endpoints: [{{url: \"{url}\"}}]{further}}}\n");
+        let matches = format!("[{{headers: [{{name: x-to, exact: {name}}}]}}]");
+        routes += &format!("  - {{name: {name}, matches: {matches}, backendRefs: [{{name: {name}}}]}}\n");
+    }
+    let gateway = Gateway::start(&format!("backends:\n{backends}routes:\n{routes}")).await;
+    let lines = script("translated_calls.py", &gateway, &[&url]).await;
+    let told: BTreeMap<String, Value> =
+        lines.into_iter().map(|line| (line["name"].as_str().unwrap().to_owned(), line)).collect();
+    let embed = &told["embed"];
+    assert_eq!((&embed["same"], &embed["model"]), (&json!(true), &json!("minilm")), "{embed}");
+    assert_eq!(embed["tokens"][0], embed["tokens"][1], "{embed}");
+    assert_eq!(told["embeddings"]["same"], true);
+    let refused = &told["embed refused"];
+    assert_eq!(refused["status"], 400, "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("options.num_ctx"), "{refused}");
+
+    let completions = &told["completions"];
+    assert_eq!(
+        (&completions["same"], &completions["object"]),
+        (&json!(true), &json!("text_completion")),
+        "{completions}"
+    );
+    assert_eq!(completions["reasons"][0], completions["reasons"][1], "{completions}");
+    assert_eq!(completions["usage"], json!([completions["own"], completions["own"]]), "{completions}");
+    let refused = &told["completions refused"];
+    assert_eq!(
+        (&refused["echo"]["param"], &refused["tokens"]["param"]),
+        (&json!("echo"), &json!("prompt")),
+        "{refused}"
+    );
+
+    for counts in [&told["counts of messages"]["counts"], &told["counts of responses"]["counts"]] {
+        assert!(counts[0].as_u64() > Some(0) && counts[0] == counts[1], "{counts}");
+    }
+    assert_eq!(
+        (&told["counts refused"]["status"], &told["counts refused"]["type"]),
+        (&json!(404), &json!("not_found_error"))
+    );
+    assert_eq!(told["counts by vllm"]["count"], 7);
+    let seen = vllm.last();
+    assert_eq!((seen.path.as_str(), &asked(&seen)["model"]), ("/tokenize", &json!("theirs")));
+}
+
+#[tokio::test]
+async fn a_count_is_that_of_the_server_or_none() {
+    // llama.cpp answers so to a conversation, which it does not render.
+    let server = Upstream::start(|_| async { Some(reply(200, &[JSON], "{\"tokens\":[]}")) }).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: openai, apis: [chat, tokenize], callerCredentials: pass, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: b}}]}}]
+",
+        server.url()
+    ))
+    .await;
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).to_string();
+    let headers = [JSON, ("anthropic-version", "2023-06-01"), ("x-api-key", "the callers")];
+    let answer = gateway.client().post("/v1/messages/count_tokens", &headers, body).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["error"]["type"]),
+        (502, &json!("api_error")),
+        "{}",
+        answer.text()
+    );
+    let seen = server.last();
+    assert_eq!(seen.headers["authorization"], "Bearer the callers");
+    assert!(!seen.headers.contains_key("x-api-key") && !seen.headers.contains_key("anthropic-version"));
+}
