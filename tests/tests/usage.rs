@@ -445,7 +445,7 @@ async fn tokens_that_a_cache_keeps_for_an_hour_have_their_own_price_whoever_asks
         let mut message = json!({"id": "m", "type": "message", "role": "assistant", "model": "m", "content": content,
             "stop_reason": "end_turn", "stop_sequence": null, "usage": usage});
         if !wants_stream(&seen) {
-            return Some(reply(200, &[JSON], &message.to_string()));
+            return Some(reply(200, &[JSON], message.to_string()));
         }
         message["content"] = json!([]);
         let block = json!({"index": 0, "content_block": {"type": "text", "text": ""}});
@@ -459,7 +459,7 @@ async fn tokens_that_a_cache_keeps_for_an_hour_have_their_own_price_whoever_asks
             typed("message_delta", end),
             typed("message_stop", json!({})),
         ];
-        Some(reply(200, &[EVENTS], &events.concat()))
+        Some(reply(200, &[EVENTS], events.concat()))
     })
     .await;
     let mut shop = Shop::open("anthropic", &upstream, "").await;

@@ -240,6 +240,7 @@ mod tests {
             protocol: UpgradeProtocol::WebSocket { key },
             listener: SocketAddr::from(([127, 0, 0, 1], 1)),
             certificate_ends: None,
+            rules: Arc::default(),
         };
         let good = [("upgrade", "WebSocket"), ("connection", "Upgrade"), ("sec-websocket-accept", ACCEPT)];
         let check = |further: &[(&'static str, &'static str)], good: &[(&'static str, &'static str)]| {

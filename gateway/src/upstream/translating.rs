@@ -9,7 +9,7 @@ use spillway_filter::ErrorKind;
 use super::encoded::without_coding;
 use super::masking::{Mask, SentCredentials};
 use super::outcome::CutReason;
-use super::passing::note_grpc_error;
+use super::passing::note_reported;
 use super::translation::{CallTranslation, ConversationTranslation, Translation};
 use crate::coding::Coding;
 use crate::exchange::Exchange;
@@ -20,9 +20,6 @@ use crate::protocol::translate::{
 
 /// Most bytes of a whole answer, as it came and decoded.
 pub(super) const MAX_ANSWER: usize = MAX_KEPT;
-
-/// Code of an answer whose body is an error of its server.
-pub(super) const REPORTED: &str = "upstream_error";
 
 /// Code of an answer that cannot be translated.
 const UNREADABLE: &str = CutReason::Unreadable.as_str();
@@ -220,7 +217,7 @@ pub(super) fn call(
     });
     adapt_head(head, |name| translation.is_servers_header(name));
     if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
-        note_grpc_error(&mut exchange.outcome, failed.as_u16());
+        note_reported(&mut exchange.outcome, Some(failed.as_u16()));
     }
     if answer.is_unreadable {
         exchange.outcome.error_code = Some(UNREADABLE);
@@ -267,8 +264,8 @@ pub(super) fn whole(
             }
             Err(why) => match translation.server.reported_error(&plain) {
                 Some(error) => {
-                    exchange.outcome.reported.get_or_insert(error.status.as_u16());
-                    exchange.outcome.error_code = Some(REPORTED);
+                    let known = exchange.outcome.reported;
+                    note_reported(&mut exchange.outcome, known.or(Some(error.status.as_u16())));
                     Err(masked(error))
                 }
                 None => Err(unreadable(why, exchange)),

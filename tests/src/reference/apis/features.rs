@@ -23,8 +23,6 @@ pub(super) enum Shown {
     Refused(&'static str, &'static [&'static str]),
     /// Neither the gateway nor the APIs of the pair have it.
     Unsupported,
-    /// No test shows it.
-    Untested,
 }
 
 impl Shown {
@@ -34,7 +32,6 @@ impl Shown {
             Self::Yes(_) => "yes",
             Self::Refused(how, _) => how,
             Self::Unsupported => "unsupported",
-            Self::Untested => "not tested",
         }
     }
 }
@@ -46,7 +43,7 @@ pub(super) struct Feature {
     pub(super) cells: [Shown; PAIRS.len()],
 }
 
-use Shown::{Refused, Unsupported, Untested, Yes};
+use Shown::{Refused, Unsupported, Yes};
 
 const OWN: Shown = Yes(&["apis::requests_of_a_servers_own_api_pass_byte_for_byte"]);
 const TRANSLATED: Shown = Yes(&["apis::calls_choices_and_ends_are_translated"]);

@@ -33,7 +33,7 @@ an embedder or a reranker for the others.";
 const FEATURES: &str = "\
 Caller → backend. **yes**: the tests named below show it; of several calls, forced tools and reasons, translated, in whole answers. A refusal
 names the field.
-**unsupported**: the API of the caller or the backend has no such thing, or the gateway does not translate it. **not tested**: it may work.";
+**unsupported**: the API of the caller or the backend has no such thing, or the gateway does not translate it.";
 
 /// Renders the page.
 pub(super) fn page() -> String {
@@ -44,14 +44,12 @@ pub(super) fn page() -> String {
     let refused = all_calls.iter().filter(|fate| matches!(fate, Fate::Refused(_))).count();
     writeln!(
         page,
-        "Calls: {} of {} cells are tested, {refused} of them refusals. Features: {} of {} cells are tested, {} are unsupported, {} are not \
-         tested.\n",
+        "Calls: {} of {} cells are tested, {refused} of them refusals. Features: {} of {} cells are tested, {} are unsupported.\n",
         all_calls.len(),
         all_calls.len(),
         count(|shown| matches!(shown, Shown::Yes(_) | Shown::Refused(..))),
         cells.len(),
         count(|shown| matches!(shown, Shown::Unsupported)),
-        count(|shown| matches!(shown, Shown::Untested)),
     )
     .unwrap();
     calls_section(&mut page);

@@ -205,12 +205,12 @@ impl WriteStream for StreamWriter {
 mod tests {
     use super::*;
     use crate::protocol::ANTHROPIC;
-    use crate::protocol::translate::{Finish, Lossy};
+    use crate::protocol::translate::{Finish, Lossy, ServerWords};
 
     fn written(body: &Value) -> Result<Value, Refusal> {
         let conversation = Completions.read_request(body.to_string().as_bytes())?;
         let server = ANTHROPIC.conversations().unwrap();
-        let request = server.write_request(&conversation, "claude", &mut Lossy::default())?;
+        let request = server.write_request(&conversation, ("claude", ServerWords::default()), &mut Lossy::default())?;
         Ok(serde_json::from_slice(&request.body).unwrap())
     }
 
