@@ -254,10 +254,9 @@ async fn what_has_no_counterpart_is_refused_in_the_form_of_the_caller() {
     let body = format!("{{\"model\":\"m\",{message},\"options\":{{\"seed\":5}},\"keep_alive\":1,\"stream\":false}}");
     let answer = client.post("/api/chat", &[JSON], body).await;
     assert_eq!((answer.status.as_u16(), answer.header("x-spillway-dropped")), (200, "keep_alive, options.seed"));
-    for (path, body) in [
-        ("/api/embed", "{\"model\":\"m\",\"input\":\"x\"}"),
-        ("/v1/responses/input_tokens", "{\"model\":\"m\",\"input\":\"x\"}"),
-    ] {
+    for (path, body) in
+        [("/api/embed", "{\"model\":\"m\",\"input\":\"x\"}"), ("/v1/embeddings", "{\"model\":\"m\",\"input\":\"x\"}")]
+    {
         let answer = client.post(path, &[JSON], body).await;
         assert_eq!(answer.status, 404, "{path}: {}", answer.text());
         assert!(answer.text().contains("anthropic"), "{path}: {}", answer.text());

@@ -110,7 +110,8 @@ routes:
     assert_eq!(names(&client, "/v1/models", &headers[1]).await, expected);
     let mut tags = names(&client, "/api/tags", few).await;
     tags.iter_mut().for_each(|name| *name = name.trim_end_matches(":latest").to_owned());
-    (expected.sort(), tags.sort());
+    expected.sort();
+    tags.sort();
     assert_eq!(tags, expected);
     for (name, status) in [("gpt-5", 200), ("claude%201", 200), ("fast", 200), ("secret", 404), ("llama3", 404)] {
         for method in ["GET", "HEAD"] {

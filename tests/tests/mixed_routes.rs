@@ -126,7 +126,7 @@ async fn retries_and_hedges_do_not_go_to_a_target_that_cannot_take_the_request()
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
     let flaky = Upstream::start(move |seen| {
-        let first = counted.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+        let first = counted.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
         async move { if first { Some(reply(500, &[], "{}")) } else { gpt(seen).await } }
     })
     .await;

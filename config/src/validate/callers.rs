@@ -108,7 +108,7 @@ fn is_served(config: &Config, index: &Index<'_>, name: &str) -> bool {
     let accepts = |pattern: &str| ModelPattern::new(pattern).matches(name);
     config.routes.iter().any(|route| {
         let is_matched = route.matches.is_empty()
-            || route.matches.iter().any(|written| written.model.as_deref().is_none_or(|model| accepts(model)));
+            || route.matches.iter().any(|written| written.model.as_deref().is_none_or(&accepts));
         let serves = |reference: &BackendRef| match (&reference.name, &reference.model) {
             (Some(backend), _) => index.backends.get(backend.as_str()).is_none_or(|backend| {
                 backend.models.as_ref().is_none_or(|models| models.iter().any(|model| accepts(model)))

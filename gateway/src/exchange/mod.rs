@@ -200,6 +200,12 @@ impl Outcome {
         (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);
         self.first_token = None;
     }
+
+    /// Records that the server told an error in an answer of success, which other servers would have sent with this status.
+    pub fn note_reported(&mut self, status: Option<u16>) {
+        self.reported = status;
+        self.error_code = Some("upstream_error");
+    }
 }
 
 /// Facts of a request that the gateway reads from its body, or from its path where that names the model.

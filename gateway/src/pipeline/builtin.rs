@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{StatusCode, Version, header};
 
 use super::answers::send;
-use super::direct::Direct;
+use super::direct::{Direct, name_for_caller};
 use super::reading::{held, read_chat, tenant, unsupported_endpoint};
 use super::rewritten::api_path;
 use super::{counting, encoding, inferring};
@@ -63,12 +63,6 @@ pub(super) async fn direct(
         Err(SpillError::CannotSpill(refusal) | SpillError::TooLong(refusal)) => Ok(Direct::Unable(Box::new(refusal))),
         Err(other) => Err(other.into_refusal().into()),
     }
-}
-
-/// Name under which a built-in model answers: its own, but that of the caller where an alias of the caller stands for the model.
-pub(super) fn name_for_caller<'a>(route: &Route, model: &'a LoadedModel, exchange: &'a Exchange) -> &'a str {
-    let is_meant = exchange.alias().is_some_and(|alias| route.model_name(&alias.served) == model.name());
-    exchange.model_sent().filter(|_| is_meant).unwrap_or(model.name())
 }
 
 /// Answers a request for which the model has to write nothing, such as one for its description. False for any other.

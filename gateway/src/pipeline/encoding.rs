@@ -6,8 +6,7 @@ use std::time::Instant;
 use http::{StatusCode, header};
 use spillway_filter::Refusal;
 
-use super::builtin::name_for_caller;
-use super::direct::Direct;
+use super::direct::{Direct, name_for_caller};
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::downstream::ClientSession;

@@ -10,7 +10,7 @@ use spillway_engine::Task;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::{send, send_message};
-use super::builtin::name_for_caller;
+use super::direct::name_for_caller;
 use super::encoding::{Encoding, encoded};
 use super::reading::{held, read};
 use super::rewritten::api_path;

@@ -19,7 +19,7 @@ use super::chat::{
 };
 use super::inference::{AnswerName, NamedModel};
 use super::operation::{Known, ModelPlace, ModelScope, Operation};
-use super::translate::{CallTranslator, CallerApi, ServerApi, ServerKind};
+use super::translate::{CallerApi, ServerApi};
 
 /// Model in a list of models.
 #[derive(Debug, Clone, Copy)]
@@ -343,12 +343,6 @@ pub trait Dialect: Send + Sync {
     /// Translator of an operation, for callers whose server speaks another dialect; `None` for an operation that no other
     /// dialect has.
     fn translator(&self, _operation: Operation) -> Option<&'static dyn CallerApi> {
-        None
-    }
-
-    /// Translator of an operation that callers of this dialect have in common with servers of `server` and that is answered
-    /// whole; `None` where the two have no such operation in common.
-    fn call_translator(&self, _operation: Operation, _server: ServerKind) -> Option<&'static dyn CallTranslator> {
         None
     }
 

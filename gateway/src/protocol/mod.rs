@@ -12,6 +12,7 @@ pub mod oip;
 mod ollama;
 mod openai;
 mod operation;
+mod pairs;
 mod peek;
 mod predict;
 mod problem;
@@ -38,6 +39,7 @@ pub use dialect::{
 pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
 pub use inference::{AnswerName, InferenceCall, NamedModel};
 pub use operation::{ModelPlace, ModelScope, Operation};
+pub use pairs::call_translator;
 pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix, without};
 pub use predict::named_by_path;
 pub use refusals::{http2_required, model_not_found, named};

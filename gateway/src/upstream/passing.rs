@@ -85,7 +85,7 @@ impl<'a> Conversation<'_, 'a> {
         }
         let may_fail = self.passing.observer.is_some() && !is_head;
         if let Some(status) = grpc_error(self.attempt, &head) {
-            note_reported(&mut self.exchange.outcome, Some(status));
+            self.exchange.outcome.note_reported(Some(status));
             self.exchange.outcome.is_error = true;
         } else if !self.state.event_stream && !may_fail {
             self.attempt.answered(Class::Head, head.status);
@@ -361,7 +361,7 @@ impl<'a> Conversation<'_, 'a> {
         if is_of_grpc
             && let Some(status) = trailers.as_ref().and_then(|trailers| server_error(trailers.get(&GRPC_STATUS)))
         {
-            note_reported(&mut self.exchange.outcome, Some(status));
+            self.exchange.outcome.note_reported(Some(status));
         }
         // Trailers of another transport are a part of the answer that is read whole.
         let is_call = matches!(self.attempt.translation.as_deref(), Some(Translation::Call(_)));
@@ -618,7 +618,7 @@ fn observe(
 /// Records the usage so far, and an error that the answer reports, for answers that are cut too.
 fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Observation) {
     if seen.has_failed {
-        note_reported(outcome, attempt.reported(seen));
+        outcome.note_reported(attempt.reported(seen));
     }
     outcome.unreported = seen.written.since(seen.reported);
     outcome.is_text_known = seen.is_known_shape;
@@ -632,12 +632,6 @@ fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Obs
         outcome.cache_written_tokens = usage.cache_written_tokens;
         outcome.cache_written_1h_tokens = usage.cache_written_1h_tokens;
     }
-}
-
-/// Records that the server told an error in an answer of success, which other servers would have sent with this status.
-pub(super) fn note_reported(outcome: &mut exchange::Outcome, status: Option<u16>) {
-    outcome.reported = status;
-    outcome.error_code = Some("upstream_error");
 }
 
 /// Records the facts of an answer that has ended.

@@ -9,7 +9,6 @@ use spillway_filter::ErrorKind;
 use super::encoded::without_coding;
 use super::masking::{Mask, SentCredentials};
 use super::outcome::CutReason;
-use super::passing::note_reported;
 use super::translation::{CallTranslation, ConversationTranslation, Translation};
 use crate::coding::Coding;
 use crate::exchange::Exchange;
@@ -217,7 +216,7 @@ pub(super) fn call(
     });
     adapt_head(head, |name| translation.is_servers_header(name));
     if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
-        note_reported(&mut exchange.outcome, Some(failed.as_u16()));
+        exchange.outcome.note_reported(Some(failed.as_u16()));
     }
     if answer.is_unreadable {
         exchange.outcome.error_code = Some(UNREADABLE);
@@ -265,7 +264,7 @@ pub(super) fn whole(
             Err(why) => match translation.server.reported_error(&plain) {
                 Some(error) => {
                     let known = exchange.outcome.reported;
-                    note_reported(&mut exchange.outcome, known.or(Some(error.status.as_u16())));
+                    exchange.outcome.note_reported(known.or(Some(error.status.as_u16())));
                     Err(masked(error))
                 }
                 None => Err(unreadable(why, exchange)),

@@ -13,7 +13,7 @@ use crate::protocol::translate::{
     Asked, CallTranslator, CallerApi, CallerCall, CredentialForm, Lossy, ReadCallAnswer, ServerApi, WrittenCall,
     WrittenRequest,
 };
-use crate::protocol::{Dialect, Operation};
+use crate::protocol::{self, Dialect, Operation};
 use crate::topology::Backend;
 
 /// Translation of an exchange.
@@ -86,7 +86,7 @@ fn call_translator(
     dialect: &'static dyn Dialect,
     operation: Operation,
 ) -> Option<&'static dyn CallTranslator> {
-    dialect.call_translator(operation, backend.kind()?)
+    protocol::call_translator(dialect, operation, backend.kind()?)
 }
 
 /// True if a backend has an operation of a dialect, itself or by translation.

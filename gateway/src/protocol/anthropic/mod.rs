@@ -21,8 +21,8 @@ use super::dialect::{AnswerHead, Dialect, ListPage, ModelCard, ModelPath, Observ
 use super::openai::{OpenAi, counts};
 use super::operation::{Known, Operation};
 use super::translate::{
-    self, Api, ApiError, Asked, CallTranslator, CallerApi, Conversation, CountCaller, CountServer, CredentialForm,
-    Lossy, ReadStream, Reply, ServerApi, ServerKind, ServerWords, TokenCounts, Unreadable, WriteStream, WrittenRequest,
+    self, Api, ApiError, Asked, CallerApi, Conversation, CountCaller, CountServer, CredentialForm, Lossy, ReadStream,
+    Reply, ServerApi, ServerWords, Unreadable, WriteStream, WrittenRequest,
 };
 use request::Purpose;
 
@@ -170,26 +170,13 @@ impl Dialect for Anthropic {
         (operation == Operation::Messages).then_some(&Messages)
     }
 
-    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
-        static AT_RESPONSES: TokenCounts = TokenCounts { caller: &CALLER, server: &counts::RESPONSES };
-        static AT_TOKENIZE: TokenCounts = TokenCounts { caller: &CALLER, server: &counts::TOKENIZE };
-        if operation != Operation::CountTokens || server.dialect.name() != OpenAi.name() {
-            return None;
-        }
-        match server {
-            ServerKind { has_tokenize: true, .. } => Some(&AT_TOKENIZE),
-            ServerKind { has_responses: true, .. } => Some(&AT_RESPONSES),
-            _ => None,
-        }
-    }
-
     fn conversations(&self) -> Option<&'static dyn ServerApi> {
         Some(&Messages)
     }
 }
 
 /// Callers who ask for counts of tokens.
-static CALLER: CountCaller =
+pub(super) static COUNT_CALLER: CountCaller =
     CountCaller { api: &Messages, read: |body| request::read(body, Purpose::Count), write: token_count };
 
 /// Servers that count tokens.

@@ -25,9 +25,7 @@ use super::chat::Encoded;
 use super::dialect::Dialect;
 use super::inference::AnswerName;
 use super::operation::{Known, ModelPlace, Operation};
-use super::translate::{CallTranslator, ServerKind};
-use grpc::OipGrpc;
-use translate::HttpToGrpc;
+pub(in crate::protocol) use translate::{GrpcToHttp, HttpToGrpc};
 
 pub use answer::HttpAnswer;
 pub use infer::{AnswerPlan, InferRequest, check_version};
@@ -84,10 +82,6 @@ impl Dialect for Oip {
 
     fn full_statuses(&self) -> &'static [u16] {
         &[429, 503]
-    }
-
-    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
-        (matches!(operation, Operation::Inference(_)) && server.dialect.name() == OipGrpc.name()).then_some(&HttpToGrpc)
     }
 }
 

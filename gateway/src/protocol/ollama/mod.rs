@@ -14,6 +14,8 @@ mod request;
 mod tests;
 mod translate;
 
+pub(super) use translate::Embeddings;
+
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
@@ -26,7 +28,7 @@ use super::dialect::{
 use super::json;
 use super::openai::OpenAi;
 use super::operation::{Known, ModelScope, Operation};
-use super::translate::{CallTranslator, CallerApi, ServerKind};
+use super::translate::CallerApi;
 
 /// Tag that a name without a tag means.
 const LATEST: &str = ":latest";
@@ -199,10 +201,6 @@ impl Dialect for Ollama {
             Operation::Completions => Some(&translate::Generate),
             _ => None,
         }
-    }
-
-    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
-        (operation == Operation::Embeddings && server.dialect.name() == OpenAi.name()).then_some(&translate::Embeddings)
     }
 
     fn encode_kind(&self, operation: Operation) -> Option<Encode> {

@@ -82,11 +82,16 @@ mod tests {
     use spillway_filter::Fields;
 
     use super::*;
+    use crate::protocol::call_translator;
     use crate::protocol::operation::Operation;
     use crate::protocol::translate::{CallAnswer, CallerCall, ServerAnswer, ServerKind, WrittenCall};
     use crate::protocol::{ANTHROPIC, Dialect, OPENAI};
 
-    fn ask(caller: &dyn Dialect, server: ServerKind, body: &Value) -> Result<(WrittenCall, Option<String>), Refusal> {
+    fn ask(
+        caller: &'static dyn Dialect,
+        server: ServerKind,
+        body: &Value,
+    ) -> Result<(WrittenCall, Option<String>), Refusal> {
         let (headers, bytes) = (Fields::default(), body.to_string());
         let call = CallerCall {
             operation: Operation::CountTokens,
@@ -99,7 +104,7 @@ mod tests {
             takes_trailers: false,
         };
         let mut lossy = Lossy::default();
-        let written = caller.call_translator(Operation::CountTokens, server).unwrap().write(&call, &mut lossy)?;
+        let written = call_translator(caller, Operation::CountTokens, server).unwrap().write(&call, &mut lossy)?;
         Ok((written, lossy.header().map(|value| value.to_str().unwrap().to_owned())))
     }
 
@@ -191,8 +196,8 @@ mod tests {
     #[test]
     fn servers_without_a_counterpart_are_not_asked() {
         let chat_only = ServerKind { dialect: OPENAI, has_responses: false, has_tokenize: false };
-        assert!(ANTHROPIC.call_translator(Operation::CountTokens, chat_only).is_none());
-        assert!(OPENAI.call_translator(Operation::CountTokens, chat_only).is_none());
-        assert!(OPENAI.call_translator(Operation::CountTokens, VLLM).is_some());
+        assert!(call_translator(ANTHROPIC, Operation::CountTokens, chat_only).is_none());
+        assert!(call_translator(OPENAI, Operation::CountTokens, chat_only).is_none());
+        assert!(call_translator(OPENAI, Operation::CountTokens, VLLM).is_some());
     }
 }

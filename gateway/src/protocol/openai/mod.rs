@@ -18,7 +18,6 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, header};
 use spillway_filter::{Fields, Refusal};
 
-use super::anthropic::{self, Anthropic};
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
 use super::dialect::{
     AnswerHead, ContinueStream, Dialect, ListPage, ModelCard, ModelPath, Observe, ReadSocket, Transcribe, WriteAnswer,
@@ -26,7 +25,7 @@ use super::dialect::{
 use super::operation::{Known, ModelScope, Operation};
 use super::peek::model_at;
 use super::predict::is_verb;
-use super::translate::{CallTranslator, CallerApi, ServerApi, ServerKind, TokenCounts};
+use super::translate::{CallerApi, ServerApi};
 use observe::{Observer, SocketReader};
 use responses::Responses;
 pub(in crate::protocol) use translate::ChatCompletions;
@@ -219,19 +218,6 @@ impl Dialect for OpenAi {
 
     fn conversations(&self) -> Option<&'static dyn ServerApi> {
         Some(&ChatCompletions)
-    }
-
-    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
-        static AT_ANTHROPIC: TokenCounts = TokenCounts { caller: &counts::CALLER, server: &anthropic::COUNTS };
-        static AT_TOKENIZE: TokenCounts = TokenCounts { caller: &counts::CALLER, server: &counts::TOKENIZE };
-        if operation != Operation::CountTokens {
-            return None;
-        }
-        match server.dialect.name() {
-            name if name == Anthropic.name() => Some(&AT_ANTHROPIC),
-            name if name == self.name() && server.has_tokenize => Some(&AT_TOKENIZE),
-            _ => None,
-        }
     }
 
     fn encode_kind(&self, operation: Operation) -> Option<Encode> {

@@ -100,6 +100,7 @@ const FIELDS: [(&str, Field); 22] = [
 ];
 
 /// Bits of the fields of [`FIELDS`] whose names have this length.
+#[allow(clippy::indexing_slicing, reason = "a wrong index fails the build")]
 const LENGTHS: [u32; scan::LONGEST_NAME + 1] = {
     let mut lengths = [0; scan::LONGEST_NAME + 1];
     let mut index = 0;

@@ -10,15 +10,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Method};
 use spillway_filter::Refusal;
 
+use super::error;
 use super::infer::{AnswerPlan, InferRequest};
 use super::metadata::{ModelFacts, SERVER};
-use super::translate::GrpcToHttp;
-use super::{Oip, error};
 use crate::protocol::chat::Encoded;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::inference::{AnswerName, InferenceCall, NamedModel};
 use crate::protocol::operation::{Known, ModelPlace, Operation};
-use crate::protocol::translate::{CallTranslator, ServerKind};
 
 /// Path of the service, with the slash before its methods.
 const SERVICE: &str = "/inference.GRPCInferenceService/";
@@ -89,10 +87,6 @@ impl Dialect for OipGrpc {
 
     fn full_statuses(&self) -> &'static [u16] {
         &[429, 503]
-    }
-
-    fn call_translator(&self, operation: Operation, server: ServerKind) -> Option<&'static dyn CallTranslator> {
-        (matches!(operation, Operation::Inference(_)) && server.dialect.name() == Oip.name()).then_some(&GrpcToHttp)
     }
 
     /// Refusal of a request that is no gRPC call; those get a gRPC status.

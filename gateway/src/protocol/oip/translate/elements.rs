@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::protobuf::TypedContents;
+use super::contents::TypedContents;
 use crate::protocol::oip::grpc::wire::{Malformed, Value, fields, varint};
 use crate::protocol::oip::tensor::{DataType, element};
 use crate::protocol::text_end::text_end;

@@ -5,6 +5,7 @@
 //! gRPC get raw contents. A caller gets its answer in the form that its call has, or asks for.
 
 mod answers;
+mod contents;
 mod elements;
 mod http;
 mod message;
@@ -40,10 +41,10 @@ const CALL: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_HEADERS: &str = "grpc-";
 
 /// Translator of callers over HTTP for servers over gRPC.
-pub(super) struct HttpToGrpc;
+pub(in crate::protocol) struct HttpToGrpc;
 
 /// Translator of callers over gRPC for servers over HTTP.
-pub(super) struct GrpcToHttp;
+pub(in crate::protocol) struct GrpcToHttp;
 
 /// Refusal of a call without a counterpart.
 fn no_counterpart(what: &str, own: &str, other: &str) -> Refusal {

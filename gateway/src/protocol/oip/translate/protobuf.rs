@@ -9,6 +9,7 @@ use prost::Message as _;
 use spillway_filter::Refusal;
 
 use super::HTTP;
+use super::contents::TypedContents;
 use super::elements::{self, Fault};
 use super::message::{
     BINARY, MOST_DIMENSIONS, MOST_PARAMETERS, MOST_TENSORS, Message, Parameter, Parameters, Tensor, Wanted,
@@ -39,27 +40,6 @@ enum Choice {
     Double(f64),
     #[prost(uint64, tag = "5")]
     Unsigned(u64),
-}
-
-/// `InferTensorContents`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct TypedContents {
-    #[prost(bool, repeated, tag = "1")]
-    pub(super) bools: Vec<bool>,
-    #[prost(int32, repeated, tag = "2")]
-    pub(super) ints: Vec<i32>,
-    #[prost(int64, repeated, tag = "3")]
-    pub(super) int64s: Vec<i64>,
-    #[prost(uint32, repeated, tag = "4")]
-    pub(super) uints: Vec<u32>,
-    #[prost(uint64, repeated, tag = "5")]
-    pub(super) uint64s: Vec<u64>,
-    #[prost(float, repeated, tag = "6")]
-    pub(super) fp32s: Vec<f32>,
-    #[prost(double, repeated, tag = "7")]
-    pub(super) fp64s: Vec<f64>,
-    #[prost(bytes = "bytes", repeated, tag = "8")]
-    pub(super) texts: Vec<Bytes>,
 }
 
 /// `InferInputTensor` and `InferOutputTensor`, which have one form.

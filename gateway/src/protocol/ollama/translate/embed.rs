@@ -25,7 +25,7 @@ const OPENAI: &str = "openai";
 const MAX_TEXTS: usize = 2048;
 
 /// Translator of both paths.
-pub(in crate::protocol::ollama) struct Embeddings;
+pub(in crate::protocol) struct Embeddings;
 
 /// Reads the texts of a request, and whether it has the older form.
 fn inputs(fields: &mut Fields) -> Result<(Vec<String>, bool), Refusal> {

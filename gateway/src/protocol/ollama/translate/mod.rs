@@ -17,7 +17,7 @@ use super::answer::Shape;
 use super::{ErrorBody, LINES, json};
 use crate::protocol::translate::{Api, ApiError, Asked, CallerApi, Conversation, Reply, Unreadable, WriteStream};
 
-pub(super) use embed::Embeddings;
+pub(in crate::protocol) use embed::Embeddings;
 
 /// Translator of `/api/chat`.
 pub(super) struct Chat;

@@ -4,6 +4,7 @@
 
 mod keys;
 mod lines;
+mod message_type;
 mod scan;
 mod socket;
 #[cfg(test)]

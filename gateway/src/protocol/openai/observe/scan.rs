@@ -6,7 +6,7 @@
 //! Messages, and the own paths of llama.cpp and Ollama. One table of containers and keys reads them all.
 
 use super::keys::{Container, KnownKey};
-use super::socket::MessageType;
+use super::message_type::MessageType;
 use crate::protocol::chat::{Observation, ObservedError, Usage};
 use crate::protocol::text_end::text_end;
 

@@ -13,53 +13,6 @@ const HEARD_PER_TOKEN: u64 = 1067;
 /// Bytes of text that an estimate counts as a token.
 const TEXT_PER_TOKEN: u64 = 4;
 
-/// Type of a message while it is read. One that names several counts as unknown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct MessageType {
-    event: Option<SocketEvent>,
-    is_known: bool,
-}
-
-impl MessageType {
-    /// Takes note of a type; `None` for one that is too long to be known.
-    pub(super) fn named(&mut self, name: Option<&[u8]>) {
-        let event = name.map_or(SocketEvent::Other, event);
-        self.is_known = self.event.is_none();
-        self.event = Some(event);
-    }
-
-    fn event(self) -> SocketEvent {
-        self.event.filter(|_| self.is_known).unwrap_or_default()
-    }
-}
-
-/// Meaning of a message by its type.
-fn event(name: &[u8]) -> SocketEvent {
-    match name {
-        b"response.create" => SocketEvent::Asks,
-        b"input_audio_buffer.append" => SocketEvent::Hears,
-        b"session.update"
-        | b"transcription_session.update"
-        | b"input_audio_buffer.clear"
-        | b"output_audio_buffer.clear"
-        | b"conversation.item.create"
-        | b"conversation.item.retrieve"
-        | b"conversation.item.truncate"
-        | b"conversation.item.delete"
-        | b"response.cancel" => SocketEvent::Quiet,
-        b"response.created" => SocketEvent::Begins,
-        b"response.output_audio.delta" | b"response.audio.delta" => SocketEvent::Sound,
-        b"response.done" | b"response.completed" | b"response.incomplete" | b"response.failed" => SocketEvent::Ends,
-        b"error" => SocketEvent::Fails,
-        name if name.starts_with(b"conversation.item.input_audio_transcription.")
-            || name.starts_with(b"transcription.") =>
-        {
-            SocketEvent::Transcript
-        }
-        _ => SocketEvent::Other,
-    }
-}
-
 /// Reader of one direction.
 #[derive(Debug)]
 struct Direction {
@@ -84,7 +37,7 @@ impl Direction {
 
     fn end(&mut self) -> (SocketEvent, Observation, u64) {
         let named = self.scanner.message.unwrap_or_default();
-        let (is_whole, has_type) = (self.scanner.is_complete, named.event.is_some());
+        let (is_whole, has_type) = (self.scanner.is_complete, named.is_named());
         self.scanner.restart();
         let (mut seen, length) = (std::mem::take(&mut self.seen), std::mem::take(&mut self.length));
         if !(is_whole && has_type) {
