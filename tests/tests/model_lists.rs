@@ -245,6 +245,7 @@ routes:
   - {{name: oip, hostnames: [oip.test], backendRefs: [{{name: oip}}]}}
   - {{name: ollama, hostnames: [ollama.test], backendRefs: [{{name: ollama}}]}}
   - {{name: passed, hostnames: [passed.test], unknownCalls: pass, backendRefs: [{{name: plain}}]}}
+  - {{name: passed-openai, hostnames: [passed-openai.test], unknownCalls: pass, backendRefs: [{{name: openai}}]}}
   - {{name: respond, hostnames: [respond.test], filters: [{{respond: {{status: 200, body: ok}}}}]}}
 ",
         server.url()
@@ -320,6 +321,7 @@ routes:
         ("plain.test", "POST", "/v1/models/mine/labels/x:predict", "{}", 200),
         ("plain.test", "POST", "/predictions/mine/2.0", "{}", 200),
         ("plain.test", "POST", "/grpc.health.v1.Health/Check", "", 200),
+        ("oip.test", "GET", "/api/ps", "", 403),
         ("plain.test", "GET", "/ping", "", 200),
         ("plain.test", "POST", "/ping", mine, 403),
         ("openai.test", "GET", "/v1/responses/resp_1", "", 200),
@@ -328,17 +330,24 @@ routes:
         ("openai.test", "POST", "/v1/engines/other/completions", mine, 403),
         ("plain.test", "POST", "/openai/v1/chat/completions", mine, 403),
         ("openai.test", "POST", "/v1/responses/resp_1/cancel", "", 200),
+        ("openai.test", "POST", "/v1/responses/resp_1/cancel", "{}", 200),
+        ("openai.test", "POST", "/v1/chat/completions?model=other", mine, 400),
+        ("openai.test", "POST", "/v1/chat/completions?x=1", mine, 200),
         ("openai.test", "POST", "/v1/moderations", mine, 200),
         ("openai.test", "POST", "/v1/moderations", &other, 404),
         ("openai.test", "POST", "/openai/deployments/mine/chat/completions", mine, 200),
         ("openai.test", "POST", "/openai/deployments/other/chat/completions", mine, 404),
         ("ollama.test", "GET", "/api/version", "", 200),
         ("ollama.test", "HEAD", "/", "", 200),
+        ("ollama.test", "GET", "/", "", 200),
         ("ollama.test", "POST", "/api/show", mine, 200),
         ("ollama.test", "POST", "/api/show", &other, 404),
         ("passed.test", "POST", "/invocations?model_name=other", "{}", 200),
         ("passed.test", "POST", "/invocations", &other, 404),
         ("passed.test", "GET", "/slots", "", 200),
+        ("passed-openai.test", "POST", "/v1/batches", "{\"input_file_id\":\"x\"}", 200),
+        ("passed-openai.test", "POST", "/tokenize", "{}", 200),
+        ("passed-openai.test", "POST", "/v1/chat/completions", "{}", 404),
         ("respond.test", "GET", "/anything", "", 200),
     ] {
         let headers = [("authorization", key.as_str()), ("host", host), ("content-type", "application/json")];

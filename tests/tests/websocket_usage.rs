@@ -200,6 +200,38 @@ async fn usage_is_read_however_frames_are_cut_and_whatever_comes_between() {
 }
 
 #[tokio::test]
+async fn responses_that_are_asked_for_at_once_are_each_reserved() {
+    let server = SocketServer::start().await;
+    let begun = json!({"type": "response.created", "response": {"id": "r"}}).to_string();
+    for is_begun in [false, true] {
+        let (gateway, key) = gateway(&server, &format!("tokens: {}/d", 3 * EXPECTED)).await;
+        let (mut client, mut far) = through(&gateway, &server, &key).await;
+        for _ in 0..3 {
+            asks(&mut client, &mut far).await;
+            if is_begun {
+                far.send_frame(TEXT, begun.as_bytes()).await;
+                client.frame().await.unwrap();
+            }
+        }
+        client.send_frame(TEXT, create().as_bytes()).await;
+        assert_eq!(far.frame().await.unwrap().code(), 1008, "the fourth does not reach the server: {is_begun}");
+    }
+    // Without a limit in tokens no response is reserved.
+    let (unlimited, key) = gateway(&server, "requests: 100/s").await;
+    let (mut client, mut far) = through(&unlimited, &server, &key).await;
+    for _ in 0..200 {
+        asks(&mut client, &mut far).await;
+    }
+    let (gateway, key) = gateway(&server, "tokens: 10000000/d").await;
+    let (mut client, mut far) = through(&gateway, &server, &key).await;
+    for _ in 0..128 {
+        asks(&mut client, &mut far).await;
+    }
+    client.send_frame(TEXT, create().as_bytes()).await;
+    assert_eq!(far.frame().await.unwrap().code(), 1008, "more than any client has under way");
+}
+
+#[tokio::test]
 async fn a_caller_at_its_limit_goes_on_listening_and_begins_no_response_by_any_spelling() {
     let server = SocketServer::start().await;
     let quiet = json!({"type": "conversation.item.truncate", "item_id": "i", "content_index": 0, "audio_end_ms": 1});
@@ -302,7 +334,8 @@ routes:
     let (mut far, head) = server.accept().await;
     let answer = switching(&head).replace("\r\n\r\n", "\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n");
     far.send(answer.as_bytes()).await;
-    assert!(client.head().await.starts_with("HTTP/1.1 502 "));
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::exchange::{Asked, End, Exchange, Hold, Naming, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::{Estimate, number_of_address};
 use crate::message::RequestHead;
-use crate::protocol::{self, InferenceCall, ModelPlace, OPENAI, Operation};
+use crate::protocol::{self, InferenceCall, ModelPlace, OPENAI, Operation, PROBLEM};
 use crate::topology::Route;
 
 /// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
@@ -123,6 +123,11 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
     if exchange.resolved.model_place == ModelPlace::Message {
         return named_in_message(exchange, &held.bytes, decides).await;
     }
+    if decides && exchange.dialect != PROBLEM && names_model_in_query(session) {
+        let message =
+            "`model` is in the query, where some servers read it in place of the one in the body: leave it out there.";
+        return Err(End::refuse(Refusal::invalid("ambiguous_parameter", message).param("model")));
+    }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     // What almost all clients write is not searched for other spellings, forms and charsets.
     let is_plain_json = content_type == b"application/json";
@@ -170,6 +175,12 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
         Err(refusal) if is_strict => Err(refusal.into()),
         Err(_) => Ok(Some(unread)),
     }
+}
+
+/// True if the query has a model. Servers that are built like LiteLLM's proxy take it before the one in the body.
+fn names_model_in_query(session: &ClientSession) -> bool {
+    let query = session.req_header().uri.query().unwrap_or_default();
+    url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "model")
 }
 
 /// True if a stream of the operation has its usage only where the request asks for it.

@@ -44,7 +44,9 @@ pub(super) fn is_allowed(route: &Route, last: &Fallback, exchange: &Exchange) ->
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let tenant = exchange.caller.as_ref().map(|caller| &*caller.tenant);
     let may_use = exchange.caller.as_ref().is_none_or(|caller| {
-        (if asked.is_some() { exchange.may_use_asked() } else { caller.may_use(None) })
+        // A question to the server as a whole is about no model.
+        let names_none = || caller.may_use(None) || exchange.resolved.operation.is_of_server();
+        (if asked.is_some() { exchange.may_use_asked() } else { names_none() })
             && match &last.spill_to {
                 Some(TargetKind::Model(model)) => caller.may_use(Some(model.name())),
                 Some(TargetKind::Backend(backend)) => {

@@ -96,7 +96,11 @@ fn listed<'a>(
     let (mut cards, mut created) = (Vec::new(), HashMap::new());
     let may_use = |name: &str| caller.is_none_or(|caller| caller.may_use(Some(name)));
     let is_alias = |name: &str| caller.is_some_and(|caller| caller.alias(name).is_some());
-    let in_file = visible.usable.iter().flat_map(|route| &route.listed_models).map(ListedModel::card);
+    // A route that is made for some models takes them itself.
+    let in_file = visible.usable.iter().flat_map(|route| {
+        let cards = route.listed_models.iter().map(ListedModel::card);
+        cards.filter(|card| route.matched_models.is_some() || !visible.is_closed(card.id))
+    });
     let in_file = in_file.filter(|card| may_use(card.id));
     let by_servers = served.iter().flat_map(|(route, backend, models)| {
         let is_ollama = backend.dialect == Some(OLLAMA);
@@ -122,7 +126,9 @@ fn listed<'a>(
     aliases.sort_unstable_by_key(|(name, _)| *name);
     for (name, alias) in aliases {
         let known = created.get(&*alias.served).copied();
-        if may_use(name) && may_use(&alias.served) && (known.is_some() || answers(&alias.served)) {
+        // Without a card, a closed route may take the model.
+        let is_open = known.is_some() || (answers(&alias.served) && !visible.is_closed(&alias.served));
+        if may_use(name) && may_use(&alias.served) && is_open {
             cards.push(ModelCard { id: name, created: known.unwrap_or_default() });
         }
     }

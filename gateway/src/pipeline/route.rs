@@ -9,7 +9,7 @@ use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::access::{is_open_to, no_route, refused_by_targets, refused_operation};
-use super::answers::is_models;
+use super::answers::{is_models, lists_models};
 use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_path, peek, unread_stream};
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::rewritten::api_path;
@@ -172,7 +172,11 @@ async fn enter_for_model<'s>(
             found = by_model(exchange);
         }
     }
-    if found.is_some_and(|route| route.folds_models) && exchange.fold_model() {
+    let folds = match found {
+        Some(route) => route.folds_models,
+        None => candidates.routes().any(|route| route.folds_models),
+    };
+    if folds && exchange.fold_model() {
         exchange.resolve_alias();
         // Servers of another kind on the route for that form would get the spelling, which is another name to them.
         found = by_model(exchange).filter(|route| route.folds_models);
@@ -289,11 +293,16 @@ fn check_call(route: &Route, session: &ClientSession, exchange: &Exchange) -> Re
 fn scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> ModelScope {
     let resolved = exchange.resolved;
     let is_answered_here =
-        is_models(route, resolved) || (resolved.operation == Operation::LoadedModels && route.calls_models);
+        is_models(route, resolved) || (resolved.operation == Operation::LoadedModels && lists_models(route));
     if !route.refuses_unknown_calls || is_answered_here {
         return ModelScope::None;
     }
-    let head = session.req_header();
+    known_scope(route, session, exchange)
+}
+
+/// Models that a call is about, as far as the gateway knows.
+fn known_scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> ModelScope {
+    let (resolved, head) = (exchange.resolved, session.req_header());
     let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
     if route.calls_models { resolved.scope_at_models(&head.method, &path) } else { resolved.scope(&head.method, &path) }
 }
@@ -312,11 +321,16 @@ fn check_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> R
     }
     let names_one = at_server.is_some() || exchange.asked.as_ref().is_some_and(|asked| asked.model.is_some());
     if caller.is_restricted() && !names_one && scope(route, session, exchange) == ModelScope::Named {
+        // Where no target has the operation, its body was not read.
+        if let Some(refusal) = refused_by_targets(route, exchange.resolved) {
+            return Err(refusal.into());
+        }
         return Err(model_not_found("", exchange.dialect).into());
     }
     let Some(asked) = &exchange.asked else { return Ok(()) };
-    // On a model API, a body without a readable model is refused too: a server may find one in it.
-    if !exchange.may_use_asked() && (exchange.dialect != PROBLEM || asked.model.is_some()) {
+    // A call that names its model is refused without a readable one too: a server may find one in it.
+    let must_name = || exchange.dialect != PROBLEM && known_scope(route, session, exchange) == ModelScope::Named;
+    if !exchange.may_use_asked() && (asked.model.is_some() || must_name()) {
         return Err(model_not_found(asked.sent().unwrap_or_default(), exchange.dialect).into());
     }
     Ok(())

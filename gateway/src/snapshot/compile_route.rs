@@ -383,13 +383,15 @@ fn body_needs(
 }
 
 /// Dialect of a route's errors where the path names no API: OpenAI's where a target speaks it, as built-in models do, else
-/// that of the first target which calls models.
+/// that of the first target with a list of models, else that of the first which calls models.
 fn dialect_of(targets: &[Target]) -> &'static dyn Dialect {
     let dialects = targets.iter().filter_map(|target| match &target.kind {
         TargetKind::Backend(backend) => backend.dialect,
         TargetKind::Model(_) => Some(OPENAI),
     });
-    dialects.reduce(|first, next| if next == OPENAI { next } else { first }).unwrap_or(PROBLEM)
+    let has_list = |dialect: &'static dyn Dialect| dialect.model_list(&[]).is_some();
+    let better = |first, next| if next == OPENAI || (!has_list(first) && has_list(next)) { next } else { first };
+    dialects.reduce(better).unwrap_or(PROBLEM)
 }
 
 fn retry_plan(written: &schema::Retry) -> RetryPlan {

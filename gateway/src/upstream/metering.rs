@@ -17,6 +17,16 @@ use crate::tunnel::{Messages, Side};
 
 type Reserving = Pin<Box<dyn Future<Output = Result<Ledger, Box<Refusal>>> + Send>>;
 
+/// Most responses of one socket that are under way or asked for. Each has a reservation.
+const MOST_RESPONSES: u32 = 128;
+
+fn too_many_responses() -> Refusal {
+    Refusal::invalid(
+        "too_many_responses",
+        format!("More than {MOST_RESPONSES} responses of one socket are asked for at once."),
+    )
+}
+
 /// What the tokens of a socket are counted by.
 pub(super) struct SocketTariff<'e> {
     pub(super) prices: &'e Prices,
@@ -30,8 +40,8 @@ pub(super) struct SocketTariff<'e> {
 struct Response {
     /// Responses that the server has begun and not ended.
     running: u32,
-    /// True if the client has asked for one that has not begun.
-    is_asked: bool,
+    /// Responses that the client has asked for and that have not begun.
+    asked: u32,
     began: Option<Instant>,
     first_text: Option<Instant>,
     /// Text of responses that no usage covers.
@@ -47,8 +57,8 @@ pub(super) struct SocketMeter<'e> {
     opened: &'e mut Ledger,
     outcome: &'e mut Outcome,
     is_first: bool,
-    /// Reservation of the next response, or of the one under way.
-    held: Option<Ledger>,
+    /// Reservations of the responses under way and asked for, beside that of the handshake.
+    held: Vec<Ledger>,
     reserving: Option<Reserving>,
     refused: Option<Box<Refusal>>,
     response: Response,
@@ -75,7 +85,7 @@ impl<'e> SocketMeter<'e> {
             opened,
             outcome,
             is_first: true,
-            held: None,
+            held: Vec::new(),
             reserving: None,
             refused: None,
             response: Response::default(),
@@ -85,30 +95,34 @@ impl<'e> SocketMeter<'e> {
         }
     }
 
-    /// Reserves for a response that may begin, unless that is done. False if a limit is reached.
-    fn may_begin(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.is_first || self.held.is_some() || self.tariff.rules.is_empty() {
+    /// Reserves for the responses that are under way and asked for, and for `more`, as far as that is not done. False if a limit
+    /// is reached. A reservation that waits for the shared store lets messages pass meanwhile.
+    fn may_begin(&mut self, more: u32, cx: &mut Context<'_>) -> bool {
+        if self.tariff.rules.is_empty() {
             return true;
         }
-        if self.reserving.is_none() {
+        let needed = self.response.running.saturating_add(self.response.asked).saturating_add(more);
+        if needed > MOST_RESPONSES {
+            self.refused.get_or_insert_with(|| Box::new(too_many_responses()));
+        }
+        while self.refused.is_none() {
+            if let Some(reserving) = &mut self.reserving {
+                let Poll::Ready(reserved) = reserving.as_mut().poll(cx) else { return true };
+                self.reserving = None;
+                match reserved {
+                    Ok(ledger) => self.held.push(ledger),
+                    Err(refusal) => self.refused = Some(refusal),
+                }
+                continue;
+            }
+            let reserved = u32::try_from(self.held.len()).unwrap_or(u32::MAX).saturating_add(u32::from(self.is_first));
+            if needed <= reserved {
+                return true;
+            }
             let rules = self.tariff.rules.clone();
             self.reserving = Some(Box::pin(async move { rules.reserve().await }));
         }
-        !self.is_refused(cx)
-    }
-
-    /// True if a reservation was refused. One that waits for the shared store lets messages pass meanwhile.
-    fn is_refused(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(reserving) = &mut self.reserving
-            && let Poll::Ready(reserved) = reserving.as_mut().poll(cx)
-        {
-            self.reserving = None;
-            match reserved {
-                Ok(ledger) => self.held = Some(ledger),
-                Err(refusal) => self.refused = Some(refusal),
-            }
-        }
-        self.refused.is_some()
+        false
     }
 
     fn said(&mut self, message: SocketMessage, is_text: bool, cx: &mut Context<'_>) -> bool {
@@ -116,8 +130,10 @@ impl<'e> SocketMeter<'e> {
         match message.event {
             SocketEvent::Quiet if is_text => true,
             event => {
-                let may_begin = self.may_begin(cx);
-                self.response.is_asked |= may_begin && event == SocketEvent::Asks;
+                let may_begin = self.may_begin(1, cx);
+                if may_begin && event == SocketEvent::Asks {
+                    self.response.asked = self.response.asked.saturating_add(1);
+                }
                 may_begin
             }
         }
@@ -137,12 +153,12 @@ impl<'e> SocketMeter<'e> {
             }
             SocketEvent::Begins => {
                 self.response.running = self.response.running.saturating_add(1);
-                self.response.is_asked = false;
+                self.response.asked = self.response.asked.saturating_sub(1);
                 self.response.began.get_or_insert_with(clock::instant);
-                self.may_begin(cx);
+                self.may_begin(0, cx);
             }
             SocketEvent::Ends => self.ended(usage),
-            SocketEvent::Fails => self.response.is_asked = false,
+            SocketEvent::Fails => self.response.asked = self.response.asked.saturating_sub(1),
             _ => {
                 if written != Written::default() {
                     self.response.first_text.get_or_insert_with(clock::instant);
@@ -156,7 +172,9 @@ impl<'e> SocketMeter<'e> {
     fn ended(&mut self, usage: Option<Usage>) {
         let now = clock::instant();
         // Some servers do not tell that a response begins.
-        self.response.is_asked &= self.response.running > 0;
+        if self.response.running == 0 {
+            self.response.asked = self.response.asked.saturating_sub(1);
+        }
         self.response.running = self.response.running.saturating_sub(1);
         // One that failed has told no usage, and has no text.
         let used = usage.map_or_else(|| self.estimated(0), used);
@@ -174,7 +192,7 @@ impl<'e> SocketMeter<'e> {
         }
         self.settle(used, true);
         if self.response.running == 0 {
-            self.response = Response { is_asked: self.response.is_asked, ..Response::default() };
+            self.response = Response { asked: self.response.asked, ..Response::default() };
         } else {
             // Of the text of several, that of the one that has ended is covered.
             let covered = Written { events: used.output, bytes: used.output.saturating_mul(4) };
@@ -199,7 +217,7 @@ impl<'e> SocketMeter<'e> {
         used.nanos = self.tariff.prices.of(used, self.outcome.model_answered.as_deref(), self.tariff.asked, false);
         if is_response && std::mem::take(&mut self.is_first) {
             self.opened.settle(used);
-        } else if let Some(mut held) = self.held.take_if(|_| is_response) {
+        } else if is_response && let Some(mut held) = self.held.pop() {
             held.settle(used);
         } else {
             self.tariff.rules.charge(used);
@@ -236,7 +254,7 @@ impl Messages for SocketMeter<'_> {
     }
 
     fn must_end(&mut self, cx: &mut Context<'_>) -> bool {
-        self.is_refused(cx)
+        !self.may_begin(0, cx)
     }
 
     fn reason(&self) -> &str {
@@ -247,7 +265,7 @@ impl Messages for SocketMeter<'_> {
 impl Drop for SocketMeter<'_> {
     fn drop(&mut self) {
         // Who leaves pays for what was asked, as for a request.
-        let mut used = self.estimated(self.response.running.max(u32::from(self.response.is_asked)));
+        let mut used = self.estimated(self.response.running.saturating_add(self.response.asked));
         used.output = used.output.saturating_add(tokens(self.transcribed));
         if used != Used::default() {
             self.settle(used, true);

@@ -318,6 +318,11 @@ const ROWS: &[Row] = &[
         "Wait for `Retry-After`, and repair the credential.",
     ),
     (
+        "too_many_responses",
+        "A client of a socket asks for more than 128 responses at once, where their tokens are counted. The socket ends with 1008.",
+        "Wait for responses to end before asking for more.",
+    ),
+    (
         "unknown_call",
         "The caller may use some models only, and the gateway does not know which model a call of this method and path is about.",
         "Call an operation that names its model. Operators: `routes[].unknownCalls: pass`, where every caller may do what the servers offer.",
