@@ -54,6 +54,8 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         if request.inputs and request.inputs[0].name == "sleep":
             context.add_callback(self.cancelled.set)
             self.cancelled.wait(float(numpy.frombuffer(request.raw_input_contents[0], dtype=numpy.float32)[0]))
+        # As a header of the gateway's answer over HTTP, it would say where the JSON ends.
+        context.send_initial_metadata((("inference-header-content-length", "5"),))
         return self.answer(request)
 
     def ModelStreamInfer(self, requests, context):

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use spillway_tests::{Answer, Client, Gateway, Upstream, claude, eventually, gpt, model, reply};
+use spillway_tests::{Answer, Client, Gateway, Seen, Upstream, claude, eventually, gpt, minilm, model, reply};
 use tokio::sync::Semaphore;
 
 /// Route `r` to backends, each with its protocol, URL, further keys, and keys of its reference.
@@ -286,5 +286,61 @@ async fn a_built_in_model_of_the_route_takes_what_the_server_cannot_and_the_othe
     let body = json!({"model": "m", "messages": [{"role": "user", "content": [picture]}]});
     for _ in 0..5 {
         assert_eq!(ask(&gateway.client(), body.to_string()).await.json()["model"], "claude-x");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_route_takes_the_inferences_and_counts_that_the_built_in_model_cannot() {
+    let server = Upstream::start(|seen: Seen| async move {
+        let body = if seen.path.ends_with("count_tokens") {
+            json!({"input_tokens": 77})
+        } else {
+            json!({"server": seen.path})
+        };
+        Some(reply(200, &[("content-type", "application/json")], body.to_string()))
+    })
+    .await;
+    let url = server.url();
+    let config = |others: &str| {
+        format!(
+            "models: [{{name: minilm, source: \"{}\", task: embedding}}]
+backends:
+  - {{name: tensors, protocol: oip, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: claude, protocol: anthropic, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: tensors, matches: [{{path: {{prefix: /v2}}}}], backendRefs: [{{model: minilm, weight: 1000}}{}]}}
+  - {{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: minilm, weight: 1000}}{}]}}
+",
+            minilm().display(),
+            others.replace("SERVER", "tensors"),
+            others.replace("SERVER", "claude"),
+        )
+    };
+    let infer = |datatype: &str, data: Value| {
+        json!({"inputs": [{"name": "text", "shape": [1], "datatype": datatype, "data": data}]}).to_string()
+    };
+    let numbers = infer("FP32", json!([1]));
+    let count = json!({"model": "minilm", "messages": [{"role": "user", "content": "x"}]}).to_string();
+    // Method, path, body, and the status of the built-in model alone.
+    let calls = [
+        ("POST", "/v2/models/minilm/infer", numbers.as_str(), 400),
+        ("POST", "/v2/models/minilm/versions/7/infer", &numbers, 404),
+        ("GET", "/v2/models/minilm/versions/7/ready", "", 404),
+        ("GET", "/v2/models/minilm/config", "", 501),
+        ("POST", "/v2/models/minilm/generate", "{}", 501),
+        ("POST", "/v1/messages/count_tokens", &count, 400),
+    ];
+    for (others, has_server) in [(", {name: SERVER, weight: 1}", true), ("", false)] {
+        let gateway = Gateway::start(&config(others)).await;
+        let client = gateway.client();
+        let answer = client.post("/v2/models/minilm/infer", &[], infer("BYTES", json!(["hi"]))).await;
+        assert_eq!(answer.header("x-spillway-served-by"), "builtin/minilm", "{}", answer.text());
+        for (method, path, body, alone) in calls {
+            let before = server.count();
+            let answer = client.send(client.request(method, path, &[], body.to_owned())).await;
+            let expected = if has_server { 200 } else { alone };
+            assert_eq!(answer.status, expected, "{path}: {}", answer.text());
+            assert_eq!(server.count() - before, usize::from(has_server), "{path}");
+        }
     }
 }

@@ -449,12 +449,17 @@ fn bridged(http: &str, grpc: &str) -> String {
         "{LISTENERS}backends:
   - {{name: http, protocol: oip, model: theirs, endpoints: [{{url: \"{http}\"}}]}}
   - {{name: grpc, protocol: oip-grpc, http2: true, model: theirs, endpoints: [{{url: \"{grpc}\"}}]}}
+  - {{name: plain, protocol: oip-grpc, http2: true, endpoints: [{{url: \"{grpc}\"}}]}}
 routes:
   - name: late
     matches: [{{path: {{prefix: /v2}}, headers: [{{name: x-late, exact: \"1\"}}]}}]
     timeouts: {{backendRequest: 1s}}
     retry: {{attempts: 0}}
     backendRefs: [{{name: grpc}}]
+  - name: moved
+    matches: [{{path: {{prefix: /v2/models/old}}}}]
+    filters: [{{urlRewrite: {{replacePrefix: /v2/models/new/versions/4}}}}]
+    backendRefs: [{{name: plain}}]
   - {{name: from-http, matches: [{{path: {{prefix: /v2}}}}], backendRefs: [{{name: grpc}}]}}
   - {{name: from-grpc, matches: [{{path: {{prefix: /inference.GRPCInferenceService}}}}], backendRefs: [{{name: http}}]}}
 "
@@ -498,6 +503,10 @@ async fn the_official_client_reaches_servers_of_the_other_transport() {
         };
         assert_eq!((&refused["status"], &refused["message"]), (&status.into(), &message.into()), "{refused}");
     }
+    // A filter writes another model into the path.
+    let moved = Client::new(gateway.listener("http"));
+    let answer = moved.post("/v2/models/old/infer", &[], "{\"inputs\":[]}").await.json();
+    assert_eq!((&answer["model_version"], &answer["parameters"]["asked"]), (&"4".into(), &"new".into()), "{answer}");
     assert_eq!(told["to grpc late"]["status"], "504", "{}", told["to grpc late"]);
     assert_eq!(told["to grpc late"]["cancelled"], true, "{}", told["to grpc late"]);
     assert_eq!(told["to http late"]["status"], "StatusCode.DEADLINE_EXCEEDED");
@@ -546,4 +555,39 @@ routes: [{{name: all, backendRefs: [{{name: b}}], retry: {{attempts: 0}}}}]
         lines.iter().any(|line| line["errorCode"] == "upstream_answer_unreadable").then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_fields_leave_the_binary_data_behind_the_json() {
+    let upstream = Upstream::start(serves).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: oip, dropFields: [extra], endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: all, backendRefs: [{{name: b}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let (json, kept) = ("{\"extra\":1,\"inputs\":[]}", "{\"inputs\":[]}");
+    // Bytes of a tensor that look like the field.
+    for binary in [&b""[..], b"\0\x9f\x92\x96", b"{\"extra\":1}"] {
+        let (sent, expected) = ([json.as_bytes(), binary].concat(), [kept.as_bytes(), binary].concat());
+        let length = json.len().to_string();
+        let headers = [("inference-header-content-length", length.as_str()), ("content-digest", "sha-256=:x:")];
+        let answer = client.post("/v2/models/m/infer", &headers, sent).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-spillway-dropped")), (200, "extra"), "{}", answer.text());
+        let seen = upstream.last();
+        assert_eq!(seen.body, expected);
+        assert_eq!(seen.headers["inference-header-content-length"], kept.len().to_string());
+        assert_eq!(seen.headers["content-length"], expected.len().to_string());
+        assert!(!seen.headers.contains_key("content-digest"));
+    }
+    // Without JSON there are no fields; a wrong length hides none.
+    let before = upstream.count();
+    for (length, status) in [("0", 200), ("9999", 400), ("x", 400)] {
+        let headers = [("inference-header-content-length", length)];
+        let answer = client.post("/v2/models/m/infer", &headers, json).await;
+        assert_eq!(answer.status, status, "{length}: {}", answer.text());
+    }
+    assert_eq!((upstream.count() - before, &upstream.last().body[..]), (1, json.as_bytes()));
 }

@@ -473,3 +473,33 @@ async fn tokens_that_a_cache_keeps_for_an_hour_have_their_own_price_whoever_asks
         }
     }
 }
+
+#[tokio::test]
+async fn a_field_that_servers_do_not_get_is_not_sent_by_the_gateway_itself() {
+    let upstream = Upstream::start(serve).await;
+    let path = "/v1/chat/completions";
+    for fields in ["stream_options", "seed, stream_options.include_usage"] {
+        let mut shop = Shop::open("openai", &upstream, &format!(", dropFields: [{fields}]")).await;
+        for (path, more) in [
+            (path, json!({})),
+            (path, json!({"seed": 1})),
+            (path, json!({"stream_options": {"include_usage": true}})),
+            ("/v1/messages", json!({})),
+        ] {
+            let mut body = request(path, true, false);
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let answer = shop.post(path, &body, &[VERSION]).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let sent = asked(&upstream.last());
+            assert!(sent["stream_options"].get("include_usage").is_none(), "{fields}: {sent}");
+            assert_eq!(shop.charged().await.0, 10 + 15, "without usage, text is counted");
+        }
+    }
+    // Another field of that object is no reason.
+    let mut shop = Shop::open("openai", &upstream, ", dropFields: [stream_options.include_obfuscation]").await;
+    let mut body = request(path, true, false);
+    body["stream_options"] = json!({"include_obfuscation": false});
+    shop.post(path, &body, &[]).await;
+    assert_eq!(asked(&upstream.last())["stream_options"], json!({"include_usage": true}));
+    assert_eq!(shop.charged().await, WHOLE);
+}

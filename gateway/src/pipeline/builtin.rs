@@ -30,10 +30,7 @@ pub(super) async fn direct(
         return Ok(Direct::Answered);
     }
     if let Some(call) = inferring::call(exchange) {
-        return match inferring::direct(call, route, model, session, exchange).await? {
-            true => Ok(Direct::Answered),
-            false => Ok(Direct::NoRoom),
-        };
+        return inferring::direct(call, route, model, session, exchange).await;
     }
     if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
         return encoding::encode(route, model, what, session, exchange).await;
@@ -46,8 +43,7 @@ pub(super) async fn direct(
     named(request.model.as_deref())?;
     let deadline = exchange.deadline(route).into_std();
     if exchange.resolved.operation == Operation::CountTokens {
-        counting::count(model, &request, deadline, session, exchange).await?;
-        return Ok(Direct::Answered);
+        return counting::count(model, &request, deadline, session, exchange).await;
     }
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let operation = exchange.resolved.operation;

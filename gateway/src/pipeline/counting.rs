@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use http::{StatusCode, header};
 
+use super::direct::Direct;
 use super::reading::unsupported_endpoint;
-use crate::builtin::{self, LoadedModel};
+use crate::builtin::{self, LoadedModel, SpillError};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
@@ -19,14 +20,22 @@ pub(super) async fn count(
     deadline: Instant,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<(), End> {
+) -> Result<Direct, End> {
     exchange.outcome.begin_answer();
     let counted = tokio::select! {
         biased;
         counted = builtin::count_tokens(model, request, deadline) => counted,
         _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
     };
-    let tokens = counted.map_err(builtin::SpillError::into_refusal)?;
+    let tokens = match counted {
+        Ok(tokens) => tokens,
+        Err(SpillError::Busy(_)) => return Ok(Direct::NoRoom),
+        // A backend of the route may be able to.
+        Err(SpillError::CannotSpill(refusal) | SpillError::TooLong(refusal)) => {
+            return Ok(Direct::Unable(Box::new(refusal)));
+        }
+        Err(other) => return Err(other.into_refusal().into()),
+    };
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     exchange.outcome.model_answered = Some(model.name().to_owned());
     let body = exchange.dialect.write_token_count(tokens).ok_or_else(unsupported_endpoint)?;
@@ -36,5 +45,6 @@ pub(super) async fn count(
     if let Some(dropped) = request.ignored.header() {
         let _ = answer.insert_header(&DROPPED, dropped);
     }
-    super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)
+    super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
+    Ok(Direct::Answered)
 }

@@ -10,7 +10,7 @@ use spillway_engine::Task;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::{send, send_message};
-use super::direct::name_for_caller;
+use super::direct::{Direct, name_for_caller};
 use super::encoding::{Encoding, encoded};
 use super::reading::{held, read};
 use super::rewritten::api_path;
@@ -85,7 +85,7 @@ fn not_here() -> End {
 }
 
 /// Task of a built-in model that the protocol can ask for.
-fn task_of(model: &LoadedModel) -> Result<Encode, End> {
+fn task_of(model: &LoadedModel) -> Result<Encode, Refusal> {
     match model.task() {
         Task::Embed => Ok(Encode::Embeddings),
         Task::Classify => Ok(Encode::Rerank),
@@ -93,32 +93,42 @@ fn task_of(model: &LoadedModel) -> Result<Encode, End> {
             let message =
                 format!("The model `{}` holds conversations: call it with POST /v1/chat/completions.", model.name());
             let kind = ErrorKind::NotFound;
-            Err(End::refuse(Refusal::new(StatusCode::NOT_FOUND, kind, "unsupported_endpoint", message).param("model")))
+            Err(Refusal::new(StatusCode::NOT_FOUND, kind, "unsupported_endpoint", message).param("model"))
         }
     }
 }
 
-/// Answers a call that its route sends to a built-in model. False where the model has no room.
+/// Consequence of a call that a built-in model cannot take: another target of the route may.
+fn unable(refusal: Refusal) -> Result<Direct, End> {
+    Ok(Direct::Unable(Box::new(refusal)))
+}
+
+/// Answers a call that its route sends to a built-in model.
 pub(super) async fn direct(
     call: InferenceCall,
     route: &Route,
     model: &Arc<LoadedModel>,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<bool, End> {
+) -> Result<Direct, End> {
     if !matches!(call, InferenceCall::Infer | InferenceCall::ModelReady | InferenceCall::ModelMetadata) {
-        return Err(End::refuse(Refusal::new(
+        return unable(Refusal::new(
             StatusCode::NOT_IMPLEMENTED,
             ErrorKind::InvalidRequest,
             "unsupported_endpoint",
             "a built-in model answers `infer`, `ready` and its metadata in the Open Inference Protocol, and nothing else",
-        )));
+        ));
     }
-    let what = task_of(model)?;
+    let what = match task_of(model) {
+        Ok(what) => what,
+        Err(refusal) => return unable(refusal),
+    };
     let deadline = exchange.deadline(route).into_std();
     let version = version(route, session, exchange)?;
     named(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()))?;
-    oip::check_version(version.as_deref())?;
+    if let Err(refusal) = oip::check_version(version.as_deref()) {
+        return unable(refusal);
+    }
     match call {
         InferenceCall::Infer => infer(route, model, what, deadline, session, exchange).await,
         InferenceCall::ModelReady => ready(route, model, session, exchange).await,
@@ -132,7 +142,7 @@ async fn ready(
     model: &Arc<LoadedModel>,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<bool, End> {
+) -> Result<Direct, End> {
     let is_ready = model.can_answer();
     let body = if is_message(exchange) {
         oip::grpc::write_state(is_ready)
@@ -141,10 +151,10 @@ async fn ready(
     };
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer(status, body, Some(model), session, exchange).await?;
-    Ok(true)
+    Ok(Direct::Answered)
 }
 
-/// Answers with the inputs and outputs of a built-in model. False where it has no room to be loaded.
+/// Answers with the inputs and outputs of a built-in model.
 async fn metadata(
     route: &Route,
     model: &Arc<LoadedModel>,
@@ -152,16 +162,17 @@ async fn metadata(
     deadline: Instant,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<bool, End> {
+) -> Result<Direct, End> {
     let width = match builtin::width(model, deadline).await {
         Ok(width) => width,
-        Err(SpillError::Busy(_)) => return Ok(false),
+        Err(SpillError::Busy(_)) => return Ok(Direct::NoRoom),
+        Err(SpillError::CannotSpill(refusal) | SpillError::TooLong(refusal)) => return unable(refusal),
         Err(other) => return Err(other.into_refusal().into()),
     };
     let facts = ModelFacts::new(name_for_caller(route, model, exchange), what, width);
     let body = if is_message(exchange) { oip::grpc::write_model(&facts) } else { oip::write_model(&facts) };
     answer(StatusCode::OK, body, Some(model), session, exchange).await?;
-    Ok(true)
+    Ok(Direct::Answered)
 }
 
 /// Version of the model that a call asks for.
@@ -174,7 +185,7 @@ fn version(route: &Route, session: &ClientSession, exchange: &Exchange) -> Resul
     Ok(oip::version_in_path(&path).map(str::to_owned))
 }
 
-/// Answers a call for the outputs of a built-in model. False where the model has no room.
+/// Answers a call for the outputs of a built-in model.
 async fn infer(
     route: &Route,
     model: &Arc<LoadedModel>,
@@ -182,18 +193,22 @@ async fn infer(
     deadline: Instant,
     session: &mut ClientSession,
     exchange: &mut Exchange,
-) -> Result<bool, End> {
+) -> Result<Direct, End> {
     let (body, is_message) = (held(exchange).unwrap_or_default(), is_message(exchange));
     let asked = exchange.model_sent().unwrap_or_default().to_owned();
     let headers = &session.req_header().headers;
     let parse = |body: &[u8]| -> Result<InferRequest, Refusal> {
         if is_message { oip::grpc::read_infer(body) } else { oip::read_infer(headers, body) }
     };
-    let (mut request, plan) = read(exchange, &body, parse).await??.for_task(what, &asked)?;
+    let read = read(exchange, &body, parse).await?;
+    let (mut request, plan) = match read.and_then(|request| request.for_task(what, &asked)) {
+        Ok(read) => read,
+        Err(refusal) => return unable(refusal),
+    };
     let encoded = match encoded(model, &mut request, what, deadline, session, exchange).await? {
         Encoding::Done(encoded, _) => encoded,
-        Encoding::NoRoom => return Ok(false),
-        Encoding::Unable(refusal) => return Err(End::Refuse(refusal)),
+        Encoding::NoRoom => return Ok(Direct::NoRoom),
+        Encoding::Unable(refusal) => return Ok(Direct::Unable(refusal)),
     };
     let mut head = head(StatusCode::OK, Some(model), exchange);
     if let Some(dropped) = request.ignored.header() {
@@ -202,7 +217,7 @@ async fn infer(
     if is_message {
         let message = oip::grpc::write_infer(&plan, name_for_caller(route, model, exchange), &encoded);
         send_message(session, exchange, head, message).await?;
-        return Ok(true);
+        return Ok(Direct::Answered);
     }
     let written = oip::write_infer(&plan, name_for_caller(route, model, exchange), &encoded);
     if let Some(length) = written.json_length {
@@ -210,7 +225,7 @@ async fn infer(
         let _ = head.insert_header(&oip::INFERENCE_HEADER_CONTENT_LENGTH, header::HeaderValue::from(length));
     }
     send(session, exchange, head, written.body).await.map_err(|_| End::ClientGone)?;
-    Ok(true)
+    Ok(Direct::Answered)
 }
 
 /// Head of an answer, of a built-in model where it is one.

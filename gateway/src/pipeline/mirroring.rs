@@ -74,7 +74,7 @@ async fn prepare(
         return None;
     }
     // Without a turn for the work there is no copy.
-    let cut = translating::without_dropped(&plan.backend, exchange).await.ok()?;
+    let cut = translating::without_dropped(&plan.backend, session, exchange).await.ok()?.ok()?;
     let place = plan.permits.clone().try_acquire_owned().ok()?;
     let mut selection = TargetSelection::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, exchange);

@@ -76,3 +76,15 @@ pub(super) fn api_path<'p>(route: &Route, method: &Method, target: &'p PathAndQu
     }
     rewritten(route, target).map_or(Cow::Borrowed(target.path()), |target| Cow::Owned(target.path().to_owned()))
 }
+
+/// Path of a request whose names its servers get: the one that they would see, where it makes the same call, and that of the
+/// caller's API ([`api_path`]) otherwise.
+pub(super) fn path_for_servers<'p>(
+    route: &Route,
+    resolved: ResolvedOperation,
+    method: &Method,
+    target: &'p PathAndQuery,
+) -> Cow<'p, str> {
+    let seen = rewritten(route, target).filter(|seen| ResolvedOperation::of(method, seen.path()) == resolved);
+    seen.map_or_else(|| api_path(route, method, target), |seen| Cow::Owned(seen.path().to_owned()))
+}

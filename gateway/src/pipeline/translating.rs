@@ -10,11 +10,13 @@ use http::StatusCode;
 use spillway_filter::Refusal;
 
 use super::reading::held;
-use super::rewritten::api_path;
+use super::rewritten::path_for_servers;
 use crate::admission::TargetSelection;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange};
 use crate::off_loop::BUILDS_VALUES;
+use crate::protocol::oip::json_length;
+use crate::protocol::{ModelPlace, Operation};
 use crate::topology::{Backend, Route};
 use crate::upstream::{CallHead, Cut, Translation, cut, translate};
 
@@ -61,7 +63,9 @@ pub(super) async fn rewritten(
         // It is read to values and written again.
         let weight = body.len().saturating_mul(BUILDS_VALUES).saturating_mul(2);
         let head = session.req_header();
-        let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
+        let target = head.uri.path_and_query();
+        let path = target.map(|target| path_for_servers(route, exchange.resolved, &head.method, target));
+        let path = path.unwrap_or_default();
         let head =
             CallHead { method: &head.method, path: &path, headers: &head.headers, takes_trailers: session.is_http2() };
         let translated = exchange.off_loop.run(weight, || translate(exchange, backend, head, &body)).await?;
@@ -70,15 +74,32 @@ pub(super) async fn rewritten(
             Err(refusal) => Err(Box::new(refusal)),
         });
     }
-    let cut = without_dropped(backend, exchange).await?;
+    let cut = match without_dropped(backend, session, exchange).await? {
+        Ok(cut) => cut,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
     Ok(Ok(cut.map(|cut| Rewritten::Cut(Arc::new(cut)))))
 }
 
 /// Body of a request that is not translated, without the fields that the servers of a backend do not get.
-pub(super) async fn without_dropped(backend: &Backend, exchange: &Exchange) -> Result<Option<Cut>, End> {
-    let Some(body) = held(exchange).filter(|_| !backend.drop_fields.is_empty()) else { return Ok(None) };
+/// The inner error says that it does not tell where its JSON ends.
+pub(super) async fn without_dropped(
+    backend: &Backend,
+    session: &ClientSession,
+    exchange: &Exchange,
+) -> Result<Result<Option<Cut>, Box<Refusal>>, End> {
+    let Some(body) = held(exchange).filter(|_| !backend.drop_fields.is_empty()) else { return Ok(Ok(None)) };
+    let json_length = match exchange.resolved.operation {
+        Operation::Inference(_) if exchange.resolved.model_place != ModelPlace::Message => {
+            match json_length(&session.req_header().headers, body.len()) {
+                Ok(length) => length,
+                Err(refusal) => return Ok(Err(Box::new(refusal))),
+            }
+        }
+        _ => None,
+    };
     // One pass finds the fields, and one the places of what is left.
-    Ok(exchange.off_loop.run(body.len().saturating_mul(2), || cut(backend, &body)).await?)
+    Ok(Ok(exchange.off_loop.run(body.len().saturating_mul(2), || cut(backend, &body, json_length)).await?))
 }
 
 /// Body that was written for the rest of an answer, without the fields that the servers of a backend do not get, and the range
@@ -91,7 +112,7 @@ pub(super) async fn cut_body(
     if backend.drop_fields.is_empty() {
         return Ok(None);
     }
-    let cut = exchange.off_loop.run(body.len().saturating_mul(2), || cut(backend, body)).await?;
+    let cut = exchange.off_loop.run(body.len().saturating_mul(2), || cut(backend, body, None)).await?;
     Ok(cut.map(Cut::into_parts))
 }
 

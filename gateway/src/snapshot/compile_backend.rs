@@ -141,7 +141,7 @@ impl BackendCompiler<'_> {
             drop_fields: written.drop_fields.clone(),
             rewrites: foreign != ForeignOperations::NONE || !written.drop_fields.is_empty(),
             words: words_of(written),
-            stream_usage: written.stream_usage.unwrap_or(true),
+            stream_usage: asks_for_usage(written),
             passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
             max_full_for: written.capacity.max_full_for.0,
@@ -152,6 +152,12 @@ impl BackendCompiler<'_> {
             metrics: dialect.map(|dialect| self.metrics.model(dialect.name(), &written.name)),
         })
     }
+}
+
+/// True if the servers of a backend are asked for the usage of their streams: not with a field that they do not get.
+fn asks_for_usage(written: &schema::Backend) -> bool {
+    let is_asking = |name: &String| matches!(name.as_str(), "stream_options" | "stream_options.include_usage");
+    written.stream_usage.unwrap_or(true) && !written.drop_fields.iter().any(is_asking)
 }
 
 /// True if the servers of a backend have an API of OpenAI's; `otherwise` where the file does not say.

@@ -9,13 +9,12 @@ use http::HeaderValue;
 use crate::protocol::{BodyEdit, peek, without};
 use crate::topology::Backend;
 
-/// Field with the options of a stream, which asks for its usage.
-const STREAM_OPTIONS: &str = "stream_options";
-
 /// Body of a request without some of its fields.
 pub struct Cut {
     /// The body.
     pub(super) body: Bytes,
+    /// Length of the JSON at the begin of the body, where a header of the request says it.
+    pub(super) json_length: Option<usize>,
     /// Range of the value of `model` in it.
     pub(super) model_at: Option<Range<usize>>,
     /// Edit by which a stream asks for its usage.
@@ -31,11 +30,13 @@ impl Cut {
     }
 }
 
-/// Body without the fields that a backend's servers do not get; `None` where it has none of them, or is not JSON.
-pub fn cut(backend: &Backend, body: &[u8]) -> Option<Cut> {
-    let (rest, names) = without(body, &backend.drop_fields)?;
+/// Body without the fields that a backend's servers do not get; `None` where it has none of them, or is not JSON. Where a header
+/// says the length of the JSON (`json_length`), the bytes behind it stay as they are.
+pub fn cut(backend: &Backend, body: &[u8], json_length: Option<usize>) -> Option<Cut> {
+    let (json, binary) = body.split_at_checked(json_length.unwrap_or(body.len()))?;
+    let (mut rest, names) = without(json, &backend.drop_fields)?;
     let (model_at, usage_edit) = peek(&rest, false).map(|peek| (peek.model_at, peek.usage_edit)).unwrap_or_default();
-    let asks = |name: &String| name.split('.').next() == Some(STREAM_OPTIONS);
-    let usage_edit = usage_edit.filter(|_| !backend.drop_fields.iter().any(asks));
-    Some(Cut { body: rest.into(), model_at, usage_edit, dropped: names.header() })
+    let json_length = json_length.map(|_| rest.len());
+    rest.extend_from_slice(binary);
+    Some(Cut { body: rest.into(), json_length, model_at, usage_edit, dropped: names.header() })
 }

@@ -27,7 +27,7 @@ use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, Naming, RequestBody};
 use crate::message::RequestHead;
 use crate::protocol::BodyEdit;
-use crate::protocol::oip::segment_of;
+use crate::protocol::oip::{INFERENCE_HEADER_CONTENT_LENGTH, segment_of};
 
 /// A request for an endpoint.
 pub(super) struct Outgoing {
@@ -120,6 +120,9 @@ impl Outgoing {
             outgoing_request(attempt, session.req_header(), exchange, recipient, framed);
         for name in DIGESTS.iter().filter(|_| is_edited || attempt.cut.is_some()) {
             request.remove_header(name);
+        }
+        if let Some(length) = attempt.cut.as_ref().and_then(|cut| cut.json_length) {
+            let _ = request.insert_header(&INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
         }
         if naming == Naming::Path
             && let Some(model) = model_name::at_server(backend, exchange)

@@ -98,30 +98,40 @@ impl<'de> Deserialize<'de> for JsonRequest {
     }
 }
 
-/// Parts of a body: its JSON, and the binary data behind it.
-pub(super) fn split<'b>(headers: &Fields, body: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), Refusal> {
+/// Length of the JSON of a body of this many bytes, in bytes, as the header says it; `None` without the header. It is 0 for a
+/// body without JSON.
+///
+/// # Errors
+/// Refuses a header that is no length within the body, and one that appears more than once.
+pub fn json_length(headers: &Fields, body: usize) -> Result<Option<usize>, Refusal> {
     let mut lengths = headers.get_all(&INFERENCE_HEADER_CONTENT_LENGTH).iter();
-    let Some(written) = lengths.next() else { return Ok((body, &[])) };
-    let name = "Inference-Header-Content-Length";
-    let wrong = |what: String| {
-        Err(Refusal::invalid("invalid_header_length", format!("`{name}` {what}.")).param(name.to_ascii_lowercase()))
-    };
+    let Some(written) = lengths.next() else { return Ok(None) };
     if lengths.next().is_some() {
-        return wrong("appears more than once".to_owned());
+        return Err(wrong_length("appears more than once"));
     }
     let digits = written.as_bytes();
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    let length = written.to_str().ok().filter(|_| is_number).and_then(|text| text.parse::<usize>().ok());
-    match length {
-        None => wrong("must be the length of the JSON in bytes, in digits".to_owned()),
+    match written.to_str().ok().filter(|_| is_number).and_then(|text| text.parse::<usize>().ok()) {
+        None => Err(wrong_length("must be the length of the JSON in bytes, in digits")),
+        Some(length) if length > body => Err(wrong_length(&format!("is {length}; the whole body has {body} bytes"))),
+        Some(length) => Ok(Some(length)),
+    }
+}
+
+/// Refusal of a length of the JSON.
+fn wrong_length(what: &str) -> Refusal {
+    let name = "Inference-Header-Content-Length";
+    Refusal::invalid("invalid_header_length", format!("`{name}` {what}.")).param(name.to_ascii_lowercase())
+}
+
+/// Parts of a body: its JSON, and the binary data behind it.
+pub(super) fn split<'b>(headers: &Fields, body: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), Refusal> {
+    match json_length(headers, body.len())? {
         // A body without JSON has no names and shapes of tensors: Triton knows those of its one input by itself.
-        Some(0) => wrong(
-            "is 0, which says that the body has no JSON; names and shapes of its tensors are needed here".to_owned(),
-        ),
-        Some(length) => match body.split_at_checked(length) {
-            Some(parts) => Ok(parts),
-            None => wrong(format!("is {length}; the whole body has {} bytes", body.len())),
-        },
+        Some(0) => Err(wrong_length(
+            "is 0, which says that the body has no JSON; names and shapes of its tensors are needed here",
+        )),
+        length => Ok(body.split_at_checked(length.unwrap_or(body.len())).unwrap_or((body, &[]))),
     }
 }
 

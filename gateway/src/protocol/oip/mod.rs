@@ -29,7 +29,7 @@ pub(in crate::protocol) use translate::{GrpcToHttp, HttpToGrpc};
 
 pub use answer::HttpAnswer;
 pub use infer::{AnswerPlan, InferRequest, check_version};
-pub use json::INFERENCE_HEADER_CONTENT_LENGTH;
+pub use json::{INFERENCE_HEADER_CONTENT_LENGTH, json_length};
 pub use metadata::ModelFacts;
 pub use path::segment_of;
 

@@ -37,6 +37,15 @@ pub fn segment_of(name: &str) -> String {
     written
 }
 
+/// True for a name that a path may hold. Servers that decode the path before they resolve it leave the folder of the models by a
+/// part `..`, and read another name than the one that the caller may use; some decode twice.
+fn is_name(name: &str) -> bool {
+    let is_sound = |name: &str| {
+        !name.split(['/', '\\']).any(|part| matches!(part.trim(), "." | "..")) && !name.contains(char::is_control)
+    };
+    is_sound(name) && is_sound(&decoded(name))
+}
+
 /// Path of a call about a model and its version, which may be empty; `None` for a call that HTTP does not have.
 ///
 /// # Errors
@@ -53,8 +62,7 @@ pub(super) fn of(call: InferenceCall, model: &str, version: &str) -> Result<Opti
     };
     named(Some(model).filter(|model| !model.is_empty()))?;
     for (field, name) in [("model_name", model), ("model_version", version)] {
-        // Servers resolve them as folders, escaped or not.
-        if matches!(name, "." | "..") {
+        if !is_name(name) {
             let message = format!("`{field}` is `{}`, which is no name in a path.", shown(name));
             return Err(Refusal::invalid("invalid_value", message).param(field));
         }
@@ -168,5 +176,33 @@ mod tests {
         }
         assert_eq!(target("/v2/models/m/versions/2/infer").unwrap().version, Some("2"));
         assert_eq!(target("/v2/models/m/infer").unwrap().version, None);
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_makes_no_path() {
+        for name in [
+            ".",
+            "..",
+            "ok-/../no",
+            "../no",
+            "ok/..",
+            "a\\..\\b",
+            "a/./b",
+            "a\n",
+            "a\u{85}b",
+            "a\0",
+            "a/.. /b",
+            "a%2F..%2fb",
+        ] {
+            assert_eq!(of(InferenceCall::Infer, name, "").unwrap_err().code, "invalid_value", "{name:?}");
+            assert_eq!(of(InferenceCall::ModelReady, "m", name).unwrap_err().code, "invalid_value", "{name:?}");
+        }
+        for (name, path) in [
+            ("lab/m", "/v2/models/lab%2Fm/ready"),
+            ("..m", "/v2/models/..m/ready"),
+            ("a..b/c.", "/v2/models/a..b%2Fc./ready"),
+        ] {
+            assert_eq!(of(InferenceCall::ModelReady, name, "").unwrap().as_deref(), Some(path));
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use super::{Delta, MAX_KEPT, Unreadable, WriteStream};
+use super::{Delta, MAX_CALLS, MAX_KEPT, Unreadable, WriteStream};
 
 /// Bytes that a held log probability takes beside its text, about.
 const TOKEN_BYTES: usize = 128;
@@ -16,6 +16,9 @@ pub struct InOrder {
     /// Call whose arguments are written as they come.
     open: Option<OpenCall>,
     held: VecDeque<Held>,
+    /// Calls that are held, in the order of their marks in `held`: few, so that their arguments find them at once. At most
+    /// [`MAX_CALLS`].
+    calls: VecDeque<HeldCall>,
     /// Bytes that are held.
     kept: usize,
 }
@@ -28,17 +31,15 @@ struct OpenCall {
 
 /// Part of the answer that waits for its turn.
 enum Held {
-    Call { index: usize, id: String, name: String, arguments: String },
+    /// The next one of the calls that are held.
+    Call,
     Other(Delta),
 }
 
 impl Held {
-    /// Bytes that it takes.
+    /// Bytes that it takes, without those of its call.
     fn size(&self) -> usize {
         let of_content = match self {
-            Self::Call { id, name, arguments, .. } => {
-                id.len().saturating_add(name.len()).saturating_add(arguments.len())
-            }
             Self::Other(Delta::Text { text, logprobs }) => {
                 let tokens: usize = logprobs.iter().map(|token| token.likeliest.len().saturating_add(1)).sum();
                 text.len().saturating_add(tokens.saturating_mul(TOKEN_BYTES))
@@ -46,16 +47,32 @@ impl Held {
             Self::Other(
                 Delta::Refusal(text) | Delta::Thinking(text) | Delta::Signature(text) | Delta::RedactedThinking(text),
             ) => text.len(),
-            Self::Other(_) => 0,
+            Self::Call | Self::Other(_) => 0,
         };
         of_content.saturating_add(size_of::<Self>())
+    }
+}
+
+/// Call that waits for its turn.
+struct HeldCall {
+    index: usize,
+    id: String,
+    name: String,
+    arguments: String,
+}
+
+impl HeldCall {
+    /// Bytes that it takes.
+    fn size(&self) -> usize {
+        let texts = self.id.len().saturating_add(self.name.len()).saturating_add(self.arguments.len());
+        texts.saturating_add(size_of::<Self>())
     }
 }
 
 impl InOrder {
     /// Writer in front of one whose API has one call at a time.
     pub fn new(writer: Box<dyn WriteStream>) -> Self {
-        Self { writer, open: None, held: VecDeque::new(), kept: 0 }
+        Self { writer, open: None, held: VecDeque::new(), calls: VecDeque::new(), kept: 0 }
     }
 
     /// True while a call is under way of which more arguments are to come.
@@ -77,13 +94,24 @@ impl InOrder {
         Ok(())
     }
 
+    fn hold_call(&mut self, call: HeldCall) -> Result<(), Unreadable> {
+        if self.calls.len() == MAX_CALLS {
+            return Err(Unreadable("the backend writes more than 128 tool calls at a time"));
+        }
+        self.keep(call.size())?;
+        self.calls.push_back(call);
+        self.hold(Held::Call)
+    }
+
     /// Writes a delta, or holds it while a call is under way.
     fn pass(&mut self, delta: Delta, out: &mut BytesMut) -> Result<(), Unreadable> {
         if self.is_busy() {
-            return self.hold(match delta {
-                Delta::ToolCall { index, id, name } => Held::Call { index, id, name, arguments: String::new() },
-                other => Held::Other(other),
-            });
+            return match delta {
+                Delta::ToolCall { index, id, name } => {
+                    self.hold_call(HeldCall { index, id, name, arguments: String::new() })
+                }
+                other => self.hold(Held::Other(other)),
+            };
         }
         self.open = match delta {
             Delta::ToolCall { index, .. } => Some(OpenCall { index, arguments: ObjectEnd::default() }),
@@ -99,12 +127,8 @@ impl InOrder {
             return if self.is_busy() { Ok(()) } else { self.release(false, out) };
         }
         self.keep(text.len())?;
-        let held = self.held.iter_mut().find_map(|held| match held {
-            Held::Call { index: held, arguments, .. } if *held == index => Some(arguments),
-            _ => None,
-        });
-        match held {
-            Some(arguments) => arguments.push_str(&text),
+        match self.calls.iter_mut().find(|held| held.index == index) {
+            Some(held) => held.arguments.push_str(&text),
             // Blanks behind the arguments say nothing.
             None if text.trim().is_empty() => self.kept = self.kept.saturating_sub(text.len()),
             None => return Err(Unreadable("the backend's stream continues a tool call behind the next one")),
@@ -123,7 +147,10 @@ impl InOrder {
                     self.open = None;
                     self.writer.write(delta, out)?;
                 }
-                Held::Call { index, id, name, arguments: text } => {
+                Held::Call => {
+                    let Some(call) = self.calls.pop_front() else { continue };
+                    self.kept = self.kept.saturating_sub(call.size());
+                    let HeldCall { index, id, name, arguments: text } = call;
                     let mut arguments = ObjectEnd::default();
                     arguments.feed(&text);
                     self.open = Some(OpenCall { index, arguments });
@@ -294,6 +321,9 @@ mod tests {
             };
             assert!(held(most - 1).is_ok() && held(most).is_err());
         }
+        // Calls are few, however short.
+        let calls = |count: usize| written((0..=count).map(call));
+        assert!(calls(MAX_CALLS).is_ok() && calls(MAX_CALLS + 1).is_err());
         // What was written makes room.
         let rounds = (0..3 * most).flat_map(|n| {
             [call(2 * n), call(2 * n + 1), piece(2 * n + 1, &long), piece(2 * n, "{}"), piece(2 * n + 1, "{}")]

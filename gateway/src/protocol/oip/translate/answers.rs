@@ -13,7 +13,7 @@ use crate::protocol::grpc::{self, GRPC_MESSAGE, GRPC_STATUS};
 use crate::protocol::inference::InferenceCall;
 use crate::protocol::oip::grpc::request::message;
 use crate::protocol::oip::json::INFERENCE_HEADER_CONTENT_LENGTH;
-use crate::protocol::translate::{ApiError, CallAnswer, ReadCallAnswer, ServerAnswer, kind_of};
+use crate::protocol::translate::{ApiError, CallAnswer, MAX_KEPT, ReadCallAnswer, ServerAnswer, kind_of};
 
 /// Message of an answer that cannot be read.
 const UNREADABLE: &str = "the backend's answer is not of the Open Inference Protocol, its tensors do not fill their shapes, or it is \
@@ -74,11 +74,18 @@ impl FromGrpc {
             InferenceCall::Infer => {
                 let read = protobuf::read_answer(message).map_err(unreadable)?;
                 let model = self.names.for_caller(read.model.as_deref().unwrap_or_default(), answer);
+                // Elements may be longer in the form that is wanted than they came.
+                if http::least_length(&read, &self.form) > MAX_KEPT {
+                    return Err(Fault::unreadable());
+                }
                 let (body, json_length) = http::write_answer(&read, model, &self.form).map_err(|refusal| Fault {
                     status: refusal.status,
                     message: refusal.message.into_owned(),
                     is_unreadable: false,
                 })?;
+                if body.len() > MAX_KEPT {
+                    return Err(Fault::unreadable());
+                }
                 let Some(length) = json_length else { return Ok(json(body)) };
                 let headers = vec![
                     (header::CONTENT_TYPE, OCTETS),

@@ -226,6 +226,55 @@ pub(super) fn fits_json(datatype: DataType, bytes: &[u8]) -> bool {
     }
 }
 
+/// Bytes of JSON from which on it matters how many times longer it is than the elements.
+const LONG: usize = 64 << 10;
+
+/// Bytes of a text in JSON, with its quotes.
+fn text_length(text: &[u8]) -> usize {
+    let of_byte = |byte: &u8| match byte {
+        b'"' | b'\\' | 8 | 9 | 10 | 12 | 13 => 2,
+        0..0x20 => "\\u0000".len(),
+        _ => 1,
+    };
+    text.iter().map(of_byte).fold(2, usize::saturating_add)
+}
+
+/// Bytes that elements in binary form take in JSON: exact for `BYTES` and `BOOL`, and at most so many for numbers.
+pub(super) fn json_length(datatype: DataType, bytes: &[u8]) -> usize {
+    // The longest number of each kind, and its comma.
+    let most = |size: usize, longest: &str| (bytes.len() / size).saturating_mul(longest.len() + 1);
+    let of_elements = match datatype {
+        DataType::Bool => bytes.iter().map(|element| if *element == 0 { "false,".len() } else { "true,".len() }).sum(),
+        DataType::Uint8 => most(1, "255"),
+        DataType::Uint16 => most(2, "65535"),
+        DataType::Uint32 => most(4, "4294967295"),
+        DataType::Uint64 => most(8, "18446744073709551615"),
+        DataType::Int8 => most(1, "-128"),
+        DataType::Int16 => most(2, "-32768"),
+        DataType::Int32 => most(4, "-2147483648"),
+        DataType::Int64 => most(8, "-9223372036854775808"),
+        DataType::Fp32 => most(4, "-1.17549435e-38"),
+        DataType::Fp64 => most(8, "-2.2250738585072014e-308"),
+        DataType::Bytes => texts(bytes).map(|text| text_length(text).saturating_add(1)).fold(0, usize::saturating_add),
+        DataType::Fp16 | DataType::Bf16 => 0,
+    };
+    of_elements.saturating_add("[]".len())
+}
+
+/// True if the length of elements in JSON is exact, and not that of the longest numbers ([`json_length`]).
+pub(super) fn is_exact(datatype: DataType) -> bool {
+    matches!(datatype, DataType::Bool | DataType::Bytes)
+}
+
+/// True for elements that JSON makes much longer: truth values, and texts of control characters, quotes or backslashes.
+pub(super) fn swells(datatype: DataType, bytes: &[u8]) -> bool {
+    if !is_exact(datatype) {
+        return false;
+    }
+    let length = json_length(datatype, bytes);
+    length > LONG && length / 3 > bytes.len() / 2
+}
+
 /// Elements of `BYTES` in binary form, which fill their bytes.
 fn texts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = bytes;

@@ -402,30 +402,41 @@ fn put_tensor(tensor: &Tensor<'_>, is_binary: bool, object: &mut Object<'_>) {
     }
 }
 
+/// Bytes that a name, shape and the other parts of a tensor take in JSON, about.
+const BESIDE_ELEMENTS: usize = 256;
+
+/// Empty buffer for a body with these tensors, of which some are binary: grown step by step it would take twice the space.
+fn buffer<'t>(tensors: impl IntoIterator<Item = (&'t Tensor<'t>, bool)>) -> Vec<u8> {
+    let length = |(tensor, is_binary): (&Tensor<'_>, bool)| {
+        if is_binary { tensor.data.len() } else { elements::json_length(tensor.datatype, &tensor.data) }
+    };
+    let lengths = tensors.into_iter().map(|tensor| length(tensor).saturating_add(BESIDE_ELEMENTS));
+    Vec::with_capacity(lengths.fold(BESIDE_ELEMENTS, usize::saturating_add))
+}
+
 /// Body of a JSON head and the binary data of these tensors behind it, and the length of the head where there are any.
 fn with_binary(mut head: Vec<u8>, binary: &[&Tensor<'_>]) -> (Bytes, Option<usize>) {
     if binary.is_empty() {
         return (head.into(), None);
     }
     let length = head.len();
-    head.reserve_exact(binary.iter().map(|tensor| tensor.data.len()).sum());
     binary.iter().for_each(|tensor| head.extend_from_slice(&tensor.data));
     (head.into(), Some(length))
 }
 
-/// Writes a call: JSON where it can express the inputs, and binary data behind it where not. Returns the length of the JSON where
+/// Writes a call: JSON where it can express the inputs without becoming much longer, and binary data behind it where not. Returns the length of the JSON where
 /// binary data follow. The outputs are wanted as binary data, which is a parameter without meaning to servers that know none.
 pub(super) fn write_request(call: &Message<'_>) -> (Bytes, Option<usize>) {
-    let mut head = Vec::new();
-    let is_binary = |tensor: &&Tensor<'_>| !elements::fits_json(tensor.datatype, &tensor.data);
+    let is_binary = |tensor: &&Tensor<'_>| {
+        !elements::fits_json(tensor.datatype, &tensor.data) || elements::swells(tensor.datatype, &tensor.data)
+    };
     let binary: Vec<&Tensor<'_>> = call.tensors.iter().filter(is_binary).collect();
+    let is_binary = |tensor: &Tensor<'_>| binary.iter().any(|other| std::ptr::eq(*other, tensor));
+    let mut head = buffer(call.tensors.iter().map(|tensor| (tensor, is_binary(tensor))));
     let mut object = Object::begin(&mut head);
     object.text("id", &call.id);
     object.parameters(&call.parameters, Some((BINARY_DATA_OUTPUT, Parameter::Bool(true))));
-    object.list("inputs", &call.tensors, |tensor, object| {
-        let is_binary = binary.iter().any(|other| std::ptr::eq(*other, tensor));
-        put_tensor(tensor, is_binary, object);
-    });
+    object.list("inputs", &call.tensors, |tensor, object| put_tensor(tensor, is_binary(tensor), object));
     if !call.wanted.is_empty() {
         object.list("outputs", &call.wanted, |output, object| {
             object.set("name", &output.name);
@@ -434,6 +445,17 @@ pub(super) fn write_request(call: &Message<'_>) -> (Bytes, Option<usize>) {
     }
     object.end();
     with_binary(head, &binary)
+}
+
+/// Bytes that the outputs of an answer take at least in the form that is wanted.
+pub(super) fn least_length(answer: &Message<'_>, form: &AnswerForm) -> usize {
+    let of_output = |tensor: &Tensor<'_>| match form.is_binary(&tensor.name) {
+        false if elements::is_exact(tensor.datatype) => elements::json_length(tensor.datatype, &tensor.data),
+        // Numbers have no fewer digits in JSON than one each.
+        false => tensor.data.len() / tensor.datatype.size().unwrap_or(1) * 2,
+        true => tensor.data.len(),
+    };
+    answer.tensors.iter().map(of_output).fold(0, usize::saturating_add)
 }
 
 /// Writes the answer of the model `model`. Returns the length of the JSON where binary data follow.
@@ -458,7 +480,7 @@ pub(super) fn write_answer(
         return Err(Refusal::invalid("invalid_tensor", message).param(name));
     }
     let binary: Vec<&Tensor<'_>> = answer.tensors.iter().filter(is_binary).collect();
-    let mut head = Vec::new();
+    let mut head = buffer(answer.tensors.iter().map(|tensor| (tensor, form.is_binary(&tensor.name))));
     let mut object = Object::begin(&mut head);
     object.set("model_name", &model);
     object.text("model_version", &answer.version);

@@ -70,7 +70,8 @@ impl CallTranslator for HttpToGrpc {
     }
 
     fn is_servers_header(&self, name: &HeaderName) -> bool {
-        name.as_str().starts_with(GRPC_HEADERS)
+        // Metadata of a server cannot say where the JSON of the answer ends that is written for the caller.
+        *name == INFERENCE_HEADER_CONTENT_LENGTH || name.as_str().starts_with(GRPC_HEADERS)
     }
 
     fn is_to_grpc(&self) -> bool {
@@ -85,8 +86,13 @@ impl CallTranslator for HttpToGrpc {
         let Some(method) = super::grpc::method(call) else {
             return Err(no_counterpart(&format!("`{} {}`", asked.method, asked.path), "HTTP", "gRPC"));
         };
-        let names = ModelNames::of(asked);
-        let version = path::target(asked.path).and_then(|target| target.version).map(path::decoded);
+        let target = path::target(asked.path);
+        let mut names = ModelNames::of(asked);
+        // Filters may have put another model into the path.
+        if let (None, Some(target)) = (asked.renamed, target) {
+            names.server = path::decoded(target.name).into();
+        }
+        let version = target.and_then(|target| target.version).map(path::decoded);
         let version = version.as_deref().unwrap_or_default();
         let (body, form) = match call {
             InferenceCall::Infer => {

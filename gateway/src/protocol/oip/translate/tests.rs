@@ -119,6 +119,17 @@ proptest! {
     }
 
     #[test]
+    fn the_length_in_json_is_known_before_it_is_written(tensor in tensor()) {
+        prop_assume!(elements::fits_json(tensor.datatype, &tensor.data));
+        let mut written = Vec::new();
+        elements::write_json(tensor.datatype, &tensor.data, &mut written);
+        let length = elements::json_length(tensor.datatype, &tensor.data);
+        prop_assert!(written.len() <= length);
+        // Without a comma behind the last element.
+        prop_assert!(!elements::is_exact(tensor.datatype) || written.len() + 1 >= length);
+    }
+
+    #[test]
     fn any_bytes_are_translated_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let framed = protobuf::framed_parts(&[&body]);
         for body in [&body[..], &framed] {
@@ -421,4 +432,49 @@ fn statuses_of_servers_over_grpc_become_those_of_http() {
     let answer = from_grpc(&protobuf::write_answer(sixteen, "theirs", true), &[], &[("grpc-status", "0")]);
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
     assert!(String::from_utf8_lossy(&answer.body).contains("`half` is FP16"), "{answer:?}");
+}
+
+/// Answer or call with one tensor of texts or truth values.
+fn of_one(datatype: DataType, shape: i64, data: Vec<u8>) -> Message<'static> {
+    let tensor = Tensor { name: "x".into(), datatype, shape: vec![shape], parameters: Vec::new(), data: data.into() };
+    Message { tensors: vec![tensor], ..Message::default() }
+}
+
+#[test]
+fn elements_that_json_makes_much_longer_are_sent_as_binary_data() {
+    let long = 1 << 20;
+    let text = |byte: u8| of_one(DataType::Bytes, 1, texts(&[vec![byte; long]]));
+    let short = of_one(DataType::Bytes, 1, texts(&[vec![1; 100]]));
+    for (call, is_binary) in [
+        (text(b'a'), false),
+        (text(1), true),
+        (text(b'"'), true),
+        (text(b'\\'), true),
+        (short, false),
+        (of_one(DataType::Bool, 4, vec![1, 0, 1, 0]), false),
+        (of_one(DataType::Bool, 1 << 20, vec![1; long]), true),
+    ] {
+        let (body, length) = http::write_request(&call);
+        assert_eq!(length.is_some(), is_binary, "{}", call.tensors[0].datatype.as_str());
+        assert!(body.len() < 2 * call.tensors[0].data.len() + 1000);
+        assert_eq!(http::read_request(&json_length(length), &body, &mut Lossy::default()).unwrap().0, call);
+    }
+}
+
+#[test]
+fn an_answer_that_its_form_makes_too_long_is_refused() {
+    let ok = [("grpc-status", "0")];
+    for (answer, is_too_long) in [
+        (of_one(DataType::Bytes, 1, texts(&[vec![b'a'; 7 << 20]])), false),
+        (of_one(DataType::Bytes, 1, texts(&[vec![1; 2 << 20]])), true),
+        (of_one(DataType::Bool, 2 << 20, vec![1; 2 << 20]), true),
+        (of_one(DataType::Int8, 3 << 20, vec![0x80; 3 << 20]), true),
+        (of_one(DataType::Int8, 3 << 20, vec![1; 3 << 20]), false),
+    ] {
+        let answer = from_grpc(&protobuf::write_answer(answer, "m", true), &[], &ok);
+        assert_eq!(
+            (answer.status.as_u16(), answer.is_unreadable),
+            if is_too_long { (502, true) } else { (200, false) }
+        );
+    }
 }
