@@ -789,6 +789,126 @@ routes:
     }
 }
 
+/// Answers of 200 with an error that repeats a credential, and with a value of the environment behind it.
+const TELLING: [(&str, &str); 9] = [
+    ("error", "{\"error\":{\"message\":\"bad key upstream-secret\",\"code\":400}}"),
+    ("long", "{\"error\":{\"message\":\"bad key upstream-secret\",PAD\"code\":400}}"),
+    ("behind the unknown", "{\"pad\":[PAD1],\"error\":{\"message\":\"bad key upstream-secret\",\"code\":400}}"),
+    ("behind an answer", "{\"choices\":[],PAD\"error\":{\"message\":\"bad key upstream-secret\",\"code\":400}}"),
+    ("in a choice", "{\"id\":\"c\",\"choices\":[{\"error\":{\"message\":\"bad key upstream-secret\",\"code\":502}}]}"),
+    ("first event", "data: {\"error\":{\"message\":\"bad key upstream-secret\",\"code\":400}}\n\n"),
+    (
+        "later event",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: {\"error\":{\"message\":\"key upstream-secret\"}}\n\n",
+    ),
+    ("behind a comment", ": busy\n\ndata: {\"error\":{\"message\":\"bad key upstream-secret\",\"code\":400}}\n\n"),
+    ("event without an end", "data: {\"choices\":[]}\n\ndata: {\"error\":{\"message\":\"bad key upstream-secret\"}}"),
+];
+
+fn telling(kind: &str) -> String {
+    let body = TELLING.iter().find(|(name, _)| *name == kind).unwrap().1;
+    body.replace("PAD", &" ".repeat(20_000))
+}
+
+#[tokio::test]
+async fn an_error_in_an_answer_of_200_does_not_tell_a_credential_in_any_coding() {
+    let upstream = Upstream::start(|seen| async move {
+        let of = |name: &str| seen.headers[name].to_str().unwrap().to_owned();
+        let (kind, coding) = (of("x-kind"), of("x-coding"));
+        let body = telling(&kind);
+        let content = if body.starts_with('{') { "application/json" } else { "text/event-stream" };
+        let headers = [("content-type", content), ("content-encoding", &*coding), ("etag", "\"of-the-bytes\"")];
+        // Flushed in two parts, the first of which may hold all that is telling.
+        let (parts, receiver) = tokio::sync::mpsc::channel(2);
+        let mut whole = Bytes::from(encoded(&coding, body.as_bytes()));
+        let first = whole.split_to(whole.len() - 3);
+        for part in [first, whole] {
+            parts.send(Ok(part)).await.unwrap();
+        }
+        Some(spillway_tests::streamed(&headers, receiver))
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 0}}}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let stars = "*".repeat("upstream-secret".len());
+    for (kind, _) in TELLING {
+        for coding in ["identity", "gzip", "deflate", "br", "zstd"] {
+            for path in ["/v1/chat/completions", "/v1/embeddings"] {
+                let headers = [
+                    ("content-type", "application/json"),
+                    ("accept-encoding", "gzip, br"),
+                    ("x-kind", kind),
+                    ("x-coding", coding),
+                ];
+                let answer = client.post(path, &headers, "{\"model\":\"m\",\"stream\":true,\"input\":\"x\"}").await;
+                let expected = telling(kind).replace("upstream-secret", &stars);
+                assert_eq!((answer.status.as_u16(), answer.cut), (200, false), "{kind} in {coding}");
+                assert!(answer.text() == expected, "{kind} in {coding}: {}", answer.text().replace("  ", ""));
+                if coding != "identity" {
+                    assert!(["content-encoding", "etag"].iter().all(|name| answer.header(name).is_empty()), "{coding}");
+                }
+            }
+            // No large window is needed for what the server was asked for.
+            assert_eq!(upstream.last().headers["accept-encoding"], "gzip");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_may_have_a_value_of_the_environment_that_an_error_may_not() {
+    let upstream = Upstream::start(|seen| async move {
+        let shown = seen.headers["x-region"].to_str().unwrap();
+        let body = match seen.headers["x-kind"].to_str().unwrap() {
+            "answer" => format!("{{\"id\":\"c\",\"choices\":[{{\"message\":{{\"content\":\"{shown}\"}}}}]}}"),
+            _ => format!("{{\"error\":{{\"message\":\"{shown}\"}}}}"),
+        };
+        Some(reply(200, &[("content-type", "application/json")], body))
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - filters: [{{requestHeaders: {{set: {{x-region: \"${{TEST_SECRET}}\"}}}}}}]
+    backendRefs: [{{name: x}}]
+    retry: {{attempts: 0}}
+",
+        upstream.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    for (kind, is_shown) in [("answer", true), ("error", false)] {
+        let headers = [("content-type", "application/json"), ("x-kind", kind)];
+        let answer = client.post("/v1/chat/completions", &headers, "{\"model\":\"m\"}").await;
+        assert_eq!((answer.status.as_u16(), answer.text().contains("upstream-secret")), (200, is_shown), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_in_its_coding_is_cut_before_a_part_passes_unread() {
+    let upstream = Upstream::start(|_| async {
+        let body = "{\"error\":{\"message\":\"bad key upstream-secret\"}}";
+        Some(reply(200, &[("content-type", "application/json"), ("content-encoding", "gzip")], body))
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 0}}}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let headers = [("content-type", "application/json")];
+    let answer = client.post("/v1/chat/completions", &headers, "{\"model\":\"m\"}").await;
+    assert!(answer.cut && answer.body.is_empty(), "{}: {}", answer.status, answer.text());
+}
+
 #[tokio::test]
 async fn a_compressed_error_without_an_end_is_left_when_its_bound_is_reached() {
     let upstream = raw(|mut stream| async move {

@@ -13,7 +13,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, Upstream, asked, minilm, model, reply, script};
+use spillway_tests::{Gateway, Upstream, asked, eventually, head_of_a_request, minilm, model, raw, reply, script};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -107,4 +109,77 @@ routes: [{{backendRefs: [{{name: b}}]}}]
     let seen = server.last();
     assert_eq!(seen.headers["authorization"], "Bearer the callers");
     assert!(!seen.headers.contains_key("x-api-key") && !seen.headers.contains_key("anthropic-version"));
+}
+
+#[tokio::test]
+async fn an_error_in_place_of_an_answer_has_its_own_status_and_message() {
+    let server = Upstream::start(|seen| async move {
+        let status = seen.headers["x-status"].to_str().unwrap().parse().unwrap();
+        Some(reply(status, &[JSON], r#"{"error":{"message":"bad key upstream-secret","code":400}}"#))
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: b
+    protocol: openai
+    apis: [chat, tokenize]
+    credentials: {{bearer: {{env: TEST_SECRET}}}}
+    endpoints: [{{url: \"{}\"}}]
+routes: [{{backendRefs: [{{name: b}}], retry: {{attempts: 0}}}}]
+",
+        server.url()
+    ))
+    .await;
+    let count = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    for (path, body, pointer) in [
+        ("/api/embed", json!({"model": "m", "input": "a"}), "/error"),
+        ("/v1/messages/count_tokens", count, "/error/message"),
+    ] {
+        // The error of a redirection is that of a server that cannot be followed.
+        for (status, told) in [("200", 400), ("300", 300)] {
+            let headers = [JSON, ("anthropic-version", "2023-06-01"), ("x-status", status)];
+            let answer = gateway.client().post(path, &headers, body.to_string()).await;
+            let text = answer.text();
+            assert!(!text.contains("upstream-secret") && text.contains("***"), "{path} {status}: {text}");
+            if status == "200" {
+                assert_eq!(answer.status.as_u16(), told, "{path}: {text}");
+                assert_eq!(answer.json().pointer(pointer).unwrap(), "bad key ***************", "{path}: {text}");
+            }
+        }
+    }
+    let line = eventually("the request is logged", || async { gateway.events("access").first().cloned() }).await;
+    assert_eq!(line["errorCode"], "upstream_error", "{line}");
+}
+
+#[tokio::test]
+async fn early_hints_of_a_server_of_another_api_do_not_pass() {
+    let upstream = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let body = r#"{"data":[{"embedding":[1]}]}"#;
+        let answer = format!(
+            "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+             connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let _ = stream.write_all(answer.as_bytes()).await;
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{upstream}\"}}]}}]\nroutes: [{{backendRefs: [{{name: b}}]}}]\n"
+    ))
+    .await;
+    let asked = r#"{"model":"m","input":"a"}"#;
+    for (path, hints) in [("/v1/embeddings", 1), ("/api/embed", 0)] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{asked}",
+            asked.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer.matches("HTTP/1.1 103 ").count(), hints, "{path}: {answer}");
+        assert!(answer.contains("HTTP/1.1 200 OK") && answer.contains("[1]"), "{path}: {answer}");
+    }
 }

@@ -538,6 +538,37 @@ async fn a_compressed_stream_is_read_in_any_coding() {
     }
 }
 
+#[tokio::test]
+async fn bytes_behind_the_end_of_a_compressed_stream_do_not_break_it_but_a_missing_end_does() {
+    for (kind, is_whole) in [("junk", true), ("junk apart", true), ("cut", false)] {
+        let upstream = Upstream::start(move |seen| async move {
+            let plain = gpt(seen).await?;
+            let text = http_body_util::BodyExt::collect(plain.into_body()).await.ok()?.to_bytes();
+            let mut body = encoded("gzip", &text);
+            let (parts, receiver) = tokio::sync::mpsc::channel(2);
+            match kind {
+                "cut" => body.truncate(body.len() / 2),
+                "junk" => body.extend_from_slice(b"no member of gzip"),
+                _ => {}
+            }
+            parts.send(Ok(body.into())).await.ok()?;
+            if kind == "junk apart" {
+                parts.send(Ok("no member of gzip".into())).await.ok()?;
+            }
+            Some(spillway_tests::streamed(&[EVENTS, ("content-encoding", "gzip")], receiver))
+        })
+        .await;
+        let gateway = Gateway::start(&before("openai", &upstream, "", ", retry: {attempts: 0}")).await;
+        let answer = gateway.client().post("/v1/messages", &[JSON, VERSION], message(json!({"stream": true}))).await;
+        let text = answer.text();
+        assert_eq!(
+            (text.contains("message_stop"), text.contains("event: error")),
+            (is_whole, !is_whole),
+            "{kind}: {text}"
+        );
+    }
+}
+
 /// Stream of chat completions whose two tool calls alternate.
 async fn alternating(_: Seen) -> Option<spillway_tests::Reply> {
     let call = |index: u32, more: Value| {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::{end, release_early};
 use super::events::{Gate, is_event_stream};
+use super::masking::{Mask, SentCredentials};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
@@ -37,7 +38,7 @@ pub async fn pass_rest(
     exchange: &mut Exchange,
 ) -> AttemptOutcome {
     // Only answers with status 200 continue another.
-    let OpenedAnswer { upstream, head, prefix, sent, limits, .. } = opened;
+    let OpenedAnswer { upstream, head, prefix, sent, limits, shown, .. } = opened;
     let rewriter = exchange.dialect.continue_stream(&attempt.backend.name, before.said.tokens);
     let Some((transcript, rewriter)) = exchange.dialect.transcribe().zip(rewriter) else {
         end(attempt, upstream, sent, false).await;
@@ -49,6 +50,9 @@ pub async fn pass_rest(
         sent,
         observer: attempt.observer(&head),
         gate: Gate::new(StreamFraming::Events),
+        mask: shown.mask_of_answer(),
+        shown,
+        is_error: false,
         transcript,
         rewriter,
         has_text: false,
@@ -102,6 +106,7 @@ pub async fn pass_rest(
             ServerEvent::End if rest.transcript.is_finished() => {
                 rest.event = Some(ServerEvent::End);
                 let last = rest.gate.rest();
+                let last = rest.mask_events(last);
                 break match rest.write(session, exchange, limits.deadline, last, true).await {
                     Ok(()) => AttemptOutcome::Answered,
                     Err(_) => rest.client_gone(),
@@ -151,6 +156,11 @@ struct ResumedStream<'a, 'r> {
     sent: Option<Sent>,
     observer: Option<Box<dyn Observe>>,
     gate: Gate,
+    /// Credentials of the request, and what masks them in the events.
+    shown: SentCredentials,
+    mask: Option<Mask>,
+    /// True once the server has reported an error, in which more is masked.
+    is_error: bool,
     transcript: Box<dyn Transcribe>,
     rewriter: Box<dyn ContinueStream + 'r>,
     has_text: bool,
@@ -168,12 +178,26 @@ impl ResumedStream<'_, '_> {
             observer.feed(&part, Clock::now());
         }
         let events = self.gate.pass(part);
+        let events = self.mask_events(events);
         self.transcript.feed(&events);
         if !self.has_text && self.transcript.has_text() {
             self.has_text = true;
             self.attempt.answered(Class::FirstToken, StatusCode::OK);
         }
         self.rewriter.rewrite(&events)
+    }
+
+    /// Masks whole events.
+    fn mask_events(&mut self, events: Bytes) -> Bytes {
+        let has_failed = self.observer.as_ref().is_some_and(|observer| observer.observation().has_failed);
+        if has_failed && !std::mem::replace(&mut self.is_error, true) {
+            // No credential has a line break: the mask of answers holds nothing back behind an event.
+            self.mask = self.shown.mask();
+        }
+        match &mut self.mask {
+            Some(mask) => mask.pass(events),
+            None => events,
+        }
     }
 
     /// True if the server reports an error before any text.

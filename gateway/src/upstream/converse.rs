@@ -202,9 +202,11 @@ impl Conversation<'_, '_> {
         }
     }
 
-    /// Passes on early hints (103), except to a client of HTTP/1.0, which knows no early answers.
+    /// Passes on early hints (103), except to clients that know no early answers, which are those of HTTP/1.0 and of gRPC, and of
+    /// a server of another API, whose hints are for a page of its own.
     async fn pass_early_hints(&mut self, mut hints: ResponseHead) -> pingora::Result<()> {
-        if self.session.req_header().version == Version::HTTP_10 {
+        let knows_none = self.session.req_header().version == Version::HTTP_10 || self.exchange.is_grpc;
+        if knows_none || self.attempt.translation.is_some() {
             return Ok(());
         }
         self.state.shown.strip(&mut hints);

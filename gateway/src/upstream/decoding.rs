@@ -1,6 +1,7 @@
 //! Observer of a compressed answer: decodes a copy of the answer for the observer of its dialect, while the answer itself
-//! passes as it is. Decoder of a compressed event stream that is translated. Both are bounded in memory and work, as servers are not trusted with either. The rest of an answer that cannot be
-//! decoded, or grows out of all proportion, is counted by its bytes.
+//! passes as it is. Decoder of a compressed answer that is translated, or searched for credentials. Both are bounded in memory and
+//! work, as servers are not trusted with either. The rest of an answer that cannot be decoded, or grows out of all proportion, is
+//! counted by its bytes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use http::header;
 
-use crate::coding::{Coding, Decoder, Undecodable};
+use crate::coding::{Coding, Decoder};
 use crate::message::ResponseHead;
 use crate::protocol::{Dialect, Observation, Observe};
 
@@ -68,7 +69,7 @@ impl Drop for WindowPermit {
     }
 }
 
-/// Decoder of an event stream that goes on as it decodes, in the same bounds as one that is only observed.
+/// Decoder of an answer that goes on as it decodes, in the same bounds as one that is only observed.
 pub(super) struct StreamDecoder {
     decoder: Decoder,
     budget: GrowthBudget,
@@ -82,11 +83,9 @@ impl StreamDecoder {
         Some(Self { decoder: Decoder::new(coding)?, budget: GrowthBudget::default(), _window: window })
     }
 
-    /// Decodes a part.
-    ///
-    /// # Errors
-    /// The bytes are not in the coding, or grow out of all proportion.
-    pub(super) fn decode(&mut self, part: &[u8]) -> Result<Bytes, Undecodable> {
+    /// Decodes a part. Returns the bytes that could be decoded, and true if that is not all: the rest is not in the coding, or
+    /// grows out of all proportion. Nothing can be decoded after that.
+    pub(super) fn decode(&mut self, part: &[u8]) -> (Bytes, bool) {
         let (mut out, budget) = (BytesMut::new(), &mut self.budget);
         budget.read(part.len());
         let take = |plain: &[u8]| {
@@ -96,7 +95,8 @@ impl StreamDecoder {
             }
             has_room
         };
-        self.decoder.decode(part, take).map(|()| out.freeze())
+        let is_spoiled = self.decoder.decode(part, take).is_err();
+        (out.freeze(), is_spoiled)
     }
 }
 

@@ -307,7 +307,7 @@ pub(super) fn outgoing_request(
     if attempt.backend.load_reports {
         let _ = out.insert_header(orca::FORMAT.clone(), orca::JSON.clone());
     }
-    if let Some(codings) = readable_codings(attempt, client, exchange) {
+    if let Some(codings) = readable_codings(attempt, client, exchange, &shown) {
         let _ = out.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
     }
     set_framing(&mut out, client, body);
@@ -328,14 +328,20 @@ pub(super) fn outgoing_request(
 }
 
 /// Codings that the server is asked for in place of those that the caller accepts, where the answer must be read on its way;
-/// `None` where it need not. What a caller accepts must not hide the tokens or events of its answer.
-fn readable_codings(attempt: &Attempt<'_>, client: &RequestHead, exchange: &Exchange) -> Option<&'static str> {
+/// `None` where it need not. What a caller accepts must not hide the tokens or events of its answer,
+/// nor a credential in it.
+fn readable_codings(
+    attempt: &Attempt<'_>,
+    client: &RequestHead,
+    exchange: &Exchange,
+    shown: &SentCredentials,
+) -> Option<&'static str> {
     let (route, calls_model) = (attempt.route, attempt.backend.calls_models());
     let is_changed = usage_chunk::edit(attempt, exchange).is_some() || answer_model::renames(attempt, exchange);
     if (calls_model && route.resume) || is_changed || exchange.observers.reads_events() {
         return Some("identity");
     }
-    let is_read = exchange.ledger.counts_tokens() || route.first_token_timeout.is_some();
+    let is_read = exchange.ledger.counts_tokens() || route.first_token_timeout.is_some() || !shown.is_empty();
     (calls_model && is_read).then(|| cheapest_of(&client.headers))
 }
 

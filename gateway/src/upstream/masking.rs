@@ -134,10 +134,20 @@ impl SentCredentials {
         }
     }
 
-    /// A mask for bodies; `None` where there is nothing to mask.
+    /// A mask for bodies of errors; `None` where there is nothing to mask.
     pub(super) fn mask(&self) -> Option<Mask> {
+        self.mask_of(true)
+    }
+
+    /// A mask for bodies of answers, which may have values of the environment: a model may speak of the region that a header
+    /// names. `None` where there is nothing to mask.
+    pub(super) fn mask_of_answer(&self) -> Option<Mask> {
+        self.mask_of(false)
+    }
+
+    fn mask_of(&self, with_environment: bool) -> Option<Mask> {
         let mut texts: Vec<Box<[u8]>> = Vec::new();
-        for spelling in self.texts(true).flat_map(spellings) {
+        for spelling in self.texts(with_environment).flat_map(spellings) {
             if !texts.contains(&spelling) {
                 texts.push(spelling);
             }
@@ -209,14 +219,16 @@ fn spellings(secret: &[u8]) -> impl Iterator<Item = Box<[u8]>> {
         bytes.collect::<Box<[u8]>>()
     };
     let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
-    [
-        secret.into(),
-        escaped(&|byte| (!is_unreserved(byte)).then(|| format!("%{byte:02X}"))),
-        escaped(&|byte| (byte == b'/').then(|| "\\/".to_owned())),
-        escaped(&|byte| b"+&<>'\"".contains(&byte).then(|| format!("\\u{byte:04X}"))),
-        escaped(&|byte| b"&<>".contains(&byte).then(|| format!("\\u{byte:04x}"))),
-    ]
-    .into_iter()
+    // Most keys have one spelling: nobody escapes a byte of theirs.
+    let others = (!secret.iter().all(|byte| is_unreserved(*byte))).then(|| {
+        [
+            escaped(&|byte| (!is_unreserved(byte)).then(|| format!("%{byte:02X}"))),
+            escaped(&|byte| (byte == b'/').then(|| "\\/".to_owned())),
+            escaped(&|byte| b"+&<>'\"".contains(&byte).then(|| format!("\\u{byte:04X}"))),
+            escaped(&|byte| b"&<>".contains(&byte).then(|| format!("\\u{byte:04x}"))),
+        ]
+    });
+    std::iter::once(secret.into()).chain(others.into_iter().flatten())
 }
 
 /// Mask that replaces credentials in a body by `*`, however the body is split. The length stays the same.
@@ -421,6 +433,7 @@ mod tests {
         let values: Arc<[Box<[u8]>]> = vec![b"of-the-environment".to_vec().into_boxed_slice()].into();
         let shown = SentCredentials::on_route(Some(&values));
         assert_eq!(masked(&shown, &["vendor of-the-envi", "ronment."]), "vendor ******************.");
+        assert!(shown.mask_of_answer().is_none(), "an answer may have them");
         let kept = |status: u16, more: &[(&'static str, &str)]| {
             let mut head = ResponseHead::new(http::StatusCode::from_u16(status).unwrap(), 0);
             for (name, value) in [("x-vendor", "of-the-environment")].iter().chain(more) {

@@ -33,7 +33,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::ResponseHead;
-use crate::protocol::{DROPPED, GRPC_STATUS, Observation, SERVED_BY, StreamFraming, Written, server_error};
+use crate::protocol::{DROPPED, GRPC_STATUS, Observation, Observe, SERVED_BY, StreamFraming, Written, server_error};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
@@ -58,11 +58,14 @@ impl<'a> Conversation<'_, 'a> {
         let own = self.exchange.dialect.stream_framing();
         let framing = stream_framing(&head, own);
         self.state.event_stream = framing.is_some();
-        let coding = Coding::of(&head.headers);
-        self.state.takes_events = framing == Some(own) && coding == Coding::Identity;
+        let mut head = head;
+        let mut coding = Coding::of(&head.headers);
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
-        let mut head = head;
+        if coding != Coding::Identity && self.is_searched(is_head) && self.begin_decoding(&mut head, coding) {
+            coding = Coding::Identity;
+        }
+        self.state.takes_events = framing == Some(own) && coding == Coding::Identity;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
         if self.attempt.translation.is_some() && !is_head {
             self.begin_translation(&mut head, coding, is_error);
@@ -73,8 +76,12 @@ impl<'a> Conversation<'_, 'a> {
                 _ if is_head => without_coding(&mut head),
                 coding => self.passing.sealed = Some(Sealed::Error(coding)),
             }
-        } else if self.passing.observer.is_some() && coding == Coding::Identity {
-            self.passing.may_mask = !self.state.shown.is_empty();
+        } else if coding == Coding::Identity && self.is_searched(is_head) {
+            self.passing.may_mask = true;
+            // A message of gRPC must not wait for the next one, which may never come. Its errors are in heads and trailers.
+            if !self.exchange.is_grpc {
+                self.passing.mask = self.state.shown.mask_of_answer();
+            }
         }
         if !is_head {
             self.passing.names = AnswerModel::of(self.attempt, self.exchange, &head);
@@ -134,6 +141,27 @@ impl<'a> Conversation<'_, 'a> {
             Some(_) => false,
         };
         if is_read { Some(self.finish().await) } else { None }
+    }
+
+    /// True of an answer that may hold an error in which credentials are to be masked, although its status says success.
+    fn is_searched(&self, is_head: bool) -> bool {
+        self.passing.observer.is_some()
+            && self.attempt.translation.is_none()
+            && !is_head
+            && !self.state.shown.is_empty()
+    }
+
+    /// Begins to decode an answer in which credentials are to be masked, which cannot be done in compressed bytes. Returns false
+    /// where no decoder is left.
+    fn begin_decoding(&mut self, head: &mut ResponseHead, coding: Coding) -> bool {
+        // The window of the observer's decoder is that of the answer's.
+        self.passing.observer = None;
+        self.passing.decoder = StreamDecoder::new(coding).map(Box::new);
+        if self.passing.decoder.is_some() {
+            without_coding(head);
+        }
+        self.passing.observer = self.attempt.observer(head);
+        self.passing.decoder.is_some()
     }
 
     /// Begins to translate an answer: a stream on its way, anything else once it was read whole.
@@ -212,7 +240,7 @@ impl<'a> Conversation<'_, 'a> {
     /// Passes on a part of the answer, or keeps it while the head waits. An error is the end of the attempt.
     pub(super) async fn pass_part(&mut self, part: Bytes) -> Result<(), AttemptOutcome> {
         let mut part = self.observe(part);
-        if self.passing.translator.as_ref().is_some_and(|translator| translator.failure().is_some()) {
+        if self.passing.is_spoiled || self.passing.translator.as_ref().is_some_and(|it| it.failure().is_some()) {
             self.leave().await;
         }
         if self.passing.waiting.is_some() {
@@ -321,6 +349,10 @@ impl<'a> Conversation<'_, 'a> {
                 }
                 None => parts.freeze(),
             },
+            // An answer that may still be an error, or is one of which no part has told so.
+            None if self.passing.may_mask && self.passing.observer.as_ref().is_some_and(|it| is_suspect(&**it)) => {
+                self.passing.mask_error(&self.state.shown, parts.freeze(), Bytes::new())
+            }
             // Of an error in place of the answer, parts that came before its end.
             None if self.passing.mask.is_some() && self.exchange.outcome.reported.is_some() => {
                 let parts = parts.freeze();
@@ -382,20 +414,20 @@ impl<'a> Conversation<'_, 'a> {
         if let Some(names) = &mut self.passing.names {
             gated = names.finish(gated);
         }
-        let masked = match (&mut self.passing.mask, &mut self.passing.translator) {
-            (Some(mask), _) => mask.rest(),
-            (None, Some(translator)) => translator.finish(),
-            (None, None) => Bytes::new(),
-        };
-        let is_broken = self.passing.translator.as_ref().is_some_and(StreamTranslator::is_broken);
-        let is_all = trailers.is_none() && gated.is_empty() && masked.is_empty() && !is_broken;
+        let translated = self.passing.translator.as_mut().map(StreamTranslator::finish).unwrap_or_default();
+        if let Some(observer) = &mut self.passing.observer {
+            observer.finish();
+        }
+        let is_broken = self.passing.is_broken();
+        let is_masked = self.passing.may_mask || self.passing.mask.is_some();
+        let is_all = trailers.is_none() && gated.is_empty() && translated.is_empty() && !is_masked && !is_broken;
         let Ok(mut last) = self.release(is_all).await else {
             return self.state.client_gone();
         };
         if is_call {
             trailers = trailers.or(self.passing.trailers.take().flatten());
         }
-        for rest in [gated, masked] {
+        for rest in [self.passing.mask_rest(&self.state.shown, gated), translated] {
             if !rest.is_empty() {
                 last = [last, rest].concat().into();
             }
@@ -438,10 +470,11 @@ impl<'a> Conversation<'_, 'a> {
         }
     }
 
-    /// Cuts a stream that cannot be translated to its end.
+    /// Cuts an answer that cannot be translated or decoded to its end.
     async fn break_translation(&mut self) -> AttemptOutcome {
         let failure = self.passing.translator.as_ref().and_then(StreamTranslator::failure);
-        let cut = if failure.is_some() { CutReason::Unreadable } else { CutReason::UpstreamReset };
+        let is_unreadable = failure.is_some() || self.passing.is_spoiled;
+        let cut = if is_unreadable { CutReason::Unreadable } else { CutReason::UpstreamReset };
         self.break_off(cut).await
     }
 
@@ -568,20 +601,15 @@ fn observe(
     mut part: Bytes,
 ) -> Bytes {
     outcome.bytes_answered = outcome.bytes_answered.saturating_add(u64::try_from(part.len()).unwrap_or(0));
-    if let Some(decoder) = &mut passing.decoder {
-        part = decoder.decode(&part).unwrap_or_else(|_| {
-            if let Some(translator) = &mut passing.translator {
-                translator.fail();
-            }
-            Bytes::new()
-        });
+    let mut is_spoiled = false;
+    if let Some(decoder) = passing.decoder.as_mut().filter(|_| !passing.is_spoiled) {
+        (part, is_spoiled) = decoder.decode(&part);
+    } else if passing.is_spoiled {
+        part = Bytes::new();
     }
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, clock::instant());
         note_usage(attempt, outcome, observer.observation());
-        if passing.may_mask && observer.observation().has_failed {
-            (passing.may_mask, passing.mask) = (false, state.shown.mask());
-        }
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -603,16 +631,24 @@ fn observe(
     if let Some(names) = &mut passing.names {
         part = names.pass(part);
     }
-    if let Some(mask) = &mut passing.mask {
-        part = mask.pass(part);
-    }
+    part = passing.mask_part(&state.shown, part);
     if let Some(translator) = &mut passing.translator {
         part = translator.pass(&part);
+        if is_spoiled {
+            translator.fail();
+        }
     }
+    passing.is_spoiled |= is_spoiled;
     if let Some(transcript) = &mut passing.transcript {
         transcript.feed(&part);
     }
     part
+}
+
+/// True of an answer that is an error, or may still be one.
+fn is_suspect(observer: &dyn Observe) -> bool {
+    let seen = observer.observation();
+    seen.has_failed || !seen.is_certain
 }
 
 /// Records the usage so far, and an error that the answer reports, for answers that are cut too.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::answer_model::AnswerModel;
 use super::decoding::StreamDecoder;
 use super::encoded::MAX_ENCODED;
 use super::events::Gate;
-use super::masking::Mask;
+use super::masking::{Mask, SentCredentials};
 use super::renaming::Renaming;
 use super::translating::{MAX_ANSWER, StreamTranslator};
 use crate::coding::Coding;
@@ -26,15 +26,17 @@ pub(super) struct Passing {
     pub(super) hides_usage: bool,
     /// Puts the caller's name of the model in place of the server's.
     pub(super) names: Option<Box<AnswerModel>>,
-    /// Masks credentials of the gateway in an error.
+    /// Masks credentials of the gateway in an error, and in an answer of a model API that may become one.
     pub(super) mask: Option<Mask>,
-    /// True where an error in place of the answer, or of its rest, would have to be masked.
+    /// True where an error may still come in place of the answer, or of its rest, in which more is to be masked than in an answer.
     pub(super) may_mask: bool,
     pub(super) transcript: Option<Box<dyn Transcribe>>,
     /// Answer that must be read whole before it can pass.
     pub(super) sealed: Option<Sealed>,
-    /// Decodes an event stream that is translated.
+    /// Decodes an event stream that is translated, and an answer that is searched for credentials.
     pub(super) decoder: Option<Box<StreamDecoder>>,
+    /// True once the answer could not be decoded further. The rest of it is lost.
+    pub(super) is_spoiled: bool,
     /// Translates an event stream.
     pub(super) translator: Option<StreamTranslator>,
     /// Name of the model to replace in the beginning of the answer.
@@ -55,6 +57,47 @@ impl Passing {
     pub(super) fn is_cut_short(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
             && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
+    }
+
+    /// True if the client cannot have the answer to its end, as it could not be read or ended too early.
+    pub(super) fn is_broken(&self) -> bool {
+        match (&self.translator, &self.observer) {
+            (Some(translator), _) => translator.is_broken(),
+            // Bytes behind the end of the coding are none of the answer's.
+            (None, Some(observer)) => self.is_spoiled && !observer.observation().is_whole,
+            (None, None) => self.is_spoiled,
+        }
+    }
+
+    /// Masks the next part, of which the observer has read all.
+    pub(super) fn mask_part(&mut self, shown: &SentCredentials, part: Bytes) -> Bytes {
+        if self.may_mask && self.observer.as_ref().is_some_and(|observer| observer.observation().has_failed) {
+            return self.mask_error(shown, Bytes::new(), part);
+        }
+        match &mut self.mask {
+            Some(mask) => mask.pass(part),
+            None => part,
+        }
+    }
+
+    /// Masks the last part, and returns the bytes that were held back before it too.
+    pub(super) fn mask_rest(&mut self, shown: &SentCredentials, last: Bytes) -> Bytes {
+        let last = self.mask_part(shown, last);
+        let rest = self.mask.as_mut().map(Mask::rest).unwrap_or_default();
+        if rest.is_empty() { last } else { [last, rest].concat().into() }
+    }
+
+    /// Masks an error from here on, in which all is masked that the server was shown: `begun` has passed the mask of answers and
+    /// no client has it yet, `part` follows the bytes that this mask holds back.
+    pub(super) fn mask_error(&mut self, shown: &SentCredentials, begun: Bytes, part: Bytes) -> Bytes {
+        self.may_mask = false;
+        let held = self.mask.take().map(|mut mask| mask.rest()).unwrap_or_default();
+        self.mask = shown.mask();
+        let part = if begun.is_empty() && held.is_empty() { part } else { [begun, held, part].concat().into() };
+        match &mut self.mask {
+            Some(mask) => mask.pass(part),
+            None => part,
+        }
     }
 
     /// True if a chunk with the usage may be among the events that pass now, and is to be removed. The observer has read them.

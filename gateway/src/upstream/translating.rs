@@ -86,9 +86,9 @@ impl StreamTranslator {
         out.freeze()
     }
 
-    /// True if the stream cannot be translated to its end, or has ended before it.
+    /// True if the stream cannot be translated to its end, or has ended before it. Bytes behind its end change nothing.
     pub(super) fn is_broken(&self) -> bool {
-        self.failed.is_some() || !self.has_ended
+        !self.has_ended
     }
 
     /// Reason why the stream cannot be translated.
@@ -197,26 +197,42 @@ pub(super) fn call(
     trailers: &mut Option<HeaderMap>,
     exchange: &mut Exchange,
 ) -> Bytes {
-    let plain = match (plain(coding, body), shown.mask()) {
-        (Some(plain), Some(mask)) if is_error(head) => Some(mask.whole(plain)),
-        (plain, _) => plain,
+    let masked = |plain: Bytes| match shown.mask() {
+        Some(mask) => mask.whole(plain),
+        None => plain,
     };
+    let is_success = head.status.is_success();
+    let plain = plain(coding, body);
+    // Any other status becomes an error, that of a redirection too.
+    let plain = if is_success { plain } else { plain.map(masked) };
     // An error of gRPC is told in a head or in trailers.
     shown.strip(head);
     if let Some(trailers) = trailers {
         shown.strip_trailers(trailers);
     }
-    let answer = translation.reader.read(&ServerAnswer {
-        status: head.status,
-        headers: &head.headers,
-        body: plain.as_deref(),
-        trailers: trailers.as_ref(),
-        stands_in: exchange.outcome.spilled.is_some(),
-        request_id: exchange.request_id.to_str().unwrap_or_default(),
-    });
+    let read = |plain: Option<&[u8]>| {
+        translation.reader.read(&ServerAnswer {
+            status: head.status,
+            headers: &head.headers,
+            body: plain,
+            trailers: trailers.as_ref(),
+            stands_in: exchange.outcome.spilled.is_some(),
+            request_id: exchange.request_id.to_str().unwrap_or_default(),
+        })
+    };
+    let mut answer = read(plain.as_deref());
+    let is_failed = answer.failed.is_some() || !answer.status.is_success();
+    // An error in place of an answer.
+    if is_success && is_failed {
+        answer = read(plain.map(masked).as_deref());
+    }
     adapt_head(head, |name| translation.is_servers_header(name));
     if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
         exchange.outcome.note_reported(Some(failed.as_u16()));
+    }
+    if is_success && !answer.status.is_success() && !answer.is_unreadable {
+        let known = exchange.outcome.reported;
+        exchange.outcome.note_reported(known.or(Some(answer.status.as_u16())));
     }
     if answer.is_unreadable {
         exchange.outcome.error_code = Some(UNREADABLE);

@@ -96,7 +96,10 @@ impl ReadCallAnswer for Reader {
         let (is_unreadable, error) = if answer.status.is_success() {
             match answer.body.and_then(self.server.read) {
                 Some(count) => return json_answer(StatusCode::OK, (self.caller.write)(count)),
-                None => (true, unreadable("the backend's answer tells no count of tokens, or is too long")),
+                None => match answer.body.and_then(|body| self.server.api.reported_error(body)) {
+                    Some(error) => (false, error),
+                    None => (true, unreadable("the backend's answer tells no count of tokens, or is too long")),
+                },
             }
         } else {
             (false, self.server.api.read_error(answer.status, answer.body.unwrap_or_default()))

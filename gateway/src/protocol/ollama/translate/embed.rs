@@ -173,7 +173,10 @@ impl ReadCallAnswer for Reader {
         let (is_unreadable, error) = if answer.status.is_success() {
             match answer.body.and_then(|body| self.answer(body, answer.stands_in)) {
                 Some(body) => return json_answer(StatusCode::OK, body),
-                None => (true, unreadable("the backend's answer has no vector for each text, or is too long")),
+                None => match answer.body.and_then(|body| ChatCompletions.reported_error(body)) {
+                    Some(error) => (false, error),
+                    None => (true, unreadable("the backend's answer has no vector for each text, or is too long")),
+                },
             }
         } else {
             (false, ChatCompletions.read_error(answer.status, answer.body.unwrap_or_default()))
@@ -248,6 +251,9 @@ mod tests {
             let told = read(&written, 200, body);
             assert_eq!((told.status.as_u16(), told.is_unreadable), (502, true), "{body}");
         }
+        let told = read(&written, 200, r#"{"error":{"message":"no such model","code":404}}"#);
+        let expected = (404, &br#"{"error":"no such model"}"#[..], false);
+        assert_eq!((told.status.as_u16(), &*told.body, told.is_unreadable), expected);
         let told = read(&written, 404, r#"{"error":{"message":"no such model","type":"invalid_request_error"}}"#);
         assert_eq!((told.status.as_u16(), &*told.body), (404, &br#"{"error":"no such model"}"#[..]));
     }
