@@ -216,7 +216,7 @@ pub(super) fn call(
             headers: &head.headers,
             body: plain,
             trailers: trailers.as_ref(),
-            stands_in: exchange.outcome.spilled.is_some(),
+            stands_in: translation.stands_in(exchange),
             request_id: exchange.request_id.to_str().unwrap_or_default(),
         })
     };

@@ -53,6 +53,8 @@ pub struct CallTranslation {
     callers_path: String,
     method: Method,
     path: String,
+    /// True if the backend has one name for all models of its servers.
+    has_own_name: bool,
     /// Reader of the answer.
     pub(super) reader: Box<dyn ReadCallAnswer>,
     request: Translated,
@@ -160,7 +162,8 @@ fn call(
     let mut lossy = Lossy::new(&backend.drop_fields);
     let WrittenCall { method, path, body, headers, reader } = translator.write(&asked, &mut lossy)?;
     let request = Translated { body, headers, dropped: lossy.header() };
-    Ok(CallTranslation { translator, callers_path: head.path.to_owned(), method, path, reader, request })
+    let (callers_path, has_own_name) = (head.path.to_owned(), backend.model.is_some());
+    Ok(CallTranslation { translator, callers_path, method, path, has_own_name, reader, request })
 }
 
 impl Translation {
@@ -270,6 +273,12 @@ impl Translation {
 }
 
 impl CallTranslation {
+    /// True if the answer is one in place of another, which keeps the name of the model that gave it. A model that an alias of
+    /// the caller stands for has the caller's name, whoever gave the answer.
+    pub(super) fn stands_in(&self, exchange: &Exchange) -> bool {
+        exchange.outcome.spilled.is_some() && (self.has_own_name || exchange.alias().is_none())
+    }
+
     /// True for a header of an answer that means nothing to the caller.
     pub(super) fn is_servers_header(&self, name: &HeaderName) -> bool {
         self.translator.is_servers_header(name)
