@@ -339,7 +339,6 @@ routes:
         ("openai.test", "POST", "/openai/deployments/other/chat/completions", mine, 404),
         ("ollama.test", "GET", "/api/version", "", 200),
         ("ollama.test", "HEAD", "/", "", 200),
-        ("ollama.test", "GET", "/", "", 200),
         ("ollama.test", "POST", "/api/show", mine, 200),
         ("ollama.test", "POST", "/api/show", &other, 404),
         ("passed.test", "POST", "/invocations?model_name=other", "{}", 200),

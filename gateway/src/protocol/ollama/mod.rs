@@ -73,7 +73,7 @@ impl Dialect for Ollama {
         let is_post = method == Method::POST;
         let known = |operation, must_be_json| Some(Known { operation, is_own_path: false, must_be_json });
         // The client's question whether a server is there.
-        if path == "/" && matches!(*method, Method::HEAD | Method::GET) {
+        if path == "/" && method == Method::HEAD {
             return known(Operation::Other, false);
         }
         match path.strip_prefix("/api/")? {
