@@ -57,7 +57,7 @@ pub struct Metric {
     pub threshold: Threshold,
 }
 
-/// What is judged, and how surely.
+/// Metrics that are judged, and how surely.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
@@ -246,7 +246,7 @@ pub struct Evidence {
     pub design_effect: f64,
     /// Further requests of the candidate to a finding if figures stay as they are; `None` where decided or out of reach.
     pub more: Option<u64>,
-    /// The same in a sentence.
+    /// Verdict in a sentence.
     pub sentence: String,
 }
 

@@ -419,11 +419,11 @@ pub enum SocketEvent {
     Begins,
     /// A part of a response is sound, in Base64.
     Sound,
-    /// What the client said is being written down.
+    /// Notes of what the client said, which are being written down.
     Transcript,
     /// A response has ended.
     Ends,
-    /// What the client asked for is refused.
+    /// Refusal of what the client asked for.
     Fails,
     /// Any other message.
     #[default]

@@ -27,7 +27,7 @@ fn too_many_responses() -> Refusal {
     )
 }
 
-/// What the tokens of a socket are counted by.
+/// Prices, model and rules by which the tokens of a socket are counted.
 pub(super) struct SocketTariff<'e> {
     pub(super) prices: &'e Prices,
     /// Model that the caller named.

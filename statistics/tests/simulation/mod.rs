@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1, Pareto, StandardNormal};
 use spillway_statistics::{Kind, Metric, Plan, Rollout, Version};
 
-/// Who sends requests.
+/// Callers that send requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Callers {
     /// Every request from a caller of its own.
