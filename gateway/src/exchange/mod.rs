@@ -152,7 +152,7 @@ pub struct Outcome {
     pub cached_tokens: Option<u64>,
     /// Tokens of the prompt that the server has written to its cache.
     pub cache_written_tokens: Option<u64>,
-    /// Those of them that it keeps for an hour.
+    /// Tokens written to a cache that are kept for an hour.
     pub cache_written_1h_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,

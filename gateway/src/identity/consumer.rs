@@ -16,7 +16,7 @@ use crate::limits::Rules;
 pub struct ModelAlias {
     /// Name of the model, as routes and backends know it.
     pub served: Arc<str>,
-    /// The same name as JSON text, to put into a body.
+    /// Name as JSON text, to put into a body.
     pub json: Box<str>,
 }
 

@@ -151,6 +151,7 @@ async fn by_model<'s>(
     }
     check_access(route, true, session, exchange)?;
     check_operation(route, exchange)?;
+    check_call(route, session, exchange)?;
     Ok(route)
 }
 
@@ -311,7 +312,6 @@ fn known_scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> M
 /// and so must be the model that it stands for.
 fn check_model(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.judges_models()) else { return Ok(()) };
-    check_call(route, session, exchange)?;
     let target = session.req_header().uri.path_and_query();
     let at_server = target.and_then(|target| rewritten::model_at_server(route, target));
     // The server reads this name in the path, where only that of a known operation is replaced.

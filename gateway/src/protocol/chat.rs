@@ -317,7 +317,7 @@ pub struct Usage {
     pub cached_tokens: Option<u64>,
     /// Tokens of the prompt that were written to a cache, for later requests.
     pub cache_written_tokens: Option<u64>,
-    /// Those of them that are kept for an hour.
+    /// Tokens written to a cache that are kept for an hour.
     pub cache_written_1h_tokens: Option<u64>,
     /// Written tokens that were reasoning and not part of the answer's text.
     pub reasoning_tokens: Option<u64>,

@@ -85,13 +85,7 @@ struct InferTensorContents {
 
 /// Message in its frame.
 fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut out = Vec::with_capacity(super::wire::FRAME + length);
-    out.push(0);
-    // Answers are far below the 4 GiB of a frame: 2048 vectors at most.
-    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    out.extend_from_slice(&message.encode_to_vec());
-    out.into()
+    super::wire::framed_parts(&[&message.encode_to_vec()])
 }
 
 /// Writes whether a server is live, or it or a model ready.

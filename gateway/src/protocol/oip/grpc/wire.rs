@@ -1,6 +1,8 @@
 //! Reader of protobuf's wire format (protobuf.dev, "Encoding") and of the frames of gRPC. Copies nothing and keeps nothing,
 //! so that a message of many small fields costs no more memory than its bytes.
 
+use bytes::Bytes;
+
 /// Bytes before the message of a frame: whether it is compressed, and its length in four bytes, the highest first.
 pub(in crate::protocol::oip) const FRAME: usize = 5;
 
@@ -137,6 +139,17 @@ pub(in crate::protocol::oip) fn frame(body: &[u8]) -> Frame<'_> {
         1 => Frame::Compressed,
         _ => Frame::Other,
     }
+}
+
+/// Puts a message, the parts of which follow each other, into its frame.
+pub(in crate::protocol::oip) fn framed_parts(parts: &[&[u8]]) -> Bytes {
+    let length = parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut out = Vec::with_capacity(FRAME + length);
+    out.push(0);
+    // Messages are made of bodies, whose limits are far below the 4 GiB of a frame.
+    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+    out.into()
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use spillway_filter::Refusal;
 
 use super::message::{MOST_DIMENSIONS, MOST_TENSORS};
-use super::protobuf::framed_parts;
 use crate::protocol::inference::InferenceCall;
 use crate::protocol::oip::grpc::request::{bytes, malformed, text, too_many};
+use crate::protocol::oip::grpc::wire::framed_parts;
 use crate::protocol::oip::grpc::wire::{Field, Value, fields, varint};
 use crate::protocol::oip::values::Few;
 use crate::protocol::oip::{grpc, metadata};

@@ -23,6 +23,7 @@ use super::path;
 use crate::protocol::grpc::GRPC_TIMEOUT;
 use crate::protocol::http2_required;
 use crate::protocol::inference::InferenceCall;
+use crate::protocol::oip::grpc::wire::framed_parts;
 use crate::protocol::operation::Operation;
 use crate::protocol::translate::{CallTranslator, CallerCall, Lossy, WrittenCall};
 use answers::{FromGrpc, FromHttp};
@@ -103,7 +104,7 @@ impl CallTranslator for HttpToGrpc {
             InferenceCall::ModelReady | InferenceCall::ModelMetadata => {
                 (protobuf::write_model(&names.server, version), AnswerForm::default())
             }
-            _ => (protobuf::framed_parts(&[]), AnswerForm::default()),
+            _ => (framed_parts(&[]), AnswerForm::default()),
         };
         // Without the codings that a caller accepts, a server does not compress its answer, which is read on its way back.
         let headers = vec![(header::CONTENT_TYPE, CALL)];

@@ -15,7 +15,7 @@ use super::message::{
     BINARY, MOST_DIMENSIONS, MOST_PARAMETERS, MOST_TENSORS, Message, Parameter, Parameters, Tensor, Wanted,
 };
 use crate::protocol::oip::grpc::request::{bytes, dimensions, malformed, message, text, too_many};
-use crate::protocol::oip::grpc::wire::{FRAME, Field, Value, fields};
+use crate::protocol::oip::grpc::wire::{Field, Value, fields, framed_parts};
 use crate::protocol::oip::tensor::{DataType, wrong};
 use crate::protocol::oip::values::SHARED_MEMORY;
 use crate::protocol::refusals::{duplicate, shown};
@@ -108,17 +108,6 @@ struct ModelRequest {
 /// Field of the raw contents of a call, and of an answer.
 const RAW_INPUTS: u32 = 7;
 const RAW_OUTPUTS: u32 = 6;
-
-/// Puts a message, the parts of which follow each other, into its frame.
-pub(super) fn framed_parts(parts: &[&[u8]]) -> Bytes {
-    let length = parts.iter().map(|part| part.len()).sum::<usize>();
-    let mut out = Vec::with_capacity(FRAME + length);
-    out.push(0);
-    // Messages are made of bodies, whose limits are far below the 4 GiB of a frame.
-    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    parts.iter().for_each(|part| out.extend_from_slice(part));
-    out.into()
-}
 
 /// Message with raw contents behind it: fields of a message may come in any order, and these are not copied twice.
 fn framed(head: &impl prost::Message, field: u32, raw: &[&[u8]]) -> Bytes {

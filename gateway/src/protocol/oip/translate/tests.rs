@@ -11,6 +11,7 @@ use super::message::{Message, Parameter, Parameters, Tensor, Wanted};
 use super::{GrpcToHttp, HttpToGrpc, elements, protobuf};
 use crate::protocol::inference::InferenceCall;
 use crate::protocol::oip::grpc::request::message;
+use crate::protocol::oip::grpc::wire::framed_parts;
 use crate::protocol::oip::json::INFERENCE_HEADER_CONTENT_LENGTH;
 use crate::protocol::oip::tensor::DataType;
 use crate::protocol::operation::Operation;
@@ -131,7 +132,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_translated_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
-        let framed = protobuf::framed_parts(&[&body]);
+        let framed = framed_parts(&[&body]);
         for body in [&body[..], &framed] {
             let _ = to_grpc(&[], body, &[]);
             let _ = to_http("ModelInfer", body);
@@ -255,13 +256,13 @@ fn hostile_shapes_and_elements_are_refused_before_memory_is_reserved() {
         (b"\x12\x04FP16\x18\x01", "is FP16, which only binary data and raw contents can hold"),
     ] {
         let message = [&[0x2A, u8::try_from(tensor.len()).unwrap()][..], tensor].concat();
-        let refusal = to_http("ModelInfer", &protobuf::framed_parts(&[&message])).err().unwrap();
+        let refusal = to_http("ModelInfer", &framed_parts(&[&message])).err().unwrap();
         assert!(refusal.message.contains(what), "{tensor:x?}: {}", refusal.message);
     }
-    let raw = to_http("ModelInfer", &protobuf::framed_parts(&[b"\x3a\x01x"])).err().unwrap();
+    let raw = to_http("ModelInfer", &framed_parts(&[b"\x3a\x01x"])).err().unwrap();
     assert!(raw.message.contains("1 entries for 0 tensors"), "{}", raw.message);
     // A parameter (4) that would frame the body over HTTP.
-    let framing = protobuf::framed_parts(&[b"\x22\x16\x0a\x10binary_data_size\x12\x02\x10\x01"]);
+    let framing = framed_parts(&[b"\x22\x16\x0a\x10binary_data_size\x12\x02\x10\x01"]);
     assert!(to_http("ModelInfer", &framing).err().unwrap().message.contains("it frames tensors over HTTP"));
 }
 
@@ -274,12 +275,12 @@ fn calls_keep_their_names_and_those_without_a_counterpart_are_refused() {
 
     let about = protobuf::write_model("m", "a/b");
     for (name, body, path) in [
-        ("ModelInfer", &protobuf::framed_parts(&[]), Some("/v2/models/theirs/infer")),
+        ("ModelInfer", &framed_parts(&[]), Some("/v2/models/theirs/infer")),
         ("ModelReady", &about, Some("/v2/models/theirs/versions/a%2Fb/ready")),
         ("ModelMetadata", &about, Some("/v2/models/theirs/versions/a%2Fb")),
-        ("ServerLive", &protobuf::framed_parts(&[]), Some("/v2/health/live")),
-        ("ServerReady", &protobuf::framed_parts(&[]), Some("/v2/health/ready")),
-        ("ServerMetadata", &protobuf::framed_parts(&[]), Some("/v2")),
+        ("ServerLive", &framed_parts(&[]), Some("/v2/health/live")),
+        ("ServerReady", &framed_parts(&[]), Some("/v2/health/ready")),
+        ("ServerMetadata", &framed_parts(&[]), Some("/v2")),
         ("ModelStreamInfer", &about, None),
         ("RepositoryIndex", &about, None),
     ] {
@@ -317,7 +318,7 @@ fn calls_keep_their_names_and_those_without_a_counterpart_are_refused() {
 
 fn from_http(name: &str, status: u16, body: &str) -> CallAnswer {
     let asked = match name {
-        "ModelInfer" => protobuf::framed_parts(&[]),
+        "ModelInfer" => framed_parts(&[]),
         _ => protobuf::write_model("m", ""),
     };
     let written = to_http(name, &asked).unwrap();

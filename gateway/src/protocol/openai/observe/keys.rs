@@ -61,7 +61,7 @@ pub(super) enum KnownKey {
     CachedTokens,
     /// Tokens of the prompt that were written to a cache, among those of the prompt.
     CacheWritten,
-    /// Those of them that are kept for an hour, in an object of their own in the Messages API.
+    /// Tokens written to a cache that are kept for an hour, in an object of their own in the Messages API.
     CacheWrittenForAnHour,
     ReasoningTokens,
     /// Tokens of the prompt, right under the root.

@@ -8,7 +8,7 @@ use crate::protocol::dialect::{ReadSocket, SocketEvent, SocketMessage, Speaker};
 /// Characters of Base64 for a token of sound that a model says: 50 ms of G.711, which is 400 bytes. The other format, PCM of 16
 /// bits at 24 kHz, has six times as many, so that no format is counted as less than it is.
 const SAID_PER_TOKEN: u64 = 533;
-/// The same for a token of sound that a model hears: 100 ms.
+/// Characters of Base64 for a token of sound that a model hears: 100 ms.
 const HEARD_PER_TOKEN: u64 = 1067;
 /// Bytes of text that an estimate counts as a token.
 const TEXT_PER_TOKEN: u64 = 4;

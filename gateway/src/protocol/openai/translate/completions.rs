@@ -3,7 +3,6 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, StatusCode};
-use serde::Serialize;
 use serde_json::{Value, json};
 use spillway_filter::Refusal;
 
@@ -11,6 +10,7 @@ use super::error::{self, write_error_event};
 use super::reply::new_id;
 use super::request::{finish, sampling, stream};
 use super::shapes::{Usage, reason_of};
+use super::stream::Chunk;
 use super::{MAX_NAME, is_own_header};
 use crate::protocol::translate::{
     Api, ApiError, Asked, CallerApi, Conversation, Delta, Fields, Part, Reply, Role, Setting, Tokens, Turn, Unreadable,
@@ -77,19 +77,6 @@ fn choice(text: &str, finish: Value) -> Value {
     json!({"index": 0, "text": text, "logprobs": null, "finish_reason": finish})
 }
 
-/// Completion, or a chunk of one.
-#[derive(Serialize)]
-struct Completion<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<Value>,
-    /// `null` in all chunks but the last, where the stream ends with its usage.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
-}
-
 impl Api for Completions {
     fn path(&self) -> &'static str {
         "/v1/completions"
@@ -108,7 +95,7 @@ impl CallerApi for Completions {
     fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
         let text: String = reply.parts.iter().filter_map(text_of).collect();
         let id = reply.id.clone().unwrap_or_else(|| new_id("cmpl-"));
-        Ok(crate::protocol::json(&Completion {
+        Ok(crate::protocol::json(&Chunk {
             id: &id,
             object: "text_completion",
             created: crate::clock::unix_now(),
@@ -151,7 +138,7 @@ impl StreamWriter {
             self.id = new_id("cmpl-");
         }
         let Self { id, model, created, .. } = self;
-        let chunk = Completion { id, object: "text_completion", created: *created, model, choices, usage };
+        let chunk = Chunk { id, object: "text_completion", created: *created, model, choices, usage };
         write_event(out, None, &chunk);
     }
 

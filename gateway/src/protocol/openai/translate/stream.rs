@@ -168,16 +168,17 @@ pub(super) struct StreamWriter {
     tokens: Tokens,
 }
 
+/// Chunk of a stream, or a whole text completion, which has its form.
 #[derive(Serialize)]
-struct Chunk<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<Value>,
+pub(super) struct Chunk<'a> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: Vec<Value>,
     /// `null` in all chunks but the last, where the stream ends with its usage.
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
+    pub(super) usage: Option<Option<Usage>>,
 }
 
 impl StreamWriter {
