@@ -5,7 +5,7 @@
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
 
-use simulation::{Callers, at_share, equal, faults, requests};
+use simulation::{Callers, at_share, drift_at_its_limit, equal, faults, requests};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>().unwrap());
@@ -39,6 +39,14 @@ fn main() {
             100.0 * wrong,
             100.0 * (world.false_alarm + 3.0 * error),
         );
+    }
+    for (callers, split) in [(Callers::Repeating(60), 0.5), (Callers::Independent, 0.5), (Callers::Independent, 0.1)] {
+        if alarms == 0 {
+            break;
+        }
+        let world = drift_at_its_limit(callers, split);
+        let wrong = world.rollouts(alarms, most).iter().flatten().count() as f64 / alarms as f64;
+        println!("| {callers:?} | lengths | {split} | a distance at its limit | {alarms} | {:.2} % | |", 100.0 * wrong);
     }
     println!();
     println!("| fault | candidate's share | fixed sample | median | 80 % stopped by | ratio |");

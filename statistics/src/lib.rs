@@ -4,15 +4,18 @@
 //! gateways and serialises.
 //!
 //! - [`rollout`]: plan, observations and verdict of a rollout, with one false-alarm rate over its metrics, looks and steps.
-//! - `mean`, `share`, `quantile`: the evidence about one metric, valid at every look.
+//! - `mean`, `share`, `quantile`, [`distance`]: the evidence about one metric, valid at every look.
 //! - `units`: callers that repeat.
-//! - [`sketch`]: values in bounded memory.
+//! - [`sketch`]: values in bounded memory. [`compact`]: in two kilobytes, for many streams at once.
 //! - [`drift`]: distances from a reference, detectors on streams, agreement with labels, embeddings.
 //!
 //! `docs/rollout-statistics.md` has the formulas side by side, and what simulations found.
 #![forbid(unsafe_code)]
 
+pub mod compact;
+pub mod distance;
 pub mod drift;
+mod grid;
 mod mean;
 mod quantile;
 pub mod rollout;

@@ -18,16 +18,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::grid::Grid;
 use crate::share::{
     Alternatives, Counts, MOST, Outcomes, effect_of_spreads, ln_refutation, priced, steepness, with_refutation,
 };
 use crate::sketch::{Sketch, Tails};
 use crate::threshold::{Line, Side};
-use crate::units::{Bucket, Spread, bucket, clustered, count};
+use crate::units::count;
 
-/// Buckets of units at each version, fewer than for means since each has a row of octaves.
-const BUCKETS: usize = 64;
-const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 /// Octaves from 2^-20 to 2^20, with one more below and above.
 const OCTAVES: usize = 42;
 const LOWEST_OCTAVE: f64 = -20.0;
@@ -36,12 +34,12 @@ const LOWEST_OCTAVE: f64 = -20.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tail {
     sketch: Sketch,
-    octaves: Vec<u32>,
+    octaves: Grid,
 }
 
 impl Default for Tail {
     fn default() -> Self {
-        Self { sketch: Sketch::default(), octaves: vec![0; BUCKETS * OCTAVES] }
+        Self { sketch: Sketch::default(), octaves: Grid::new(OCTAVES) }
     }
 }
 
@@ -55,16 +53,12 @@ fn octave(value: f64) -> usize {
 impl Tail {
     pub(crate) fn observe(&mut self, unit: u64, value: f64) {
         self.sketch.add(value);
-        if let Some(cell) = self.octaves.get_mut(bucket(unit, BUCKET_BITS) * OCTAVES + octave(value)) {
-            *cell = cell.saturating_add(1);
-        }
+        self.octaves.observe(unit, octave(value));
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
         self.sketch.merge(&other.sketch);
-        for (cell, added) in self.octaves.iter_mut().zip(&other.octaves) {
-            *cell = cell.saturating_add(*added);
-        }
+        self.octaves.merge(&other.octaves);
     }
 
     /// Sketch of all values.
@@ -78,54 +72,25 @@ impl Tail {
 
     /// True if the parts fit each other, as a deserialised value may not.
     pub(crate) fn is_consistent(&self) -> bool {
-        self.octaves.len() == BUCKETS * OCTAVES && self.sketch.is_consistent()
-    }
-
-    /// Values at or above each octave's lower edge.
-    fn above_octaves(&self) -> Vec<f64> {
-        let mut sums = vec![0.0; OCTAVES];
-        for row in self.octaves.chunks(OCTAVES) {
-            for (sum, cell) in sums.iter_mut().zip(row) {
-                *sum += f64::from(*cell);
-            }
-        }
-        let mut above = 0.0;
-        for sum in sums.iter_mut().rev() {
-            above += *sum;
-            *sum = above;
-        }
-        sums
-    }
-
-    /// Variance of the share at or above the lower edge of an octave.
-    fn spread(&self, edge: usize) -> Spread {
-        let rows = self.octaves.chunks(OCTAVES).map(|row| {
-            let hits = row.iter().skip(edge).map(|cell| f64::from(*cell)).sum();
-            Bucket { count: row.iter().map(|cell| f64::from(*cell)).sum(), sum: hits }
-        });
-        let rows: Vec<Bucket> = rows.collect();
-        let (total, hits) = rows.iter().fold((0.0, 0.0), |sums, row| (sums.0 + row.count, sums.1 + row.sum));
-        let share = if total > 0.0 { hits / total } else { 0.0 };
-        let (clustered, freedom) = clustered(rows.iter().copied(), share);
-        Spread { independent: share * (1.0 - share) / total.max(1.0), clustered, freedom }
+        self.octaves.is_consistent(OCTAVES) && self.sketch.is_consistent()
     }
 
     /// Effective number of buckets less one.
     pub(crate) fn freedom(&self) -> f64 {
-        self.spread(0).freedom
+        self.octaves.freedom()
     }
 }
 
 /// Design effect of the tail of both versions, at the octave whose pooled share is nearest to the tail's.
 pub(crate) fn effect_of_units(stable: &Tail, candidate: &Tail, line: Line, tail: f64, level: f64) -> f64 {
     let edge = |version: &Tail| {
-        let above = version.above_octaves();
+        let above = version.octaves.above();
         let total = above.first().copied().unwrap_or(0.0);
         let distance = |hits: &f64| if *hits > 0.0 { (hits / total / tail).ln().abs() } else { f64::INFINITY };
         let edges = above.iter().enumerate().skip(1);
         edges.min_by(|(_, a), (_, b)| distance(a).total_cmp(&distance(b))).map_or(1, |(edge, _)| edge)
     };
-    let (theirs, ours) = (stable.spread(edge(stable)), candidate.spread(edge(candidate)));
+    let (theirs, ours) = (stable.octaves.spread(edge(stable)), candidate.octaves.spread(edge(candidate)));
     let weight = if matches!(line, Line::Fixed(_)) { 0.0 } else { 1.0 };
     effect_of_spreads(weight, theirs, ours, level)
 }

@@ -2,7 +2,7 @@
 //!
 //! **Worse.** Each of `k` metrics yields an e-value that the candidate is past its threshold. A metric aborts when its e-value
 //! reaches `k / falseAlarm`. By Ville's inequality and the union bound a candidate within all thresholds is aborted with
-//! probability at most `falseAlarm`, over all looks. Shares and quantiles meet this exactly for independent
+//! probability at most `falseAlarm`, over all looks. Shares, quantiles and distances meet this exactly for independent
 //! requests; means, and all metrics where callers repeat, asymptotically (see their modules).
 //!
 //! **Fine.** A metric is fine when the e-value for "within the threshold" in the present step reaches `1 / falsePromotion`. A
@@ -16,11 +16,13 @@
 //! later weight. What is fine is shown anew in each step.
 //!
 //! **State.** [`Rollout`] merges over gateways ([`Rollout::merge`]) within a step, and serialises. A metric takes, for both
-//! versions together: shares and means 4.3 KB; quantiles 22 KB and its two sketches (11 KB each for three decades of
+//! versions together: shares and means 4.3 KB; distances 8 KB; quantiles 22 KB and its two sketches (11 KB each for three decades of
 //! values, 133 KB at most).
 
 use serde::{Deserialize, Serialize};
 
+use crate::distance::{self, EDGES};
+use crate::grid::Grid;
 use crate::mean::{self, Setting};
 use crate::quantile::{self, Tail};
 use crate::share;
@@ -42,6 +44,11 @@ pub enum Kind {
     Quantile {
         /// Level from 0 to 1, both excluded: 0.95 for p95.
         level: f64,
+    },
+    /// Distance between the versions' distributions of a number. Exact. The threshold is a limit above 0 and below 1.
+    Distance {
+        /// Edges at which shares are compared, in rising order and from before the rollout ([`distance::edges_of`]).
+        edges: [f64; EDGES],
     },
 }
 
@@ -118,9 +125,16 @@ impl Plan {
             Kind::Mean { cap } => cap.is_none_or(f64::is_finite),
             Kind::Share => true,
             Kind::Quantile { level } => level > 0.0 && level < 1.0,
+            Kind::Distance { edges } => {
+                edges.iter().all(|edge| edge.is_finite())
+                    && edges.is_sorted()
+                    && matches!(metric.threshold, Threshold::Limit(limit) if limit > 0.0 && limit < 1.0)
+            }
         };
         if !self.metrics.iter().all(sound) {
-            return refuse("a cap that is not finite, or a quantile outside 0 to 1");
+            return refuse(
+                "a cap that is not finite, a quantile outside 0 to 1, or a distance without rising edges and a limit",
+            );
         }
         Ok(())
     }
@@ -161,6 +175,7 @@ pub enum RolloutError {
 enum Observed {
     Sample { stable: Sample, candidate: Sample },
     Tail { stable: Tail, candidate: Tail },
+    Grid { stable: Grid, candidate: Grid },
 }
 
 /// Judge of a rollout: its plan, what earlier steps have shown, what the present step has seen.
@@ -207,11 +222,19 @@ pub struct Figures {
     /// Observations in this step.
     pub requests: u64,
     /// Effective number of independent groups of callers.
+    #[serde(deserialize_with = "or_unknown")]
     pub units: f64,
     /// Mean, share or quantile.
+    #[serde(deserialize_with = "or_unknown")]
     pub estimate: f64,
     /// Share of values that were cut to the cap.
+    #[serde(deserialize_with = "or_unknown")]
     pub capped: f64,
+}
+
+/// Reads a number that JSON had to write as null because it is not finite: a ratio to nothing, evidence without end.
+fn or_unknown<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Evidence about one metric.
@@ -229,20 +252,26 @@ pub struct Evidence {
     /// Candidate in this step.
     pub candidate: Figures,
     /// Candidate against stable in the form of the threshold: difference, ratio, or the candidate's own figure.
+    #[serde(deserialize_with = "or_unknown")]
     pub effect: f64,
     /// Bounds of the effect from this step, each valid at all looks; `None` where nothing is known.
     pub lower: Option<f64>,
     /// See `lower`.
     pub upper: Option<f64>,
     /// Natural logarithm of the e-value that the candidate is worse, over all steps.
+    #[serde(deserialize_with = "or_unknown")]
     pub ln_worse: f64,
     /// Natural logarithm that `ln_worse` must reach.
+    #[serde(deserialize_with = "or_unknown")]
     pub ln_worse_needed: f64,
     /// Natural logarithm of the e-value that the candidate is fine, in this step.
+    #[serde(deserialize_with = "or_unknown")]
     pub ln_fine: f64,
     /// Natural logarithm that `ln_fine` must reach.
+    #[serde(deserialize_with = "or_unknown")]
     pub ln_fine_needed: f64,
     /// How many requests of repeating callers are worth one independent request.
+    #[serde(deserialize_with = "or_unknown")]
     pub design_effect: f64,
     /// Further requests of the candidate to a finding if figures stay as they are; `None` where decided or out of reach.
     pub more: Option<u64>,
@@ -293,6 +322,7 @@ impl Rollout {
                 Observed::Sample { stable: Sample::default(), candidate: Sample::default() }
             }
             Kind::Quantile { .. } => Observed::Tail { stable: Tail::default(), candidate: Tail::default() },
+            Kind::Distance { .. } => Observed::Grid { stable: distance::nothing(), candidate: distance::nothing() },
         };
         plan.metrics.iter().map(begin).collect()
     }
@@ -318,6 +348,9 @@ impl Rollout {
                 }
                 (Kind::Quantile { .. }, Observed::Tail { stable, candidate }) => {
                     stable.is_consistent() && candidate.is_consistent()
+                }
+                (Kind::Distance { .. }, Observed::Grid { stable, candidate }) => {
+                    stable.is_consistent(EDGES + 1) && candidate.is_consistent(EDGES + 1)
                 }
                 _ => false,
             });
@@ -358,6 +391,11 @@ impl Rollout {
             Observed::Tail { stable, candidate } => {
                 (if version == Version::Stable { stable } else { candidate }).observe(unit, value);
             }
+            Observed::Grid { stable, candidate } => {
+                let Kind::Distance { edges } = &metric.kind else { return };
+                let column = distance::column(edges, value);
+                (if version == Version::Stable { stable } else { candidate }).observe(unit, column);
+            }
         }
     }
 
@@ -378,6 +416,10 @@ impl Rollout {
                     candidate.merge(also);
                 }
                 (Observed::Tail { stable, candidate }, Observed::Tail { stable: theirs, candidate: also }) => {
+                    stable.merge(theirs);
+                    candidate.merge(also);
+                }
+                (Observed::Grid { stable, candidate }, Observed::Grid { stable: theirs, candidate: also }) => {
                     stable.merge(theirs);
                     candidate.merge(also);
                 }
@@ -614,7 +656,7 @@ impl Judged<'_> {
     fn tail(&self) -> f64 {
         match self.metric.kind {
             Kind::Quantile { level } => 1.0 - level,
-            Kind::Mean { .. } | Kind::Share => 0.0,
+            Kind::Mean { .. } | Kind::Share | Kind::Distance { .. } => 0.0,
         }
     }
 
@@ -634,6 +676,10 @@ impl Judged<'_> {
             }
             Observed::Tail { stable, candidate } => {
                 enough(candidate.count(), candidate.freedom()) && (alone || enough(stable.count(), stable.freedom()))
+            }
+            Observed::Grid { stable, candidate } => {
+                let least = self.plan.minimum_units;
+                stable.freedom() + 1.0 >= least && candidate.freedom() + 1.0 >= least
             }
         }
     }
@@ -655,7 +701,16 @@ impl Judged<'_> {
                 quantile::Question { line, side, tail: self.tail(), split: self.split }
                     .ln_priced(stable, candidate, effect, scale)
             }
+            (Observed::Grid { stable, candidate }, _) => {
+                self.distance(side, line).ln_evidence(stable, candidate, scale)
+            }
         }
+    }
+
+    /// Question whether a distance is on a side of a limit.
+    fn distance(&self, side: Side, line: Line) -> distance::Question {
+        let limit = line.at(0.0);
+        distance::Question { limit, side, split: self.split, level: self.level }
     }
 
     fn design_effect(&self) -> f64 {
@@ -672,6 +727,7 @@ impl Judged<'_> {
             (Observed::Tail { stable, candidate }, _) => {
                 quantile::effect_of_units(stable, candidate, line, self.tail(), self.level)
             }
+            (Observed::Grid { stable, candidate }, _) => distance::design_effect(stable, candidate, self.level),
         }
     }
 
@@ -687,6 +743,9 @@ impl Judged<'_> {
             (Observed::Tail { stable, candidate }, _) => {
                 let question = quantile::Question { line, side, tail: self.tail(), split: self.split };
                 candidate.count() > 0 && question.ln_upper_bound(stable, candidate) >= needed
+            }
+            (Observed::Grid { stable, candidate }, _) => {
+                self.distance(side, line).ln_upper_bound(stable, candidate) >= needed
             }
             (Observed::Sample { .. }, _) => true,
         };
@@ -713,6 +772,15 @@ impl Judged<'_> {
                 };
                 (of(stable), of(candidate))
             }
+            Observed::Grid { stable, candidate } => {
+                let of = |grid: &Grid, estimate| Figures {
+                    requests: whole(grid.count()),
+                    units: grid.freedom() + 1.0,
+                    estimate,
+                    capped: 0.0,
+                };
+                (of(stable, 0.0), of(candidate, distance::distance(stable, candidate)))
+            }
         }
     }
 
@@ -731,6 +799,10 @@ impl Judged<'_> {
             let parameter = at(step);
             if matches!(line, Line::Ratio(_)) && parameter <= 0.0 {
                 return None;
+            }
+            // No distance is below 0 or above 1.
+            if matches!(self.observed, Observed::Grid { .. }) && !(0.0..=1.0).contains(&parameter) {
+                return Some(parameter.clamp(0.0, 1.0));
             }
             if excluded(parameter) {
                 let mut far = step;
@@ -766,7 +838,12 @@ impl Judged<'_> {
             let middle = 0.5 * (short + enough);
             if reached(middle) { enough = middle } else { short = middle }
         }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Some((count(seen) * (enough - 1.0)).ceil() as u64)
+        Some(whole((count(seen) * (enough - 1.0)).ceil()))
     }
+}
+
+/// Count from a float that holds one.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn whole(count: f64) -> u64 {
+    count as u64
 }

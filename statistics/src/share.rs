@@ -41,6 +41,9 @@ const EFFECT_STEP: f64 = 1.35;
 /// right angle, which the steeper direction follows.
 const DIRECTIONS: [(f64, f64); 2] = [(1.0, 0.7), (4.0, 0.3)];
 
+/// Distance from 0 or 1 at which a share is past it, and not there but for rounding.
+const IMPOSSIBLE: f64 = 1e-9;
+
 /// Counts of both versions; floats, so that a projection may scale them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Counts {
@@ -164,8 +167,17 @@ impl Question {
     }
 
     fn evidence_at(self, counts: Counts, stable: f64) -> f64 {
+        let line = self.line.at(stable);
+        // No candidate has a share past 0 or 1: beside such a share of stable's there is nothing to refute.
+        let is_possible = match self.side {
+            Side::Above => line > -IMPOSSIBLE,
+            Side::Below => line < 1.0 + IMPOSSIBLE,
+        };
+        if !is_possible {
+            return f64::INFINITY;
+        }
         let steepness = steepness(self.slope(), self.split);
-        let alternatives = Alternatives::about(stable, self.line.at(stable).clamp(0.0, 1.0), self.side, steepness);
+        let alternatives = Alternatives::about(stable, line.clamp(0.0, 1.0), self.side, steepness);
         with_refutation(alternatives.ln_evidence(counts), ln_refutation(counts.stable, stable))
     }
 

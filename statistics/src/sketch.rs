@@ -13,9 +13,9 @@ use crate::units::count;
 /// Ratio of the edges of a bin.
 pub const GROWTH: f64 = 1.005;
 /// Least magnitude with a bin of its own.
-const LEAST: f64 = 1e-9;
+pub(crate) const LEAST: f64 = 1e-9;
 /// Bins of one sign: `ln(1e18) / ln(GROWTH)`, rounded up.
-const BINS: i32 = 8311;
+pub(crate) const BINS: i32 = 8311;
 
 /// Counts of magnitudes in the bins from `first` on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ struct Store {
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn place(magnitude: f64) -> i32 {
+pub(crate) fn place(magnitude: f64) -> i32 {
     let place = ((magnitude / LEAST).ln() / GROWTH.ln()).floor();
     if place < f64::from(BINS - 1) { place as i32 } else { BINS - 1 }
 }
@@ -107,6 +107,16 @@ impl Sketch {
             self.negative.add(place(-value), 1);
         } else {
             self.zero += 1;
+        }
+    }
+
+    /// Adds values to the bin of a place: of positive or negative values, of zero for `None`.
+    pub(crate) fn add_at(&mut self, place: Option<(bool, i32)>, added: u64) {
+        self.total += added;
+        match place {
+            None => self.zero += added,
+            Some((true, place)) => self.negative.add(place.clamp(0, BINS - 1), added),
+            Some((false, place)) => self.positive.add(place.clamp(0, BINS - 1), added),
         }
     }
 

@@ -1,9 +1,10 @@
-//! Figures of scipy, Evidently and river on the same data, from `oracles/reference.json`, which `oracles/reference.py` makes.
+//! Figures of scipy, Evidently, river and scikit-learn on the same data, from `oracles/reference.json`, which `oracles/reference.py` makes.
 //!
 //! The packages take half a gigabyte, so their figures are kept rather than computed in each run; the versions stand in the file.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use serde_json::Value;
+use spillway_statistics::drift::agreement::{Calibration, Classes, Errors};
 use spillway_statistics::drift::distance::{binned, chi_squared, jensen_shannon, kolmogorov_smirnov, psi, wasserstein};
 use spillway_statistics::drift::stream::{Adwin, Ddm, Level};
 use spillway_statistics::sketch::Sketch;
@@ -142,5 +143,65 @@ fn evidence_about_shares_is_in_step_with_fishers_exact_test() {
         let judged = rollout.judge();
         let (ours, fisher) = (judged.metrics[0].ln_worse, -number(&row["probability"]).ln());
         assert!(ours <= fisher + 0.5 && ours >= 0.5 * fisher - 2.5, "{counts:?}: {ours} against {fisher}");
+    }
+}
+
+/// Rows of `width` numbers each, as in reference.py.
+fn rows(row: &Value, width: usize) -> Vec<Vec<f64>> {
+    let number = usize::try_from(row["number"].as_u64().unwrap()).unwrap();
+    uniforms(row["seed"].as_u64().unwrap(), width * number).chunks(width).map(<[f64]>::to_vec).collect()
+}
+
+fn near(name: &str, ours: f64, theirs: &Value) {
+    assert!((ours - number(theirs)).abs() < 1e-9, "{name}: {ours} against {theirs}");
+}
+
+#[test]
+fn accuracy_precision_recall_and_f1_agree_with_scikit_learn() {
+    for row in reference("classes") {
+        let shares: Vec<f64> = row["shares"].as_array().unwrap().iter().map(number).collect();
+        let edges: Vec<f64> = shares
+            .iter()
+            .scan(0.0, |sum, share| {
+                *sum += share;
+                Some(*sum)
+            })
+            .collect();
+        let pick = |draw: f64| edges.iter().filter(|edge| **edge <= draw).count().min(shares.len() - 1);
+        let mut classes = Classes::new(shares.len());
+        for draws in rows(&row, 3) {
+            let labelled = pick(draws[0]);
+            classes.add(if draws[1] < 0.7 { labelled } else { pick(draws[2]) }, labelled);
+        }
+        near("accuracy", classes.accuracy().unwrap(), &row["accuracy"]);
+        let (precision, recall, f1) = classes.macro_average().unwrap();
+        let one = classes.one_against_rest(1);
+        let of_one = (one.precision().unwrap_or(0.0), one.recall().unwrap_or(0.0), one.f1().unwrap_or(0.0));
+        for (group, ours) in [("macro", [precision, recall, f1]), ("ofClass1", [of_one.0, of_one.1, of_one.2])] {
+            for (place, ours) in ours.into_iter().enumerate() {
+                near(group, ours, &row[group][place]);
+            }
+        }
+    }
+}
+
+#[test]
+fn calibration_and_errors_of_numbers_agree_with_scikit_learn() {
+    for row in reference("calibration") {
+        let mut calibration = Calibration::default();
+        for draws in rows(&row, 2) {
+            calibration.add(draws[0], draws[1] < draws[0].powf(number(&row["power"])));
+        }
+        near("brier", calibration.brier().unwrap(), &row["brier"]);
+        near("expectedError", calibration.expected_error().unwrap(), &row["expectedError"]);
+    }
+    for row in reference("errors") {
+        let mut errors = Errors::default();
+        for draws in rows(&row, 2) {
+            errors.add(10.0 * draws[0] + number(&row["scale"]) * (draws[1] - 0.4), 10.0 * draws[0]);
+        }
+        near("mean", errors.mean().unwrap(), &row["mean"]);
+        near("meanAbsolute", errors.mean_absolute().unwrap(), &row["meanAbsolute"]);
+        near("rootMeanSquare", errors.root_mean_square().unwrap(), &row["rootMeanSquare"]);
     }
 }

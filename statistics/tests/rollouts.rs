@@ -4,7 +4,9 @@
 mod simulation;
 
 use proptest::prelude::*;
-use simulation::{Callers, at_share, equal, faults, requests};
+use simulation::{Callers, at_share, drift_at_its_limit, equal, faults, requests};
+use spillway_statistics::distance::{EDGES, edges_of};
+use spillway_statistics::sketch::Sketch;
 use spillway_statistics::{Finding, Kind, Metric, Plan, Rollout, RolloutError, Verdict, Version};
 
 fn metric(name: &str, kind: Kind, threshold: &str) -> Metric {
@@ -52,6 +54,64 @@ fn equal_versions_are_aborted_at_the_stated_rate() {
         let world = equal(true, callers, 0.5, true);
         let wrong = world.rollouts(20_000, 1000).iter().flatten().count() as f64 / 20_000.0;
         assert!(wrong <= 0.01 + 3.0 * (0.01_f64 * 0.99 / 20_000.0).sqrt(), "{callers:?}: {wrong}");
+    }
+}
+
+#[test]
+fn a_distance_at_its_limit_is_seldom_aborted() {
+    for (callers, split) in [(Callers::Independent, 0.5), (Callers::Repeating(60), 0.1)] {
+        let world = drift_at_its_limit(callers, split);
+        let wrong = world.rollouts(40, 250).iter().flatten().count();
+        assert!(wrong <= 2, "{callers:?}: {wrong} of 40 aborted");
+    }
+}
+
+#[test]
+fn a_distance_says_how_far_the_versions_are_apart() {
+    let value = |request: u64| 100.0 + (request * 7919 % 997) as f64;
+    let mut before = Sketch::default();
+    (0..200).for_each(|request| before.add(value(request)));
+    let kind = Kind::Distance { edges: edges_of(&before).unwrap() };
+    let judged = |shift: f64| {
+        let mut rollout = Rollout::new(Plan::new(vec![metric("outputDrift", kind, "0.2")]), 0.5).unwrap();
+        for request in 0..3000 {
+            rollout.observe(0, Version::Stable, 2 * request, value(request));
+            rollout.observe(0, Version::Candidate, 2 * request + 1, value(request + 500) + shift);
+        }
+        let stored: Rollout = serde_json::from_str(&serde_json::to_string(&rollout).unwrap()).unwrap();
+        let mut both = stored.restored().unwrap();
+        assert_eq!((both.is_worse(), both.is_fine()), (shift > 300.0, shift < 100.0));
+        let alone = both.judge();
+        both.merge(&rollout).unwrap();
+        assert_eq!(both.judge().metrics[0].candidate.requests, 6000);
+        alone
+    };
+    let same = judged(0.0);
+    assert_eq!(same.verdict, Verdict::Promote, "{same:#?}");
+    assert!(
+        same.metrics[0].effect < 0.03 && same.metrics[0].lower == Some(0.0) && same.metrics[0].upper.unwrap() < 0.2
+    );
+    let moved = judged(400.0);
+    assert_eq!(moved.verdict, Verdict::Abort, "{moved:#?}");
+    let found = &moved.metrics[0];
+    assert!(
+        (found.effect - 0.4).abs() < 0.03 && found.lower.unwrap() > 0.2 && found.upper.unwrap() < 0.5,
+        "{found:#?}"
+    );
+    assert!(found.sentence.starts_with("outputDrift is worse"), "{}", found.sentence);
+}
+
+#[test]
+fn distances_without_edges_or_a_limit_are_refused() {
+    let begin = |edges: [f64; EDGES], threshold: &str| {
+        Rollout::new(Plan::new(vec![metric("outputDrift", Kind::Distance { edges }, threshold)]), 0.5).is_ok()
+    };
+    assert!(begin([1.0; EDGES], "0.2"));
+    let mut falling = [1.0; EDGES];
+    falling[3] = 2.0;
+    assert!(!begin(falling, "0.2") && !begin([f64::NAN; EDGES], "0.2"));
+    for threshold in ["+0.2", "1.5x", "0", "1", "1.2"] {
+        assert!(!begin([1.0; EDGES], threshold), "{threshold}");
     }
 }
 
@@ -178,6 +238,21 @@ fn what_does_not_fit_is_refused_by_name() {
     assert_eq!(serde_json::from_value::<Rollout>(stored.clone()).unwrap().restored(), Ok(first));
     stored["observed"][0]["sample"]["stable"]["buckets"] = serde_json::json!([]);
     assert!(matches!(serde_json::from_value::<Rollout>(stored).unwrap().restored(), Err(RolloutError::Damaged(_))));
+}
+
+#[test]
+fn judgements_without_a_finite_number_are_read_again() {
+    let ratio = Plan::new(vec![metric("errorRate", Kind::Share, "1.5x")]);
+    let mut rollout = Rollout::new(ratio, 0.5).unwrap();
+    for request in 0..40_u64 {
+        rollout.observe(0, Version::Candidate, request, 1.0);
+        rollout.observe(0, Version::Stable, request, 0.0);
+    }
+    let judged = rollout.judge();
+    assert!(!judged.metrics[0].effect.is_finite(), "a ratio to no error at all");
+    let json = serde_json::to_string(&judged).unwrap();
+    let read: spillway_statistics::Judgement = serde_json::from_str(&json).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), json);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Agreement of predictions with labels that come later: accuracy, precision, recall, F1, calibration, errors of numbers.
 //!
-//! All accumulators are sums, so they merge exactly. A figure whose denominator is zero is `None`, not 0.
+//! All accumulators are sums, so they merge exactly, and a label that is corrected can be taken out again. A figure whose
+//! denominator is zero is `None`, not 0.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,13 +27,18 @@ pub struct Confusion {
 impl Confusion {
     /// Adds a prediction with its label.
     pub fn add(&mut self, predicted: bool, labelled: bool) {
+        self.add_many(predicted, labelled, 1);
+    }
+
+    /// Adds predictions with the same label.
+    fn add_many(&mut self, predicted: bool, labelled: bool, more: u64) {
         let cell = match (predicted, labelled) {
             (true, true) => &mut self.true_positives,
             (true, false) => &mut self.false_positives,
             (false, true) => &mut self.false_negatives,
             (false, false) => &mut self.true_negatives,
         };
-        *cell += 1;
+        *cell += more;
     }
 
     /// Adds another accumulator.
@@ -69,6 +75,95 @@ impl Confusion {
     }
 }
 
+/// Outcomes of predictions among several classes: a count for each pair of predicted and labelled class.
+///
+/// Classes are numbers below the bound that it was made with; its owner gives them names. It takes 8 bytes for each pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classes {
+    classes: usize,
+    /// Counts, row by row: one row for each predicted class.
+    cells: Vec<u64>,
+}
+
+impl Classes {
+    /// Accumulator for classes `0..classes`.
+    #[must_use]
+    pub fn new(classes: usize) -> Self {
+        Self { classes, cells: vec![0; classes.saturating_mul(classes)] }
+    }
+
+    fn cell(&mut self, predicted: usize, labelled: usize) -> Option<&mut u64> {
+        let is_known = predicted < self.classes && labelled < self.classes;
+        self.cells.get_mut(predicted * self.classes + labelled).filter(|_| is_known)
+    }
+
+    /// Adds a prediction with its label; a class out of bounds is passed over.
+    pub fn add(&mut self, predicted: usize, labelled: usize) {
+        if let Some(cell) = self.cell(predicted, labelled) {
+            *cell += 1;
+        }
+    }
+
+    /// Takes out a prediction that was added with this label.
+    pub fn remove(&mut self, predicted: usize, labelled: usize) {
+        if let Some(cell) = self.cell(predicted, labelled) {
+            *cell = cell.saturating_sub(1);
+        }
+    }
+
+    /// Adds another accumulator of as many classes; one of another number of classes is passed over.
+    pub fn merge(&mut self, other: &Self) {
+        if self.classes == other.classes {
+            self.cells.iter_mut().zip(&other.cells).for_each(|(ours, theirs)| *ours += theirs);
+        }
+    }
+
+    /// Predictions with labels.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.cells.iter().sum()
+    }
+
+    /// Share of predictions that were right.
+    #[must_use]
+    pub fn accuracy(&self) -> Option<f64> {
+        // The diagonal: every row is one longer than the step before it.
+        ratio(self.cells.iter().step_by(self.classes + 1).sum(), self.total())
+    }
+
+    /// Outcomes of one class against all others.
+    #[must_use]
+    pub fn one_against_rest(&self, class: usize) -> Confusion {
+        let mut outcomes = Confusion::default();
+        if self.classes == 0 {
+            return outcomes;
+        }
+        for (place, count) in self.cells.iter().enumerate() {
+            let (predicted, labelled) = (place / self.classes == class, place % self.classes == class);
+            outcomes.add_many(predicted, labelled, *count);
+        }
+        outcomes
+    }
+
+    /// Precision, recall and F1, each the plain mean over the classes that were predicted or labelled; a class whose figure has
+    /// no denominator counts as 0 (`average="macro", zero_division=0` of scikit-learn).
+    #[must_use]
+    pub fn macro_average(&self) -> Option<(f64, f64, f64)> {
+        let (mut seen, mut sums) = (0, (0.0, 0.0, 0.0));
+        for outcomes in (0..self.classes).map(|class| self.one_against_rest(class)) {
+            if outcomes.true_positives + outcomes.false_positives + outcomes.false_negatives == 0 {
+                continue;
+            }
+            seen += 1;
+            sums.0 += outcomes.precision().unwrap_or(0.0);
+            sums.1 += outcomes.recall().unwrap_or(0.0);
+            sums.2 += outcomes.f1().unwrap_or(0.0);
+        }
+        let mean = |sum: f64| sum / count(seen);
+        (seen > 0).then(|| (mean(sums.0), mean(sums.1), mean(sums.2)))
+    }
+}
+
 /// Bins of [`Calibration`]: ten equal ones, as is usual for the expected calibration error.
 const BINS: usize = 10;
 
@@ -87,20 +182,36 @@ impl Default for Calibration {
 }
 
 impl Calibration {
-    /// Adds a predicted probability of yes with its label; one outside 0 to 1 is passed over.
+    /// Bin of a probability; `None` for one outside 0 to 1.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    pub fn add(&mut self, probability: f64, labelled: bool) {
+    fn bin(&mut self, probability: f64) -> Option<&mut (u64, f64, u64)> {
         if !(0.0..=1.0).contains(&probability) {
-            return;
+            return None;
         }
         // Bins are open below and closed above, as in Guo et al. 2017.
-        let place = ((probability * 10.0).ceil() as usize).saturating_sub(1).min(BINS - 1);
-        if let Some((count, sum, yes)) = self.bins.get_mut(place) {
-            *count += 1;
-            *sum += probability;
-            *yes += u64::from(labelled);
+        self.bins.get_mut(((probability * 10.0).ceil() as usize).saturating_sub(1).min(BINS - 1))
+    }
+
+    /// Adds a predicted probability of yes with its label; one outside 0 to 1 is passed over.
+    pub fn add(&mut self, probability: f64, labelled: bool) {
+        let Some((count, sum, yes)) = self.bin(probability) else { return };
+        *count += 1;
+        *sum += probability;
+        *yes += u64::from(labelled);
+        self.squares += square(probability, labelled);
+    }
+
+    /// Takes out a probability that was added with this label.
+    pub fn remove(&mut self, probability: f64, labelled: bool) {
+        let Some((count, sum, yes)) = self.bin(probability) else { return };
+        *count = count.saturating_sub(1);
+        *sum -= probability;
+        *yes = yes.saturating_sub(u64::from(labelled));
+        if *count == 0 {
+            // Rounding leaves nothing behind.
+            *sum = 0.0;
         }
-        self.squares += (probability - f64::from(u8::from(labelled))).powi(2);
+        self.squares = if self.total() == 0 { 0.0 } else { self.squares - square(probability, labelled) };
     }
 
     /// Adds another accumulator.
@@ -113,7 +224,9 @@ impl Calibration {
         self.squares += other.squares;
     }
 
-    fn total(&self) -> u64 {
+    /// Probabilities with labels.
+    #[must_use]
+    pub fn total(&self) -> u64 {
         self.bins.iter().map(|bin| bin.0).sum()
     }
 
@@ -132,28 +245,63 @@ impl Calibration {
     }
 }
 
-/// Errors of predicted numbers. 24 bytes.
+/// Squared difference of a probability and its outcome.
+fn square(probability: f64, labelled: bool) -> f64 {
+    (probability - f64::from(u8::from(labelled))).powi(2)
+}
+
+/// Errors of predicted numbers. 32 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Errors {
     count: u64,
+    sum: f64,
     absolute: f64,
     squares: f64,
 }
 
 impl Errors {
-    /// Adds a prediction with its label; one that is not finite is passed over.
+    /// Adds a prediction with its label; one whose error or its square is not finite is passed over.
     pub fn add(&mut self, predicted: f64, labelled: f64) {
         let error = predicted - labelled;
-        if error.is_finite() {
+        if (error * error).is_finite() {
             self.count += 1;
+            self.sum += error;
             self.absolute += error.abs();
             self.squares += error * error;
         }
     }
 
+    /// Takes out a prediction that was added with this label.
+    pub fn remove(&mut self, predicted: f64, labelled: f64) {
+        let error = predicted - labelled;
+        if (error * error).is_finite() {
+            self.count = self.count.saturating_sub(1);
+            self.sum -= error;
+            self.absolute -= error.abs();
+            self.squares -= error * error;
+            if self.count == 0 {
+                // Rounding leaves nothing behind.
+                *self = Self::default();
+            }
+        }
+    }
+
+    /// Predictions with labels.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.count
+    }
+
+    /// Mean error: above 0 where predictions are too high.
+    #[must_use]
+    pub fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / count(self.count))
+    }
+
     /// Adds another accumulator.
     pub fn merge(&mut self, other: &Self) {
         self.count += other.count;
+        self.sum += other.sum;
         self.absolute += other.absolute;
         self.squares += other.squares;
     }
@@ -167,7 +315,7 @@ impl Errors {
     /// Root of the mean squared error.
     #[must_use]
     pub fn root_mean_square(&self) -> Option<f64> {
-        (self.count > 0).then(|| (self.squares / count(self.count)).sqrt())
+        (self.count > 0).then(|| (self.squares.max(0.0) / count(self.count)).sqrt())
     }
 }
 
@@ -185,7 +333,52 @@ mod tests {
         assert_eq!((Calibration::default().brier(), Errors::default().mean_absolute()), (None, None));
     }
 
+    #[test]
+    fn classes_out_of_bounds_are_passed_over_and_what_is_taken_out_leaves_nothing() {
+        let mut classes = Classes::new(2);
+        classes.add(2, 0);
+        classes.add(0, 2);
+        assert_eq!((classes.total(), classes.accuracy(), classes.macro_average()), (0, None, None));
+        assert_eq!((Classes::new(0).total(), Classes::new(0).one_against_rest(0)), (0, Confusion::default()));
+        let (mut calibration, mut errors) = (Calibration::default(), Errors::default());
+        for _ in 0..3 {
+            classes.add(0, 1);
+            calibration.add(0.7, true);
+            errors.add(0.1, 0.3);
+        }
+        for _ in 0..3 {
+            classes.remove(0, 1);
+            calibration.remove(0.7, true);
+            errors.remove(0.1, 0.3);
+        }
+        assert_eq!((classes.total(), calibration, errors), (0, Calibration::default(), Errors::default()));
+    }
+
     proptest! {
+        #[test]
+        fn corrected_labels_give_the_figures_of_the_last_ones(
+            rows in prop::collection::vec((0usize..4, 0usize..4, 0usize..4, 0.0..=1.0_f64), 1..60),
+        ) {
+            let (mut corrected, mut last) = (Classes::new(4), Classes::new(4));
+            let (mut calibration, mut expected) = (Calibration::default(), Calibration::default());
+            for (predicted, first, second, confidence) in rows {
+                corrected.add(predicted, first);
+                calibration.add(confidence, predicted == first);
+                corrected.remove(predicted, first);
+                calibration.remove(confidence, predicted == first);
+                corrected.add(predicted, second);
+                calibration.add(confidence, predicted == second);
+                last.add(predicted, second);
+                expected.add(confidence, predicted == second);
+            }
+            prop_assert_eq!(&corrected, &last);
+            let near = |one: Option<f64>, other: Option<f64>| (one.unwrap() - other.unwrap()).abs() < 1e-9;
+            prop_assert!(near(calibration.brier(), expected.brier()));
+            prop_assert!(near(calibration.expected_error(), expected.expected_error()));
+            let right: u64 = (0..4).map(|class| last.one_against_rest(class).true_positives).sum();
+            prop_assert_eq!(last.accuracy(), ratio(right, last.total()));
+        }
+
         #[test]
         fn merge_is_the_accumulator_of_both_streams(
             rows in prop::collection::vec((0.0..=1.0_f64, any::<bool>(), any::<bool>()), 0..80), cut in 0usize..80,

@@ -28,6 +28,12 @@ impl Categories {
         Self { room: room.max(1), counts: BTreeMap::new(), total: 0, error: 0 }
     }
 
+    /// Categories that are counted by name at most.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
     /// Adds one observation.
     pub fn add(&mut self, category: &str) {
         let mut end = category.len().min(NAME_BYTES);

@@ -85,6 +85,12 @@ impl Centroid {
         Ok(())
     }
 
+    /// Numbers of a vector.
+    #[must_use]
+    pub fn dimension(&self) -> usize {
+        self.sum.len()
+    }
+
     /// Vectors so far.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -175,6 +175,18 @@ impl Default for Ddm {
 const DDM_WARM: u64 = 30;
 
 impl Ddm {
+    /// Share of failures since the detector began.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// Share of failures where it and its deviation were least; `None` before the detector judges.
+    #[must_use]
+    pub fn least_rate(&self) -> Option<f64> {
+        self.least.map(|(rate, _)| rate)
+    }
+
     /// Adds an outcome and returns the state.
     pub fn add(&mut self, failed: bool) -> Level {
         if self.level == Level::Drift {

@@ -5,6 +5,8 @@
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1, Pareto, StandardNormal};
+use spillway_statistics::distance::edges_of;
+use spillway_statistics::sketch::Sketch;
 use spillway_statistics::{Kind, Metric, Plan, Rollout, Version};
 
 /// Callers that send requests.
@@ -97,37 +99,28 @@ impl World {
 
     /// Rollout number `seed`, looked at after each request, until aborted or the candidate has had `most` requests.
     pub fn rollout(&self, seed: u64, most: u64) -> End {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut judge = Rollout::new(self.plan(), self.split).unwrap();
-        let callers = self.callers(&mut rng);
-        let (mut served, mut asked) = (0, 0_u64);
+        let mut requests = self.requests(seed);
+        let mut served = 0;
         while served < most {
-            asked += 1;
-            let (unit, habit, version) = match &callers {
-                None => {
-                    let candidate = rng.random::<f64>() < self.split;
-                    (asked, 0.0, if candidate { Version::Candidate } else { Version::Stable })
-                }
-                Some(callers) => {
-                    let at = rng.random::<f64>();
-                    let place = callers.partition_point(|caller| caller.until < at).min(callers.len() - 1);
-                    (callers[place].unit, callers[place].habit, callers[place].version)
-                }
-            };
-            served += u64::from(version == Version::Candidate);
-            for (place, truth) in self.truths.iter().enumerate() {
-                if truth.present < 1.0 && rng.random::<f64>() >= truth.present {
-                    continue;
-                }
-                let values = if version == Version::Stable { truth.stable } else { truth.candidate };
-                judge.observe(place, version, unit, values.draw(&mut rng, habit));
+            let request = requests.next(self.split);
+            served += u64::from(request.version == Version::Candidate);
+            for (place, value) in request.values {
+                judge.observe(place, request.version, request.unit, value);
             }
             // Stable's requests change little: a look after each of the candidate's finds what there is to find.
-            if version == Version::Candidate && judge.is_worse() {
+            if request.version == Version::Candidate && judge.is_worse() {
                 return Some(served);
             }
         }
         None
+    }
+
+    /// Requests of rollout number `seed`.
+    pub fn requests(&self, seed: u64) -> Requests<'_> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let callers = self.callers(&mut rng);
+        Requests { world: self, rng, callers, asked: 0 }
     }
 
     fn callers(&self, rng: &mut ChaCha8Rng) -> Option<Vec<Caller>> {
@@ -137,12 +130,12 @@ impl World {
             .map(|_| {
                 let (loudness, habit): (f64, f64) = (StandardNormal.sample(rng), StandardNormal.sample(rng));
                 until += loudness.exp();
-                let version = if rng.random::<f64>() < self.split { Version::Candidate } else { Version::Stable };
-                Caller { unit: rng.next_u64(), habit, until, version }
+                let place = rng.random::<f64>();
+                Caller { unit: rng.next_u64(), habit, until, place }
             })
             .collect();
         // At least one caller at the candidate, or the rollout would wait for ever.
-        callers[0].version = Version::Candidate;
+        callers[0].place = 0.0;
         callers.iter_mut().for_each(|caller| caller.until /= until);
         Some(callers)
     }
@@ -168,7 +161,49 @@ struct Caller {
     unit: u64,
     habit: f64,
     until: f64,
-    version: Version,
+    /// Least share of the candidate at which this caller is at it.
+    place: f64,
+}
+
+/// Requests that come one after another.
+pub struct Requests<'w> {
+    world: &'w World,
+    rng: ChaCha8Rng,
+    callers: Option<Vec<Caller>>,
+    asked: u64,
+}
+
+/// One request, its version and what it was seen to do, each value with the place of its metric.
+pub struct Request {
+    pub unit: u64,
+    pub version: Version,
+    pub values: Vec<(usize, f64)>,
+}
+
+impl Requests<'_> {
+    /// Next request, while the candidate gets `share` of them. Callers that repeat never leave the candidate while it grows.
+    pub fn next(&mut self, share: f64) -> Request {
+        self.asked += 1;
+        let rng = &mut self.rng;
+        let at = rng.random::<f64>();
+        let (unit, habit, place) = match &self.callers {
+            None => (self.asked, 0.0, at),
+            Some(callers) => {
+                let place = callers.partition_point(|caller| caller.until < at).min(callers.len() - 1);
+                (callers[place].unit, callers[place].habit, callers[place].place)
+            }
+        };
+        let version = if place < share { Version::Candidate } else { Version::Stable };
+        let mut values = Vec::with_capacity(self.world.truths.len());
+        for (place, truth) in self.world.truths.iter().enumerate() {
+            if truth.present < 1.0 && rng.random::<f64>() >= truth.present {
+                continue;
+            }
+            let drawn = if version == Version::Stable { truth.stable } else { truth.candidate };
+            values.push((place, drawn.draw(rng, habit)));
+        }
+        Request { unit, version, values }
+    }
 }
 
 /// Metrics of `abortWhen` with equal versions. `edge` puts each threshold where equal versions lie, so that the null holds with
@@ -190,6 +225,24 @@ pub fn equal(edge: bool, callers: Callers, split: f64, heavy: bool) -> World {
         same("refusals", Kind::Share, threshold("+0.02", "+0"), Values::Bernoulli(0.02)),
     ];
     truths[5].present = 0.2;
+    World { truths, callers, split, false_alarm: 0.01 }
+}
+
+/// Lengths of answers in tokens, each drawn so many times longer than stable's.
+fn lengths(longer: f64) -> Values {
+    Values::LogNormal(250.0 * longer, 0.8)
+}
+
+/// Distance of stable's lengths with edges from two hundred of its answers before the rollout.
+fn output_drift() -> Kind {
+    let (mut before, mut rng) = (Sketch::default(), ChaCha8Rng::seed_from_u64(7));
+    (0..200).for_each(|_| before.add(lengths(1.0).draw(&mut rng, 0.0)));
+    Kind::Distance { edges: edges_of(&before).unwrap() }
+}
+
+/// Versions whose lengths differ by a factor of 1.5, which is a distance of 0.2: the limit.
+pub fn drift_at_its_limit(callers: Callers, split: f64) -> World {
+    let truths = vec![truth("outputDrift", output_drift(), "0.2", lengths(1.0), lengths(1.4998))];
     World { truths, callers, split, false_alarm: 0.01 }
 }
 
@@ -250,7 +303,10 @@ pub fn faults(split: f64) -> Vec<Fault> {
         mean("28 tokens per second instead of 40, `0.8x`", "0.8x", normal(40.0, 12.0), normal(28.0, 12.0), 0.8, None),
         mean("labels 0.65 instead of 0.8, `-0.05`", "-0.05", labels(0.8), labels(0.65), 1.0, None),
         share("5 % refusals instead of 1 %, `+0.01`", "+0.01", 0.01, 0.05, 0.01),
+        // Shifted by 1.05 deviations: the shares above the middle are 0.3 and 0.7.
+        share("answers 2.3 times as long (a distance of 0.4), `0.2`", "+0.2", 0.3, 0.7, 0.2),
     ];
+    faults[8].world.truths = vec![truth("outputDrift", output_drift(), "0.2", lengths(1.0), lengths(2.314))];
     // A difference has a margin where a ratio has a factor.
     let (ours, theirs) = (bernoulli(0.65), bernoulli(0.8));
     faults[6].fixed = z * z * (ours + odds * theirs) / (0.10 * 0.10);
