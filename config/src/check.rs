@@ -8,11 +8,26 @@ use serde_json::{Map, Value as Json};
 
 use crate::reporter::MAX_MISTAKES;
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Date, DnsServer, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
+use crate::values::{
+    DailyHours, Date, DnsServer, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size, Threshold,
+};
 
-/// Values that a reader may expect, with the reason why they are not supported.
-const UNSUPPORTED_VALUES: &[(&str, &str)] =
-    &[("ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA")];
+/// Reason why an event of `notifications` is not supported.
+const NO_SUCH_EVENT: &str = "this version sends only `rollout`; remove it";
+
+/// Values of keys that a reader may expect, with the reason why they are not supported.
+const UNSUPPORTED_VALUES: &[(&str, &str, &str)] = &[
+    ("algorithms", "ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA"),
+    ("events", "drift", NO_SUCH_EVENT),
+    ("events", "spill", NO_SUCH_EVENT),
+    ("events", "budget", NO_SUCH_EVENT),
+    ("events", "certificate", NO_SUCH_EVENT),
+    (
+        "strategy",
+        "shadow",
+        "this version compares no mirrored answers; use `canary`, or send copies by the filter `mirror`",
+    ),
+];
 
 /// Words of other gateways, with what they are called here.
 const MEANT: &[(&str, &str)] = &[
@@ -32,8 +47,18 @@ const MEANT: &[(&str, &str)] = &[
 ];
 
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
-const UNSUPPORTED_KEYS: &[&str] =
-    &["rollout", "cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent"];
+const UNSUPPORTED_KEYS: &[&str] = &[
+    "cache",
+    "wasm",
+    "serverTiming",
+    "metrics",
+    "redactHeaders",
+    "captureContent",
+    "toolCallErrors",
+    "structuredOutputErrors",
+    "keepExamples",
+    "probes",
+];
 
 /// Places that a message about a key in a wrong place names at most.
 const MOST_HOMES: usize = 3;
@@ -98,7 +123,9 @@ impl<'s> Checker<'s> {
         if matches!(node.value, Value::Null) && types.contains(&"null") {
             return;
         }
-        match types.iter().find(|kind| **kind != "null").copied() {
+        // Of several types the one that the value has, else the first.
+        let own = node.value.json_type().and_then(|own| types.iter().find(|kind| **kind == own));
+        match own.or_else(|| types.iter().find(|kind| **kind != "null")).copied() {
             Some("object") => self.object(node, schema, path),
             Some("array") => match &node.value {
                 Value::Sequence(items) => {
@@ -173,6 +200,9 @@ impl<'s> Checker<'s> {
             "dns-server" => text.parse::<DnsServer>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
             "date" => text.parse::<Date>().err(),
+            "hours" => text.parse::<DailyHours>().err(),
+            "threshold" => text.parse::<Threshold>().err(),
+            "pause" => text.parse::<Duration>().err(),
             _ => None,
         };
         if let Some(error) = judged {
@@ -240,7 +270,8 @@ impl<'s> Checker<'s> {
             Value::String(text) => {
                 let key = path.rsplit('.').next().and_then(|key| key.split('[').next()).unwrap_or_default();
                 let place = if key.is_empty() { String::new() } else { format!(" for `{key}`") };
-                if let Some((_, why)) = UNSUPPORTED_VALUES.iter().find(|(word, _)| word == text) {
+                let unsupported = UNSUPPORTED_VALUES.iter().find(|(of, word, _)| *of == key && word == text);
+                if let Some((.., why)) = unsupported {
                     let message = format!("unsupported value `{text}`{place}: {why}");
                     return self.wrong(node.place, path, message, None);
                 }
@@ -261,11 +292,17 @@ impl<'s> Checker<'s> {
             return;
         }
         let branches: Vec<&Json> = branches.into_iter().filter(|branch| !is_null(branch)).collect();
-        if let [only] = branches.as_slice() {
+        // A single word is checked as several are: its branch says nothing else.
+        if let [only] = branches.as_slice()
+            && only.get("const").and_then(Json::as_str).is_none()
+        {
             return self.walk(node, only, path);
         }
         let (words, keyed) = forms(&branches);
         let keys: Vec<&str> = keyed.iter().map(|(name, _)| *name).collect();
+        let is_text = |branch: &&Json| {
+            branch.get("type").and_then(Json::as_str) == Some("string") && branch.get("format").is_some()
+        };
         match &node.value {
             Value::Mapping(entries) if !keyed.is_empty() => {
                 for (key, child) in entries {
@@ -280,6 +317,11 @@ impl<'s> Checker<'s> {
                 }
             }
             Value::String(_) if !words.is_empty() => self.word(node, &words, &keys, path),
+            Value::String(_) if branches.iter().any(is_text) => {
+                if let Some(branch) = branches.into_iter().find(is_text) {
+                    self.walk(node, branch, path);
+                }
+            }
             // Not quoted: it may be the secret.
             Value::String(_) if keys == ["env", "file"] => {
                 let help = "a secret is not written in the file: write {env: NAME} or {file: PATH}".to_owned();
@@ -356,6 +398,9 @@ fn expectation(root: &Json, schema: &Json) -> String {
         (Some("rate"), _) => "a rate such as 100/s",
         (Some("sha256"), _) => "64 hexadecimal digits in quotes",
         (Some("date"), _) => "a day such as 2027-01-31",
+        (Some("hours"), _) => "hours such as 09:00-17:00",
+        (Some("threshold"), _) => "a threshold such as +0.02, 1.3x or 0.2",
+        (Some("pause"), _) => "true or a duration such as 1h",
         (Some("listen-address"), _) => "an address such as 127.0.0.1:8080",
         (Some("server-url"), _) => "a URL such as http://10.0.0.11:8000",
         (Some("network"), _) => "a network such as 10.0.0.0/8",
@@ -458,7 +503,7 @@ mod tests {
         for key in UNSUPPORTED_KEYS {
             assert_eq!(homes.get(*key), None, "{key}");
         }
-        assert_eq!(homes["keepWarm"], ["models[]"]);
+        assert_eq!(homes["keepWarm"], ["models[]", "routes[].rollout"]);
         assert_eq!(homes["bearer"], ["backends[].credentials", "consumers[].credentials.*"]);
         assert_eq!(homes["listeners"], [""]);
     }

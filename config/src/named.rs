@@ -207,10 +207,13 @@ mod tests {
                 "listeners[0].tls.acme.storage State",
                 "models[0].source Model(\"/etc/spillway/m.gguf\")",
                 "state.budgets.sqlite State",
+                "state.quality.folder State",
+                "state.store State",
             ]
         );
         assert_eq!(config["listeners"][0]["tls"]["acme"]["storage"], "/etc/spillway/state/acme");
         assert_eq!(config["state"]["budgets"]["sqlite"], "/etc/spillway/state/budgets.db");
+        assert_eq!(config["state"]["store"], "/etc/spillway/state/spillway.db");
         assert_eq!(config["models"][0]["source"], "/etc/spillway/m.gguf");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::schema::{Access, Config, FilterEntry, Route, RouteAuthentication, SpillLimits, UnknownCalls};
+use crate::schema::{Access, BackendRef, Config, FilterEntry, Route, RouteAuthentication, SpillLimits, UnknownCalls};
 
 /// Filters that make no difference for the request, its answer or its caller.
 const HARMLESS: [&str; 1] = ["strictTransportSecurity"];
@@ -74,7 +74,11 @@ impl<'c> RouteRules<'c> {
         if models == [None] {
             models.clear();
         }
-        let targets = route.backend_refs.iter().filter(|reference| reference.weight > 0);
+        let candidate = route.rollout.as_ref().map(|rollout| rollout.to.as_str());
+        let is_candidate = |reference: &BackendRef| {
+            candidate.is_some() && [reference.name.as_deref(), reference.model.as_deref()].contains(&candidate)
+        };
+        let targets = route.backend_refs.iter().filter(|reference| reference.weight > 0 || is_candidate(reference));
         let saturated = route.when_saturated.as_ref().and_then(|rule| rule.spill_to.as_deref());
         let unavailable = route.when_unavailable.as_ref().map_or(saturated, |rule| rule.spill_to.as_deref());
         let spills = saturated.is_some() || unavailable.is_some();

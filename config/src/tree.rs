@@ -79,6 +79,18 @@ pub(crate) struct SyntaxError {
     pub(crate) message: String,
 }
 
+impl Value {
+    /// Type of a scalar in the words of JSON Schema.
+    pub(crate) fn json_type(&self) -> Option<&'static str> {
+        match self {
+            Self::Bool(_) => Some("boolean"),
+            Self::Int(_) | Self::Float(_) => Some("number"),
+            Self::String(_) => Some("string"),
+            _ => None,
+        }
+    }
+}
+
 impl Node {
     /// Description of the value for messages.
     pub(crate) fn describe(&self) -> String {
@@ -415,7 +427,7 @@ pub(crate) fn size(node: &Node) -> Size {
     }
 }
 
-/// YAML 1.2.2, section 10.3.2.
+/// YAML 1.2.2, section 10.3.2, but for numbers with a plus sign, which stay text.
 fn scalar(text: &str, style: ScalarStyle) -> Value {
     if style != ScalarStyle::Plain {
         return Value::String(text.to_owned());
@@ -426,9 +438,13 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
         "false" | "False" | "FALSE" => return Value::Bool(false),
         _ => {}
     }
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    // `+0.02` is a difference, and would be read as the limit 0.02. No number of the language needs the sign.
+    if text.starts_with('+') {
+        return Value::String(text.to_owned());
+    }
     if digits.bytes().all(|b| b.is_ascii_digit())
-        && let Ok(n) = text.strip_prefix('+').unwrap_or(text).parse()
+        && let Ok(n) = text.parse()
     {
         return Value::Int(n);
     }

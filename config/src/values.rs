@@ -436,6 +436,130 @@ impl fmt::Display for Date {
 
 string_value!(Date, "date", "2027-01-01", "A day, YYYY-MM-DD; stands for its beginning in UTC.");
 
+/// Threshold of a metric: `+0.02`, `-0.05`, `1.3x`, `0.8x` or `0.2`. A plain number may stand without quotes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Threshold(pub spillway_statistics::Threshold);
+
+impl FromStr for Threshold {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        text.parse().map(Self).map_err(|e: spillway_statistics::ThresholdError| ValueError(e.to_string()))
+    }
+}
+
+impl fmt::Display for Threshold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Threshold {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => text.parse().map_err(de::Error::custom),
+            serde_json::Value::Number(number) => number.to_string().parse().map_err(de::Error::custom),
+            _ => Err(de::Error::custom("expected a threshold such as +0.02, 1.3x or 0.2")),
+        }
+    }
+}
+
+impl Serialize for Threshold {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Threshold {
+    fn schema_name() -> Cow<'static, str> {
+        "Threshold".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "number"], "format": "threshold", "examples": ["1.3x"],
+            "description": "A difference from the stable version (+0.02, -0.05), a ratio to it (1.3x, 0.8x), or a limit (0.2)."
+        })
+    }
+}
+
+/// Pause of a rollout: `true` until a person resumes it, or a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Until a person resumes; `false` is refused by validation.
+    Person(bool),
+    /// For a time.
+    Time(Duration),
+}
+
+impl<'de> Deserialize<'de> for Pause {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Bool(is_person) => Ok(Self::Person(is_person)),
+            serde_json::Value::String(text) => text.parse().map(Self::Time).map_err(de::Error::custom),
+            _ => Err(de::Error::custom("expected `true` or a duration such as 1h")),
+        }
+    }
+}
+
+impl Serialize for Pause {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Person(is_person) => serializer.serialize_bool(*is_person),
+            Self::Time(time) => time.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Pause {
+    fn schema_name() -> Cow<'static, str> {
+        "Pause".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "boolean"], "format": "pause", "examples": ["1h"],
+            "description": "`true`, until a person resumes, or a duration."
+        })
+    }
+}
+
+/// Hours of each day, `09:00-17:00`; the second is not part of them. `22:00-06:00` reaches into the next day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DailyHours {
+    /// First minute, from midnight on.
+    pub from: u16,
+    /// Minute behind the last, from midnight on; 1440 for the end of the day.
+    pub to: u16,
+}
+
+impl FromStr for DailyHours {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError(format!("`{text}` are no hours of a day: write HH:MM-HH:MM, such as 09:00-17:00"));
+        let minutes = |part: &str| {
+            let (hour, minute) = part.split_once(':').filter(|(hour, minute)| hour.len() == 2 && minute.len() == 2)?;
+            let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u16>().ok())?;
+            let (hour, minute) = (digits(hour)?, digits(minute)?);
+            ((hour < 24 && minute < 60) || (hour == 24 && minute == 0)).then_some(hour * 60 + minute)
+        };
+        let (from, to) = text.split_once('-').ok_or_else(wrong)?;
+        let (from, to) = (minutes(from).ok_or_else(wrong)?, minutes(to).ok_or_else(wrong)?);
+        if from == to || from == 24 * 60 || to == 0 {
+            return Err(ValueError(format!(
+                "`{text}` are no hours: expected an end behind the beginning, up to 24:00"
+            )));
+        }
+        Ok(Self { from, to })
+    }
+}
+
+impl fmt::Display for DailyHours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to } = self;
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
+string_value!(DailyHours, "hours", "09:00-17:00", "Hours of a day, from one time to another.");
+
 /// Implements the type of a path in the file: a string, of which [`crate::load()`] makes an absolute path.
 macro_rules! path_value {
     ($(#[$doc:meta])* $type:ident, $format:literal, $example:literal, $description:literal) => {

@@ -12,12 +12,18 @@ use spillway_filter::Fields;
 /// Names of the codings, as `Accept-Encoding` of a refusal has them.
 pub const ACCEPTED: &str = "gzip, deflate, br, zstd";
 
+/// Names of the codings of a message of gRPC, as `grpc-accept-encoding` has them.
+pub const GRPC_ACCEPTED: &str = "identity, deflate, gzip";
+
 /// Fields that describe the bytes of a body, beside its coding (RFC 9530; RFC 1864): they are others once the body is.
 pub static DIGESTS: [HeaderName; 3] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("repr-digest"),
 ];
+
+/// Coding of the messages of a gRPC call.
+pub static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// Bytes of decoded text that are passed on at a time.
 const OUT: usize = 8 << 10;
@@ -69,6 +75,17 @@ impl Coding {
         }
     }
 
+    /// The coding that `grpc-encoding` names for the messages of a call. `deflate` has the frame of zlib there, too.
+    pub fn of_messages(headers: &Fields) -> Self {
+        let mut values = headers.get_all(&GRPC_ENCODING).iter();
+        match (values.next().map(HeaderValue::as_bytes), values.next()) {
+            (None | Some(b"identity"), None) => Self::Identity,
+            (Some(b"gzip"), None) => Self::Gzip,
+            (Some(b"deflate"), None) => Self::Deflate,
+            _ => Self::Unknown,
+        }
+    }
+
     /// Decoded bytes of a whole body; `None` where the coding is another, or there are more than `most` of them.
     pub fn decode(self, body: &[u8], most: usize) -> Option<Vec<u8>> {
         match self {
@@ -85,6 +102,19 @@ impl Coding {
         };
         decoder.decode(body, collect).ok()?;
         decoder.is_at_end.then_some(out)
+    }
+
+    /// Decoded beginning of a body that may be cut anywhere, `most` bytes at most; `None` where the coding is another.
+    pub fn decode_beginning(self, body: &[u8], most: usize) -> Option<Vec<u8>> {
+        let (mut decoder, mut out) = (Decoder::new(self)?, Vec::new());
+        let collect = |plain: &[u8]| {
+            let room = most - out.len();
+            out.extend_from_slice(plain.get(..room.min(plain.len())).unwrap_or_default());
+            out.len() < most
+        };
+        // The beginning ends before a fault, at the end of the bytes, or where it is long enough.
+        let _ = decoder.decode(body, collect);
+        Some(out)
     }
 }
 
@@ -258,6 +288,23 @@ mod tests {
             (Coding::Zstd, zstd::encode_all(text, 3).unwrap()),
             (Coding::Identity, text.to_vec()),
         ]
+    }
+
+    #[test]
+    fn a_body_that_was_cut_is_decoded_as_far_as_it_goes() {
+        // Random letters, so that no coding packs everything into its last bytes.
+        let text: Vec<u8> = (0..200_000_u64).map(|n| b'a' + (n.wrapping_mul(n) >> 7) as u8 % 26).collect();
+        for (coding, body) in encoded(&text).into_iter().filter(|(coding, _)| *coding != Coding::Identity) {
+            let cut = &body[..body.len() * 3 / 4];
+            assert_eq!(coding.decode(cut, MOST), None, "{coding:?}");
+            let begun = coding.decode_beginning(cut, MOST).unwrap();
+            // Zstandard is decoded by blocks of up to 128 KiB, of which the cut one gives nothing.
+            assert!(begun.len() > 1000 || coding == Coding::Zstd, "{coding:?}: {}", begun.len());
+            assert!(text.starts_with(&begun), "{coding:?}");
+            assert_eq!(coding.decode_beginning(&body, 100).unwrap(), &text[..100], "{coding:?}");
+            assert_eq!(coding.decode_beginning(&body, MOST).unwrap(), text, "{coding:?}");
+        }
+        assert_eq!(Coding::Unknown.decode_beginning(b"x", MOST), None);
     }
 
     #[test]

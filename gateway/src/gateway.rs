@@ -13,6 +13,8 @@ use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
 use crate::off_loop::OffLoop;
+use crate::quality::Quality;
+use crate::rollout::Rollouts;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{LogWriter, Metrics, SocketEnd};
 use crate::tls::Acme;
@@ -35,8 +37,12 @@ pub struct Gateway {
     pub downstream: Arc<Downstream>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Rollouts.
+    pub rollouts: Rollouts,
     /// Certificates from ACME.
     pub acme: Arc<Acme>,
+    /// Watch over what callers ask and targets answer.
+    pub quality: Arc<Quality>,
     /// Audit log.
     pub audit: Arc<Audit>,
     /// Writer of log lines.

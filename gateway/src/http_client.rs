@@ -1,11 +1,12 @@
-//! HTTP client for calls of the gateway itself: to authorization servers, issuers of tokens, and certificate authorities. The
-//! client owns its connections. Every call has a time limit and a bounded answer; no redirect is followed.
+//! HTTP client for calls of the gateway itself: to authorization servers, issuers of tokens, certificate authorities, and
+//! receivers of notifications. The client owns its connections. Every call has a time limit and a bounded answer; no redirect is followed.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -34,6 +35,27 @@ impl Http {
     fn client(&self) -> &HyperClient {
         self.0.get_or_init(|| client(system_roots()))
     }
+
+    /// Sends a request and returns the head of the answer within `timeout`. The body is not read.
+    ///
+    /// # Errors
+    /// No connection, no head in time, or no HTTP.
+    pub async fn head(
+        &self,
+        request: http::Request<Bytes>,
+        timeout: Duration,
+    ) -> Result<http::response::Parts, HttpError> {
+        let sent = self.send(without_user(request));
+        Ok(tokio::time::timeout(timeout, sent).await.map_err(|_| late(timeout))??.into_parts().0)
+    }
+
+    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Incoming>, HttpError> {
+        self.client().request(request.map(Full::new)).await.map_err(|e| HttpError(with_causes(&e)))
+    }
+}
+
+fn late(timeout: Duration) -> HttpError {
+    HttpError(format!("no answer within {} ms", timeout.as_millis()))
 }
 
 fn client(roots: rustls::RootCertStore) -> HyperClient {
@@ -84,9 +106,7 @@ impl HttpClient for Http {
         let (client, request) = (self.clone(), without_user(request));
         Box::pin(async move {
             let answered = async {
-                let answer =
-                    client.client().request(request.map(Full::new)).await.map_err(|e| HttpError(with_causes(&e)))?;
-                let (head, mut body) = answer.into_parts();
+                let (head, mut body) = client.send(request).await?.into_parts();
                 let mut whole = BytesMut::new();
                 while let Some(frame) = body.frame().await {
                     let frame = frame.map_err(|e| HttpError(e.to_string()))?;
@@ -101,7 +121,7 @@ impl HttpClient for Http {
             };
             match tokio::time::timeout(timeout, answered).await {
                 Ok(answered) => answered,
-                Err(_) => Err(HttpError(format!("no answer within {} ms", timeout.as_millis()))),
+                Err(_) => Err(late(timeout)),
             }
         })
     }

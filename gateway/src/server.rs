@@ -27,6 +27,7 @@ use crate::listener::{FIRST_HEAD, ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
 use crate::reload::{LastEdit, Reloader};
+use crate::rollout;
 use crate::signals::Signals;
 use crate::snapshot::{Compiler, SnapshotError};
 use crate::telemetry::{LogWriter, Metrics};
@@ -124,6 +125,7 @@ pub async fn serve(
     let downstream =
         Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));
     let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
+    let (notifier, notices) = (compiler.notifier.clone(), compiler.rollouts.subscribe());
     let compiler = Arc::new(compiler);
     let acme = Arc::new(Acme::new(metrics.clone()));
     let plans = crate::listener::plans(config, &acme).map_err(SnapshotError)?;
@@ -155,13 +157,22 @@ pub async fn serve(
         connector: Connector::default(),
         via: Via::new(),
         metrics: metrics.clone(),
+        rollouts: compiler.rollouts.clone(),
         acme,
+        quality: compiler.quality.clone(),
         audit: view.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         draining: view.draining.clone(),
         counts: RunningCounts::default(),
     });
+    let reporting = gateway.clone();
+    tokio::spawn(rollout::report(
+        notices,
+        move || reporting.snapshot.load().tracer.clone(),
+        metrics.clone(),
+        notifier.clone(),
+    ));
     listeners.commit(prepared, &gateway);
     metrics.process.reloaded_at.set(unix_seconds());
     view.listeners.store(Some(listeners.clone()));
@@ -192,8 +203,11 @@ pub async fn serve(
     gateway.acme.stop();
     drain(&gateway, &listeners, &mut signals).await;
     supervisor.stop();
+    gateway.rollouts.close().await;
+    notifier.close().await;
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;
+    gateway.quality.stop().await;
     let tracer = gateway.snapshot.load().tracer.clone();
     let _ = tokio::task::spawn_blocking(move || tracer.flush()).await;
     tracing::info!(event = "stopped");

@@ -133,6 +133,9 @@ def over_http(address):
     tell("to grpc half as json", **refused(lambda: client.infer("ours", [half], outputs=plain)))
     answer = client.infer("ours", [tensor(api, "x", "FP32", LARGE)], request_compression_algorithm="gzip")
     tell("to grpc compressed", sound=bool(numpy.array_equal(answer.as_numpy("x"), LARGE)))
+    sent = {"x-sent-bin": "hello", "x-sent-2-bin": "aGk", "x-sent-3-bin": "aGk=", "x-sent-4-bin": "aGk, aGk=", "x-sent": "text", "x-sent!": "name"}
+    answer = client.infer("ours", [tensor(api, "x", "INT8", numpy.array([1], dtype=numpy.int8))], headers=sent)
+    tell("to grpc headers", got=answer.get_response()["parameters"]["metadata"])
     sleep = tensor(api, "sleep", "FP32", numpy.array([30], dtype=numpy.float32))
     late = refused(lambda: client.infer("ours", [sleep], headers={"x-late": "1"}))
     told = client.infer("ours", [tensor(api, "cancelled", "INT8", numpy.array([1], dtype=numpy.int8))])
@@ -144,6 +147,9 @@ def over_grpc(address):
     client = api.InferenceServerClient(address)
     variants = {"raw": (lambda *of: tensor(api, *of), lambda: None), "typed": (typed, lambda: None)}
     common("to http", client, api, variants)
+    for coding in ["gzip", "deflate"]:
+        answer = client.infer("ours", [tensor(api, "x", "FP32", LARGE)], compression_algorithm=coding)
+        tell(f"to http in {coding}", sound=bool(numpy.array_equal(answer.as_numpy("x"), LARGE)))
     sleep = tensor(api, "sleep", "FP32", numpy.array([30], dtype=numpy.float32))
     tell("to http late", **refused(lambda: client.infer("ours", [sleep], client_timeout=1)))
     answers = queue.Queue()

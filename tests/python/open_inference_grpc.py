@@ -29,10 +29,10 @@ def given():
     return [one]
 
 
-def infer(name, model, **headers):
+def infer(name, model, compression=None, **headers):
     headers = {key.replace("_", "-"): value for key, value in headers.items()}
     try:
-        answer = client.infer(model, given(), request_id=name, headers=headers).get_response()
+        answer = client.infer(model, given(), request_id=name, headers=headers, compression_algorithm=compression).get_response()
     except InferenceServerException as refused:
         return {"name": name, "status": refused.status(), "message": refused.message()}
     sound = answer.id == name and answer.raw_output_contents[0] == NUMBERS.tobytes()
@@ -66,6 +66,11 @@ else:
     tell(**infer("other", "resnet"))
     tell(**infer("allowed", "bert", x_api_key=key))
     tell(**infer("forbidden", "llama", x_api_key=key))
+    for coding in ["gzip", "deflate"]:
+        tell(**infer(f"renamed in {coding}", "bert", coding))
+        tell(**infer(f"other in {coding}", "resnet", coding))
+        tell(**infer(f"allowed in {coding}", "bert", coding, x_api_key=key))
+        tell(**infer(f"forbidden in {coding}", "llama", coding, x_api_key=key))
     tell(name="health", live=client.is_server_live(headers={"x-api-key": key}))
     tell(**stream("stream with a rule", {"x-api-key": key}))
     for fault in ["failed", "full", "down"]:

@@ -43,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
         if tail:
             self.send_header(LENGTH, str(len(head)))
         self.send_header("Content-Length", str(len(head) + len(tail)))
+        # Neither is metadata of gRPC, whose clients would fail.
+        self.send_header("X-Odd-Bin", "no base64!")
+        self.send_header("X-Odd-Text", "n\u00e9")
         self.end_headers()
         self.wfile.write(head + tail)
 

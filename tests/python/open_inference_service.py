@@ -56,7 +56,10 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.cancelled.wait(float(numpy.frombuffer(request.raw_input_contents[0], dtype=numpy.float32)[0]))
         # As a header of the gateway's answer over HTTP, it would say where the JSON ends.
         context.send_initial_metadata((("inference-header-content-length", "5"),))
-        return self.answer(request)
+        answer = self.answer(request)
+        got = sorted(f"{name}={value}" for name, value in context.invocation_metadata() if name.startswith("x-sent"))
+        answer.parameters["metadata"].string_param = " ".join(got)
+        return answer
 
     def ModelStreamInfer(self, requests, context):
         for request in requests:
@@ -79,7 +82,8 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 options = [("grpc.max_receive_message_length", 64 << 20)]
-server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
+# Where the caller reads compressed messages, it gets them.
+server = grpc.server(futures.ThreadPoolExecutor(8), options=options, compression=grpc.Compression.Gzip)
 service = Service()
 service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
 service.port = server.add_insecure_port("127.0.0.1:0")

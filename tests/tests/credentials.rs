@@ -910,6 +910,66 @@ routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 0}}}}]
 }
 
 #[tokio::test]
+async fn an_answer_in_a_coding_that_cannot_be_searched_is_refused() {
+    let upstream = Upstream::start(|seen| async move {
+        let kind = if seen.path.ends_with("messages") { "text/event-stream" } else { "application/json" };
+        let body = match seen.headers["x-coding"].to_str().unwrap() {
+            "gzip, gzip" => encoded("gzip", &encoded("gzip", telling("error").as_bytes())),
+            _ => telling("error").into_bytes(),
+        };
+        let coding = seen.headers["x-coding"].clone();
+        let mut answer = reply(200, &[("content-type", kind), ("etag", "\"of-the-bytes\"")], body);
+        answer.headers_mut().insert("content-encoding", coding);
+        Some(answer)
+    })
+    .await;
+    let url = upstream.url();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: x, protocol: openai, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+  - {{name: c, protocol: anthropic, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+  - {{name: y, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: open, matches: [{{headers: [{{name: x-open, exact: \"1\"}}]}}], backendRefs: [{{name: y}}]}}
+  - {{name: claude, matches: [{{path: {{exact: /v1/messages}}}}], backendRefs: [{{name: c}}]}}
+  - {{name: r, backendRefs: [{{name: x}}]}}
+"
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let ask = async |path: &str, coding: &str, open: &str| {
+        let headers = [
+            ("content-type", "application/json"),
+            ("accept-encoding", "compress, dcz, gzip"),
+            ("x-coding", coding),
+            ("x-open", open),
+        ];
+        client.post(path, &headers, "{\"model\":\"m\",\"max_tokens\":1,\"messages\":[]}").await
+    };
+    for coding in ["compress", "dcz", "gzip, gzip", "gzip, br", "aes128gcm"] {
+        for path in ["/v1/chat/completions", "/v1/embeddings", "/v1/messages"] {
+            let answer = ask(path, coding, "").await;
+            assert_eq!((answer.status.as_u16(), answer.cut), (502, false), "{coding} on {path}: {}", answer.text());
+            let told = answer.text();
+            assert!(told.contains("gzip, deflate, br, zstd") && !told.contains("upstream-secret"), "{coding}: {told}");
+            assert_eq!(answer.header("content-type"), "application/json", "{coding}");
+            assert!(["content-encoding", "etag"].iter().all(|name| answer.header(name).is_empty()), "{coding}");
+            // Such codings are not asked for.
+            assert_eq!(upstream.last().headers["accept-encoding"], "gzip");
+        }
+        // An answer of a server that was shown nothing passes as it is.
+        let answer = ask("/v1/chat/completions", coding, "1").await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (200, coding));
+    }
+    // These name no coding, and are read.
+    for coding in ["identity", "identity, identity", "", ","] {
+        let answer = ask("/v1/chat/completions", coding, "").await;
+        assert_eq!((answer.status.as_u16(), answer.text().contains("upstream-secret")), (200, false), "{coding}");
+        assert!(answer.text().contains("bad key ***"), "{coding}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn a_compressed_error_without_an_end_is_left_when_its_bound_is_reached() {
     let upstream = raw(|mut stream| async move {
         head_of_a_request(&mut stream).await;

@@ -39,7 +39,8 @@ const FURTHER_RUNS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What gateways of the pages have in their environment.
-const VARIABLES: [(&str, &str); 2] = [("CHAT_KEY", "key-of-the-gateway"), ("TEAM", "red")];
+const VARIABLES: [(&str, &str); 3] =
+    [("CHAT_KEY", "key-of-the-gateway"), ("TEAM", "red"), ("HOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")];
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
@@ -234,7 +235,9 @@ impl Scene {
 
 /// Whether a command asks a running gateway.
 fn asks_a_gateway(command: &str) -> bool {
-    ["curl ", "spillway top", "spillway drain", "kill -"].iter().any(|asks| command.contains(asks))
+    ["curl ", "spillway top", "spillway drain", "spillway drift", "spillway rollout", "kill -"]
+        .iter()
+        .any(|asks| command.contains(asks))
 }
 
 /// Whether a command is one that no test runs, and then what it names is there.

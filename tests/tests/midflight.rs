@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spillway_tests::{Gateway, LlamaServer, Upstream, eventually, model, reply, streamed};
+use spillway_tests::{Gateway, LlamaServer, Upstream, eventually, model, new_key, reply, streamed};
 use tokio::sync::mpsc;
 
 /// Server that never answers; counts requests and cancellations.
@@ -432,6 +432,77 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts:
     );
     assert_eq!((first.count(), second.count(), third.count()), (1, 1, 1));
     gateway.metric_becomes("spillway_streams_resumed_total{http_route=\"r\"}", 1.0).await;
+}
+
+/// Server that names the model as it was asked, and says the last of `words` where the text before is there already. It breaks
+/// behind a text that it begins.
+async fn echoing(id: &'static str, words: [&'static str; 2]) -> Upstream {
+    Upstream::start(move |seen| async move {
+        let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let continues = body["messages"].as_array().unwrap().last().unwrap()["role"] == "assistant";
+        let chunk = |delta: serde_json::Value, reason: serde_json::Value| {
+            let choice = serde_json::json!({"index": 0, "delta": delta, "finish_reason": reason});
+            let chunk = serde_json::json!({"id": id, "created": id.len(), "model": body["model"], "choices": [choice]});
+            Ok(Bytes::from(format!("data: {chunk}\n\n")))
+        };
+        let said = chunk(serde_json::json!({"content": words[usize::from(continues)]}), serde_json::Value::Null);
+        let end = chunk(serde_json::json!({}), "stop".into());
+        let (send, parts) = mpsc::channel(4);
+        tokio::spawn(async move {
+            send.send(said).await.unwrap();
+            let end = if continues {
+                end
+            } else {
+                // The first words are on their way before the connection breaks.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Err(std::io::Error::other("broken on purpose"))
+            };
+            let _ = send.send(end).await;
+        });
+        Some(streamed(&[("content-type", "text/event-stream")], parts))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_continued_stream_has_one_name_of_the_model() {
+    let (first, second) = (echoing("c-1", ["Hello", "?"]).await, echoing("c-22", ["?", " there."]).await);
+    let (key, digest) = new_key();
+    let authorization = format!("Bearer {key}");
+    // An alias of the caller, and names of the backends: the same for both, or one for each, or for one alone.
+    let cases = [
+        (", modelAlias: {mine: theirs}", ["", ""]),
+        ("", ["model: theirs, ", "model: theirs, "]),
+        ("", ["model: theirs, ", "model: others, "]),
+        ("", ["", "model: others, "]),
+        (", modelAlias: {mine: theirs}", ["model: others, ", ""]),
+    ];
+    for (of_caller, [of_first, of_second]) in cases {
+        let gateway = Gateway::start(&format!(
+            "consumers: [{{name: acme, keys: [{{sha256: {digest}}}]{of_caller}}}]
+backends:
+  - {{name: a, protocol: openai, {of_first}endpoints: [{{url: \"{}\"}}]}}
+  - {{name: b, protocol: openai, {of_second}endpoints: [{{url: \"{}\"}}]}}
+routes: [{{name: r, backendRefs: [{{name: a}}, {{name: b, priority: 1}}], resume: true, retry: {{attempts: 0}}}}]
+",
+            first.url(),
+            second.url()
+        ))
+        .await;
+        let request = QUESTION.replace("any", "mine");
+        let answer = gateway.client().post("/v1/chat/completions", &[("authorization", &authorization)], request).await;
+        let text = answer.text();
+        let all = events(&text);
+        let said: String = all.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+        assert_eq!(said, "Hello there.", "{text}");
+        for event in &all {
+            assert_eq!(
+                (&event["model"], &event["id"], &event["created"]),
+                (&"mine".into(), &"c-1".into(), &3.into()),
+                "{of_caller}{of_first}{of_second}: {text}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

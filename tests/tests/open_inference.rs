@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Client, CrossEncoder, Gateway, PythonServer, Reply, Seen, Upstream, eventually, minilm, new_key, reply, script,
+    Client, CrossEncoder, Gateway, PythonServer, Reply, Seen, Upstream, encoded, eventually, minilm, new_key, reply,
+    script,
 };
 
 const LISTENERS: &str = "listeners:
@@ -107,7 +108,8 @@ routes:
     let client = Client::new(gateway.listener("http"));
     assert_eq!(client.get("/v2/models/lab%2Fmini/ready").await.json(), json!({"name": "minilm", "ready": true}));
     assert_eq!(client.get("/v2/models/lab%2Fmaxi/ready").await.status, 404);
-    assert_eq!(told["grpc compressed"]["status"], "StatusCode.UNIMPLEMENTED");
+    // A compressed message is read.
+    assert_eq!(told["grpc compressed"]["status"], "none");
 }
 
 /// A server of the protocol that answers with the model and path that it was asked for; `full` has no room, `bad` fails.
@@ -287,6 +289,17 @@ routes:
     assert_eq!((&told["renamed"]["ready"], &told["renamed"]["sound"]), (&true.into(), &true.into()));
     assert_eq!(told["other"]["model"], "resnet");
     assert_eq!(told["forbidden"]["status"], "StatusCode.NOT_FOUND", "{}", told["forbidden"]);
+    // Compressed messages are read as others are.
+    for coding in ["gzip", "deflate"] {
+        let of = |name: &str| &told[&format!("{name} in {coding}")];
+        for (name, model, asked) in
+            [("renamed", "bert", "bert-v3"), ("allowed", "bert", "bert-v3"), ("other", "resnet", "resnet")]
+        {
+            let facts = (&of(name)["model"], &of(name)["asked"], &of(name)["sound"]);
+            assert_eq!(facts, (&model.into(), &asked.into(), &true.into()), "{coding}: {}", of(name));
+        }
+        assert_eq!(of("forbidden")["status"], "StatusCode.NOT_FOUND", "{coding}: {}", of("forbidden"));
+    }
     assert_eq!(told["health"]["live"], true);
     assert_eq!(told["stream with a rule"]["status"], "StatusCode.UNIMPLEMENTED", "{}", told["stream with a rule"]);
     // The first endpoint has no room: the second one answers.
@@ -304,6 +317,57 @@ routes:
     // Over HTTP too.
     let answer = Client::new(http.parse().unwrap()).post("/v2/models/resnet/infer", &[], "{}").await;
     assert_eq!((answer.status.as_u16(), &answer.json()["model_name"]), (200, &"resnet".into()), "{}", answer.text());
+}
+
+/// Body of a call over gRPC with one message, compressed as its flag says.
+fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
+    [&[flag][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
+}
+
+#[tokio::test]
+async fn a_compressed_message_is_read_within_bounds_or_refused() {
+    let server = Upstream::fixed(200, "").await;
+    let config = format!(
+        "{LISTENERS}backends: [{{name: b, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: all, matches: [{{model: bert}}], limits: {{maxBody: 64KiB}}, backendRefs: [{{name: b}}]}}]
+",
+        server.url()
+    );
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &config).await;
+    let client = Client::new(gateway.listener("http"));
+    let call = async |coding: &str, body: Vec<u8>| {
+        let headers = [("content-type", "application/grpc"), ("grpc-encoding", coding)];
+        let headers = if coding.is_empty() { &headers[..1] } else { &headers[..] };
+        client.post("/inference.GRPCInferenceService/ModelReady", headers, body).await
+    };
+    let named = b"\x0a\x04bert".to_vec();
+    for coding in ["gzip", "deflate"] {
+        let sent = encoded(coding, &named);
+        assert_eq!(call(coding, frame(1, &sent)).await.status, 200, "{coding}");
+        let seen = server.last();
+        assert_eq!((&*seen.body, seen.headers.contains_key("grpc-encoding")), (&*frame(0, &named), false), "{coding}");
+        // Of some KiB, which decode to a thousand times as much.
+        let bomb = encoded(coding, &[&named[..], &[0x12, 0x80, 0x80, 0x80, 0x02], &vec![b'1'; 4 << 20]].concat());
+        assert!(bomb.len() < 16 << 10);
+        for (status, body) in [("8", bomb), ("3", sent[..sent.len() - 3].to_vec()), ("3", named.clone())] {
+            let answer = call(coding, frame(1, &body)).await;
+            assert_eq!(answer.header("grpc-status"), status, "{coding}: {}", answer.header("grpc-message"));
+            assert!(answer.header("grpc-message").contains("grpc-encoding"), "{}", answer.header("grpc-message"));
+        }
+    }
+    // By the rule of gRPC for a coding that the receiver does not have.
+    for (coding, body) in [("snappy", frame(1, &named)), ("", frame(1, &named)), ("gzip, gzip", frame(1, &named))] {
+        let answer = call(coding, body).await;
+        assert_eq!(
+            (answer.header("grpc-status"), answer.header("grpc-accept-encoding")),
+            ("12", "identity, deflate, gzip"),
+            "{coding}: {}",
+            answer.header("grpc-message")
+        );
+    }
+    // A message that is not compressed may name a coding for others of its call.
+    assert_eq!(call("snappy", frame(0, &named)).await.status, 200);
+    assert_eq!(server.count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -507,13 +571,22 @@ async fn the_official_client_reaches_servers_of_the_other_transport() {
     let moved = Client::new(gateway.listener("http"));
     let answer = moved.post("/v2/models/old/infer", &[], "{\"inputs\":[]}").await.json();
     assert_eq!((&answer["model_version"], &answer["parameters"]["asked"]), (&"4".into(), &"new".into()), "{answer}");
+    // Headers that are no metadata end here, and are named.
+    let got = told["to grpc headers"]["got"].as_str().unwrap();
+    assert!(["x-sent=text", "x-sent-2-bin=b'hi'", "x-sent-3-bin=b'hi'"].iter().all(|sent| got.contains(sent)), "{got}");
+    assert!(!["x-sent-bin", "x-sent-4-bin", "x-sent!"].iter().any(|name| got.contains(name)), "{got}");
+    let headers = [("x-sent-bin", "hello"), ("x-sent", "né"), ("x-fine-bin", "aGk")];
+    let answer = moved.post("/v2/models/ours/infer", &headers, "{\"inputs\":[]}").await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-spillway-dropped")), (200, "x-sent-bin, x-sent"));
     assert_eq!(told["to grpc late"]["status"], "504", "{}", told["to grpc late"]);
     assert_eq!(told["to grpc late"]["cancelled"], true, "{}", told["to grpc late"]);
     assert_eq!(told["to http late"]["status"], "StatusCode.DEADLINE_EXCEEDED");
     assert_eq!(told["to http stream"]["status"], "StatusCode.UNIMPLEMENTED", "{}", told["to http stream"]);
     assert!(told["to http stream"]["message"].as_str().unwrap().contains("ModelStreamInfer"));
     assert_eq!(told["to grpc half as json"]["status"], "400");
-    assert_eq!(told["to grpc compressed"]["sound"], true);
+    for compressed in ["to grpc compressed", "to http in gzip", "to http in deflate"] {
+        assert_eq!(told[compressed]["sound"], true, "{compressed}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -237,7 +237,7 @@ backends:
   - name: a
     endpoints: [{url: \"http://127.0.0.1:1\", wieght: 2}]
     timeouts: {connect: 5}
-    rollout: {}
+    wasm: {}
 routes:
   - name: r
     backendRefs:
@@ -252,7 +252,7 @@ routes:
         "did you mean `weight`?".to_owned(),
         format!("--> {path}:5:45"),
         "expected a duration such as 30s, found the number 5".to_owned(),
-        "unknown key `rollout` in `backends[0]`; this version does not support it".to_owned(),
+        "unknown key `wasm` in `backends[0]`; this version does not support it".to_owned(),
         "= at: backends[0].endpoints[0].wieght".to_owned(),
     ] {
         assert!(told.contains(&part), "{part} is missing in\n{told}");
@@ -263,7 +263,7 @@ routes:
 
     std::fs::write(
         &file,
-        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    rollout: {}\n", ""),
+        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    wasm: {}\n", ""),
     )
     .unwrap();
     let (code, _, told) = run(&["check", path]);
@@ -276,7 +276,7 @@ routes:
         &file,
         yaml.replace(", wieght: 2", "")
             .replace("connect: 5", "connect: 5s")
-            .replace("    rollout: {}\n", "")
+            .replace("    wasm: {}\n", "")
             .replace("name: b", "name: a"),
     )
     .unwrap();

@@ -47,22 +47,35 @@ fn every_example_of_the_reference_loads() {
     }
 }
 
+/// Starts a gateway with [`yaml`].
+async fn started(yaml: &str) -> Gateway {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("hook.secret"), "a secret of more than 24 bytes").unwrap();
+    Gateway::start_in(folder, &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}")).await
+}
+
 fn yaml(upstream: &Upstream) -> String {
     format!(
         "backends:
-  - {{name: chat, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
-models: [{{name: smollm2, source: \"{}\", contextLength: 256, device: cpu}}]
+  - {{name: chat, protocol: openai, endpoints: [{{url: \"{0}\"}}]}}
+  - {{name: next, protocol: openai, endpoints: [{{url: \"{0}\"}}]}}
+models: [{{name: smollm2, source: \"{1}\", contextLength: 256, device: cpu}}]
 consumers:
   - name: acme
     keys: [{{sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}}]
     limits: {{requests: 100/s, budget: {{tokens: 1000, usd: 1, per: day}}}}
 prices: [{{model: \"*\", input: 1, output: 1}}]
 state: {{budgets: {{sqlite: budgets.db}}}}
+feedback: {{}}
 routes:
   - name: chat
     authentication: optional
     filters: [{{clientAddress: {{deny: [192.0.2.0/24]}}}}]
-    backendRefs: [{{name: chat}}]
+    quality: {{sample: 1.0}}
+    backendRefs: [{{name: chat}}, {{name: next}}]
+    rollout: {{to: next, steps: [{{weight: 1, hold: {{for: 1h}}}}], abortWhen: {{errorRate: \"+0.5\"}}}}
+notifications:
+  - {{webhook: {{url: \"{0}/hook\", secret: {{file: hook.secret}}}}, events: [rollout]}}
 ",
         upstream.url(),
         model().display()
@@ -72,11 +85,12 @@ routes:
 #[tokio::test(flavor = "multi_thread")]
 async fn the_paths_of_the_admin_address_answer_as_documented() {
     let upstream = Upstream::fixed(200, "{}").await;
-    let gateway = Gateway::start(&yaml(&upstream)).await;
+    let gateway = started(&yaml(&upstream)).await;
     let admin = Client::new(gateway.admin);
     for operation in operations() {
-        let path = operation.path.replace("{backend}", "chat");
+        let path = operation.path.replace("{backend}", "chat").replace("{route}", "chat");
         let path = path.replace("{endpoint}", upstream.url().strip_prefix("http://").unwrap());
+        let path = path.replace("{name}", "chat").replace("{command}", "abort");
         let what = format!("{} {path}", operation.method);
         let headers: &[(&str, &str)] = if operation.method == "POST" { &[("x-spillway-admin", "1")] } else { &[] };
         let answer = admin.send(admin.request(operation.method, &path, headers, "")).await;
@@ -96,7 +110,7 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
 async fn keys_that_need_a_restart_are_kept_out_of_a_running_gateway() {
     let upstream = Upstream::fixed(200, "{}").await;
     let yaml = yaml(&upstream);
-    let gateway = Gateway::start(&yaml).await;
+    let gateway = started(&yaml).await;
     let running = whole(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"));
     for (n, (path, key, value)) in restarts().iter().enumerate() {
         let others: Vec<&str> = running.lines().filter(|line| !line.starts_with(&format!("{key}:"))).collect();
@@ -129,8 +143,13 @@ fn labels(sample: &str) -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_metrics_of_a_gateway_are_those_of_the_reference() {
     let upstream = Upstream::fixed(200, "{\"usage\": {\"prompt_tokens\": 1, \"completion_tokens\": 1}}").await;
-    let gateway = Gateway::start(&yaml(&upstream)).await;
+    let gateway = started(&yaml(&upstream)).await;
     assert_eq!(gateway.client().chat("m", &[]).await.status, 200);
+    let labelled = gateway.client().chat("m", &[("x-api-key", "test"), ("x-request-id", "r")]).await;
+    let label =
+        r#"{"request_id": "r", "score": 1, "label": "good", "predicted": "a", "expected": "a", "confidence": 1}"#;
+    let taken = gateway.client().post("/v1/feedback", &[("x-api-key", "test")], label).await;
+    assert_eq!((labelled.status.as_u16(), taken.status.as_u16()), (200, 200), "{}", taken.text());
     eventually("the request is counted", || async {
         gateway.shown("/metrics").await.contains("http_server_request_duration_seconds_count{").then_some(())
     })

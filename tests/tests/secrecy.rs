@@ -51,6 +51,8 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].filters[].responseHeaders.set{}",
     "routes[].filters[].responseHeaders.add{}",
     "routes[].filters[].urlRewrite.replacePrefix",
+    "notifications[].webhook.url",
+    "routes[].rollout.steps[].gate.url",
     "telemetry.tracing.otlp.endpoint",
 ];
 
@@ -112,6 +114,9 @@ const NO_SECRETS: &[&str] = &[
     "authentication.identityHeaders.consumer",
     "authentication.identityHeaders.tenant",
     "prices[].model",
+    "feedback.listener",
+    "feedback.path",
+    "feedback.scopes[]",
     "routes[].name",
     "routes[].hostnames[]",
     "routes[].matches[].path.exact",
@@ -149,9 +154,38 @@ const NO_SECRETS: &[&str] = &[
     "routes[].whenUnavailable.spillTo",
     "routes[].upgrades[]",
     "routes[].retry.on[]",
+    "routes[].quality.reference.file",
+    "routes[].quality.embedding",
     "routes[].spill.models[]",
     "routes[].spill.tenants[]",
+    "notifications[].webhook.caFile",
+    "routes[].rollout.to",
+    "routes[].rollout.within.timeZone",
+    "routes[].rollout.abortWhen.costPerRequest",
+    "routes[].rollout.abortWhen.errorRate",
+    "routes[].rollout.abortWhen.feedback",
+    "routes[].rollout.abortWhen.firstTokenMean",
+    "routes[].rollout.abortWhen.firstTokenP50",
+    "routes[].rollout.abortWhen.firstTokenP95",
+    "routes[].rollout.abortWhen.firstTokenP99",
+    "routes[].rollout.abortWhen.latencyMean",
+    "routes[].rollout.abortWhen.latencyP50",
+    "routes[].rollout.abortWhen.latencyP95",
+    "routes[].rollout.abortWhen.latencyP99",
+    "routes[].rollout.abortWhen.outputDrift",
+    "routes[].rollout.abortWhen.outputTokens",
+    "routes[].rollout.abortWhen.refusalRate",
+    "routes[].rollout.abortWhen.spillRate",
+    "routes[].rollout.abortWhen.tokensPerSecond",
+    "routes[].rollout.abortWhen.truncationRate",
+    "routes[].rollout.steps[].pause",
+    "routes[].rollout.within.hours",
+    "state.store",
+    "state.store.redis.url",
+    "state.store.redis.caFile",
+    "state.store.redis.keyPrefix",
     "state.budgets.sqlite",
+    "state.quality.folder",
     "state.limits.redis.url",
     "state.limits.redis.caFile",
     "state.limits.redis.keyPrefix",
@@ -168,6 +202,8 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("routes[].filters[].requestHeaders.", "server copies", "so does the server of copies"),
     ("routes[].filters[].urlRewrite.replacePrefix", "server x", "the server gets the path that is written for it"),
     ("routes[].filters[].urlRewrite.replacePrefix", "server copies", "so does the server of copies"),
+    ("routes[].rollout.steps[].gate.url", "server x", "the gate is asked at its URL"),
+    ("notifications[].webhook.url", "server x", "the receiver is called at its URL"),
     ("routes[].filters[].externalAuthorization.url", "server judge", "the server that judges is asked at its URL"),
     ("routes[].filters[].respond.", "answers", "the caller gets the answer that the file has for it"),
     ("routes[].filters[].responseHeaders.", "answers", "the caller gets the headers that are set for it"),
@@ -542,11 +578,28 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
         "authentication": {"jwt": [{
             "issuer": world.issuer.url(), "audiences": ["spillway"], "claims": {"consumer": "sub"}, "jwks": {"url": keys},
         }]},
-        "state": {"limits": {"redis": {
-            "url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}, "timeout": "500ms",
-        }}},
+        "notifications": [{"webhook": {
+            "url": format!("{}/hook/{}", world.server.url(), bed.reference("notifications[].webhook.url")),
+            "secret": bed.env("notifications[].webhook.secret"), "retry": {"base": "100ms"},
+        }, "events": ["rollout"]}],
+        "state": {
+            "limits": {"redis": {
+                "url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}, "timeout": "500ms",
+            }},
+            // The same server, which has one password.
+            "store": {"redis": {"url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}}},
+        },
         "telemetry": {"tracing": {"otlp": {"endpoint": world.collector.url()}}, "audit": {"perAddress": "6000/min"}},
-        "routes": [asked, answers, route("gone", "gone"), route("far", "far"), {"name": "rest", "backendRefs": [{"name": "x"}]}],
+        "routes": [asked, answers, route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
+    })
+}
+
+/// A route whose rollout asks a gate at this server first, of which receivers of notifications are told.
+fn moving(bed: &mut Bed, candidate: &str, server: &str) -> Value {
+    let gate = format!("{server}/gate/{}", bed.reference("routes[].rollout.steps[].gate.url"));
+    json!({
+        "name": "moving", "matches": [{"path": {"prefix": "/moving"}}], "backendRefs": [{"name": "x"}, {"name": candidate}],
+        "rollout": {"to": candidate, "steps": [{"gate": {"url": gate}}, {"weight": 1, "hold": {"for": "1h"}}]},
     })
 }
 
@@ -647,11 +700,19 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
             "issuer": "http://127.0.0.1:1", "audiences": ["spillway"], "claims": {"consumer": "sub"},
             "jwks": {"url": url(bed, "http", "keys", "authentication.jwt[].jwks.url")},
         }]},
-        "state": {"limits": {"redis": {"url": redis, "password": bed.file("state.limits.redis.password")}}},
+        "notifications": [{"webhook": {
+            "url": format!("http://{host}/hook?key={}", bed.reference("notifications[].webhook.url")),
+            "secret": bed.file("notifications[].webhook.secret"), "retry": {"base": "100ms"},
+        }, "events": ["rollout"]}],
+        "state": {
+            "limits": {"redis": {"url": redis, "password": bed.file("state.limits.redis.password")}},
+            "store": {"redis": {"url": "redis://127.0.0.1:1", "password": bed.file("state.store.redis.password")}},
+        },
         "telemetry": {"tracing": {"otlp": {"endpoint": endpoint}}},
         "routes": [
             {"name": "judged", "matches": [{"path": {"prefix": "/judged"}}], "authentication": "none",
              "filters": [{"externalAuthorization": {"url": judge, "timeout": "1s"}}], "backendRefs": [{"name": "x"}]},
+            moving(bed, "y", nobody),
             {"name": "open", "matches": [{"path": {"prefix": "/open"}}], "authentication": "none", "backendRefs": [{"name": "x"}]},
             {"name": "rest", "backendRefs": [{"name": "x"}]},
         ],
@@ -762,7 +823,17 @@ async fn look(bed: &mut Bed, gateway: &Gateway, token: &str) {
     let admin = Client::new(gateway.admin);
     let wrong = bed.planted.plant("refused admin token");
     let (right, wrong) = (format!("Bearer {token}"), format!("Bearer {wrong}"));
-    for path in ["/", "/healthz", "/readyz", "/metrics", "/api/config", "/api/backends", "/nothing?key="] {
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/config",
+        "/api/backends",
+        "/api/rollouts",
+        "/api/rollouts/moving",
+        "/nothing?key=",
+    ] {
         for (who, header) in [("operator", &right), ("stranger", &wrong)] {
             let answer = admin
                 .send(admin.request(
@@ -885,6 +956,7 @@ fn run_commands(bed: &mut Bed, gateway: &Gateway, token: &str) {
     let admin = format!("http://{}", gateway.admin);
     let folder = gateway.folder();
     bed.run(folder, &["top", "--once", "--admin", &admin], &[("SPILLWAY_ADMIN_TOKEN", token)]);
+    bed.run(folder, &["rollout", "status", "moving", "--admin", &admin], &[("SPILLWAY_ADMIN_TOKEN", token)]);
     let wrong = bed.planted.plant("wrong admin token of a command");
     for arguments in [&["top", "--once"][..], &["drain", "x", "127.0.0.1:1"]] {
         let arguments = [arguments, &["--admin", &admin]].concat();

@@ -350,6 +350,89 @@ async fn compressed_and_broken_answers() {
 }
 
 #[tokio::test]
+async fn a_request_that_its_only_target_cannot_take_waits_for_no_slot_and_does_not_spill() {
+    let (held, gone) = (Upstream::start(|_| std::future::pending()).await, Upstream::start(gpt).await);
+    for saturated in ["", ", whenSaturated: {queue: {maxWait: 1s}}", ", whenSaturated: {spillTo: gpt}"] {
+        let gateway = Gateway::start(&format!(
+            "backends:
+- {{name: claude, protocol: anthropic, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}}}
+- {{name: gpt, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+routes: [{{name: r, backendRefs: [{{name: claude}}]{saturated}}}]
+",
+            held.url(),
+            gone.url()
+        ))
+        .await;
+        let (before, client) = (held.count(), gateway.client());
+        let first = tokio::spawn(async move { client.post("/v1/chat/completions", &[JSON], chat(json!({}))).await });
+        eventually("the slot is taken", || async { (held.count() > before).then_some(()) }).await;
+        let biased = chat(json!({"logit_bias": {"1": 5}}));
+        let answer = gateway.client().post("/v1/chat/completions", &[JSON], biased).await;
+        assert_eq!(answer.status, 400, "{saturated}: {}", answer.text());
+        assert_eq!(answer.json()["error"]["param"], "logit_bias", "{saturated}: {}", answer.text());
+        first.abort();
+    }
+    assert_eq!(gone.count(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_to_be_translated_is_refused_by_the_limit() {
+    // Of 100 KiB, whole or as a stream, compressed where the caller has a user.
+    let upstream = Upstream::start(|seen| async move {
+        let long = "x".repeat(100 << 10);
+        if asked(&seen)["stream"] == true {
+            let piece =
+                json!({"type": "input_json_delta", "partial_json": format!("{{\"x\":\"{}", "x".repeat(1 << 10))});
+            let delta = event("content_block_delta", json!({"index": 0, "delta": piece}));
+            let call = json!({"type": "tool_use", "id": "t", "name": "f", "input": {}});
+            let mut all = event("message_start", json!({"message": {"id": "m", "model": "c", "content": []}}));
+            all += &event("content_block_start", json!({"index": 0, "content_block": call}));
+            return Some(reply(200, &[EVENTS], all + &delta.repeat(100)));
+        }
+        let content = json!([{"type": "text", "text": long}]);
+        let usage = json!({"input_tokens": 1, "output_tokens": 1});
+        let answer = json!({"id": "m", "type": "message", "role": "assistant", "content": content, "model": "c",
+            "stop_reason": "end_turn", "usage": usage});
+        let body = answer.to_string().into_bytes();
+        Some(match asked(&seen)["metadata"].is_object() {
+            true => reply(200, &[JSON, ("content-encoding", "gzip")], encoded("gzip", &body)),
+            false => reply(200, &[JSON], body),
+        })
+    })
+    .await;
+    let start = async |limits: &str| {
+        let yaml = before("anthropic", &upstream, limits, "").replace("matches: [{path: {prefix: /v1}}], ", "");
+        Gateway::start(&yaml).await
+    };
+    let (bounded, wide) = (start(", limits: {maxTranslatedBytes: 64KiB}").await, start("").await);
+    let message = json!([{"role": "user", "content": "hi"}]);
+    for (path, body) in [
+        ("/v1/chat/completions", json!({"model": "m", "messages": message})),
+        ("/v1/responses", json!({"model": "m", "input": "hi"})),
+        ("/v1/responses", json!({"model": "m", "input": "hi", "stream": true})),
+        ("/api/chat", json!({"model": "m", "messages": message, "stream": true})),
+    ] {
+        let answer = bounded.client().post(path, &[JSON], body.to_string()).await;
+        let status = if body["stream"] == true { 200 } else { 502 };
+        assert_eq!(answer.status, status, "{path} {body}: {}", answer.text());
+        assert!(answer.text().contains("`limits.maxTranslatedBytes`"), "{path} {body}: {}", answer.text());
+        let answer = wide.client().post(path, &[JSON], body.to_string()).await;
+        assert!(!answer.text().contains("maxTranslatedBytes"), "{path} {body}: {}", answer.text());
+    }
+    bounded.metric_becomes("spillway_translated_answers_too_large_total{http_route=\"r\"}", 4.0).await;
+    eventually("the refusals are logged", || async {
+        let lines = bounded.events("access");
+        (lines.iter().filter(|line| line["errorCode"] == "upstream_answer_too_large").count() == 4).then_some(())
+    })
+    .await;
+    // Of a compressed answer, the bytes that it decodes to.
+    let body = json!({"model": "m", "messages": message, "user": "u"}).to_string();
+    let answer = bounded.client().post("/v1/chat/completions", &[JSON], body.clone()).await;
+    assert_eq!((answer.status.as_u16(), answer.text().contains("`limits.maxTranslatedBytes`")), (502, true));
+    assert_eq!(wide.client().post("/v1/chat/completions", &[JSON], body).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_request_moves_on_to_a_server_of_another_api() {
     let full = Upstream::fixed(503, "{}").await;
     let (claude, gpt) = (Upstream::start(claude).await, Upstream::start(gpt).await);

@@ -32,7 +32,8 @@ pub struct Backend {
     pub protocol: BackendProtocol,
     /// APIs of conversations that servers of `protocol: openai` have; `[chat, responses]` when left out. With `[chat]` requests of
     /// the Responses API are translated to chat completions, for servers that do not have it. With `tokenize` questions of
-    /// Anthropic's callers for a count of tokens go to `/tokenize`, else to `/v1/responses/input_tokens`.
+    /// Anthropic's callers for a count of tokens go to `/tokenize`, else to `/v1/responses/input_tokens`. Other calls of OpenAI's API,
+    /// such as `/v1/completions`, pass whatever stands here.
     #[serde(default)]
     pub apis: Option<Vec<OpenAiApi>>,
     /// The servers. A host name means every address that it resolves to, and is resolved again while the gateway runs.
@@ -104,7 +105,7 @@ pub struct Backend {
     /// Time limits of one attempt.
     #[serde(default)]
     pub timeouts: BackendTimeouts,
-    /// Limits on what an endpoint may send beside bodies.
+    /// Limits on what an endpoint may send.
     #[serde(default)]
     pub limits: BackendLimits,
     /// TLS towards endpoints whose URL says https.
@@ -265,7 +266,7 @@ pub struct BackendTimeouts {
     pub idle: Option<Duration>,
 }
 
-/// Limits on what an endpoint may send beside bodies, over HTTP/1 and HTTP/2 alike.
+/// Limits on what an endpoint may send, over HTTP/1 and HTTP/2 alike.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BackendLimits {
@@ -274,11 +275,15 @@ pub struct BackendLimits {
     /// over HTTP/2 about twice as much is kept while it is read, and at eight times the connection ends. The default takes
     /// twice what listeners take from clients.
     pub max_header_bytes: Size,
+    /// Bytes of an answer that is read whole to be translated for a caller of another API, as it came and decoded; and of
+    /// what waits of a translated stream, such as the arguments of a tool call. An answer beyond it is 502
+    /// (`upstream_answer_too_large`), and a stream ends with that error. The default is the text of two million tokens.
+    pub max_translated_bytes: Size,
 }
 
 impl Default for BackendLimits {
     fn default() -> Self {
-        Self { max_header_bytes: Size::kib(64) }
+        Self { max_header_bytes: Size::kib(64), max_translated_bytes: Size::mib(8) }
     }
 }
 

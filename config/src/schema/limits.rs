@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::QualityState;
 use crate::values::{Duration, FilePath, Rate, Secret, StatePath};
 
 /// Treatment of a request that is over a limit.
@@ -89,8 +90,8 @@ pub struct Price {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub cache_write: Option<f64>,
-    /// Those of them that it keeps for an hour (`ttl: 1h` of Anthropic's API, whose usage tells them apart); as `cacheWrite` when
-    /// left out.
+    /// Tokens read that the upstream wrote to its cache for an hour (`ttl: 1h` of Anthropic's API, whose usage tells them apart);
+    /// as `cacheWrite` when left out.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub cache_write_1h: Option<f64>,
@@ -103,10 +104,38 @@ pub struct Price {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct State {
+    /// State of rollouts. Not opened unless a route has one.
+    pub store: StateStore,
     /// Budgets.
     pub budgets: BudgetState,
     /// Levels of limits; in this process when left out.
     pub limits: Option<LimitState>,
+    /// Sketches of `routes[].quality`.
+    pub quality: QualityState,
+}
+
+/// Place of what the gateway must not forget: an SQLite file, or a server that several gateways share.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum StateStore {
+    /// SQLite file; created when it does not exist.
+    File(StatePath),
+    /// Redis or Valkey server. Of the gateways that share it one decides, and the others follow.
+    Shared(SharedStore),
+}
+
+impl Default for StateStore {
+    fn default() -> Self {
+        Self::File(PathBuf::from("state/spillway.db").into())
+    }
+}
+
+/// Redis or Valkey server that several gateways share.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SharedStore {
+    /// The server. While it is unreachable, no rollout goes a step up.
+    pub redis: RedisState,
 }
 
 /// Store of budgets.

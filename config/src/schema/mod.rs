@@ -8,9 +8,13 @@ mod backends;
 mod balancing;
 mod consumers;
 mod dns;
+mod feedback;
 mod limits;
 mod listeners;
 mod models;
+mod notifications;
+mod quality;
+mod rollouts;
 mod routes;
 mod telemetry;
 
@@ -29,14 +33,22 @@ pub use consumers::{
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls, Tenant,
 };
 pub use dns::Dns;
+pub use feedback::{Feedback, Remember};
 pub use limits::{
-    Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
+    Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState,
+    SharedStore, State, StateStore,
 };
 pub use listeners::{
     CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,
     Listener, ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
 };
 pub use models::{Device, Model, ModelTask, UnknownFields};
+pub use notifications::{Notification, NotificationEvent, Webhook, WebhookRetry};
+pub use quality::{DriftLimits, Quality, QualityReference, QualityState};
+pub use rollouts::{
+    AbortWhen, OnInconclusive, Rollout, RolloutGate, RolloutHold, RolloutHours, RolloutMetric, RolloutStep,
+    RolloutStrategy, Weekday,
+};
 pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue,
     Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, UnknownCalls,
@@ -86,9 +98,15 @@ pub struct Config {
     pub prices: Vec<Price>,
     /// Routes from requests to backends and models.
     pub routes: Vec<Route>,
-    /// Stores of budgets and of the levels of limits.
+    /// Labels of answers.
+    #[serde(default)]
+    pub feedback: Option<Feedback>,
+    /// Stores of budgets, of the levels of limits, of rollouts, and of sketches.
     #[serde(default)]
     pub state: State,
+    /// Receivers of events of the gateway.
+    #[serde(default)]
+    pub notifications: Vec<Notification>,
     /// Traces and logs.
     #[serde(default)]
     pub telemetry: Telemetry,

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::EncodedSlashes;
+use super::{EncodedSlashes, Quality, Rollout};
 use crate::values::{Duration, Size, Status};
 
 /// Requests that match go through the filters to one of the backends.
@@ -52,6 +52,9 @@ pub struct Route {
     /// Further names of the built-in models in `backendRefs`: the name that clients send, and the name of the model.
     #[serde(default)]
     pub model_alias: BTreeMap<String, String>,
+    /// New version of one of the targets, which gets a growing share of the requests while it is judged.
+    #[serde(default)]
+    pub rollout: Option<Rollout>,
     /// Keeps each caller on one backend of a weighted split.
     #[serde(default)]
     pub sticky: Option<Sticky>,
@@ -81,6 +84,9 @@ pub struct Route {
     /// error event.
     #[serde(default)]
     pub resume: bool,
+    /// Watch over what callers ask and what targets answer; none when left out.
+    #[serde(default)]
+    pub quality: Option<Quality>,
     /// Size limits.
     #[serde(default)]
     pub limits: BodyLimits,

@@ -228,6 +228,10 @@ pub(super) fn all(cx: &mut Context<'_>) {
             let message = format!("found {found}; expected 1KiB to 1MiB");
             cx.error(at!["backends", n, "limits", "maxHeaderBytes"], message);
         }
+        if !(1 << 10..=64 << 20).contains(&backend.limits.max_translated_bytes.0) {
+            let message = format!("found {}; expected 1KiB to 64MiB", backend.limits.max_translated_bytes);
+            cx.error(at!["backends", n, "limits", "maxTranslatedBytes"], message);
+        }
         let t = &backend.timeouts;
         for (key, value) in [("connect", Some(t.connect)), ("firstByte", t.first_byte), ("idle", t.idle)] {
             if value.is_some_and(|value| value.0.is_zero()) {

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::ModelPattern;
-use crate::schema::{BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded};
+use crate::schema::{
+    BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, RedisState, StateStore,
+};
 
 use super::index::Index;
 use super::{Context, Segment, at};
@@ -358,9 +360,17 @@ fn prices(cx: &mut Context<'_>) {
 }
 
 fn state(cx: &mut Context<'_>) {
-    let Some(limits) = &cx.config.state.limits else { return };
-    let redis = &limits.redis;
-    let here = at!["state", "limits", "redis"];
+    let state = &cx.config.state;
+    if let Some(limits) = &state.limits {
+        redis(cx, at!["state", "limits", "redis"], &limits.redis);
+    }
+    if let StateStore::Shared(shared) = &state.store {
+        redis(cx, at!["state", "store", "redis"], &shared.redis);
+    }
+}
+
+/// Checks a server that several gateways share.
+fn redis(cx: &mut Context<'_>, here: Vec<Segment>, redis: &RedisState) {
     let url = url::Url::parse(&redis.url);
     if !url.as_ref().is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss") && url.has_host()) {
         let message = format!(

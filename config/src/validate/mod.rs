@@ -7,12 +7,16 @@ mod backends;
 mod balancing;
 mod callers;
 mod dns;
+mod feedback;
 mod headers;
 mod index;
 mod inference;
 mod listeners;
 mod models;
+mod notifications;
 mod paths;
+mod quality;
+mod rollouts;
 mod routes;
 
 use std::collections::HashMap;
@@ -177,9 +181,11 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     inference::all(cx);
     models::all(cx);
     routes::all(cx);
+    feedback::all(cx);
     paths::all(cx);
     headers::all(cx);
     limits(cx);
+    notifications::all(cx);
     telemetry(cx);
 }
 

@@ -4,7 +4,7 @@ use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
 use crate::schema::{BackendProtocol, BackendRef, Match, PathMatch, Route, RouteAuthentication};
 
-use super::{Context, Segment, admission, at};
+use super::{Context, Segment, admission, at, quality, rollouts};
 
 /// Built-in filters that answer requests by themselves.
 const ANSWERING: [&str; 2] = ["respond", "redirect"];
@@ -33,6 +33,8 @@ pub(super) fn all(cx: &mut Context<'_>) {
         without_servers(cx, n, route);
         model_names(cx, n, route);
         admission::all(cx, n, route);
+        rollouts::all(cx, n, route);
+        quality::all(cx, n, route);
         upgrades(cx, n, route);
         times(cx, n, route);
         if let Some(sticky) = &route.sticky {
@@ -207,6 +209,7 @@ pub(super) fn answers_itself(route: &Route) -> bool {
 fn without_targets(cx: &mut Context<'_>, n: usize, route: &Route) {
     for (key, is_written) in [
         ("sticky", route.sticky.is_some()),
+        ("rollout", route.rollout.is_some()),
         ("whenSaturated", route.when_saturated.is_some()),
         ("whenUnavailable", route.when_unavailable.is_some()),
         ("resume", route.resume),

@@ -15,20 +15,27 @@ use super::AdminState;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Client(pub(super) IpAddr);
 
+impl Client {
+    /// Address that a request came from.
+    pub(super) fn of(request: &Request) -> IpAddr {
+        request.extensions().get::<Self>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0)
+    }
+}
+
+/// Proof by which a request that was let in came: `token` or `loopback`.
+pub(super) fn who(state: &dyn AdminState) -> &'static str {
+    if state.token_matches(None).is_some() { "token" } else { "loopback" }
+}
+
 /// Records every requested change and every refused request in the audit log.
 pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
-    let client = request.extensions().get::<Client>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
+    let client = Client::of(&request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let by_token = state.token_matches(None).is_some();
     let answer = next.run(request).await;
     let status = answer.status();
     let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST);
     if refused || !method.is_safe() {
-        let who = match (refused, by_token) {
-            (true, _) => "unknown",
-            (false, true) => "token",
-            (false, false) => "loopback",
-        };
+        let who = if refused { "unknown" } else { who(&*state) };
         state.audit(client, who, method.as_str(), &path, status.as_u16());
     }
     answer

@@ -4,6 +4,7 @@
 
 mod access;
 mod backends;
+mod rollouts;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ use self::access::problem;
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
+use crate::quality::{NoReference, ReferenceFile};
+use crate::rollout::Rollouts;
 use crate::telemetry::LogThrottle;
 
 /// Time for a request header, and idle time of a connection until the next one: operators and scrapers are near.
@@ -47,6 +50,7 @@ const MAX_HEADER: usize = 16 << 10;
 const MAX_FIELDS: usize = 64;
 
 /// State that the admin address shows.
+#[async_trait::async_trait]
 pub trait AdminState: Send + Sync + 'static {
     /// Readiness of the gateway; the error is the reason in one word.
     fn readiness(&self) -> Result<(), &'static str>;
@@ -56,9 +60,17 @@ pub trait AdminState: Send + Sync + 'static {
     fn config(&self) -> serde_json::Value;
     /// Current state of all backends and their endpoints.
     fn backends(&self) -> serde_json::Value;
+    /// Labels of answers by route and target.
+    fn feedback(&self) -> serde_json::Value;
+    /// Figures and distances of what callers ask and targets answer, for each route that is watched.
+    fn quality(&self) -> serde_json::Value;
+    /// Sketches of a route for a reference file.
+    async fn reference(&self, route: &str) -> Result<ReferenceFile, NoReference>;
     /// Drains the named endpoints, or puts them back. Returns their names, each with true if its state changed; `None` if
     /// the backend does not exist.
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
+    /// Rollouts of the process; `None` before the gateway is ready.
+    fn rollouts(&self) -> Option<Rollouts>;
     /// True if the bearer token is the configured one; `None` if no token is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
     /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback` or `unknown`.
@@ -162,8 +174,14 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/config", get(config))
         .route("/api/backends", get(backends))
+        .route("/api/feedback", get(feedback))
+        .route("/api/quality", get(quality))
+        .route("/api/quality/{route}/reference", get(reference))
         .route("/api/backends/{backend}/endpoints/{endpoint}/drain", post(drain))
         .route("/api/backends/{backend}/endpoints/{endpoint}/undrain", post(undrain))
+        .route("/api/rollouts", get(rollouts::list))
+        .route("/api/rollouts/{name}", get(rollouts::one))
+        .route("/api/rollouts/{name}/{command}", post(rollouts::command))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
@@ -203,6 +221,22 @@ async fn backends(State(state): State<Arc<dyn AdminState>>) -> Response {
     axum::Json(state.backends()).into_response()
 }
 
+async fn feedback(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.feedback()).into_response()
+}
+
+async fn quality(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.quality()).into_response()
+}
+
+async fn reference(State(state): State<Arc<dyn AdminState>>, Path(route): Path<String>) -> Response {
+    match state.reference(&route).await {
+        Ok(file) => axum::Json(file).into_response(),
+        Err(error @ NoReference::Unknown) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+        Err(error @ NoReference::Busy) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
 type Named = Path<(String, String)>;
 
 async fn drain(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap, Path(named): Named) -> Response {
@@ -238,7 +272,10 @@ fn change_drain(state: &dyn AdminState, headers: &HeaderMap, named: &(String, St
 async fn index() -> &'static str {
     "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
      /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
-     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n"
+     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
+     /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
+     /api/feedback labels of answers by route and target\n\
+     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file\n"
 }
 
 async fn not_found() -> Response {

@@ -17,6 +17,7 @@ struct Shown {
     dropped: Mutex<usize>,
 }
 
+#[async_trait::async_trait]
 impl AdminState for Shown {
     fn readiness(&self) -> Result<(), &'static str> {
         *self.readiness.lock()
@@ -33,9 +34,21 @@ impl AdminState for Shown {
     fn backends(&self) -> serde_json::Value {
         serde_json::json!({"backends": []})
     }
+    fn feedback(&self) -> serde_json::Value {
+        serde_json::json!({"feedback": null})
+    }
+    fn quality(&self) -> serde_json::Value {
+        serde_json::json!({"routes": []})
+    }
+    async fn reference(&self, _: &str) -> Result<ReferenceFile, NoReference> {
+        Err(NoReference::Unknown)
+    }
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
         let known = endpoint == "10.0.0.1:8000" || endpoint == "http://10.0.0.1:8000";
         (backend == "b").then(|| if known { vec![(endpoint.to_owned(), drained)] } else { Vec::new() })
+    }
+    fn rollouts(&self) -> Option<Rollouts> {
+        Some(Rollouts::new(Arc::new(spillway_filter::NoHttp), Default::default()))
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))
@@ -262,4 +275,43 @@ async fn a_drain_needs_the_header_that_no_web_page_can_send() {
     assert_eq!(admin.send("GET", "/api/backends", LOCAL).await.body, r#"{"backends":[]}"#);
     let other = admin.send("POST", path, "Host: evil.example\r\nx-spillway-admin: 1\r\n").await;
     assert_eq!(other.status, 421);
+}
+
+#[tokio::test]
+async fn a_command_to_a_rollout_needs_the_header_a_name_and_a_short_reason() {
+    let admin = admin(false, true).await;
+    assert_eq!(admin.send("GET", "/api/rollouts", LOCAL).await.body, r#"{"rollouts":[]}"#);
+    assert_eq!(admin.send("GET", "/api/rollouts/chat", LOCAL).await.status, 404);
+    assert_eq!(admin.send("POST", "/api/rollouts/chat/abort", LOCAL).await.status, 403);
+    let post = async |path: &str, body: &str| {
+        let head = format!("{LOCAL}x-spillway-admin: 1\r\nContent-Length: {}\r\n", body.len());
+        let request = format!("POST {path} HTTP/1.1\r\nConnection: close\r\n{head}\r\n{body}");
+        let answer = admin.raw(&request).await;
+        let problem: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        (answer.status, problem["detail"].as_str().unwrap().to_owned())
+    };
+    let abort = "/api/rollouts/chat/abort";
+    let long = format!(r#"{{"reason": "{}"}}"#, "x".repeat(501));
+    let huge = format!(r#"{{"reason": "{}"}}"#, "x".repeat(5000));
+    for (path, body, status, told) in [
+        (abort, "", 404, "no route `chat` with a `rollout`; `spillway rollout status` lists those that there are"),
+        (abort, r#"{"reason": "too slow"}"#, 404, "no route `chat`"),
+        (
+            "/api/rollouts/chat/stop",
+            "",
+            404,
+            "there is no such command; expected start, pause, resume, promote or abort",
+        ),
+        (abort, "reason", 400, "the body is not as expected"),
+        (abort, r#"{"why": "x"}"#, 400, "unknown field `why`"),
+        (abort, r#"{"reason": "a\nb"}"#, 400, "the reason has a control character"),
+        (abort, &long, 400, "the reason is longer than 500 characters"),
+        (abort, &huge, 413, "the body is longer than 4096 bytes"),
+    ] {
+        let answer = post(path, body).await;
+        assert!(answer.0 == status && answer.1.contains(told), "{path} {body}: {answer:?}");
+    }
+    let audited = admin.shown.audited.lock().clone();
+    assert_eq!(audited[0], "unknown POST /api/rollouts/chat/abort 403");
+    assert_eq!(audited[1], "loopback POST /api/rollouts/chat/abort 404");
 }

@@ -13,7 +13,9 @@ use super::backends::{self, backend_samples, reports, samples};
 use crate::audit::Audit;
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
+use crate::quality::{NoReference, ReferenceFile};
 use crate::reload::LastEdit;
+use crate::rollout::{self, Rollouts};
 use crate::telemetry::{Metrics, Samples};
 
 /// View of the gateway for the admin address, also before the gateway is ready.
@@ -30,6 +32,7 @@ pub struct AdminView {
     pub(crate) max_connections: usize,
 }
 
+#[async_trait::async_trait]
 impl AdminState for AdminView {
     fn readiness(&self) -> Result<(), &'static str> {
         if self.draining.load(Ordering::Acquire) {
@@ -58,6 +61,8 @@ impl AdminState for AdminView {
                 let certificates: Vec<_> =
                     shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
                 let budgets = snapshot.identity.budgets();
+                let rollouts = rollout::samples(&gateway.rollouts);
+                let labels = snapshot.feedback.as_ref().map(|plan| plan.state.samples());
                 let log_dropped = gateway.log.dropped();
                 self.metrics.encode(&Samples {
                     engines: &engines,
@@ -66,6 +71,10 @@ impl AdminState for AdminView {
                     endpoints: &endpoints,
                     certificates: &certificates,
                     budgets: &budgets,
+                    rollouts: &rollouts,
+                    feedback: labels.as_ref(),
+                    quality: &gateway.quality.samples(),
+                    quality_write_failures: gateway.quality.write_failures(),
                     log_dropped,
                 })
             }
@@ -86,6 +95,24 @@ impl AdminState for AdminView {
         let reports = running.map(|snapshot| reports(&snapshot.backends)).unwrap_or_default();
         serde_json::json!({ "backends": reports })
     }
+    fn feedback(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        let shown = running.and_then(|snapshot| Some(snapshot.feedback.as_ref()?.state.shown()));
+        serde_json::json!({ "feedback": shown })
+    }
+    fn quality(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let reports = gateway.as_ref().as_ref().map(|gateway| gateway.quality.reports()).unwrap_or_default();
+        serde_json::json!({ "routes": reports })
+    }
+    async fn reference(&self, route: &str) -> Result<ReferenceFile, NoReference> {
+        let quality = self.gateway.load().as_ref().as_ref().map(|gateway| gateway.quality.clone());
+        match quality {
+            Some(quality) => quality.reference(route).await,
+            None => Err(NoReference::Busy),
+        }
+    }
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
         let gateway = self.gateway.load();
         let gateway = gateway.as_ref().as_ref()?;
@@ -96,6 +123,9 @@ impl AdminState for AdminView {
             gateway.drain_sockets(&backend.name, endpoint, drained);
         }
         Some(found)
+    }
+    fn rollouts(&self) -> Option<Rollouts> {
+        self.gateway.load().as_ref().as_ref().map(|gateway| gateway.rollouts.clone())
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;

@@ -9,7 +9,7 @@ mod draw;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use draw::Order;
+pub use draw::{Assigned, Order, unit_of};
 use smallvec::SmallVec;
 
 use crate::balancing::{Endpoint, EndpointState, PickInputs};
@@ -29,6 +29,11 @@ pub struct TargetSelection {
     /// Indices of targets that are closed for this request: built-in models that had no room.
     closed: Vec<usize>,
     moves: u32,
+    /// Candidate of the rollout whose versions do not take each other's overflow; `None` without one, and for a request
+    /// whose version failed or is not available.
+    candidate: Option<usize>,
+    /// True if the request left its version because that was not available.
+    has_left: bool,
 }
 
 /// Result of an admission.
@@ -60,7 +65,53 @@ pub enum Admission<'a> {
 impl TargetSelection {
     /// Selection among the targets in the order that was drawn.
     pub fn new(order: Order) -> Self {
-        Self { order, tried: Vec::new(), closed: Vec::new(), moves: 0 }
+        Self { order, tried: Vec::new(), closed: Vec::new(), moves: 0, candidate: None, has_left: false }
+    }
+
+    /// Keeps the request at the version of a rollout that comes first, as long as that is available.
+    pub fn keep_version(&mut self, candidate: usize) {
+        self.candidate = Some(candidate);
+    }
+
+    /// Lets a request at which the candidate of a rollout failed go to the stable version, once. False where it is not at the
+    /// candidate, or nothing of the stable version is available. One at which the stable version failed stays there, with its
+    /// other endpoints: failures must not give a candidate more than its share.
+    pub fn leave_candidate(&mut self, route: &Route) -> bool {
+        self.candidate.is_some() && self.order.indices().first().copied() == self.candidate && self.leave_version(route)
+    }
+
+    /// Lets a request go to the other version, once. False where it may not, or nothing of the other version is available.
+    fn leave_version(&mut self, route: &Route) -> bool {
+        let Some(candidate) = self.candidate else { return false };
+        let own = self.order.indices().first().map(|first| *first == candidate);
+        let is_other = |index: &&usize| Some(**index == candidate) != own;
+        let has_other = self
+            .order
+            .indices()
+            .iter()
+            .filter(is_other)
+            .any(|index| route.targets.get(*index).is_some_and(Target::is_available));
+        let has_changed = has_other && self.order.change_version(candidate);
+        if has_changed {
+            self.candidate = None;
+        }
+        has_changed
+    }
+
+    /// True if the request left its version because that was not available.
+    pub fn has_left_version(&self) -> bool {
+        self.has_left
+    }
+
+    /// Lets the request go to the other version of a rollout where its own is not available any more.
+    fn leave_unavailable(&mut self, route: &Route) {
+        let Some(candidate) = self.candidate else { return };
+        let first = self.order.indices().first().copied();
+        let is_own = |index: &&usize| first.is_some_and(|first| (first == candidate) == (**index == candidate));
+        let is_available = |index: &usize| route.targets.get(*index).is_some_and(Target::is_available);
+        if !self.order.indices().iter().filter(is_own).any(is_available) {
+            self.has_left |= self.leave_version(route);
+        }
     }
 
     /// Counts a move away from an endpoint that is full. False if the request has moved too often.
@@ -78,11 +129,6 @@ impl TargetSelection {
     /// and the request neither goes there nor waits for it.
     pub fn exclude(&mut self, target: usize) {
         self.order.remove(target);
-    }
-
-    /// Number of targets that were not excluded.
-    pub fn len(&self) -> usize {
-        self.order.indices().len()
     }
 
     /// True if every target was excluded.
@@ -115,10 +161,12 @@ impl TargetSelection {
     /// Targets of the request in their order: of each priority all, or only the one that was drawn.
     fn targets<'a>(&self, route: &'a Route) -> impl Iterator<Item = (usize, &'a Target)> {
         let mut drawn = None;
+        let kept = self.candidate.zip(self.order.indices().first().copied());
         self.order.indices().iter().filter_map(|index| Some((*index, route.targets.get(*index)?))).filter(
-            move |(_, target)| {
+            move |(index, target)| {
                 let first_of_its_priority = drawn.replace(target.priority) != Some(target.priority);
-                first_of_its_priority || route.try_others
+                let is_of_version = kept.is_none_or(|(candidate, first)| (*index == candidate) == (first == candidate));
+                (first_of_its_priority || route.try_others) && is_of_version
             },
         )
     }
@@ -159,6 +207,7 @@ impl TargetSelection {
         again: bool,
         key: &dyn Fn(&Backend) -> Option<u64>,
     ) -> Admission<'a> {
+        self.leave_unavailable(route);
         let available = self.is_available(route);
         let mut found = None;
         for (index, target) in self.targets(route) {

@@ -52,6 +52,19 @@ pub async fn encode(
     }
 }
 
+/// Embedding of a text by a model that has nothing else to do; `None` where it is not loaded, has work, or fails. For work that
+/// may be left undone: a model is never loaded for it, and no request waits behind it for longer than one text takes.
+pub async fn idle_vector(model: &Arc<LoadedModel>, text: String, deadline: Instant) -> Option<Vec<f32>> {
+    let engine = model.engine_now()?;
+    let stats = engine.stats();
+    if engine.info().task != Task::Embed || stats.active > 0 || stats.waiting > 0 {
+        return None;
+    }
+    let work = engine.embed_inputs(vec![EmbedInput::Text(text)]);
+    let encoded = tokio::time::timeout_at(deadline.into(), work).await.ok()?;
+    encoded.ok()?.pop().map(|embedding| embedding.values)
+}
+
 /// Values of a vector of the model, which is loaded where it is not.
 pub async fn width(model: &Arc<LoadedModel>, deadline: Instant) -> Result<u32, SpillError> {
     Ok(model.engine(deadline).await?.info().outputs)

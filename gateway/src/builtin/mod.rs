@@ -16,7 +16,7 @@ mod stream;
 mod tests;
 
 pub use answer::{Begun, Terms, answer, continue_answer};
-pub use encode::{encode, width};
+pub use encode::{encode, idle_vector, width};
 pub use error::SpillError;
 pub use loading::ModelError;
 pub(crate) use loading::options;

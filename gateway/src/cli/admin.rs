@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use spillway_config::values::ServerUrl;
 
@@ -43,6 +43,12 @@ pub(super) enum ClientError {
     /// The answer is not the expected JSON.
     #[error("{address}: {source}")]
     Content { address: ServerUrl, source: serde_json::Error },
+    /// No route of that name is watched.
+    #[error("the route `{route}` is not watched; expected {}: give it `quality`", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
+    NoRoute { route: String, known: Vec<String> },
+    /// A file cannot be written.
+    #[error("{}: {source}", path.display())]
+    File { path: std::path::PathBuf, source: std::io::Error },
     /// The terminal cannot be used.
     #[error(transparent)]
     Terminal(#[from] std::io::Error),
@@ -59,6 +65,15 @@ pub(super) struct AdminArguments {
     token: Option<String>,
 }
 
+/// A name as a segment of a path: all bytes that could end one are escaped.
+pub(super) fn segment(text: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
 impl AdminArguments {
     /// Admin address of the gateway.
     pub(super) fn url(&self) -> &ServerUrl {
@@ -67,12 +82,17 @@ impl AdminArguments {
 
     /// Gets the body of a page.
     pub(super) async fn get(&self, path: &str) -> Result<Bytes, ClientError> {
-        self.ask(Method::GET, path).await
+        self.ask(Method::GET, path, Bytes::new()).await
     }
 
     /// Requests a change; returns the body of the answer.
     pub(super) async fn post(&self, path: &str) -> Result<Bytes, ClientError> {
-        self.ask(Method::POST, path).await
+        self.ask(Method::POST, path, Bytes::new()).await
+    }
+
+    /// As [`Self::post`], with a body of JSON.
+    pub(super) async fn post_json(&self, path: &str, body: &serde_json::Value) -> Result<Bytes, ClientError> {
+        self.ask(Method::POST, path, body.to_string().into()).await
     }
 
     /// Parses the JSON body of a page.
@@ -80,14 +100,14 @@ impl AdminArguments {
         serde_json::from_slice(page).map_err(|source| ClientError::Content { address: self.admin.clone(), source })
     }
 
-    async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        match tokio::time::timeout(TIMEOUT, self.exchange(method, path)).await {
+    async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        match tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Timeout(self.admin.clone())),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let address = || self.admin.clone();
         let http = |source| ClientError::Http { address: address(), source };
         if self.admin.https {
@@ -106,9 +126,11 @@ impl AdminArguments {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request
-            .body(Empty::<Bytes>::new())
-            .map_err(|source| ClientError::Request { address: address(), source })?;
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request =
+            request.body(Full::new(body)).map_err(|source| ClientError::Request { address: address(), source })?;
         let answer = sender.send_request(request).await.map_err(http)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;

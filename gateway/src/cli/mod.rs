@@ -1,10 +1,12 @@
-//! Command line. Exit codes: 0 success, 1 a failure while running, 2 wrong usage or configuration.
+//! Command line. Exit codes: 0 success, 1 a failure while running, 2 wrong usage or configuration; `rollout` has more.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
 mod admin;
 mod chat;
+mod drift;
 mod models;
+mod rollout;
 mod top;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ use spillway_config::values::Size;
 use spillway_config::{Loaded, Report};
 use spillway_filter::Registry;
 
-use self::admin::{AdminArguments, ClientError};
+use self::admin::{AdminArguments, ClientError, segment};
 use crate::identity::NewKey;
 use crate::load::{file_states_as_read, read, read_text};
 use crate::signals::Signals;
@@ -85,6 +87,9 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Drift of what callers ask and targets answer, as a running gateway sees it.
+    #[command(subcommand)]
+    Drift(drift::DriftCommand),
     /// Drain an endpoint of a running gateway: it gets no new requests, and running ones finish.
     Drain {
         /// The backend's name.
@@ -97,6 +102,9 @@ enum Command {
         #[command(flatten)]
         admin: AdminArguments,
     },
+    /// Watch and steer the rollouts of a running gateway.
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
     /// Print the version.
     Version,
 }
@@ -134,7 +142,9 @@ pub fn run(registry: Registry) -> ExitCode {
             let interval = std::time::Duration::from_secs_f64(interval.clamp(0.1, 3_600.0));
             client(top::run(&admin, interval, once))
         }
+        Command::Drift(command) => client(drift::run(command)),
         Command::Drain { backend, endpoint, undo, admin } => client(drain(&admin, &backend, &endpoint, undo)),
+        Command::Rollout(command) => rollout::run(command),
         Command::Version => {
             println!("spillway {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -144,25 +154,18 @@ pub fn run(registry: Registry) -> ExitCode {
 
 /// Runs a command that asks a running gateway.
 fn client(work: impl Future<Output = Result<(), ClientError>>) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
-    };
-    match runtime.block_on(work) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(FAILED, &e),
+    block_on(async { work.await.map_or_else(|e| fail(FAILED, &e), |()| ExitCode::SUCCESS) })
+}
+
+/// Runs a command on a runtime of this thread.
+fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(e) => fail(FAILED, &format!("the runtime cannot be started: {e}")),
     }
 }
 
 async fn drain(admin: &AdminArguments, backend: &str, endpoint: &str, undo: bool) -> Result<(), ClientError> {
-    // Escapes all bytes that could end a path segment.
-    let segment = |text: &str| {
-        let escape = |byte: u8| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(byte).to_string(),
-            other => format!("%{other:02X}"),
-        };
-        text.bytes().map(escape).collect::<String>()
-    };
     let verb = if undo { "undrain" } else { "drain" };
     let path = format!("/api/backends/{}/endpoints/{}/{verb}", segment(backend), segment(endpoint));
     let answer = admin.post(&path).await?;

@@ -14,10 +14,11 @@ use tokio::time::sleep_until;
 use super::End;
 use super::body_budget::{BodyBudget, BodyShare, too_large};
 use crate::clock;
-use crate::coding::{ACCEPTED, Coding, Decoder};
+use crate::coding::{ACCEPTED, Coding, Decoder, GRPC_ACCEPTED};
 use crate::downstream::{ClientSession, violation_of};
 use crate::framing::Violation;
 use crate::off_loop::{INLINE, OffLoop};
+use crate::protocol::oip::grpc::FRAME;
 
 /// Largest part of a body that is still arriving, in bytes. Parts are joined when all have arrived, so that growing copies at
 /// most one part.
@@ -54,14 +55,20 @@ impl HeldBody {
         self.share.as_mut().and_then(Arc::get_mut).map_or(Ok(()), |share| share.belongs_to(caller))
     }
 
-    /// Replaces a body in a coding by its decoded bytes, `limit` of them at most, which are counted as they are written. Only
-    /// possible while the body has one holder.
-    pub async fn decode(&mut self, coding: Coding, off_loop: &OffLoop, limit: u64) -> Result<(), End> {
+    /// Replaces a body in a coding, which `layer` names, by its decoded bytes, `limit` of them at most, which are counted as they
+    /// are written. Only possible while the body has one holder.
+    pub async fn decode(
+        &mut self,
+        coding: Coding,
+        layer: CodingLayer,
+        off_loop: &OffLoop,
+        limit: u64,
+    ) -> Result<(), End> {
         let Some(share) = self.share.as_mut().and_then(Arc::get_mut) else { return Ok(()) };
-        let mut decoder = Decoder::new(coding).ok_or_else(unsupported_coding)?;
+        let mut decoder = Decoder::new(coding).ok_or_else(|| layer.unsupported())?;
         let (mut parts, encoded) = (BodyParts::default(), &self.bytes);
         // More comes out than one pass beside other requests may write, however little goes in.
-        off_loop.run(INLINE + 1, || decode_all(&mut decoder, encoded, &mut parts, share, limit)).await??;
+        off_loop.run(INLINE + 1, || decode_all(&mut decoder, layer, encoded, &mut parts, share, limit)).await??;
         let length = parts.length;
         let bytes = if parts.list.len() > 1 { off_loop.run(length, || parts.join()).await? } else { parts.join() };
         self.bytes = bytes;
@@ -70,43 +77,95 @@ impl HeldBody {
     }
 }
 
+/// Part of a body that a coding is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodingLayer {
+    /// The whole body, by `Content-Encoding`.
+    Body,
+    /// The one message in a frame of gRPC, by `grpc-encoding`.
+    Message,
+}
+
+impl CodingLayer {
+    /// Bytes before what is in the coding.
+    fn frame(self) -> usize {
+        match self {
+            Self::Body => 0,
+            Self::Message => FRAME,
+        }
+    }
+
+    /// Header that names the coding.
+    fn header(self) -> &'static str {
+        match self {
+            Self::Body => "Content-Encoding",
+            Self::Message => "grpc-encoding",
+        }
+    }
+
+    /// Refusal of a coding that the gateway does not read.
+    fn unsupported(self) -> End {
+        End::refuse(match self {
+            Self::Body => Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                ErrorKind::InvalidRequest,
+                "unsupported_content_encoding",
+                "the body is in a Content-Encoding, or in several, that the gateway cannot read, and a rule or an API depends on \
+                 what it says: send it in gzip, deflate, br or zstd, or without Content-Encoding",
+            )
+            .accept_encoding(ACCEPTED),
+            // Servers of gRPC say `UNIMPLEMENTED` ("Compression", PROTOCOL-HTTP2.md).
+            Self::Message => Refusal::new(
+                StatusCode::NOT_IMPLEMENTED,
+                ErrorKind::InvalidRequest,
+                "unsupported_content_encoding",
+                "the message is in a `grpc-encoding` that the gateway cannot read, and a rule or an API depends on what it says: \
+                 send it in gzip or deflate, or as it is",
+            )
+            .accept_encoding(GRPC_ACCEPTED),
+        })
+    }
+
+    /// Refusal of bytes that are not in the coding that the header names.
+    fn malformed(self) -> End {
+        let message = format!(
+            "the body is not in the coding that its {0} names, or is cut: send it whole in that coding, or without {0}",
+            self.header()
+        );
+        End::refuse(Refusal::invalid("invalid_content_encoding", message))
+    }
+}
+
 /// Decodes a whole body into parts.
 fn decode_all(
     decoder: &mut Decoder,
+    layer: CodingLayer,
     encoded: &[u8],
     parts: &mut BodyParts,
     share: &mut BodyShare,
     limit: u64,
 ) -> Result<(), End> {
+    let frame = layer.frame();
+    parts.push([0; FRAME].get(..frame).unwrap_or_default(), limit, share)?;
     let mut pushed = Ok(());
-    let decoded = decoder.decode(encoded, |plain| {
+    let decoded = decoder.decode(encoded.get(frame..).unwrap_or_default(), |plain| {
         pushed = if len(parts.length).saturating_add(len(plain.len())) > limit {
-            Err(too_large(limit, "this route accepts, decoded from its Content-Encoding"))
+            Err(too_large(limit, &format!("this route accepts, decoded from its {}", layer.header())))
         } else {
             parts.push(plain, limit, share)
         };
         pushed.is_ok()
     });
     pushed?;
-    if decoded.is_ok() && decoder.is_at_end { Ok(()) } else { Err(malformed_coding()) }
-}
-
-/// Refusal of a body in a coding that the gateway does not read.
-fn unsupported_coding() -> End {
-    let message = "the body is in a Content-Encoding, or in several, that the gateway cannot read, and a rule or an API \
-                   depends on what it says: send it in gzip, deflate, br or zstd, or without Content-Encoding";
-    let kind = ErrorKind::InvalidRequest;
-    let refusal = Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, kind, "unsupported_content_encoding", message);
-    End::refuse(refusal.accept_encoding(ACCEPTED))
-}
-
-/// Refusal of a body that is not in the coding that its header names.
-fn malformed_coding() -> End {
-    End::refuse(Refusal::invalid(
-        "invalid_content_encoding",
-        "the body is not in the coding that its Content-Encoding names, or is cut: send it whole in that coding, or without \
-         Content-Encoding",
-    ))
+    if decoded.is_err() || !decoder.is_at_end {
+        return Err(layer.malformed());
+    }
+    if let Some(begin) = parts.list.first_mut().and_then(|part| part.get_mut(1..frame)) {
+        // A message is no longer than its route accepts.
+        let length = u32::try_from(parts.length - frame).unwrap_or(u32::MAX);
+        begin.copy_from_slice(&length.to_be_bytes());
+    }
+    Ok(())
 }
 
 /// State of the body of a request.

@@ -16,6 +16,8 @@ use crate::tls::{ClientCertificate, ServerTls};
 /// Facts of a client's connection, the same for all of its requests.
 #[derive(Debug)]
 pub struct ConnectionInfo {
+    /// Name of the listener.
+    pub listener: Arc<str>,
     /// Address of the client: the other end, or the one in its PROXY protocol header.
     pub client: SocketAddr,
     /// IP address of the client as a header value, made once for all requests of the connection.
@@ -42,6 +44,8 @@ pub struct ConnectionInfo {
 /// Rules of a listener that its connections carry.
 #[derive(Debug, Clone)]
 pub struct ListenerFacts {
+    /// Name of the listener.
+    pub name: Arc<str>,
     /// Handling of encoded slashes on routes that do not set it themselves.
     pub encoded_slashes: EncodedSlashes,
     /// Path of health checks, which the listener answers itself.
@@ -72,10 +76,11 @@ pub struct TlsInfo {
 impl ConnectionInfo {
     /// Creates the facts of a connection from `client` to a listener.
     pub fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, listener: ListenerFacts) -> Self {
-        let ListenerFacts { encoded_slashes, health_path, loop_header, via, limits, trusted } = listener;
+        let ListenerFacts { name, encoded_slashes, health_path, loop_header, via, limits, trusted } = listener;
         let ip = client.ip().to_canonical();
         let certificate_ends = tls.as_ref().and_then(|tls| ends(tls.client.as_ref()?));
         Self {
+            listener: name,
             client: SocketAddr::new(ip, client.port()),
             client_text: address_value(ip),
             local,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, header};
 use spillway_filter::{Answer, Caller, Fields, Refusal, Variables};
+use spillway_statistics::Version;
 use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
@@ -21,14 +22,18 @@ use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, ResolvedOperation, Written};
+use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written};
+use crate::quality::Tap;
 use crate::queueing::{Retrying, WakingSlot};
+use crate::rollout::LiveRollout;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
 use crate::tls::ClientCertificate;
 use crate::topology::Route;
 use crate::tunnel::Upgrade;
-pub use body::{HeldBody, Hold, RequestBody, expects_continue, hold, malformed, malformed_refusal, too_slow};
+pub use body::{
+    CodingLayer, HeldBody, Hold, RequestBody, expects_continue, hold, malformed, malformed_refusal, too_slow,
+};
 pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
@@ -144,8 +149,11 @@ pub struct Outcome {
     pub model_answered: Option<String>,
     /// Finish reason of the answer.
     pub finish_reason: Option<String>,
-    /// Id of the answer.
+    /// Id of the answer, as its server told it.
     pub response_id: Option<String>,
+    /// Id of the answer as the caller read it, where that is another: one that was translated, or of the server whose stream
+    /// another continued.
+    pub shown_id: Option<String>,
     /// Tokens of the prompt.
     pub prompt_tokens: Option<u64>,
     /// Tokens of the prompt that the server had in its KV cache.
@@ -196,6 +204,7 @@ impl Outcome {
         (self.prompt_tokens, self.completion_tokens) = (None, None);
         (self.cached_tokens, self.cache_written_tokens, self.cache_written_1h_tokens) = (None, None, None);
         (self.model_answered, self.finish_reason, self.response_id) = (None, None, None);
+        self.shown_id = None;
         self.unreported = Written::default();
         (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);
         self.first_token = None;
@@ -330,6 +339,8 @@ pub struct Exchange {
     pub asked: Option<Asked>,
     /// Slot and retry permit of the current attempt, until its server's answer was read whole.
     pub place: Option<AttemptSlot>,
+    /// Version of the route's rollout that the request was given to, while versions are compared.
+    pub rollout: Option<Box<RolloutPart>>,
     /// Reservations of the request.
     pub ledger: Ledger,
     /// Limits that were checked before the body was read.
@@ -350,8 +361,12 @@ pub struct Exchange {
     pub refused_by: Option<String>,
     /// Observers of filters that follow the exchange.
     pub observers: Observers,
+    /// Tap on an exchange that was drawn to be looked at.
+    pub tap: Option<Box<Tap>>,
     /// Guard that counts the request as running.
     pub running: Option<RouteInFlight>,
+    /// Reader of the answer's id in the bytes for the caller, until it was read; `None` where they need no second look.
+    pub id_reader: Option<Box<dyn Observe>>,
     /// Last bytes of the answer's body that went to the client; line feeds before the first.
     last_bytes: [u8; 3],
 }
@@ -397,6 +412,7 @@ impl Exchange {
             body: RequestBody::Unread,
             asked: None,
             place: None,
+            rollout: None,
             ledger: Ledger::default(),
             judged: Judged::default(),
             off_loop,
@@ -407,7 +423,9 @@ impl Exchange {
             over_limit: None,
             refused_by: None,
             observers: Observers::default(),
+            tap: None,
             running: None,
+            id_reader: None,
             last_bytes: *b"\n\n\n",
         }
     }
@@ -503,7 +521,31 @@ impl Exchange {
             let [_, second, third] = self.last_bytes;
             self.last_bytes = [second, third, *byte];
         }
+        if let Some(tap) = &mut self.tap {
+            tap.part(part);
+        }
         self.observers.response_body(part);
+        if self.id_reader.is_some() {
+            self.read_id(part);
+        }
+    }
+
+    /// Looks for the id of the answer in a part that goes to the client.
+    #[cold]
+    fn read_id(&mut self, part: &[u8]) {
+        let Some(reader) = &mut self.id_reader else { return };
+        reader.feed(part, self.started);
+        if let Some(id) = &reader.observation().id {
+            self.outcome.shown_id = Some(id.clone());
+            self.id_reader = None;
+        }
+    }
+
+    /// Begins to look for the id that the caller reads in an answer with these headers, where callers may label it.
+    pub fn look_for_id(&mut self, headers: &Fields) {
+        if self.route.as_ref().is_some_and(|route| route.labels.is_some()) {
+            self.id_reader = self.dialect.observe(headers);
+        }
     }
 
     /// True if the part of an event stream that the client has may end within an event.
@@ -558,6 +600,22 @@ impl Exchange {
     pub fn is_callers_deadline(&self, route: &Route) -> bool {
         self.callers_time.is_some_and(|time| time < route.request_timeout)
     }
+}
+
+/// Part that a request has in a rollout.
+pub struct RolloutPart {
+    /// Rollout of the route.
+    pub live: Arc<LiveRollout>,
+    /// Version that was drawn.
+    pub version: Version,
+    /// Number of the weight under which it was drawn.
+    pub epoch: u32,
+    /// Hash of the sticky key, or a random number.
+    pub unit: u64,
+    /// True if an attempt at a target of the version failed, or none was available.
+    pub has_failed: bool,
+    /// Time from the arrival until the last attempt's server had answered whole, however slowly the client reads.
+    pub answered_in: Option<Duration>,
 }
 
 /// Slot of an attempt at its endpoint, and its retry permit.

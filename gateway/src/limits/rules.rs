@@ -17,7 +17,7 @@ use super::budgets::{Account, BudgetError, Budgets};
 use super::concurrency::ConcurrencyCounts;
 use super::keys::number;
 use super::levels::{Levels, Limit};
-use super::shared::{SharedStore, StoreError};
+use super::shared::{ClientError, SharedStore, StoreError};
 use crate::clock::unix_now;
 use crate::commit_steps::CommitSteps;
 use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
@@ -175,7 +175,7 @@ impl Limits {
     ) -> Result<Self, StoreError> {
         let previous = previous.and_then(|limits| limits.store.clone());
         let file = written.and_then(|written| written.ca_file.as_ref());
-        let authorities = file.map(|file| crate::tls::read_authorities(file)).transpose()?;
+        let authorities = file.map(|file| crate::tls::read_authorities(file)).transpose().map_err(ClientError::from)?;
         let store = match (written, previous) {
             (None, _) => None,
             (Some(written), Some(store)) if store.written == *written && store.authorities == authorities => {

@@ -85,7 +85,7 @@ impl ListenerSet {
                     None
                 } else {
                     Some(bind(plan.address).map_err(|source| ListenError {
-                        name: plan.name.clone(),
+                        name: plan.name.to_string(),
                         address: plan.address,
                         source,
                     })?)

@@ -13,7 +13,7 @@ use crate::tls::{Acme, ServerTls};
 #[derive(Debug, Clone)]
 pub struct ListenerPlan {
     /// Name in logs and metrics.
-    pub name: String,
+    pub name: Arc<str>,
     /// Address to listen on; port 0 means any free port.
     pub address: SocketAddr,
     /// Protocol, without or inside TLS.
@@ -40,6 +40,7 @@ impl ListenerPlan {
     /// Rules that connections of the listener carry.
     pub(super) fn facts(&self) -> ListenerFacts {
         ListenerFacts {
+            name: self.name.clone(),
             encoded_slashes: self.encoded_slashes,
             health_path: self.health_path.clone(),
             loop_header: self.loop_header,
@@ -74,7 +75,7 @@ pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<Stri
             }
         };
         plans.push(ListenerPlan {
-            name,
+            name: name.into(),
             address: written.address.0,
             protocol: written.protocol,
             tls,

@@ -14,11 +14,11 @@ use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
-use crate::exchange::{End, Exchange};
+use crate::exchange::{End, Exchange, RolloutPart};
 use crate::protocol::model_not_found;
 use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::{SpanKind, SpillReason};
-use crate::topology::{Backend, Route};
+use crate::topology::{Answerers, Backend, Route, RouteRollout};
 
 /// Tries of one request: the targets that are left, its wait for them, and its retries.
 pub(super) struct Tries {
@@ -55,7 +55,7 @@ pub(super) enum Admitted<'r> {
 
 /// Draws the order of the targets that serve the model asked for: by weights, and by the header that keeps a caller at one
 /// of them.
-pub(super) fn select(route: &Route, session: &ClientSession, exchange: &Exchange) -> Result<Tries, End> {
+pub(super) fn select(route: &Route, session: &ClientSession, exchange: &mut Exchange) -> Result<Tries, End> {
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     // Vectors of another model are wrong answers; text of another is a lesser one.
     let stands_in = |model: &LoadedModel| {
@@ -72,9 +72,40 @@ pub(super) fn select(route: &Route, session: &ClientSession, exchange: &Exchange
         return Err(model_not_found(exchange.model_sent().unwrap_or_default(), exchange.dialect).into());
     }
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
-    let selection = TargetSelection::new(Order::draw(route, &answerers, sticky));
+    let selection = match &route.rollout {
+        None => TargetSelection::new(Order::draw(route, &answerers, sticky)),
+        Some(rollout) => select_version(route, rollout, &answerers, sticky, exchange)?,
+    };
     let (translations, wait) = (Translations::default(), Wait::default());
     Ok(Tries { selection, translations, wait, retries: 0, resends: 0, retrying: None })
+}
+
+/// Draws the order of the targets of a route with a rollout, and notes the version that the request is given to.
+fn select_version(
+    route: &Route,
+    rollout: &RouteRollout,
+    answerers: &Answerers,
+    sticky: Option<&[u8]>,
+    exchange: &mut Exchange,
+) -> Result<TargetSelection, End> {
+    let (order, assigned) = Order::draw_version(route, rollout, answerers, sticky);
+    if order.indices().is_empty() {
+        // Only a candidate that gets nothing now serves the model.
+        return Err(model_not_found(exchange.model_sent().unwrap_or_default(), exchange.dialect).into());
+    }
+    let mut selection = TargetSelection::new(order);
+    selection.keep_version(rollout.candidate);
+    exchange.rollout = assigned.map(|assigned| {
+        Box::new(RolloutPart {
+            live: rollout.live.clone(),
+            version: assigned.version,
+            epoch: assigned.epoch,
+            unit: assigned.unit,
+            has_failed: assigned.is_gone,
+            answered_in: None,
+        })
+    });
+    Ok(selection)
 }
 
 /// Admits the request at one of its targets, waiting in the queue of the route where none has room. A target that cannot take
@@ -86,7 +117,11 @@ pub(super) async fn admit<'r>(
     exchange: &mut Exchange,
 ) -> Result<Result<Admitted<'r>, SpillReason>, End> {
     loop {
-        match look_for_slot(route, tries, session, exchange) {
+        let admission = look_for_slot(route, tries, session, exchange);
+        if let Some(part) = &mut exchange.rollout {
+            part.has_failed |= tries.selection.has_left_version();
+        }
+        match admission {
             Admission::Endpoint { target, backend, endpoint, slot } => {
                 let mut written = None;
                 // Rare branches are boxed, so that the future of every request does not carry them.

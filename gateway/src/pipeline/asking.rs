@@ -7,13 +7,13 @@ use http::{HeaderValue, StatusCode, header};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::rewritten;
-use crate::coding::{Coding, DIGESTS};
+use crate::coding::{Coding, DIGESTS, GRPC_ENCODING};
 use crate::downstream::ClientSession;
-use crate::exchange::{Asked, End, Exchange, Hold, Naming, RequestBody, hold};
+use crate::exchange::{Asked, CodingLayer, End, Exchange, Hold, Naming, RequestBody, hold};
 use crate::gateway::Gateway;
 use crate::limits::{Estimate, number_of_address};
 use crate::message::RequestHead;
-use crate::protocol::{self, InferenceCall, ModelPlace, OPENAI, Operation, PROBLEM};
+use crate::protocol::{self, InferenceCall, ModelPlace, OPENAI, Operation, PROBLEM, oip};
 use crate::topology::Route;
 
 /// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
@@ -29,14 +29,40 @@ pub(super) async fn hold_body(
     Ok(())
 }
 
-/// Takes the coding off a held body that must be read. The server gets the decoded body too, so that it reads what was judged.
+/// Takes the codings off a held body that must be read. The server gets the decoded body too, so that it reads what was judged.
 pub(super) async fn decode_body(session: &mut ClientSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
+    decode_content(session, exchange, limit).await?;
+    if exchange.resolved.model_place == ModelPlace::Message {
+        decode_message(session, exchange, limit).await
+    } else {
+        Ok(())
+    }
+}
+
+/// Takes the coding off the message of a gRPC call. A body that is not one message is left as it is.
+async fn decode_message(session: &mut ClientSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
+    let RequestBody::Held(held) = &mut exchange.body else { return Ok(()) };
+    if !oip::grpc::is_compressed(&held.bytes) {
+        return Ok(());
+    }
+    let coding = match Coding::of_messages(&session.req_header().headers) {
+        // The frame says that there is one.
+        Coding::Identity => Coding::Unknown,
+        coding => coding,
+    };
+    held.decode(coding, CodingLayer::Message, &exchange.off_loop, limit).await?;
+    session.req_header_mut().remove_header(&GRPC_ENCODING);
+    Ok(())
+}
+
+/// Takes the coding off a held body.
+async fn decode_content(session: &mut ClientSession, exchange: &mut Exchange, limit: u64) -> Result<(), End> {
     let RequestBody::Held(held) = &mut exchange.body else { return Ok(()) };
     let coding = content_coding(session.req_header());
     if held.bytes.is_empty() || coding == Coding::Identity {
         return Ok(());
     }
-    held.decode(coding, &exchange.off_loop, limit).await?;
+    held.decode(coding, CodingLayer::Body, &exchange.off_loop, limit).await?;
     // They describe the bytes that came.
     held.trailers = None;
     let head = session.req_header_mut();
@@ -155,7 +181,15 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
         return Ok(Some(unread));
     }
     match exchange.off_loop.run(held.bytes.len(), || protocol::peek(&held.bytes, is_strict)).await? {
-        Ok(peek) => {
+        Ok(mut peek) => {
+            if exchange.resolved.operation == Operation::Other
+                && peek.model.as_deref().is_none_or(str::is_empty)
+                && let Some(field) = exchange.resolved.api.older_model_field()
+                && let Some((name, at)) =
+                    exchange.off_loop.run(held.bytes.len(), || protocol::model_under(&held.bytes, field)).await??
+            {
+                (peek.model, peek.model_at) = (Some(name), Some(at));
+            }
             let writes = exchange.resolved.writes_tokens;
             let estimate = || Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
             // A count uses no tokens.

@@ -126,10 +126,16 @@ async fn at_endpoint(
             Ok(Tried::Again)
         }
         AfterAttempt::Failed(failure) => {
-            if tries.retries < route.retry.attempts
-                && may_retry(&failure, route, decided_by, session, exchange)
-                && let Some(begun) = begin_retry(route, decided_by)
-            {
+            let may_retry =
+                tries.retries < route.retry.attempts && may_retry(&failure, route, decided_by, session, exchange);
+            if may_retry && tries.selection.leave_candidate(route) {
+                // No budget and no pause: each request moves once, away from the servers that fail. A candidate that is down
+                // hurts nobody.
+                tries.retries += 1;
+                route.metrics.retries.inc();
+                return Ok(Tried::Again);
+            }
+            if may_retry && let Some(begun) = begin_retry(route, decided_by) {
                 tries.retrying = Some(begun);
                 tries.retries += 1;
                 route.metrics.retries.inc();

@@ -14,7 +14,7 @@ use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
-use crate::protocol::{Operation, is_grpc, read_timeout};
+use crate::protocol::{OPENAI, Operation, ResolvedOperation, is_grpc, read_timeout};
 use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
@@ -65,6 +65,10 @@ pub(super) fn match_head<'s>(
     let client = exchange.client;
     let head = session.req_header();
     let by_path = |path: &str, method: &Method| {
+        // Before any route: a prefix such as /v1 takes no labels to a server.
+        if let Some(plan) = snapshot.feedback.as_ref().filter(|plan| plan.takes(&connection.listener, path)) {
+            return Candidates::of(&plan.route);
+        }
         let rest = HeadContext { query: head.uri.query().unwrap_or_default(), client };
         snapshot.routes.candidates(host_of(head), path, method, &head.headers, rest)
     };
@@ -83,6 +87,11 @@ pub(super) fn match_head<'s>(
     let candidates = candidates(&head.method)?;
     if candidates.is_empty() {
         return Err(no_route(session));
+    }
+    if super::feedback::plan(&candidates, exchange).is_some() {
+        exchange.resolve_as(ResolvedOperation::OTHER);
+        exchange.dialect = OPENAI;
+        return Ok(candidates);
     }
     if !exchange.resolved.is_certain() {
         exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));

@@ -17,6 +17,7 @@ use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
 use crate::protocol::Written;
+use crate::quality::{Ended, Tap};
 use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
 use crate::topology::{Backend, Route, TargetKind};
 use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure, TimeLimit, is_server_fault};
@@ -69,6 +70,9 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, excha
     let status = exchange.outcome.reported.unwrap_or(exchange.outcome.status);
     let verdict = counted(a, outcome, status, took);
     note_failure(a, outcome, status, verdict, exchange);
+    if exchange.rollout.is_some() {
+        super::comparing::attempted(a, verdict, took, exchange);
+    }
     judge(a, outcome, verdict, exchange);
     let mut span = std::mem::replace(&mut a.span, Span::none());
     if matches!(
@@ -355,6 +359,9 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
 pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exchange) {
     super::limiting::settle(exchange);
+    if let Some(part) = exchange.rollout.take() {
+        super::comparing::observe(&part, exchange);
+    }
     if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
         count_doubted(&first, Verdict::ServerError, exchange);
     }
@@ -378,6 +385,9 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             gateway.metrics.process.authentication_failures.inc();
         }
         gateway.audit.refused(reason.as_str(), exchange, head);
+    }
+    if let Some(labels) = exchange.route.as_ref().and_then(|route| route.labels.as_ref()) {
+        super::feedback::remember(labels, session, exchange);
     }
     let bytes_in = match &exchange.body {
         _ if exchange.outcome.socket.is_some() => exchange.outcome.socket.map_or(0, |socket| socket.bytes_in),
@@ -403,6 +413,9 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             completion_tokens: exchange.outcome.completion_tokens,
             error_code: exchange.outcome.error_code,
         });
+    }
+    if let Some(tap) = exchange.tap.take() {
+        hand_over(*tap, exchange);
     }
     end_span(session, exchange, status);
     if exchange.snapshot.access_log {
@@ -449,6 +462,28 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         }
         .write(&gateway.log, gateway.log_format);
     }
+}
+
+/// Hands an exchange that was drawn over to those who look at it.
+fn hand_over(tap: Tap, exchange: &Exchange) {
+    let outcome = &exchange.outcome;
+    // The span ends when the exchange was looked at, which is later.
+    let span =
+        if exchange.span.is_recording() { exchange.span.child("quality", SpanKind::Internal) } else { Span::none() };
+    tap.end(Ended {
+        served_by: exchange.served_by(),
+        operation: exchange.resolved.operation,
+        is_grpc: exchange.is_grpc,
+        body: match &exchange.body {
+            RequestBody::Held(held) => Some(&held.bytes),
+            RequestBody::Unread => None,
+        },
+        is_whole: outcome.status != 0 && !outcome.client_gone && !outcome.broken,
+        prompt_tokens: outcome.prompt_tokens,
+        completion_tokens: outcome.completion_tokens,
+        finish: outcome.finish_reason.as_deref(),
+        span,
+    });
 }
 
 fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16) {

@@ -356,9 +356,14 @@ async fn take(
 /// the answer is an error. The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte
 /// would make every prompt free.
 pub(super) fn settle(exchange: &mut Exchange) {
-    if !exchange.ledger.counts_tokens() {
-        return;
+    if exchange.ledger.counts_tokens() {
+        let used = used(exchange);
+        exchange.ledger.settle(used);
     }
+}
+
+/// Tokens that a request has used, and their cost.
+pub(super) fn used(exchange: &Exchange) -> Used {
     let o = &exchange.outcome;
     let is_inside = matches!(o.served_by, ServedBy::Model(_));
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
@@ -380,7 +385,7 @@ pub(super) fn settle(exchange: &mut Exchange) {
             answered.map(|name| if is_folded { Cow::Owned(OLLAMA.folded_model(name)) } else { Cow::Borrowed(name) });
         used.nanos = exchange.snapshot.prices.of(used, answered.as_deref(), asked, is_inside);
     }
-    exchange.ledger.settle(used);
+    used
 }
 
 /// Tokens written: those that the usage of the answer told, and those of the text that came after it. A server may tell its

@@ -12,7 +12,7 @@
 //!  9 fall back  no target took the request: it spills to another backend or a built-in model, or is refused
 //! 10 end        reservations settled; span, metrics, access log
 //! ```
-//! Where the model in the body decides the route, step 4 runs steps 2 and 3 for the route that it finds. Before step 6,
+//! Labels of answers are taken behind step 3, by a route of the gateway's own. Where the model in the body decides the route, step 4 runs steps 2 and 3 for the route that it finds. Before step 6,
 //! a request over a limit that spills goes to step 9, the list of models and the state of the gateway as a server of models are
 //! answered, and mirrors get their copies.
 //!
@@ -27,11 +27,13 @@ mod asking;
 mod attempts;
 mod begin;
 mod builtin;
+mod comparing;
 mod conclude;
 mod counting;
 mod direct;
 mod encoding;
 mod fall_back;
+mod feedback;
 mod hedging;
 mod identify;
 mod inferring;
@@ -71,6 +73,7 @@ use route::route;
 use crate::downstream::ClientSession;
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::gateway::Gateway;
+use crate::quality::Tap;
 use crate::upstream::CutReason;
 
 /// Time for answers under way to end with an error event when the gateway stops.
@@ -137,12 +140,21 @@ async fn serve(
         let candidates = match_head(gateway, connection, &snapshot, session, exchange)?;
         guard(&candidates, session, exchange).await?;
         identify(&candidates, session, exchange).await?;
+        if let Some(plan) = feedback::plan(&candidates, exchange) {
+            let within = connection.limits.body_timeout.0;
+            return Box::pin(feedback::answer(gateway, &plan, within, session, exchange)).await;
+        }
         route(gateway, &candidates, connection.limits.body_timeout.0, session, exchange).await?
     };
     if session.get_header(header::UPGRADE).is_some() {
         upgrading::settle(&route, connection, session, exchange)?;
     }
     filters(&route, session, exchange).await?;
+    if let Some(sampling) = &route.sampling
+        && sampling.draws()
+    {
+        exchange.tap = Some(Box::new(Tap::new(sampling.clone(), &session.req_header().headers)));
+    }
     if let Some((filter, refusal)) = exchange.over_limit.take() {
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
     }

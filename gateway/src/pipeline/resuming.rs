@@ -73,6 +73,7 @@ pub(super) async fn resume(
 fn resumed(route: &Route, exchange: &mut Exchange) {
     // A stream that dies again is still one.
     if !std::mem::replace(&mut exchange.outcome.resumed, true) {
+        exchange.outcome.shown_id.clone_from(&exchange.outcome.response_id);
         route.metrics.resumed.inc();
     }
 }

@@ -305,7 +305,18 @@ fn scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> ModelSc
 fn known_scope(route: &Route, session: &ClientSession, exchange: &Exchange) -> ModelScope {
     let (resolved, head) = (exchange.resolved, session.req_header());
     let path = head.uri.path_and_query().map(|target| api_path(route, &head.method, target)).unwrap_or_default();
-    if route.calls_models { resolved.scope_at_models(&head.method, &path) } else { resolved.scope(&head.method, &path) }
+    let (method, query) = (&head.method, head.uri.query());
+    match route.calls_models {
+        // A path that other servers have too, for their pages.
+        true if route.folds_models
+            && !resolved.is_known()
+            && OLLAMA.scope_of_other(method, &path) == ModelScope::None =>
+        {
+            ModelScope::None
+        }
+        true => resolved.scope_at_models(method, &path, query),
+        false => resolved.scope(method, &path, query),
+    }
 }
 
 /// Refuses a model that the body or the path names and the caller may not use. A name of the caller's own must be permitted,

@@ -197,8 +197,8 @@ pub(super) async fn prepare(
     }
 }
 
-/// Excludes the targets that cannot take the request, so that it does not wait for them. True if there was one. A request with
-/// one target is looked at when its turn has come.
+/// Excludes the targets that cannot take the request, so that it does not wait for them, nor spills or is told to come again
+/// for their sake. True if there was one.
 pub(super) async fn exclude_unable(
     (selection, translations): (&mut TargetSelection, &mut Translations),
     source: Source<'_>,
@@ -217,16 +217,13 @@ pub(super) async fn exclude_unable(
     Ok(has_excluded)
 }
 
-/// Next target of several for which the request must be translated, and of which it is not known whether it can take it.
+/// Next target for which the request must be translated, and of which it is not known whether it can take it.
 pub(super) fn next_unknown<'r>(
     route: &'r Route,
     selection: &TargetSelection,
     translations: &Translations,
     exchange: &Exchange,
 ) -> Option<(usize, &'r Backend)> {
-    if selection.len() < 2 && translations.refused.is_none() {
-        return None;
-    }
     let mut backends = selection.backends(route);
     let found = backends.find(|(target, backend)| is_foreign(backend, exchange) && !translations.is_able(*target));
     found.map(|(target, backend)| (target, &**backend))

@@ -387,10 +387,12 @@ pub struct Observation {
 }
 
 /// Text of an event stream that ended early, for another server to continue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     /// Text so far.
     pub text: String,
     /// Tokens of the text, estimated from the number of events.
     pub tokens: u32,
+    /// Fields that are the same in every event of one stream, as the caller has read them.
+    pub constants: serde_json::Map<String, serde_json::Value>,
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use spillway_engine::{ModelInfo, Task, WrittenToken};
 use spillway_filter::{Fields, Refusal};
 
@@ -242,12 +242,23 @@ pub trait Dialect: Send + Sync {
         ModelScope::Unknown
     }
 
+    /// Header that tells the codings of bodies that the gateway reads.
+    fn accept_encoding_name(&self) -> HeaderName {
+        header::ACCEPT_ENCODING
+    }
+
+    /// Further field that names the model of a call that has no further meaning for the gateway, where `model` is empty or not
+    /// there.
+    fn older_model_field(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Statuses with which servers of this dialect report that they are full.
     fn full_statuses(&self) -> &'static [u16] {
         &[]
     }
 
-    /// Reader of an answer with these headers; `None` where its type or coding cannot be read.
+    /// Reader of the decoded body of an answer with these headers; `None` where its type cannot be read.
     fn observe(&self, _headers: &Fields) -> Option<Box<dyn Observe>> {
         None
     }
@@ -308,9 +319,9 @@ pub trait Dialect: Send + Sync {
         None
     }
 
-    /// Rewriter of the event stream of a continuation by the backend `by`, after `before` tokens. Only called where
+    /// Rewriter of the event stream of a continuation by the backend `by`, after what was said before. Only called where
     /// [`Dialect::continuation`] returned a request.
-    fn continue_stream<'a>(&self, _by: &'a str, _before: u32) -> Option<Box<dyn ContinueStream + 'a>> {
+    fn continue_stream<'a>(&self, _by: &'a str, _before: &'a Said) -> Option<Box<dyn ContinueStream + 'a>> {
         None
     }
 

@@ -36,13 +36,16 @@ pub use dialect::{
     AnswerHead, AnswerTimes, BuiltinCard, ContinueStream, Dialect, FixedAsk, ListPage, ModelCard, ModelPath, Observe,
     ReadSocket, RetryAdvice, SocketEvent, SocketMessage, Speaker, StreamFraming, Transcribe, WriteAnswer,
 };
-pub use grpc::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error, write_timeout};
+pub use grpc::{
+    GRPC_ACCEPT_ENCODING, GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS, GRPC_TIMEOUT, is_grpc, read_timeout, server_error,
+    write_timeout,
+};
 pub use inference::{AnswerName, InferenceCall, NamedModel};
 pub use operation::{ModelPlace, ModelScope, Operation};
 pub use pairs::call_translator;
-pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix, without};
+pub use peek::{BodyEdit, form_model, is_form, is_utf8, looks_like_json, model_under, peek, prompt_prefix, without};
 pub use predict::named_by_path;
-pub use refusals::{http2_required, model_not_found, named};
+pub use refusals::{http2_required, model_not_found, named, shown};
 pub use registry::{ANTHROPIC, ForeignOperations, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 
 /// Content types of JSON in lines.
@@ -146,7 +149,7 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
     let advice = retry_advice(refusal);
     retry_headers(advice, &mut headers);
     if let Some(codings) = refusal.accept_encoding {
-        headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static(codings)));
+        headers.push((dialect.accept_encoding_name(), HeaderValue::from_static(codings)));
     }
     headers.extend(dialect.error_headers(refusal, advice));
     let (content_type, body) = dialect.error(refusal, request_id);

@@ -9,7 +9,7 @@ use super::dialect::Dialect;
 const SHOWN: usize = 64;
 
 /// Text of a caller in the form in which a message may repeat it: without control characters, cut to 64 characters.
-pub(super) fn shown(name: &str) -> String {
+pub fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
 }
 

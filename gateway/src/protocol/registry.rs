@@ -44,9 +44,15 @@ const BODY_NAMES_MODEL: [&str; 7] =
 /// Path of the question whether a server is there, of TorchServe, SageMaker and vLLM.
 const PING: &str = "/ping";
 
+/// The same of vLLM, SGLang, llama.cpp and text-generation-inference.
+const HEALTH: &str = "/health";
+
 /// True for a question whether a server is there, which says nothing of its models.
-fn asks_for_life(method: &Method, path: &str) -> bool {
-    path.starts_with(GRPC_HEALTH) || (path == PING && matches!(*method, Method::GET | Method::HEAD))
+fn asks_for_life(method: &Method, path: &str, query: Option<&str>) -> bool {
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    // By a query, servers of llama.cpp have shown what others ask.
+    let is_health = path == HEALTH && query.is_none_or(str::is_empty);
+    path.starts_with(GRPC_HEALTH) || (is_read && (is_health || path == PING))
 }
 
 /// Operation of a request with its dialect and facts. Kept in the exchange.
@@ -106,8 +112,8 @@ impl ResolvedOperation {
         }
     }
 
-    /// Models that a call on this path, in which its API finds the operation, is about.
-    pub fn scope(self, method: &Method, path: &str) -> ModelScope {
+    /// Models that a call on this path, in which its API finds the operation, and with this query is about.
+    pub fn scope(self, method: &Method, path: &str, query: Option<&str>) -> ModelScope {
         match self.operation {
             Operation::Chat
             | Operation::Completions
@@ -123,7 +129,7 @@ impl ResolvedOperation {
             Operation::Models | Operation::LoadedModels | Operation::ManageModels | Operation::Inference(_) => {
                 ModelScope::Unknown
             }
-            Operation::Other if asks_for_life(method, path) => ModelScope::None,
+            Operation::Other if asks_for_life(method, path, query) => ModelScope::None,
             Operation::Other if self.model_place == ModelPlace::Path => ModelScope::Named,
             Operation::Other => self.api.scope_of_other(method, path),
         }
@@ -131,13 +137,13 @@ impl ResolvedOperation {
 
     /// As [`Self::scope`], before servers of models: those that have an API under a prefix of their own (`/openai/v1/...`,
     /// `/v1beta/openai/...`) name the model in the body there, too.
-    pub fn scope_at_models(self, method: &Method, path: &str) -> ModelScope {
+    pub fn scope_at_models(self, method: &Method, path: &str, query: Option<&str>) -> ModelScope {
         let is_call = !self.is_known()
             && method == Method::POST
             && BODY_NAMES_MODEL.iter().any(|end| path.ends_with(end))
             // Older paths name a model themselves.
             && !path.split('/').any(|segment| matches!(segment, "engines" | "deployments" | "models"));
-        if is_call { ModelScope::Named } else { self.scope(method, path) }
+        if is_call { ModelScope::Named } else { self.scope(method, path, query) }
     }
 
     /// The list of models in the form that the caller reads: callers of Anthropic's API, which has the same path, send its

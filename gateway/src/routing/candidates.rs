@@ -24,7 +24,8 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    fn of(route: &'a Arc<Route>) -> Self {
+    /// Single route, which takes the request whatever its body says.
+    pub fn of(route: &'a Arc<Route>) -> Self {
         Self { groups: SmallVec::new(), last: Some(route) }
     }
 

@@ -13,15 +13,20 @@ use spillway_config::schema::{Config, IdentityHeaders};
 use spillway_filter::{HttpClient, Registry, SharedStates};
 
 use super::compile_backend::BackendCompiler;
+use super::compile_rollouts;
 use super::compile_route::RouteCompiler;
 use super::{CallerHeaders, ShownConfig, Snapshot};
 use crate::balancing::{DnsResolver, Endpoints, Resolve, ResolveError, ResolvedAddresses};
 use crate::builtin::Models;
 use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
+use crate::feedback::Feedback;
 use crate::http_client::Http;
 use crate::identity::{Authenticator, IdentityDeps};
 use crate::limits::{Limits, Prices};
+use crate::notify::Notifier;
+use crate::quality::Quality;
+use crate::rollout::{PreparedRollouts, RolloutPlan, Rollouts};
 use crate::telemetry::{Metrics, Tracer};
 
 /// Configuration that passed validation and still cannot run: every reason, one a line.
@@ -50,8 +55,16 @@ pub struct Compiler {
     pub cache_dir: Option<PathBuf>,
     /// Levels and budgets.
     pub limits: Limits,
+    /// Sketches of what callers ask and targets answer.
+    pub quality: Arc<Quality>,
     /// Client for requests that the gateway itself makes.
     pub http: Arc<dyn HttpClient>,
+    /// Receivers of events.
+    pub notifier: Arc<Notifier>,
+    /// Rollouts of the process.
+    pub rollouts: Rollouts,
+    /// Memory and figures of labels.
+    pub feedback: Arc<Feedback>,
     purpose: Purpose,
     generation: AtomicU64,
 }
@@ -100,10 +113,18 @@ impl Compiler {
         downstream: Arc<Downstream>,
         cache_dir: Option<PathBuf>,
     ) -> Self {
+        let http: Arc<dyn HttpClient> = Arc::new(Http::default());
+        let rollouts = Rollouts::new(http.clone(), metrics.process.rollout_observations_lost.clone());
+        let feedback = Arc::new(Feedback::default());
+        feedback.connect(Arc::new(rollouts.clone()));
         Self {
+            rollouts,
             downstream,
             limits,
-            http: Arc::new(Http::default()),
+            notifier: Arc::new(Notifier::new(metrics.clone())),
+            http,
+            feedback,
+            quality: Arc::default(),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),
@@ -136,6 +157,13 @@ impl Compiler {
         });
         let commit_steps = CommitSteps::default();
         let limits = self.limits(config, previous, &commit_steps, &mut errors).await;
+        match self.notifier.compile(&config.notifications) {
+            Ok(plans) => {
+                let notifier = self.notifier.clone();
+                commit_steps.add(move || notifier.adopt(plans));
+            }
+            Err(faults) => errors.extend(faults.iter().map(ToString::to_string)),
+        }
         let deps = IdentityDeps {
             limits: &limits,
             states: &self.states,
@@ -156,8 +184,10 @@ impl Compiler {
             previous,
         };
         let backends = compiler.backends(config, &mut errors).await;
+        let plans = compile_rollouts::plans(config, &mut errors);
         let Some(identity) = identity.filter(|_| errors.is_empty()) else { return Err(SnapshotError(errors)) };
         let models = self.models(config, previous).await?;
+        let rollouts = self.rollouts(config, plans).await?;
         let compiler = RouteCompiler {
             registry: &self.registry,
             states: &self.states,
@@ -168,14 +198,21 @@ impl Compiler {
             models: &models,
             limits: &limits,
             commit_steps: &commit_steps,
+            rollouts: &rollouts,
             origins: &loaded.origins,
+            feedback: &self.feedback,
+            quality: &self.quality,
         };
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
+        let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
+        let adopting = self.rollouts.clone();
+        commit_steps.add(move || adopting.adopt(rollouts));
         let identity_headers = identity_headers(&authentication.identity_headers);
         let owned_headers = identity_headers.iter().flatten().chain(&filter_headers);
         Ok(Snapshot {
             caller_headers: CallerHeaders::new(&authentication, owned_headers),
             routes,
+            feedback,
             identity,
             identity_headers,
             prices: Prices::new(&config.prices),
@@ -218,6 +255,16 @@ impl Compiler {
             errors.extend(opened.err().map(|e| e.to_string()));
         }
         limits
+    }
+
+    /// Rollouts with their state from the store; the store is only validated where nothing is to run.
+    async fn rollouts(&self, config: &Config, plans: Vec<Arc<RolloutPlan>>) -> Result<PreparedRollouts, SnapshotError> {
+        let store = &config.state.store;
+        let prepared = match self.purpose {
+            Purpose::Run => self.rollouts.prepare(plans, store).await,
+            Purpose::Judge { .. } => Rollouts::judge(&plans, store).await,
+        };
+        prepared.map_err(|e| SnapshotError::of([e]))
     }
 
     async fn resolver(&self, config: &Config) -> Result<Arc<dyn Resolve>, SnapshotError> {

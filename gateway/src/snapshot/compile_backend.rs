@@ -149,6 +149,7 @@ impl BackendCompiler<'_> {
             idle_timeout: written.timeouts.idle.map(|t| t.0).or(silence),
             send_timeout: written.timeouts.idle.map_or(SILENCE, |t| t.0),
             max_header_bytes: written.limits.max_header_bytes.0,
+            max_translated_bytes: usize::try_from(written.limits.max_translated_bytes.0).unwrap_or(usize::MAX),
             metrics: dialect.map(|dialect| self.metrics.model(dialect.name(), &written.name)),
         })
     }

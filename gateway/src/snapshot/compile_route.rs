@@ -2,6 +2,7 @@
 //! models that were compiled before.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +14,20 @@ use spillway_engine::Task;
 use spillway_filter::{BuildContext, Filter, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
+use super::compile_rollouts::{is_to, route_name};
 use crate::builtin::{LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
+use crate::feedback::{Feedback, RouteLabels, Targets};
 use crate::limits::{Limits, Rules};
 use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, PROBLEM};
+use crate::quality::{Plan, Quality, Reference, ReferenceError, ReferenceFile, Rules as QualityRules};
 use crate::queueing::{Queue, Room};
+use crate::rollout::PreparedRollouts;
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
 use crate::topology::{
-    Backend, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, SpillRule, Target, TargetKind,
+    Backend, Fallback, FeedbackPlan, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout,
+    SpillRule, Target, TargetKind,
 };
 
 /// Name of the filter that sets headers for servers.
@@ -46,6 +52,12 @@ pub(super) enum RouteError {
     /// A filter rejects its configuration.
     #[error("route `{route}`, filter `{filter}`: {reason}")]
     Filter { route: String, filter: String, reason: String },
+    /// The file of a reference cannot be used.
+    #[error("route `{route}`: quality.reference.file: {}: {source}", path.display())]
+    Reference { route: String, path: PathBuf, source: ReferenceError },
+    /// The model for embeddings makes none.
+    #[error("route `{route}`: quality.embedding: `{model}` is a model for {task}, not for embeddings")]
+    NoEmbedder { route: String, model: String, task: Task },
     /// A limit of the route cannot be kept.
     #[error("route `{route}`: {reason}")]
     Limit { route: String, reason: String },
@@ -73,8 +85,12 @@ pub(super) struct RouteCompiler<'a> {
     pub(super) models: &'a Models,
     pub(super) limits: &'a Limits,
     pub(super) commit_steps: &'a CommitSteps,
+    pub(super) rollouts: &'a PreparedRollouts,
     /// Values of the environment, which no name of a limit may show.
     pub(super) origins: &'a Origins,
+    /// Memory and figures of labels.
+    pub(super) feedback: &'a Arc<Feedback>,
+    pub(super) quality: &'a Arc<Quality>,
 }
 
 /// Filters of a route, by the time at which they run.
@@ -106,33 +122,75 @@ impl RouteCompiler<'_> {
         let routes = &self.config.routes;
         let rules = RouteRules::all(self.config);
         let (mut table, mut owned_headers, mut errors) = (TableBuilder::default(), Vec::new(), Vec::new());
+        let mut plans = Vec::new();
         let numbers = RouteRules::numbers(&rules);
+        let mut labelled = Targets::default();
         for (number, ((written, own), same)) in routes.iter().zip(&rules).zip(numbers).enumerate() {
             let added = self.route(written).and_then(|route| {
+                let plan = written.quality.as_ref().map(|quality| self.plan(&route, quality)).transpose()?;
                 let route = Route {
+                    sampling: plan.as_ref().map(|plan| self.quality.sampling(plan)),
                     rules: same,
                     judges_path: own.judges_path(),
                     environment: environment(self.origins, number, written),
+                    labels: self.labels(&route, &mut labelled),
                     ..route
                 };
                 for named in route.guards.iter().chain(&route.filters) {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
+                plans.extend(plan);
                 Ok(table.add(&Arc::new(route), &written.hostnames, &written.matches)?)
             });
             errors.extend(added.err());
         }
+        let remember = self.config.feedback.as_ref().map(|written| written.remember);
+        let (requests, keep) = remember.map_or((0, Duration::ZERO), |bounds| (bounds.requests.get(), bounds.keep.0));
+        self.feedback.commit(labelled, requests, keep, self.commit_steps);
+        let (quality, folder) = (self.quality.clone(), self.config.state.quality.folder.to_path_buf());
+        self.commit_steps.add(move || quality.adopt(plans, folder));
         if errors.is_empty() { Ok((table.build(), owned_headers)) } else { Err(errors) }
+    }
+
+    /// Targets of a route whose answers callers may label: those of model calls.
+    fn labels(&self, route: &Route, all: &mut Targets) -> Option<Arc<RouteLabels>> {
+        let written = self.config.feedback.as_ref().filter(|_| route.calls_models)?;
+        let spills =
+            [&route.when_saturated, &route.when_unavailable].into_iter().filter_map(|one| one.spill_to.as_ref());
+        let kinds = route.targets.iter().map(|target| &target.kind).chain(spills);
+        let mut names: Vec<&str> = kinds.map(|kind| &**kind.served_by()).collect();
+        names.sort_unstable();
+        names.dedup();
+        Some(self.feedback.route(all, &route.name, names.into_iter(), !written.scopes.is_empty()))
+    }
+
+    /// Compiles `feedback`.
+    pub(super) fn feedback_plan(&self, written: &schema::Feedback) -> FeedbackPlan {
+        // No route of the file has this number, so that no reading of a path as another one passes for the same.
+        let route =
+            Route::of_gateway("feedback", OPENAI, usize::MAX, written.max_body.0, self.metrics.route("feedback"));
+        FeedbackPlan {
+            route: Arc::new(route),
+            listener: written.listener.as_deref().map(Into::into),
+            path: comparable(&written.path).into(),
+            scopes: written.scopes.iter().map(|scope| scope.as_str().into()).collect(),
+            logs_comments: written.log_comments,
+            state: self.feedback.clone(),
+        }
     }
 
     /// Compiles one route, without the facts that depend on its neighbours and on the file's origins.
     fn route(&self, written: &schema::Route) -> Result<Route, RouteError> {
-        let name = written.name.clone().unwrap_or_else(|| "default".to_owned());
+        let name = route_name(written);
         let saturated = written.when_saturated.clone().unwrap_or_default();
         let targets = self.targets(&name, written)?;
         let fallbacks = self.fallbacks(&name, written, &saturated)?;
+        let rollout = self.rollout(&name, written);
         let queues = match &saturated.queue {
-            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            Some(queue) => {
+                let candidate = rollout.as_ref().and_then(|rollout| targets.get(rollout.candidate));
+                self.queues(&name, queue, saturated.try_others, &targets, candidate)
+            }
             None => Vec::new(),
         };
         let RouteFilters { guards, filters, mirrors } = self.filters(&name, written)?;
@@ -142,6 +200,7 @@ impl RouteCompiler<'_> {
             environment: None,
             rules: 0,
             judges_path: false,
+            sampling: None,
             dialect: if body.calls_models { dialect_of(&targets) } else { PROBLEM },
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),
@@ -152,6 +211,7 @@ impl RouteCompiler<'_> {
                 .any(|target| matches!(&target.kind, TargetKind::Backend(backend) if backend.dialect == Some(OLLAMA))),
             protocols: written.protocols.as_ref().map(|list| list.iter().map(|one| spoken(*one)).collect()),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
+            rollout,
             try_others: saturated.try_others,
             max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
             when_saturated: fallbacks.when_saturated,
@@ -177,6 +237,7 @@ impl RouteCompiler<'_> {
             listed_models: listed(written, &targets),
             matched_models: matched(written),
             metrics: self.metrics.route(&name),
+            labels: None,
             guards,
             filters,
             targets,
@@ -203,6 +264,48 @@ impl RouteCompiler<'_> {
         self.models.get(name).cloned().ok_or_else(|| RouteError::unknown(route, name))
     }
 
+    /// Plan of the watch over a route.
+    fn plan(&self, route: &Route, written: &schema::Quality) -> Result<Plan, RouteError> {
+        let spills = [&route.when_saturated, &route.when_unavailable].into_iter().filter_map(|fallback| {
+            Some(match fallback.spill_to.as_ref()? {
+                TargetKind::Backend(backend) => backend.name.to_string(),
+                TargetKind::Model(model) => model.name().to_owned(),
+            })
+        });
+        let mut targets: Vec<Box<str>> = Vec::new();
+        for name in route.targets.iter().map(|target| target.name.clone()).chain(spills) {
+            if !targets.iter().any(|known| **known == *name) {
+                targets.push(name.into());
+            }
+        }
+        let reference = match &written.reference {
+            schema::QualityReference::Window(window) => Reference::Window(window.0.as_secs_f64()),
+            schema::QualityReference::File(path) => {
+                let wrong =
+                    |source| RouteError::Reference { route: route.name.clone(), path: path.to_path_buf(), source };
+                Reference::File(Arc::new(ReferenceFile::open(path).map_err(wrong)?))
+            }
+            schema::QualityReference::Stable => {
+                // Of equal weights the first one.
+                let stable = route.targets.iter().rev().max_by_key(|target| target.weight);
+                Reference::Stable(stable.map(|target| target.name.as_str()).unwrap_or_default().into())
+            }
+        };
+        let model = written.embedding.as_ref().map(|name| self.model(&route.name, name)).transpose()?;
+        if let Some(model) = model.as_ref().filter(|model| model.task() != Task::Embed) {
+            let (route, model, task) = (route.name.clone(), model.name().to_owned(), model.task());
+            return Err(RouteError::NoEmbedder { route, model, task });
+        }
+        let rules = QualityRules {
+            reference,
+            inputs: written.drift.inputs,
+            outputs: written.drift.outputs,
+            targets,
+            embedding: written.embedding.as_deref().map(Into::into),
+        };
+        Ok(Plan { route: route.name.clone(), share: written.sample, rules, model })
+    }
+
     fn targets(&self, route: &str, written: &schema::Route) -> Result<Vec<Target>, RouteError> {
         let target = |reference: &schema::BackendRef| {
             let (name, kind) = match (&reference.name, &reference.model) {
@@ -210,9 +313,19 @@ impl RouteCompiler<'_> {
                 (None, Some(name)) => (name, TargetKind::Model(self.model(route, name)?)),
                 (None, None) => return Err(RouteError::EmptyReference { route: route.to_owned() }),
             };
-            Ok(Target { name: name.clone(), weight: reference.weight, priority: reference.priority, kind })
+            // The rollout owns the weight of its candidate, which may be 0 in the file.
+            let to = written.rollout.as_ref().filter(|rollout| rollout.to == *name);
+            let weight = if to.is_some() { reference.weight.max(1) } else { reference.weight };
+            Ok(Target { name: name.clone(), weight, priority: reference.priority, kind })
         };
         written.backend_refs.iter().map(target).collect()
+    }
+
+    /// Rollout of a route; `None` without one, and where a configuration is only validated.
+    fn rollout(&self, name: &str, written: &schema::Route) -> Option<Box<RouteRollout>> {
+        let rollout = written.rollout.as_ref()?;
+        let candidate = written.backend_refs.iter().position(|reference| is_to(reference, &rollout.to))?;
+        Some(Box::new(RouteRollout { candidate, live: self.rollouts.live(name)? }))
     }
 
     fn fallbacks(
@@ -255,8 +368,16 @@ impl RouteCompiler<'_> {
     }
 
     /// Queues of a route: one, or one for each target where a request stays with the target that it drew. Such a request
-    /// cannot use a slot of another target of the same priority.
-    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+    /// cannot use a slot of another target of the same priority. On a route with a rollout the targets of one version share a
+    /// queue, or have their own each.
+    fn queues(
+        &self,
+        route: &str,
+        written: &schema::Queue,
+        try_others: bool,
+        targets: &[Target],
+        candidate: Option<&Target>,
+    ) -> Vec<Arc<Queue>> {
         let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
         let rooms = |serves: &dyn Fn(&Target) -> bool| {
             let backend = |target: &Target| match &target.kind {
@@ -272,8 +393,17 @@ impl RouteCompiler<'_> {
             self.commit_steps.add(move || adopting.adopt(depth, max_wait, rooms));
             queue
         };
-        if try_others || targets.len() == 1 {
+        if targets.len() == 1 || (try_others && candidate.is_none()) {
             return vec![queue(route, rooms(&|_| true))];
+        }
+        if let Some(candidate) = candidate.filter(|_| try_others) {
+            let is_candidate = |target: &Target| target.name == candidate.name;
+            let stable = queue(route, rooms(&|target| !is_candidate(target)));
+            let own = queue(&format!("{route}\n{}", candidate.name), rooms(&is_candidate));
+            return targets
+                .iter()
+                .map(|target| if is_candidate(target) { own.clone() } else { stable.clone() })
+                .collect();
         }
         let own = |target: &Target| {
             let serves = |other: &Target| other.name == target.name || other.priority != target.priority;

@@ -5,6 +5,7 @@
 mod caller_headers;
 mod compile;
 mod compile_backend;
+mod compile_rollouts;
 mod compile_route;
 mod shown;
 
@@ -25,12 +26,14 @@ use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
 use crate::routing::RouteTable;
 use crate::telemetry::{CertificateSample, Tracer};
-use crate::topology::Backend;
+use crate::topology::{Backend, FeedbackPlan};
 
 /// Compiled configuration.
 pub struct Snapshot {
     /// Table that finds the route of a request.
     pub routes: RouteTable,
+    /// Labels of answers; `None` where the configuration takes none.
+    pub feedback: Option<Arc<FeedbackPlan>>,
     /// Credentials of callers, and the consumers that they identify.
     pub identity: Authenticator,
     /// Headers that carry the consumer and the tenant to backends.

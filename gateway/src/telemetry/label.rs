@@ -58,6 +58,26 @@ label! {
 }
 
 label! {
+    /// Outcome of a label that a caller has sent.
+    FeedbackEnd {
+        /// The first label of its request was counted.
+        Recorded => "recorded",
+        /// An earlier label of the request was replaced in all figures.
+        Replaced => "replaced",
+        /// The same was said before.
+        Unchanged => "unchanged",
+        /// No request with this id is remembered for the caller.
+        Unknown => "unknown",
+        /// The time for labels of the request was over, or its route or target is gone.
+        Late => "late",
+        /// Requests of several consumers have the id.
+        Ambiguous => "ambiguous",
+        /// The body or the caller was refused.
+        Refused => "refused",
+    }
+}
+
+label! {
     /// Reason why the backends of a route do not answer a request.
     SpillReason {
         /// Every endpoint is full.
@@ -220,6 +240,44 @@ label! {
         Slow => "slow",
         /// Too many large bodies wait to be read.
         Busy => "busy",
+    }
+}
+
+label! {
+    /// End of a rollout.
+    RolloutEnd {
+        /// The candidate gets all requests.
+        Promoted => "promoted",
+        /// The candidate gets no request.
+        Aborted => "aborted",
+    }
+}
+
+label! {
+    /// Finding about a metric of a rollout.
+    RolloutFinding {
+        /// Past its threshold.
+        Worse => "worse",
+        /// Within its threshold.
+        Fine => "fine",
+        /// Neither, yet.
+        Undecided => "undecided",
+    }
+}
+
+label! {
+    /// End of a notification.
+    NotificationEnd {
+        /// The receiver confirmed it.
+        Delivered => "delivered",
+        /// Its attempts or its time were over.
+        GivenUp => "given_up",
+        /// It gave way to a newer one, because too many waited.
+        Dropped => "dropped",
+        /// The receiver answered 410, and wants none until the next edit.
+        Gone => "gone",
+        /// An edit removed the receiver, or the process ended.
+        Lost => "lost",
     }
 }
 

@@ -15,14 +15,15 @@ mod trace;
 pub use access_log::AccessRecord;
 pub use json::write_line;
 pub use label::{
-    AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd,
-    SocketEnd, SpillReason,
+    AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,
+    NotificationEnd, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
-    BackendSample, BudgetSample, CallStats, CertificateSample, Count, EndpointMetrics, EndpointSample, EngineSample,
-    LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Running, Samples,
+    BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, Count, EndpointMetrics, EndpointSample,
+    EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics, ModelMetrics,
+    QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteMetrics, Running, Samples,
 };
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceError, Tracer};

@@ -101,6 +101,8 @@ pub struct Backend {
     pub send_timeout: Duration,
     /// Most bytes of the header of an answer with the early answers before it, and of its trailers.
     pub max_header_bytes: u64,
+    /// Most bytes of an answer that is kept to be translated.
+    pub max_translated_bytes: usize,
     /// Series of its model calls; `None` where it calls no models.
     pub metrics: Option<Arc<ModelMetrics>>,
 }
@@ -153,6 +155,16 @@ impl Backend {
     }
 }
 
+impl TargetKind {
+    /// Name of the target in reports: that of the backend, or `builtin/NAME`.
+    pub fn served_by(&self) -> &Arc<str> {
+        match self {
+            Self::Backend(backend) => &backend.name,
+            Self::Model(model) => model.served_by_text(),
+        }
+    }
+}
+
 impl Target {
     /// True if the target may get requests at all.
     pub fn is_available(&self) -> bool {
@@ -200,6 +212,7 @@ impl Backend {
             idle_timeout: Some(Duration::from_secs(60)),
             send_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
+            max_translated_bytes: 8 << 20,
             metrics: None,
         }
     }

@@ -2,9 +2,11 @@
 //! state that outlives them (endpoints, models, limits) without owning it.
 
 mod backend;
+mod feedback;
 mod route;
 mod spill_rule;
 
 pub use backend::{Backend, Target, TargetKind};
-pub use route::{Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route};
+pub use feedback::FeedbackPlan;
+pub use route::{Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout};
 pub use spill_rule::SpillRule;

@@ -13,9 +13,12 @@ use tokio::sync::Semaphore;
 use super::backend::{Backend, Target, TargetKind};
 use super::spill_rule::SpillRule;
 use crate::builtin::LoadedModel;
+use crate::feedback::RouteLabels;
 use crate::limits::Rules;
-use crate::protocol::{Dialect, ModelCard};
+use crate::protocol::{Dialect, ModelCard, PROBLEM};
+use crate::quality::Sampling;
 use crate::queueing::Queue;
+use crate::rollout::LiveRollout;
 use crate::telemetry::RouteMetrics;
 
 /// Compiled route.
@@ -54,6 +57,8 @@ pub struct Route {
     pub model_alias: HashMap<Box<str>, Box<str>>,
     /// Header whose value keeps a caller on one target.
     pub sticky: Option<HeaderName>,
+    /// Rollout of one of its targets.
+    pub rollout: Option<Box<RouteRollout>>,
     /// True if other targets of the same priority are tried when the drawn one has no room.
     pub try_others: bool,
     /// Queues of requests that find no room: none, one, or one for each target where requests stay with theirs.
@@ -100,8 +105,21 @@ pub struct Route {
     pub listed_models: Vec<ListedModel>,
     /// Models that its matches accept; `None` for all.
     pub matched_models: Option<Vec<ModelPattern>>,
+    /// Sampling of its requests; `None` where they are not watched.
+    pub sampling: Option<Arc<Sampling>>,
     /// Series of its metrics.
     pub metrics: Arc<RouteMetrics>,
+    /// Targets whose answers callers may label; `None` where the configuration takes no labels of the route's answers.
+    pub labels: Option<Arc<RouteLabels>>,
+}
+
+/// Rollout of a route's target.
+#[derive(Debug, Clone)]
+pub struct RouteRollout {
+    /// Index of the candidate among the targets.
+    pub candidate: usize,
+    /// Rollout as requests see it.
+    pub live: Arc<LiveRollout>,
 }
 
 /// Model in a route's list of models.
@@ -269,15 +287,33 @@ impl Route {
     }
 }
 
-#[cfg(test)]
 impl Route {
-    /// Route without targets.
-    pub(crate) fn for_tests(name: &str) -> Self {
+    /// Route that the gateway answers itself, for callers who are known: without targets and filters, in the dialect of
+    /// `dialect`. `rules` must be the number of no other route.
+    pub fn of_gateway(
+        name: &str,
+        dialect: &'static dyn Dialect,
+        rules: usize,
+        max_body: u64,
+        metrics: Arc<RouteMetrics>,
+    ) -> Self {
+        Self {
+            dialect,
+            rules,
+            max_body,
+            authentication: RouteAuthentication::Required,
+            refuses_unknown_calls: false,
+            ..Self::without_targets(name, metrics)
+        }
+    }
+
+    /// Route without targets, of which nothing is asked.
+    fn without_targets(name: &str, metrics: Arc<RouteMetrics>) -> Self {
         let fallback =
             Fallback { spill_to: None, status: StatusCode::SERVICE_UNAVAILABLE, retry_after: Duration::from_secs(1) };
         Self {
             name: name.to_owned(),
-            dialect: crate::protocol::PROBLEM,
+            dialect: PROBLEM,
             calls_models: false,
             encoded_slashes: None,
             rules: 0,
@@ -293,6 +329,7 @@ impl Route {
             targets: Vec::new(),
             model_alias: HashMap::new(),
             sticky: None,
+            rollout: None,
             try_others: true,
             queues: Vec::new(),
             max_queue_wait: Duration::ZERO,
@@ -325,7 +362,17 @@ impl Route {
             renames_model: false,
             listed_models: Vec::new(),
             matched_models: None,
-            metrics: Arc::new(RouteMetrics::default()),
+            metrics,
+            labels: None,
+            sampling: None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Route {
+    /// Route without targets.
+    pub(crate) fn for_tests(name: &str) -> Self {
+        Self::without_targets(name, Arc::default())
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{StatusCode, header};
 use tokio::time::{Instant, sleep_until};
 
+use super::answer_model::AnswerModel;
 use super::connection::{end, release_early};
 use super::events::{Gate, is_event_stream};
 use super::masking::{Mask, SentCredentials};
@@ -39,7 +40,7 @@ pub async fn pass_rest(
 ) -> AttemptOutcome {
     // Only answers with status 200 continue another.
     let OpenedAnswer { upstream, head, prefix, sent, limits, shown, .. } = opened;
-    let rewriter = exchange.dialect.continue_stream(&attempt.backend.name, before.said.tokens);
+    let rewriter = exchange.dialect.continue_stream(&attempt.backend.name, &before.said);
     let Some((transcript, rewriter)) = exchange.dialect.transcribe().zip(rewriter) else {
         end(attempt, upstream, sent, false).await;
         return AttemptOutcome::Failed(Failure::Protocol("the caller's API has no continued streams".to_owned()));
@@ -50,6 +51,7 @@ pub async fn pass_rest(
         sent,
         observer: attempt.observer(&head),
         gate: Gate::new(StreamFraming::Events),
+        names: AnswerModel::of(attempt, exchange, &head),
         mask: shown.mask_of_answer(),
         shown,
         is_error: false,
@@ -73,8 +75,10 @@ pub async fn pass_rest(
             let out = rest.pass(part);
             if rest.has_failed() {
                 // Another server may do what this one reports that it cannot.
-                let said = Said { text: before.said.text.clone(), tokens: before.said.tokens };
-                break AttemptOutcome::Died(Box::new(Died { said, cut: CutReason::UpstreamReset }));
+                break AttemptOutcome::Died(Box::new(Died {
+                    said: before.said.clone(),
+                    cut: CutReason::UpstreamReset,
+                }));
             }
             if rest.write(session, exchange, limits.deadline, out, false).await.is_err() {
                 break rest.client_gone();
@@ -105,7 +109,10 @@ pub async fn pass_rest(
             }
             ServerEvent::End if rest.transcript.is_finished() => {
                 rest.event = Some(ServerEvent::End);
-                let last = rest.gate.rest();
+                let mut last = rest.gate.rest();
+                if let Some(names) = &mut rest.names {
+                    last = names.finish(last);
+                }
                 let last = rest.mask_events(last);
                 break match rest.write(session, exchange, limits.deadline, last, true).await {
                     Ok(()) => AttemptOutcome::Answered,
@@ -156,6 +163,8 @@ struct ResumedStream<'a, 'r> {
     sent: Option<Sent>,
     observer: Option<Box<dyn Observe>>,
     gate: Gate,
+    /// Puts the caller's name of the model in place of the server's.
+    names: Option<Box<AnswerModel>>,
     /// Credentials of the request, and what masks them in the events.
     shown: SentCredentials,
     mask: Option<Mask>,
@@ -177,7 +186,10 @@ impl ResumedStream<'_, '_> {
         if let Some(observer) = &mut self.observer {
             observer.feed(&part, Clock::now());
         }
-        let events = self.gate.pass(part);
+        let mut events = self.gate.pass(part);
+        if let Some(names) = &mut self.names {
+            events = names.pass(events);
+        }
         let events = self.mask_events(events);
         self.transcript.feed(&events);
         if !self.has_text && self.transcript.has_text() {
@@ -283,6 +295,7 @@ impl ResumedStream<'_, '_> {
         let said = Said {
             text: format!("{}{}", before.said.text, said.text),
             tokens: before.said.tokens.saturating_add(said.tokens),
+            constants: if before.said.constants.is_empty() { said.constants } else { before.said.constants.clone() },
         };
         AttemptOutcome::Died(Box::new(Died { said, cut }))
     }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::header;
 
 use crate::coding::{Coding, Decoder};
 use crate::message::ResponseHead;
@@ -146,8 +145,7 @@ impl DecodingObserver {
 
     /// Observer of a compressed answer with this head, where the dialect reads its type.
     pub(super) fn of(coding: Coding, dialect: &dyn Dialect, head: &ResponseHead) -> Option<Self> {
-        let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| (header::CONTENT_TYPE, kind.clone()));
-        Self::new(coding, dialect.observe(&kind.into_iter().collect())?)
+        Self::new(coding, dialect.observe(&head.headers)?)
     }
 
     /// True if every part so far was decoded.
@@ -196,6 +194,8 @@ mod tests {
     use std::io::Write;
 
     use crate::message::ResponseHead;
+
+    use http::header;
 
     use super::*;
     use crate::protocol::{OPENAI, Written};

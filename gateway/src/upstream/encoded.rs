@@ -1,6 +1,7 @@
 //! Compressed errors of servers that were shown a credential of the gateway's. A repeated credential cannot be masked in
-//! compressed bytes. Such an answer is read whole, within bounds, decoded and sent without a coding. An answer that cannot
-//! be decoded loses its body and keeps its status. Inputs are the head and the bytes of an answer.
+//! compressed bytes. Such an answer is read whole, within bounds, decoded and sent without a coding. An error that cannot
+//! be decoded loses its body and keeps its status; an answer that may be one becomes an error. Inputs are the head and the
+//! bytes of an answer.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -8,7 +9,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::masking::SentCredentials;
-use crate::coding::Coding;
+use crate::coding::{ACCEPTED, Coding};
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
 use crate::protocol::render;
@@ -20,7 +21,10 @@ pub(super) const MAX_ENCODED: usize = 64 << 10;
 /// Most bytes of a decoded error. With the bound on the compressed bytes it bounds the work of the decoder at any ratio.
 const MAX_DECODED: usize = 256 << 10;
 
-/// Code of an answer whose body was left out.
+/// Code of an answer that must be read and cannot be.
+const UNREADABLE: &str = "upstream_answer_unreadable";
+
+/// Code of an error whose body was left out.
 pub(super) const WITHHELD: &str = "upstream_error_withheld";
 
 /// Fields that describe the bytes of a body, which are others after decoding.
@@ -44,7 +48,7 @@ pub(super) fn without_coding(head: &mut ResponseHead) {
 
 /// Decodes and masks the body of an answer, and adapts its head. A body that cannot be decoded is replaced by an error that
 /// says so.
-pub(super) fn decode_error_body(
+pub(super) fn decode_and_mask(
     coding: Coding,
     body: &[u8],
     shown: &SentCredentials,
@@ -59,8 +63,13 @@ pub(super) fn decode_error_body(
             None => plain.into(),
         },
         None => {
-            exchange.outcome.error_code = Some(WITHHELD);
-            let refusal = withheld(head.status);
+            let is_error = head.status.is_client_error() || head.status.is_server_error();
+            let refusal = if is_error { withheld(head.status) } else { unsearched() };
+            exchange.outcome.error_code = Some(refusal.code);
+            if head.status != refusal.status {
+                head.status = refusal.status;
+                head.set_reason(None);
+            }
             let rendered = render(&refusal, exchange.dialect, exchange.request_id.to_str().unwrap_or_default());
             let of_the_body = [header::CONTENT_LANGUAGE, header::CONTENT_LOCATION, header::CONTENT_DISPOSITION];
             for name in of_the_body.iter().chain([&header::CONTENT_RANGE, &header::LAST_MODIFIED]) {
@@ -83,4 +92,13 @@ fn withheld(status: StatusCode) -> Refusal {
         MAX_DECODED >> 10
     );
     Refusal::new(status, ErrorKind::Upstream, WITHHELD, message)
+}
+
+/// Refusal in place of an answer of a model API that may hold an error.
+fn unsearched() -> Refusal {
+    let message = format!(
+        "the backend's answer is left out, because it is in a coding in which the gateway cannot search for credentials; it can \
+         in one of {ACCEPTED}"
+    );
+    Refusal::new(StatusCode::BAD_GATEWAY, ErrorKind::Upstream, UNREADABLE, message)
 }

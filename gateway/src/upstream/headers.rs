@@ -14,6 +14,7 @@ use spillway_filter::{Fields, Filter, Headers, NameSet, ServerView};
 use super::answer_model;
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
+use super::renaming;
 use super::usage_chunk;
 use super::via::{HOPS, Via};
 use crate::balancing::orca;
@@ -22,7 +23,7 @@ use crate::credentials::Credential;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
-use crate::protocol::{GRPC_TIMEOUT, write_timeout};
+use crate::protocol::{GRPC_ACCEPT_ENCODING, GRPC_TIMEOUT, write_timeout};
 use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 use crate::topology::Route;
 
@@ -309,6 +310,7 @@ pub(super) fn outgoing_request(
     }
     if let Some(codings) = readable_codings(attempt, client, exchange, &shown) {
         let _ = out.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+        out.remove_header(&GRPC_ACCEPT_ENCODING);
     }
     set_framing(&mut out, client, body);
     set_time_left(&mut out, attempt, exchange);
@@ -337,7 +339,9 @@ fn readable_codings(
     shown: &SentCredentials,
 ) -> Option<&'static str> {
     let (route, calls_model) = (attempt.route, attempt.backend.calls_models());
-    let is_changed = usage_chunk::edit(attempt, exchange).is_some() || answer_model::renames(attempt, exchange);
+    let is_changed = usage_chunk::edit(attempt, exchange).is_some()
+        || answer_model::renames(attempt, exchange)
+        || renaming::renames(attempt, exchange);
     if (calls_model && route.resume) || is_changed || exchange.observers.reads_events() {
         return Some("identity");
     }
@@ -635,6 +639,9 @@ pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
             }
         }
         exchange.observers.response_head(out.status, &mut out.headers);
+        if let Some(tap) = &mut exchange.tap {
+            tap.head(out.status, &out.headers);
+        }
     }
 }
 

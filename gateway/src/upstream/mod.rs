@@ -40,5 +40,5 @@ pub use open::{OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};
 pub use translation::{CallHead, Translation, has_counterpart, no_counterpart, translate};
-pub use verdict::is_server_fault;
+pub use verdict::{is_server_fault, retry_after};
 pub use via::Via;

@@ -91,6 +91,8 @@ pub enum CutReason {
     RequestTooLarge,
     /// The answer cannot be translated into the API of its caller.
     Unreadable,
+    /// The answer is too long to be translated.
+    AnswerTooLarge,
     /// The gateway stops.
     ShuttingDown,
 }
@@ -106,6 +108,7 @@ impl CutReason {
             Self::RefusedByFilter { code, .. } => code,
             Self::RequestTooLarge => "request_too_large",
             Self::Unreadable => "upstream_answer_unreadable",
+            Self::AnswerTooLarge => "upstream_answer_too_large",
             Self::ShuttingDown => "shutting_down",
         }
     }
@@ -151,6 +154,7 @@ impl CutReason {
             Self::Unreadable => {
                 "the rest of the backend's answer is not in the form of its API, or says what the API of this caller cannot"
             }
+            Self::AnswerTooLarge => "the backend's answer is longer than its `limits.maxTranslatedBytes`",
             Self::ShuttingDown => "the gateway is being stopped, and the time for what still ran is over; try again",
         }
     }
@@ -361,6 +365,11 @@ impl Attempt<'_> {
         {
             self.endpoint.reported(&report, now_millis());
         }
+    }
+
+    /// True if the body of an answer is of a type that the backend's dialect reads, whatever its coding.
+    pub(super) fn reads(&self, head: &ResponseHead) -> bool {
+        head.status.is_success() && self.backend.dialect.is_some_and(|dialect| dialect.observe(&head.headers).is_some())
     }
 
     /// Observer for the body of a good answer, where the backend's dialect has one.

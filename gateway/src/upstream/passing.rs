@@ -15,7 +15,7 @@ use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::decoding::StreamDecoder;
-use super::encoded::{decode_error_body, without_coding};
+use super::encoded::{decode_and_mask, without_coding};
 use super::events::{Gate, has_comment, stream_framing};
 use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
@@ -33,6 +33,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::ResponseHead;
+use crate::protocol::translate::Unreadable;
 use crate::protocol::{DROPPED, GRPC_STATUS, Observation, Observe, SERVED_BY, StreamFraming, Written, server_error};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
@@ -62,8 +63,12 @@ impl<'a> Conversation<'_, 'a> {
         let mut coding = Coding::of(&head.headers);
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
-        if coding != Coding::Identity && self.is_searched(is_head) && self.begin_decoding(&mut head, coding) {
-            coding = Coding::Identity;
+        if coding != Coding::Identity && self.is_searched(&head, coding, is_head) {
+            if self.begin_decoding(&mut head, coding) {
+                coding = Coding::Identity;
+            } else {
+                self.passing.sealed = Some(Sealed::Unsearched(Coding::Unknown));
+            }
         }
         self.state.takes_events = framing == Some(own) && coding == Coding::Identity;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
@@ -74,9 +79,9 @@ impl<'a> Conversation<'_, 'a> {
                 Coding::Identity => self.passing.mask = self.state.shown.mask(),
                 // The head describes the body that another method would get.
                 _ if is_head => without_coding(&mut head),
-                coding => self.passing.sealed = Some(Sealed::Error(coding)),
+                coding => self.passing.sealed = Some(Sealed::Unsearched(coding)),
             }
-        } else if coding == Coding::Identity && self.is_searched(is_head) {
+        } else if coding == Coding::Identity && self.is_searched(&head, coding, is_head) {
             self.passing.may_mask = true;
             // A message of gRPC must not wait for the next one, which may never come. Its errors are in heads and trailers.
             if !self.exchange.is_grpc {
@@ -118,7 +123,7 @@ impl<'a> Conversation<'_, 'a> {
             }
             let took = clock::since(self.attempt.started);
             self.passing.waiting = Some(Waiting { head, took, for_content, parts: BytesMut::new() });
-            if self.passing.sealed == Some(Sealed::Error(Coding::Unknown)) {
+            if self.passing.sealed == Some(Sealed::Unsearched(Coding::Unknown)) {
                 // No part of such a body can be passed on.
                 self.leave().await;
             } else if let Some(prefix) = prefix
@@ -144,11 +149,10 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     /// True of an answer that may hold an error in which credentials are to be masked, although its status says success.
-    fn is_searched(&self, is_head: bool) -> bool {
-        self.passing.observer.is_some()
-            && self.attempt.translation.is_none()
-            && !is_head
-            && !self.state.shown.is_empty()
+    fn is_searched(&self, head: &ResponseHead, coding: Coding, is_head: bool) -> bool {
+        // Of a coding without a decoder there is no observer.
+        let is_read = || self.passing.observer.is_some() || (coding != Coding::Identity && self.attempt.reads(head));
+        !self.state.shown.is_empty() && self.attempt.translation.is_none() && !is_head && is_read()
     }
 
     /// Begins to decode an answer in which credentials are to be masked, which cannot be done in compressed bytes. Returns false
@@ -184,7 +188,7 @@ impl<'a> Conversation<'_, 'a> {
                 return;
             }
         }
-        translating::adapt_head(head, |name| conversation.server.is_own_header(name));
+        translating::adapt_head(head, |name, _| conversation.server.is_own_header(name));
         if self.passing.decoder.is_some() {
             self.passing.observer = self.attempt.observer(head);
         }
@@ -231,6 +235,9 @@ impl<'a> Conversation<'_, 'a> {
         {
             let _ = out.insert_header(SERVED_BY.clone(), name);
         }
+        if self.attempt.translation.is_some() {
+            self.exchange.look_for_id(&out.headers);
+        }
         self.state.head_passed = true;
         self.passing.has_ended = ends;
         let (session, mut server, limits) = self.sides();
@@ -253,7 +260,8 @@ impl<'a> Conversation<'_, 'a> {
             let Some(waiting) = &mut self.passing.waiting else { return Ok(()) };
             waiting.parts.extend_from_slice(&part);
             let is_unnamed = self.passing.renaming.as_ref().is_some_and(|renaming| renaming.is_open(&waiting.parts));
-            if self.passing.sealed.is_some_and(|sealed| waiting.parts.len() > sealed.most()) {
+            let most_translated = self.attempt.backend.max_translated_bytes;
+            if self.passing.sealed.is_some_and(|sealed| waiting.parts.len() > sealed.most(most_translated)) {
                 self.leave().await;
             }
             if is_awaited || is_unnamed {
@@ -333,8 +341,8 @@ impl<'a> Conversation<'_, 'a> {
             self.attempt.answered_in(Class::Head, head.status, took);
         }
         let body = match self.passing.sealed.take() {
-            Some(Sealed::Error(coding)) => {
-                decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange)
+            Some(Sealed::Unsearched(coding)) => {
+                decode_and_mask(coding, &parts, &self.state.shown, &mut head, self.exchange)
             }
             Some(Sealed::Foreign(coding)) => match self.attempt.translation.as_deref() {
                 Some(Translation::Conversation(conversation)) => {
@@ -473,8 +481,14 @@ impl<'a> Conversation<'_, 'a> {
     /// Cuts an answer that cannot be translated or decoded to its end.
     async fn break_translation(&mut self) -> AttemptOutcome {
         let failure = self.passing.translator.as_ref().and_then(StreamTranslator::failure);
-        let is_unreadable = failure.is_some() || self.passing.is_spoiled;
-        let cut = if is_unreadable { CutReason::Unreadable } else { CutReason::UpstreamReset };
+        let cut = match failure {
+            Some(Unreadable::TOO_LARGE) => {
+                self.attempt.route.metrics.answers_too_large.inc();
+                CutReason::AnswerTooLarge
+            }
+            None if !self.passing.is_spoiled => CutReason::UpstreamReset,
+            _ => CutReason::Unreadable,
+        };
         self.break_off(cut).await
     }
 
@@ -655,6 +669,10 @@ fn is_suspect(observer: &dyn Observe) -> bool {
 fn note_usage(attempt: &Attempt<'_>, outcome: &mut exchange::Outcome, seen: &Observation) {
     if seen.has_failed {
         outcome.note_reported(attempt.reported(seen));
+    }
+    if outcome.response_id.is_none() {
+        // Of an answer that its client does not read to the end too.
+        outcome.response_id.clone_from(&seen.id);
     }
     outcome.unreported = seen.written.since(seen.reported);
     outcome.is_text_known = seen.is_known_shape;

@@ -12,10 +12,23 @@ use crate::coding::{Coding, DIGESTS};
 use crate::exchange::{Exchange, Naming};
 use crate::message::ResponseHead;
 use crate::protocol::oip::INFERENCE_HEADER_CONTENT_LENGTH;
-use crate::protocol::{AnswerName, Dialect, Operation};
+use crate::protocol::oip::grpc::{compressed_frame, decoded};
+use crate::protocol::{AnswerName, Dialect, OIP_GRPC, Operation};
 
 /// Most bytes of an answer in which the name is looked for.
 const MAX_BEGINNING: usize = 16 << 10;
+
+/// Names to exchange, that of the server and that of the caller.
+fn names<'e>(attempt: &'e Attempt<'_>, exchange: &'e Exchange) -> Option<(&'e Arc<str>, &'e str)> {
+    let asked = exchange.asked.as_ref()?;
+    let is_named = matches!(asked.naming, Naming::Path | Naming::Message) && attempt.translation.is_none();
+    if is_named { model_name::exchanged(attempt.backend, exchange) } else { None }
+}
+
+/// True if names in the answer are exchanged, so that neither it nor its message must come in a coding.
+pub(super) fn renames(attempt: &Attempt<'_>, exchange: &Exchange) -> bool {
+    matches!(exchange.resolved.operation, Operation::Inference(_)) && names(attempt, exchange).is_some()
+}
 
 /// Name to replace in an answer.
 pub(super) struct Renaming {
@@ -25,21 +38,20 @@ pub(super) struct Renaming {
     from: Arc<str>,
     /// Name that the caller knows.
     to: Box<str>,
+    /// Most bytes of a compressed message that is decoded for its name, as it comes and decoded.
+    most: usize,
 }
 
 impl Renaming {
     /// Name to replace in an answer with this head; `None` where the caller and the server know one name, the API names no model
     /// there, the answer is translated, or the body is an error or in a coding.
     pub(super) fn of(attempt: &Attempt<'_>, exchange: &Exchange, head: &ResponseHead) -> Option<Box<Self>> {
-        exchange.asked.as_ref().filter(|asked| matches!(asked.naming, Naming::Path | Naming::Message))?;
-        if attempt.translation.is_some() {
-            return None;
-        }
-        let (from, to) = model_name::exchanged(attempt.backend, exchange)?;
+        let (from, to) = names(attempt, exchange)?;
         let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
         let (api, operation) = (exchange.resolved.api, exchange.resolved.operation);
         let is_wanted = is_readable && matches!(operation, Operation::Inference(_));
-        is_wanted.then(|| Box::new(Self { api, operation, from: from.clone(), to: to.into() }))
+        let most = attempt.backend.max_translated_bytes;
+        is_wanted.then(|| Box::new(Self { api, operation, from: from.clone(), to: to.into(), most }))
     }
 
     fn find(&self, beginning: &[u8]) -> AnswerName {
@@ -48,11 +60,20 @@ impl Renaming {
 
     /// True if more of the body is needed.
     pub(super) fn is_open(&self, beginning: &[u8]) -> bool {
-        beginning.len() <= MAX_BEGINNING && self.find(beginning) == AnswerName::NotYet
+        match compressed_frame(beginning).filter(|_| self.api == OIP_GRPC) {
+            Some(length) => beginning.len() < length && length <= self.most,
+            None => beginning.len() <= MAX_BEGINNING && self.find(beginning) == AnswerName::NotYet,
+        }
     }
 
     /// Replaces the name in the beginning of a body, and adapts the head to the bytes.
-    pub(super) fn apply(&self, head: &mut ResponseHead, beginning: Bytes) -> Bytes {
+    pub(super) fn apply(&self, head: &mut ResponseHead, mut beginning: Bytes) -> Bytes {
+        if self.api == OIP_GRPC
+            && let Some(plain) = decoded(&beginning, &head.headers, self.most)
+        {
+            shift(head, &header::CONTENT_LENGTH, beginning.len(), plain.len());
+            beginning = plain;
+        }
         let AnswerName::Replace(range, bytes) = self.find(&beginning) else { return beginning };
         let (Some(before), Some(after)) = (beginning.get(..range.start), beginning.get(range.end..)) else {
             return beginning;

@@ -10,7 +10,7 @@ use super::encoded::MAX_ENCODED;
 use super::events::Gate;
 use super::masking::{Mask, SentCredentials};
 use super::renaming::Renaming;
-use super::translating::{MAX_ANSWER, StreamTranslator};
+use super::translating::StreamTranslator;
 use crate::coding::Coding;
 use crate::downstream::Unread;
 use crate::message::ResponseHead;
@@ -109,18 +109,18 @@ impl Passing {
 /// Reason to read an answer whole, with its coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sealed {
-    /// A compressed error, in which credentials are to be masked.
-    Error(Coding),
+    /// A compressed error, in which credentials are to be masked, or an answer in a coding in which none can be found.
+    Unsearched(Coding),
     /// A whole answer or an error of another API or transport.
     Foreign(Coding),
 }
 
 impl Sealed {
-    /// Most bytes that are read.
-    pub(super) fn most(self) -> usize {
+    /// Most bytes that are read, of an answer that is translated `most_translated`.
+    pub(super) fn most(self, most_translated: usize) -> usize {
         match self {
-            Self::Error(_) => MAX_ENCODED,
-            Self::Foreign(_) => MAX_ANSWER,
+            Self::Unsearched(_) => MAX_ENCODED,
+            Self::Foreign(_) => most_translated,
         }
     }
 }

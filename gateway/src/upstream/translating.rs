@@ -14,14 +14,8 @@ use crate::coding::Coding;
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
 use crate::protocol::translate::{
-    ApiError, Delta, InOrder, MAX_KEPT, ReadStream, Reply, ServerAnswer, Unreadable, WriteStream, deltas_of,
+    ApiError, Delta, InOrder, MostKept, ReadStream, Reply, ServerAnswer, Unreadable, WriteStream, deltas_of,
 };
-
-/// Most bytes of a whole answer, as it came and decoded.
-pub(super) const MAX_ANSWER: usize = MAX_KEPT;
-
-/// Code of an answer that cannot be translated.
-const UNREADABLE: &str = CutReason::Unreadable.as_str();
 
 /// Fields of a head that describe another body than the translated one.
 const OF_THE_BODY: [HeaderName; 2] = [header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION];
@@ -42,7 +36,7 @@ impl StreamTranslator {
         let reader = translation.server.read_stream();
         let mut writer = translation.caller.write_stream(&translation.asked);
         if !translation.caller.interleaves_calls() {
-            writer = Box::new(InOrder::new(writer));
+            writer = Box::new(InOrder::new(writer, translation.asked.most_kept));
         }
         let named = Named {
             writer,
@@ -157,10 +151,10 @@ fn write(
 }
 
 /// Adapts the head of an answer: fields of the server's API and of its bytes end here.
-pub(super) fn adapt_head(head: &mut ResponseHead, is_own: impl Fn(&HeaderName) -> bool) {
+pub(super) fn adapt_head(head: &mut ResponseHead, is_own: impl Fn(&HeaderName, &HeaderValue) -> bool) {
     without_coding(head);
-    let ends = |name: &&HeaderName| is_own(name) || OF_THE_BODY.contains(name);
-    let own: Vec<HeaderName> = head.headers.keys().filter(ends).cloned().collect();
+    let ends = |(name, value): &(&HeaderName, &HeaderValue)| is_own(name, value) || OF_THE_BODY.contains(name);
+    let own: Vec<HeaderName> = head.headers.iter().filter(ends).map(|(name, _)| name.clone()).collect();
     for name in &own {
         head.remove_header(name);
     }
@@ -174,14 +168,27 @@ pub(super) fn set_stream_type(translation: &ConversationTranslation, head: &mut 
 /// Status of an answer that is an error, although its own status says success; `None` where it can be read.
 pub(super) fn reported(translation: &Translation, coding: Coding, body: &[u8]) -> Option<StatusCode> {
     let Translation::Conversation(translation) = translation else { return None };
-    let plain = plain(coding, body)?;
+    let plain = plain(coding, body, translation.asked.most_kept).ok()?;
     translation.server.read_reply(&plain).err()?;
     Some(translation.server.reported_error(&plain)?.status)
 }
 
-/// Decodes a whole answer; `None` where it is too long or not in its coding.
-fn plain(coding: Coding, body: &[u8]) -> Option<Bytes> {
-    if body.len() > MAX_ANSWER { None } else { coding.decode(body, MAX_ANSWER).map(Bytes::from) }
+/// Decodes a whole answer, where it is not too long and is in its coding.
+fn plain(coding: Coding, body: &[u8], most: MostKept) -> Result<Bytes, Unreadable> {
+    most.check(body.len())?;
+    coding.decode(body, most.0).map(Bytes::from).ok_or(Unreadable(
+        "the backend's answer is not in the coding that it names, or decodes to more than its `limits.maxTranslatedBytes`",
+    ))
+}
+
+/// Notes an answer that cannot be translated. Returns its code.
+fn note_unreadable(is_too_large: bool, exchange: &mut Exchange) -> &'static str {
+    if is_too_large && let Some(route) = &exchange.route {
+        route.metrics.answers_too_large.inc();
+    }
+    let code = if is_too_large { CutReason::AnswerTooLarge } else { CutReason::Unreadable }.as_str();
+    exchange.outcome.error_code = Some(code);
+    code
 }
 
 fn is_error(head: &ResponseHead) -> bool {
@@ -202,7 +209,9 @@ pub(super) fn call(
         None => plain,
     };
     let is_success = head.status.is_success();
-    let plain = plain(coding, body);
+    let plain = plain(coding, body, translation.most_kept);
+    let is_too_large = plain == Err(Unreadable::TOO_LARGE);
+    let plain = plain.ok();
     // Any other status becomes an error, that of a redirection too.
     let plain = if is_success { plain } else { plain.map(masked) };
     // An error of gRPC is told in a head or in trailers.
@@ -215,6 +224,7 @@ pub(super) fn call(
             status: head.status,
             headers: &head.headers,
             body: plain,
+            most_kept: translation.most_kept,
             trailers: trailers.as_ref(),
             stands_in: translation.stands_in(exchange),
             request_id: exchange.request_id.to_str().unwrap_or_default(),
@@ -226,7 +236,7 @@ pub(super) fn call(
     if is_success && is_failed {
         answer = read(plain.map(masked).as_deref());
     }
-    adapt_head(head, |name| translation.is_servers_header(name));
+    adapt_head(head, |name, value| translation.is_servers_header(name, value));
     if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
         exchange.outcome.note_reported(Some(failed.as_u16()));
     }
@@ -235,7 +245,7 @@ pub(super) fn call(
         exchange.outcome.note_reported(known.or(Some(answer.status.as_u16())));
     }
     if answer.is_unreadable {
-        exchange.outcome.error_code = Some(UNREADABLE);
+        note_unreadable(is_too_large || answer.is_too_large, exchange);
     }
     head.status = answer.status;
     head.set_reason(None);
@@ -261,8 +271,8 @@ pub(super) fn whole(
     exchange: &mut Exchange,
 ) -> Bytes {
     let is_error = is_error(head);
-    let plain = plain(coding, body);
-    adapt_head(head, |name| translation.server.is_own_header(name));
+    let plain = plain(coding, body, translation.asked.most_kept);
+    adapt_head(head, |name, _| translation.server.is_own_header(name));
     let masked = |mut error: ApiError| {
         if let Some(mut mask) = shown.mask() {
             mask_error(&mut error, &mut mask);
@@ -270,9 +280,9 @@ pub(super) fn whole(
         error
     };
     let answer = match plain {
-        Some(plain) if is_error => Err(masked(translation.server.read_error(head.status, &plain))),
-        None if is_error => Err(ApiError::of_text(head.status, b"")),
-        Some(plain) => match translation.server.read_reply(&plain) {
+        Ok(plain) if is_error => Err(masked(translation.server.read_error(head.status, &plain))),
+        Err(_) if is_error => Err(ApiError::of_text(head.status, b"")),
+        Ok(plain) => match translation.server.read_reply(&plain) {
             Ok(reply) => {
                 let reply = Reply { model: translation.name_for_caller(reply.model, exchange), ..reply };
                 answer(translation, reply, head).map_err(|why| unreadable(why, exchange))
@@ -286,10 +296,7 @@ pub(super) fn whole(
                 None => Err(unreadable(why, exchange)),
             },
         },
-        None => {
-            let why = Unreadable("the backend's answer is too long, or not in the coding that it names");
-            Err(unreadable(why, exchange))
-        }
+        Err(why) => Err(unreadable(why, exchange)),
     };
     let body = answer.unwrap_or_else(|error| {
         let request_id = exchange.request_id.to_str().unwrap_or_default();
@@ -321,12 +328,12 @@ fn answer(translation: &ConversationTranslation, reply: Reply, head: &mut Respon
 
 /// Error in place of an answer that cannot be translated.
 fn unreadable(why: Unreadable, exchange: &mut Exchange) -> ApiError {
-    exchange.outcome.error_code = Some(UNREADABLE);
+    let code = note_unreadable(why == Unreadable::TOO_LARGE, exchange);
     ApiError {
         status: StatusCode::BAD_GATEWAY,
         kind: ErrorKind::Upstream,
         message: why.to_string(),
-        code: Some(UNREADABLE.to_owned()),
+        code: Some(code.to_owned()),
         param: None,
     }
 }

@@ -10,8 +10,8 @@ use super::model_name;
 use crate::exchange::Exchange;
 use crate::message::RequestHead;
 use crate::protocol::translate::{
-    Asked, CallTranslator, CallerApi, CallerCall, CredentialForm, Lossy, ReadCallAnswer, ServerApi, WrittenCall,
-    WrittenRequest,
+    Asked, CallTranslator, CallerApi, CallerCall, CredentialForm, Lossy, MostKept, ReadCallAnswer, ServerApi,
+    WrittenCall, WrittenRequest,
 };
 use crate::protocol::{self, Dialect, Operation};
 use crate::topology::Backend;
@@ -55,6 +55,8 @@ pub struct CallTranslation {
     path: String,
     /// True if the backend has one name for all models of its servers.
     has_own_name: bool,
+    /// Most bytes of the answer that are kept.
+    pub(super) most_kept: MostKept,
     /// Reader of the answer.
     pub(super) reader: Box<dyn ReadCallAnswer>,
     request: Translated,
@@ -132,6 +134,7 @@ pub fn translate(
         stream: conversation.stream,
         include_usage: conversation.include_usage,
         echoed: conversation.echoed.clone(),
+        most_kept: MostKept(backend.max_translated_bytes),
     };
     // The answer to the caller ends with its usage, and limits count by it.
     conversation.include_usage = backend.stream_usage;
@@ -160,10 +163,16 @@ fn call(
         takes_trailers: head.takes_trailers,
     };
     let mut lossy = Lossy::new(&backend.drop_fields);
+    for (name, value) in asked.headers.iter().filter(|(name, _)| !translator.is_callers_header(name)) {
+        if !translator.carries_to_server(name, value) {
+            lossy.hint(name.as_str());
+        }
+    }
     let WrittenCall { method, path, body, headers, reader } = translator.write(&asked, &mut lossy)?;
     let request = Translated { body, headers, dropped: lossy.header() };
     let (callers_path, has_own_name) = (head.path.to_owned(), backend.model.is_some());
-    Ok(CallTranslation { translator, callers_path, method, path, has_own_name, reader, request })
+    let most_kept = MostKept(backend.max_translated_bytes);
+    Ok(CallTranslation { translator, callers_path, method, path, has_own_name, most_kept, reader, request })
 }
 
 impl Translation {
@@ -216,7 +225,14 @@ impl Translation {
         if let Ok(target) = PathAndQuery::try_from([prefix, servers].concat()) {
             head.set_uri(target.into());
         }
-        let own: Vec<HeaderName> = head.headers.keys().filter(|name| self.is_callers_header(name)).cloned().collect();
+        let ends = |(name, value): &(&HeaderName, &HeaderValue)| {
+            let is_carried = match self {
+                Self::Conversation(_) => true,
+                Self::Call(call) => call.translator.carries_to_server(name, value),
+            };
+            !is_carried || self.is_callers_header(name)
+        };
+        let own: Vec<HeaderName> = head.headers.iter().filter(ends).map(|(name, _)| name.clone()).collect();
         for name in &own {
             head.remove_header(name);
         }
@@ -279,9 +295,9 @@ impl CallTranslation {
         exchange.outcome.spilled.is_some() && (self.has_own_name || exchange.alias().is_none())
     }
 
-    /// True for a header of an answer that means nothing to the caller.
-    pub(super) fn is_servers_header(&self, name: &HeaderName) -> bool {
-        self.translator.is_servers_header(name)
+    /// True for a header of an answer that means nothing to the caller, or that it could not read.
+    pub(super) fn is_servers_header(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        self.translator.is_servers_header(name) || !self.translator.carries_to_caller(name, value)
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn judge(
                 return HeadVerdict::Pass(Some(body));
             }
         }
-        return HeadVerdict::MoveOn(AttemptOutcome::Full(retry_after(&head.headers, SystemTime::now())));
+        return HeadVerdict::MoveOn(AttemptOutcome::Full(retry_after(text_of(&head.headers), SystemTime::now())));
     }
     if attempt.move_on.retry && attempt.route.retry.on_statuses.contains(&status) {
         return HeadVerdict::MoveOn(AttemptOutcome::Failed(Failure::Status(status)));
@@ -137,10 +137,14 @@ fn is_quota_spent(seen: &Observation) -> bool {
     seen.error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
 }
 
+/// Values of the fields of a server, without spaces around them.
+fn text_of<'h>(headers: &'h Fields) -> impl Fn(&HeaderName) -> Option<&'h str> {
+    |name| headers.get(name)?.to_str().ok().map(str::trim)
+}
+
 /// Time until the server wants the next request: `retry-after-ms`, which model servers send for times below a second, else
-/// `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &Fields, now: SystemTime) -> Option<Duration> {
-    let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+/// `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3). `text` gives the value of a field, without spaces around it.
+pub fn retry_after<'h>(text: impl Fn(&HeaderName) -> Option<&'h str>, now: SystemTime) -> Option<Duration> {
     let number = |text: &str, parts: f64| {
         let seconds = text.parse::<f64>().ok()? / parts;
         Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).ok()
@@ -172,7 +176,7 @@ mod tests {
             let headers = headers
                 .iter()
                 .map(|(name, value)| (HeaderName::from_static(name), header::HeaderValue::from_static(value)));
-            retry_after(&Fields::from_iter(headers), now).map(|wait| wait.as_secs_f64())
+            retry_after(text_of(&Fields::from_iter(headers)), now).map(|wait| wait.as_secs_f64())
         };
         for (headers, expected) in [
             (&[("retry-after", "3")][..], Some(3.0)),

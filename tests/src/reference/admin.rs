@@ -29,6 +29,16 @@ const DRAINED: &[(u16, &str)] = &[
     (404, "There is no such backend or endpoint."),
 ];
 
+const COMMANDED: &[(u16, &str)] = &[
+    (200, "The rollout after the command."),
+    (400, "The body is not as expected."),
+    (403, "The header `x-spillway-admin: 1` is missing."),
+    (404, "There is no such rollout or command."),
+    (409, "The state of the rollout does not allow the command."),
+    (413, "The body is longer than 4096 bytes."),
+    (503, "The store of rollouts does not answer, or the gateway is starting."),
+];
+
 const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
@@ -82,6 +92,37 @@ const OPERATIONS: &[Operation] = &[
         content_type: "application/json",
     },
     Operation {
+        method: "GET",
+        path: "/api/feedback",
+        text: "Labels of answers by route and target, and the memory of requests that may be labelled ([feedback](../how-to/feedback.md)).",
+        guarded: true,
+        answers: &[(
+            200,
+            "`feedback`: `memory`, `labels` (by result) and `routes`, each with its `targets`; `null` where the file takes no labels.",
+        )],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/quality",
+        text: "What callers ask and targets answer, beside the reference, for each route with `quality`.",
+        guarded: true,
+        answers: &[(200, "`routes`, a list.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/quality/{route}/reference",
+        text: "Sketches of a route, for the file of `quality.reference`.",
+        guarded: true,
+        answers: &[
+            (200, "The content of the file."),
+            (404, "There is no route of that name with `quality`."),
+            (503, "The sketches were not there in time."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
         method: "POST",
         path: "/api/backends/{backend}/endpoints/{endpoint}/drain",
         text: "Drains an endpoint: it gets no new requests, running ones finish. It stays drained over reloads.",
@@ -97,6 +138,61 @@ const OPERATIONS: &[Operation] = &[
         answers: DRAINED,
         content_type: "application/json",
     },
+    Operation {
+        method: "GET",
+        path: "/api/rollouts",
+        text: "Every rollout, without its evidence and history.",
+        guarded: true,
+        answers: &[(200, "`rollouts`, a list.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/rollouts/{name}",
+        text: "One rollout with its evidence and history: flat, fit for the `web` metric of Argo Rollouts.",
+        guarded: true,
+        answers: &[(200, "The rollout."), (404, "There is no such rollout.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/rollouts/{name}/{command}",
+        text: "Gives a command: `start`, `pause`, `resume`, `promote` or `abort`. The body may have a `reason` of at most 500 characters.",
+        guarded: true,
+        answers: COMMANDED,
+        content_type: "application/json",
+    },
+];
+
+const ROLLOUT: &[(&str, &str)] = &[
+    ("name", "Name, which is that of its route."),
+    ("candidate", "Name of the candidate."),
+    ("stable", "Names of the other targets, which are the stable version."),
+    ("strategy", "`canary` or `blueGreen`."),
+    ("identity", "Hash of `rollout`, of the candidate and of the names of the others."),
+    ("run", "Number of the run of this identity, from 1; `start` begins another."),
+    ("epoch", "Number of the present weight; grows with each change of it."),
+    ("state", "`waiting`, `running`, `paused`, `inconclusive`, `promoted` or `aborted`."),
+    ("step", "Present step, from 0."),
+    ("steps", "Number of steps."),
+    ("weight", "Candidate's share of the requests, in percent."),
+    ("reason", "Reason for the state, in a sentence."),
+    ("startedAt", "Time of the first step, in Unix seconds; `null` before."),
+    ("stepAt", "Time at which the present step began, in Unix seconds."),
+    ("updatedAt", "Time of the last change, in Unix seconds."),
+    ("endedAt", "Time of the end, in Unix seconds; `null` before."),
+    ("candidateRequests", "Requests concluded at the candidate since its share last grew."),
+    ("stableRequests", "Requests concluded at the stable version since then."),
+    ("falseAlarm", "Highest probability that a candidate within all thresholds is aborted."),
+    ("verdict", "Verdict of the last look: `promote`, `abort` or `inconclusive`."),
+    ("pausedBy", "`step` or `person`, while it is paused."),
+    ("passedAt", "Time at which the step was passed, while something else delays the next one."),
+    ("decided", "True if it never begins by itself again."),
+    (
+        "judgement",
+        "Evidence of the last look: `metrics`, each with `finding`, `effect`, `lower`, `upper`, `more` and `sentence`.",
+    ),
+    ("history", "The last 256 transitions, oldest first, each with its time, reason, author and evidence."),
 ];
 
 const LAST_EDIT: &[(&str, &str)] = &[
@@ -170,8 +266,12 @@ fn check() {
     let rows: Vec<String> = OPERATIONS.iter().map(|row| format!("{} {}", row.method, row.path)).collect();
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
-    for (file, nth, rows) in [("reload", 0, LAST_EDIT), ("admin/backends", 0, BACKEND), ("admin/backends", 1, ENDPOINT)]
-    {
+    for (file, nth, rows) in [
+        ("reload", 0, LAST_EDIT),
+        ("admin/backends", 0, BACKEND),
+        ("admin/backends", 1, ENDPOINT),
+        ("rollout/record", 5, ROLLOUT),
+    ] {
         let found = json_fields(module(&files, file), nth);
         let rows: Vec<&str> = rows.iter().map(|(name, _)| *name).collect();
         compare("fields of the admin address", &rows, found.iter().map(String::as_str));
@@ -293,7 +393,21 @@ curl -s -X POST -H 'x-spillway-admin: 1' http://127.0.0.1:9901/api/backends/chat
     for (status, text) in DRAINED {
         writeln!(page, "| {status} | {text} |").unwrap();
     }
-    page.push_str("\n`spillway drain` and `spillway top` ask these paths ([command line](cli.md)).\n");
+    page.push_str(
+        "
+## Rollouts
+
+`{name}` is that of the route, escaped. [Rollouts](../how-to/rollouts.md) has examples.
+",
+    );
+    table(&mut page, "A rollout:", ROLLOUT);
+    page.push_str("\nA command:\n\n| status | |\n|---|---|\n");
+    for (status, text) in COMMANDED {
+        writeln!(page, "| {status} | {text} |").unwrap();
+    }
+    page.push_str(
+        "\n`spillway drain`, `spillway top` and `spillway rollout` ask these paths ([command line](cli.md)).\n",
+    );
     page
 }
 
@@ -325,6 +439,11 @@ pub(super) fn openapi() -> String {
                 "type": "object",
                 "properties": fields(BACKEND),
             }}}}),
+            "/api/rollouts" => json!({"type": "object", "properties": {"rollouts": {"type": "array", "items": {
+                "type": "object",
+                "properties": fields(ROLLOUT),
+            }}}}),
+            path if path.starts_with("/api/rollouts/") => json!({"type": "object", "properties": fields(ROLLOUT)}),
             path if path.ends_with("drain") => {
                 json!({"type": "object", "properties": {"endpoints": {"type": "array", "items": {
                     "type": "object",
@@ -339,7 +458,7 @@ pub(super) fn openapi() -> String {
         for (n, (status, text)) in row.answers.iter().enumerate() {
             let (content_type, schema) = match (n, row.method) {
                 (0, _) => (row.content_type, schema.clone()),
-                (_, "GET") => (row.content_type, json!({"type": "string"})),
+                (_, "GET") if !row.guarded => (row.content_type, json!({"type": "string"})),
                 _ => ("application/problem+json", json!({"$ref": "#/components/schemas/Problem"})),
             };
             answers.insert(

@@ -27,6 +27,11 @@ const ROWS: &[Row] = &[
         "Send one `Content-Length` or chunks. A client that sends such a request is broken or attacks (request smuggling).",
     ),
     (
+        "ambiguous_id",
+        "A label of [feedback](../how-to/feedback.md) names an id that requests of several consumers have.",
+        "Name the consumer in `consumer`.",
+    ),
+    (
         "ambiguous_model",
         "The body of a call of the Open Inference Protocol names another model than its path.",
         "Leave `model_name` out of the body.",
@@ -219,8 +224,8 @@ const ROWS: &[Row] = &[
     ),
     (
         "not_found",
-        "The path below `/v1/models` does not exist, or the server of `externalAuthorization` answered 404.",
-        "Change the path.",
+        "The path below `/v1/models` does not exist, the server of `externalAuthorization` answered 404, or no request of this caller has the id of a label ([feedback](../how-to/feedback.md)).",
+        "Change the path. Label only requests of your own, within `feedback.remember`.",
     ),
     (
         "not_read",
@@ -244,7 +249,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "permission_denied",
-        "A filter (`authorize`, `externalAuthorization`) does not let the caller make this request.",
+        "A filter (`authorize`, `externalAuthorization`) does not let the caller make this request, or a label names another consumer and its caller has no scope for that.",
         "Ask the operator. An authorization server that does not answer refuses too, with `onFailure: closed`.",
     ),
     (
@@ -294,7 +299,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "string_above_max_length",
-        "A text of the request, or its schema, is longer than a built-in model takes.",
+        "A text of the request, or its schema, is longer than a built-in model takes, or than a field of [feedback](../how-to/feedback.md).",
         "Shorten it; `param` names it.",
     ),
     (
@@ -386,9 +391,14 @@ const ROWS: &[Row] = &[
         "Send it without one: what belongs to the other protocol follows the 101.",
     ),
     (
+        "upstream_answer_too_large",
+        "The answer of a server of another API is longer than `backends[].limits.maxTranslatedBytes`.",
+        "Operators: raise the limit (`spillway_translated_answers_too_large_total` counts), or let the server write less.",
+    ),
+    (
         "upstream_answer_unreadable",
-        "The answer of a server of another API is not in the form of its API, too long, or cannot be said in the API of the caller.",
-        "Operators: look at the server's answer; `protocol` of its backend may be wrong.",
+        "The answer of a server of another API is not in the form of its API, or cannot be said in the API of the caller; or an answer of a model API is in a coding in which it cannot be searched for credentials of the gateway.",
+        "Operators: look at the server's answer; `protocol` of its backend may be wrong, or it uses a `content-encoding` for which nobody asked.",
     ),
     (
         "upstream_error_withheld",
@@ -433,6 +443,7 @@ const DEPENDS: &[(&str, &[u16], &str)] = &[
         &[],
         "The answer has its own status, which says success; translated it has the status of the error.",
     ),
+    ("upstream_answer_too_large", &[502], ""),
     ("upstream_answer_unreadable", &[502], ""),
     ("upstream_error_withheld", &[], "The status is that of the backend's answer."),
     ("upstream_header_too_large", &[502], ""),

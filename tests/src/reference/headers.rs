@@ -100,6 +100,14 @@ const GROUPS: &[Group] = &[
                 "Time that the caller gives a [gRPC call](../how-to/grpc.md), where it is shorter than the route's. Set for the server to what is left.",
             ),
             (
+                "grpc-encoding",
+                "Coding of the message of a gRPC call: `gzip` and `deflate` are decoded where the [message must be read](../how-to/grpc.md#compressed-messages), and the header is removed then. Of an answer, read for the same.",
+            ),
+            (
+                "grpc-accept-encoding",
+                "Removed where the answer must be read, so that its message comes without a coding. Set in the refusal of a message in another coding, to those that the gateway reads (`identity, deflate, gzip`).",
+            ),
+            (
                 "anthropic-version",
                 "Version of Anthropic's API. Any passes; with one, `GET /v1/models` answers in Anthropic's form. Set for servers of that API where the caller sent none.",
             ),
@@ -242,6 +250,7 @@ const GROUPS: &[Group] = &[
                 "x-spillway-dropped",
                 "Fields of the request that the server which answered did not get (`backends[].dropFields`, translation), or that the built-in model does not know and has ignored; other marks than letters, digits and `_-.[]` are percent-encoded.",
             ),
+            ("allow", "`POST`, where another method asks for the path of [feedback](../how-to/feedback.md) (405)."),
             (
                 "x-ratelimit-limit-requests",
                 "Requests of the caller's tightest limit on requests. Replaces the server's own value.",
@@ -281,6 +290,15 @@ const GROUPS: &[Group] = &[
             ("access-control-expose-headers", "Of the filter `cors`."),
             ("access-control-max-age", "Of the filter `cors`."),
             ("vary", "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for."),
+        ],
+    ),
+    (
+        "Set in notifications",
+        "As [Standard Webhooks](https://www.standardwebhooks.com) names them ([notifications](../how-to/notifications.md)).",
+        &[
+            ("webhook-id", "Id of the event, the same at every attempt: a receiver drops what it has seen."),
+            ("webhook-timestamp", "Unix time of the attempt in seconds, which is signed."),
+            ("webhook-signature", "`v1,` and the HMAC-SHA256 of id, timestamp and body, in Base64."),
         ],
     ),
     (

@@ -24,8 +24,12 @@ type Label = (&'static str, Values);
 const ROUTE: Label = ("http_route", Text("name of the route"));
 const BACKEND: Label = ("backend", Text("name of the backend"));
 const ENDPOINT: Label = ("endpoint", Text("URL of the endpoint; for a name, with its address"));
+const TARGET: Label = ("target", Text("name of the backend, or `builtin/NAME`"));
+const CLASS: Label = ("class", Text("class as callers wrote it; `other` beyond 32 of a target"));
 const LISTENER: Label = ("listener", Text("name of the listener"));
 const MODEL: Label = ("model", Text("name of the built-in model"));
+const FEATURE: Label =
+    ("feature", Text("[feature](../how-to/drift.md#features), such as `promptLength` or `input:age`"));
 const LIMIT: Label = (
     "limit",
     Text(
@@ -36,6 +40,9 @@ const OPERATION: Label = ("gen_ai_operation_name", List(&["chat"]));
 const PROVIDER: Label =
     ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
 const ASKED: Label = ("gen_ai_request_model", Text("name of the backend or of the built-in model"));
+
+const METRIC: Label = ("metric", Text("name of the metric, as in `abortWhen`"));
+const RECEIVER: Label = ("receiver", Text("scheme, host and port of the receiver"));
 
 /// Groups of series: title, and name, labels and unit of each.
 type Group = (&'static str, &'static [(&'static str, &'static [Label], &'static str)]);
@@ -75,6 +82,7 @@ const GROUPS: &[Group] = &[
             ("spillway_retries_denied", &[ROUTE], "attempts"),
             ("spillway_hedges", &[ROUTE], "attempts"),
             ("spillway_streams_resumed", &[ROUTE], "streams"),
+            ("spillway_translated_answers_too_large", &[ROUTE], "answers"),
             ("spillway_mirrors", &[ROUTE, ("outcome", Enum("skipped"))], "copies"),
         ],
     ),
@@ -207,6 +215,59 @@ const GROUPS: &[Group] = &[
         ],
     ),
     (
+        "Feedback",
+        &[
+            ("spillway_feedback_labels", &[("result", Enum("unchanged"))], "labels"),
+            ("spillway_feedback_remembered_requests", &[], "requests"),
+            ("spillway_feedback_memory_limit_requests", &[], "requests"),
+            ("spillway_feedback_evictions", &[], "requests"),
+            ("spillway_feedback_labelled_requests", &[ROUTE, TARGET], "requests"),
+            ("spillway_feedback_scored_requests", &[ROUTE, TARGET], "requests"),
+            ("spillway_feedback_score", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_recent_score", &[ROUTE, TARGET], "0 to 1"),
+            (
+                "spillway_feedback_requests_by_label",
+                &[ROUTE, TARGET, ("label", Text("label as callers wrote it; `other` beyond 64 of a target"))],
+                "requests",
+            ),
+            ("spillway_feedback_judged_requests", &[ROUTE, TARGET], "requests"),
+            ("spillway_feedback_accuracy", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_macro_precision", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_macro_recall", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_macro_f1", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_class_precision", &[ROUTE, TARGET, CLASS], "0 to 1"),
+            ("spillway_feedback_class_recall", &[ROUTE, TARGET, CLASS], "0 to 1"),
+            ("spillway_feedback_class_f1", &[ROUTE, TARGET, CLASS], "0 to 1"),
+            ("spillway_feedback_brier_score", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_calibration_error", &[ROUTE, TARGET], "0 to 1"),
+            ("spillway_feedback_mean_error", &[ROUTE, TARGET], "unit of the numbers"),
+            ("spillway_feedback_mean_absolute_error", &[ROUTE, TARGET], "unit of the numbers"),
+            ("spillway_feedback_root_mean_square_error", &[ROUTE, TARGET], "unit of the numbers"),
+            ("spillway_feedback_changes", &[ROUTE, TARGET, ("detector", List(&["adwin", "ddm"]))], "changes"),
+            ("spillway_feedback_errors_state", &[ROUTE, TARGET], "0, 1 or 2"),
+        ],
+    ),
+    (
+        "Drift and quality",
+        &[
+            ("spillway_quality_distance", &[ROUTE, TARGET, FEATURE], "distance"),
+            ("spillway_quality_limit", &[ROUTE, TARGET, FEATURE], "distance"),
+            ("spillway_quality_drifted", &[ROUTE, TARGET, FEATURE], "0 or 1"),
+            (
+                "spillway_quality_signals",
+                &[ROUTE, TARGET, ("signal", List(&["repeated", "rephrased", "gave_up", "short_follow_up"]))],
+                "conversations",
+            ),
+            ("spillway_quality_state_bytes", &[ROUTE], "bytes"),
+            ("spillway_quality_sampled", &[ROUTE], "requests"),
+            ("spillway_quality_dropped", &[ROUTE], "requests"),
+            ("spillway_quality_unreadable", &[ROUTE], "requests"),
+            ("spillway_quality_embeddings", &[ROUTE, ("outcome", List(&["done", "left_out"]))], "prompts"),
+            ("spillway_quality_embedding_seconds", &[ROUTE], "seconds"),
+            ("spillway_quality_write_failures", &[], "writes"),
+        ],
+    ),
+    (
         "Callers",
         &[
             ("spillway_authentication_failures", &[], "credentials"),
@@ -244,6 +305,32 @@ const GROUPS: &[Group] = &[
             ),
             ("spillway_acme_orders", &[("result", List(&["ok", "failed"]))], "orders"),
             ("spillway_acme_storage_failures", &[], "tries"),
+        ],
+    ),
+    (
+        "Rollouts",
+        &[
+            (
+                "spillway_rollout_state",
+                &[ROUTE, ("state", Text("`waiting`, `running`, `paused`, `inconclusive`, `promoted`, `aborted`"))],
+                "1",
+            ),
+            ("spillway_rollout_step", &[ROUTE], "steps"),
+            ("spillway_rollout_steps", &[ROUTE], "steps"),
+            ("spillway_rollout_weight", &[ROUTE], "percent"),
+            ("spillway_rollout_requests", &[ROUTE, ("version", List(&["candidate", "stable"]))], "requests"),
+            ("spillway_rollout_finding", &[ROUTE, METRIC, ("finding", Enum("undecided"))], "1"),
+            ("spillway_rollout_evidence", &[ROUTE, METRIC], "1"),
+            ("spillway_rollout_ends", &[ROUTE, ("result", Enum("promoted"))], "rollouts"),
+            ("spillway_rollout_observations_lost", &[], "requests"),
+        ],
+    ),
+    (
+        "Notifications",
+        &[
+            ("spillway_notifications", &[RECEIVER, ("result", Enum("delivered"))], "notifications"),
+            ("spillway_notification_failures", &[RECEIVER], "attempts"),
+            ("spillway_notifications_pending", &[RECEIVER], "notifications"),
         ],
     ),
     (

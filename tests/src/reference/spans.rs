@@ -29,12 +29,18 @@ const SPANS: &[(&str, &str, &str)] = &[
     ),
     ("prefill", "internal", "Prefill: the prompt is computed."),
     ("decode", "internal", "Decode: the answer is generated."),
+    (
+        "rollout",
+        "internal",
+        "The time up to a decision about a rollout, named `rollout EVENT`. All of one run are one trace, whatever share of the requests is traced.",
+    ),
+    ("quality", "internal", "The look at a sampled request, after its end."),
 ];
 
 /// Attributes: name, spans, meaning.
 const ATTRIBUTES: &[(&str, &str, &str)] = &[
     ("http.request.method", "request, attempt", "Method."),
-    ("http.route", "request", "Name of the route."),
+    ("http.route", "request, rollout", "Name of the route."),
     ("http.response.status_code", "request, attempt", "Status; 499 where the client left before an answer."),
     ("http.request.resend_count", "attempt", "Attempts before this one; left out of the first."),
     ("url.path", "request", "Path without the query."),
@@ -100,12 +106,31 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
         "request",
         "Reason for which a socket ended, as `end` of `spillway_sockets_total` ([metrics](metrics.md)).",
     ),
+    (
+        "spillway.quality.language",
+        "quality",
+        "Language of the last message of the user (ISO 639-3), or `undetermined`.",
+    ),
+    ("spillway.quality.refusal", "quality", "`true` for an answer that refuses."),
+    (
+        "spillway.quality.signal",
+        "quality",
+        "Sign of a conversation that goes badly: `repeated`, `rephrased`, `gave_up`, `short_follow_up`; left out where there is none.",
+    ),
+    ("spillway.quality.topic", "quality", "Number of the topic of that message, where embeddings are made."),
     ("spillway.resumed", "request", "`true` where a stream died and was continued."),
+    ("spillway.rollout.candidate", "rollout", "Name of the candidate."),
+    ("spillway.rollout.state", "rollout", "State after the decision."),
+    ("spillway.rollout.step", "rollout", "Step after it, from 0."),
+    ("spillway.rollout.weight", "rollout", "Candidate's share of the requests after it, in percent."),
+    ("spillway.rollout.by", "rollout", "`gateway`, `file`, or who gave a command."),
+    ("spillway.rollout.reason", "rollout", "Reason in a sentence."),
 ];
 
 /// Events of spans, each with `name`.
 const EVENTS: &[(&str, &str)] = &[
     ("answered", "The filter `name` answered the request."),
+    ("evidence", "Evidence about a metric of a rollout: `name` is the finding in a sentence."),
     ("refused", "The filter `name` refused the request."),
     (
         "endpoint_passed_over",
@@ -136,6 +161,8 @@ pub(super) fn page() -> String {
     }
     // The parts of a built-in model's work are in a list.
     spans.extend(["prefill", "decode"].map(str::to_owned));
+    // Those of rollouts are named by their events.
+    spans.extend(files.iter().any(|file| file.code.contains("format!(\"rollout {}\"")).then(|| "rollout".to_owned()));
     assert!(files.iter().any(|file| file.code.contains("(\"prefill\", ") && file.code.contains("(\"decode\", ")));
     compare("spans", &SPANS.map_names(), spans.iter().map(String::as_str));
     let rows: Vec<&str> = EVENTS.iter().map(|(name, _)| *name).collect();

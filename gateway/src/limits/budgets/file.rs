@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use spillway_config::schema::Period;
 
 use super::account::WindowSpend;
 use super::calendar::{DAY, window};
 use super::{Account, Accounts, BudgetKey, FileCommand};
 use crate::clock::unix_now;
+use crate::sqlite_file;
 
 /// Interval of batches, and so the most that a crash loses: half a second.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -44,16 +45,9 @@ impl File {
         Ok(Self(file))
     }
 
-    /// Validates that a file holds budgets and may be written, without changing anything. The file is opened as
-    /// immutable, because SQLite makes `-wal` and `-shm` beside any other. The `-wal` of a running gateway is not read.
+    /// Validates that a file holds budgets and may be written, without changing anything.
     pub(super) fn judge(path: &Path) -> rusqlite::Result<()> {
-        let denied = |e: std::io::Error| {
-            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
-            rusqlite::Error::SqliteFailure(code, Some(e.to_string()))
-        };
-        std::fs::OpenOptions::new().read(true).append(true).open(path).map_err(denied)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        let file = Connection::open_with_flags(immutable_uri(path), flags)?;
+        let file = sqlite_file::open_unchanged(path)?;
         let there = "SELECT count(*) FROM sqlite_schema WHERE name = 'budgets'";
         if file.query_row(there, [], |row| row.get::<_, i64>(0))? > 0 {
             file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
@@ -183,23 +177,6 @@ impl File {
         }
         batch.commit()
     }
-}
-
-/// URI under which SQLite reads a file as immutable (<https://sqlite.org/uri.html>): without locks, and without files
-/// beside it.
-fn immutable_uri(path: &Path) -> String {
-    use std::fmt::Write;
-    use std::os::unix::ffi::OsStrExt;
-    let mut uri = if path.is_absolute() { "file://".to_owned() } else { "file:".to_owned() };
-    for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~".contains(byte) {
-            uri.push(char::from(*byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(uri, "%{byte:02X}");
-        }
-    }
-    uri + "?immutable=1"
 }
 
 fn count(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {

@@ -28,6 +28,8 @@ pub(super) use calendar::{until_next_window, window};
 use account::WindowSpend;
 use file::File;
 
+use crate::sqlite_file;
+
 /// Most accounts that wait to be read at once; further ones are read with the next batch.
 const READS: usize = 1024;
 /// Longest wait for the last batch at the end of the process, seconds: longer than SQLite's busy timeout of one.
@@ -44,14 +46,6 @@ pub struct BudgetError {
 }
 
 type BudgetKey = (String, Period);
-
-/// True if this process may make files in a folder.
-fn may_write(folder: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else { return false };
-    // SAFETY: the call gets a pointer to a string with its end that lives until it returns.
-    unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
-}
 
 /// Accounts in memory.
 #[derive(Default)]
@@ -126,14 +120,7 @@ impl Budgets {
         if path.exists() {
             return File::judge(path).map_err(|e| failed(&e));
         }
-        let Some(found) = path.ancestors().skip(1).find(|folder| folder.exists()) else { return Ok(()) };
-        if !found.is_dir() {
-            return Err(failed(&format!("{} is not a folder", found.display())));
-        }
-        if !may_write(found) {
-            return Err(failed(&format!("nothing may be written in {}", found.display())));
-        }
-        Ok(())
+        sqlite_file::judge_absent(path).map_err(|reason| failed(&reason))
     }
 
     /// Uses a file from now on.

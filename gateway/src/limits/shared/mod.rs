@@ -4,6 +4,7 @@
 //! judged here, by this gateway's share, until the server answers again. Settlements go through a bounded queue; beyond
 //! its end they are dropped and counted.
 
+mod client;
 mod keep;
 
 use std::num::NonZeroU32;
@@ -14,14 +15,15 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{Client, IntoConnectionInfo, Script, TlsCertificates};
+use redis::{Client, Script};
 use spillway_config::schema::RedisState;
-use spillway_config::values::ValueError;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::telemetry::Metrics;
-use crate::tls::TlsError;
+
+pub use client::ClientError;
+pub(crate) use client::client;
 
 /// Most settlements that wait for the task: a few MiB.
 const QUEUE: usize = 65_536;
@@ -35,17 +37,8 @@ pub(super) enum Settlement {
 
 /// Reason why a shared store cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file of authorities cannot be used.
-    #[error("state.limits.redis: {0}")]
-    Authorities(#[from] TlsError),
-    /// The password is not in the place that the configuration names.
-    #[error("state.limits.redis: {0}")]
-    Password(#[from] ValueError),
-    /// The client of the store refuses the URL or the authorities.
-    #[error("state.limits.redis: {0}")]
-    Client(#[from] redis::RedisError),
-}
+#[error("state.limits.redis: {0}")]
+pub struct StoreError(#[from] pub ClientError);
 
 /// Shared store of levels.
 pub(super) struct SharedStore {
@@ -80,16 +73,7 @@ impl SharedStore {
         gateways: u32,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, StoreError> {
-        let mut info = written.url.as_str().into_connection_info()?;
-        if let Some(password) = &written.password {
-            let password = crate::credentials::secret(password)?;
-            let settings = info.redis_settings().clone().set_password(password);
-            info = info.set_redis_settings(settings);
-        }
-        let client = match authorities {
-            None => Client::open(info),
-            Some(pem) => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) }),
-        }?;
+        let client = client(written, authorities)?;
         let (settlements, queue) = mpsc::channel(QUEUE);
         Ok(Arc::new(Self {
             prefix: format!("{{{}}}", written.key_prefix),

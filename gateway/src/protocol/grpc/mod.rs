@@ -5,6 +5,9 @@ mod timeout;
 
 use std::fmt::Write;
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use spillway_config::path;
@@ -19,6 +22,8 @@ pub use timeout::{GRPC_TIMEOUT, read_timeout, write_timeout};
 pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Text of an error, percent-encoded.
 pub(super) static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// Codings of messages that the receiver of this header reads.
+pub static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 /// Time to the next try that a server asks for; negative for none.
 pub static GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -27,6 +32,12 @@ const CONTENT_TYPE: &str = "application/grpc";
 
 /// Longest encoded message, in bytes. Clients take 8 KiB of headers and trailers by default, and other headers need room.
 const MAX_MESSAGE: usize = 2 << 10;
+
+/// Coding of metadata in bytes, which senders may pad.
+const BINARY: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// Dialect of gRPC calls, chosen by their content type and not by their path.
 pub(super) struct Grpc;
@@ -86,6 +97,18 @@ impl Code {
         // The discriminants are the numbers of the protocol.
         HeaderValue::from(self as u16)
     }
+}
+
+/// True for a header that gRPC can carry as metadata ("gRPC over HTTP2", Custom-Metadata). A server of gRPC answers a name with
+/// other letters, text beyond printable ASCII, or bytes under `-bin` that are not in base64, with an error of the whole call.
+pub(super) fn is_metadata(name: &HeaderName, value: &HeaderValue) -> bool {
+    let is_letter = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.');
+    // Servers are to split a list of values, and those of gRPC's core do not.
+    let is_base64 = |value: &[u8]| BINARY.decode(value.trim_ascii()).is_ok();
+    let is_text = |value: &[u8]| value.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    let is_value =
+        if name.as_str().ends_with("-bin") { is_base64(value.as_bytes()) } else { is_text(value.as_bytes()) };
+    is_value && name.as_str().bytes().all(|byte| is_letter(&byte))
 }
 
 /// HTTP status that a server would have sent for an error of its own, of the status of a gRPC call in the head or trailers of an
@@ -180,6 +203,10 @@ impl Dialect for Grpc {
         (HeaderValue::from_static(CONTENT_TYPE), Bytes::new())
     }
 
+    fn accept_encoding_name(&self) -> HeaderName {
+        GRPC_ACCEPT_ENCODING.clone()
+    }
+
     fn error_headers(&self, refusal: &Refusal, retry: RetryAdvice) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = Vec::from(status_headers(Code::of(refusal), &refusal.message));
         headers.extend(pushback(retry).map(|value| (GRPC_RETRY_PUSHBACK_MS.clone(), value)));
@@ -259,6 +286,28 @@ mod tests {
             let trailers = GRPC.error_trailers(&refusal).unwrap();
             assert_eq!(trailers["grpc-status"], expected);
             assert_eq!((trailers["grpc-message"].as_bytes(), trailers.len()), (&b"no 100%25: n%C3%A9%0A"[..], 2));
+        }
+    }
+
+    #[test]
+    fn only_what_grpc_defines_is_metadata() {
+        for (name, value, expected) in [
+            ("x-text", "any text, printable ~", true),
+            ("x-text", "", true),
+            ("x-text", "né", false),
+            ("x-text", "a\tb", false),
+            ("x_text.1", "a", true),
+            ("x!text", "a", false),
+            ("x-bin", "aGk=", true),
+            ("x-bin", "aGk", true),
+            ("x-bin", "aGk, aGk=", false),
+            ("x-bin", "", true),
+            ("x-bin", "hello", false),
+            ("x-bin", "a b!", false),
+            ("x-bin", "_-_-", false),
+        ] {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            assert_eq!(is_metadata(&HeaderName::from_static(name), &value), expected, "{name}: {value:?}");
         }
     }
 

@@ -32,6 +32,7 @@ pub use infer::{AnswerPlan, InferRequest, check_version};
 pub use json::{INFERENCE_HEADER_CONTENT_LENGTH, json_length};
 pub use metadata::ModelFacts;
 pub use path::segment_of;
+pub use translate::{TensorElements, TensorValues, read_values};
 
 /// Dialect of the protocol over HTTP.
 pub(super) struct Oip;

@@ -39,6 +39,9 @@ const LINES: &str = "application/x-ndjson";
 /// Path of the list of models.
 const TAGS: &str = "/api/tags";
 
+/// Path of the description of a model.
+const SHOW: &str = "/api/show";
+
 /// Paths below `/api/` that change the models of an Ollama server.
 const CHANGES: [&str; 5] = ["pull", "push", "create", "copy", "delete"];
 
@@ -131,12 +134,17 @@ impl Dialect for Ollama {
         spillway_config::ollama_name(name)
     }
 
-    fn scope_of_other(&self, _method: &Method, path: &str) -> ModelScope {
+    fn scope_of_other(&self, method: &Method, path: &str) -> ModelScope {
         match path {
-            "/" | "/api/version" => ModelScope::None,
-            "/api/show" => ModelScope::Named,
+            "/" if matches!(*method, Method::GET | Method::HEAD) => ModelScope::None,
+            "/api/version" => ModelScope::None,
+            SHOW => ModelScope::Named,
             _ => ModelScope::Unknown,
         }
+    }
+
+    fn older_model_field(&self) -> Option<&'static str> {
+        Some("name")
     }
 
     fn list_path(&self) -> &'static str {

@@ -8,6 +8,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
+use crate::protocol::chat::Said;
 use crate::protocol::dialect::ContinueStream;
 
 /// Body of the request that continues an answer after `text`, of about `tokens` tokens. `None` where the continuation would
@@ -68,15 +69,14 @@ fn is_plain(body: &Map<String, Value>) -> bool {
 /// Rewriter of the stream of a continuation.
 pub(super) struct Continuation<'a> {
     by: &'a str,
-    /// Tokens of the answer that came before.
-    before: u64,
+    before: &'a Said,
     is_marked: bool,
 }
 
 impl<'a> Continuation<'a> {
-    /// Begins the stream of the backend `by`, after `before` tokens.
-    pub(super) fn new(by: &'a str, before: u32) -> Self {
-        Self { by, before: before.into(), is_marked: false }
+    /// Begins the stream of the backend `by`, after what was said `before`.
+    pub(super) fn new(by: &'a str, before: &'a Said) -> Self {
+        Self { by, before, is_marked: false }
     }
 
     fn chunk(&mut self, mut chunk: Map<String, Value>) -> Map<String, Value> {
@@ -85,13 +85,20 @@ impl<'a> Continuation<'a> {
                 delta.shift_remove("role");
             }
         }
+        for (name, value) in &self.before.constants {
+            // An error has none of them.
+            if let Some(own) = chunk.get_mut(name) {
+                own.clone_from(value);
+            }
+        }
         if let Some(usage) = chunk.get_mut("usage").and_then(Value::as_object_mut) {
+            let before = u64::from(self.before.tokens);
             let count = |usage: &Map<String, Value>, name: &str| usage.get(name).and_then(Value::as_u64);
             if let Some(read) = count(usage, "prompt_tokens") {
-                usage.insert("prompt_tokens".to_owned(), read.saturating_sub(self.before).into());
+                usage.insert("prompt_tokens".to_owned(), read.saturating_sub(before).into());
             }
             if let Some(written) = count(usage, "completion_tokens") {
-                usage.insert("completion_tokens".to_owned(), written.saturating_add(self.before).into());
+                usage.insert("completion_tokens".to_owned(), written.saturating_add(before).into());
             }
         }
         if !std::mem::replace(&mut self.is_marked, true) {
@@ -102,8 +109,8 @@ impl<'a> Continuation<'a> {
 }
 
 impl ContinueStream for Continuation<'_> {
-    // The first event names the backend that continues, no event begins a message, and the usage is that of the whole
-    // answer. Lines that are no event with a JSON object pass as they are.
+    // The first event names the backend that continues, no event begins a message, and the name of the model and the usage are
+    // those of the whole answer. Lines that are no event with a JSON object pass as they are.
     fn rewrite(&mut self, events: &[u8]) -> Bytes {
         let mut out = BytesMut::with_capacity(events.len() + 64);
         for line in events.split_inclusive(|byte| *byte == b'\n') {
@@ -170,7 +177,8 @@ mod tests {
 
     #[test]
     fn the_stream_is_marked_once_begins_no_message_and_counts_the_whole_answer() {
-        let mut stream = Continuation::new("b", 3);
+        let said = Said { tokens: 3, ..Said::default() };
+        let mut stream = Continuation::new("b", &said);
         let first = stream.rewrite(b": ping\r\ndata: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\" of\"}}]}\r\n\r\n");
         assert_eq!(
             first,
@@ -186,7 +194,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn anything_passes(events in "[a-z{}\\[\\]:\",\\n\\r ]{0,80}") {
-            let out = Continuation::new("b", 1).rewrite(events.as_bytes());
+            let out = Continuation::new("b", &Said::default()).rewrite(events.as_bytes());
             proptest::prop_assert!(!events.contains("data") || !out.is_empty());
         }
     }

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use crate::protocol::call_translator;
     use crate::protocol::operation::Operation;
-    use crate::protocol::translate::{CallAnswer, CallerCall, ServerAnswer, ServerKind, WrittenCall};
+    use crate::protocol::translate::{CallAnswer, CallerCall, MostKept, ServerAnswer, ServerKind, WrittenCall};
     use crate::protocol::{ANTHROPIC, Dialect, OPENAI};
 
     fn ask(
@@ -113,6 +113,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: &Fields::default(),
             body: Some(body.as_bytes()),
+            most_kept: MostKept::default(),
             trailers: None,
             stands_in: false,
             request_id: "id",

@@ -134,7 +134,7 @@ impl Dialect for OpenAi {
     }
 
     fn observe(&self, headers: &Fields) -> Option<Box<dyn Observe>> {
-        let observer = Observer::for_response(headers.get(header::CONTENT_TYPE), headers.get(header::CONTENT_ENCODING));
+        let observer = Observer::for_response(headers.get(header::CONTENT_TYPE));
         observer.map(|observer| Box::new(observer) as Box<dyn Observe>)
     }
 
@@ -180,7 +180,7 @@ impl Dialect for OpenAi {
         Some((body, model_at))
     }
 
-    fn continue_stream<'a>(&self, by: &'a str, before: u32) -> Option<Box<dyn ContinueStream + 'a>> {
+    fn continue_stream<'a>(&self, by: &'a str, before: &'a Said) -> Option<Box<dyn ContinueStream + 'a>> {
         Some(Box::new(continuation::Continuation::new(by, before)))
     }
 

@@ -4,12 +4,17 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::protocol::chat::Said;
 use crate::protocol::dialect::Transcribe;
 
 /// Longest answer that can be continued, in bytes. Contexts have some hundred thousand tokens; answers are far shorter.
 const MAX_TEXT: usize = 256 << 10;
+
+/// Longest of these fields that is kept, in bytes: identifiers and names of models are shorter.
+const MAX_CONSTANT: usize = 1 << 10;
 
 /// Text of an answer so far. Only plain text of one choice can be continued.
 #[derive(Debug)]
@@ -20,13 +25,21 @@ pub(super) struct Transcript {
     /// True while the answer has been plain text of one choice.
     is_plain: bool,
     is_finished: bool,
+    /// Fields that are the same in every event, from the first that has them.
+    constants: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
 struct Chunk<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    created: Option<&'a RawValue>,
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     choices: Vec<ChunkChoice<'a>>,
-    error: Option<serde::de::IgnoredAny>,
+    error: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -53,11 +66,29 @@ struct Delta<'a> {
 
 impl Default for Transcript {
     fn default() -> Self {
-        Self { text: String::new(), pieces: 0, is_plain: true, is_finished: false }
+        Self { text: String::new(), pieces: 0, is_plain: true, is_finished: false, constants: Map::new() }
     }
 }
 
 impl Transcript {
+    fn chunk(&mut self, chunk: Chunk<'_>) {
+        let all = [("id", chunk.id), ("created", chunk.created), ("model", chunk.model)];
+        if self.constants.len() < all.len() {
+            // Azure's first event has them empty.
+            let is_told = |value: &&RawValue| !matches!(value.get(), "\"\"" | "0") && value.get().len() <= MAX_CONSTANT;
+            for (name, value) in all {
+                if let Some(value) = value.filter(is_told).filter(|_| !self.constants.contains_key(name))
+                    && let Ok(value) = serde_json::from_str(value.get())
+                {
+                    self.constants.insert(name.to_owned(), value);
+                }
+            }
+        }
+        for choice in chunk.choices {
+            self.choice(choice);
+        }
+    }
+
     fn choice(&mut self, choice: ChunkChoice<'_>) {
         self.is_finished |= choice.finish_reason.is_some();
         self.is_plain &= choice.index == 0 && choice.logprobs.is_none();
@@ -91,7 +122,7 @@ impl Transcribe for Transcript {
             match serde_json::from_slice::<Chunk<'_>>(data) {
                 // A caller that received an error expects no further events.
                 Ok(Chunk { error: Some(_), .. }) => self.is_plain = false,
-                Ok(chunk) => chunk.choices.into_iter().for_each(|choice| self.choice(choice)),
+                Ok(chunk) => self.chunk(chunk),
                 Err(_) => self.is_plain = false,
             }
         }
@@ -106,7 +137,11 @@ impl Transcribe for Transcript {
     }
 
     fn to_continue(&self) -> Option<Said> {
-        (self.is_plain && !self.is_finished).then(|| Said { text: self.text.clone(), tokens: self.pieces })
+        (self.is_plain && !self.is_finished).then(|| Said {
+            text: self.text.clone(),
+            tokens: self.pieces,
+            constants: self.constants.clone(),
+        })
     }
 }
 
@@ -125,7 +160,8 @@ mod tests {
         let two =
             event(r#"{"delta":{"content":"Hel\"lo"}}"#) + &event(r#"{"delta":{"content":" ü"},"finish_reason":null}"#);
         transcript.feed(two.as_bytes());
-        assert_eq!(transcript.to_continue(), Some(Said { text: "Hel\"lo ü".to_owned(), tokens: 2 }));
+        let constants = Map::from_iter([("id".to_owned(), "x".into())]);
+        assert_eq!(transcript.to_continue(), Some(Said { text: "Hel\"lo ü".to_owned(), tokens: 2, constants }));
         transcript.feed(event(r#"{"delta":{},"finish_reason":"stop"}"#).as_bytes());
         assert_eq!(transcript.to_continue(), None);
     }

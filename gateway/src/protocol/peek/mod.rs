@@ -228,11 +228,7 @@ impl<'a> BodyReader<'a> {
                     return Some((known, *field));
                 }
                 NameMatch::Folded if self.is_strict => {
-                    let message = format!(
-                        "`{name}` is not `{known}`, but servers that ignore the case of names would read it as that: \
-                         write `{known}`, or leave it out."
-                    );
-                    self.refuse(Refusal::invalid("ambiguous_parameter", message).param(*known));
+                    self.refuse(folded(name, known));
                     return None;
                 }
                 NameMatch::Folded => return None,
@@ -258,7 +254,11 @@ impl<'a> BodyReader<'a> {
             }
             Field::Model => {
                 let kind = scan.skip()?;
-                self.model(scan, start..scan.at(), kind);
+                let at = start..scan.at();
+                match model_value(scan.slice(at.clone()), kind, name, self.is_strict) {
+                    Ok(model) => (self.peek.model, self.peek.model_at) = (model, Some(at)),
+                    Err(refusal) => self.refuse(refusal),
+                }
             }
             Field::Stream => {
                 if let ValueKind::Bool(stream) = scan.skip()? {
@@ -303,46 +303,94 @@ impl<'a> BodyReader<'a> {
         }
         Ok(())
     }
+}
 
-    fn model(&mut self, scan: &Scan<'a>, at: Range<usize>, kind: ValueKind) {
-        let raw = scan.slice(at.clone());
-        let name = match kind {
-            ValueKind::Null => {
-                self.peek.model_at = Some(at);
-                return;
-            }
-            // An escape has up to six bytes and decodes to at least one.
-            ValueKind::Text(_) if raw.len() > MAX_MODEL_BYTES * 6 + 2 => None,
-            ValueKind::Text(false) => {
-                raw.get(1..raw.len() - 1).and_then(|name| std::str::from_utf8(name).ok()).map(Cow::Borrowed)
-            }
-            ValueKind::Text(true) => serde_json::from_slice::<String>(raw).ok().map(Cow::Owned),
-            _ => return self.refuse(wrong_model("invalid_type", "a string")),
+/// Name of a model as the value of a field; `None` for null.
+fn model_value<'a>(
+    raw: &'a [u8],
+    kind: ValueKind,
+    field: &'static str,
+    is_strict: bool,
+) -> Result<Option<Cow<'a, str>>, Refusal> {
+    let name = match kind {
+        ValueKind::Null => return Ok(None),
+        // An escape has up to six bytes and decodes to at least one.
+        ValueKind::Text(_) if raw.len() > MAX_MODEL_BYTES * 6 + 2 => None,
+        ValueKind::Text(false) => {
+            raw.get(1..raw.len() - 1).and_then(|name| std::str::from_utf8(name).ok()).map(Cow::Borrowed)
+        }
+        ValueKind::Text(true) => serde_json::from_slice::<String>(raw).ok().map(Cow::Owned),
+        _ => return Err(wrong_model("invalid_type", "a string", field)),
+    };
+    let name = name.ok_or_else(|| too_long(field))?;
+    check_value(&name, is_strict, field)?;
+    Ok(Some(name))
+}
+
+/// Name in a body, and the range of the value that it was read from.
+type PlacedName<'a> = (Cow<'a, str>, Range<usize>);
+
+/// Model that the top level of a body names under `field`. The body has passed [`peek`]; a field that is
+/// there twice or in another spelling is refused, because servers read one of them.
+pub fn model_under<'a>(body: &'a [u8], field: &'static str) -> Result<Option<PlacedName<'a>>, Refusal> {
+    let invalid = |wrong: Wrong| {
+        Refusal::invalid("invalid_json", format!("The body is not valid JSON: {}.", wrong.in_body(body)))
+    };
+    let mut found = None;
+    let mut scan = Scan::new(body).map_err(invalid)?;
+    scan.next();
+    scan.enter().map_err(invalid)?;
+    let mut is_first = true;
+    while let Some((name, has_escapes)) = scan.name(is_first).map_err(invalid)? {
+        is_first = false;
+        let name = scan.text(name, has_escapes);
+        let is_same = match name.as_deref().map_or(NameMatch::Other, |name| compare_names(name, field)) {
+            NameMatch::Other => false,
+            NameMatch::Same => true,
+            NameMatch::Folded => return Err(folded(name.as_deref().unwrap_or_default(), field)),
         };
-        let Some(name) = name else { return self.refuse(too_long()) };
-        match check_model(&name, self.is_strict) {
-            Ok(()) => (self.peek.model, self.peek.model_at) = (Some(name), Some(at)),
-            Err(refusal) => self.refuse(refusal),
+        scan.next();
+        let start = scan.at();
+        let kind = scan.skip().map_err(invalid)?;
+        if is_same && found.replace((start..scan.at(), kind)).is_some() {
+            return Err(duplicate(field));
         }
     }
+    let Some((at, kind)) = found else { return Ok(None) };
+    let name = model_value(body.get(at.clone()).unwrap_or_default(), kind, field, true)?;
+    Ok(name.map(|name| (name, at)))
 }
 
-fn wrong_model(code: &'static str, what: &str) -> Refusal {
-    Refusal::invalid(code, format!("`model` must be {what}.")).param("model")
+/// Refusal of a field whose name servers that ignore case would read as this one.
+fn folded(name: &str, known: &'static str) -> Refusal {
+    let message = format!(
+        "`{name}` is not `{known}`, but servers that ignore the case of names would read it as that: write `{known}`, or \
+         leave it out."
+    );
+    Refusal::invalid("ambiguous_parameter", message).param(known)
 }
 
-fn too_long() -> Refusal {
-    wrong_model("invalid_value", &format!("at most {MAX_MODEL_BYTES} bytes long"))
+fn wrong_model(code: &'static str, what: &str, field: &'static str) -> Refusal {
+    Refusal::invalid(code, format!("`{field}` must be {what}.")).param(field)
+}
+
+fn too_long(field: &'static str) -> Refusal {
+    wrong_model("invalid_value", &format!("at most {MAX_MODEL_BYTES} bytes long"), field)
 }
 
 /// Refuses names of models that are too long. With `is_strict` also names that some servers shorten: several trim blanks,
 /// and readers in C end a text at its first zero.
 pub(super) fn check_model(name: &str, is_strict: bool) -> Result<(), Refusal> {
+    check_value(name, is_strict, "model")
+}
+
+fn check_value(name: &str, is_strict: bool, field: &'static str) -> Result<(), Refusal> {
     if name.len() > MAX_MODEL_BYTES {
-        return Err(too_long());
+        return Err(too_long(field));
     }
     if is_strict && (name.trim() != name || name.chars().any(char::is_control)) {
-        return Err(wrong_model("invalid_value", "a name without control characters, and without blanks around it"));
+        let what = "a name without control characters, and without blanks around it";
+        return Err(wrong_model("invalid_value", what, field));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 use spillway_engine::WrittenToken;
 use spillway_filter::Refusal;
 
-use super::{ApiError, Asked, CallerApi, Delta, Finish, Part, Reply, Tokens, WriteStream};
+use super::{ApiError, Asked, CallerApi, Delta, Finish, MostKept, Part, Reply, Tokens, WriteStream};
 use crate::protocol::chat::{Call, Choice, FinishReason, Usage};
 use crate::protocol::dialect::{AnswerHead, WriteAnswer};
 
@@ -15,6 +15,7 @@ pub fn answer(api: &'static dyn CallerApi, id: String, head: AnswerHead<'_>) -> 
         stream: true,
         include_usage: head.include_usage,
         echoed: head.echoed.into(),
+        most_kept: MostKept::default(),
     };
     Box::new(Answer { api, id, prompt_tokens: head.prompt_tokens, writer: api.write_stream(&asked), asked, stop: None })
 }

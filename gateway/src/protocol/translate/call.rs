@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use spillway_filter::{Fields, Refusal};
 
-use super::{CredentialForm, Lossy};
+use super::{CredentialForm, Lossy, MostKept};
 use crate::protocol::dialect::Dialect;
 use crate::protocol::operation::Operation;
 
@@ -64,6 +64,16 @@ pub trait CallTranslator: Send + Sync {
     /// True for a header of the server that means nothing to the caller.
     fn is_servers_header(&self, name: &HeaderName) -> bool;
 
+    /// True for a header that the transport of the server can carry.
+    fn carries_to_server(&self, _name: &HeaderName, _value: &HeaderValue) -> bool {
+        true
+    }
+
+    /// True for a header that the transport of the caller can carry.
+    fn carries_to_caller(&self, _name: &HeaderName, _value: &HeaderValue) -> bool {
+        true
+    }
+
     /// Forms of a caller's credential, in its own API and in that of the server.
     fn credential_forms(&self) -> (CredentialForm, CredentialForm) {
         (CredentialForm::Bearer, CredentialForm::Bearer)
@@ -90,6 +100,8 @@ pub struct ServerAnswer<'a> {
     pub headers: &'a Fields,
     /// Body without its coding; `None` for one that is too long or not in the coding that it names.
     pub body: Option<&'a [u8]>,
+    /// Most bytes of the answer for the caller.
+    pub most_kept: MostKept,
     /// Trailers.
     pub trailers: Option<&'a HeaderMap>,
     /// True if the answer is in place of that of the route's own servers: it keeps the name of the model that gave it.
@@ -113,6 +125,8 @@ pub struct CallAnswer {
     pub failed: Option<StatusCode>,
     /// True if the answer of the server could not be read, and an error stands in its place.
     pub is_unreadable: bool,
+    /// True if it would be too long for the caller.
+    pub is_too_large: bool,
 }
 
 /// Reader of the answer to one call.

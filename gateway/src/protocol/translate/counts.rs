@@ -98,7 +98,12 @@ impl ReadCallAnswer for Reader {
                 Some(count) => return json_answer(StatusCode::OK, (self.caller.write)(count)),
                 None => match answer.body.and_then(|body| self.server.api.reported_error(body)) {
                     Some(error) => (false, error),
-                    None => (true, unreadable("the backend's answer tells no count of tokens, or is too long")),
+                    None => (
+                        true,
+                        unreadable(
+                            "the backend's answer tells no count of tokens, or is longer than its `limits.maxTranslatedBytes`",
+                        ),
+                    ),
                 },
             }
         } else {

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use super::{Delta, MAX_CALLS, MAX_KEPT, Unreadable, WriteStream};
+use super::{Delta, MAX_CALLS, MostKept, Unreadable, WriteStream};
 
 /// Bytes that a held log probability takes beside its text, about.
 const TOKEN_BYTES: usize = 128;
 
-/// Writer that gets each tool call whole before anything that follows it. At most [`MAX_KEPT`] bytes wait for their turn.
+/// Writer that gets each tool call whole before anything that follows it.
 pub struct InOrder {
     writer: Box<dyn WriteStream>,
     /// Call whose arguments are written as they come.
@@ -21,6 +21,7 @@ pub struct InOrder {
     calls: VecDeque<HeldCall>,
     /// Bytes that are held.
     kept: usize,
+    most_kept: MostKept,
 }
 
 /// Tool call under way.
@@ -71,8 +72,8 @@ impl HeldCall {
 
 impl InOrder {
     /// Writer in front of one whose API has one call at a time.
-    pub fn new(writer: Box<dyn WriteStream>) -> Self {
-        Self { writer, open: None, held: VecDeque::new(), calls: VecDeque::new(), kept: 0 }
+    pub fn new(writer: Box<dyn WriteStream>, most_kept: MostKept) -> Self {
+        Self { writer, open: None, held: VecDeque::new(), calls: VecDeque::new(), kept: 0, most_kept }
     }
 
     /// True while a call is under way of which more arguments are to come.
@@ -82,10 +83,7 @@ impl InOrder {
 
     fn keep(&mut self, bytes: usize) -> Result<(), Unreadable> {
         self.kept = self.kept.saturating_add(bytes);
-        if self.kept > MAX_KEPT {
-            return Err(Unreadable("the backend writes several tool calls at a time, of more than 8 MiB"));
-        }
-        Ok(())
+        self.most_kept.check(self.kept)
     }
 
     fn hold(&mut self, held: Held) -> Result<(), Unreadable> {
@@ -245,7 +243,7 @@ mod tests {
     /// What the writer behind gets, in the words of the test; pieces of a call are joined.
     fn written(deltas: impl IntoIterator<Item = Delta>) -> Result<String, Unreadable> {
         let got = Arc::new(Mutex::new(Vec::new()));
-        let mut writer = InOrder::new(Box::new(Collects(got.clone())));
+        let mut writer = InOrder::new(Box::new(Collects(got.clone())), MostKept::default());
         for delta in deltas {
             writer.write(delta, &mut BytesMut::new())?;
         }
@@ -313,7 +311,7 @@ mod tests {
     #[test]
     fn no_more_is_held_than_the_bound() {
         let long = "x".repeat(1 << 20);
-        let most = MAX_KEPT / long.len();
+        let most = MostKept::default().0 / long.len();
         for of in [|long: &str| piece(1, long), |long: &str| text(long)] {
             let held = |count: usize| {
                 let more = std::iter::repeat_with(|| of(&long)).take(count);

@@ -37,9 +37,6 @@ pub(super) use object::{Fields, Wrong, choice_without_tools, json_object, named,
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
 
-/// Most bytes of an answer that are kept on their way, whole or until a part of it can be written: text of two million tokens.
-pub const MAX_KEPT: usize = 8 << 20;
-
 /// Content type of event streams.
 const EVENTS: &str = "text/event-stream; charset=utf-8";
 
@@ -78,6 +75,33 @@ pub struct WrittenRequest {
 #[error("{0}")]
 pub struct Unreadable(pub &'static str);
 
+impl Unreadable {
+    /// Answer of which more bytes would have to be kept than its backend allows.
+    pub const TOO_LARGE: Self = Self("the backend's answer is longer than its `limits.maxTranslatedBytes`");
+}
+
+/// Most bytes of an answer that are kept on their way, whole or until a part of it can be written
+/// (`backends[].limits.maxTranslatedBytes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MostKept(pub usize);
+
+impl MostKept {
+    /// Checks a number of bytes.
+    ///
+    /// # Errors
+    /// There are more.
+    pub fn check(self, bytes: usize) -> Result<(), Unreadable> {
+        if bytes > self.0 { Err(Unreadable::TOO_LARGE) } else { Ok(()) }
+    }
+}
+
+impl Default for MostKept {
+    /// The default of the configuration.
+    fn default() -> Self {
+        Self(8 << 20)
+    }
+}
+
 /// Facts of the request that the answer to its caller depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -89,6 +113,8 @@ pub struct Asked {
     pub include_usage: bool,
     /// Members of the answer that repeat the request, as in [`Conversation::echoed`].
     pub echoed: Box<str>,
+    /// Most bytes of the answer that are kept.
+    pub most_kept: MostKept,
 }
 
 /// API of conversations, whoever speaks it.

@@ -54,6 +54,8 @@ pub struct RouteMetrics {
     pub retries_denied: Count,
     /// Streams that died and were continued.
     pub resumed: Count,
+    /// Answers that were too long to be translated.
+    pub answers_too_large: Count,
     /// Filters whose calls of another server failed.
     pub filter_failures: Count,
     spilled: ByLabel<SpillReason, Count>,
@@ -89,6 +91,8 @@ held! {
         denied: Counter = "spillway_retries_denied", |route, values| values.count(&route.retries_denied);
         /// Streams that died and were continued by a built-in model
         resumed: Counter = "spillway_streams_resumed", |route, values| values.count(&route.resumed);
+        /// Answers refused or cut because they were too long to be translated for their callers
+        too_large: Counter = "spillway_translated_answers_too_large", |route, values| values.count(&route.answers_too_large);
         /// Copies of requests by outcome
         mirrors: Counter = "spillway_mirrors", |route, values| values.counts("outcome", &route.mirrored);
         /// Requests answered by a built-in model or another backend instead of the route's own
@@ -121,6 +125,7 @@ impl RouteMetrics {
             hedges: Count::default(),
             retries_denied: Count::default(),
             resumed: Count::default(),
+            answers_too_large: Count::default(),
             filter_failures: Count::default(),
             durations: RwLock::default(),
             refusals: RwLock::default(),

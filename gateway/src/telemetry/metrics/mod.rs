@@ -6,6 +6,7 @@ mod held;
 mod limits;
 mod live;
 mod now;
+mod receivers;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +26,12 @@ pub use self::handles::{CallStats, EndpointMetrics, ListenerMetrics, ModelMetric
 pub use self::held::{Count, Running};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::{BackendSample, BudgetSample, CertificateSample, EndpointSample, EngineSample, Samples};
-use super::label::{BodyRefusal, ByLabel, Label};
+pub use self::now::{
+    BackendSample, BudgetSample, CertificateSample, ClassSample, EndpointSample, EngineSample, FeedbackSample,
+    FeedbackSamples, QualityFeatureSample, QualitySample, RolloutSample, Samples,
+};
+pub use self::receivers::ReceiverMetrics;
+use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};
 
 /// Provider name of built-in models.
 const ENGINE: &str = "spillway";
@@ -132,6 +137,8 @@ series! {
         engine_per_token: Histograms = "gen_ai_server_time_per_output_token_seconds", Histograms::new_with_constructor(model_seconds);
         /// Edits of the configuration by result
         reloads: Counters = "spillway_config_reloads", Counters::default();
+        /// Ended rollouts by result
+        rollout_ends: Counters = "spillway_rollout_ends", Counters::default();
         /// Orders of certificates by result
         orders: Counters = "spillway_acme_orders", Counters::default();
         /// Request bodies refused, by the spent resource: memory of the caller, of the process, time to read them
@@ -144,6 +151,7 @@ series! {
         live_endpoints: Live<EndpointMetrics>,
         live_listeners: Live<ListenerMetrics>,
         live_models: Live<ModelMetrics>,
+        live_receivers: Arc<Live<ReceiverMetrics>>,
     }
 }
 
@@ -166,6 +174,8 @@ series! {
         pub admin_connections_dropped: Counter = "spillway_admin_connections_dropped", Counter::default();
         /// Levels that were forgotten to make room
         pub limit_keys_forgotten: Counter = "spillway_limit_keys_forgotten", Counter::default();
+        /// Requests of a rollout whose observation found no room
+        pub rollout_observations_lost: Counter = "spillway_rollout_observations_lost", Counter::default();
         /// Batches of budgets that could not be written
         pub budget_write_failures: Counter = "spillway_budget_write_failures", Counter::default();
         /// 1 while the shared store of limits answers
@@ -221,6 +231,7 @@ impl Metrics {
         let families = Families::register(&mut registry);
         handles::register_routes(&mut registry, &families.live_routes);
         limits::register_limits(&mut registry, &families.live_limits);
+        receivers::register_receivers(&mut registry, &families.live_receivers);
         let process = ProcessMetrics::register(&mut registry);
         let version = Info::new(labels([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("spillway_build", "The version that runs", version);
@@ -242,6 +253,19 @@ impl Metrics {
     /// Handle on the series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         self.families.live_routes.get(name, |name| RouteMetrics::new(&self.families, name))
+    }
+
+    /// Counts the end of a rollout. A route that an edit removes keeps its counts, of which there is one for each end.
+    pub fn rollout_ended(&self, route: &str, end: RolloutEnd) {
+        self.families
+            .rollout_ends
+            .get_or_create_owned(&labels([("http_route", route), ("result", end.as_str())]))
+            .inc();
+    }
+
+    /// Handle on the series of a receiver of notifications.
+    pub fn receiver(&self, server: &str) -> Arc<ReceiverMetrics> {
+        self.families.live_receivers.get(server, |name| ReceiverMetrics::new(&self.families, name))
     }
 
     /// Handle on the series of a limit rule.
@@ -284,6 +308,11 @@ impl Metrics {
         now::model_memory(&mut now, samples.model_memory);
         now::certificates(&mut now, samples.certificates);
         now::budgets(&mut now, samples.budgets);
+        now::rollouts(&mut now, samples.rollouts);
+        if let Some(samples) = samples.feedback {
+            now::feedback(&mut now, samples);
+        }
+        now::quality(&mut now, samples.quality, samples.quality_write_failures);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
         now::counter(

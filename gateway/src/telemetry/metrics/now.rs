@@ -5,16 +5,59 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use spillway_engine::DeviceInfo;
 
 use crate::descriptors::{self, Side};
 
-use super::{Counters, FloatGauges, Gauges, labels};
+use super::{Counters, FloatGauges, Gauges, Labels, labels};
+use crate::telemetry::label::{Label, RolloutFinding};
 
 type FloatGauge = Gauge<f64, AtomicU64>;
 type FloatCounter = Counter<f64, AtomicU64>;
+type FloatCounters = Family<Labels, FloatCounter>;
+
+/// Watch over a route at a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct QualitySample {
+    /// Name of the route.
+    pub route: String,
+    /// Features of its targets.
+    pub features: Vec<QualityFeatureSample>,
+    /// Target, sign and number of conversations that go badly.
+    pub signals: Vec<(String, String, u64)>,
+    /// Bytes of the sketches.
+    pub bytes: u64,
+    /// Requests that were looked at.
+    pub sampled: u64,
+    /// Requests that found no room.
+    pub dropped: u64,
+    /// Requests that could not be read.
+    pub unreadable: u64,
+    /// Prompts turned into embeddings.
+    pub embedded: u64,
+    /// Prompts that were not.
+    pub not_embedded: u64,
+    /// Time of all embeddings.
+    pub embedding_seconds: f64,
+}
+
+/// Feature of a target at a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct QualityFeatureSample {
+    /// Backend or built-in model.
+    pub target: String,
+    /// Name of the feature.
+    pub feature: String,
+    /// Distance from the reference; `None` where there are too few requests.
+    pub distance: Option<f64>,
+    /// Limit of that distance.
+    pub limit: f64,
+    /// True while the feature has drifted.
+    pub drifted: bool,
+}
 
 /// State of a built-in model at a scrape.
 #[derive(Debug, Clone, Default)]
@@ -112,6 +155,85 @@ pub struct CertificateSample {
     pub ends: i64,
 }
 
+/// Labels of all targets at a scrape, and the memory of requests that may be labelled.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FeedbackSamples {
+    /// Requests that are remembered.
+    pub remembered: u64,
+    /// Most requests that are remembered.
+    pub capacity: u64,
+    /// Requests that were pushed out before their time for labels was over.
+    pub evicted: u64,
+    /// Labels that callers have sent, by result.
+    pub ends: Vec<(&'static str, u64)>,
+    /// Quality of each target of each route.
+    pub targets: Vec<FeedbackSample>,
+}
+
+/// Quality of a target by the labels of its answers. Means without a single value are `None`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FeedbackSample {
+    /// Name of the route.
+    pub route: String,
+    /// Name of the backend, or `builtin/NAME`.
+    pub target: String,
+    /// Requests with a label of any kind.
+    pub labelled: u64,
+    /// Requests with a score.
+    pub scored: u64,
+    /// Mean score, from 0 to 1.
+    pub score: Option<f64>,
+    /// Scores since the last change.
+    pub recent_scored: f64,
+    /// Mean of those.
+    pub recent_score: Option<f64>,
+    /// Requests by the name of their label.
+    pub labels: Vec<(String, u64)>,
+    /// Requests with a predicted and an expected class.
+    pub judged: u64,
+    /// Share of those whose class was right.
+    pub accuracy: Option<f64>,
+    /// Precision, recall and F1, each as the plain mean over classes.
+    pub macro_average: Option<(f64, f64, f64)>,
+    /// Figures of each class.
+    pub classes: Vec<ClassSample>,
+    /// Judged requests with a confidence.
+    pub calibrated: u64,
+    /// Brier score of the confidence.
+    pub brier: Option<f64>,
+    /// Expected calibration error over ten bins.
+    pub expected_calibration_error: Option<f64>,
+    /// Requests with a predicted and an expected number.
+    pub numbers: u64,
+    /// Mean of predicted less expected numbers.
+    pub mean_error: Option<f64>,
+    /// Mean distance of both.
+    pub mean_absolute_error: Option<f64>,
+    /// Root of the mean squared distance.
+    pub root_mean_square_error: Option<f64>,
+    /// Changes found in the scores.
+    pub adwin_changes: u64,
+    /// Rises found in the wrong answers.
+    pub ddm_changes: u64,
+    /// State of the detector of wrong answers: 0 stable, 1 warning, 2 drift.
+    pub ddm_level: u8,
+}
+
+/// Figures of one class against all others.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ClassSample {
+    /// Name of the class; `other` for those beyond the bound.
+    pub class: String,
+    /// Requests for which the class was expected.
+    pub expected: u64,
+    /// Share of the predictions of the class that were right.
+    pub precision: Option<f64>,
+    /// Share of the requests that expected the class for which it was predicted.
+    pub recall: Option<f64>,
+    /// Harmonic mean of both.
+    pub f1: Option<f64>,
+}
+
 /// Budget of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BudgetSample {
@@ -121,6 +243,27 @@ pub struct BudgetSample {
     pub per: &'static str,
     /// Unit (`tokens` or `nanodollars`), amount spent in the current day or month, and limit.
     pub units: Vec<(&'static str, u64, u64)>,
+}
+
+/// State of a rollout at a scrape.
+#[derive(Debug, Clone)]
+pub struct RolloutSample {
+    /// Name of the route.
+    pub route: String,
+    /// Names of all states; true for the present one.
+    pub states: [(&'static str, bool); 6],
+    /// Present step, from 0.
+    pub step: u32,
+    /// Number of steps.
+    pub steps: u32,
+    /// Candidate's share of the requests, in percent.
+    pub weight: f64,
+    /// Requests concluded at the candidate since its share last grew.
+    pub candidate_requests: u64,
+    /// Requests concluded at the stable version since then.
+    pub stable_requests: u64,
+    /// Name of each metric, its finding, and the part of the evidence for an abort that there is.
+    pub findings: Vec<(String, RolloutFinding, f64)>,
 }
 
 /// State of other rooms that a scrape shows.
@@ -138,8 +281,61 @@ pub struct Samples<'s> {
     pub certificates: &'s [CertificateSample],
     /// Budgets.
     pub budgets: &'s [BudgetSample],
+    /// Rollouts.
+    pub rollouts: &'s [RolloutSample],
+    /// Labels of answers; `None` where the configuration takes none.
+    pub feedback: Option<&'s FeedbackSamples>,
+    /// Watch over routes.
+    pub quality: &'s [QualitySample],
+    /// Failed writes of their sketches.
+    pub quality_write_failures: u64,
     /// Dropped log lines.
     pub log_dropped: u64,
+}
+
+#[allow(clippy::cast_precision_loss, reason = "2^53 requests are not reached")]
+pub(super) fn rollouts(r: &mut Registry, samples: &[RolloutSample]) {
+    let states = Gauges::default();
+    let findings = Gauges::default();
+    let evidence = FloatGauges::default();
+    for sample in samples {
+        for (state, is_present) in sample.states {
+            states.get_or_create(&labels([("http_route", &sample.route), ("state", state)])).set(is_present.into());
+        }
+        for (metric, found, part) in &sample.findings {
+            let own = labels([("http_route", &sample.route), ("metric", metric)]);
+            evidence.get_or_create(&own).set(*part);
+            for finding in RolloutFinding::ALL {
+                let series = own.iter().cloned().chain([("finding", finding.as_str().to_owned())]).collect();
+                findings.get_or_create(&series).set((finding == found).into());
+            }
+        }
+    }
+    r.register("spillway_rollout_state", "1 for the state of a rollout, 0 for the others", states);
+    r.register("spillway_rollout_finding", "1 for the finding about a metric of a rollout, 0 for the others", findings);
+    let help = "Evidence that the candidate is worse: 1 aborts, below 0 speaks for the candidate";
+    r.register("spillway_rollout_evidence", help, evidence);
+    let mut gauge = |name: &str, help: &str, value: fn(&RolloutSample) -> f64| {
+        let family = FloatGauges::default();
+        for sample in samples {
+            family.get_or_create(&labels([("http_route", &sample.route)])).set(value(sample));
+        }
+        r.register(name, help, family);
+    };
+    gauge("spillway_rollout_step", "Present step of a rollout, from 1", |s| {
+        f64::from(s.step.saturating_add(1).min(s.steps))
+    });
+    gauge("spillway_rollout_steps", "Steps of a rollout", |s| f64::from(s.steps));
+    gauge("spillway_rollout_weight", "Share of the requests that the candidate gets", |s| s.weight);
+    let requests = FloatGauges::default();
+    for sample in samples {
+        for (version, count) in [("candidate", sample.candidate_requests), ("stable", sample.stable_requests)] {
+            let series = labels([("http_route", &sample.route), ("version", version)]);
+            requests.get_or_create(&series).set(count as f64);
+        }
+    }
+    let help = "Requests that were concluded at a version since the candidate's share last grew";
+    r.register("spillway_rollout_requests", help, requests);
 }
 
 pub(super) fn certificates(r: &mut Registry, samples: &[CertificateSample]) {
@@ -153,6 +349,103 @@ pub(super) fn certificates(r: &mut Registry, samples: &[CertificateSample]) {
     }
     let help = "When a certificate ends, in seconds since 1970";
     r.register("spillway_tls_certificate_expiry_seconds", help, family);
+}
+
+/// Most targets of routes whose labels have series.
+const MAX_LABELLED_TARGETS: usize = 1_000;
+
+#[allow(clippy::cast_precision_loss, reason = "2^53 labels are not reached")]
+pub(super) fn feedback(r: &mut Registry, samples: &FeedbackSamples) {
+    let FeedbackSamples { remembered, capacity, evicted, ends, targets } = samples;
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        r.register(name, help, gauge);
+    };
+    gauge("spillway_feedback_remembered_requests", "Requests in the memory for labels", *remembered);
+    gauge("spillway_feedback_memory_limit_requests", "Most requests in the memory for labels", *capacity);
+    let help = "Requests that others pushed out of the memory before their time for labels was over";
+    counter(r, "spillway_feedback_evictions", help, *evicted);
+    let results = Counters::default();
+    for (end, count) in ends {
+        results.get_or_create(&labels([("result", end)])).inc_by(*count);
+    }
+    r.register("spillway_feedback_labels", "Labels that callers have sent, by result", results);
+    let targets = targets.get(..targets.len().min(MAX_LABELLED_TARGETS)).unwrap_or_default();
+    let own = |sample: &FeedbackSample| labels([("http_route", &sample.route), ("target", &sample.target)]);
+    let with = |sample: &FeedbackSample, name: &'static str, value: &str| -> Labels {
+        own(sample).into_iter().chain([(name, value.to_owned())]).collect()
+    };
+    let labelled = Counters::default();
+    let changes = Counters::default();
+    let scored = Gauges::default();
+    let by_label = Gauges::default();
+    let judged = Gauges::default();
+    let warned = Gauges::default();
+    let precision = FloatGauges::default();
+    let recall = FloatGauges::default();
+    let f1 = FloatGauges::default();
+    let count = |family: &Gauges, labels: &Labels, value: u64| {
+        family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+    };
+    for sample in targets {
+        let own = own(sample);
+        labelled.get_or_create(&own).inc_by(sample.labelled);
+        count(&scored, &own, sample.scored);
+        count(&judged, &own, sample.judged);
+        count(&warned, &own, sample.ddm_level.into());
+        for (label, n) in &sample.labels {
+            count(&by_label, &with(sample, "label", label), *n);
+        }
+        for (detector, n) in [("adwin", sample.adwin_changes), ("ddm", sample.ddm_changes)] {
+            changes.get_or_create(&with(sample, "detector", detector)).inc_by(n);
+        }
+        for class in &sample.classes {
+            let own = with(sample, "class", &class.class);
+            for (family, value) in [&precision, &recall, &f1].into_iter().zip([class.precision, class.recall, class.f1])
+            {
+                if let Some(value) = value {
+                    family.get_or_create(&own).set(value);
+                }
+            }
+        }
+    }
+    r.register("spillway_feedback_labelled_requests", "Requests with a label of any kind", labelled);
+    r.register("spillway_feedback_scored_requests", "Requests with a score", scored);
+    r.register("spillway_feedback_requests_by_label", "Requests by the name of their label", by_label);
+    r.register("spillway_feedback_judged_requests", "Requests with a predicted and an expected class", judged);
+    let help = "Changes found in the stream of labels, by detector: of scores (adwin), or of wrong answers (ddm)";
+    r.register("spillway_feedback_changes", help, changes);
+    let help = "State of the detector of wrong answers: 0 stable, 1 warning, 2 drift with the last answer";
+    r.register("spillway_feedback_errors_state", help, warned);
+    r.register("spillway_feedback_class_precision", "Share of the predictions of a class that were right", precision);
+    r.register("spillway_feedback_class_recall", "Share of the answers of a class that were predicted", recall);
+    r.register("spillway_feedback_class_f1", "Harmonic mean of precision and recall of a class", f1);
+    let mut float = |name: &str, help: &str, value: fn(&FeedbackSample) -> Option<f64>| {
+        let family = FloatGauges::default();
+        for sample in targets {
+            if let Some(value) = value(sample) {
+                family.get_or_create(&own(sample)).set(value);
+            }
+        }
+        r.register(name, help, family);
+    };
+    float("spillway_feedback_score", "Mean score of all scored requests, from 0 to 1", |s| s.score);
+    float("spillway_feedback_recent_score", "Mean score since the last change, by ADWIN", |s| s.recent_score);
+    float("spillway_feedback_accuracy", "Share of judged requests whose class was right", |s| s.accuracy);
+    float("spillway_feedback_macro_precision", "Mean precision over classes", |s| Some(s.macro_average?.0));
+    float("spillway_feedback_macro_recall", "Mean recall over classes", |s| Some(s.macro_average?.1));
+    float("spillway_feedback_macro_f1", "Mean F1 over classes", |s| Some(s.macro_average?.2));
+    float("spillway_feedback_brier_score", "Mean squared distance of confidence and outcome", |s| s.brier);
+    let help = "Mean distance of confidence and share of right answers, over ten bins";
+    float("spillway_feedback_calibration_error", help, |s| s.expected_calibration_error);
+    float("spillway_feedback_mean_error", "Mean of predicted less expected numbers", |s| s.mean_error);
+    float("spillway_feedback_mean_absolute_error", "Mean distance of predicted and expected numbers", |s| {
+        s.mean_absolute_error
+    });
+    float("spillway_feedback_root_mean_square_error", "Root of the mean squared distance of numbers", |s| {
+        s.root_mean_square_error
+    });
 }
 
 /// Most budgets with series, so that a scrape stays small; the file of budgets holds the figures of all.
@@ -171,6 +464,56 @@ pub(super) fn budgets(r: &mut Registry, samples: &[BudgetSample]) {
     }
     r.register("spillway_budget_spent", "Amount of a budget spent in its day or month, through this gateway", spent);
     r.register("spillway_budget_limit", "Limit of a budget", limit);
+}
+
+pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failures: u64) {
+    let distance = FloatGauges::default();
+    let limit = FloatGauges::default();
+    let drifted = Gauges::default();
+    let signals = Counters::default();
+    let bytes = Gauges::default();
+    let sampled = Counters::default();
+    let dropped = Counters::default();
+    let unreadable = Counters::default();
+    let embeddings = Counters::default();
+    let seconds = FloatCounters::default();
+    for sample in samples {
+        let route = sample.route.as_str();
+        for one in &sample.features {
+            let own = labels([("http_route", route), ("target", &one.target), ("feature", &one.feature)]);
+            if let Some(value) = one.distance {
+                distance.get_or_create(&own).set(value);
+                limit.get_or_create(&own).set(one.limit);
+                drifted.get_or_create(&own).set(one.drifted.into());
+            }
+        }
+        for (target, signal, count) in &sample.signals {
+            let own = labels([("http_route", route), ("target", target), ("signal", signal)]);
+            signals.get_or_create(&own).inc_by(*count);
+        }
+        let own = labels([("http_route", route)]);
+        bytes.get_or_create(&own).set(i64::try_from(sample.bytes).unwrap_or(i64::MAX));
+        sampled.get_or_create(&own).inc_by(sample.sampled);
+        dropped.get_or_create(&own).inc_by(sample.dropped);
+        unreadable.get_or_create(&own).inc_by(sample.unreadable);
+        seconds.get_or_create(&own).inc_by(sample.embedding_seconds);
+        for (outcome, count) in [("done", sample.embedded), ("left_out", sample.not_embedded)] {
+            embeddings.get_or_create(&labels([("http_route", route), ("outcome", outcome)])).inc_by(count);
+        }
+    }
+    let help = "Distance of the recent requests of a target from the reference, where both have enough requests";
+    r.register("spillway_quality_distance", help, distance);
+    r.register("spillway_quality_limit", "Limit of that distance", limit);
+    let help = "1 while a feature has drifted: past its limit, until it is below four fifths of it";
+    r.register("spillway_quality_drifted", help, drifted);
+    r.register("spillway_quality_signals", "Conversations with a sign that they go badly", signals);
+    r.register("spillway_quality_state_bytes", "Memory of the sketches of a route", bytes);
+    r.register("spillway_quality_sampled", "Requests that were handed over to be looked at", sampled);
+    r.register("spillway_quality_dropped", "Requests that were drawn and found no room to be looked at", dropped);
+    r.register("spillway_quality_unreadable", "Requests whose body or answer could not be read", unreadable);
+    r.register("spillway_quality_embeddings", "Prompts that were turned into embeddings, or left out", embeddings);
+    r.register("spillway_quality_embedding_seconds", "Time of these embeddings", seconds);
+    counter(r, "spillway_quality_write_failures", "Failed writes of sketches", write_failures);
 }
 
 /// Most endpoints with series here: as many as have counters.

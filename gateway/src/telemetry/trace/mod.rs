@@ -14,8 +14,8 @@ use std::time::SystemTime;
 
 use http::HeaderValue;
 use opentelemetry::trace::{
-    Span as _, SpanBuilder, SpanContext, SpanKind as OtelSpanKind, Status, TraceContextExt, TraceId, Tracer as _,
-    TracerProvider as _,
+    Span as _, SpanBuilder, SpanContext, SpanId, SpanKind as OtelSpanKind, Status, TraceContextExt, TraceFlags,
+    TraceId, TraceState, Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
@@ -96,6 +96,22 @@ impl Tracer {
             Context::new().with_remote_span_context(decided(&parent, is_sampled))
         });
         let span = active.tracer.build_with_context(builder, &context);
+        Span { span: SpanState::Ours(Box::new(span)), tracer: Some(active.clone()) }
+    }
+
+    /// Starts a span of a series that makes up one trace: the first 24 bytes of `series` are the ids of the trace and of what its
+    /// spans belong to, so that spans of different times and gateways come together. It is always sampled.
+    pub fn span_of_series(&self, series: &[u8], name: &str, start: SystemTime) -> Span {
+        let Some(active) = &self.active else { return Span::none() };
+        let (Some(trace), Some(parent)) = (series.first_chunk(), series.get(16..).and_then(|rest| rest.first_chunk()))
+        else {
+            return Span::none();
+        };
+        let ids = (TraceId::from_bytes(*trace), SpanId::from_bytes(*parent));
+        let parent = SpanContext::new(ids.0, ids.1, TraceFlags::SAMPLED, true, TraceState::default());
+        let name = clipped(name.to_owned().into(), MAX_NAME);
+        let builder = SpanBuilder::from_name(name).with_kind(OtelSpanKind::Internal).with_start_time(start);
+        let span = active.tracer.build_with_context(builder, &Context::new().with_remote_span_context(parent));
         Span { span: SpanState::Ours(Box::new(span)), tracer: Some(active.clone()) }
     }
 

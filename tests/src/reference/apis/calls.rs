@@ -60,6 +60,8 @@ impl Call {
         let path = self.target.split('?').next().unwrap();
         let path = path.replace("smollm2", "{model}").replace("minilm", "{model}").replace("resp_1", "{id}");
         match self.kind {
+            // Of a call that differs from another by a field alone.
+            Kind::Http(_, body) if body.contains("\"raw\":true") => format!("{} {path}, raw", self.method),
             Kind::Http(..) => format!("{} {path}", self.method),
             Kind::Socket => format!("WebSocket {path}"),
             Kind::Grpc(_) => path.trim_start_matches('/').to_owned(),
@@ -74,6 +76,8 @@ const T: Fate = Fate::Translated;
 const A: Fate = Fate::Answered;
 /// The API of the server has no such call, or the built-in model has not.
 const NO: Fate = Fate::Refused("404 unsupported_endpoint");
+/// The servers' API has no counterpart of a field.
+const FIELD: Fate = Fate::Refused("400 unsupported_parameter");
 /// The call exists, but a built-in model does not do it.
 const NEVER: Fate = Fate::Refused("501 unsupported_endpoint");
 /// The call of the Open Inference Protocol has no counterpart over the other transport.
@@ -98,6 +102,8 @@ const OLLAMA_CHAT: Kind = json(
     r#"{"model":"smollm2","stream":false,"options":{"num_predict":2},"messages":[{"role":"user","content":"hi"}]}"#,
 );
 const OLLAMA_PROMPT: Kind = json(r#"{"model":"smollm2","stream":false,"options":{"num_predict":2},"prompt":"hi"}"#);
+const OLLAMA_RAW: Kind =
+    json(r#"{"model":"smollm2","stream":false,"options":{"num_predict":2},"prompt":"hi","raw":true}"#);
 const FORM: &str = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nsmollm2\r\n--x--\r\n";
 
 const fn call(api: &'static str, method: &'static str, target: &'static str, kind: Kind, fates: Fates) -> Call {
@@ -155,6 +161,7 @@ const CALLS: &[Call] = &[
     claude("GET", "/v1/models", NOTHING, [A, A, A, A, P, P, P]),
     ollama("POST", "/api/chat", OLLAMA_CHAT, [A, T, T, P, NO, NO, P]),
     ollama("POST", "/api/generate", OLLAMA_PROMPT, [A, T, T, P, NO, NO, P]),
+    ollama("POST", "/api/generate", OLLAMA_RAW, [A, FIELD, FIELD, P, NO, NO, P]),
     ollama("POST", "/api/embed", json(r#"{"model":"minilm","input":"hi"}"#), [A, T, NO, P, NO, NO, P]),
     ollama("GET", "/api/tags", NOTHING, [A, A, A, A, P, P, P]),
     ollama("POST", "/api/show", json(r#"{"model":"smollm2"}"#), [A, P, P, P, P, P, P]),

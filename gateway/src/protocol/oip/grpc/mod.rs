@@ -8,11 +8,14 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
-use spillway_filter::Refusal;
+use spillway_filter::{Fields, Refusal};
+
+pub use wire::FRAME;
 
 use super::error;
 use super::infer::{AnswerPlan, InferRequest};
 use super::metadata::{ModelFacts, SERVER};
+use crate::coding::Coding;
 use crate::protocol::chat::Encoded;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::inference::{AnswerName, InferenceCall, NamedModel};
@@ -101,6 +104,27 @@ impl Dialect for OipGrpc {
 /// Refuses messages that are not of the protocol's form, and lengths that do not agree.
 pub fn read_infer(body: &[u8]) -> Result<InferRequest, Refusal> {
     request::infer(body)
+}
+
+/// True for a body that is one message in a coding.
+pub fn is_compressed(body: &[u8]) -> bool {
+    wire::frame(body) == wire::Frame::Compressed
+}
+
+/// Length of the frame with a compressed message by which a body begins; `None` where it begins with none, or that is not known yet.
+pub fn compressed_frame(beginning: &[u8]) -> Option<usize> {
+    let ([1, length @ ..], _) = beginning.split_first_chunk::<FRAME>()? else { return None };
+    Some(usize::try_from(u32::from_be_bytes(*length)).ok()?.saturating_add(FRAME))
+}
+
+/// Body with the one message of a body in a coding, decoded to `most` bytes at most; `None` for any other body. Servers compress
+/// answers that nobody asked them to.
+pub fn decoded(body: &[u8], headers: &Fields, most: usize) -> Option<Bytes> {
+    let coding = Coding::of_messages(headers);
+    if !is_compressed(body) || coding == Coding::Identity {
+        return None;
+    }
+    Some(wire::framed_parts(&[&coding.decode(body.get(FRAME..)?, most)?]))
 }
 
 /// Reads the version of the model that a call asks for; empty for the newest.

@@ -185,7 +185,7 @@ pub(super) fn infer(body: &[u8]) -> Result<InferRequest, Refusal> {
     }
     let mut raw = raw.into_iter();
     for Written { name, datatype, shape, contents } in inputs {
-        let elements = match (raw.next(), contents) {
+        let elements = match (raw.next(), contents.filter(|contents| !contents.is_empty())) {
             (Some(_), Some(_)) => {
                 let message = "An input has both `contents` and `raw_input_contents`.";
                 return Err(Refusal::invalid("invalid_tensor", message).param(name.to_owned()));

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 /// Bytes before the message of a frame: whether it is compressed, and its length in four bytes, the highest first.
-pub(in crate::protocol::oip) const FRAME: usize = 5;
+pub const FRAME: usize = 5;
 
 /// Highest number of a field (protobuf.dev, "Assigning Field Numbers"). A key with more bits is no key to some readers, while
 /// others drop those bits and read the field of a small number.

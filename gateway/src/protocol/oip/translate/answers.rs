@@ -11,24 +11,37 @@ use super::protobuf;
 use super::{CALL, JSON, OCTETS};
 use crate::protocol::grpc::{self, GRPC_MESSAGE, GRPC_STATUS};
 use crate::protocol::inference::InferenceCall;
+use crate::protocol::oip::grpc::decoded;
 use crate::protocol::oip::grpc::request::message;
 use crate::protocol::oip::json::INFERENCE_HEADER_CONTENT_LENGTH;
-use crate::protocol::translate::{ApiError, CallAnswer, MAX_KEPT, ReadCallAnswer, ServerAnswer, kind_of};
+use crate::protocol::translate::{ApiError, CallAnswer, ReadCallAnswer, ServerAnswer, Unreadable, kind_of};
 
 /// Message of an answer that cannot be read.
 const UNREADABLE: &str = "the backend's answer is not of the Open Inference Protocol, its tensors do not fill their shapes, or it is \
-                          too long";
+                          longer than its `limits.maxTranslatedBytes`";
 
 /// Error of an answer.
 struct Fault {
     status: StatusCode,
     message: String,
     is_unreadable: bool,
+    is_too_large: bool,
 }
 
 impl Fault {
+    fn new(status: StatusCode, message: String) -> Self {
+        Self { status, message, is_unreadable: false, is_too_large: false }
+    }
+
     fn unreadable() -> Self {
-        Self { status: StatusCode::BAD_GATEWAY, message: UNREADABLE.to_owned(), is_unreadable: true }
+        Self { is_unreadable: true, ..Self::new(StatusCode::BAD_GATEWAY, UNREADABLE.to_owned()) }
+    }
+}
+
+impl From<Unreadable> for Fault {
+    fn from(why: Unreadable) -> Self {
+        let is_too_large = why == Unreadable::TOO_LARGE;
+        Self { is_unreadable: true, is_too_large, ..Self::new(StatusCode::BAD_GATEWAY, why.to_string()) }
     }
 }
 
@@ -58,16 +71,18 @@ impl FromGrpc {
                 let status = grpc::status_of(status);
                 let message = told(&GRPC_MESSAGE).and_then(grpc::text_of);
                 let message = message.unwrap_or_else(|| format!("the backend answered {}", status.as_u16()));
-                return Err(Fault { status, message, is_unreadable: false });
+                return Err(Fault::new(status, message));
             }
             // An error of something before the server, or an answer that was cut.
             None if answer.status.is_success() => return Err(Fault::unreadable()),
             None => {
                 let ApiError { message, .. } = ApiError::of_text(answer.status, answer.body.unwrap_or_default());
-                return Err(Fault { status: answer.status, message, is_unreadable: false });
+                return Err(Fault::new(answer.status, message));
             }
         }
-        let message = message(answer.body.ok_or_else(Fault::unreadable)?).map_err(unreadable)?;
+        let body = answer.body.ok_or_else(Fault::unreadable)?;
+        let decoded = decoded(body, answer.headers, answer.most_kept.0);
+        let message = message(decoded.as_deref().unwrap_or(body)).map_err(unreadable)?;
         let json =
             |body: Bytes| CallAnswer { headers: vec![(header::CONTENT_TYPE, JSON)], body, ..CallAnswer::default() };
         match self.call {
@@ -75,17 +90,10 @@ impl FromGrpc {
                 let read = protobuf::read_answer(message).map_err(unreadable)?;
                 let model = self.names.for_caller(read.model.as_deref().unwrap_or_default(), answer);
                 // Elements may be longer in the form that is wanted than they came.
-                if http::least_length(&read, &self.form) > MAX_KEPT {
-                    return Err(Fault::unreadable());
-                }
-                let (body, json_length) = http::write_answer(&read, model, &self.form).map_err(|refusal| Fault {
-                    status: refusal.status,
-                    message: refusal.message.into_owned(),
-                    is_unreadable: false,
-                })?;
-                if body.len() > MAX_KEPT {
-                    return Err(Fault::unreadable());
-                }
+                answer.most_kept.check(http::least_length(&read, &self.form))?;
+                let (body, json_length) = http::write_answer(&read, model, &self.form)
+                    .map_err(|refusal| Fault::new(refusal.status, refusal.message.into_owned()))?;
+                answer.most_kept.check(body.len())?;
                 let Some(length) = json_length else { return Ok(json(body)) };
                 let headers = vec![
                     (header::CONTENT_TYPE, OCTETS),
@@ -113,10 +121,10 @@ impl FromGrpc {
 
 impl ReadCallAnswer for FromGrpc {
     fn read(&self, answer: &ServerAnswer<'_>) -> CallAnswer {
-        self.answer(answer).unwrap_or_else(|Fault { status, message, is_unreadable }| {
+        self.answer(answer).unwrap_or_else(|Fault { status, message, is_unreadable, is_too_large }| {
             let headers = vec![(header::CONTENT_TYPE, JSON)];
             let body = crate::protocol::oip::error_body(&message);
-            CallAnswer { status, headers, body, is_unreadable, ..CallAnswer::default() }
+            CallAnswer { status, headers, body, is_unreadable, is_too_large, ..CallAnswer::default() }
         })
     }
 }
@@ -148,7 +156,7 @@ impl FromHttp {
                 Ok(Failed { error }) => error,
                 Err(_) => ApiError::of_text(answer.status, body).message,
             };
-            return Err(Fault { status: answer.status, message, is_unreadable: false });
+            return Err(Fault::new(answer.status, message));
         }
         let body = answer.body.ok_or_else(Fault::unreadable)?;
         match self.call {
@@ -180,10 +188,10 @@ impl ReadCallAnswer for FromHttp {
                 let trailers: HeaderMap = [(GRPC_STATUS.clone(), HeaderValue::from_static("0"))].into_iter().collect();
                 CallAnswer { headers: head, body, trailers: Some(trailers), ..CallAnswer::default() }
             }
-            Err(Fault { status, message, is_unreadable }) => {
+            Err(Fault { status, message, is_unreadable, is_too_large }) => {
                 let error = grpc::error_of_server(status, kind_of(status), &message);
                 let headers = head.into_iter().chain(error).collect();
-                CallAnswer { headers, failed: Some(status), is_unreadable, ..CallAnswer::default() }
+                CallAnswer { headers, failed: Some(status), is_unreadable, is_too_large, ..CallAnswer::default() }
             }
         }
     }

@@ -7,6 +7,7 @@
 mod answers;
 mod contents;
 mod elements;
+mod figures;
 mod http;
 mod message;
 mod metadata;
@@ -20,13 +21,14 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::json::INFERENCE_HEADER_CONTENT_LENGTH;
 use super::path;
-use crate::protocol::grpc::GRPC_TIMEOUT;
+use crate::protocol::grpc::{GRPC_TIMEOUT, is_metadata};
 use crate::protocol::http2_required;
 use crate::protocol::inference::InferenceCall;
 use crate::protocol::oip::grpc::wire::framed_parts;
 use crate::protocol::operation::Operation;
 use crate::protocol::translate::{CallTranslator, CallerCall, Lossy, WrittenCall};
 use answers::{FromGrpc, FromHttp};
+pub use figures::{TensorElements, TensorValues, read_values};
 use http::AnswerForm;
 use message::ModelNames;
 
@@ -75,6 +77,10 @@ impl CallTranslator for HttpToGrpc {
         *name == INFERENCE_HEADER_CONTENT_LENGTH || name.as_str().starts_with(GRPC_HEADERS)
     }
 
+    fn carries_to_server(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        is_metadata(name, value)
+    }
+
     fn is_to_grpc(&self) -> bool {
         true
     }
@@ -120,6 +126,10 @@ impl CallTranslator for GrpcToHttp {
 
     fn is_servers_header(&self, name: &HeaderName) -> bool {
         *name == INFERENCE_HEADER_CONTENT_LENGTH || name.as_str().starts_with(GRPC_HEADERS)
+    }
+
+    fn carries_to_caller(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        is_metadata(name, value)
     }
 
     fn write(&self, asked: &CallerCall<'_>, lossy: &mut Lossy<'_>) -> Result<WrittenCall, Refusal> {

@@ -234,6 +234,14 @@ pub(super) fn read_request<'m>(body: &'m [u8], lossy: &mut Lossy<'_>) -> Result<
     Ok((call, is_raw))
 }
 
+/// Reads a `ModelInferRequest` for its tensors: fields that are not known are left out.
+///
+/// # Errors
+/// The message is not of the protocol's form, or lengths do not agree.
+pub(super) fn read_call(message: &[u8]) -> Result<Message<'_>, Refusal> {
+    read(message, Direction::Call, None).map(|(call, _)| call)
+}
+
 /// Reads a `ModelInferResponse`.
 ///
 /// # Errors
@@ -299,7 +307,8 @@ fn with_elements<'m>(read: ReadTensor<'m>, raw: Option<&'m [u8]>) -> Result<Tens
     };
     let fault = |fault: Fault| wrong(name, fault);
     let count = elements::count(&shape).map_err(fault)?;
-    let data = match (raw, contents) {
+    // MLServer writes empty contents beside raw ones.
+    let data = match (raw, contents.filter(|contents| !contents.is_empty())) {
         (Some(_), Some(_)) => return Err(wrong(name, "has both `contents` and raw contents")),
         (Some(raw), None) => {
             elements::check(datatype, count, raw).map_err(fault)?;

@@ -15,7 +15,7 @@ use crate::protocol::oip::grpc::wire::framed_parts;
 use crate::protocol::oip::json::INFERENCE_HEADER_CONTENT_LENGTH;
 use crate::protocol::oip::tensor::DataType;
 use crate::protocol::operation::Operation;
-use crate::protocol::translate::{CallAnswer, CallTranslator, CallerCall, Lossy, ServerAnswer, WrittenCall};
+use crate::protocol::translate::{CallAnswer, CallTranslator, CallerCall, Lossy, MostKept, ServerAnswer, WrittenCall};
 
 fn parameter() -> impl Strategy<Value = Parameter<'static>> {
     prop_oneof![
@@ -326,6 +326,7 @@ fn from_http(name: &str, status: u16, body: &str) -> CallAnswer {
         status: StatusCode::from_u16(status).unwrap(),
         headers: &Fields::default(),
         body: Some(body.as_bytes()),
+        most_kept: MostKept::default(),
         trailers: None,
         stands_in: false,
         request_id: "",
@@ -382,6 +383,7 @@ fn from_grpc(body: &[u8], head: &[(&str, &str)], trailers: &[(&str, &str)]) -> C
         status: StatusCode::OK,
         headers: &map(head),
         body: Some(body),
+        most_kept: MostKept::default(),
         trailers: Some(&trailers),
         stands_in: false,
         request_id: "",
@@ -478,4 +480,12 @@ fn an_answer_that_its_form_makes_too_long_is_refused() {
             if is_too_long { (502, true) } else { (200, false) }
         );
     }
+}
+
+#[test]
+fn empty_contents_beside_raw_ones_are_none() {
+    // An answer of MLServer 1.7.1.
+    let answer = b"\x0a\x07doubler\x1a\x017*%\x0a\x01x\x12\x04FP32\x1a\x02\x01\x02\"\x14\x0a\x0ccontent_type\x12\x04\x1a\x02np*\x002\x08\x00\x00\x00@\x00\x00\x80@";
+    let read = protobuf::read_answer(answer).unwrap();
+    assert_eq!((read.tensors.len(), &*read.tensors[0].data), (1, &answer[answer.len() - 8..]));
 }

@@ -175,7 +175,12 @@ impl ReadCallAnswer for Reader {
                 Some(body) => return json_answer(StatusCode::OK, body),
                 None => match answer.body.and_then(|body| ChatCompletions.reported_error(body)) {
                     Some(error) => (false, error),
-                    None => (true, unreadable("the backend's answer has no vector for each text, or is too long")),
+                    None => (
+                        true,
+                        unreadable(
+                            "the backend's answer has no vector for each text, or is longer than its `limits.maxTranslatedBytes`",
+                        ),
+                    ),
                 },
             }
         } else {
@@ -193,6 +198,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::operation::Operation;
+    use crate::protocol::translate::MostKept;
 
     fn write(body: &Value, dropped: &[String]) -> Result<(WrittenCall, Option<String>), Refusal> {
         let (headers, bytes) = (Headers::default(), body.to_string());
@@ -216,6 +222,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: &Headers::default(),
             body: Some(body.as_bytes()),
+            most_kept: MostKept::default(),
             trailers: None,
             stands_in: false,
             request_id: "",

@@ -6,7 +6,7 @@ use super::error_of;
 use super::write::{Said, call, end, line};
 use crate::protocol::ollama::answer::Shape;
 use crate::protocol::openai::response::put_json;
-use crate::protocol::translate::{Asked, Delta, Finish, MAX_KEPT, Tokens, Unreadable, WriteStream};
+use crate::protocol::translate::{Asked, Delta, Finish, MostKept, Tokens, Unreadable, WriteStream};
 
 /// Tool call that is being written.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub(super) struct StreamWriter {
     tokens: Tokens,
     finish: Finish,
     has_ended: bool,
+    most_kept: MostKept,
 }
 
 impl StreamWriter {
@@ -38,6 +39,7 @@ impl StreamWriter {
             tokens: Tokens::default(),
             finish: Finish::Stop,
             has_ended: false,
+            most_kept: asked.most_kept,
         }
     }
 
@@ -58,9 +60,7 @@ impl StreamWriter {
         let Some(call) = self.call.as_mut().filter(|call| call.index == index) else {
             return Err(Unreadable("the backend's stream continues a tool call behind the next one"));
         };
-        if call.arguments.len().saturating_add(text.len()) > MAX_KEPT {
-            return Err(Unreadable("a tool call of the backend is longer than 8 MiB"));
-        }
+        self.most_kept.check(call.arguments.len().saturating_add(text.len()))?;
         call.arguments.push_str(text);
         Ok(())
     }

@@ -41,14 +41,8 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// Reader of an answer with these headers; `None` for content that is not JSON or an event stream, or is encoded.
-    pub(super) fn for_response(
-        content_type: Option<&HeaderValue>,
-        content_encoding: Option<&HeaderValue>,
-    ) -> Option<Self> {
-        if content_encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return None;
-        }
+    /// Reader of an answer of this type without a coding; `None` for content that is not JSON or an event stream.
+    pub(super) fn for_response(content_type: Option<&HeaderValue>) -> Option<Self> {
         // Most servers write the type alone and in small letters.
         if content_type?.as_bytes() == b"application/json" {
             return Some(Self::of(AnswerFraming::Json));

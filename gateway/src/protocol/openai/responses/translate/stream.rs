@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::output::{Answer, Content, Item, State, listed, redacted, signed};
 use crate::protocol::openai::translate::{error_kind, new_id};
 use crate::protocol::translate::{
-    ApiError, Asked, Delta, Finish, MAX_KEPT, TokenLogprob, Tokens, Unreadable, WriteStream, write_event,
+    ApiError, Asked, Delta, Finish, TokenLogprob, Tokens, Unreadable, WriteStream, write_event,
 };
 
 /// Bytes that an item or a part counts for beside its text, so that their number is bounded.
@@ -122,7 +122,7 @@ impl StreamWriter {
 
     fn keep(&mut self, bytes: usize) -> Result<(), Unreadable> {
         self.kept = self.kept.saturating_add(bytes);
-        if self.kept > MAX_KEPT { Err(Unreadable("the backend's answer is longer than 8 MiB")) } else { Ok(()) }
+        self.asked.most_kept.check(self.kept)
     }
 
     /// Writes the begin or the end of the last item.

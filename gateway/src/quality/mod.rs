@@ -1,0 +1,264 @@
+//! Watch over what callers ask and what each target answers: drift from a reference, without a text being kept.
+//!
+//! The room owns the sketches of each route and target. A request that is drawn is handed over when it has ended ([`Tap`]); one
+//! task on a thread of its own reads it, counts it and drops it ([`Quality`]), so that the request path copies at most the
+//! beginning of an answer. Memory is bounded: two megabytes a route. The room changes no request, and knows no socket and no
+//! route; its inputs are bytes of bodies and the rules of the configuration.
+
+mod facts;
+mod feature;
+mod files;
+mod pane;
+mod reference;
+mod report;
+mod sampled;
+mod sampling;
+mod signals;
+mod state;
+mod texts;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+pub use feature::Feature;
+pub use reference::{ReferenceError, ReferenceFile};
+pub use report::{Bar, Counts, FeatureReport, Figures, RouteReport, TargetReport};
+pub use sampled::Counters;
+pub use sampling::{Ended, Sampling, Tap};
+pub use state::{Reference, Rules};
+
+use crate::builtin::LoadedModel;
+use crate::telemetry::{QualityFeatureSample, QualitySample};
+use worker::{MOST_MESSAGES, Message, Watched};
+
+/// Most targets of a route that are watched, as the configuration's check allows.
+const MAX_TARGETS: usize = 6;
+/// Most features of a target: those without tensors, and those of the tensors that are followed.
+const MAX_FEATURES: usize = 128;
+/// Longest name of a tensor, in bytes; longer ones are cut.
+const MAX_NAME: usize = 64;
+/// Tensors of one side that are followed at most.
+const MOST_TENSORS: usize = 16;
+/// Topics of prompts.
+const TOPICS: usize = 16;
+/// Numbers of an embedding that are used; of longer ones the first.
+const MAX_DIMENSION: usize = 1024;
+/// Time for the task to make a reference or to store what has changed.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Reports that the task has published, for operators.
+#[derive(Default)]
+pub struct Published {
+    reports: Mutex<BTreeMap<Arc<str>, Arc<Shown>>>,
+    write_failures: AtomicU64,
+}
+
+struct Shown {
+    report: RouteReport,
+    counters: Arc<Counters>,
+    signals: HashMap<(Box<str>, &'static str), u64>,
+}
+
+impl Published {
+    fn put(
+        &self,
+        name: Arc<str>,
+        report: RouteReport,
+        counters: &Arc<Counters>,
+        signals: &HashMap<(Box<str>, &'static str), u64>,
+    ) {
+        let shown = Shown { report, counters: counters.clone(), signals: signals.clone() };
+        self.reports.lock().insert(name, Arc::new(shown));
+    }
+
+    fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.reports.lock().retain(|name, _| keep(name));
+    }
+
+    fn write_failed(&self) {
+        self.write_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn all(&self) -> Vec<Arc<Shown>> {
+        self.reports.lock().values().cloned().collect()
+    }
+}
+
+/// Plan of a route that a new configuration watches.
+pub struct Plan {
+    /// Name of the route.
+    pub route: String,
+    /// Share of the requests.
+    pub share: f64,
+    /// Rules.
+    pub rules: Rules,
+    /// Model for embeddings.
+    pub model: Option<Arc<LoadedModel>>,
+}
+
+/// Sketches of all routes, and the task that owns them. Outlives configurations.
+pub struct Quality {
+    queue: mpsc::Sender<Message>,
+    /// Queue of the task that has not begun: it does when a configuration watches a route.
+    waiting: Mutex<Option<mpsc::Receiver<Message>>>,
+    /// Counters of routes, kept over reloads.
+    counters: Mutex<HashMap<Arc<str>, Weak<Counters>>>,
+    bytes: Arc<AtomicUsize>,
+    published: Arc<Published>,
+}
+
+impl Default for Quality {
+    fn default() -> Self {
+        let (queue, waiting) = mpsc::channel(MOST_MESSAGES);
+        Self {
+            queue,
+            waiting: Mutex::new(Some(waiting)),
+            counters: Mutex::default(),
+            bytes: Arc::default(),
+            published: Arc::default(),
+        }
+    }
+}
+
+/// Reference that cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoReference {
+    /// The route is not watched.
+    #[error("there is no route of that name with `quality`; /api/quality lists those there are")]
+    Unknown,
+    /// The task did not answer in time.
+    #[error("the sketches were not there in time; try again")]
+    Busy,
+}
+
+impl Quality {
+    /// Sampling of a route for a new configuration.
+    pub fn sampling(&self, plan: &Plan) -> Arc<Sampling> {
+        let name: Arc<str> = plan.route.as_str().into();
+        let counters = self.counters_of(&name);
+        Arc::new(Sampling::new(name, plan.share, counters, self.queue.clone(), self.bytes.clone()))
+    }
+
+    fn counters_of(&self, route: &Arc<str>) -> Arc<Counters> {
+        let mut all = self.counters.lock();
+        if let Some(counters) = all.get(route).and_then(Weak::upgrade) {
+            return counters;
+        }
+        all.retain(|_, counters| counters.strong_count() > 0);
+        let counters = Arc::new(Counters::default());
+        all.insert(route.clone(), Arc::downgrade(&counters));
+        counters
+    }
+
+    /// Hands the plans of a configuration that has become active to the task, which begins with the first plan that there is.
+    /// State of routes that are still watched goes on.
+    pub fn adopt(&self, plans: Vec<Plan>, folder: PathBuf) {
+        if plans.is_empty() && self.waiting.lock().is_some() {
+            return;
+        }
+        let waiting = self.waiting.lock().take();
+        if let Some(waiting) = waiting
+            && let Err(e) = worker::start(waiting, self.published.clone())
+        {
+            tracing::error!(event = "quality_not_started", reason = %e);
+            return;
+        }
+        let watched = plans.into_iter().map(|Plan { route, share, rules, model }| {
+            let name: Arc<str> = route.into();
+            let counters = self.counters_of(&name);
+            Watched { name, rules, share, model, counters, folder: folder.clone() }
+        });
+        let message = Message::Adopt(watched.collect());
+        // The queue may be full of samples, which the task is reading.
+        let queue = self.queue.clone();
+        match queue.try_send(message) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(message)) => {
+                tokio::spawn(async move { queue.send(message).await });
+            }
+        }
+    }
+
+    /// Reports on all routes.
+    pub fn reports(&self) -> Vec<RouteReport> {
+        let shown = self.published.all();
+        shown.iter().map(|shown| shown.report.clone().counted(&shown.counters, &shown.signals)).collect()
+    }
+
+    /// Sketches of a route for a reference file.
+    ///
+    /// # Errors
+    /// The route is not watched, or the task is busy.
+    pub async fn reference(&self, route: &str) -> Result<ReferenceFile, NoReference> {
+        if self.waiting.lock().is_some() {
+            return Err(NoReference::Unknown);
+        }
+        let (answer, file) = oneshot::channel();
+        let asking = async {
+            self.queue.send(Message::Reference(route.to_owned(), answer)).await.ok()?;
+            file.await.ok()
+        };
+        match tokio::time::timeout(ANSWER, asking).await {
+            Ok(Some(Some(file))) => Ok(file),
+            Ok(Some(None)) => Err(NoReference::Unknown),
+            Ok(None) | Err(_) => Err(NoReference::Busy),
+        }
+    }
+
+    /// Stores what has changed, at the end of the process.
+    pub async fn stop(&self) {
+        if self.waiting.lock().is_some() {
+            return;
+        }
+        let (done, stored) = oneshot::channel();
+        let stopping = async {
+            let _ = self.queue.send(Message::Stop(done)).await;
+            let _ = stored.await;
+        };
+        let _ = tokio::time::timeout(ANSWER, stopping).await;
+    }
+
+    /// Figures for a scrape.
+    pub fn samples(&self) -> Vec<QualitySample> {
+        let sample = |report: RouteReport| {
+            let features = report.targets.iter().flat_map(|target| {
+                let of = |one: &FeatureReport| QualityFeatureSample {
+                    target: target.target.clone(),
+                    feature: one.feature.to_string(),
+                    distance: one.distance.filter(|_| one.judged),
+                    limit: one.limit,
+                    drifted: one.drifted,
+                };
+                target.features.iter().map(of)
+            });
+            let signals = report.targets.iter().flat_map(|target| {
+                target.signals.iter().map(|(signal, count)| (target.target.clone(), signal.clone(), *count))
+            });
+            QualitySample {
+                features: features.collect(),
+                signals: signals.collect(),
+                route: report.route,
+                bytes: u64::try_from(report.bytes).unwrap_or(u64::MAX),
+                sampled: report.counts.sampled,
+                dropped: report.counts.dropped,
+                unreadable: report.counts.unreadable,
+                embedded: report.counts.embedded,
+                not_embedded: report.counts.not_embedded,
+                embedding_seconds: report.counts.embedding_seconds,
+            }
+        };
+        self.reports().into_iter().map(sample).collect()
+    }
+
+    /// Writes that have failed.
+    pub fn write_failures(&self) -> u64 {
+        self.published.write_failures.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,83 @@
+//! Observation of one request of a rollout: plain figures, taken at its end.
+
+use spillway_config::schema::RolloutMetric;
+use spillway_statistics::Version;
+
+/// Figures of one request, of the version that it was assigned to. Single precision, whose seven digits are more than clocks
+/// have; 72 bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// Hash of the sticky key; a random number where there is none.
+    pub unit: u64,
+    /// Number of the weight under which the request was assigned ([`super::Present`]).
+    pub epoch: u32,
+    /// Version that the draw gave the request to, available or not.
+    pub version: Version,
+    /// True if the version failed: no answer, 5xx, a broken stream, an error in an answer of success.
+    pub is_error: bool,
+    /// True if a stand-in or built-in model answered because the version had no room or was not available.
+    pub spilled: bool,
+    /// True if the model refused, or a filter of the server kept its answer back; `None` without a finish reason.
+    pub refused: Option<bool>,
+    /// True if the answer ended for want of tokens.
+    pub truncated: Option<bool>,
+    /// Seconds to the last byte of a good answer.
+    pub latency: Option<f32>,
+    /// Seconds to the first content of a good streamed answer.
+    pub first_token: Option<f32>,
+    /// Tokens written in a second.
+    pub tokens_per_second: Option<f32>,
+    /// Cost in US dollars.
+    pub cost: Option<f32>,
+    /// Tokens written.
+    pub output_tokens: Option<f32>,
+    /// Score of a caller; such an observation has nothing else.
+    pub score: Option<f32>,
+}
+
+impl Observation {
+    /// Observation without figures.
+    pub fn new(version: Version, epoch: u32, unit: u64) -> Self {
+        Self {
+            unit,
+            epoch,
+            version,
+            is_error: false,
+            spilled: false,
+            refused: None,
+            truncated: None,
+            latency: None,
+            first_token: None,
+            tokens_per_second: None,
+            cost: None,
+            output_tokens: None,
+            score: None,
+        }
+    }
+
+    /// Value of a metric; `None` where the request says nothing about it.
+    pub fn value(&self, metric: RolloutMetric) -> Option<f64> {
+        let share = |is: bool| f64::from(u8::from(is));
+        if self.score.is_some() || metric == RolloutMetric::Feedback {
+            return self.score.filter(|_| metric == RolloutMetric::Feedback).map(f64::from);
+        }
+        match metric {
+            RolloutMetric::ErrorRate => Some(share(self.is_error)),
+            RolloutMetric::LatencyP50
+            | RolloutMetric::LatencyP95
+            | RolloutMetric::LatencyP99
+            | RolloutMetric::LatencyMean => self.latency.map(f64::from),
+            RolloutMetric::FirstTokenP50
+            | RolloutMetric::FirstTokenP95
+            | RolloutMetric::FirstTokenP99
+            | RolloutMetric::FirstTokenMean => self.first_token.map(f64::from),
+            RolloutMetric::TokensPerSecond => self.tokens_per_second.map(f64::from),
+            RolloutMetric::CostPerRequest => self.cost.map(f64::from),
+            RolloutMetric::SpillRate => Some(share(self.spilled)),
+            RolloutMetric::RefusalRate => self.refused.map(share),
+            RolloutMetric::OutputTokens | RolloutMetric::OutputDrift => self.output_tokens.map(f64::from),
+            RolloutMetric::TruncationRate => self.truncated.map(share),
+            RolloutMetric::Feedback => None,
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! SQLite file of rollouts, for one gateway. One thread owns the connection; callers await its answers, so no request and no
+//! task waits for the disk on its own thread. A write is on the disk when it is answered.
+//!
+//! A file has one owner: the gateway that claimed it last. Another one that still has it open is refused at its next write.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use super::{GatewayCounts, KEPT, KEPT_DECISIONS, RolloutStore, StoreError};
+use crate::rollout::record::{HISTORY, HistoryEntry};
+use crate::rollout::stored::{Counts, Decided, Stored};
+use crate::sqlite_file;
+
+/// Jobs that wait for the thread: some for each of a thousand rollouts.
+const QUEUE: usize = 4096;
+/// Longest wait for what is queued at the end of the process: longer than the busy timeout of one second.
+const CLOSING: Duration = Duration::from_secs(2);
+/// Longest wait for one read or write, on a disk that is busy. A disk that hangs must not keep a candidate from being aborted.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Mark of the file in its header (`SpwR`), by which a database of another program is told apart.
+const APPLICATION: i64 = 0x5370_7752;
+/// Version of the tables.
+const VERSION: i64 = 1;
+/// Name of the gateway in the file: there is one.
+const GATEWAY: &str = "local";
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS rollout_owner (one INTEGER PRIMARY KEY CHECK (one = 1), fence INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS rollouts (
+        name TEXT PRIMARY KEY, document TEXT NOT NULL, seen_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS rollout_history (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, entry TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS rollout_history_of ON rollout_history (name, number);
+    CREATE TABLE IF NOT EXISTS rollout_decided (
+        name TEXT NOT NULL, identity TEXT NOT NULL, at REAL NOT NULL, document TEXT NOT NULL,
+        PRIMARY KEY (name, identity)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS rollout_counts (
+        name TEXT NOT NULL, counted TEXT NOT NULL, gateway TEXT NOT NULL, document TEXT NOT NULL,
+        PRIMARY KEY (name, counted, gateway)) WITHOUT ROWID;";
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// Fault of a job, before it has the name of the file.
+enum Fault {
+    Sqlite(rusqlite::Error),
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// Store in an SQLite file.
+pub struct SqliteStore {
+    path: PathBuf,
+    /// Dropped to end the thread.
+    jobs: Mutex<Option<SyncSender<Job>>>,
+    /// Closed once the thread has ended.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+    /// Fencing number with which this process owns the file.
+    fence: Mutex<Option<u64>>,
+}
+
+impl SqliteStore {
+    /// Opens a file, and makes it where there is none. Nothing is claimed before the first [`RolloutStore::lead`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::File`] where the file is damaged, of another program or not writable.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |reason: &dyn std::fmt::Display| file_error(path, reason);
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
+        }
+        let mut file = open(path).map_err(|fault| fault.of(path))?;
+        let (jobs, queue) = sync_channel::<Job>(QUEUE);
+        let (running, ended) = oneshot::channel::<()>();
+        let work = move || {
+            while let Ok(job) = queue.recv() {
+                job(&mut file);
+            }
+            drop(file);
+            drop(running);
+        };
+        std::thread::Builder::new().name("rollouts".into()).spawn(work).map_err(|e| failed(&e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            jobs: Mutex::new(Some(jobs)),
+            ended: Mutex::new(Some(ended)),
+            fence: Mutex::new(None),
+        })
+    }
+
+    /// Validates a file as [`Self::open`] does, without making or changing anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn judge(path: &Path) -> Result<(), StoreError> {
+        if path.exists() {
+            let judged = sqlite_file::open_unchanged(path).map_err(Fault::from).and_then(|file| judge(&file));
+            return judged.map_err(|fault| fault.of(path));
+        }
+        sqlite_file::judge_absent(path).map_err(|reason| file_error(path, &reason))
+    }
+
+    /// Runs a job on the thread.
+    async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |file| {
+            // A caller that has gone needs no answer.
+            let _ = answer.send(job(file));
+        });
+        let sent = match &*self.jobs.lock() {
+            Some(jobs) => jobs.try_send(job),
+            None => Err(TrySendError::Disconnected(job)),
+        };
+        match sent {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(file_error(&self.path, &format!("the disk is slow: {QUEUE} reads and writes wait for it")));
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(file_error(&self.path, &"the store is closed")),
+        }
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(Ok(done)) => done.map_err(|fault| fault.of(&self.path)),
+            Ok(Err(_)) => Err(file_error(&self.path, &"the store is closed")),
+            Err(_) => Err(file_error(&self.path, &"the disk does not answer")),
+        }
+    }
+
+    async fn claim(&self) -> Result<u64, StoreError> {
+        let fence = self
+            .run(|file| {
+                let batch = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                batch.execute(
+                    "INSERT INTO rollout_owner VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET fence = fence + 1",
+                    [],
+                )?;
+                let fence = owner(&batch)?.unwrap_or(1);
+                batch.commit()?;
+                Ok(fence)
+            })
+            .await?;
+        *self.fence.lock() = Some(fence);
+        Ok(fence)
+    }
+}
+
+impl Fault {
+    fn of(self, path: &Path) -> StoreError {
+        match self {
+            Self::Sqlite(error) => file_error(path, &error),
+            Self::Store(error) => error,
+        }
+    }
+}
+
+fn file_error(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
+    StoreError::File { path: path.to_owned(), reason: reason.to_string() }
+}
+
+/// Opens a file for writing; makes its tables.
+fn open(path: &Path) -> Result<Connection, Fault> {
+    let file = Connection::open(path)?;
+    file.busy_timeout(Duration::from_secs(1))?;
+    judge(&file)?;
+    file.pragma_update(None, "journal_mode", "WAL")?;
+    // A transition must not be undone by a loss of power: the candidate would get requests after its abort.
+    file.pragma_update(None, "synchronous", "FULL")?;
+    file.pragma_update(None, "application_id", APPLICATION)?;
+    file.pragma_update(None, "user_version", VERSION)?;
+    file.execute_batch(TABLES)?;
+    Ok(file)
+}
+
+/// Refuses files that are damaged, of another program or of a later version.
+fn judge(file: &Connection) -> Result<(), Fault> {
+    let refuse = |reason: String| {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOTADB);
+        Err(Fault::Sqlite(rusqlite::Error::SqliteFailure(code, Some(reason))))
+    };
+    let pragma = |name: &str| file.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+    let tables: i64 =
+        file.query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table'", [], |row| row.get(0))?;
+    if application != APPLICATION && (application != 0 || tables > 0) {
+        return refuse("it is a database of another program; name a file of its own".to_owned());
+    }
+    if application == APPLICATION && version > VERSION {
+        return refuse(format!(
+            "it was written by a later version of the gateway ({version}, this one reads {VERSION})"
+        ));
+    }
+    let checked = file.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    let fault = checked.map_or_else(|e| Some(e.to_string()), |checked| Some(checked).filter(|checked| checked != "ok"));
+    if let Some(fault) = fault {
+        return refuse(format!("it is damaged ({fault}); restore it, or remove it to begin anew"));
+    }
+    Ok(())
+}
+
+/// Fencing number of the file's owner.
+fn owner(file: &Connection) -> rusqlite::Result<Option<u64>> {
+    let fence = file.query_row("SELECT fence FROM rollout_owner", [], |row| row.get::<_, i64>(0)).optional()?;
+    Ok(fence.map(|fence| u64::try_from(fence).unwrap_or(0)))
+}
+
+fn read<T: DeserializeOwned>(what: &str, document: &str) -> Result<T, Fault> {
+    super::read(what, document.as_bytes()).map_err(Fault::Store)
+}
+
+fn keep_history(batch: &Transaction<'_>, name: &str, entries: &[String]) -> rusqlite::Result<()> {
+    let mut row = batch.prepare("INSERT INTO rollout_history (name, entry) VALUES (?1, ?2)")?;
+    for entry in entries {
+        row.execute(params![name, entry])?;
+    }
+    batch.execute(
+        "DELETE FROM rollout_history WHERE name = ?1 AND number NOT IN (
+            SELECT number FROM rollout_history WHERE name = ?1 ORDER BY number DESC LIMIT ?2)",
+        params![name, i64::try_from(HISTORY).unwrap_or(i64::MAX)],
+    )?;
+    Ok(())
+}
+
+#[async_trait]
+impl RolloutStore for SqliteStore {
+    fn gateway(&self) -> &str {
+        GATEWAY
+    }
+
+    async fn load(&self, name: &str) -> Result<Option<Stored>, StoreError> {
+        let name = name.to_owned();
+        self.run(move |file| {
+            let document = "SELECT document FROM rollouts WHERE name = ?1";
+            let document: Option<String> = file.query_row(document, [&name], |row| row.get(0)).optional()?;
+            let Some(document) = document else { return Ok(None) };
+            let mut stored: Stored = read(&format!("the rollout `{name}`"), &document)?;
+            let mut rows = file.prepare("SELECT entry FROM rollout_history WHERE name = ?1 ORDER BY number")?;
+            for entry in rows.query_map([&name], |row| row.get::<_, String>(0))? {
+                let entry: String = entry?;
+                stored.record.history.push(read(&format!("the history of the rollout `{name}`"), &entry)?);
+            }
+            Ok(Some(stored))
+        })
+        .await
+    }
+
+    async fn save(&self, stored: &Stored, entries: &[HistoryEntry]) -> Result<(), StoreError> {
+        let documents = super::Documents::of(stored, entries)?;
+        let (fence, record) = (stored.fence, &stored.record);
+        let (name, identity, at) = (record.name.clone(), record.identity.clone(), record.updated_at);
+        self.run(move |file| {
+            let batch = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if owner(&batch)? != Some(fence) {
+                return Err(Fault::Store(StoreError::NotLeader(name)));
+            }
+            batch
+                .execute("INSERT OR REPLACE INTO rollouts VALUES (?1, ?2, ?3)", params![name, documents.stored, at])?;
+            keep_history(&batch, &name, &documents.entries)?;
+            if let Some(decided) = documents.decided {
+                let row = "INSERT OR REPLACE INTO rollout_decided VALUES (?1, ?2, ?3, ?4)";
+                batch.execute(row, params![name, identity, at, decided])?;
+                batch.execute(
+                    "DELETE FROM rollout_decided WHERE name = ?1 AND identity NOT IN (
+                        SELECT identity FROM rollout_decided WHERE name = ?1 ORDER BY at DESC LIMIT ?2)",
+                    params![name, KEPT_DECISIONS],
+                )?;
+            }
+            batch.commit()?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn decided(&self, name: &str, identity: &str) -> Result<Option<Decided>, StoreError> {
+        let (name, identity) = (name.to_owned(), identity.to_owned());
+        self.run(move |file| {
+            let document = "SELECT document FROM rollout_decided WHERE name = ?1 AND identity = ?2";
+            let found: Option<String> = file.query_row(document, [&name, &identity], |row| row.get(0)).optional()?;
+            found.map(|document| read(&format!("a decision about the rollout `{name}`"), &document)).transpose()
+        })
+        .await
+    }
+
+    async fn publish(&self, name: &str, key: &str, counts: &Counts) -> Result<(), StoreError> {
+        let document = super::write(counts)?;
+        let (name, key, fence) = (name.to_owned(), key.to_owned(), *self.fence.lock());
+        self.run(move |file| {
+            if owner(file)? != fence {
+                return Err(Fault::Store(StoreError::NotLeader(name)));
+            }
+            let row = "INSERT OR REPLACE INTO rollout_counts VALUES (?1, ?2, ?3, ?4)";
+            file.execute(row, params![name, key, GATEWAY, document])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn gather(&self, name: &str, key: &str) -> Result<Vec<GatewayCounts>, StoreError> {
+        let (name, key) = (name.to_owned(), key.to_owned());
+        self.run(move |file| {
+            let mut rows =
+                file.prepare("SELECT gateway, document FROM rollout_counts WHERE name = ?1 AND counted = ?2")?;
+            let mut counts = Vec::new();
+            for row in rows.query_map([&name, &key], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))? {
+                let (gateway, document): (String, String) = row?;
+                counts.push((gateway, read(&format!("the counts of the rollout `{name}`"), &document)?));
+            }
+            Ok(counts)
+        })
+        .await
+    }
+
+    async fn lead(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let fence = *self.fence.lock();
+        let Some(fence) = fence else { return self.take_lead(name).await.map(Some) };
+        let owner = self.run(|file| Ok(owner(file)?)).await?;
+        Ok(Some(fence).filter(|fence| owner == Some(*fence)))
+    }
+
+    async fn take_lead(&self, _: &str) -> Result<u64, StoreError> {
+        let fence = *self.fence.lock();
+        let owner = self.run(|file| Ok(owner(file)?)).await?;
+        match fence {
+            Some(fence) if owner == Some(fence) => Ok(fence),
+            _ => self.claim().await,
+        }
+    }
+
+    async fn release(&self, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn tidy(&self, present: &[(String, String)], now: f64) -> Result<(), StoreError> {
+        let present = present.to_vec();
+        self.run(move |file| {
+            let batch = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for (name, key) in &present {
+                batch.execute("UPDATE rollouts SET seen_at = ?2 WHERE name = ?1", params![name, now])?;
+                batch.execute("DELETE FROM rollout_counts WHERE name = ?1 AND counted <> ?2", [name, key])?;
+            }
+            batch.execute("DELETE FROM rollouts WHERE seen_at < ?1", [now - KEPT.as_secs_f64()])?;
+            for table in ["rollout_history", "rollout_decided", "rollout_counts"] {
+                batch.execute(&format!("DELETE FROM {table} WHERE name NOT IN (SELECT name FROM rollouts)"), [])?;
+            }
+            batch.commit()?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close(&self) {
+        drop(self.jobs.lock().take());
+        let Some(ended) = self.ended.lock().take() else { return };
+        if tokio::time::timeout(CLOSING, ended).await.is_err() {
+            tracing::error!(event = "rollouts_not_written", file = %self.path.display(), "the last writes took too long");
+        }
+    }
+}
