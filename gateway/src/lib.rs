@@ -45,6 +45,7 @@ pub mod tls;
 pub mod topology;
 pub mod tunnel;
 pub mod upstream;
+mod whole_file;
 pub mod wire;
 pub mod workers;
 

@@ -9,7 +9,7 @@
 //! **Evidence.** At one edge and in one direction the null says that the shares above it differ by at most `d`: a pair of
 //! shares, judged by the exact mixture of [`crate::share`]. The mean of e-values is an e-value, so the evidence that the
 //! distance is above `d` is the mean over edges and directions; thirty questions cost 3.4 in its logarithm at most.
-//! That the distance is below `d` needs all of them: the least of the e-values for the opposite
+//! Evidence that the distance is below `d` needs all of them: the least of the e-values for the opposite
 //! (intersection-union test).
 //!
 //! **Repeating callers.** Each e-value is divided by the design effect of its own pair of shares.

@@ -44,7 +44,7 @@ const BODY_NAMES_MODEL: [&str; 7] =
 /// Path of the question whether a server is there, of TorchServe, SageMaker and vLLM.
 const PING: &str = "/ping";
 
-/// The same of vLLM, SGLang, llama.cpp and text-generation-inference.
+/// Path of that question of vLLM, SGLang, llama.cpp and text-generation-inference.
 const HEALTH: &str = "/health";
 
 /// True for a question whether a server is there, which says nothing of its models.

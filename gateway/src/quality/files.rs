@@ -2,13 +2,13 @@
 //! place, so that a crash leaves the one or the other.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::state::RouteState;
+use crate::whole_file;
 
 /// Longest file that is read.
 const MOST_BYTES: u64 = 32 << 20;
@@ -25,19 +25,7 @@ fn path(folder: &Path, route: &str) -> PathBuf {
 /// # Errors
 /// The folder cannot be made, or the file not be written.
 pub(super) fn write(folder: &Path, route: &str, state: &RouteState) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let to = path(folder, route);
-    let content = serde_json::to_vec(state)?;
-    // A name that nobody can have put a link at, nor another gateway be writing.
-    let beside = to.with_extension(format!("{:016x}.new", rand::random::<u64>()));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    let moved = file.write_all(&content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&beside, &to));
-    if moved.is_err() {
-        // The fault of the write is the one to tell.
-        let _ = fs::remove_file(&beside);
-    }
-    moved?;
-    fs::File::open(folder)?.sync_all()
+    whole_file::replace(&path(folder, route), &serde_json::to_vec(state)?)
 }
 
 /// Reads the state of a route; `None` where none was written.

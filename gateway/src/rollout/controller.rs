@@ -12,7 +12,7 @@ use super::command::{Command, CommandError};
 use super::course::{Counts, Course};
 use super::live::LiveRollout;
 use super::machine::{BY_FILE, HeldUp, Machine};
-use super::record::{HistoryEntry, RolloutEvent, RolloutRecord, RolloutState};
+use super::record::{HistoryEntry, RolloutRecord, RolloutState};
 use super::restore::{Prepared, presented, read};
 use super::store::{RolloutStore, StoreError};
 use super::stored::Stored;
@@ -40,10 +40,7 @@ pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, mut orders: mpsc:
         tidied: Instant::now(),
     };
     loop {
-        let pending = shared.adopted.lock().pending.take();
-        if let Some(pending) = pending {
-            controller.adopt(pending).await;
-        }
+        controller.adopt_pending().await;
         controller.tick().await;
         if controller.tidied.elapsed() >= TIDY {
             controller.tidy().await;
@@ -53,10 +50,7 @@ pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, mut orders: mpsc:
             order = orders.recv() => match order {
                 Some(Order::Command { name, command, by, reason, reply }) => {
                     // A command after an edit is for what the edit has brought.
-                    let pending = shared.adopted.lock().pending.take();
-                    if let Some(pending) = pending {
-                        controller.adopt(pending).await;
-                    }
+                    controller.adopt_pending().await;
                     // A caller that left has its command carried out all the same.
                     let _ = reply.send(controller.command(&name, command, &by, reason).await);
                 }
@@ -178,6 +172,14 @@ impl Controller {
             // Another gateway may begin an ended one anew.
             (true, true) => SYNC,
             (true, false) => Duration::from_secs(3600),
+        }
+    }
+
+    /// Takes over the rollouts of a configuration that has become active, if there is one.
+    async fn adopt_pending(&mut self) {
+        let pending = self.shared.adopted.lock().pending.take();
+        if let Some(pending) = pending {
+            self.adopt(pending).await;
         }
     }
 
@@ -399,22 +401,10 @@ impl Controller {
             && stored.record.started_at.is_some()
             && !stored.record.state.is_end()
         {
-            let (now, mut ended) = (unix_seconds(), stored);
-            (ended.base, ended.fence) = (None, fence);
-            let record = &mut ended.record;
-            (record.state, record.weight, record.decided) = (RolloutState::Aborted, 0.0, true);
-            (record.ended_at, record.updated_at, record.epoch) = (Some(now), now, record.epoch + 1);
-            EDITED.clone_into(&mut record.reason);
-            let entry = HistoryEntry {
-                at: now,
-                event: RolloutEvent::Aborted,
-                state: record.state,
-                step: record.step,
-                weight: 0.0,
-                by: BY_FILE.to_owned(),
-                reason: record.reason.clone(),
-                judgement: None,
-            };
+            let mut ended = Stored { base: None, fence, ..stored };
+            let entry = ended.record.end(unix_seconds(), RolloutState::Aborted, BY_FILE, EDITED.to_owned(), true);
+            // The store adds entries to the history that it has.
+            ended.record.history.clear();
             self.store.save(&ended, std::slice::from_ref(&entry)).await?;
             self.tell(&ended.record, vec![entry]);
         }

@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::http_client::Http;
-    use crate::rollout::machine::{Hold, Look, OnInconclusive, Schedule};
+    use crate::rollout::machine::{Hold, Look, Schedule};
 
     fn gate(url: &str) -> Gate {
         Gate { url: url.parse().unwrap(), timeout: Duration::from_millis(300) }
@@ -133,18 +133,7 @@ mod tests {
     }
 
     fn machine(steps: Vec<Step>) -> Machine {
-        let schedule = Schedule {
-            name: "chat".to_owned(),
-            candidate: "v2".to_owned(),
-            stable: vec!["v1".to_owned()],
-            strategy: Strategy::Canary,
-            identity: "abc".to_owned(),
-            steps,
-            on_inconclusive: OnInconclusive::Pause,
-            false_alarm: 0.01,
-            judge: None,
-            needs_warm_up: Vec::new(),
-        };
+        let schedule = Schedule::for_tests(steps);
         let mut machine = Machine::new(Arc::new(schedule), 0.0);
         machine.look(1.0, Look::default());
         machine

@@ -248,3 +248,52 @@ pub struct RolloutRecord {
     #[serde(default)]
     pub history: Vec<HistoryEntry>,
 }
+
+impl RolloutRecord {
+    /// Ends the rollout; returns the entry of the history. `decides` says that its identity does not begin again by itself. The
+    /// figures of the last step stay to be read.
+    pub(super) fn end(
+        &mut self,
+        now: f64,
+        state: RolloutState,
+        by: &str,
+        reason: String,
+        decides: bool,
+    ) -> HistoryEntry {
+        let (event, weight) = match state {
+            RolloutState::Promoted => (RolloutEvent::Promoted, 100.0),
+            _ => (RolloutEvent::Aborted, 0.0),
+        };
+        (self.state, self.weight, self.epoch) = (state, weight, self.epoch + 1);
+        (self.ended_at, self.decided) = (Some(now), decides);
+        (self.paused_by, self.passed_at) = (None, None);
+        self.note(now, event, by, reason, true)
+    }
+
+    /// Adds an entry to the history, and returns it.
+    pub(super) fn note(
+        &mut self,
+        now: f64,
+        event: RolloutEvent,
+        by: &str,
+        reason: String,
+        with_evidence: bool,
+    ) -> HistoryEntry {
+        self.updated_at = now;
+        self.reason.clone_from(&reason);
+        let entry = HistoryEntry {
+            at: now,
+            event,
+            state: self.state,
+            step: self.step,
+            weight: self.weight,
+            by: by.to_owned(),
+            reason,
+            judgement: if with_evidence { self.judgement.clone() } else { None },
+        };
+        let over = (self.history.len() + 1).saturating_sub(HISTORY);
+        self.history.drain(..over.min(self.history.len()));
+        self.history.push(entry.clone());
+        entry
+    }
+}

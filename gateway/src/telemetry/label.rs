@@ -64,7 +64,7 @@ label! {
         Recorded => "recorded",
         /// An earlier label of the request was replaced in all figures.
         Replaced => "replaced",
-        /// The same was said before.
+        /// A label that says what was said before.
         Unchanged => "unchanged",
         /// No request with this id is remembered for the caller.
         Unknown => "unknown",
@@ -270,9 +270,9 @@ label! {
     NotificationEnd {
         /// The receiver confirmed it.
         Delivered => "delivered",
-        /// Its attempts or its time were over.
+        /// Attempts or time of the event were over.
         GivenUp => "given_up",
-        /// It gave way to a newer one, because too many waited.
+        /// A newer event took its place, because too many waited.
         Dropped => "dropped",
         /// The receiver answered 410, and wants none until the next edit.
         Gone => "gone",

@@ -173,7 +173,7 @@ pub struct Requests<'w> {
     asked: u64,
 }
 
-/// One request, its version and what it was seen to do, each value with the place of its metric.
+/// Request, its version and what it was seen to do, each value with the place of its metric.
 pub struct Request {
     pub unit: u64,
     pub version: Version,

@@ -30,21 +30,11 @@ fn schedule(world: &World, steps: Vec<Step>) -> Arc<Schedule> {
         }
         needs_warm_up.push(place);
     }
-    Arc::new(Schedule {
-        name: "chat".to_owned(),
-        candidate: "v2".to_owned(),
-        stable: vec!["v1".to_owned()],
-        strategy: Strategy::Canary,
-        identity: "abc".to_owned(),
-        steps,
-        on_inconclusive: OnInconclusive::Pause,
-        false_alarm: world.false_alarm,
-        judge: Some(plan),
-        needs_warm_up,
-    })
+    let false_alarm = world.false_alarm;
+    Arc::new(Schedule { false_alarm, judge: Some(plan), needs_warm_up, ..Schedule::for_tests(steps) })
 }
 
-/// The same, going on where evidence lacks.
+/// Schedule that goes on where evidence lacks.
 fn going_on(world: &World, steps: Vec<Step>) -> Arc<Schedule> {
     Arc::new(Schedule { on_inconclusive: OnInconclusive::Promote, ..(*schedule(world, steps)).clone() })
 }

@@ -19,7 +19,7 @@ use spillway_config::values::Duration as WrittenDuration;
 use spillway_statistics::{Finding, Judgement, Plan, Verdict};
 
 use super::command::{Command, CommandError};
-use super::record::{HISTORY, HistoryEntry, PausedBy, RolloutEvent, RolloutRecord, RolloutState, Strategy};
+use super::record::{HistoryEntry, PausedBy, RolloutEvent, RolloutRecord, RolloutState, Strategy};
 use super::stored::Decided;
 
 pub use super::record::HeldUp;
@@ -161,6 +161,25 @@ pub struct GateAnswer {
 pub struct Machine {
     schedule: Arc<Schedule>,
     record: RolloutRecord,
+}
+
+#[cfg(test)]
+impl Schedule {
+    /// Canary `v2` beside `v1` on the route `chat`, of which nothing is judged.
+    pub(crate) fn for_tests(steps: Vec<Step>) -> Self {
+        Self {
+            name: "chat".to_owned(),
+            candidate: "v2".to_owned(),
+            stable: vec!["v1".to_owned()],
+            strategy: Strategy::Canary,
+            identity: "abc".to_owned(),
+            steps,
+            on_inconclusive: OnInconclusive::Pause,
+            false_alarm: 0.01,
+            judge: None,
+            needs_warm_up: Vec::new(),
+        }
+    }
 }
 
 impl Machine {
@@ -574,19 +593,7 @@ impl Machine {
         decides: bool,
         entries: &mut Vec<HistoryEntry>,
     ) {
-        let (event, weight) = match state {
-            RolloutState::Promoted => (RolloutEvent::Promoted, 100.0),
-            _ => (RolloutEvent::Aborted, 0.0),
-        };
-        let (candidate, stable) = (self.record.candidate_requests, self.record.stable_requests);
-        self.set_weight(weight);
-        // The figures of the last step stay to be read.
-        (self.record.candidate_requests, self.record.stable_requests) = (candidate, stable);
-        self.record.state = state;
-        self.record.ended_at = Some(now);
-        self.record.decided = decides;
-        (self.record.paused_by, self.record.passed_at) = (None, None);
-        self.note(now, event, by, reason, true, entries);
+        entries.push(self.record.end(now, state, by, reason, decides));
     }
 
     /// Adds an entry to the history.
@@ -599,24 +606,7 @@ impl Machine {
         with_evidence: bool,
         entries: &mut Vec<HistoryEntry>,
     ) {
-        let record = &mut self.record;
-        record.updated_at = now;
-        record.reason.clone_from(&reason);
-        let judgement = if with_evidence { record.judgement.clone() } else { None };
-        let entry = HistoryEntry {
-            at: now,
-            event,
-            state: record.state,
-            step: record.step,
-            weight: record.weight,
-            by: by.to_owned(),
-            reason,
-            judgement,
-        };
-        let over = (record.history.len() + 1).saturating_sub(HISTORY);
-        record.history.drain(..over.min(record.history.len()));
-        record.history.push(entry.clone());
-        entries.push(entry);
+        entries.push(self.record.note(now, event, by, reason, with_evidence));
     }
 
     /// Sentences of the metrics with a finding.

@@ -3,6 +3,7 @@ use proptest::strategy::Strategy as Generator;
 use spillway_statistics::{Figures, Kind, Metric};
 
 use super::*;
+use crate::rollout::record::HISTORY;
 use crate::rollout::record::RolloutState::{Aborted, Inconclusive, Paused, Promoted, Running, Waiting};
 
 fn weight(percent: f64, seconds: f64, requests: u64) -> Step {
@@ -20,18 +21,7 @@ fn plan() -> Plan {
 }
 
 fn schedule(steps: Vec<Step>) -> Schedule {
-    Schedule {
-        name: "chat".to_owned(),
-        candidate: "v2".to_owned(),
-        stable: vec!["v1".to_owned()],
-        strategy: Strategy::Canary,
-        identity: "abc".to_owned(),
-        steps,
-        on_inconclusive: OnInconclusive::Pause,
-        false_alarm: 0.01,
-        judge: Some(plan()),
-        needs_warm_up: Vec::new(),
-    }
+    Schedule { judge: Some(plan()), ..Schedule::for_tests(steps) }
 }
 
 fn machine(steps: Vec<Step>) -> Machine {

@@ -11,23 +11,14 @@ use spillway_statistics::{Kind, Metric, Plan, Version};
 use super::*;
 use crate::rollout::command::Command;
 use crate::rollout::course::Course;
-use crate::rollout::machine::{Hold, Machine, OnInconclusive, Schedule, Step};
-use crate::rollout::record::{HISTORY, RolloutState, Strategy};
+use crate::rollout::machine::{Hold, Machine, Schedule, Step};
+use crate::rollout::record::{HISTORY, RolloutState};
 
 fn schedule(identity: &str) -> Arc<Schedule> {
     let metric = Metric { name: "errorRate".to_owned(), kind: Kind::Share, threshold: "+0.02".parse().unwrap() };
-    Arc::new(Schedule {
-        name: "chat".to_owned(),
-        candidate: "v2".to_owned(),
-        stable: vec!["v1".to_owned()],
-        strategy: Strategy::Canary,
-        identity: identity.to_owned(),
-        steps: vec![Step::Weight { percent: 33.3, hold: Hold { seconds: 60.0, requests: 0 } }],
-        on_inconclusive: OnInconclusive::Pause,
-        false_alarm: 0.01,
-        judge: Some(Plan::new(vec![metric])),
-        needs_warm_up: Vec::new(),
-    })
+    let steps = vec![Step::Weight { percent: 33.3, hold: Hold { seconds: 60.0, requests: 0 } }];
+    let (identity, judge) = (identity.to_owned(), Some(Plan::new(vec![metric])));
+    Arc::new(Schedule { identity, judge, ..Schedule::for_tests(steps) })
 }
 
 /// Course at its first step, with some counts.

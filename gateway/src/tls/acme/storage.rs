@@ -1,9 +1,6 @@
 //! Folder in which accounts and certificates outlive the process. A file is written whole or not at all. Only the
 //! gateway's user may read it, because it holds private keys.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
@@ -12,6 +9,7 @@ use sha2::{Digest, Sha256};
 use spillway_config::schema;
 
 use crate::tls::{CertificatePair, TlsError};
+use crate::whole_file;
 
 /// Files of one certificate.
 pub(super) struct Storage {
@@ -105,20 +103,7 @@ impl Storage {
     }
 }
 
-/// Replaces a file as a whole: writes a new file that no other writer uses, in this or another gateway, and renames it.
+/// Replaces a file as a whole.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
-    let written = || {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let new = path.with_extension(format!("{:016x}.new", rand::random::<u64>()));
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        let moved = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&new, path));
-        if moved.is_err() {
-            let _ = std::fs::remove_file(&new);
-        }
-        moved?;
-        // Makes the name as well outlive a loss of power.
-        std::fs::File::open(folder)?.sync_all()
-    };
-    written().map_err(|source| StorageError { path: path.to_owned(), source })
+    whole_file::replace(path, bytes).map_err(|source| StorageError { path: path.to_owned(), source })
 }
