@@ -154,11 +154,12 @@ impl Spare {
         spare
     }
 
-    /// Opens the spare descriptor again if it was released and one is left.
-    pub fn refill(&mut self) {
+    /// Opens the spare descriptor again if it was released and one is left; false if it is still missing.
+    pub fn refill(&mut self) -> bool {
         if self.0.is_none() {
             self.0 = File::open("/dev/null").ok();
         }
+        self.0.is_some()
     }
 
     /// Releases the spare descriptor; false if it was released before.

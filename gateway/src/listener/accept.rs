@@ -209,6 +209,16 @@ async fn accept(
                 continue;
             }
         };
+        // Somebody else, such as a file that was open for a moment, had the spare descriptor when it was to be opened again. This
+        // client has it now: kept, it would leave the listener without one, and later clients waiting in vain.
+        if !spare.refill() {
+            Side::Clients.count_shortage();
+            metrics.refused(ConnectionRefusal::Descriptors);
+            short(&name);
+            drop(stream);
+            spare.refill();
+            continue;
+        }
         let plan = plan.load_full();
         if plan.name != name {
             // A reload has renamed the listener.
