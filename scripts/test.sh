@@ -33,8 +33,6 @@ before=${#FAILED[@]}
 stage "build" build
 if [ "${#FAILED[@]}" -eq "$before" ]; then
   stage "examples in the documentation (cargo test --doc)" doc_tests
-  # On an ARM machine, its own tests run them.
-  [ "$(uname -m)" != x86_64 ] || stage "kernels for 64-bit ARM (qemu)" env SPILLWAY_AARCH64_OPTIONAL=1 scripts/test-aarch64.sh
   # Last, so that its summary is at the end of the output.
   stage "unit and end-to-end tests (cargo nextest)" unit_and_end_to_end
 fi

@@ -99,6 +99,20 @@ pub(crate) fn ln_evidence_for(
 mod tests {
     use super::*;
 
+    /// The package of the authors of confidence sequences computes the same evidence; `confseq.py` made its figures.
+    #[test]
+    fn evidence_agrees_with_confseq() {
+        let reference: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/oracles/confseq.json")).expect("figures of confseq");
+        let rows = reference["rows"].as_array().expect("rows");
+        assert_eq!(rows.len(), 40);
+        for row in rows {
+            let [z, ratio, theirs] = ["z", "ratio", "logEvidence"].map(|name| row[name].as_f64().expect("a number"));
+            let ours = ln_evidence(z, ratio);
+            assert!((ours - theirs).abs() < 1e-9, "{z} {ratio}: {ours} against {theirs}");
+        }
+    }
+
     /// `E` is the integral over effects of the ratio of normal densities, weighted by the half-normal density.
     #[test]
     fn evidence_is_the_half_normal_mixture_of_likelihood_ratios() {
