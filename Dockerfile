@@ -21,7 +21,7 @@ COPY --from=build /src/dist/spillway /usr/local/bin/spillway
 COPY --from=build /src/dist/spillway.cdx.json /usr/share/doc/spillway/spillway.cdx.json
 COPY --from=model /src/models /usr/share/spillway/models
 COPY config/examples/compose.yaml /etc/spillway/spillway.yaml
-ENV SPILLWAY_CACHE_DIR=/var/lib/spillway/cache
+ENV SPILLWAY_STATE_DIR=/var/lib/spillway SPILLWAY_CACHE_DIR=/var/lib/spillway/cache
 USER spillway
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:9901/readyz"]

@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-dist soak fuzz lint bench dist sbom model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-kubernetes test-dist soak fuzz lint bench dist sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -29,6 +29,9 @@ test-clients: ## other programs, unmodified: LangChain, LiteLLM, AI SDKs, agents
 
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
 	@scripts/test-instructions.sh
+
+test-kubernetes: ## the chart through Helm 3 and 4 and the types of Kubernetes, and the service of systemd
+	@scripts/test-kubernetes.sh
 
 test-dist: ## `make dist` in two folders gives the same bytes (most of an hour)
 	@scripts/test-dist.sh

@@ -33,9 +33,12 @@ check_unsafe() {
 
 check_scripts() { shellcheck -x scripts/*.sh .ci/run; }
 
+check_workflows() { "$BIN/actionlint"; }
+
 static_checks() {
   stage "formatting (cargo fmt)" check_formatting
   stage "shell scripts (shellcheck)" check_scripts
+  stage "workflows (actionlint)" check_workflows
   stage "unsafe code (scripts/unsafe.txt)" check_unsafe
   stage "dependencies (cargo deny)" check_dependencies
   stage "lints (cargo clippy, warnings denied)" check_clippy

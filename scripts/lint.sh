@@ -9,6 +9,6 @@ cd "$ROOT"
 
 scripts/system.sh test
 scripts/rust.sh
-scripts/test-tools.sh deny
+scripts/test-tools.sh deny actionlint
 static_checks
 stages_end

@@ -2,8 +2,8 @@
 # Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds). Of the peers of `make bench` it installs what can be had.
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec] [fuzz] [cyclonedx] [peers]; without arguments:
-# all but the last four.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [jaeger] [pebble] [h2spec] [kubernetes] [fuzz] [cyclonedx] [peers];
+# without arguments: the first six.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -115,33 +115,34 @@ jaeger() {
   set_stamp jaeger "$want"
 }
 
-h2spec() {
-  local want
-  want="$(sha256_of tests/go-h2spec/go.sum) $(sha256_of tests/go-h2spec/go.mod)"
-  if [ -x "$BIN/h2spec" ] && stamp_is h2spec "$want"; then return 0; fi
+# go_tool NAME FOLDER PACKAGE: builds a program from the module in tests/FOLDER, whose go.sum pins what it is made of.
+go_tool() {
+  local name="$1" folder="tests/$2" package="$3" want
+  want="$(cat "$folder"/go.mod "$folder"/go.sum "$folder"/*.go 2>/dev/null | sha256sum | cut -d' ' -f1)"
+  if [ -x "$BIN/$name" ] && stamp_is "$name" "$want"; then return 0; fi
   ensure_go
-  say "Building h2spec from its Go module"
-  (cd tests/go-h2spec && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 "$go" build -trimpath \
-    -ldflags="-s -w" -o "$BIN/h2spec.new" github.com/summerwind/h2spec/cmd/h2spec) ||
-    die "h2spec could not be built (the messages are above)"
-  mv -f "$BIN/h2spec.new" "$BIN/h2spec"
-  set_stamp h2spec "$want"
+  say "Building $name from its Go module"
+  (cd "$folder" && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 "$go" build -trimpath \
+    -ldflags="-s -w" -o "$BIN/$name.new" "$package") || die "$name could not be built (the messages are above)"
+  mv -f "$BIN/$name.new" "$BIN/$name"
+  set_stamp "$name" "$want"
 }
+
+actionlint() { go_tool actionlint go-actionlint github.com/rhysd/actionlint/cmd/actionlint; }
+
+h2spec() { go_tool h2spec go-h2spec github.com/summerwind/h2spec/cmd/h2spec; }
 
 # Pebble, the ACME test server of Let's Encrypt, and its DNS server.
 pebble() {
-  local want tool
-  want="$(sha256_of tests/go-pebble/go.sum) $(sha256_of tests/go-pebble/go.mod)"
-  if [ -x "$BIN/pebble" ] && [ -x "$BIN/pebble-challtestsrv" ] && stamp_is pebble "$want"; then return 0; fi
-  ensure_go
-  say "Building Pebble from its Go module"
-  for tool in pebble pebble-challtestsrv; do
-    (cd tests/go-pebble && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 "$go" build -trimpath \
-      -ldflags="-s -w" -o "$BIN/$tool.new" "github.com/letsencrypt/pebble/v2/cmd/$tool") ||
-      die "$tool could not be built (the messages are above)"
-    mv -f "$BIN/$tool.new" "$BIN/$tool"
-  done
-  set_stamp pebble "$want"
+  go_tool pebble go-pebble github.com/letsencrypt/pebble/v2/cmd/pebble
+  go_tool pebble-challtestsrv go-pebble github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv
+}
+
+# Both Helms, and the judge of what they make.
+kubernetes() {
+  go_tool helm3 go-helm3 helm.sh/helm/v3/cmd/helm
+  go_tool helm4 go-helm4 helm.sh/helm/v4/cmd/helm
+  go_tool manifests go-kubernetes .
 }
 
 deny() {
@@ -194,18 +195,20 @@ cyclonedx() {
   cargo_tool cargo-cyclonedx 0.5.9 "" ""
 }
 
-[ "$#" -gt 0 ] || set -- deny nextest python jaeger pebble
+[ "$#" -gt 0 ] || set -- deny nextest python actionlint jaeger pebble
 for part in "$@"; do
   case "$part" in
     deny) deny ;;
     nextest) nextest ;;
     python) python_packages ;;
     jaeger) jaeger ;;
+    actionlint) actionlint ;;
     h2spec) h2spec ;;
+    kubernetes) kubernetes ;;
     pebble) pebble ;;
     fuzz) fuzz ;;
     cyclonedx) cyclonedx ;;
     peers) peers ;;
-    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble, h2spec, fuzz, cyclonedx or peers" ;;
+    *) die "unknown part '$part': deny, nextest, python, actionlint, jaeger, pebble, h2spec, kubernetes, fuzz, cyclonedx or peers" ;;
   esac
 done

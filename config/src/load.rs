@@ -19,6 +19,10 @@ use crate::schema::{Config, Endpoint, Model};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
 
+/// Environment variable with the folder at which relative paths begin that the gateway writes: where the configuration lies in a folder
+/// that nobody may write to, as in a container.
+const STATE_FOLDER: &str = "SPILLWAY_STATE_DIR";
+
 /// Reason why a file cannot be used; its text becomes the message at the key that names the file.
 pub type FileError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -166,7 +170,9 @@ fn judge(
         let file = reporter.absolute(locate(root, at).file);
         file.parent().unwrap_or(Path::new("")).to_owned()
     };
-    let named = resolve_names(&mut json, &schema, &folder);
+    let state = (options.env)(STATE_FOLDER).filter(|folder| !folder.is_empty());
+    let state = state.and_then(|folder| std::path::absolute(folder).ok());
+    let named = resolve_names(&mut json, &schema, &folder, state.as_deref());
     let mut config: Config = match serde_json::from_value(json) {
         Ok(config) => config,
         Err(e) => {

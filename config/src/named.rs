@@ -41,9 +41,15 @@ impl Reference {
 }
 
 /// Makes the paths of a configuration absolute, adds those that have a default and were left out, and returns all files
-/// and secrets. `folder` gives the folder of the file in which a value is written, in UTF-8.
-pub(crate) fn resolve_names(config: &mut Json, schema: &Json, folder: &dyn Fn(&[Segment]) -> PathBuf) -> Vec<Named> {
-    let mut finder = Finder { root: schema, folder, at: Vec::new(), found: Vec::new() };
+/// and secrets. `folder` gives the folder of the file in which a value is written, in UTF-8. Files that the gateway writes begin at
+/// `state` instead, where it is given.
+pub(crate) fn resolve_names(
+    config: &mut Json,
+    schema: &Json,
+    folder: &dyn Fn(&[Segment]) -> PathBuf,
+    state: Option<&Path>,
+) -> Vec<Named> {
+    let mut finder = Finder { root: schema, folder, state, at: Vec::new(), found: Vec::new() };
     finder.walk(config, schema);
     finder.found
 }
@@ -51,6 +57,7 @@ pub(crate) fn resolve_names(config: &mut Json, schema: &Json, folder: &dyn Fn(&[
 struct Finder<'s> {
     root: &'s Json,
     folder: &'s dyn Fn(&[Segment]) -> PathBuf,
+    state: Option<&'s Path>,
     at: Vec<Segment>,
     found: Vec<Named>,
 }
@@ -105,7 +112,8 @@ impl Finder<'_> {
     }
 
     fn path(&mut self, text: &mut String, schema: &Json) {
-        let join = |text: &str| (self.folder)(&self.at).join(text);
+        let state = self.state.filter(|_| is::<StatePath>(schema));
+        let join = |text: &str| state.map_or_else(|| (self.folder)(&self.at), Path::to_owned).join(text);
         let what = if is::<FilePath>(schema) {
             Reference::File(join(text))
         } else if is::<ModelPath>(schema) {
@@ -195,7 +203,8 @@ mod tests {
             "consumers": [{"name": "c", "credentials": {"b": {"bearer": {"file": "key"}}}}],
             "admin": {"address": "127.0.0.1:2", "token": {"env": "TOKEN"}},
         });
-        let found = resolve_names(&mut config, &schema, &|_| PathBuf::from("/etc/spillway"));
+        let mut elsewhere = config.clone();
+        let found = resolve_names(&mut config, &schema, &|_| PathBuf::from("/etc/spillway"), None);
         let mut shown: Vec<_> = found.iter().map(|named| format!("{} {:?}", text(&named.at), named.what)).collect();
         shown.sort();
         assert_eq!(
@@ -215,5 +224,10 @@ mod tests {
         assert_eq!(config["state"]["budgets"]["sqlite"], "/etc/spillway/state/budgets.db");
         assert_eq!(config["state"]["store"], "/etc/spillway/state/spillway.db");
         assert_eq!(config["models"][0]["source"], "/etc/spillway/m.gguf");
+        let state = Path::new("/var/lib/spillway");
+        resolve_names(&mut elsewhere, &schema, &|_| PathBuf::from("/etc/spillway"), Some(state));
+        assert_eq!(elsewhere["listeners"][0]["tls"]["acme"]["storage"], "/var/lib/spillway/state/acme");
+        assert_eq!(elsewhere["state"]["store"], "/var/lib/spillway/state/spillway.db");
+        assert_eq!(elsewhere["models"][0]["source"], "/etc/spillway/m.gguf", "what it reads stands beside the file");
     }
 }

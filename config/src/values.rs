@@ -618,7 +618,7 @@ path_value!(
     StatePath,
     "state-path",
     "state/budgets.db",
-    "Path of a file or folder that the gateway writes, relative to the folder of the configuration."
+    "Path of a file or folder that the gateway writes, relative to `$SPILLWAY_STATE_DIR`, or to the folder of the configuration."
 );
 
 /// Secret, never written in the file itself: taken from the environment or from a file.

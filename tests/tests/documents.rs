@@ -246,6 +246,14 @@ fn is_only_looked_at(what: &str, command: &str) -> bool {
         assert!(read("Makefile").contains(&format!("\n{target}: ##")), "{what}: there is no such target");
         return true;
     }
+    if ["helm ", "kubectl ", "sudo "].iter().any(|program| command.starts_with(program)) {
+        for path in
+            command.split_whitespace().filter(|word| ["deploy/", "config/"].iter().any(|at| word.starts_with(at)))
+        {
+            assert!(repository().join(path).exists(), "{what}: there is no {path}");
+        }
+        return true;
+    }
     if !command.starts_with("docker ") {
         return false;
     }

@@ -623,7 +623,7 @@ routes:
 fn the_rules_for_prometheus_are_those_of_the_page_and_name_metrics_that_there_are() {
     let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
     let (rules, page) = (read("docs/operate/alerts.yaml"), read("docs/operate/alerts.md"));
-    let known: std::collections::BTreeSet<&str> = families().into_iter().map(|(name, _)| name).collect();
+    let known: std::collections::BTreeSet<&str> = families().into_iter().map(|family| family.name).collect();
     let mut checked = 0;
     for expression in rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
         assert!(page.contains(expression), "{expression}");

@@ -154,8 +154,10 @@ async fn the_metrics_of_a_gateway_are_those_of_the_reference() {
         gateway.shown("/metrics").await.contains("http_server_request_duration_seconds_count{").then_some(())
     })
     .await;
-    let documented: BTreeMap<&str, BTreeSet<String>> =
-        families().into_iter().map(|(name, labels)| (name, labels.into_iter().map(str::to_owned).collect())).collect();
+    let documented: BTreeMap<&str, BTreeSet<String>> = families()
+        .into_iter()
+        .map(|family| (family.name, family.labels.into_iter().map(str::to_owned).collect()))
+        .collect();
     let text = gateway.shown("/metrics").await;
     let mut family = "";
     let mut seen = BTreeSet::new();

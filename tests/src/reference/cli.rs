@@ -24,6 +24,10 @@ const VARIABLES: &[(&str, &str)] = &[
     ("SPILLWAY_ADMIN_TOKEN", "Its token (`admin.token`)."),
     ("SPILLWAY_LOG", "Filter of the process log: `info`, `debug`, `spillway=debug`."),
     ("RUST_LOG", "The same, where `SPILLWAY_LOG` is not set."),
+    (
+        "SPILLWAY_STATE_DIR",
+        "Folder at which relative paths begin that the gateway writes (`state`, `tls.acme.storage`).",
+    ),
     ("SPILLWAY_CACHE_DIR", "Folder of compiled GPU pipelines and of kernel measurements."),
     ("XDG_CACHE_HOME", "`spillway` in it is that folder, where `SPILLWAY_CACHE_DIR` is not set."),
     ("HOME", "`.cache/spillway` in it is that folder, where neither is set."),

@@ -445,26 +445,55 @@ fn values_of(files: &[File], value: &str) -> Vec<(String, String)> {
     values
 }
 
-/// Every family of the page: its name, its kind and its labels, for a test that reads a running gateway.
-pub fn families() -> Vec<(&'static str, Vec<&'static str>)> {
-    let rows = GROUPS.iter().flat_map(|(_, rows)| rows.iter());
-    rows.map(|(name, labels, _)| (*name, labels.iter().map(|(label, _)| *label).collect())).collect()
+/// Family of the page.
+#[derive(Debug)]
+pub struct Family {
+    /// Name without the ending of its samples.
+    pub name: &'static str,
+    /// `counter`, `gauge`, `histogram` or `info`.
+    pub kind: &'static str,
+    /// Names of its labels.
+    pub labels: Vec<&'static str>,
 }
 
-/// Renders the page.
-pub(super) fn page() -> String {
-    let files = files(&["gateway/src/telemetry", "gateway/src/descriptors.rs"]);
-    let rows = || GROUPS.iter().flat_map(|(_, rows)| rows.iter());
-    let labels: Vec<&str> = rows().flat_map(|(_, labels, _)| labels.iter().map(|(label, _)| *label)).collect();
+/// Every family of the page, for tests that read a running gateway, rules or dashboards.
+pub fn families() -> Vec<Family> {
+    let found = found(&sources());
+    let rows = GROUPS.iter().flat_map(|(_, rows)| rows.iter());
+    let family = |(name, labels, _): &(&'static str, &'static [Label], &str)| Family {
+        name,
+        kind: found[*name].kind,
+        labels: labels.iter().map(|(label, _)| *label).collect(),
+    };
+    rows.map(family).collect()
+}
+
+fn sources() -> Vec<File> {
+    files(&["gateway/src/telemetry", "gateway/src/descriptors.rs"])
+}
+
+/// Series that the sources register.
+fn found(files: &[File]) -> BTreeMap<String, Series> {
+    let rows = GROUPS.iter().flat_map(|(_, rows)| rows.iter());
+    let labels: Vec<&str> = rows.flat_map(|(_, labels, _)| labels.iter().map(|(label, _)| *label)).collect();
     let mut found = BTreeMap::new();
     for file in files.iter().filter(|file| file.path.contains("/metrics")) {
         series_of(file, &labels, &mut found);
     }
+    found
+}
+
+/// Renders the page.
+pub(super) fn page() -> String {
+    let files = sources();
+    let rows = || GROUPS.iter().flat_map(|(_, rows)| rows.iter());
+    let labels = rows().flat_map(|(_, labels, _)| labels.iter().map(|(label, _)| *label));
+    let found = found(&files);
     assert!(found.len() > 80, "only {} series were found: the sources are read wrongly", found.len());
     let names: Vec<&str> = rows().map(|(name, ..)| *name).collect();
     compare("metrics", &names, found.keys().map(String::as_str));
     let sources: String = files.iter().map(|file| file.code.as_str()).collect();
-    for label in &labels {
+    for label in labels {
         assert!(sources.contains(&format!("\"{label}\"")), "nothing in the sources has the label `{label}`");
     }
     let mut page = format!(

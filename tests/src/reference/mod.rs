@@ -1,11 +1,12 @@
-//! The pages below `docs/reference/` and `docs/apis.md`, generated so that they match the program: the configuration from `spillway schema`, the
-//! command line from its help, everything else from the source text. Causes, remedies and meanings that the sources do not
+//! The pages below `docs/reference/`, `docs/apis.md` and the dashboards in `deploy/grafana/`, generated so that they match the
+//! program: the configuration from `spillway schema`, the command line from its help, everything else from the source text. Causes, remedies and meanings that the sources do not
 //! have are written beside the generators, and a name without a row, or a row without a name, fails.
 
 mod admin;
 mod apis;
 mod cli;
 mod configuration;
+mod dashboards;
 mod errors;
 mod examples;
 mod headers;
@@ -22,7 +23,7 @@ pub use admin::{Operation, operations};
 pub use apis::{BACKENDS, Call, Fate, Kind, calls, check_tests};
 pub use configuration::restarts;
 pub use examples::{Example, examples};
-pub use metrics::families;
+pub use metrics::{Family, families};
 
 /// The line below the title of every page.
 const GENERATED: &str = "Generated from the program by `SPILLWAY_UPDATE_DOCS=1 make test`.";
@@ -43,6 +44,7 @@ pub fn reference(schema: &Value, help: &dyn Fn(&[&str]) -> String) -> Vec<(Strin
     ]);
     let mut pages: Vec<_> = pages.into_iter().map(|(name, text)| (format!("docs/reference/{name}"), text)).collect();
     pages.push(("docs/apis.md".to_owned(), apis::page()));
+    pages.extend(dashboards::files(&families()));
     pages
 }
 

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# make test-kubernetes: the chart through Helm 3 and 4 with several values, and what it makes through the types of Kubernetes: unknown
+# fields and pods that are not restricted fail. deploy/manifests/spillway.yaml is what the chart makes of its defaults.
+#
+# SPILLWAY_UPDATE_DOCS=1 scripts/test-kubernetes.sh   writes that file anew
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+chart=deploy/helm/spillway
+plain=deploy/manifests/spillway.yaml
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+
+scripts/system.sh kubernetes
+scripts/test-tools.sh kubernetes
+[ -n "${SPILLWAY_BIN:-}" ] || {
+  scripts/rust.sh
+  cargo build --locked -p spillway
+  SPILLWAY_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/debug/spillway"
+}
+
+# made HELM NAME ARGUMENTS...: what the chart makes, checked.
+made() {
+  local helm="$1" name="$2"
+  shift 2
+  "$helm" template spillway "$chart" --namespace inference "$@" >"$work/$name.yaml" || die "$helm template failed for $name"
+  "$BIN/manifests" <"$work/$name.yaml" >"$work/$name.objects" || die "$helm made something for $name that Kubernetes would not take"
+  "$BIN/manifests" configuration <"$work/$name.yaml" >"$work/$name.routes"
+  if [ -s "$work/$name.routes" ]; then
+    SPILLWAY_ADMIN_TOKEN=a-token-of-an-operator UPSTREAM_KEY=key "$SPILLWAY_BIN" check --offline "$work/$name.routes" >"$work/$name.check" 2>&1 || {
+      cat "$work/$name.check"
+      die "the configuration of $name is not what the gateway takes"
+    }
+  fi
+}
+
+# refused HELM WORDS ARGUMENTS...: the chart refuses these values, with these words.
+refused() {
+  local helm="$1" words="$2"
+  shift 2
+  if "$helm" template spillway "$chart" "$@" >"$work/refused" 2>&1; then die "$helm took $*"; fi
+  grep -qi -- "$words" "$work/refused" || {
+    cat "$work/refused"
+    die "$helm refused $* without saying '$words'"
+  }
+}
+
+for helm in "$BIN/helm3" "$BIN/helm4"; do
+  say "$("$helm" version --short)"
+  "$helm" lint --strict --quiet "$chart" || die "$helm lint failed"
+  made "$helm" default
+  made "$helm" plain --set adminToken.existingSecret=spillway-admin
+  for values in tests/kubernetes/*.yaml; do made "$helm" "$(basename "$values" .yaml)" --values "$values"; done
+  for object in ConfigMap/spillway Secret/spillway-admin ServiceAccount/spillway Service/spillway Service/spillway-admin \
+    Deployment/spillway PodDisruptionBudget/spillway NetworkPolicy/spillway; do
+    grep -qx "$object" "$work/default.objects" || die "$helm made no $object of the defaults"
+  done
+  for object in StatefulSet/gateway HorizontalPodAutoscaler/gateway ServiceMonitor/gateway; do
+    grep -qx "$object" "$work/state.objects" || die "$helm made no $object of tests/kubernetes/state.yaml"
+  done
+  grep -qx ScaledObject/spillway "$work/keda.objects" || die "$helm made no ScaledObject of tests/kubernetes/keda.yaml"
+  if grep -q '^Secret/' "$work/state.objects"; then die "a secret was made although one is named"; fi
+  refused "$helm" "two autoscalers" --set autoscaling.enabled=true,keda.enabled=true
+  refused "$helm" "replica" --set-string replicas=many
+  refused "$helm" "unknown" --set unknown=1
+  {
+    echo "# What the chart in ../helm/spillway makes of its defaults, for clusters without Helm. Written by"
+    echo "# \`SPILLWAY_UPDATE_DOCS=1 make test-kubernetes\`. It wants a token for operators first:"
+    echo "#   kubectl create namespace inference"
+    echo "#   kubectl -n inference create secret generic spillway-admin --from-literal=token=\"\$(openssl rand -hex 24)\""
+    sed -e '/^# Source: /d' -e '/helm.sh\/chart/d' -e 's/managed-by: Helm/managed-by: kubectl/' "$work/plain.yaml"
+  } >"$work/written.yaml"
+  if [ -n "${SPILLWAY_UPDATE_DOCS:-}" ]; then
+    mkdir -p "$(dirname "$plain")"
+    cp "$work/written.yaml" "$plain"
+  fi
+  diff -u "$plain" "$work/written.yaml" || die "$plain is out of date: run SPILLWAY_UPDATE_DOCS=1 make test-kubernetes"
+done
+
+say "The service of systemd"
+sed "s#/usr/local/bin/spillway#$(realpath "$SPILLWAY_BIN")#" deploy/systemd/spillway.service >"$work/spillway.service"
+systemd-analyze verify "$work/spillway.service" || die "systemd does not take deploy/systemd/spillway.service"
+# In tenths: below 20 systemd calls a service's exposure OK.
+systemd-analyze security --offline=true --threshold=20 "$work/spillway.service" >"$work/exposure" 2>&1 || {
+  tail -n 40 "$work/exposure"
+  die "the service is more exposed than it was"
+}
+tail -n 1 "$work/exposure"
