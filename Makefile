@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-kubernetes test-dist soak fuzz lint bench dist sbom model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-kubernetes test-package test-dist soak fuzz lint bench dist package sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -30,8 +30,11 @@ test-clients: ## other programs, unmodified: LangChain, LiteLLM, AI SDKs, agents
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
 	@scripts/test-instructions.sh
 
-test-kubernetes: ## the chart through Helm 3 and 4 and the types of Kubernetes, and the service of systemd
+test-kubernetes: ## the chart through Helm 3 and 4 and the types of Kubernetes
 	@scripts/test-kubernetes.sh
+
+test-package: ## the Debian package and the service of systemd in it
+	@scripts/test-package.sh
 
 test-dist: ## `make dist` in two folders gives the same bytes (most of an hour)
 	@scripts/test-dist.sh
@@ -50,6 +53,9 @@ bench: ## Spillway beside nginx, HAProxy, Envoy and others, as one table (half a
 
 dist: ## the program as it is shipped, its bill of materials and checksums, in dist/: the same bytes in any folder
 	@scripts/dist.sh
+
+package: ## a Debian package of the program in dist/
+	@scripts/package.sh
 
 sbom: ## the bill of materials alone (CycloneDX), in dist/
 	@scripts/sbom.sh

@@ -13,7 +13,6 @@ plain=deploy/manifests/spillway.yaml
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-scripts/system.sh kubernetes
 scripts/test-tools.sh kubernetes
 [ -n "${SPILLWAY_BIN:-}" ] || {
   scripts/rust.sh
@@ -78,13 +77,3 @@ for helm in "$BIN/helm3" "$BIN/helm4"; do
   fi
   diff -u "$plain" "$work/written.yaml" || die "$plain is out of date: run SPILLWAY_UPDATE_DOCS=1 make test-kubernetes"
 done
-
-say "The service of systemd"
-sed "s#/usr/local/bin/spillway#$(realpath "$SPILLWAY_BIN")#" deploy/systemd/spillway.service >"$work/spillway.service"
-systemd-analyze verify "$work/spillway.service" || die "systemd does not take deploy/systemd/spillway.service"
-# In tenths: below 20 systemd calls a service's exposure OK.
-systemd-analyze security --offline=true --threshold=20 "$work/spillway.service" >"$work/exposure" 2>&1 || {
-  tail -n 40 "$work/exposure"
-  die "the service is more exposed than it was"
-}
-tail -n 1 "$work/exposure"
