@@ -118,7 +118,7 @@ jaeger() {
 # go_tool NAME FOLDER PACKAGE: builds a program from the module in tests/FOLDER, whose go.sum pins what it is made of.
 go_tool() {
   local name="$1" folder="tests/$2" package="$3" want
-  want="$(cat "$folder"/go.mod "$folder"/go.sum "$folder"/*.go 2>/dev/null | sha256sum | cut -d' ' -f1)"
+  want="$(find "$folder" -type f | sort | xargs sha256sum | sha256sum | cut -d' ' -f1)"
   if [ -x "$BIN/$name" ] && stamp_is "$name" "$want"; then return 0; fi
   ensure_go
   say "Building $name from its Go module"

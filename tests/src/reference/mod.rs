@@ -23,7 +23,7 @@ pub use admin::{Operation, operations};
 pub use apis::{BACKENDS, Call, Fate, Kind, calls, check_tests};
 pub use configuration::restarts;
 pub use examples::{Example, examples};
-pub use metrics::{Family, families};
+pub use metrics::families;
 
 /// The line below the title of every page.
 const GENERATED: &str = "Generated from the program by `SPILLWAY_UPDATE_DOCS=1 make test`.";
