@@ -31,11 +31,14 @@ pub use in_order::InOrder;
 pub use lossy::Lossy;
 pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
 
+pub(super) use call::read_json_answer;
 pub(super) use conversation::NamedSetting;
-pub(super) use counts::{CountCaller, CountServer, TokenCounts, json_answer, json_headers, unreadable};
+pub(super) use counts::{CountCaller, CountServer, TokenCounts, json_headers};
 pub(super) use object::{Fields, Wrong, choice_without_tools, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
+
+use crate::coding::NotDecoded;
 
 /// Content type of event streams.
 const EVENTS: &str = "text/event-stream; charset=utf-8";
@@ -78,6 +81,23 @@ pub struct Unreadable(pub &'static str);
 impl Unreadable {
     /// Answer of which more bytes would have to be kept than its backend allows.
     pub const TOO_LARGE: Self = Self("the backend's answer is longer than its `limits.maxTranslatedBytes`");
+
+    /// Answer that is cut, or in another coding than its head names.
+    pub const NOT_IN_CODING: Self = Self("the backend's answer is not in the coding that it names");
+
+    /// Code of the error in its place.
+    pub fn code(self) -> &'static str {
+        if self == Self::TOO_LARGE { "upstream_answer_too_large" } else { "upstream_answer_unreadable" }
+    }
+}
+
+impl From<NotDecoded> for Unreadable {
+    fn from(why: NotDecoded) -> Self {
+        match why {
+            NotDecoded::Malformed => Self::NOT_IN_CODING,
+            NotDecoded::TooLong => Self::TOO_LARGE,
+        }
+    }
 }
 
 /// Most bytes of an answer that are kept on their way, whole or until a part of it can be written

@@ -3,6 +3,7 @@
 use http::StatusCode;
 use spillway_filter::ErrorKind;
 
+use super::Unreadable;
 use super::conversation::Part;
 
 /// Whole answer of a model.
@@ -183,6 +184,19 @@ impl ApiError {
             text.chars().take(MAX_MESSAGE).collect()
         };
         Self { status, kind: kind_of(status), message, code: None, param: None }
+    }
+}
+
+impl From<Unreadable> for ApiError {
+    /// Error in place of an answer that cannot be read.
+    fn from(why: Unreadable) -> Self {
+        Self {
+            status: StatusCode::BAD_GATEWAY,
+            kind: ErrorKind::Upstream,
+            message: why.to_string(),
+            code: Some(why.code().to_owned()),
+            param: None,
+        }
     }
 }
 
