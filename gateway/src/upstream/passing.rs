@@ -349,7 +349,8 @@ impl<'a> Conversation<'_, 'a> {
             Some(Sealed::Unsearched(coding)) => {
                 decode_and_mask(coding, &parts, &self.state.shown, &mut head, self.exchange)
             }
-            Some(Sealed::Foreign(coding)) => self.translate(coding, parts.freeze(), &mut head).await?,
+            // Rare branches are boxed, so that the future of every request does not carry them.
+            Some(Sealed::Foreign(coding)) => Box::pin(self.translate(coding, parts.freeze(), &mut head)).await?,
             // An answer that may still be an error, or is one of which no part has told so.
             None if self.passing.may_mask && self.passing.observer.as_ref().is_some_and(|it| is_suspect(&**it)) => {
                 self.passing.mask_error(&self.state.shown, parts.freeze(), Bytes::new())
@@ -367,8 +368,8 @@ impl<'a> Conversation<'_, 'a> {
         let body = match self.passing.renaming.take() {
             Some(renaming) => {
                 let off_loop = &self.exchange.off_loop;
-                let renamed = off_loop.run(renaming.weight(&body), || renaming.apply(&mut head, body)).await;
-                renamed.map_err(AttemptOutcome::Refused)?
+                let renamed = off_loop.run(renaming.weight(&body), || renaming.apply(&mut head, body));
+                Box::pin(renamed).await.map_err(AttemptOutcome::Refused)?
             }
             None => body,
         };

@@ -179,6 +179,7 @@ impl ReadCallAnswer for Reader {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
     use serde_json::json;
     use spillway_filter::Fields as Headers;
 
