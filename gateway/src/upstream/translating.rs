@@ -35,7 +35,7 @@ pub(super) struct StreamTranslator {
 impl StreamTranslator {
     /// Translator of a stream.
     pub(super) fn new(translation: &ConversationTranslation, shown: &SentCredentials, exchange: &Exchange) -> Self {
-        let reader = translation.server.read_stream();
+        let reader = translation.server.read_stream(translation.asked.choices);
         let mut writer = translation.caller.write_stream(&translation.asked);
         if !translation.caller.interleaves_calls() {
             writer = Box::new(InOrder::new(writer, translation.asked.most_kept));
@@ -297,7 +297,8 @@ pub(super) fn whole(
         Err(_) if is_error => Err(ApiError::of_text(head.status, b"")),
         Ok(plain) => match translation.server.read_reply(&plain) {
             Ok(reply) => {
-                let reply = Reply { model: translation.name_for_caller(reply.model, exchange), ..reply };
+                let mut reply = Reply { model: translation.name_for_caller(reply.model, exchange), ..reply };
+                reply.further.truncate(translation.asked.choices.saturating_sub(1));
                 answer(translation, reply, head).map_err(|why| unreadable(why, exchange))
             }
             Err(why) => match translation.server.reported_error(&plain) {

@@ -29,7 +29,7 @@ pub use conversation::{
 };
 pub use in_order::InOrder;
 pub use lossy::Lossy;
-pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
+pub use reply::{ApiError, Delta, Finish, FurtherChoice, Likely, Reply, TokenLogprob, Tokens};
 
 pub(super) use call::read_json_answer;
 pub(super) use conversation::NamedSetting;
@@ -45,6 +45,9 @@ const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// Most tool calls of one answer. Requests may have as many tools.
 pub const MAX_CALLS: usize = 128;
+
+/// Most choices of one answer, as in OpenAI's API.
+pub const MAX_CHOICES: usize = 128;
 
 /// Form in which an API takes the credential of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +132,8 @@ pub struct Asked {
     pub model: String,
     /// True if the answer is wanted as an event stream.
     pub stream: bool,
+    /// Choices wanted, at most [`MAX_CHOICES`]; 0 stands for one.
+    pub choices: usize,
     /// True if an event stream ends with its usage.
     pub include_usage: bool,
     /// Members of the answer that repeat the request, as in [`Conversation::echoed`].
@@ -201,8 +206,8 @@ pub trait ServerApi: Api {
     /// The body is no answer of the API.
     fn read_reply(&self, body: &[u8]) -> Result<Reply, Unreadable>;
 
-    /// Reader of the event stream of a server.
-    fn read_stream(&self) -> Box<dyn ReadStream>;
+    /// Reader of the event stream of a server that was asked for so many choices.
+    fn read_stream(&self, choices: usize) -> Box<dyn ReadStream>;
 
     /// Error in a body whose status said success and which is no answer; `None` for any other body. Its status is the one that
     /// belongs to it.
@@ -239,8 +244,22 @@ pub trait WriteStream: Send + Sync {
 /// Deltas of a whole answer, for a caller that asked for a stream and a server that did not send one.
 pub fn deltas_of(reply: Reply) -> Vec<Delta> {
     let mut deltas = vec![Delta::Start { id: reply.id, model: reply.model, tokens: reply.tokens }];
+    add_parts(&mut deltas, reply.parts);
+    deltas.extend(reply.tokens.map(Delta::Usage));
+    deltas.push(Delta::Finish(reply.finish));
+    for FurtherChoice { index, parts, finish } in reply.further {
+        deltas.push(Delta::Choice(index));
+        add_parts(&mut deltas, parts);
+        deltas.push(Delta::Finish(finish));
+    }
+    deltas.push(Delta::End);
+    deltas
+}
+
+/// Adds the deltas of the content of a choice.
+fn add_parts(deltas: &mut Vec<Delta>, parts: Vec<Part>) {
     let mut calls = 0;
-    for part in reply.parts {
+    for part in parts {
         match part {
             Part::Text(text) => deltas.push(Delta::Text { text, logprobs: Vec::new() }),
             Part::Refusal(text) => deltas.push(Delta::Refusal(text)),
@@ -258,8 +277,4 @@ pub fn deltas_of(reply: Reply) -> Vec<Delta> {
             Part::Image(_) | Part::ToolResult { .. } | Part::Other { .. } => {}
         }
     }
-    deltas.extend(reply.tokens.map(Delta::Usage));
-    deltas.push(Delta::Finish(reply.finish));
-    deltas.push(Delta::End);
-    deltas
 }
