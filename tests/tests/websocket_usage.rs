@@ -429,7 +429,11 @@ routes: [{{backendRefs: [{{name: b}}]}}]
         assert_eq!(far.frame().await.unwrap().code(), 1000);
     }
     // A server that leaves in the middle of a frame: what it began is no message, and nothing of it passes.
-    let (mut client, mut far) = server.through(gateway.address, "/v1/realtime?model=voice").await;
+    let mut client = RawSocket::send_to(gateway.address, opening("/v1/realtime?model=voice", "").as_bytes()).await;
+    let (mut far, head) = server.accept().await;
+    assert!(head.starts_with("GET /v1/realtime?model=lab%2Fm-1 "), "{head}");
+    far.send(switching(&head).as_bytes()).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 101 "));
     let half = socket_frame(0x80 | TEXT, session("lab/m-1", "").as_bytes(), None);
     far.send(&half[..half.len() / 2]).await;
     drop(far);

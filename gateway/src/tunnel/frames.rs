@@ -584,7 +584,7 @@ mod tests {
     fn a_frame_that_is_not_changed_passes_as_it_is_and_a_long_one_in_fragments() {
         let short = [masked(0x81, b"ccc", [7; 4]), masked(0x80, &[b'c'; 300], [1, 2, 3, 4]), masked(0x8a, b"", [3; 4])];
         for frame in &short {
-            assert_eq!(rewritten(Side::Client, &[frame]).unwrap().0, [frame.clone()]);
+            assert_eq!(rewritten(Side::Client, &[frame]).unwrap().0.concat(), *frame);
         }
         let long = frame(Side::Server, 0x81, &[b'c'; 40 << 10], false);
         let out = rewritten(Side::Server, &[&long[..20 << 10], &long[20 << 10..]]).unwrap().0;
