@@ -86,22 +86,29 @@ impl Coding {
         }
     }
 
-    /// Decoded bytes of a whole body; `None` where the coding is another, or there are more than `most` of them.
-    pub fn decode(self, body: &[u8], most: usize) -> Option<Vec<u8>> {
+    /// Decodes a whole body to `most` bytes at most.
+    ///
+    /// # Errors
+    /// The body is not in the coding, is cut, or decodes to more.
+    pub fn decode(self, body: &[u8], most: usize) -> Result<Vec<u8>, NotDecoded> {
         match self {
             // Of an unknown coding nothing was read.
-            Self::Unknown => return None,
-            _ if body.is_empty() => return Some(Vec::new()),
-            Self::Identity => return Some(body.to_vec()),
+            Self::Unknown => return Err(NotDecoded::Malformed),
+            _ if body.is_empty() => return Ok(Vec::new()),
+            Self::Identity => return Ok(body.to_vec()),
             Self::Gzip | Self::Deflate | Self::Brotli | Self::Zstd => {}
         }
-        let (mut decoder, mut out) = (Decoder::new(self)?, Vec::new());
+        let (mut decoder, mut out) = (Decoder::new(self).ok_or(NotDecoded::Malformed)?, Vec::new());
         let collect = |plain: &[u8]| {
             out.extend_from_slice(plain);
             out.len() <= most
         };
-        decoder.decode(body, collect).ok()?;
-        decoder.is_at_end.then_some(out)
+        let decoded = decoder.decode(body, collect);
+        match decoded {
+            _ if out.len() > most => Err(NotDecoded::TooLong),
+            Ok(()) if decoder.is_at_end => Ok(out),
+            _ => Err(NotDecoded::Malformed),
+        }
     }
 
     /// Decoded beginning of a body that may be cut anywhere, `most` bytes at most; `None` where the coding is another.
@@ -116,6 +123,15 @@ impl Coding {
         let _ = decoder.decode(body, collect);
         Some(out)
     }
+}
+
+/// Reason for which a whole body was not decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotDecoded {
+    /// The body is in another coding than it names, or is cut.
+    Malformed,
+    /// More comes out than is wanted.
+    TooLong,
 }
 
 /// Error of bytes that are not in the coding of their body, or decode to more than is wanted.
@@ -296,7 +312,7 @@ mod tests {
         let text: Vec<u8> = (0..200_000_u64).map(|n| b'a' + (n.wrapping_mul(n) >> 7) as u8 % 26).collect();
         for (coding, body) in encoded(&text).into_iter().filter(|(coding, _)| *coding != Coding::Identity) {
             let cut = &body[..body.len() * 3 / 4];
-            assert_eq!(coding.decode(cut, MOST), None, "{coding:?}");
+            assert_eq!(coding.decode(cut, MOST), Err(NotDecoded::Malformed), "{coding:?}");
             let begun = coding.decode_beginning(cut, MOST).unwrap();
             // Zstandard is decoded by blocks of up to 128 KiB, of which the cut one gives nothing.
             assert!(begun.len() > 1000 || coding == Coding::Zstd, "{coding:?}: {}", begun.len());
@@ -337,17 +353,17 @@ mod tests {
     fn every_coding_is_decoded_and_what_is_cut_or_spoiled_is_not() {
         let text: Vec<u8> = (0..20_000_u32).flat_map(|n| (n * n).to_string().into_bytes()).take(50_000).collect();
         for (coding, body) in encoded(&text) {
-            assert!(coding.decode(&body, MOST).is_some_and(|plain| plain == text), "{coding:?}");
-            assert_eq!(coding.decode(&[], MOST), Some(Vec::new()), "{coding:?}");
+            assert!(coding.decode(&body, MOST).is_ok_and(|plain| plain == text), "{coding:?}");
+            assert_eq!(coding.decode(&[], MOST), Ok(Vec::new()), "{coding:?}");
             if coding == Coding::Identity {
                 continue;
             }
             for cut in [1, 2, 10, body.len() / 2, body.len() - 1] {
-                assert_ne!(coding.decode(&body[..cut], MOST).as_deref(), Some(&text[..]), "{coding:?} cut at {cut}");
+                assert_ne!(coding.decode(&body[..cut], MOST).as_deref(), Ok(&text[..]), "{coding:?} cut at {cut}");
             }
-            assert_eq!(coding.decode(b"\xff\xffno coding at all", MOST), None, "{coding:?}");
+            assert_eq!(coding.decode(b"\xff\xffno coding at all", MOST), Err(NotDecoded::Malformed), "{coding:?}");
         }
-        assert_eq!(Coding::Unknown.decode(b"text", MOST), None);
+        assert_eq!(Coding::Unknown.decode(b"text", MOST), Err(NotDecoded::Malformed));
     }
 
     #[test]
@@ -355,19 +371,19 @@ mod tests {
         let compressed =
             |length: usize| encoded(&vec![b'x'; length]).into_iter().filter(|(c, _)| *c != Coding::Identity);
         for (coding, body) in compressed(MOST) {
-            assert_eq!(coding.decode(&body, MOST).map(|plain| plain.len()), Some(MOST), "{coding:?}");
+            assert_eq!(coding.decode(&body, MOST).map(|plain| plain.len()), Ok(MOST), "{coding:?}");
         }
         for (coding, body) in compressed(MOST + 1) {
-            assert_eq!(coding.decode(&body, MOST), None, "{coding:?}");
+            assert_eq!(coding.decode(&body, MOST), Err(NotDecoded::TooLong), "{coding:?}");
         }
         let bomb = gzip(&vec![0; 40 << 20]);
         assert!(bomb.len() < 64 << 10, "{} bytes", bomb.len());
-        assert_eq!(Coding::Gzip.decode(&bomb, MOST), None);
+        assert_eq!(Coding::Gzip.decode(&bomb, MOST), Err(NotDecoded::TooLong));
         // A window that is larger than the coding may have.
         let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.window_log(24).unwrap();
         encoder.write_all(b"short").unwrap();
-        assert_eq!(Coding::Zstd.decode(&encoder.finish().unwrap(), MOST), None);
+        assert_eq!(Coding::Zstd.decode(&encoder.finish().unwrap(), MOST), Err(NotDecoded::Malformed));
     }
 
     #[test]

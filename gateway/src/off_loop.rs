@@ -51,7 +51,7 @@ impl OffLoop {
         let turn = tokio::time::timeout(WAIT, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
             self.refused.inc();
-            let message = "too many large request bodies wait to be read; try again";
+            let message = "too many large bodies wait to be read; try again";
             let kind = ErrorKind::Overloaded;
             let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, kind, "body_readers_busy", message);
             return Err(Box::new(refusal.retry_after(Duration::from_secs(1))));

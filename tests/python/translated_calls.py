@@ -58,6 +58,24 @@ tell("completions", same=whole.choices[0].text == streamed == own.content[0].tex
 tell("completions refused", echo=refused(lambda: texts.completions.create(**asked, echo=True)),
      tokens=refused(lambda: texts.completions.create(**{**asked, "prompt": [1, 2]})))
 
+chats = openai.OpenAI(base_url=f"{GATEWAY}/v1", api_key="none", max_retries=0, default_headers={"x-to": "chat"})
+server = openai.OpenAI(base_url=f"{SERVER}/v1", api_key="none", max_retries=0)
+several = {**asked, "n": 2, "temperature": 1, "seed": 7, "stop": ["."]}
+pieces, ended = ["", ""], {}
+for chunk in chats.completions.create(**several, stream=True, stream_options={"include_usage": True}):
+    usage = chunk.usage or usage
+    for choice in chunk.choices:
+        pieces[choice.index] += choice.text
+        ended.update({choice.index: choice.finish_reason} if choice.finish_reason else {})
+own = server.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=12, n=2, temperature=1, seed=7, stop=["."])
+whole = chats.completions.create(**several)
+tell("completions by chat", own=[choice.message.content for choice in own.choices], streamed=pieces,
+     whole=[choice.text for choice in whole.choices], kinds=[whole.object, chunk.object],
+     reasons=[[choice.finish_reason for choice in own.choices], [choice.finish_reason for choice in whole.choices], [ended[0], ended[1]]],
+     usage=[[one.prompt_tokens, one.completion_tokens] for one in (own.usage, whole.usage, usage)])
+tell("completions by chat refused", params=[refused(lambda: chats.completions.create(**asked, **field))["param"]
+     for field in ({"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 1})])
+
 tools = [{"name": "f", "description": "F", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}]
 counts = []
 for url in (SERVER, GATEWAY):

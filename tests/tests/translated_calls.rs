@@ -74,6 +74,14 @@ routes: [{{backendRefs: [{{model: smollm2}}, {{model: minilm}}]}}]
         "{refused}"
     );
 
+    let by_chat = &told["completions by chat"];
+    let one_and_same = |facts: &Value| facts.as_array().unwrap().windows(2).all(|pair| pair[0] == pair[1]);
+    assert_eq!((&by_chat["own"], &by_chat["own"]), (&by_chat["streamed"], &by_chat["whole"]), "{by_chat}");
+    assert!(one_and_same(&by_chat["reasons"]) && one_and_same(&by_chat["usage"]), "{by_chat}");
+    assert_eq!(by_chat["kinds"], json!(["text_completion", "text_completion"]), "{by_chat}");
+    let refused = &told["completions by chat refused"]["params"];
+    assert_eq!(refused, &json!(["echo", "suffix", "best_of", "logprobs"]));
+
     for counts in [&told["counts of messages"]["counts"], &told["counts of responses"]["counts"]] {
         assert!(counts[0].as_u64() > Some(0) && counts[0] == counts[1], "{counts}");
     }

@@ -429,6 +429,8 @@ async fn an_answer_that_is_too_long_to_be_translated_is_refused_by_the_limit() {
     let body = json!({"model": "m", "messages": message, "user": "u"}).to_string();
     let answer = bounded.client().post("/v1/chat/completions", &[JSON], body.clone()).await;
     assert_eq!((answer.status.as_u16(), answer.text().contains("`limits.maxTranslatedBytes`")), (502, true));
+    assert_eq!(answer.json()["error"]["code"], "upstream_answer_too_large", "{}", answer.text());
+    bounded.metric_becomes("spillway_translated_answers_too_large_total{http_route=\"r\"}", 5.0).await;
     assert_eq!(wide.client().post("/v1/chat/completions", &[JSON], body).await.status, 200);
 }
 

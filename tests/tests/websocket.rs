@@ -137,8 +137,7 @@ routes:
         let url = url.clone();
         async move { client("realtime_client.py", &[&url, &key, model]).await.remove(0) }
     };
-    let expected =
-        json!({"model": "own-model", "authorization": "Bearer upstream-secret", "text": "Hello there", "tokens": 12});
+    let expected = json!({"model": "gpt-realtime", "authorization": "Bearer upstream-secret", "text": "Hello there", "tokens": 12});
     assert_eq!(told(free.clone(), "gpt-realtime").await, expected);
     assert_eq!(told(bound.clone(), "gpt-realtime").await, expected);
     assert_eq!(told(counted, "gpt-realtime").await, expected);

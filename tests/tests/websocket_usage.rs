@@ -13,8 +13,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Gateway, RawSocket, SocketServer, TEXT, eventually, free_port, new_key, opening, python, repository, socket_frame,
-    switching,
+    CLOSE, Gateway, RawSocket, SocketServer, TEXT, eventually, free_port, new_key, opening, python, repository,
+    socket_frame, switching,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -80,7 +80,11 @@ routes: [{{name: voice, backendRefs: [{{name: voice}}]}}]
     .await;
     for api in ["realtime", "responses"] {
         let told = client(&gateway, &free, api).await;
-        assert_eq!(told, json!({"responses": 10, "tokens": 120, "text": "Hello there".repeat(10)}), "{api}");
+        assert_eq!(
+            told,
+            json!({"responses": 10, "tokens": 120, "text": "Hello there".repeat(10), "models": ["gpt-realtime"]}),
+            "{api}"
+        );
     }
     // Each response costs ten tokens read, of which the second socket's cache had four, and two written.
     let spent = "spillway_budget_spent{budget=\"consumer free\",per=\"month\",unit=\"usd\"}";
@@ -99,6 +103,24 @@ routes: [{{name: voice, backendRefs: [{{name: voice}}]}}]
     assert_eq!((&line["socketEnd"], line["promptTokens"].as_u64()), (&json!("limit"), Some(20)));
     let told = client(&gateway, &bound, "responses").await;
     assert_eq!(told["status"], 429, "too little is left to open another socket: {told}");
+}
+
+#[tokio::test]
+async fn openais_client_reads_the_name_of_the_model_that_it_sent() {
+    let (_server, port) = Server::start().await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: voice, protocol: openai, model: lab/voice, endpoints: [{{url: \"http://127.0.0.1:{port}\"}}]}}]
+routes: [{{name: voice, backendRefs: [{{name: voice}}]}}]
+"
+    ))
+    .await;
+    for api in ["realtime", "responses"] {
+        let told = client(&gateway, "none", api).await;
+        assert_eq!((&told["responses"], &told["models"]), (&json!(10), &json!(["gpt-realtime"])), "{api}: {told}");
+    }
+    for line in logged(&gateway, 2).await {
+        assert_eq!(line["promptTokens"].as_u64(), Some(100), "{line}");
+    }
 }
 
 /// Usage of a response that used so many tokens.
@@ -336,6 +358,87 @@ routes:
     far.send(answer.as_bytes()).await;
     let head = client.head().await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+}
+
+/// Next message, of one frame or many, and the number of its frames. Control frames between them are left out.
+async fn message(socket: &mut RawSocket) -> (Vec<u8>, usize) {
+    let (mut whole, mut frames) = (Vec::new(), 0);
+    loop {
+        let frame = socket.frame().await.expect("a frame");
+        if frame.first & 0x08 != 0 {
+            continue;
+        }
+        frames += 1;
+        whole.extend(frame.payload);
+        if frame.first & 0x80 != 0 {
+            return (whole, frames);
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_side_reads_its_own_name_of_the_model_in_messages_however_they_are_cut() {
+    let server = SocketServer::start().await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: openai, model: \"lab/m-1\", endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: b}}]}}]
+",
+        server.url()
+    ))
+    .await;
+    let long = "x".repeat(100 << 10);
+    let session = |model: &str, more: &str| {
+        let transcription = json!({"model": "lab/m-1"});
+        json!({"type": "session.x", "session": {"input": [transcription], "model": model, "instructions": more}})
+            .to_string()
+    };
+    let create =
+        |model: &str, more: &str| json!({"type": "response.create", "input": more, "model": model}).to_string();
+    let created = |model: &str, more: &str| {
+        json!({"type": "response.created", "response": {"output": [more], "model": model}, "model": "a \"lab/m-1\""})
+            .to_string()
+    };
+    for size in [1 << 20, 1, 900] {
+        let (mut client, mut far) = server.through(gateway.address, "/v1/realtime?model=voice").await;
+        let (mut second, mut second_far) = server.through(gateway.address, "/v1/responses").await;
+        for more in ["short", if size > 1 { long.as_str() } else { "short too" }] {
+            let framed = |text: String| socket_frame(0x80 | TEXT, text.as_bytes(), None);
+            let masked = |text: String| socket_frame(0x80 | TEXT, text.as_bytes(), Some([9, 8, 7, 6]));
+            let (sent, came) = (framed(session("lab/m-1", more)), message(&mut client));
+            let (_, (text, frames)) = tokio::join!(drip(&mut far, &sent, size), came);
+            assert_eq!(String::from_utf8(text).unwrap(), session("voice", more), "{size}");
+            assert_eq!(frames > 1, more.len() > 16 << 10, "{size}: only a long message comes in fragments");
+            let (sent, came) = (masked(session("voice", more)), message(&mut far));
+            let (_, (text, _)) = tokio::join!(drip(&mut client, &sent, size), came);
+            assert_eq!(String::from_utf8(text).unwrap(), session("lab/m-1", more), "{size}");
+            // Each request of the other socket names a model, and the answer is to that.
+            for model in ["mini", "a \"large\" one"] {
+                let (sent, came) = (masked(create(model, more)), message(&mut second_far));
+                let (_, (text, _)) = tokio::join!(drip(&mut second, &sent, size), came);
+                assert_eq!(String::from_utf8(text).unwrap(), create("lab/m-1", more), "{size}");
+                let (sent, came) = (framed(created("lab/m-1", more)), message(&mut second));
+                let (_, (text, _)) = tokio::join!(drip(&mut second_far, &sent, size), came);
+                assert_eq!(String::from_utf8(text).unwrap(), created(model, more), "{size}");
+            }
+        }
+        // What is no text passes as it is, and so does the end.
+        let binary = session("lab/m-1", "");
+        far.send_frame(2, binary.as_bytes()).await;
+        assert_eq!(client.frame().await.unwrap().payload, binary.as_bytes());
+        client.send_frame(CLOSE, &[3, 0xe8]).await;
+        assert_eq!(far.frame().await.unwrap().code(), 1000);
+    }
+    // A server that leaves in the middle of a frame: what it began is no message, and nothing of it passes.
+    let mut client = RawSocket::send_to(gateway.address, opening("/v1/realtime?model=voice", "").as_bytes()).await;
+    let (mut far, head) = server.accept().await;
+    assert!(head.starts_with("GET /v1/realtime?model=lab%2Fm-1 "), "{head}");
+    far.send(switching(&head).as_bytes()).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 101 "));
+    let half = socket_frame(0x80 | TEXT, session("lab/m-1", "").as_bytes(), None);
+    far.send(&half[..half.len() / 2]).await;
+    drop(far);
+    let rest = client.rest().await;
+    assert!(rest.is_empty() || rest[0] == 0x80 | CLOSE, "{rest:x?}");
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ pub enum OpenAiApi {
     Chat,
     /// The Responses API, `/v1/responses`.
     Responses,
+    /// The older completions, `/v1/completions`.
+    Completions,
     /// Tokens of a conversation by vLLM's `/tokenize`.
     Tokenize,
 }
@@ -30,10 +32,10 @@ pub struct Backend {
     /// Protocol of the servers.
     #[serde(default)]
     pub protocol: BackendProtocol,
-    /// APIs of conversations that servers of `protocol: openai` have; `[chat, responses]` when left out. With `[chat]` requests of
-    /// the Responses API are translated to chat completions, for servers that do not have it. With `tokenize` questions of
-    /// Anthropic's callers for a count of tokens go to `/tokenize`, else to `/v1/responses/input_tokens`. Other calls of OpenAI's API,
-    /// such as `/v1/completions`, pass whatever stands here.
+    /// APIs of texts that servers of `protocol: openai` have; `[chat, completions, responses]` when left out. Requests of the
+    /// Responses API and of the older completions are translated to chat completions where the list lacks `responses` or
+    /// `completions`. With `tokenize` questions of Anthropic's callers for a count of tokens go to `/tokenize`, else to
+    /// `/v1/responses/input_tokens`. Other calls of OpenAI's API, such as `/v1/embeddings`, pass whatever stands here.
     #[serde(default)]
     pub apis: Option<Vec<OpenAiApi>>,
     /// The servers. A host name means every address that it resolves to, and is resolved again while the gateway runs.

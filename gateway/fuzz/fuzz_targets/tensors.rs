@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use spillway::protocol::oip::{self, INFERENCE_HEADER_CONTENT_LENGTH, InferRequest};
 use spillway::protocol::translate::{CallerCall, Lossy, ServerKind, WrittenCall};
-use spillway::protocol::{Dialect, Encode, InferenceCall, OIP, OIP_GRPC, Operation};
+use spillway::protocol::{Dialect, Encode, InferenceCall, OIP, OIP_GRPC, Operation, call_translator};
 use spillway_filter::{Fields, Refusal};
 
 /// Most texts of a call.
@@ -63,7 +63,7 @@ fn translated(
         renamed: None,
         takes_trailers: true,
     };
-    let translator = caller.call_translator(operation, kind).expect("both transports have the call");
+    let translator = call_translator(caller, operation, kind).expect("both transports have the call");
     translator.write(&call, &mut Lossy::default()).ok()
 }
 

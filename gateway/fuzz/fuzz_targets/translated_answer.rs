@@ -9,10 +9,11 @@ use spillway::protocol::translate::{Asked, CallerApi, Delta, ServerApi};
 use spillway::protocol::{ANTHROPIC, OLLAMA, OPENAI, Operation};
 
 /// APIs of callers, with the side of servers of those that have one.
-fn callers() -> [(&'static dyn CallerApi, Option<&'static dyn ServerApi>); 5] {
+fn callers() -> [(&'static dyn CallerApi, Option<&'static dyn ServerApi>); 6] {
     [
         (OPENAI, Operation::Chat, OPENAI.conversations()),
         (ANTHROPIC, Operation::Messages, ANTHROPIC.conversations()),
+        (OPENAI, Operation::Completions, None),
         (OPENAI, Operation::Responses, None),
         (OLLAMA, Operation::Chat, None),
         (OLLAMA, Operation::Completions, None),
@@ -25,9 +26,9 @@ fn servers() -> [&'static dyn ServerApi; 2] {
     [OPENAI, ANTHROPIC].map(|dialect| dialect.conversations().expect("an API of servers"))
 }
 
-/// Deltas of a stream in parts of `size` bytes. Ids of calls whose server tells none are new each time.
-fn read(api: &dyn ServerApi, stream: &[u8], size: usize) -> (Vec<Delta>, bool) {
-    let (mut reader, mut deltas) = (api.read_stream(), Vec::new());
+/// Deltas of a stream with so many choices, in parts of `size` bytes. Ids of calls whose server tells none are new each time.
+fn read(api: &dyn ServerApi, choices: usize, stream: &[u8], size: usize) -> (Vec<Delta>, bool) {
+    let (mut reader, mut deltas) = (api.read_stream(choices), Vec::new());
     let mut emit = |delta| {
         deltas.push(match delta {
             Delta::ToolCall { index, name, .. } => Delta::ToolCall { index, id: String::new(), name },
@@ -46,10 +47,12 @@ fn read(api: &dyn ServerApi, stream: &[u8], size: usize) -> (Vec<Delta>, bool) {
 fuzz_target!(|input: &[u8]| {
     let [size, answer @ ..] = input else { return };
     for from in servers() {
-        let whole = read(from, answer, usize::MAX);
-        assert_eq!(whole, read(from, answer, usize::from(*size).max(1)));
+        let choices = usize::from(*size) % 3;
+        let whole = read(from, choices, answer, usize::MAX);
+        assert_eq!(whole, read(from, choices, answer, usize::from(*size).max(1)));
         for (api, server) in callers() {
-            let asked = Asked { model: "m".to_owned(), stream: true, include_usage: true, ..Asked::default() };
+            let asked =
+                Asked { model: "m".to_owned(), choices, stream: true, include_usage: true, ..Asked::default() };
             let (mut writer, mut out) = (api.write_stream(&asked), BytesMut::new());
             for delta in whole.0.clone() {
                 if writer.write(delta, &mut out).is_err() {

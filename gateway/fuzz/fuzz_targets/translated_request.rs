@@ -3,13 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spillway::protocol::translate::{CallerApi, Lossy, ServerApi, chat_request};
+use spillway::protocol::translate::{CallerApi, Lossy, ServerApi, ServerWords, chat_request};
 use spillway::protocol::{ANTHROPIC, OLLAMA, OPENAI, Operation};
 
 /// APIs of callers.
-fn callers() -> [&'static dyn CallerApi; 5] {
+fn callers() -> [&'static dyn CallerApi; 6] {
     [
         (OPENAI, Operation::Chat),
+        (OPENAI, Operation::Completions),
         (OPENAI, Operation::Responses),
         (ANTHROPIC, Operation::Messages),
         (OLLAMA, Operation::Chat),
@@ -29,7 +30,7 @@ fn apis() -> [(&'static dyn CallerApi, &'static dyn ServerApi); 2] {
 /// Body of a request for a server of an API, if it can be said there.
 fn written(server: &dyn ServerApi, from: &dyn CallerApi, body: &[u8]) -> Option<Vec<u8>> {
     let conversation = from.read_request(body).ok()?;
-    let request = server.write_request(&conversation, "m", &mut Lossy::new(&[])).ok()?;
+    let request = server.write_request(&conversation, ("m", ServerWords::default()), &mut Lossy::new(&[])).ok()?;
     Some(request.body.to_vec())
 }
 
@@ -41,9 +42,9 @@ fuzz_target!(|body: &[u8]| {
         for (caller, server) in apis() {
             let Some(once) = written(server, from, body) else { continue };
             let Ok(conversation) = caller.read_request(&once) else { continue };
-            let Ok(again) = server.write_request(&conversation, "m", &mut Lossy::new(&[])) else { continue };
+            let Ok(again) = server.write_request(&conversation, ("m", ServerWords::default()), &mut Lossy::new(&[])) else { continue };
             let twice = caller.read_request(&again.body).expect("what was written is read");
-            let third = server.write_request(&twice, "m", &mut Lossy::new(&[])).expect("what was read is written");
+            let third = server.write_request(&twice, ("m", ServerWords::default()), &mut Lossy::new(&[])).expect("what was read is written");
             assert_eq!(again.body, third.body, "{}", String::from_utf8_lossy(&once));
         }
     }

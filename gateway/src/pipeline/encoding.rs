@@ -12,6 +12,7 @@ use crate::builtin::{self, LoadedModel, SpillError};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
+use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::{DROPPED, Encode, EncodeRequest, Encoded, SERVED_BY, named};
 use crate::topology::Route;
 
@@ -39,7 +40,9 @@ pub(super) async fn encode(
         Encoding::NoRoom => return Ok(Direct::NoRoom),
         Encoding::Unable(refusal) => return Ok(Direct::Unable(refusal)),
     };
-    let Some(body) = dialect.write_encoded(name_for_caller(route, model, exchange), &request, &encoded, tokens) else {
+    let name = name_for_caller(route, model, exchange);
+    let write = || dialect.write_encoded(name, &request, &encoded, tokens);
+    let Some(body) = exchange.off_loop.run(weight(&encoded), write).await? else {
         return Err(unsupported_endpoint().into());
     };
     let mut answer = ResponseHead::new(StatusCode::OK, 4);
@@ -50,6 +53,11 @@ pub(super) async fn encode(
     }
     super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
     Ok(Direct::Answered)
+}
+
+/// Weight of writing vectors or ranks as numbers, for [`OffLoop::run`](crate::off_loop::OffLoop::run).
+pub(super) fn weight(encoded: &Encoded) -> usize {
+    encoded.bytes().saturating_mul(BUILDS_VALUES)
 }
 
 /// Result of the work of a built-in model on texts. Where there is none, another target may answer.

@@ -11,7 +11,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::{send, send_message};
 use super::direct::{Direct, name_for_caller};
-use super::encoding::{Encoding, encoded};
+use super::encoding::{Encoding, encoded, weight};
 use super::reading::{held, read};
 use super::rewritten::api_path;
 use crate::builtin::{self, LoadedModel, SpillError};
@@ -215,11 +215,14 @@ async fn infer(
         let _ = head.insert_header(&DROPPED, dropped);
     }
     if is_message {
-        let message = oip::grpc::write_infer(&plan, name_for_caller(route, model, exchange), &encoded);
+        let name = name_for_caller(route, model, exchange);
+        let write = || oip::grpc::write_infer(&plan, name, &encoded);
+        let message = exchange.off_loop.run(weight(&encoded), write).await?;
         send_message(session, exchange, head, message).await?;
         return Ok(Direct::Answered);
     }
-    let written = oip::write_infer(&plan, name_for_caller(route, model, exchange), &encoded);
+    let name = name_for_caller(route, model, exchange);
+    let written = exchange.off_loop.run(weight(&encoded), || oip::write_infer(&plan, name, &encoded)).await?;
     if let Some(length) = written.json_length {
         let _ = head.insert_header(header::CONTENT_TYPE, "application/octet-stream");
         let _ = head.insert_header(&oip::INFERENCE_HEADER_CONTENT_LENGTH, header::HeaderValue::from(length));

@@ -255,6 +255,17 @@ pub enum Encoded {
     Scores(Vec<f32>),
 }
 
+impl Encoded {
+    /// Bytes of the numbers.
+    pub fn bytes(&self) -> usize {
+        let numbers = match self {
+            Self::Vectors(vectors) => vectors.iter().map(|(vector, _)| vector.len()).sum(),
+            Self::Scores(scores) => scores.len(),
+        };
+        size_of::<f32>().saturating_mul(numbers)
+    }
+}
+
 /// Tool call of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {

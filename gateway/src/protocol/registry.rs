@@ -248,6 +248,12 @@ impl ForeignOperations {
         Self { of_openai: self.of_openai.with(Operation::Responses).with(Operation::CountTokens), ..self }
     }
 
+    /// Sets for servers of OpenAI's API that have no older completions.
+    #[must_use]
+    pub fn and_completions(self) -> Self {
+        Self { of_openai: self.of_openai.with(Operation::Completions), ..self }
+    }
+
     /// True if an operation of the API `caller` is none of the servers'.
     pub fn contains(&self, caller: &'static dyn Dialect, operation: Operation) -> bool {
         let foreign = match caller {

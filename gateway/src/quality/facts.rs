@@ -193,8 +193,8 @@ impl Facts {
             let answer = &sampled.answer;
             let is_all = sampled.is_whole && !answer.is_cut;
             let plain = match answer.coding.decode(&answer.bytes, MOST_DECODED) {
-                None if !is_all => answer.coding.decode_beginning(&answer.bytes, MOST_DECODED),
-                plain => plain,
+                Err(_) if !is_all => answer.coding.decode_beginning(&answer.bytes, MOST_DECODED),
+                plain => plain.ok(),
             };
             match plain {
                 Some(plain) => {

@@ -168,8 +168,14 @@ fn has_api(written: &schema::Backend, api: OpenAiApi, otherwise: bool) -> bool {
 
 /// Operations whose requests are translated for the servers of a backend.
 fn foreign_to(written: &schema::Backend, dialect: Option<&'static dyn Dialect>) -> ForeignOperations {
-    let foreign = dialect.map_or(ForeignOperations::NONE, ForeignOperations::to);
-    if has_api(written, OpenAiApi::Responses, true) { foreign } else { foreign.and_responses() }
+    let mut foreign = dialect.map_or(ForeignOperations::NONE, ForeignOperations::to);
+    if !has_api(written, OpenAiApi::Responses, true) {
+        foreign = foreign.and_responses();
+    }
+    if !has_api(written, OpenAiApi::Completions, true) {
+        foreign = foreign.and_completions();
+    }
+    foreign
 }
 
 /// Hosts of OpenAI's API, or the ends of their names.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::frames::{FrameError, Frames, Stopped};
+use super::frames::{FrameError, Frames, Rewriter, Stopped};
 use super::messages::Messages;
 use crate::clock;
 
@@ -52,6 +52,8 @@ enum Stage {
 pub(super) struct Direction {
     /// Follower of the frames; `None` for protocols other than WebSocket.
     frames: Option<Frames>,
+    /// Writer of frames whose text changes on its way; `None` where bytes pass as they are.
+    rewriter: Option<Box<Rewriter>>,
     stage: Stage,
     /// Bytes that wait to be written, behind the first `sent` of them.
     waiting: Vec<u8>,
@@ -69,8 +71,10 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    pub(super) fn new(frames: Option<Frames>) -> Self {
+    /// Direction in which frames pass as they are, or `rewrites` their text.
+    pub(super) fn new(frames: Option<Frames>, rewrites: bool) -> Self {
         Self {
+            rewriter: (rewrites && frames.is_some()).then(Box::default),
             frames,
             stage: Stage::Open,
             waiting: Vec::new(),
@@ -102,6 +106,11 @@ impl Direction {
     /// True once the sender has sent a close frame.
     pub(super) fn has_closed(&self) -> bool {
         self.frames.as_ref().is_some_and(Frames::has_closed)
+    }
+
+    /// True if what has passed ends between two frames.
+    fn is_between(&self, frames: &Frames) -> bool {
+        self.rewriter.is_some() || frames.is_between()
     }
 
     /// Ends the direction with a close frame, at the next boundary between two frames. Another protocol than WebSocket, whose
@@ -140,7 +149,7 @@ impl Direction {
     /// Reads nothing more: what waits goes out, then the close frame where it may follow, then the end.
     pub(super) fn end(&mut self, frame: Option<Vec<u8>>) {
         if let Some(frame) = frame.or(self.last.take())
-            && self.frames.as_ref().is_some_and(|frames| frames.is_between() && !frames.has_closed())
+            && self.frames.as_ref().is_some_and(|frames| self.is_between(frames) && !frames.has_closed())
             && matches!(self.stage, Stage::Open)
         {
             self.waiting.extend_from_slice(&frame);
@@ -234,9 +243,18 @@ impl Direction {
                 Stage::Awaiting => passes = 0,
                 _ => {}
             }
-            let stopped = match messages {
-                Some(messages) => frames.read(bytes, messages, cx),
-                None => frames.follow(bytes).map(|()| None),
+            let stopped = match (messages, &mut self.rewriter) {
+                (Some(messages), Some(rewriter)) => {
+                    let (passing, dropped) = bytes.split_at_checked(passes).unwrap_or((bytes, &[]));
+                    let written = frames.rewrite(passing, messages, rewriter, &mut self.waiting, cx);
+                    passes = 0;
+                    written.and_then(|all| {
+                        let stopped = frames.read(dropped, messages, cx)?;
+                        Ok(if all { stopped } else { Some(Stopped { at: 0, is_between: true }) })
+                    })
+                }
+                (Some(messages), None) => frames.read(bytes, messages, cx),
+                (None, _) => frames.follow(bytes).map(|()| None),
             };
             if let Some(Stopped { at, is_between }) = stopped.map_err(Fault::Malformed)?
                 && *stage == Stage::Open

@@ -63,6 +63,47 @@ pub(super) struct Stopped {
     pub(super) is_between: bool,
 }
 
+/// Payload of a frame that is held until the frame is whole, bytes; a longer one goes on in fragments (RFC 6455, 5.4).
+const MOST_HELD: usize = 16 << 10;
+
+/// Writer of frames whose text may become longer or shorter. Whatever it writes ends between two frames.
+#[derive(Debug, Default)]
+pub(super) struct Rewriter {
+    /// Payload of the frame under way, as it goes on.
+    payload: Vec<u8>,
+    /// True once a fragment of that frame was written.
+    has_begun: bool,
+}
+
+impl Rewriter {
+    /// Writes the payload so far: the last fragment of the frame with this first byte, or one before it.
+    fn put(&mut self, first: u8, is_last: bool, mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
+        let payload = std::mem::take(&mut self.payload);
+        let kind = if self.has_begun { CONTINUATION } else { first & !FIN };
+        self.has_begun = !is_last;
+        out.push(kind | if is_last { first & FIN } else { 0 });
+        let bit = if mask.is_some() { MASK } else { 0 };
+        match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+            (Ok(length @ ..IN_TWO), _) => out.push(length | bit),
+            (_, Ok(length)) => {
+                out.push(IN_TWO | bit);
+                out.extend_from_slice(&length.to_be_bytes());
+            }
+            (_, Err(_)) => {
+                out.push(IN_EIGHT | bit);
+                out.extend_from_slice(&u64::try_from(payload.len()).unwrap_or(u64::MAX).to_be_bytes());
+            }
+        }
+        match mask {
+            None => out.extend_from_slice(&payload),
+            Some(mask) => {
+                out.extend_from_slice(&mask);
+                out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+            }
+        }
+    }
+}
+
 /// Follower of the frames that one side sends. Holds at most a header that is not whole yet.
 #[derive(Debug, Clone)]
 pub struct Frames {
@@ -148,10 +189,62 @@ impl Frames {
         Ok(stopped)
     }
 
+    /// Follows all of `bytes`, shows the messages in them, and writes their frames to `out` with what `messages` makes of the text.
+    /// False if a message must not pass: its last frame is left out, and all behind it.
+    pub(super) fn rewrite(
+        &mut self,
+        bytes: &[u8],
+        messages: &mut dyn Messages,
+        rewriter: &mut Rewriter,
+        out: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, FrameError> {
+        let (mut at, mut passes) = (0, true);
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let is_payload = self.in_payload;
+            let masks = self.mask;
+            let passed = self.step(rest)?;
+            let [first, ..] = self.header;
+            let is_data = first & CONTROL == 0;
+            let (side, is_text) = (self.side, is_data && self.is_text);
+            if is_payload {
+                self.unmasked(rest.get(..passed).unwrap_or_default(), masks, |clear| {
+                    if is_data {
+                        messages.part(side, clear);
+                    }
+                    match is_text {
+                        true => messages.write(side, clear, &mut rewriter.payload),
+                        false => rewriter.payload.extend_from_slice(clear),
+                    }
+                });
+            }
+            let has_ended = self.is_between();
+            if has_ended && is_data && first & FIN != 0 {
+                if is_text {
+                    messages.write_end(side, &mut rewriter.payload);
+                }
+                passes &= messages.end(side, self.is_text, cx);
+            }
+            if !passes {
+                rewriter.payload = Vec::new();
+            } else if has_ended || rewriter.payload.len() >= MOST_HELD {
+                let (mask, _) = self.mask;
+                rewriter.put(first, has_ended, (side == Side::Client).then_some(mask), out);
+            }
+            at += passed;
+        }
+        Ok(passes)
+    }
+
     /// Shows a part of a payload, unmasked.
-    fn show(&self, payload: &[u8], (mask, place): ([u8; 4], usize), messages: &mut dyn Messages) {
+    fn show(&self, payload: &[u8], masks: ([u8; 4], usize), messages: &mut dyn Messages) {
+        self.unmasked(payload, masks, |clear| messages.part(self.side, clear));
+    }
+
+    /// Unmasks a part of a payload, piece by piece.
+    fn unmasked(&self, payload: &[u8], (mask, place): ([u8; 4], usize), mut take: impl FnMut(&[u8])) {
         if self.side == Side::Server {
-            return messages.part(self.side, payload);
+            return take(payload);
         }
         let mut clear = [0; UNMASKED];
         let mut masks = mask.iter().cycle().skip(place);
@@ -159,7 +252,7 @@ impl Frames {
             for ((to, from), mask) in clear.iter_mut().zip(part).zip(&mut masks) {
                 *to = from ^ mask;
             }
-            messages.part(self.side, clear.get(..part.len()).unwrap_or_default());
+            take(clear.get(..part.len()).unwrap_or_default());
         }
     }
 
@@ -329,6 +422,8 @@ mod tests {
     struct Kept {
         begun: Vec<u8>,
         whole: Vec<(bool, Vec<u8>)>,
+        /// Text that waits for its end.
+        held: Vec<u8>,
     }
 
     impl Messages for Kept {
@@ -341,6 +436,18 @@ mod tests {
             let passes = !message.starts_with(b"no");
             self.whole.push((is_text, message));
             passes
+        }
+
+        /// Writes `a` twice and leaves `b` out; the last byte waits.
+        fn write(&mut self, _: Side, payload: &[u8], out: &mut Vec<u8>) {
+            self.held.extend_from_slice(payload);
+            let last = self.held.pop();
+            out.extend(changed(&self.held));
+            self.held = last.into_iter().collect();
+        }
+
+        fn write_end(&mut self, _: Side, out: &mut Vec<u8>) {
+            out.extend(changed(&std::mem::take(&mut self.held)));
         }
 
         fn must_end(&mut self, _: &mut Context<'_>) -> bool {
@@ -358,6 +465,24 @@ mod tests {
         bytes[at - 4..at].copy_from_slice(&mask);
         bytes[at..].iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
         bytes
+    }
+
+    fn changed(text: &[u8]) -> Vec<u8> {
+        let twice = |byte: &u8| if *byte == b'a' { vec![b'a', b'a'] } else { vec![*byte] };
+        text.iter().filter(|byte| **byte != b'b').flat_map(twice).collect()
+    }
+
+    /// Frames that are written anew of bytes that come in parts, each part alone, with whether all passed.
+    fn rewritten(side: Side, parts: &[&[u8]]) -> Result<(Vec<Vec<u8>>, bool), FrameError> {
+        let (mut frames, mut kept, mut rewriter) = (Frames::new(side), Kept::default(), Rewriter::default());
+        let (mut all, mut passes) = (Vec::new(), true);
+        for part in parts {
+            let mut out = Vec::new();
+            passes &= frames.rewrite(part, &mut kept, &mut rewriter, &mut out, &mut cx())?;
+            all.push(out);
+            assert!(rewriter.payload.len() < MOST_HELD, "no more is held");
+        }
+        Ok((all, passes))
     }
 
     fn cx() -> Context<'static> {
@@ -392,6 +517,82 @@ mod tests {
             prop_assert_eq!(kept.whole, vec![(is_text, whole)]);
             prop_assert!(frames.is_between());
         }
+    }
+
+    proptest! {
+        #[test]
+        fn text_is_written_anew_wherever_its_bytes_are_cut_and_all_else_stays(
+            side in sides(), mask in any::<[u8; 4]>(), cuts in prop::collection::vec(1..40_000usize, 1..60),
+            messages in prop::collection::vec((any::<bool>(), prop::collection::vec(
+                ("[abc]{0,300}", 1..200usize, any::<bool>()), 1..4)), 1..4),
+        ) {
+            let framed = |first: u8, payload: &[u8]| match side {
+                Side::Client => masked(first, payload, mask),
+                Side::Server => frame(side, first, payload, false),
+            };
+            let (mut bytes, mut expected, mut pings) = (Vec::new(), Vec::new(), 0);
+            for (is_text, fragments) in &messages {
+                let (mut whole, last) = (Vec::new(), fragments.len() - 1);
+                for (n, (text, times, is_pinged)) in fragments.iter().enumerate() {
+                    let opcode = if n > 0 { CONTINUATION } else if *is_text { TEXT } else { 2 };
+                    let payload = text.repeat(*times);
+                    bytes.extend(framed(opcode | if n == last { FIN } else { 0 }, payload.as_bytes()));
+                    if *is_pinged {
+                        bytes.extend(framed(0x89, b"a ping with ab"));
+                        pings += 1;
+                    }
+                    whole.extend(payload.into_bytes());
+                }
+                expected.push((*is_text, if *is_text { changed(&whole) } else { whole }));
+            }
+            let (mut parts, mut rest) = (Vec::new(), bytes.as_slice());
+            for cut in cuts.iter().cycle() {
+                let (part, behind) = rest.split_at(rest.len().min(*cut));
+                parts.push(part);
+                rest = behind;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let (out, passes) = rewritten(side, &parts).unwrap();
+            prop_assert!(passes);
+            let (mut frames, mut kept, mut control) = (Frames::new(side), Kept::default(), 0);
+            for part in &out {
+                frames.read(part, &mut kept, &mut cx()).unwrap();
+                prop_assert!(frames.is_between(), "what goes out ends between two frames");
+            }
+            let all = out.concat();
+            let (mut counting, mut at) = (Frames::new(side), 0);
+            while at < all.len() {
+                let is_begin = counting.is_between();
+                control += usize::from(is_begin && all[at] == 0x89);
+                at += counting.step(&all[at..]).unwrap();
+            }
+            prop_assert_eq!((kept.whole, control), (expected, pings));
+        }
+
+        #[test]
+        fn any_bytes_are_written_anew_or_refused_where_they_are_followed_or_refused(
+            side in sides(), bytes in prop::collection::vec(any::<u8>(), 0..200), size in 1..20usize,
+        ) {
+            let parts: Vec<&[u8]> = bytes.chunks(size).collect();
+            prop_assert_eq!(rewritten(side, &parts).map(|_| ()), Frames::new(side).follow(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_not_changed_passes_as_it_is_and_a_long_one_in_fragments() {
+        let short = [masked(0x81, b"ccc", [7; 4]), masked(0x80, &[b'c'; 300], [1, 2, 3, 4]), masked(0x8a, b"", [3; 4])];
+        for frame in &short {
+            assert_eq!(rewritten(Side::Client, &[frame]).unwrap().0.concat(), *frame);
+        }
+        let long = frame(Side::Server, 0x81, &[b'c'; 40 << 10], false);
+        let out = rewritten(Side::Server, &[&long[..20 << 10], &long[20 << 10..]]).unwrap().0;
+        let firsts: Vec<u8> = out.iter().map(|frames| frames[0]).collect();
+        assert_eq!((firsts, out[0].len() > MOST_HELD), (vec![0x01, 0x80], true));
+        let refused =
+            [masked(0x81, b"yes", [1; 4]), masked(0x81, b"no", [1; 4]), masked(0x81, b"yes", [1; 4])].concat();
+        assert_eq!(rewritten(Side::Client, &[&refused]).unwrap(), (vec![masked(0x81, b"yes", [1; 4])], false));
     }
 
     #[test]

@@ -67,7 +67,8 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut socket = Socket::new(limits);
+    let rewrites = messages.as_ref().is_some_and(|messages| messages.rewrites());
+    let mut socket = Socket::new(limits, rewrites);
     let mut stopping = pin!(stopping);
     loop {
         socket.armed = socket.due();
@@ -125,12 +126,12 @@ struct Socket {
 }
 
 impl Socket {
-    fn new(limits: SocketLimits) -> Self {
+    fn new(limits: SocketLimits, rewrites: bool) -> Self {
         let frames = |side| limits.has_frames.then(|| Frames::new(side));
         Self {
             limits,
-            up: Direction::new(frames(Side::Client)),
-            down: Direction::new(frames(Side::Server)),
+            up: Direction::new(frames(Side::Client), rewrites),
+            down: Direction::new(frames(Side::Server), rewrites),
             moved: (clock::now(), 0),
             end: None,
             ends_at: None,

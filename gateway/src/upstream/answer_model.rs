@@ -19,11 +19,16 @@ const MAX_NAME: usize = 6 * 256 + 2;
 /// Longest key that is told from others, in bytes: `response`.
 const MAX_KEY: usize = 8;
 
+/// Keys of objects that hold a name in an answer: `message` of Anthropic's API, `response` of the Responses API.
+const OF_ANSWERS: &[&[u8]] = &[b"message", b"response"];
+
 /// Names to exchange: that of the server, and that of the caller as it stands in the request, with its quotes.
 #[derive(Debug, Clone)]
-struct Names {
-    from: Arc<str>,
-    to: Bytes,
+pub(super) struct Names {
+    /// Name that is replaced; `None` for any.
+    pub(super) from: Option<Arc<str>>,
+    /// Name in its place, as JSON text.
+    pub(super) to: Bytes,
 }
 
 impl Names {
@@ -36,7 +41,7 @@ impl Names {
         let RequestBody::Held(held) = &exchange.body else { return None };
         let at = asked.model_at.clone()?;
         (at.end <= held.bytes.len() && at.start <= at.end)
-            .then(|| Self { from: from.clone(), to: held.bytes.slice(at) })
+            .then(|| Self { from: Some(from.clone()), to: held.bytes.slice(at) })
     }
 }
 
@@ -63,7 +68,7 @@ const DATA: &[u8] = b"data:";
 enum Key {
     /// Name of the model.
     Model,
-    /// Object that holds such a name: `message` of Anthropic's API, `response` of the Responses API.
+    /// Object that holds such a name.
     Holder,
     Other,
 }
@@ -82,6 +87,10 @@ enum Text {
 #[derive(Debug)]
 pub(super) struct AnswerModel {
     names: Names,
+    /// Keys of objects in which a name may be, beside the outermost.
+    holders: &'static [&'static [u8]],
+    /// Last name that was replaced, as JSON text.
+    replaced: Option<Bytes>,
     is_event_stream: bool,
     line: Line,
     /// True behind a carriage return, which a line feed may follow.
@@ -108,12 +117,19 @@ impl AnswerModel {
         let is_event_stream = kind == "text/event-stream";
         let is_json = kind.ends_with("json") || kind.ends_with("jsonl");
         let is_read = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
-        (is_read && (is_event_stream || is_json)).then(|| Box::new(Self::new(names, is_event_stream)))
+        (is_read && (is_event_stream || is_json)).then(|| Box::new(Self::new(names, OF_ANSWERS, is_event_stream)))
     }
 
-    fn new(names: Names, is_event_stream: bool) -> Self {
+    /// Exchange of names in messages of a socket, each of which is an object of JSON.
+    pub(super) fn of_messages(names: Names, holders: &'static [&'static [u8]]) -> Self {
+        Self::new(names, holders, false)
+    }
+
+    fn new(names: Names, holders: &'static [&'static [u8]], is_event_stream: bool) -> Self {
         Self {
             names,
+            holders,
+            replaced: None,
             is_event_stream,
             line: if is_event_stream { Line::Begins(0) } else { Line::Data },
             is_returned: false,
@@ -174,6 +190,23 @@ impl AnswerModel {
             return last;
         }
         [&last[..], &std::mem::take(&mut self.token)].concat().into()
+    }
+
+    /// Ends a message of a socket. Returns what waits for the rest of a name.
+    pub(super) fn end_message(&mut self) -> Bytes {
+        let rest = self.finish(Bytes::new());
+        (self.depth, self.named_depth, self.expects_key, self.key) = (0, 0, false, Key::Other);
+        rest
+    }
+
+    /// Takes the last name that was replaced, as JSON text.
+    pub(super) fn take_replaced(&mut self) -> Option<Bytes> {
+        self.replaced.take()
+    }
+
+    /// Puts another name in place of those that come.
+    pub(super) fn replace_by(&mut self, to: Bytes) {
+        self.names.to = to;
     }
 
     /// Reads a byte of an event stream that is in no data.
@@ -267,14 +300,17 @@ impl AnswerModel {
             Text::Key => {
                 self.key = match self.token.strip_suffix(b"\"") {
                     Some(b"model") => Key::Model,
-                    Some(b"message" | b"response") => Key::Holder,
+                    Some(key) if self.holders.contains(&key) => Key::Holder,
                     _ => Key::Other,
                 };
             }
             Text::Name => {
-                let is_servers =
-                    serde_json::from_slice::<String>(&self.token).is_ok_and(|name| *name == *self.names.from);
-                out.written.extend_from_slice(if is_servers { &self.names.to } else { &self.token });
+                let is_replaced = serde_json::from_slice::<String>(&self.token)
+                    .is_ok_and(|name| self.names.from.as_ref().is_none_or(|from| name == **from));
+                out.written.extend_from_slice(if is_replaced { &self.names.to } else { &self.token });
+                if is_replaced && self.names.from.is_none() {
+                    self.replaced = Some(Bytes::copy_from_slice(&self.token));
+                }
             }
             Text::Other => {}
         }
@@ -314,8 +350,8 @@ mod tests {
     use super::*;
 
     fn reader(is_event_stream: bool) -> AnswerModel {
-        let names = Names { from: "lab/m-1".into(), to: Bytes::from_static(b"\"small \\\"one\\\"\"") };
-        AnswerModel::new(names, is_event_stream)
+        let names = Names { from: Some("lab/m-1".into()), to: Bytes::from_static(b"\"small \\\"one\\\"\"") };
+        AnswerModel::new(names, OF_ANSWERS, is_event_stream)
     }
 
     fn passed(is_event_stream: bool, text: &str, cuts: &[usize]) -> String {

@@ -102,8 +102,8 @@ impl Conversation<'_, '_> {
                     if self.state.wake_at(self.attempt, self.exchange) > clock::now() {
                         EventOutcome::Rearm
                     } else if self.state.release_at.is_some_and(|at| at <= clock::now()) {
-                        if self.pass_waiting().await.is_err() {
-                            return self.state.client_gone();
+                        if let Err(outcome) = self.pass_waiting().await {
+                            return outcome;
                         }
                         EventOutcome::Rearm
                     } else {

@@ -56,7 +56,7 @@ pub(super) fn decode_and_mask(
     exchange: &mut Exchange,
 ) -> Bytes {
     without_coding(head);
-    let decoded = if body.len() > MAX_ENCODED { None } else { coding.decode(body, MAX_DECODED) };
+    let decoded = if body.len() > MAX_ENCODED { None } else { coding.decode(body, MAX_DECODED).ok() };
     let body = match decoded {
         Some(plain) => match shown.mask() {
             Some(mask) => mask.whole(plain.into()),

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use spillway_filter::Refusal;
 
+use super::socket_names::SocketNames;
 use crate::clock;
 use crate::exchange::Outcome;
 use crate::limits::{Estimate, Ledger, Prices, TokenRules, Used};
@@ -48,9 +49,11 @@ struct Response {
     written: Written,
 }
 
-/// Counter of the tokens of a socket. What no usage has told is settled when it is dropped.
+/// Counter of the tokens of a socket, which puts each side's name of the model in place as well. What no usage has told is settled when it is dropped.
 pub(super) struct SocketMeter<'e> {
     reader: Box<dyn ReadSocket>,
+    /// Names of the model to exchange on the way.
+    names: Option<Box<SocketNames>>,
     tariff: SocketTariff<'e>,
     metrics: Option<&'e ModelMetrics>,
     /// Reservations of the handshake, by which the first response is settled.
@@ -72,7 +75,7 @@ pub(super) struct SocketMeter<'e> {
 
 impl<'e> SocketMeter<'e> {
     pub(super) fn new(
-        reader: Box<dyn ReadSocket>,
+        (reader, names): (Box<dyn ReadSocket>, Option<Box<SocketNames>>),
         tariff: SocketTariff<'e>,
         metrics: Option<&'e ModelMetrics>,
         opened: &'e mut Ledger,
@@ -80,6 +83,7 @@ impl<'e> SocketMeter<'e> {
     ) -> Self {
         Self {
             reader,
+            names,
             tariff,
             metrics,
             opened,
@@ -240,6 +244,23 @@ impl<'e> SocketMeter<'e> {
 impl Messages for SocketMeter<'_> {
     fn part(&mut self, from: Side, payload: &[u8]) {
         self.reader.feed(speaker(from), payload);
+    }
+
+    fn rewrites(&self) -> bool {
+        self.names.is_some()
+    }
+
+    fn write(&mut self, from: Side, payload: &[u8], out: &mut Vec<u8>) {
+        match &mut self.names {
+            Some(names) => names.write(from, payload, out),
+            None => out.extend_from_slice(payload),
+        }
+    }
+
+    fn write_end(&mut self, from: Side, out: &mut Vec<u8>) {
+        if let Some(names) = &mut self.names {
+            names.write_end(from, out);
+        }
     }
 
     fn end(&mut self, from: Side, is_text: bool, cx: &mut Context<'_>) -> bool {

@@ -23,6 +23,7 @@ mod outgoing;
 mod passing;
 mod pieces;
 mod renaming;
+mod socket_names;
 mod stages;
 mod trailers;
 mod translating;

@@ -50,7 +50,8 @@ pub enum AttemptOutcome {
     ClientSlow,
     /// The body of the client's request breaks the framing of HTTP/1; nothing was sent to it.
     Malformed(Violation),
-    /// A part of the request's body was refused, by a filter or for its length; nothing was sent to the client.
+    /// A part of the request's body was refused, by a filter or for its length, or no turn came to read a large answer; nothing
+    /// was sent to the client.
     Refused(Box<Refusal>),
 }
 

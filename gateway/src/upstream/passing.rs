@@ -269,7 +269,7 @@ impl<'a> Conversation<'_, 'a> {
             }
             // Not while the head waits: the end of the answer may still show that another target is to answer.
             self.release_server_when_read().await;
-            part = self.release(false).await.map_err(|_| self.state.client_gone())?;
+            part = self.release(false).await?;
         } else {
             self.release_server_when_read().await;
         }
@@ -299,7 +299,7 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     /// Outcome of a whole answer of another API that is an error, although it begins as an answer.
-    fn judge_foreign(&mut self) -> Option<AttemptOutcome> {
+    async fn judge_foreign(&mut self) -> Option<AttemptOutcome> {
         let is_suspect = self.passing.observer.as_ref().is_some_and(|observer| observer.observation().error.is_some());
         let (Some(translation), Some(Sealed::Foreign(coding)), true) =
             (&self.attempt.translation, self.passing.sealed, is_suspect)
@@ -307,7 +307,12 @@ impl<'a> Conversation<'_, 'a> {
             return None;
         };
         let waiting = self.passing.waiting.as_ref().filter(|waiting| waiting.head.status.is_success())?;
-        let status = translating::reported(translation, coding, &waiting.parts)?.as_u16();
+        let weight = translating::weight(coding, &waiting.parts);
+        let read = || translating::reported(translation, coding, &waiting.parts);
+        let status = match self.exchange.off_loop.run(weight, read).await {
+            Ok(status) => status?.as_u16(),
+            Err(refusal) => return Some(AttemptOutcome::Refused(refusal)),
+        };
         let can_resend = self.exchange.body.can_resend(self.session);
         judge_reported(self.attempt, self.state.callers_account, can_resend, status)
     }
@@ -328,13 +333,13 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     /// Passes on a head that has waited long enough, with the bytes of the body so far.
-    pub(super) async fn pass_waiting(&mut self) -> pingora::Result<()> {
+    pub(super) async fn pass_waiting(&mut self) -> Result<(), AttemptOutcome> {
         let part = self.release(false).await?;
-        self.pass(part).await
+        self.pass(part).await.map_err(|_| self.state.client_gone())
     }
 
     /// Writes the head that waited, and returns the bytes of the body so far. With `is_all`, nothing follows them.
-    async fn release(&mut self, is_all: bool) -> pingora::Result<Bytes> {
+    async fn release(&mut self, is_all: bool) -> Result<Bytes, AttemptOutcome> {
         self.state.release_at = None;
         let Some(Waiting { mut head, took, parts, .. }) = self.passing.waiting.take() else { return Ok(Bytes::new()) };
         if !self.state.event_stream && self.exchange.outcome.reported.is_none() && self.passing.observer.is_some() {
@@ -344,19 +349,8 @@ impl<'a> Conversation<'_, 'a> {
             Some(Sealed::Unsearched(coding)) => {
                 decode_and_mask(coding, &parts, &self.state.shown, &mut head, self.exchange)
             }
-            Some(Sealed::Foreign(coding)) => match self.attempt.translation.as_deref() {
-                Some(Translation::Conversation(conversation)) => {
-                    translating::whole(conversation, coding, &parts, &self.state.shown, &mut head, self.exchange)
-                }
-                Some(Translation::Call(call)) => {
-                    let (shown, answer) = (&self.state.shown, (coding, &*parts));
-                    let mut trailers = self.passing.trailers.take().flatten();
-                    let body = translating::call(call, answer, shown, &mut head, &mut trailers, self.exchange);
-                    self.passing.trailers = Some(trailers);
-                    body
-                }
-                None => parts.freeze(),
-            },
+            // Rare branches are boxed, so that the future of every request does not carry them.
+            Some(Sealed::Foreign(coding)) => Box::pin(self.translate(coding, parts.freeze(), &mut head)).await?,
             // An answer that may still be an error, or is one of which no part has told so.
             None if self.passing.may_mask && self.passing.observer.as_ref().is_some_and(|it| is_suspect(&**it)) => {
                 self.passing.mask_error(&self.state.shown, parts.freeze(), Bytes::new())
@@ -372,12 +366,39 @@ impl<'a> Conversation<'_, 'a> {
             None => parts.freeze(),
         };
         let body = match self.passing.renaming.take() {
-            Some(renaming) => renaming.apply(&mut head, body),
+            Some(renaming) => {
+                let off_loop = &self.exchange.off_loop;
+                let renamed = off_loop.run(renaming.weight(&body), || renaming.apply(&mut head, body));
+                Box::pin(renamed).await.map_err(AttemptOutcome::Refused)?
+            }
             None => body,
         };
         let ends = is_all && body.is_empty();
-        self.pass_head(head, false, ends).await?;
+        self.pass_head(head, false, ends).await.map_err(|_| self.state.client_gone())?;
         Ok(body)
+    }
+
+    /// Writes a whole answer of another API or transport anew, apart from other requests where it is large.
+    async fn translate(
+        &mut self,
+        coding: Coding,
+        body: Bytes,
+        head: &mut ResponseHead,
+    ) -> Result<Bytes, AttemptOutcome> {
+        let Some(translation) = self.attempt.translation.as_deref() else { return Ok(body) };
+        let off_loop = self.exchange.off_loop.clone();
+        let (shown, exchange, trailers) = (&self.state.shown, &mut *self.exchange, &mut self.passing.trailers);
+        let work = || match translation {
+            Translation::Conversation(conversation) => {
+                translating::whole(conversation, coding, &body, shown, head, exchange)
+            }
+            Translation::Call(call) => {
+                let came = trailers.take().flatten();
+                let trailers = trailers.insert(came);
+                translating::call(call, (coding, &body), shown, head, trailers, exchange)
+            }
+        };
+        off_loop.run(translating::weight(coding, &body), work).await.map_err(AttemptOutcome::Refused)
     }
 
     pub(super) async fn finish(&mut self) -> AttemptOutcome {
@@ -385,7 +406,11 @@ impl<'a> Conversation<'_, 'a> {
             && let Some(observer) = &mut self.passing.observer
         {
             observer.finish();
-            if let Some(outcome) = self.judge_beginning().or_else(|| self.judge_foreign()) {
+            if let Some(outcome) = self.judge_beginning() {
+                return outcome;
+            }
+            // Boxed, because few answers are errors in place of answers.
+            if let Some(outcome) = Box::pin(self.judge_foreign()).await {
                 return outcome;
             }
         }
@@ -429,8 +454,9 @@ impl<'a> Conversation<'_, 'a> {
         let is_broken = self.passing.is_broken();
         let is_masked = self.passing.may_mask || self.passing.mask.is_some();
         let is_all = trailers.is_none() && gated.is_empty() && translated.is_empty() && !is_masked && !is_broken;
-        let Ok(mut last) = self.release(is_all).await else {
-            return self.state.client_gone();
+        let mut last = match self.release(is_all).await {
+            Ok(last) => last,
+            Err(outcome) => return outcome,
         };
         if is_call {
             trailers = trailers.or(self.passing.trailers.take().flatten());

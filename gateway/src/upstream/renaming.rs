@@ -11,8 +11,10 @@ use super::outcome::Attempt;
 use crate::coding::{Coding, DIGESTS};
 use crate::exchange::{Exchange, Naming};
 use crate::message::ResponseHead;
+use crate::off_loop::INLINE;
 use crate::protocol::oip::INFERENCE_HEADER_CONTENT_LENGTH;
 use crate::protocol::oip::grpc::{compressed_frame, decoded};
+use crate::protocol::translate::MostKept;
 use crate::protocol::{AnswerName, Dialect, OIP_GRPC, Operation};
 
 /// Most bytes of an answer in which the name is looked for.
@@ -39,7 +41,7 @@ pub(super) struct Renaming {
     /// Name that the caller knows.
     to: Box<str>,
     /// Most bytes of a compressed message that is decoded for its name, as it comes and decoded.
-    most: usize,
+    most: MostKept,
 }
 
 impl Renaming {
@@ -50,7 +52,7 @@ impl Renaming {
         let is_readable = head.status.is_success() && Coding::of(&head.headers) == Coding::Identity;
         let (api, operation) = (exchange.resolved.api, exchange.resolved.operation);
         let is_wanted = is_readable && matches!(operation, Operation::Inference(_));
-        let most = attempt.backend.max_translated_bytes;
+        let most = MostKept(attempt.backend.max_translated_bytes);
         is_wanted.then(|| Box::new(Self { api, operation, from: from.clone(), to: to.into(), most }))
     }
 
@@ -61,15 +63,23 @@ impl Renaming {
     /// True if more of the body is needed.
     pub(super) fn is_open(&self, beginning: &[u8]) -> bool {
         match compressed_frame(beginning).filter(|_| self.api == OIP_GRPC) {
-            Some(length) => beginning.len() < length && length <= self.most,
+            Some(length) => beginning.len() < length && length <= self.most.0,
             None => beginning.len() <= MAX_BEGINNING && self.find(beginning) == AnswerName::NotYet,
         }
     }
 
-    /// Replaces the name in the beginning of a body, and adapts the head to the bytes.
+    /// Weight of [`Self::apply`], for [`OffLoop::run`](crate::off_loop::OffLoop::run).
+    pub(super) fn weight(&self, beginning: &[u8]) -> usize {
+        // More comes out of a coding than one pass beside other requests may write, however little goes in.
+        let is_coded = self.api == OIP_GRPC && compressed_frame(beginning).is_some();
+        if is_coded { INLINE + 1 } else { 0 }
+    }
+
+    /// Replaces the name in the beginning of a body, and adapts the head to the bytes. A message that decodes to too much passes as
+    /// it came, with the name that the server knows.
     pub(super) fn apply(&self, head: &mut ResponseHead, mut beginning: Bytes) -> Bytes {
         if self.api == OIP_GRPC
-            && let Some(plain) = decoded(&beginning, &head.headers, self.most)
+            && let Ok(Some(plain)) = decoded(&beginning, &head.headers, self.most)
         {
             shift(head, &header::CONTENT_LENGTH, beginning.len(), plain.len());
             beginning = plain;

@@ -1,18 +1,20 @@
 //! The way back of a translated answer. A whole answer or an error is held until it has ended and is written anew; an event
 //! stream passes event by event. A compressed answer, which no server was asked for, is decoded within bounds before.
 
+use std::borrow::Cow;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
-use spillway_filter::ErrorKind;
 
 use super::encoded::without_coding;
 use super::masking::{Mask, SentCredentials};
-use super::outcome::CutReason;
 use super::translation::{CallTranslation, ConversationTranslation, Translation};
 use crate::coding::Coding;
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
+use crate::off_loop::{BUILDS_VALUES, INLINE};
+use crate::protocol::oip::grpc::compressed_frame;
 use crate::protocol::translate::{
     ApiError, Delta, InOrder, MostKept, ReadStream, Reply, ServerAnswer, Unreadable, WriteStream, deltas_of,
 };
@@ -33,7 +35,7 @@ pub(super) struct StreamTranslator {
 impl StreamTranslator {
     /// Translator of a stream.
     pub(super) fn new(translation: &ConversationTranslation, shown: &SentCredentials, exchange: &Exchange) -> Self {
-        let reader = translation.server.read_stream();
+        let reader = translation.server.read_stream(translation.asked.choices);
         let mut writer = translation.caller.write_stream(&translation.asked);
         if !translation.caller.interleaves_calls() {
             writer = Box::new(InOrder::new(writer, translation.asked.most_kept));
@@ -61,7 +63,7 @@ impl StreamTranslator {
 
     /// Ends the translation of a stream whose rest cannot be decoded.
     pub(super) fn fail(&mut self) {
-        self.failed.get_or_insert(Unreadable("the backend's answer is not in the coding that it names"));
+        self.failed.get_or_insert(Unreadable::NOT_IN_CODING);
     }
 
     /// Translates the end of the stream.
@@ -165,6 +167,14 @@ pub(super) fn set_stream_type(translation: &ConversationTranslation, head: &mut 
     let _ = head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static(translation.caller.stream_type()));
 }
 
+/// Weight of the work on a whole answer, for [`OffLoop::run`](crate::off_loop::OffLoop::run).
+pub(super) fn weight(coding: Coding, body: &[u8]) -> usize {
+    // More comes out of a coding than one pass beside other requests may write, however little goes in.
+    let is_coded = coding != Coding::Identity || compressed_frame(body).is_some();
+    let least = if is_coded { INLINE + 1 } else { 0 };
+    body.len().saturating_mul(BUILDS_VALUES).max(least)
+}
+
 /// Status of an answer that is an error, although its own status says success; `None` where it can be read.
 pub(super) fn reported(translation: &Translation, coding: Coding, body: &[u8]) -> Option<StatusCode> {
     let Translation::Conversation(translation) = translation else { return None };
@@ -174,21 +184,30 @@ pub(super) fn reported(translation: &Translation, coding: Coding, body: &[u8]) -
 }
 
 /// Decodes a whole answer, where it is not too long and is in its coding.
-fn plain(coding: Coding, body: &[u8], most: MostKept) -> Result<Bytes, Unreadable> {
+fn plain(coding: Coding, body: &[u8], most: MostKept) -> Result<Cow<'_, [u8]>, Unreadable> {
     most.check(body.len())?;
-    coding.decode(body, most.0).map(Bytes::from).ok_or(Unreadable(
-        "the backend's answer is not in the coding that it names, or decodes to more than its `limits.maxTranslatedBytes`",
-    ))
+    Ok(match coding {
+        Coding::Identity => Cow::Borrowed(body),
+        coding => Cow::Owned(coding.decode(body, most.0)?),
+    })
 }
 
-/// Notes an answer that cannot be translated. Returns its code.
-fn note_unreadable(is_too_large: bool, exchange: &mut Exchange) -> &'static str {
-    if is_too_large && let Some(route) = &exchange.route {
+/// Notes an answer that cannot be translated.
+fn note_unreadable(why: Unreadable, exchange: &mut Exchange) {
+    if why == Unreadable::TOO_LARGE
+        && let Some(route) = &exchange.route
+    {
         route.metrics.answers_too_large.inc();
     }
-    let code = if is_too_large { CutReason::AnswerTooLarge } else { CutReason::Unreadable }.as_str();
-    exchange.outcome.error_code = Some(code);
-    code
+    exchange.outcome.error_code = Some(why.code());
+}
+
+/// Masks what a server was shown in an error.
+fn masked<'b>(plain: Cow<'b, [u8]>, shown: &SentCredentials) -> Cow<'b, [u8]> {
+    match shown.mask() {
+        Some(mask) => Cow::Owned(mask.whole(Bytes::from(plain.into_owned())).into()),
+        None => plain,
+    }
 }
 
 fn is_error(head: &ResponseHead) -> bool {
@@ -204,22 +223,16 @@ pub(super) fn call(
     trailers: &mut Option<HeaderMap>,
     exchange: &mut Exchange,
 ) -> Bytes {
-    let masked = |plain: Bytes| match shown.mask() {
-        Some(mask) => mask.whole(plain),
-        None => plain,
-    };
     let is_success = head.status.is_success();
     let plain = plain(coding, body, translation.most_kept);
-    let is_too_large = plain == Err(Unreadable::TOO_LARGE);
-    let plain = plain.ok();
     // Any other status becomes an error, that of a redirection too.
-    let plain = if is_success { plain } else { plain.map(masked) };
+    let plain = if is_success { plain } else { plain.map(|plain| masked(plain, shown)) };
     // An error of gRPC is told in a head or in trailers.
     shown.strip(head);
     if let Some(trailers) = trailers {
         shown.strip_trailers(trailers);
     }
-    let read = |plain: Option<&[u8]>| {
+    let read = |plain: Result<&[u8], Unreadable>| {
         translation.reader.read(&ServerAnswer {
             status: head.status,
             headers: &head.headers,
@@ -230,22 +243,22 @@ pub(super) fn call(
             request_id: exchange.request_id.to_str().unwrap_or_default(),
         })
     };
-    let mut answer = read(plain.as_deref());
+    let mut answer = read(plain.as_deref().map_err(|why| *why));
     let is_failed = answer.failed.is_some() || !answer.status.is_success();
     // An error in place of an answer.
     if is_success && is_failed {
-        answer = read(plain.map(masked).as_deref());
+        answer = read(plain.map(|plain| masked(plain, shown)).as_deref().map_err(|why| *why));
     }
     adapt_head(head, |name, value| translation.is_servers_header(name, value));
     if let Some(failed) = answer.failed.filter(|status| status.is_server_error() || status.as_u16() == 429) {
         exchange.outcome.note_reported(Some(failed.as_u16()));
     }
-    if is_success && !answer.status.is_success() && !answer.is_unreadable {
+    if is_success && !answer.status.is_success() && answer.unreadable.is_none() {
         let known = exchange.outcome.reported;
         exchange.outcome.note_reported(known.or(Some(answer.status.as_u16())));
     }
-    if answer.is_unreadable {
-        note_unreadable(is_too_large || answer.is_too_large, exchange);
+    if let Some(why) = answer.unreadable {
+        note_unreadable(why, exchange);
     }
     head.status = answer.status;
     head.set_reason(None);
@@ -284,7 +297,8 @@ pub(super) fn whole(
         Err(_) if is_error => Err(ApiError::of_text(head.status, b"")),
         Ok(plain) => match translation.server.read_reply(&plain) {
             Ok(reply) => {
-                let reply = Reply { model: translation.name_for_caller(reply.model, exchange), ..reply };
+                let mut reply = Reply { model: translation.name_for_caller(reply.model, exchange), ..reply };
+                reply.further.truncate(translation.asked.choices.saturating_sub(1));
                 answer(translation, reply, head).map_err(|why| unreadable(why, exchange))
             }
             Err(why) => match translation.server.reported_error(&plain) {
@@ -328,12 +342,6 @@ fn answer(translation: &ConversationTranslation, reply: Reply, head: &mut Respon
 
 /// Error in place of an answer that cannot be translated.
 fn unreadable(why: Unreadable, exchange: &mut Exchange) -> ApiError {
-    let code = note_unreadable(why == Unreadable::TOO_LARGE, exchange);
-    ApiError {
-        status: StatusCode::BAD_GATEWAY,
-        kind: ErrorKind::Upstream,
-        message: why.to_string(),
-        code: Some(code.to_owned()),
-        param: None,
-    }
+    note_unreadable(why, exchange);
+    why.into()
 }

@@ -10,7 +10,7 @@ use super::model_name;
 use crate::exchange::Exchange;
 use crate::message::RequestHead;
 use crate::protocol::translate::{
-    Asked, CallTranslator, CallerApi, CallerCall, CredentialForm, Lossy, MostKept, ReadCallAnswer, ServerApi,
+    Asked, CallTranslator, CallerApi, CallerCall, CredentialForm, Lossy, MostKept, ReadCallAnswer, ServerApi, Setting,
     WrittenCall, WrittenRequest,
 };
 use crate::protocol::{self, Dialect, Operation};
@@ -129,7 +129,12 @@ pub fn translate(
     let named = conversation.model.as_deref();
     let model = model_name::at_server(backend, exchange).map(|name| &**name).or(named);
     let model = crate::protocol::named(model)?;
+    let choices = conversation.settings.find(|setting| match setting {
+        Setting::Choices(count) => usize::try_from(*count).ok(),
+        _ => None,
+    });
     let asked = Asked {
+        choices: choices.unwrap_or(1),
         model: named.unwrap_or(model).to_owned(),
         stream: conversation.stream,
         include_usage: conversation.include_usage,

@@ -17,6 +17,7 @@ use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, CutReason, Failure, TimeLimit, failure, failure_of_head};
 use super::outgoing::{Outgoing, Sent};
 use super::passing::client_write;
+use super::socket_names::SocketNames;
 use super::verdict::{HeadVerdict, judge};
 use crate::balancing::{Class, orca};
 use crate::clock;
@@ -272,6 +273,7 @@ async fn serve(
                     asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
                     rules: upgrade.rules.clone(),
                 };
+                let reader = (reader, SocketNames::of(attempt.backend, exchange));
                 let (ledger, outcome) = (&mut exchange.ledger, &mut exchange.outcome);
                 meter = Some(SocketMeter::new(reader, tariff, attempt.backend.metrics.as_deref(), ledger, outcome));
             }

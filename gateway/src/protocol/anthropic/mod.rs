@@ -249,7 +249,7 @@ impl ServerApi for Messages {
         reply::read(body)
     }
 
-    fn read_stream(&self) -> Box<dyn ReadStream> {
+    fn read_stream(&self, _choices: usize) -> Box<dyn ReadStream> {
         Box::<reply::StreamReader>::default()
     }
 

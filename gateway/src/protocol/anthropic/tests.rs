@@ -150,7 +150,7 @@ fn the_stream_of_a_built_in_model_has_the_events_of_the_api() {
 
 /// Deltas of a stream that comes in parts of `size` bytes.
 fn deltas(stream: &[u8], size: usize) -> (Vec<Delta>, Result<bool, Unreadable>) {
-    let (mut reader, mut read) = (Messages.read_stream(), Vec::new());
+    let (mut reader, mut read) = (Messages.read_stream(1), Vec::new());
     for part in stream.chunks(size.max(1)) {
         if let Err(error) = reader.feed(part, &mut |delta| read.push(delta)) {
             return (read, Err(error));

@@ -112,7 +112,7 @@ mod tests {
         written.reader.read(&ServerAnswer {
             status: StatusCode::from_u16(status).unwrap(),
             headers: &Fields::default(),
-            body: Some(body.as_bytes()),
+            body: Ok(body.as_bytes()),
             most_kept: MostKept::default(),
             trailers: None,
             stands_in: false,
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(json_of(&answer.body), json!({"input_tokens": 7}));
         // llama.cpp, which does not render conversations there.
         let answer = told(&written, 200, r#"{"tokens":[]}"#);
-        assert_eq!((answer.status.as_u16(), answer.is_unreadable), (502, true));
+        assert_eq!((answer.status.as_u16(), answer.unreadable.is_some()), (502, true));
         let answer = told(&written, 404, r#"{"error":{"message":"no such path"}}"#);
         assert_eq!(answer.status.as_u16(), 404);
         assert_eq!(json_of(&answer.body)["error"]["type"], "not_found_error");

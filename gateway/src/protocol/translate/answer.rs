@@ -13,6 +13,7 @@ pub fn answer(api: &'static dyn CallerApi, id: String, head: AnswerHead<'_>) -> 
     let asked = Asked {
         model: head.model.to_owned(),
         stream: true,
+        choices: 1,
         include_usage: head.include_usage,
         echoed: head.echoed.into(),
         most_kept: MostKept::default(),
@@ -126,6 +127,7 @@ impl WriteAnswer for Answer {
             parts,
             logprobs: Vec::new(),
             finish: finish_of(choice.finish_reason, choice.stop.clone()),
+            further: Vec::new(),
             tokens: Some(tokens_of(usage)),
         };
         match self.api.write_reply(&reply, &self.asked) {

@@ -3,10 +3,10 @@
 //! the call of the server, and what reads its answer.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use spillway_filter::{Fields, Refusal};
 
-use super::{CredentialForm, Lossy, MostKept};
+use super::{CallerApi, CredentialForm, Lossy, MostKept, ServerApi, Unreadable};
 use crate::protocol::dialect::Dialect;
 use crate::protocol::operation::Operation;
 
@@ -98,8 +98,8 @@ pub struct ServerAnswer<'a> {
     pub status: StatusCode,
     /// Headers.
     pub headers: &'a Fields,
-    /// Body without its coding; `None` for one that is too long or not in the coding that it names.
-    pub body: Option<&'a [u8]>,
+    /// Body without its coding, or the reason for which there is none.
+    pub body: Result<&'a [u8], Unreadable>,
     /// Most bytes of the answer for the caller.
     pub most_kept: MostKept,
     /// Trailers.
@@ -123,10 +123,37 @@ pub struct CallAnswer {
     pub trailers: Option<HeaderMap>,
     /// Status of the error that a server of HTTP would have sent, where `status` does not say it.
     pub failed: Option<StatusCode>,
-    /// True if the answer of the server could not be read, and an error stands in its place.
-    pub is_unreadable: bool,
-    /// True if it would be too long for the caller.
-    pub is_too_large: bool,
+    /// Reason for which the answer of the server could not be read, where an error stands in its place.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// Answer in JSON.
+fn json_answer(status: StatusCode, body: Bytes) -> CallAnswer {
+    let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    CallAnswer { status, headers, body, ..CallAnswer::default() }
+}
+
+/// Answer in JSON that `read` makes of that of a server. Its error, or one in place of an answer of which `read` makes nothing, is
+/// written in the caller's API.
+pub(in crate::protocol) fn read_json_answer(
+    answer: &ServerAnswer<'_>,
+    (server, caller): (&dyn ServerApi, &dyn CallerApi),
+    nothing: Unreadable,
+    read: impl FnOnce(&[u8]) -> Option<Bytes>,
+) -> CallAnswer {
+    let (unreadable, error) = match answer.body {
+        body if !answer.status.is_success() => (None, server.read_error(answer.status, body.unwrap_or_default())),
+        Ok(body) => match read(body) {
+            Some(body) => return json_answer(StatusCode::OK, body),
+            None => match server.reported_error(body) {
+                Some(error) => (None, error),
+                None => (Some(nothing), nothing.into()),
+            },
+        },
+        Err(why) => (Some(why), why.into()),
+    };
+    let (status, body) = caller.write_error(&error, answer.request_id);
+    CallAnswer { unreadable, ..json_answer(status, body) }
 }
 
 /// Reader of the answer to one call.

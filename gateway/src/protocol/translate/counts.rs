@@ -2,11 +2,13 @@
 //! is only asked where its API has an exact counterpart, so that no estimate passes for a count.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use spillway_filter::{ErrorKind, Refusal};
+use http::{HeaderName, HeaderValue, Method, header};
+use spillway_filter::Refusal;
 
-use super::call::{CallAnswer, CallTranslator, CallerCall, ReadCallAnswer, ServerAnswer, WrittenCall};
-use super::{ApiError, CallerApi, Conversation, CredentialForm, Lossy, ServerApi, WrittenRequest};
+use super::call::{
+    CallAnswer, CallTranslator, CallerCall, ReadCallAnswer, ServerAnswer, WrittenCall, read_json_answer,
+};
+use super::{CallerApi, Conversation, CredentialForm, Lossy, ServerApi, Unreadable, WrittenRequest};
 use crate::protocol::named;
 
 /// Half of the callers.
@@ -69,22 +71,8 @@ pub(in crate::protocol) fn json_headers() -> Vec<(HeaderName, HeaderValue)> {
     vec![(header::CONTENT_TYPE, json.clone()), (header::ACCEPT, json), (header::ACCEPT_ENCODING, identity)]
 }
 
-/// Answer in JSON.
-pub(in crate::protocol) fn json_answer(status: StatusCode, body: Bytes) -> CallAnswer {
-    let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    CallAnswer { status, headers, body, ..CallAnswer::default() }
-}
-
-/// Error in place of an answer that cannot be read.
-pub(in crate::protocol) fn unreadable(why: &str) -> ApiError {
-    ApiError {
-        status: StatusCode::BAD_GATEWAY,
-        kind: ErrorKind::Upstream,
-        message: why.to_owned(),
-        code: Some("upstream_answer_unreadable".to_owned()),
-        param: None,
-    }
-}
+/// Answer that tells no count.
+const NO_COUNT: Unreadable = Unreadable("the backend's answer tells no count of tokens");
 
 struct Reader {
     caller: &'static CountCaller,
@@ -93,23 +81,8 @@ struct Reader {
 
 impl ReadCallAnswer for Reader {
     fn read(&self, answer: &ServerAnswer<'_>) -> CallAnswer {
-        let (is_unreadable, error) = if answer.status.is_success() {
-            match answer.body.and_then(self.server.read) {
-                Some(count) => return json_answer(StatusCode::OK, (self.caller.write)(count)),
-                None => match answer.body.and_then(|body| self.server.api.reported_error(body)) {
-                    Some(error) => (false, error),
-                    None => (
-                        true,
-                        unreadable(
-                            "the backend's answer tells no count of tokens, or is longer than its `limits.maxTranslatedBytes`",
-                        ),
-                    ),
-                },
-            }
-        } else {
-            (false, self.server.api.read_error(answer.status, answer.body.unwrap_or_default()))
-        };
-        let (status, body) = self.caller.api.write_error(&error, answer.request_id);
-        CallAnswer { is_unreadable, ..json_answer(status, body) }
+        read_json_answer(answer, (self.server.api, self.caller.api), NO_COUNT, |body| {
+            (self.server.read)(body).map(self.caller.write)
+        })
     }
 }

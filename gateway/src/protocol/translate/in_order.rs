@@ -175,6 +175,7 @@ impl WriteStream for InOrder {
             Delta::Start { .. } | Delta::Usage(_) | Delta::Ping | Delta::Error(_) => self.writer.write(delta, out),
             Delta::Text { .. }
             | Delta::TextEnd
+            | Delta::Choice(_)
             | Delta::Refusal(_)
             | Delta::Thinking(_)
             | Delta::Signature(_)

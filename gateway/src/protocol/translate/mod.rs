@@ -29,19 +29,25 @@ pub use conversation::{
 };
 pub use in_order::InOrder;
 pub use lossy::Lossy;
-pub use reply::{ApiError, Delta, Finish, Likely, Reply, TokenLogprob, Tokens};
+pub use reply::{ApiError, Delta, Finish, FurtherChoice, Likely, Reply, TokenLogprob, Tokens};
 
+pub(super) use call::read_json_answer;
 pub(super) use conversation::NamedSetting;
-pub(super) use counts::{CountCaller, CountServer, TokenCounts, json_answer, json_headers, unreadable};
+pub(super) use counts::{CountCaller, CountServer, TokenCounts, json_headers};
 pub(super) use object::{Fields, Wrong, choice_without_tools, json_object, named, set};
 pub(super) use reply::kind_of;
 pub(super) use sse::{SseEvent, SseReader, read_json, write_event};
+
+use crate::coding::NotDecoded;
 
 /// Content type of event streams.
 const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// Most tool calls of one answer. Requests may have as many tools.
 pub const MAX_CALLS: usize = 128;
+
+/// Most choices of one answer, as in OpenAI's API.
+pub const MAX_CHOICES: usize = 128;
 
 /// Form in which an API takes the credential of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +84,23 @@ pub struct Unreadable(pub &'static str);
 impl Unreadable {
     /// Answer of which more bytes would have to be kept than its backend allows.
     pub const TOO_LARGE: Self = Self("the backend's answer is longer than its `limits.maxTranslatedBytes`");
+
+    /// Answer that is cut, or in another coding than its head names.
+    pub const NOT_IN_CODING: Self = Self("the backend's answer is not in the coding that it names");
+
+    /// Code of the error in its place.
+    pub fn code(self) -> &'static str {
+        if self == Self::TOO_LARGE { "upstream_answer_too_large" } else { "upstream_answer_unreadable" }
+    }
+}
+
+impl From<NotDecoded> for Unreadable {
+    fn from(why: NotDecoded) -> Self {
+        match why {
+            NotDecoded::Malformed => Self::NOT_IN_CODING,
+            NotDecoded::TooLong => Self::TOO_LARGE,
+        }
+    }
 }
 
 /// Most bytes of an answer that are kept on their way, whole or until a part of it can be written
@@ -109,6 +132,8 @@ pub struct Asked {
     pub model: String,
     /// True if the answer is wanted as an event stream.
     pub stream: bool,
+    /// Choices wanted, at most [`MAX_CHOICES`]; 0 stands for one.
+    pub choices: usize,
     /// True if an event stream ends with its usage.
     pub include_usage: bool,
     /// Members of the answer that repeat the request, as in [`Conversation::echoed`].
@@ -181,8 +206,8 @@ pub trait ServerApi: Api {
     /// The body is no answer of the API.
     fn read_reply(&self, body: &[u8]) -> Result<Reply, Unreadable>;
 
-    /// Reader of the event stream of a server.
-    fn read_stream(&self) -> Box<dyn ReadStream>;
+    /// Reader of the event stream of a server that was asked for so many choices.
+    fn read_stream(&self, choices: usize) -> Box<dyn ReadStream>;
 
     /// Error in a body whose status said success and which is no answer; `None` for any other body. Its status is the one that
     /// belongs to it.
@@ -219,8 +244,22 @@ pub trait WriteStream: Send + Sync {
 /// Deltas of a whole answer, for a caller that asked for a stream and a server that did not send one.
 pub fn deltas_of(reply: Reply) -> Vec<Delta> {
     let mut deltas = vec![Delta::Start { id: reply.id, model: reply.model, tokens: reply.tokens }];
+    add_parts(&mut deltas, reply.parts);
+    deltas.extend(reply.tokens.map(Delta::Usage));
+    deltas.push(Delta::Finish(reply.finish));
+    for FurtherChoice { index, parts, finish } in reply.further {
+        deltas.push(Delta::Choice(index));
+        add_parts(&mut deltas, parts);
+        deltas.push(Delta::Finish(finish));
+    }
+    deltas.push(Delta::End);
+    deltas
+}
+
+/// Adds the deltas of the content of a choice.
+fn add_parts(deltas: &mut Vec<Delta>, parts: Vec<Part>) {
     let mut calls = 0;
-    for part in reply.parts {
+    for part in parts {
         match part {
             Part::Text(text) => deltas.push(Delta::Text { text, logprobs: Vec::new() }),
             Part::Refusal(text) => deltas.push(Delta::Refusal(text)),
@@ -238,8 +277,4 @@ pub fn deltas_of(reply: Reply) -> Vec<Delta> {
             Part::Image(_) | Part::ToolResult { .. } | Part::Other { .. } => {}
         }
     }
-    deltas.extend(reply.tokens.map(Delta::Usage));
-    deltas.push(Delta::Finish(reply.finish));
-    deltas.push(Delta::End);
-    deltas
 }

@@ -3,6 +3,7 @@
 use http::StatusCode;
 use spillway_filter::ErrorKind;
 
+use super::Unreadable;
 use super::conversation::Part;
 
 /// Whole answer of a model.
@@ -18,8 +19,21 @@ pub struct Reply {
     pub logprobs: Vec<TokenLogprob>,
     /// Reason for the end.
     pub finish: Finish,
+    /// Choices behind the first, of callers that asked for several.
+    pub further: Vec<FurtherChoice>,
     /// Tokens used.
     pub tokens: Option<Tokens>,
+}
+
+/// Choice of an answer behind its first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FurtherChoice {
+    /// Number of the choice, from 1.
+    pub index: usize,
+    /// Content in its order.
+    pub parts: Vec<Part>,
+    /// Reason for the end.
+    pub finish: Finish,
 }
 
 /// Reason for the end of an answer.
@@ -118,6 +132,8 @@ pub enum Delta {
     TextEnd,
     /// Piece of the text by which the model declines to answer.
     Refusal(String),
+    /// Number of the choice that follows, of an answer with several; 0 before the first such delta.
+    Choice(usize),
     /// Piece of reasoning.
     Thinking(String),
     /// Signature of the reasoning before it, which ends with it.
@@ -183,6 +199,19 @@ impl ApiError {
             text.chars().take(MAX_MESSAGE).collect()
         };
         Self { status, kind: kind_of(status), message, code: None, param: None }
+    }
+}
+
+impl From<Unreadable> for ApiError {
+    /// Error in place of an answer that cannot be read.
+    fn from(why: Unreadable) -> Self {
+        Self {
+            status: StatusCode::BAD_GATEWAY,
+            kind: ErrorKind::Upstream,
+            message: why.to_string(),
+            code: Some(why.code().to_owned()),
+            param: None,
+        }
     }
 }
 

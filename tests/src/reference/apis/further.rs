@@ -74,7 +74,15 @@ pub(super) const FURTHER: &[(&str, &str, &[&str])] = &[
             "smaller_operations::they_are_routed_by_model_and_refused_in_the_words_of_the_api",
         ],
     ),
-    ("OpenAI, realtime", "openai", &["websocket::openais_client_of_the_realtime_api_speaks_to_the_model_it_may_use"]),
+    (
+        "OpenAI, realtime and Responses over WebSocket",
+        "openai",
+        &[
+            "websocket::openais_client_of_the_realtime_api_speaks_to_the_model_it_may_use",
+            "websocket_usage::openais_client_is_counted_on_both_of_its_sockets_and_stopped_at_its_limit",
+            "websocket_usage::openais_client_reads_the_name_of_the_model_that_it_sent",
+        ],
+    ),
     ("Azure OpenAI", "built-in model", &["azure::the_official_client_for_azure_is_answered_by_the_model_inside"]),
     ("Azure OpenAI", "openai", &["azure::servers_get_the_paths_of_openai"]),
     (
@@ -119,6 +127,11 @@ pub(super) const FURTHER: &[(&str, &str, &[&str])] = &[
     (
         "OpenAI, completions and counts",
         "anthropic",
+        &["translated_calls::official_clients_before_servers_of_other_apis"],
+    ),
+    (
+        "OpenAI, completions",
+        "openai, `apis: [chat]`",
         &["translated_calls::official_clients_before_servers_of_other_apis"],
     ),
     (

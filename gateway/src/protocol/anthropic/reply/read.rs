@@ -16,6 +16,7 @@ pub(in crate::protocol::anthropic) fn read(body: &[u8]) -> Result<Reply, Unreada
         parts: message.content.into_iter().filter_map(part_of).collect(),
         logprobs: Vec::new(),
         finish: finish_of(message.stop_reason.as_deref().unwrap_or_default(), message.stop_sequence),
+        further: Vec::new(),
         tokens: message.usage.map(Into::into),
     })
 }

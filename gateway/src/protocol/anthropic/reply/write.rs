@@ -220,7 +220,7 @@ impl WriteStream for StreamWriter {
             }
             Delta::TextEnd if self.open == Some(Open::Text) => self.close(out),
             Delta::ThinkingEnd if self.open == Some(Open::Thinking) => self.close(out),
-            Delta::TextEnd | Delta::ThinkingEnd => {}
+            Delta::TextEnd | Delta::ThinkingEnd | Delta::Choice(_) => {}
             Delta::Thinking(text) => self.thinking("thinking_delta", "thinking", &text, out),
             Delta::Signature(signature) => {
                 self.thinking("signature_delta", "signature", &signature, out);

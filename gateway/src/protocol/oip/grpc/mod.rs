@@ -20,6 +20,7 @@ use crate::protocol::chat::Encoded;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::inference::{AnswerName, InferenceCall, NamedModel};
 use crate::protocol::operation::{Known, ModelPlace, Operation};
+use crate::protocol::translate::{MostKept, Unreadable};
 
 /// Path of the service, with the slash before its methods.
 const SERVICE: &str = "/inference.GRPCInferenceService/";
@@ -117,14 +118,18 @@ pub fn compressed_frame(beginning: &[u8]) -> Option<usize> {
     Some(usize::try_from(u32::from_be_bytes(*length)).ok()?.saturating_add(FRAME))
 }
 
-/// Body with the one message of a body in a coding, decoded to `most` bytes at most; `None` for any other body. Servers compress
+/// Body with the one message of a body in a coding, decoded to `most` bytes at most; `None` for a body without one. Servers compress
 /// answers that nobody asked them to.
-pub fn decoded(body: &[u8], headers: &Fields, most: usize) -> Option<Bytes> {
+///
+/// # Errors
+/// The message is not in the coding that the head names, or is longer.
+pub fn decoded(body: &[u8], headers: &Fields, most: MostKept) -> Result<Option<Bytes>, Unreadable> {
     let coding = Coding::of_messages(headers);
     if !is_compressed(body) || coding == Coding::Identity {
-        return None;
+        return Ok(None);
     }
-    Some(wire::framed_parts(&[&coding.decode(body.get(FRAME..)?, most)?]))
+    let message = coding.decode(body.get(FRAME..).unwrap_or_default(), most.0)?;
+    Ok(Some(wire::framed_parts(&[&message])))
 }
 
 /// Reads the version of the model that a call asks for; empty for the newest.

@@ -16,32 +16,30 @@ use crate::protocol::oip::grpc::request::message;
 use crate::protocol::oip::json::INFERENCE_HEADER_CONTENT_LENGTH;
 use crate::protocol::translate::{ApiError, CallAnswer, ReadCallAnswer, ServerAnswer, Unreadable, kind_of};
 
-/// Message of an answer that cannot be read.
-const UNREADABLE: &str = "the backend's answer is not of the Open Inference Protocol, its tensors do not fill their shapes, or it is \
-                          longer than its `limits.maxTranslatedBytes`";
+/// Answer that cannot be read.
+const UNREADABLE: Unreadable =
+    Unreadable("the backend's answer is not of the Open Inference Protocol, or its tensors do not fill their shapes");
 
 /// Error of an answer.
 struct Fault {
     status: StatusCode,
     message: String,
-    is_unreadable: bool,
-    is_too_large: bool,
+    unreadable: Option<Unreadable>,
 }
 
 impl Fault {
     fn new(status: StatusCode, message: String) -> Self {
-        Self { status, message, is_unreadable: false, is_too_large: false }
+        Self { status, message, unreadable: None }
     }
 
     fn unreadable() -> Self {
-        Self { is_unreadable: true, ..Self::new(StatusCode::BAD_GATEWAY, UNREADABLE.to_owned()) }
+        UNREADABLE.into()
     }
 }
 
 impl From<Unreadable> for Fault {
     fn from(why: Unreadable) -> Self {
-        let is_too_large = why == Unreadable::TOO_LARGE;
-        Self { is_unreadable: true, is_too_large, ..Self::new(StatusCode::BAD_GATEWAY, why.to_string()) }
+        Self { unreadable: Some(why), ..Self::new(StatusCode::BAD_GATEWAY, why.to_string()) }
     }
 }
 
@@ -80,8 +78,8 @@ impl FromGrpc {
                 return Err(Fault::new(answer.status, message));
             }
         }
-        let body = answer.body.ok_or_else(Fault::unreadable)?;
-        let decoded = decoded(body, answer.headers, answer.most_kept.0);
+        let body = answer.body?;
+        let decoded = decoded(body, answer.headers, answer.most_kept)?;
         let message = message(decoded.as_deref().unwrap_or(body)).map_err(unreadable)?;
         let json =
             |body: Bytes| CallAnswer { headers: vec![(header::CONTENT_TYPE, JSON)], body, ..CallAnswer::default() };
@@ -121,10 +119,10 @@ impl FromGrpc {
 
 impl ReadCallAnswer for FromGrpc {
     fn read(&self, answer: &ServerAnswer<'_>) -> CallAnswer {
-        self.answer(answer).unwrap_or_else(|Fault { status, message, is_unreadable, is_too_large }| {
+        self.answer(answer).unwrap_or_else(|Fault { status, message, unreadable }| {
             let headers = vec![(header::CONTENT_TYPE, JSON)];
             let body = crate::protocol::oip::error_body(&message);
-            CallAnswer { status, headers, body, is_unreadable, is_too_large, ..CallAnswer::default() }
+            CallAnswer { status, headers, body, unreadable, ..CallAnswer::default() }
         })
     }
 }
@@ -158,7 +156,7 @@ impl FromHttp {
             };
             return Err(Fault::new(answer.status, message));
         }
-        let body = answer.body.ok_or_else(Fault::unreadable)?;
+        let body = answer.body?;
         match self.call {
             InferenceCall::Infer => {
                 let read: Message<'_> = http::read_answer(answer.headers, body).map_err(unreadable)?;
@@ -188,10 +186,10 @@ impl ReadCallAnswer for FromHttp {
                 let trailers: HeaderMap = [(GRPC_STATUS.clone(), HeaderValue::from_static("0"))].into_iter().collect();
                 CallAnswer { headers: head, body, trailers: Some(trailers), ..CallAnswer::default() }
             }
-            Err(Fault { status, message, is_unreadable, is_too_large }) => {
+            Err(Fault { status, message, unreadable }) => {
                 let error = grpc::error_of_server(status, kind_of(status), &message);
                 let headers = head.into_iter().chain(error).collect();
-                CallAnswer { headers, failed: Some(status), is_unreadable, is_too_large, ..CallAnswer::default() }
+                CallAnswer { headers, failed: Some(status), unreadable, ..CallAnswer::default() }
             }
         }
     }

@@ -15,7 +15,9 @@ use crate::protocol::oip::grpc::wire::framed_parts;
 use crate::protocol::oip::json::INFERENCE_HEADER_CONTENT_LENGTH;
 use crate::protocol::oip::tensor::DataType;
 use crate::protocol::operation::Operation;
-use crate::protocol::translate::{CallAnswer, CallTranslator, CallerCall, Lossy, MostKept, ServerAnswer, WrittenCall};
+use crate::protocol::translate::{
+    CallAnswer, CallTranslator, CallerCall, Lossy, MostKept, ServerAnswer, Unreadable, WrittenCall,
+};
 
 fn parameter() -> impl Strategy<Value = Parameter<'static>> {
     prop_oneof![
@@ -325,7 +327,7 @@ fn from_http(name: &str, status: u16, body: &str) -> CallAnswer {
     written.reader.read(&ServerAnswer {
         status: StatusCode::from_u16(status).unwrap(),
         headers: &Fields::default(),
-        body: Some(body.as_bytes()),
+        body: Ok(body.as_bytes()),
         most_kept: MostKept::default(),
         trailers: None,
         stands_in: false,
@@ -355,7 +357,7 @@ fn errors_and_states_of_servers_over_http_become_those_of_grpc() {
     }
     for body in ["", "{}", r#"{"outputs":[{"name":"x","shape":[2],"datatype":"INT8","data":[1]}]}"#] {
         let answer = from_http("ModelInfer", 200, body);
-        assert!(answer.is_unreadable, "{body}");
+        assert!(answer.unreadable.is_some(), "{body}");
         assert_eq!(header(&answer, "grpc-status"), Some("14"), "{body}");
     }
     for (name, status, body, holds) in [
@@ -382,7 +384,7 @@ fn from_grpc(body: &[u8], head: &[(&str, &str)], trailers: &[(&str, &str)]) -> C
     to_grpc(&[], b"{}", &[]).unwrap().reader.read(&ServerAnswer {
         status: StatusCode::OK,
         headers: &map(head),
-        body: Some(body),
+        body: Ok(body),
         most_kept: MostKept::default(),
         trailers: Some(&trailers),
         stands_in: false,
@@ -420,7 +422,7 @@ fn statuses_of_servers_over_grpc_become_those_of_http() {
         (b"\x01\x00\x00\x00\x00", &[("grpc-status", "0")]),
     ] {
         let answer = from_grpc(body, &[], trailers);
-        assert_eq!((answer.status.as_u16(), answer.is_unreadable), (502, true), "{body:x?}");
+        assert_eq!((answer.status.as_u16(), answer.unreadable.is_some()), (502, true), "{body:x?}");
     }
     let sixteen = Message {
         tensors: vec![Tensor {
@@ -476,10 +478,26 @@ fn an_answer_that_its_form_makes_too_long_is_refused() {
     ] {
         let answer = from_grpc(&protobuf::write_answer(answer, "m", true), &[], &ok);
         assert_eq!(
-            (answer.status.as_u16(), answer.is_unreadable),
-            if is_too_long { (502, true) } else { (200, false) }
+            (answer.status.as_u16(), answer.unreadable),
+            if is_too_long { (502, Some(Unreadable::TOO_LARGE)) } else { (200, None) }
         );
     }
+}
+
+#[test]
+fn a_compressed_answer_that_is_too_long_says_so_and_one_that_is_cut_that_it_cannot_be_read() {
+    let plain = protobuf::write_answer(of_one(DataType::Int8, 9 << 20, vec![0; 9 << 20]), "m", true);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, message(&plain).unwrap()).unwrap();
+    let packed = encoder.finish().unwrap();
+    let told = |message: &[u8]| {
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        from_grpc(&[&[1][..], &length, message].concat(), &[("grpc-encoding", "gzip")], &[("grpc-status", "0")])
+    };
+    let (long, cut) = (told(&packed), told(&packed[..100]));
+    assert_eq!((long.status.as_u16(), long.unreadable), (502, Some(Unreadable::TOO_LARGE)));
+    assert!(String::from_utf8_lossy(&long.body).contains("`limits.maxTranslatedBytes`"), "{long:?}");
+    assert_eq!((cut.status.as_u16(), cut.unreadable), (502, Some(Unreadable::NOT_IN_CODING)));
 }
 
 #[test]

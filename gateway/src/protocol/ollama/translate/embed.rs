@@ -1,7 +1,7 @@
 //! Vectors of texts for servers of OpenAI's API: `/api/embed`, and the older `/api/embeddings` with one prompt and one vector. The
 //! numbers of a vector pass as the server wrote them.
 
-use http::{HeaderName, Method, StatusCode};
+use http::{HeaderName, Method};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -14,8 +14,8 @@ use crate::protocol::named;
 use crate::protocol::openai::ChatCompletions;
 use crate::protocol::refusals::shown;
 use crate::protocol::translate::{
-    Api, CallAnswer, CallTranslator, CallerApi, CallerCall, Fields, Lossy, ReadCallAnswer, ServerAnswer, ServerApi,
-    WrittenCall, json_answer, json_headers, json_object, unreadable,
+    Api, CallAnswer, CallTranslator, CallerCall, Fields, Lossy, ReadCallAnswer, ServerAnswer, Unreadable, WrittenCall,
+    json_headers, json_object, read_json_answer,
 };
 
 /// Name of the servers' API in refusals.
@@ -23,6 +23,9 @@ const OPENAI: &str = "openai";
 
 /// Most texts in one request, as in OpenAI's API.
 const MAX_TEXTS: usize = 2048;
+
+/// Answer without the vectors that were asked for.
+const NO_VECTORS: Unreadable = Unreadable("the backend's answer has no vector for each text");
 
 /// Translator of both paths.
 pub(in crate::protocol) struct Embeddings;
@@ -170,29 +173,13 @@ impl Reader {
 
 impl ReadCallAnswer for Reader {
     fn read(&self, answer: &ServerAnswer<'_>) -> CallAnswer {
-        let (is_unreadable, error) = if answer.status.is_success() {
-            match answer.body.and_then(|body| self.answer(body, answer.stands_in)) {
-                Some(body) => return json_answer(StatusCode::OK, body),
-                None => match answer.body.and_then(|body| ChatCompletions.reported_error(body)) {
-                    Some(error) => (false, error),
-                    None => (
-                        true,
-                        unreadable(
-                            "the backend's answer has no vector for each text, or is longer than its `limits.maxTranslatedBytes`",
-                        ),
-                    ),
-                },
-            }
-        } else {
-            (false, ChatCompletions.read_error(answer.status, answer.body.unwrap_or_default()))
-        };
-        let (status, body) = Chat.write_error(&error, answer.request_id);
-        CallAnswer { is_unreadable, ..json_answer(status, body) }
+        read_json_answer(answer, (&ChatCompletions, &Chat), NO_VECTORS, |body| self.answer(body, answer.stands_in))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
     use serde_json::json;
     use spillway_filter::Fields as Headers;
 
@@ -221,7 +208,7 @@ mod tests {
         written.reader.read(&ServerAnswer {
             status: StatusCode::from_u16(status).unwrap(),
             headers: &Headers::default(),
-            body: Some(body.as_bytes()),
+            body: Ok(body.as_bytes()),
             most_kept: MostKept::default(),
             trailers: None,
             stands_in: false,
@@ -256,11 +243,11 @@ mod tests {
             ["{}", r#"{"data":[]}"#, r#"{"data":[{"embedding":"AAA="}]}"#, r#"{"data":[{"index":1,"embedding":[1]}]}"#]
         {
             let told = read(&written, 200, body);
-            assert_eq!((told.status.as_u16(), told.is_unreadable), (502, true), "{body}");
+            assert_eq!((told.status.as_u16(), told.unreadable), (502, Some(NO_VECTORS)), "{body}");
         }
         let told = read(&written, 200, r#"{"error":{"message":"no such model","code":404}}"#);
-        let expected = (404, &br#"{"error":"no such model"}"#[..], false);
-        assert_eq!((told.status.as_u16(), &*told.body, told.is_unreadable), expected);
+        let expected = (404, &br#"{"error":"no such model"}"#[..], None);
+        assert_eq!((told.status.as_u16(), &*told.body, told.unreadable), expected);
         let told = read(&written, 404, r#"{"error":{"message":"no such model","type":"invalid_request_error"}}"#);
         assert_eq!((told.status.as_u16(), &*told.body), (404, &br#"{"error":"no such model"}"#[..]));
     }

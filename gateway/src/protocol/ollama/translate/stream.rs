@@ -86,7 +86,11 @@ impl WriteStream for StreamWriter {
             Delta::Refusal(text) => self.text(Said { text, ..Said::default() }, out)?,
             Delta::Thinking(thinking) => self.text(Said { thinking, ..Said::default() }, out)?,
             // The API has no place for proofs of reasoning.
-            Delta::Signature(_) | Delta::RedactedThinking(_) | Delta::TextEnd | Delta::ThinkingEnd => {}
+            Delta::Signature(_)
+            | Delta::RedactedThinking(_)
+            | Delta::TextEnd
+            | Delta::ThinkingEnd
+            | Delta::Choice(_) => {}
             Delta::ToolCall { index, id, name } => {
                 self.close_call(false, out)?;
                 self.call = Some(OpenCall { index, id, name, arguments: String::new() });

@@ -13,8 +13,8 @@ use super::shapes::{Usage, reason_of};
 use super::stream::Chunk;
 use super::{MAX_NAME, is_own_header};
 use crate::protocol::translate::{
-    Api, ApiError, Asked, CallerApi, Conversation, Delta, Fields, Part, Reply, Role, Setting, Tokens, Turn, Unreadable,
-    WriteStream, json_object, write_event,
+    Api, ApiError, Asked, CallerApi, Conversation, Delta, Fields, Finish, Part, Reply, Role, Setting, Tokens, Turn,
+    Unreadable, WriteStream, json_object, write_event,
 };
 
 /// `max_tokens` of a request without one, as in OpenAI's API.
@@ -73,8 +73,13 @@ fn text_of(part: &Part) -> Option<&str> {
     }
 }
 
-fn choice(text: &str, finish: Value) -> Value {
-    json!({"index": 0, "text": text, "logprobs": null, "finish_reason": finish})
+fn choice(index: usize, text: &str, finish: Value) -> Value {
+    json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish})
+}
+
+fn whole_choice(index: usize, parts: &[Part], finish: &Finish) -> Value {
+    let text: String = parts.iter().filter_map(text_of).collect();
+    choice(index, &text, reason_of(finish).into())
 }
 
 impl Api for Completions {
@@ -93,14 +98,15 @@ impl CallerApi for Completions {
     }
 
     fn write_reply(&self, reply: &Reply, asked: &Asked) -> Result<Bytes, Unreadable> {
-        let text: String = reply.parts.iter().filter_map(text_of).collect();
+        let first = whole_choice(0, &reply.parts, &reply.finish);
+        let further = reply.further.iter().map(|choice| whole_choice(choice.index, &choice.parts, &choice.finish));
         let id = reply.id.clone().unwrap_or_else(|| new_id("cmpl-"));
         Ok(crate::protocol::json(&Chunk {
             id: &id,
             object: "text_completion",
             created: crate::clock::unix_now(),
             model: reply.model.as_deref().unwrap_or(&asked.model),
-            choices: vec![choice(&text, reason_of(&reply.finish).into())],
+            choices: std::iter::once(first).chain(further).collect(),
             usage: Some(Some(reply.tokens.unwrap_or_default().into())),
         }))
     }
@@ -111,6 +117,7 @@ impl CallerApi for Completions {
             model: asked.model.clone(),
             include_usage: asked.include_usage,
             created: crate::clock::unix_now(),
+            choice: 0,
             has_ended: false,
             tokens: Tokens::default(),
         })
@@ -128,6 +135,8 @@ struct StreamWriter {
     model: String,
     include_usage: bool,
     created: u64,
+    /// Choice that is written.
+    choice: usize,
     has_ended: bool,
     tokens: Tokens,
 }
@@ -144,7 +153,7 @@ impl StreamWriter {
 
     fn say(&mut self, text: &str, finish: Value, out: &mut BytesMut) {
         let usage = self.include_usage.then_some(None);
-        self.chunk(vec![choice(text, finish)], usage, out);
+        self.chunk(vec![choice(self.choice, text, finish)], usage, out);
     }
 }
 
@@ -162,6 +171,7 @@ impl WriteStream for StreamWriter {
                 self.model = model.filter(short).unwrap_or_else(|| std::mem::take(&mut self.model));
             }
             Delta::Text { text, .. } | Delta::Refusal(text) => self.say(&text, Value::Null, out),
+            Delta::Choice(index) => self.choice = index,
             Delta::Finish(finish) => self.say("", reason_of(&finish).into(), out),
             Delta::Usage(tokens) => self.tokens = tokens.or(self.tokens),
             // Reasoning shows that the server is at work.
@@ -191,8 +201,8 @@ impl WriteStream for StreamWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ANTHROPIC;
-    use crate::protocol::translate::{Finish, Lossy, ServerWords};
+    use crate::protocol::translate::{Lossy, ServerWords};
+    use crate::protocol::{ANTHROPIC, OPENAI};
 
     fn written(body: &Value) -> Result<Value, Refusal> {
         let conversation = Completions.read_request(body.to_string().as_bytes())?;
@@ -266,12 +276,65 @@ mod tests {
             text.split_terminator("\n\n").map(|event| event.strip_prefix("data: ").unwrap()).collect();
         assert_eq!((events.len(), events[3]), (4, "[DONE]"));
         let told: Vec<Value> = events[..3].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
-        assert_eq!(told[0]["choices"], json!([choice("a", Value::Null)]));
-        assert_eq!(told[1]["choices"], json!([choice("", json!("stop"))]));
+        assert_eq!(told[0]["choices"], json!([choice(0, "a", Value::Null)]));
+        assert_eq!(told[1]["choices"], json!([choice(0, "", json!("stop"))]));
         assert_eq!(
             (&told[2]["choices"], &told[2]["usage"]["total_tokens"], &told[0]["usage"]),
             (&json!([]), &json!(3), &Value::Null)
         );
         assert!(told.iter().all(|chunk| chunk["id"] == "x" && chunk["model"] == "m"));
+    }
+
+    #[test]
+    fn several_choices_of_a_server_of_chats_keep_their_numbers() {
+        let asked = Asked { model: "m".to_owned(), stream: true, choices: 2, ..Asked::default() };
+        let body = json!({"model": "m", "prompt": "Once", "n": 2, "stop": "."});
+        let conversation = Completions.read_request(body.to_string().as_bytes()).unwrap();
+        let server = OPENAI.conversations().unwrap();
+        let sent = server.write_request(&conversation, ("gpt", ServerWords::default()), &mut Lossy::default()).unwrap();
+        let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+        assert_eq!(
+            (&sent["n"], &sent["stop"], &sent["messages"][0]["content"]),
+            (&json!(2), &json!(["."]), &json!("Once"))
+        );
+
+        let chosen = |index: usize, text: &str, finish: Value| json!({"index": index, "message": {"content": text}, "finish_reason": finish});
+        let stop = || json!("stop");
+        let body = json!({"choices": [chosen(1, "b", json!("length")), chosen(0, "a", stop())]});
+        let reply = server.read_reply(body.to_string().as_bytes()).unwrap();
+        let told: Value = serde_json::from_slice(&Completions.write_reply(&reply, &asked).unwrap()).unwrap();
+        assert_eq!(told["choices"], json!([choice(0, "a", stop()), choice(1, "b", json!("length"))]));
+        let written = |deltas: Vec<Delta>| {
+            let (mut writer, mut out) = (Completions.write_stream(&asked), BytesMut::new());
+            deltas.into_iter().for_each(|delta| writer.write(delta, &mut out).unwrap());
+            let text = String::from_utf8(out.to_vec()).unwrap();
+            let events = text.split_terminator("\n\n").filter_map(|event| event.strip_prefix("data: {"));
+            let choices =
+                events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).unwrap()["choices"][0].take());
+            choices.collect::<Vec<_>>()
+        };
+        // A server that does not stream, and one that alternates; a choice that nobody asked for is dropped.
+        let of_whole = written(crate::protocol::translate::deltas_of(reply));
+        assert_eq!((of_whole[0]["index"].clone(), of_whole[3].clone()), (json!(0), choice(1, "", json!("length"))));
+        let chunk = |index: usize, text: &str, finish: Value| {
+            format!(
+                "data: {}\n\n",
+                json!({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}]})
+            )
+        };
+        let parts =
+            [(0, "a"), (1, "b"), (2, "c"), (0, "d"), (1, "e")].map(|(index, text)| chunk(index, text, Value::Null));
+        let ends = [chunk(0, "", stop()), chunk(1, "", json!("length"))];
+        for (text, is_whole) in [(parts.concat() + &ends.concat(), true), (parts.concat() + &ends[0], false)] {
+            let (mut reader, mut deltas) = (server.read_stream(2), Vec::new());
+            reader.feed(text.as_bytes(), &mut |delta| deltas.push(delta)).unwrap();
+            assert_eq!(reader.finish(&mut |delta| deltas.push(delta)).unwrap(), is_whole, "{text}");
+            let choices = written(deltas);
+            let texts = |wanted: usize| {
+                let of_one = choices.iter().filter(|choice| choice["index"] == wanted);
+                of_one.map(|choice| choice["text"].as_str().unwrap()).collect::<String>()
+            };
+            assert_eq!((texts(0), texts(1), texts(2)), ("ad".to_owned(), "be".to_owned(), String::new()));
+        }
     }
 }

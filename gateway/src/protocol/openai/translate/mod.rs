@@ -87,8 +87,8 @@ impl ServerApi for ChatCompletions {
         reply::read(body)
     }
 
-    fn read_stream(&self) -> Box<dyn ReadStream> {
-        Box::<stream::StreamReader>::default()
+    fn read_stream(&self, choices: usize) -> Box<dyn ReadStream> {
+        Box::new(stream::StreamReader::new(choices))
     }
 
     fn reported_error(&self, body: &[u8]) -> Option<ApiError> {

@@ -3,33 +3,50 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::shapes::{ReadCall, ReadCompletion, ReadMessage, ThinkingBlock, Usage, finish_of, logprobs_of, reason_of};
-use crate::protocol::translate::{Asked, Finish, MAX_CALLS, Part, Reply, Unreadable, read_json, set};
+use super::shapes::{
+    ReadCall, ReadChoice, ReadCompletion, ReadMessage, ThinkingBlock, Usage, finish_of, logprobs_of, reason_of,
+};
+use crate::protocol::translate::{
+    Asked, Finish, FurtherChoice, MAX_CALLS, MAX_CHOICES, Part, Reply, Unreadable, read_json, set,
+};
 
 /// Id of an answer or a call whose server told none.
 pub(in crate::protocol) fn new_id(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }
 
-/// Reads a completion, of which the first choice counts: translated requests ask for one.
+/// Reads a completion. Of its log probabilities those of the first choice count.
 pub(super) fn read(body: &[u8]) -> Result<Reply, Unreadable> {
-    let completion: ReadCompletion = read_json(body)?;
-    let Some(choice) = completion.choices.into_iter().next() else {
+    let mut completion: ReadCompletion = read_json(body)?;
+    if completion.choices.len() > MAX_CHOICES {
+        return Err(Unreadable("the backend's answer has more than 128 choices"));
+    }
+    completion.choices.sort_by_key(|choice| choice.index);
+    let mut choices = completion.choices.into_iter();
+    let Some(mut choice) = choices.next() else {
         return Err(Unreadable("the backend's answer has no choice"));
     };
-    let message = choice.delta.unwrap_or_default();
-    let parts = parts_of(message)?;
-    let is_refused = parts.iter().any(|part| matches!(part, Part::Refusal(_)));
-    let finish = finish_of(choice.finish_reason.as_deref().unwrap_or_default(), choice.stop_reason.as_ref());
-    let logprobs = choice.logprobs.and_then(|logprobs| logprobs.content).unwrap_or_default();
+    let logprobs = choice.logprobs.take().and_then(|logprobs| logprobs.content).unwrap_or_default();
+    let FurtherChoice { parts, finish, .. } = read_choice(choice, 0)?;
+    let further = choices.zip(1..).map(|(choice, index)| read_choice(choice, index)).collect::<Result<_, _>>()?;
     Ok(Reply {
         id: completion.id,
         model: completion.model,
         parts,
         logprobs: logprobs.into_iter().map(Into::into).collect(),
-        finish: if is_refused && finish == Finish::Stop { Finish::Refusal } else { finish },
+        finish,
+        further,
         tokens: completion.usage.map(Into::into),
     })
+}
+
+/// Reads the choice of a number.
+fn read_choice(choice: ReadChoice, index: usize) -> Result<FurtherChoice, Unreadable> {
+    let parts = parts_of(choice.delta.unwrap_or_default())?;
+    let is_refused = parts.iter().any(|part| matches!(part, Part::Refusal(_)));
+    let finish = finish_of(choice.finish_reason.as_deref().unwrap_or_default(), choice.stop_reason.as_ref());
+    let finish = if is_refused && finish == Finish::Stop { Finish::Refusal } else { finish };
+    Ok(FurtherChoice { index, parts, finish })
 }
 
 fn parts_of(message: ReadMessage) -> Result<Vec<Part>, Unreadable> {

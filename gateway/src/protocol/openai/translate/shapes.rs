@@ -19,7 +19,7 @@ pub(super) struct ReadCompletion {
 #[derive(Debug, Deserialize)]
 pub(super) struct ReadChoice {
     #[serde(default)]
-    pub(super) index: u64,
+    pub(super) index: usize,
     #[serde(alias = "message")]
     pub(super) delta: Option<ReadMessage>,
     pub(super) finish_reason: Option<String>,

@@ -11,22 +11,37 @@ use super::shapes::{
     ReadCall, ReadChoice, ReadCompletion, ReadMessage, ThinkingBlock, Usage, finish_of, logprobs_of, reason_of,
 };
 use crate::protocol::translate::{
-    Asked, Delta, MAX_CALLS, ReadStream, SseEvent, SseReader, Tokens, Unreadable, WriteStream, read_json, write_event,
+    Asked, Delta, MAX_CALLS, MAX_CHOICES, ReadStream, SseEvent, SseReader, Tokens, Unreadable, WriteStream, read_json,
+    write_event,
 };
 
 /// Reader of the stream of a server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct StreamReader {
     events: SseReader,
     state: State,
+}
+
+impl StreamReader {
+    /// Reader of a stream with so many choices.
+    pub(super) fn new(choices: usize) -> Self {
+        let state = State { choices: choices.clamp(1, MAX_CHOICES), ..State::default() };
+        Self { events: SseReader::default(), state }
+    }
 }
 
 /// Progress of a stream.
 #[derive(Debug, Default)]
 struct State {
     has_begun: bool,
-    has_finished: bool,
     has_ended: bool,
+    /// Choices that were asked for, at most [`MAX_CHOICES`]. Others are dropped.
+    choices: usize,
+    /// Choice of the last delta.
+    choice: usize,
+    /// Choices of which a part came, a bit each, and those of them that have finished.
+    begun: u128,
+    finished: u128,
     /// Numbers of the tool calls so far, as the server counts them.
     calls: Vec<usize>,
 }
@@ -41,7 +56,7 @@ impl ReadStream for StreamReader {
         let state = &mut self.state;
         self.events.finish(|event| state.event(event, emit))?;
         // Some servers end without `[DONE]`.
-        if self.state.has_finished && !std::mem::replace(&mut self.state.has_ended, true) {
+        if self.state.has_finished() && !std::mem::replace(&mut self.state.has_ended, true) {
             emit(Delta::End);
         }
         Ok(self.state.has_ended)
@@ -49,6 +64,11 @@ impl ReadStream for StreamReader {
 }
 
 impl State {
+    /// True if every choice that has begun has finished.
+    fn has_finished(&self) -> bool {
+        self.begun != 0 && self.begun == self.finished
+    }
+
     fn event(&mut self, event: SseEvent<'_>, emit: &mut dyn FnMut(Delta)) -> Result<(), Unreadable> {
         let data = match event {
             _ if self.has_ended => return Ok(()),
@@ -75,7 +95,11 @@ impl State {
         if !std::mem::replace(&mut self.has_begun, true) {
             emit(Delta::Start { id: chunk.id, model: chunk.model, tokens: None });
         }
-        for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+        let asked = self.choices;
+        for choice in chunk.choices.into_iter().filter(|choice| choice.index < asked) {
+            if std::mem::replace(&mut self.choice, choice.index) != choice.index {
+                emit(Delta::Choice(choice.index));
+            }
             self.choice(choice, emit)?;
         }
         if let Some(usage) = chunk.usage {
@@ -85,7 +109,10 @@ impl State {
     }
 
     fn choice(&mut self, choice: ReadChoice, emit: &mut dyn FnMut(Delta)) -> Result<(), Unreadable> {
-        let ReadChoice { delta, finish_reason, stop_reason, logprobs, .. } = choice;
+        let ReadChoice { index, delta, finish_reason, stop_reason, logprobs } = choice;
+        // At most `MAX_CHOICES`.
+        let bit = 1u128 << index;
+        self.begun |= bit;
         let message = delta.unwrap_or_default();
         let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
         let ReadMessage { content, refusal, reasoning_content, reasoning, thinking_blocks, tool_calls } = message;
@@ -110,7 +137,7 @@ impl State {
             self.call(call, emit)?;
         }
         if let Some(reason) = finish_reason {
-            self.has_finished = true;
+            self.finished |= bit;
             emit(Delta::Finish(finish_of(&reason, stop_reason.as_ref())));
         }
         Ok(())
@@ -248,7 +275,8 @@ impl WriteStream for StreamWriter {
             Delta::RedactedThinking(data) => {
                 self.say(json!({"thinking_blocks": [{"type": "redacted_thinking", "data": data}]}), out);
             }
-            Delta::TextEnd | Delta::ThinkingEnd => {}
+            // Callers of several choices are not translated.
+            Delta::TextEnd | Delta::ThinkingEnd | Delta::Choice(_) => {}
             Delta::ToolCall { index, id, name } => {
                 let function = json!({"name": name, "arguments": ""});
                 let call = json!({"index": index, "id": id, "type": "function", "function": function});

@@ -31,7 +31,7 @@ fn written(api: &dyn Both, conversation: &Conversation) -> Result<Value, Refusal
 
 /// Deltas of a stream that comes in parts of `size` bytes.
 fn deltas(api: &dyn Both, stream: &[u8], size: usize) -> (Vec<Delta>, Result<bool, Unreadable>) {
-    let (mut reader, mut read) = (api.read_stream(), Vec::new());
+    let (mut reader, mut read) = (api.read_stream(1), Vec::new());
     for part in stream.chunks(size.max(1)) {
         if let Err(error) = reader.feed(part, &mut |delta| read.push(delta)) {
             return (read, Err(error));
@@ -98,7 +98,7 @@ fn meaning(deltas: Vec<Delta>) -> (String, Option<Finish>) {
             Delta::End => said += "end\n",
             Delta::Error(error) => said += &format!("error {} {}\n", error.status, error.message),
             Delta::Start { id, model, .. } => said += &format!("start {id:?} {model:?}\n"),
-            Delta::Refusal(_) | Delta::TextEnd | Delta::ThinkingEnd | Delta::Usage(_) => {}
+            Delta::Refusal(_) | Delta::TextEnd | Delta::ThinkingEnd | Delta::Choice(_) | Delta::Usage(_) => {}
         }
     }
     (said, finish)
@@ -335,7 +335,7 @@ fn a_long_name_of_a_server_does_not_grow_its_stream_with_every_chunk() {
         for _ in 0..100 {
             stream += &format!("data: {piece}\n\n");
         }
-        let (mut reader, asked) = (apis()[0].read_stream(), Asked { model: "asked".into(), ..Asked::default() });
+        let (mut reader, asked) = (apis()[0].read_stream(1), Asked { model: "asked".into(), ..Asked::default() });
         let (mut writer, mut out) = (apis()[0].write_stream(&asked), BytesMut::new());
         reader.feed(stream.as_bytes(), &mut |delta| writer.write(delta, &mut out).unwrap()).unwrap();
         let text = std::str::from_utf8(&out).unwrap();

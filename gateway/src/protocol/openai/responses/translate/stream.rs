@@ -323,7 +323,7 @@ impl WriteStream for StreamWriter {
             Delta::ThinkingEnd if matches!(self.items.last(), Some(Item::Reasoning { .. })) => {
                 self.close("completed", out);
             }
-            Delta::ThinkingEnd => {}
+            Delta::ThinkingEnd | Delta::Choice(_) => {}
             Delta::RedactedThinking(data) => {
                 self.keep(data.len())?;
                 self.open(redacted(&data), out)?;
