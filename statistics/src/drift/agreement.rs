@@ -120,10 +120,10 @@ impl Classes {
         for (predicted, labelled) in (0..self.classes).flat_map(|other| [(class, other), (other, class)]) {
             let count = self.cell(predicted, labelled).map_or(0, std::mem::take);
             let place = |of: usize| if of == class { into } else { of };
-            if predicted == labelled || (predicted != into && labelled != into) {
-                if let Some(cell) = self.cell(place(predicted), place(labelled)) {
-                    *cell += count;
-                }
+            if (predicted == labelled || (predicted != into && labelled != into))
+                && let Some(cell) = self.cell(place(predicted), place(labelled))
+            {
+                *cell += count;
             }
         }
     }
