@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sketch::{BINS, LEAST, Sketch, place};
+use crate::sketch::{BEYOND, BINS, LEAST, Sketch, place};
 use crate::units::count;
 
 /// Most bins with values.
@@ -28,6 +28,9 @@ pub struct Compact {
     bins: Vec<(i16, u32)>,
     count: u64,
     missing: u64,
+    /// Values in the last bins, which tell them apart from nothing else there.
+    #[serde(default)]
+    beyond: u64,
     mean: f64,
     squares: f64,
     least: f64,
@@ -37,25 +40,36 @@ pub struct Compact {
 impl Compact {
     /// Adds a value. One that is not finite counts as missing.
     pub fn add(&mut self, value: f64) {
+        self.add_many(value, 1);
+    }
+
+    /// Adds a value that came so many times.
+    pub fn add_many(&mut self, value: f64, times: u32) {
+        if times == 0 {
+            return;
+        }
         if !value.is_finite() {
-            self.missing += 1;
+            self.missing += u64::from(times);
             return;
         }
         let value = value.clamp(-GREATEST, GREATEST);
         (self.least, self.greatest) =
             if self.count == 0 { (value, value) } else { (self.least.min(value), self.greatest.max(value)) };
-        self.count += 1;
+        self.count += u64::from(times);
         let difference = value - self.mean;
-        self.mean += difference / count(self.count);
-        self.squares += difference * (value - self.mean);
+        self.mean += difference * f64::from(times) / count(self.count);
+        self.squares += f64::from(times) * difference * (value - self.mean);
         let magnitude = value.abs();
+        if magnitude >= BEYOND {
+            self.beyond += u64::from(times);
+        }
         let bin = if magnitude < LEAST {
             0
         } else {
             let bin = i16::try_from(place(magnitude) >> self.level).unwrap_or(i16::MAX - 1) + 1;
             if value < 0.0 { -bin } else { bin }
         };
-        self.put(bin, 1);
+        self.put(bin, times);
         self.fit();
     }
 
@@ -113,6 +127,7 @@ impl Compact {
     /// Adds the values of another sketch.
     pub fn merge(&mut self, other: &Self) {
         self.missing += other.missing;
+        self.beyond += other.beyond;
         if other.count == 0 {
             return;
         }
@@ -145,6 +160,12 @@ impl Compact {
     #[must_use]
     pub fn missing(&self) -> u64 {
         self.missing
+    }
+
+    /// Number of values of 1e18 and more of either sign: they are above, or below, all others, and alike among themselves.
+    #[must_use]
+    pub fn beyond(&self) -> u64 {
+        self.beyond
     }
 
     /// Mean; `None` without values.
@@ -214,6 +235,7 @@ impl Compact {
             && self.bins.iter().all(within)
             && self.bins.is_sorted_by(|one, next| one.0 < next.0)
             && values <= self.count
+            && self.beyond <= self.count
             && [self.mean, self.squares, self.least, self.greatest].into_iter().all(f64::is_finite)
             && self.least <= self.greatest
     }
@@ -278,6 +300,31 @@ mod tests {
         assert_eq!(compact.mean(), Some(50.5));
         assert!((compact.deviation().unwrap() - 833.25_f64.sqrt()).abs() < 1e-9);
         assert_eq!(compact.range(), Some((1.0, 100.0)));
+    }
+
+    #[test]
+    fn large_numbers_are_told_apart_and_larger_ones_counted() {
+        let of_ten = |value: f64| of(&[value; 10]);
+        for (one, other) in [(1.7e9, 1.9e9), (1e12, 1e15), (-1e10, -1e11), (1e17, 1e19)] {
+            let (one, other) = of_ten(one).sketches(&of_ten(other));
+            assert_eq!(crate::drift::distance::kolmogorov_smirnov(&one, &other).unwrap().statistic, 1.0);
+        }
+        let mut beyond = of(&[1.0, 1e18, -1e300]);
+        beyond.merge(&of(&[1e20]));
+        assert_eq!((beyond.beyond(), beyond.count()), (3, 4));
+        assert!(beyond.is_consistent());
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_that_came_often_is_as_many_values(values in prop::collection::vec((-1e3..1e3_f64, 1u32..5), 1..60)) {
+            let mut often = Compact::default();
+            values.iter().for_each(|(value, times)| often.add_many(*value, *times));
+            let each: Vec<f64> = values.iter().flat_map(|(value, times)| vec![*value; *times as usize]).collect();
+            let each = of(&each);
+            prop_assert_eq!((&often.bins, often.count), (&each.bins, each.count));
+            prop_assert!((often.mean - each.mean).abs() < 1e-6 && (often.squares - each.squares).abs() <= 1e-6 * each.squares.max(1.0));
+        }
     }
 
     #[test]

@@ -14,6 +14,10 @@
 //! **Resolution.** Counts come from a sketch with bins half a percent wide ([`Sketch`]). For `x` inside a bin the least favourable end
 //! is taken on both sides, so the guarantee stays exact and a threshold acts as if it were up to 1 % wider.
 //!
+//! **Callers that leave.** Of a request whose caller left after a time the value is at least that: evidence counts it where that is
+//! least favourable, the candidate's as late as it waited and stable's as never when the candidate is to be worse, and the other
+//! way round when it is to be fine.
+//!
 //! **Repeating callers.** Octaves by bucket of units give the design effect at the edge nearest the tail.
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +58,18 @@ impl Tail {
     pub(crate) fn observe(&mut self, unit: u64, value: f64) {
         self.sketch.add(value);
         self.octaves.observe(unit, octave(value));
+    }
+
+    /// Adds a value of which no more is known than that it is at least `bound`.
+    pub(crate) fn observe_at_least(&mut self, unit: u64, bound: f64) {
+        self.sketch.add_at_least(bound);
+        self.octaves.observe(unit, octave(bound));
+    }
+
+    /// Quantile at `level`, once there are so many values that some are expected above it.
+    pub(crate) fn quantile(&self, level: f64) -> Option<f64> {
+        let expected = count(self.count()) * (1.0 - level);
+        self.sketch.quantile(level).filter(|_| expected >= 1.0)
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {

@@ -17,7 +17,7 @@
 //!
 //! **State.** [`Rollout`] merges over gateways ([`Rollout::merge`]) within a step, and serialises. A metric takes, for both
 //! versions together: shares and means 4.3 KB; distances 8 KB; quantiles 22 KB and its two sketches (11 KB each for three decades of
-//! values, 133 KB at most).
+//! values, 200 KB at most).
 
 use serde::{Deserialize, Serialize};
 
@@ -396,6 +396,23 @@ impl Rollout {
                 let column = distance::column(edges, value);
                 (if version == Version::Stable { stable } else { candidate }).observe(unit, column);
             }
+        }
+    }
+
+    /// Adds the time after which a caller left without the value of a metric, which would have been at least that. It counts for
+    /// quantiles, above the stable version's present one or a fixed limit: callers that leave sooner say nothing. The candidate is
+    /// called worse by what the bound shows, and fine only if it were so with any value above the bound.
+    pub fn observe_at_least(&mut self, metric: usize, version: Version, unit: u64, bound: f64) {
+        let (Some(metric), Some(observed)) = (self.plan.metrics.get(metric), self.observed.get_mut(metric)) else {
+            return;
+        };
+        let (Kind::Quantile { level }, Observed::Tail { stable, candidate }) = (metric.kind, observed) else { return };
+        let least = match metric.threshold.line() {
+            Line::Fixed(limit) => Some(limit),
+            _ => stable.quantile(level),
+        };
+        if bound.is_finite() && least.is_some_and(|least| bound > least) {
+            (if version == Version::Stable { stable } else { candidate }).observe_at_least(unit, bound);
         }
     }
 

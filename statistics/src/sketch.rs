@@ -2,9 +2,12 @@
 //!
 //! Bins grow by a factor of [`GROWTH`], as in DDSketch (Masson, Rim and Lee, arXiv 1908.10693), so a quantile is off by at
 //! most a quarter of a percent of its value. Bins are fixed for all sketches: merging adds counts and is exact. Values from 1e-9 to
-//! 1e9 of either sign have bins of their own; smaller ones count as zero, larger ones fall into the last bin, which is open.
-//! A sketch takes eight bytes for each bin between the least and the greatest value: 11 KB for three decades, 133 KB
+//! 1e18 of either sign have bins of their own; smaller ones count as zero, larger ones fall into the last bin, which is open.
+//! A sketch takes eight bytes for each bin between the least and the greatest value: 11 KB for three decades, 200 KB
 //! at most.
+//!
+//! Of a value that is only known to be at least so much ([`Sketch::add_at_least`]), questions for what is certain count that much, and
+//! questions for what is possible count it above everything.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +17,10 @@ use crate::units::count;
 pub const GROWTH: f64 = 1.005;
 /// Least magnitude with a bin of its own.
 pub(crate) const LEAST: f64 = 1e-9;
-/// Bins of one sign: `ln(1e18) / ln(GROWTH)`, rounded up.
-pub(crate) const BINS: i32 = 8311;
+/// Magnitude from which on values share the last bin.
+pub(crate) const BEYOND: f64 = 1e18;
+/// Bins of one sign: `ln(BEYOND / LEAST) / ln(GROWTH)`, rounded up.
+pub(crate) const BINS: i32 = 12466;
 
 /// Counts of magnitudes in the bins from `first` on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,6 +64,10 @@ impl Store {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
     /// Bins with their places, in rising order.
     fn bins(&self) -> impl DoubleEndedIterator<Item = (i32, u64)> + '_ {
         let place = |index: usize| self.first + i32::try_from(index).unwrap_or(0);
@@ -80,6 +89,9 @@ pub struct Sketch {
     total: u64,
     /// Values that were no number, which belong to no bin.
     unordered: u64,
+    /// Positive values, counted in their bins too, that are only known to be at least so much.
+    #[serde(default, skip_serializing_if = "Store::is_empty")]
+    at_least: Store,
 }
 
 /// Bin of a sketch: values from `low` up to `high`.
@@ -110,6 +122,14 @@ impl Sketch {
         }
     }
 
+    /// Adds a value of which no more is known than that it is at least `bound`.
+    pub fn add_at_least(&mut self, bound: f64) {
+        self.add(bound);
+        if bound >= LEAST {
+            self.at_least.add(place(bound), 1);
+        }
+    }
+
     /// Adds values to the bin of a place: of positive or negative values, of zero for `None`.
     pub(crate) fn add_at(&mut self, place: Option<(bool, i32)>, added: u64) {
         self.total += added;
@@ -122,7 +142,12 @@ impl Sketch {
 
     /// Adds the values of another sketch.
     pub fn merge(&mut self, other: &Self) {
-        for (ours, theirs) in [(&mut self.negative, &other.negative), (&mut self.positive, &other.positive)] {
+        let stores = [
+            (&mut self.negative, &other.negative),
+            (&mut self.positive, &other.positive),
+            (&mut self.at_least, &other.at_least),
+        ];
+        for (ours, theirs) in stores {
             for (place, added) in theirs.bins() {
                 ours.add(place, added);
             }
@@ -210,11 +235,25 @@ impl Sketch {
             sum += bin.count;
             *cell = sum;
         }
-        Tails { bins, above }
+        let mut open_below = Vec::new();
+        if !self.at_least.is_empty() {
+            // Those bounds are positive, and their bins are among the last of all.
+            let positive = bins.len() - self.positive.counts.len();
+            open_below.resize(bins.len() + 1, 0);
+            for (place, open) in self.at_least.bins() {
+                let index = positive + usize::try_from(place - self.positive.first).unwrap_or(0);
+                open_below.iter_mut().skip(index + 1).for_each(|below| *below += open);
+            }
+        }
+        Tails { bins, above, open_below }
     }
 
     pub(crate) fn is_consistent(&self) -> bool {
-        self.negative.is_consistent() && self.positive.is_consistent()
+        let of = |place: i32| self.positive.bins().find(|bin| bin.0 == place).map_or(0, |bin| bin.1);
+        self.negative.is_consistent()
+            && self.positive.is_consistent()
+            && self.at_least.is_consistent()
+            && self.at_least.bins().all(|(place, open)| open <= of(place))
     }
 }
 
@@ -223,6 +262,8 @@ impl Sketch {
 pub(crate) struct Tails {
     pub(crate) bins: Vec<Bin>,
     above: Vec<u64>,
+    /// For each place among the bins, values in bins below that are only known to be at least so much; empty without any.
+    open_below: Vec<u64>,
 }
 
 impl Tails {
@@ -237,7 +278,8 @@ impl Tails {
 
     /// Values that may be above `value`.
     pub(crate) fn possibly_above(&self, value: f64) -> u64 {
-        self.from(self.bins.partition_point(|bin| bin.high <= value))
+        let index = self.bins.partition_point(|bin| bin.high <= value);
+        self.from(index) + self.open_below.get(index).copied().unwrap_or(0)
     }
 }
 
@@ -277,6 +319,26 @@ mod tests {
         }
 
         #[test]
+        fn values_that_are_at_least_so_much_are_possibly_above_everything(
+            values in prop::collection::vec((0.0..1e3_f64, any::<bool>(), 0.0..1e3_f64), 0..100), at in -1.0..2e3_f64,
+        ) {
+            let (mut first, mut second) = (Sketch::default(), Sketch::default());
+            for (n, (value, is_known, _)) in values.iter().enumerate() {
+                let sketch = if n % 2 == 0 { &mut first } else { &mut second };
+                if *is_known { sketch.add(*value) } else { sketch.add_at_least(*value) }
+            }
+            first.merge(&second);
+            prop_assert!(first.is_consistent());
+            let tails = first.tails();
+            // The true value of one that is not known lies anywhere above its bound.
+            let truth = values.iter().filter(|(value, is_known, more)| {
+                *value + if *is_known { 0.0 } else { *more } > at
+            });
+            let truth = truth.count() as u64;
+            prop_assert!(tails.surely_above(at) <= truth && truth <= tails.possibly_above(at));
+        }
+
+        #[test]
         fn quantiles_are_within_a_quarter_of_a_percent(values in prop::collection::vec(1e-3..1e5_f64, 1..300), level in 0.0..1.0_f64) {
             let mut sorted = values.clone();
             sorted.sort_by(f64::total_cmp);
@@ -299,7 +361,7 @@ mod tests {
             -1e-9,
             f64::NAN,
         ]);
-        assert!(sketch.bins().len() <= 2 * 8311 + 1);
+        assert!(sketch.bins().len() <= 2 * usize::try_from(BINS).unwrap() + 1);
         assert!(sketch.is_consistent());
         assert_eq!((sketch.count(), sketch.unordered()), (7, 1));
         sketch.positive.first = -5;

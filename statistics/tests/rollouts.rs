@@ -169,6 +169,69 @@ fn a_fine_candidate_is_promoted_and_the_projection_is_near_the_truth() {
     assert!(judged.sentence.starts_with("Promote: every metric is within its threshold"));
 }
 
+/// Judge of the p95 of latency after a thousand requests at each version. Of those at the candidate, all callers left after a wait.
+fn left_after(wait: f64, threshold: &str) -> Rollout {
+    let plan = Plan::new(vec![metric("latencyP95", Kind::Quantile { level: 0.95 }, threshold)]);
+    let mut rollout = Rollout::new(plan, 0.5).unwrap();
+    for request in 0..1000 {
+        // From 1 to 2, with a p95 of 1.95.
+        rollout.observe(0, Version::Stable, 2 * request, 1.0 + (request * 7919 % 997) as f64 / 997.0);
+        rollout.observe_at_least(0, Version::Candidate, 2 * request + 1, wait);
+    }
+    rollout
+}
+
+#[test]
+fn callers_that_leave_show_a_candidate_that_hangs_as_far_as_they_waited() {
+    for (wait, threshold, is_worse, is_seen) in [
+        (10.0, "1.3x", true, true),
+        // Past stable's p95, but not past the limit: neither worse nor fine.
+        (2.2, "1.3x", false, true),
+        (1.5, "1.3x", false, false),
+        (3.0, "2.5", true, true),
+        (2.2, "2.5", false, false),
+    ] {
+        let rollout = left_after(wait, threshold);
+        let judged = rollout.judge();
+        assert_eq!(rollout.is_worse(), is_worse, "{wait} {threshold}");
+        assert!(!rollout.is_fine(), "{wait} {threshold}: nobody had an answer");
+        assert_eq!(judged.metrics[0].candidate.requests > 0, is_seen, "{wait} {threshold}");
+    }
+}
+
+#[test]
+fn callers_that_leave_equal_versions_alike_accuse_nobody_and_let_a_fine_one_be_fine() {
+    let (mut wrong, mut fine) = (0, 0);
+    for seed in 0..60_u64 {
+        let plan = Plan::new(vec![metric("latencyP95", Kind::Quantile { level: 0.95 }, "1.5x")]);
+        let mut rollout = Rollout::new(plan, 0.5).unwrap();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut uniform = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1_u64 << 53) as f64
+        };
+        for request in 0..6000 {
+            let version = if request % 2 == 0 { Version::Stable } else { Version::Candidate };
+            // Latency with a long tail, and patience that ends for a few within it and for a tenth at once.
+            let (latency, patience) = ((1.0 - uniform()).powf(-0.3), if uniform() < 0.1 { 0.5 } else { 4.0 });
+            if latency <= patience {
+                rollout.observe(0, version, request, latency);
+            } else {
+                rollout.observe_at_least(0, version, request, patience);
+            }
+            if request % 500 == 499 && rollout.is_worse() {
+                wrong += 1;
+                break;
+            }
+        }
+        fine += usize::from(rollout.is_fine());
+    }
+    assert!(wrong <= 2, "{wrong} of 60 aborted");
+    assert!(fine >= 45, "{fine} of 60 fine");
+}
+
 #[test]
 fn one_loud_caller_is_no_sample() {
     let mut rollout = Rollout::new(plan(), 0.5).unwrap();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, Upstream, eventually, reply};
+use spillway_tests::{Gateway, RawSocket, SocketServer, Upstream, eventually, reply};
 
 /// Requests after which a rollout that should have ended has not.
 const MOST: usize = 20_000;
@@ -163,6 +163,62 @@ async fn a_slow_candidate_is_aborted() {
 }
 
 #[tokio::test]
+async fn a_candidate_that_hangs_is_aborted_by_the_callers_that_leave() {
+    let v1 = Upstream::fixed(200, "v1").await;
+    let v2 = Upstream::start(|_| std::future::pending()).await;
+    let rollout = format!("{ENDLESS}, abortWhen: {{latencyP95: \"2x\", errorRate: \"+0.5\"}}");
+    let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), &rollout)).await;
+    // Each caller has less patience than any timeout of the gateway.
+    let calling = async || {
+        for _ in 0..MOST {
+            let _ = tokio::time::timeout(Duration::from_secs(2), gateway.client().get("/")).await;
+        }
+    };
+    let ended = eventually("the rollout ends", || async {
+        let record = record(&gateway).await;
+        (record["state"] == "aborted").then_some(record)
+    });
+    let record = tokio::select! {
+        record = ended => record,
+        _ = futures::future::join_all((0..64).map(|_| calling())) => panic!("no caller has more patience"),
+    };
+    assert!(record["reason"].as_str().unwrap().contains("latencyP95"), "{record:#}");
+    assert_eq!(record["candidateRequests"], 0, "nobody had an answer: {record:#}");
+    candidate_gets_nothing(&gateway, &v2).await;
+}
+
+#[tokio::test]
+async fn sockets_count_when_they_open() {
+    let (v1, v2) = (SocketServer::start().await, SocketServer::start().await);
+    let rollout = "steps: [{weight: 50, hold: {requests: 1000000}}], abortWhen: {errorRate: \"+0.5\"}";
+    let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), rollout)).await;
+    eventually("the rollout begins", || async { (state(&gateway).await == "running").then_some(()) }).await;
+    let serving = async |server: &SocketServer| {
+        let mut open = Vec::new();
+        for _ in 0..100 {
+            open.push(server.open().await);
+        }
+    };
+    let calling = async {
+        let mut open = Vec::new();
+        for _ in 0..20 {
+            open.push(RawSocket::open(gateway.address, "/").await);
+        }
+        eventually("all are counted while they are open", || async {
+            let record = record(&gateway).await;
+            let count = |of: &str| record[of].as_u64().unwrap();
+            (count("candidateRequests") + count("stableRequests") == 20).then_some(())
+        })
+        .await;
+    };
+    tokio::select! {
+        () = serving(&v1) => {}
+        () = serving(&v2) => {}
+        () = calling => {}
+    }
+}
+
+#[tokio::test]
 async fn a_candidate_that_truncates_or_refuses_its_answers_is_aborted() {
     for (finish, metric) in [("length", "truncationRate"), ("content_filter", "refusalRate")] {
         let (v1, v2) = (chatting("stop").await, chatting(finish).await);
@@ -257,9 +313,10 @@ async fn a_crash_in_the_middle_resumes_at_the_same_step_with_the_counts() {
     let gateway = gateway.crash_and_restart(&yaml).await;
     let same =
         ["state", "step", "weight", "identity", "run", "epoch", "startedAt", "candidateRequests", "stableRequests"];
+    // The record is that of the last write, until the first look at the counts.
     let after = eventually("the rollout is looked at", || async {
         let record = record(&gateway).await;
-        (record["candidateRequests"].as_u64() > Some(0)).then_some(record)
+        (record["candidateRequests"] == before["candidateRequests"]).then_some(record)
     })
     .await;
     for key in same {
@@ -271,7 +328,7 @@ async fn a_crash_in_the_middle_resumes_at_the_same_step_with_the_counts() {
     let folder_kept = gateway.crash_and_restart(&yaml).await;
     let again = eventually("the rollout is looked at", || async {
         let record = record(&folder_kept).await;
-        (record["candidateRequests"].as_u64() > Some(0)).then_some(record)
+        (record["candidateRequests"] == before["candidateRequests"]).then_some(record)
     })
     .await;
     for key in same {

@@ -75,6 +75,7 @@ impl AdminState for AdminView {
                     feedback: labels.as_ref(),
                     quality: &gateway.quality.samples(),
                     quality_write_failures: gateway.quality.write_failures(),
+                    quality_panics: gateway.quality.panics(),
                     log_dropped,
                 })
             }

@@ -7,7 +7,7 @@ use rand::RngExt;
 use spillway_statistics::Version;
 
 use crate::balancing::unit;
-use crate::rollout::{Present, Split};
+use crate::rollout::{Present, Split, UnitOf};
 use crate::topology::{Answerers, Route, RouteRollout, Target};
 
 /// Seeds of the sticky hash. They must not change between processes or versions: every gateway of a fleet, and the next
@@ -23,7 +23,7 @@ pub struct Assigned {
     pub is_gone: bool,
     /// Number of the weight under which it was drawn.
     pub epoch: u32,
-    /// Hash of the sticky key, whatever the route; a random number where there is none.
+    /// Number of the unit that the judge counts the request for ([`crate::rollout::LiveRollout::unit`]).
     pub unit: u64,
 }
 
@@ -87,13 +87,13 @@ impl Order {
     /// where only one version may answer it, or nothing is compared now. The targets of that version come first, but for those
     /// that are not available.
     ///
-    /// The candidate's weight beside the stable targets is what gives it its share. It grows with the share, so a sticky caller
-    /// that came to the candidate stays there.
+    /// A caller's lot decides between the versions, and stays the same while the candidate's share grows, so a sticky caller that
+    /// came to the candidate stays there. Among the stable targets the key alone draws, as it does without a rollout.
     pub fn draw_version(
         route: &Route,
         rollout: &RouteRollout,
         answerers: &Answerers,
-        key: Option<&[u8]>,
+        of: UnitOf<'_>,
     ) -> (Self, Option<Assigned>) {
         let Present { split, epoch } = rollout.live.present();
         let is_candidate = |index: usize| index == rollout.candidate;
@@ -111,21 +111,19 @@ impl Order {
         let mut drawn: smallvec::SmallVec<[Drawn; 4]> = all()
             .filter(|(index, _)| takes_part(*index))
             .map(|(index, target)| {
-                let uniform = match key {
+                let uniform = match of.key {
                     Some(key) => rendezvous(&route.name, key, target),
                     None => rng.random::<f64>(),
                 };
-                let score = match (is_candidate(index), split) {
-                    (false, _) => score(uniform, f64::from(target.weight)),
-                    (true, Split::Both(share)) if stable > 0.0 => score(uniform, share / (1.0 - share) * stable),
-                    // Before every stable target.
-                    (true, _) => f64::NEG_INFINITY,
-                };
+                let score = score(uniform, f64::from(target.weight));
                 Drawn { index, is_candidate: is_candidate(index), is_gone: !target.is_available(), score }
             })
             .collect();
-        let first = drawn.iter().min_by(|one, other| one.score.total_cmp(&other.score));
-        let to_candidate = first.is_some_and(|first| first.is_candidate);
+        let to_candidate = drawn.iter().any(|one| one.is_candidate)
+            && match split {
+                Split::Both(share) if stable > 0.0 => rollout.live.lot(of) < share,
+                _ => true,
+            };
         let is_gone = drawn.iter().all(|one| one.is_candidate != to_candidate || one.is_gone);
         drawn.sort_by(|one, other| {
             let key = |drawn: &Drawn| (drawn.is_gone, drawn.is_candidate != to_candidate);
@@ -141,7 +139,7 @@ impl Order {
             version: if to_candidate { Version::Candidate } else { Version::Stable },
             is_gone,
             epoch,
-            unit: key.map_or_else(|| rng.random(), unit_of),
+            unit: rollout.live.unit(of),
         });
         (order, assigned)
     }
@@ -166,14 +164,6 @@ fn rendezvous(route: &str, key: &[u8], target: &Target) -> f64 {
     let mut hasher = fixed_hasher();
     (route, key, target.name.as_str()).hash(&mut hasher);
     unit(std::hash::Hasher::finish(&hasher))
-}
-
-/// Number of a caller by the value of the sticky header, which is the unit that a rollout's judge counts: the same at all gateways
-/// and in all processes.
-pub fn unit_of(key: &[u8]) -> u64 {
-    let mut hasher = fixed_hasher();
-    key.hash(&mut hasher);
-    std::hash::Hasher::finish(&hasher)
 }
 
 fn fixed_hasher() -> impl std::hash::Hasher {
@@ -266,13 +256,14 @@ mod tests {
 
     fn rollout(route: &Route, candidate: &str, split: Split) -> RouteRollout {
         let index = route.targets.iter().position(|target| target.name == candidate).unwrap();
-        let live = LiveRollout::new(candidate, false, Present { split, epoch: 7 }, Counter::default(), Arc::default());
+        let live =
+            LiveRollout::new(candidate, "one", false, Present { split, epoch: 7 }, Counter::default(), Arc::default());
         RouteRollout { candidate: index, live: Arc::new(live) }
     }
 
     /// Name of the first target in the order of a request, and the version that it was assigned to.
     fn first(route: &Route, rollout: &RouteRollout, key: Option<&[u8]>) -> (String, Option<Assigned>) {
-        let (order, assigned) = Order::draw_version(route, rollout, &Answerers::All, key);
+        let (order, assigned) = Order::draw_version(route, rollout, &Answerers::All, UnitOf { consumer: None, key });
         (route.targets[order.indices()[0]].name.clone(), assigned)
     }
 
@@ -325,11 +316,13 @@ mod tests {
         }
         let both = rollout(&route, "new", Split::Both(0.5));
         for (only, expected) in [(0, vec![0]), (1, vec![1])] {
-            let (order, assigned) = Order::draw_version(&route, &both, &Answerers::Some(vec![only]), None);
+            let (order, assigned) = Order::draw_version(&route, &both, &Answerers::Some(vec![only]), UnitOf::default());
             assert_eq!((order.indices(), assigned), (expected.as_slice(), None), "only one version may answer it");
         }
         let stable = rollout(&route, "new", Split::Stable);
-        assert!(Order::draw_version(&route, &stable, &Answerers::Some(vec![1]), None).0.indices().is_empty());
+        assert!(
+            Order::draw_version(&route, &stable, &Answerers::Some(vec![1]), UnitOf::default()).0.indices().is_empty()
+        );
     }
 
     #[test]
@@ -339,7 +332,7 @@ mod tests {
         new.balancer.endpoints().all()[0].state.set_healthy(false, 1);
         let switched = rollout(&route, "new", Split::Switched);
         for _ in 0..100 {
-            let (order, assigned) = Order::draw_version(&route, &switched, &Answerers::All, None);
+            let (order, assigned) = Order::draw_version(&route, &switched, &Answerers::All, UnitOf::default());
             let assigned = assigned.unwrap();
             assert_eq!((assigned.version, assigned.is_gone), (Version::Candidate, true));
             assert_eq!(order.indices()[2], 2);
@@ -347,6 +340,22 @@ mod tests {
         let unit = |key: &[u8]| first(&route, &switched, Some(key)).1.unwrap().unit;
         assert_eq!(unit(b"x"), unit(b"x"));
         assert_ne!(unit(b"x"), unit(b"y"));
+    }
+
+    #[test]
+    fn a_key_that_leads_one_consumer_to_the_candidate_leads_another_where_its_own_lot_falls() {
+        let route = route(&[("a", 1), ("new", 1)]);
+        let rollout = rollout(&route, "new", Split::Both(0.1));
+        let is_candidate = |consumer: u128, key: &[u8]| {
+            let of = UnitOf { consumer: Some(consumer), key: Some(key) };
+            let (_, assigned) = Order::draw_version(&route, &rollout, &Answerers::All, of);
+            assigned.unwrap().version == Version::Candidate
+        };
+        let found: Vec<String> =
+            (0..20_000).map(|n| n.to_string()).filter(|key| is_candidate(1, key.as_bytes())).collect();
+        let shared = found.iter().filter(|key| is_candidate(2, key.as_bytes())).count();
+        // A tenth of some 2,000, five standard deviations about it.
+        assert!((130..270).contains(&shared), "{shared} of {}", found.len());
     }
 
     proptest! {

@@ -9,7 +9,7 @@ mod draw;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use draw::{Assigned, Order, unit_of};
+pub use draw::{Assigned, Order};
 use smallvec::SmallVec;
 
 use crate::balancing::{Endpoint, EndpointState, PickInputs};

@@ -157,6 +157,7 @@ async fn submit(
         decode: None,
         finish_reason: None,
         error: None,
+        excuse: None,
         complete: false,
         took: None,
         metrics: Arc::clone(model.metrics()),

@@ -24,4 +24,4 @@ pub use memory::{LoadedEngine, ModelMemory, NoRoom};
 pub use model::LoadedModel;
 pub use pool::Models;
 pub use prompt::{count_tokens, prompt_tokens};
-pub use stream::{Events, Head, Report, SpillStream};
+pub use stream::{Events, Excuse, Head, Report, SpillStream};

@@ -78,6 +78,8 @@ pub struct Report {
     pub finish_reason: Option<FinishReason>,
     /// Reason of a failure.
     pub error: Option<String>,
+    /// Excuse of the model for the failure.
+    pub excuse: Option<Excuse>,
     /// True if the answer ended as it should.
     pub complete: bool,
     /// Time from `submitted` to the end of the engine's work; the client may take longer to read.
@@ -255,7 +257,10 @@ impl<E: Events> SpillStream<E> {
                 }
             }
             Event::Finished(finished) => self.finish(&finished),
-            Event::Failed(error) => return Err(self.failed(error.to_string(), refusal(&error))),
+            Event::Failed(error) => {
+                self.report.excuse = excuse(&error);
+                return Err(self.failed(error.to_string(), refusal(&error)));
+            }
         }
         Ok(())
     }
@@ -374,6 +379,26 @@ impl<E: Events> SpillStream<E> {
         } else {
             self.answer.whole(&mut self.out, &self.choices, usage);
         }
+    }
+}
+
+/// Reason for which a failure is none of the model that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Excuse {
+    /// The caller did not read its answer, or asked for what no model can do.
+    Caller,
+    /// The time for the request was over, which the caller may have made short.
+    Deadline,
+    /// The model is being stopped.
+    Stopped,
+}
+
+fn excuse(error: &EngineError) -> Option<Excuse> {
+    match error {
+        EngineError::Stalled | EngineError::Grammar(_) | EngineError::Input(_) => Some(Excuse::Caller),
+        EngineError::Deadline => Some(Excuse::Deadline),
+        EngineError::Shutdown => Some(Excuse::Stopped),
+        EngineError::Device(_) | EngineError::Defect(_) | EngineError::Task { .. } | EngineError::Busy(_) => None,
     }
 }
 

@@ -42,6 +42,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         decode: None,
         finish_reason: None,
         error: None,
+        excuse: None,
         complete: false,
         took: None,
         metrics: Metrics::new().model("spillway", "m"),

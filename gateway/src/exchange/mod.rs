@@ -17,6 +17,7 @@ use spillway_statistics::Version;
 use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
+use crate::builtin::Excuse;
 use crate::clock;
 use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
@@ -25,7 +26,7 @@ use crate::off_loop::OffLoop;
 use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written};
 use crate::quality::Tap;
 use crate::queueing::{Retrying, WakingSlot};
-use crate::rollout::LiveRollout;
+use crate::rollout::{LiveRollout, Observation};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
 use crate::tls::ClientCertificate;
@@ -180,6 +181,8 @@ pub struct Outcome {
     pub client_gone: bool,
     /// True if the client left while a server or a built-in model worked on its request: the prompt counts as read.
     pub left_at_work: bool,
+    /// Excuse of a built-in model for its failure.
+    pub excuse: Option<Excuse>,
     /// True if the answer ended early after its head was sent.
     pub broken: bool,
     /// Facts of the socket that an upgrade opened.
@@ -207,7 +210,7 @@ impl Outcome {
         self.shown_id = None;
         self.unreported = Written::default();
         (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);
-        self.first_token = None;
+        (self.first_token, self.excuse) = (None, None);
     }
 
     /// Records that the server told an error in an answer of success, which other servers would have sent with this status.
@@ -579,6 +582,34 @@ impl Exchange {
         }
     }
 
+    /// Tells the judge of the route's rollout the time of the first content of a stream at once: the stream may outlive the step.
+    #[cold]
+    pub fn tell_first_token(&mut self, target: &str) {
+        let is_stream = self.asked.as_ref().is_some_and(|asked| asked.stream);
+        let (Some(first), None, true) = (self.outcome.first_token, self.outcome.spilled, is_stream) else { return };
+        let Some(part) = self.rollout.as_mut().filter(|part| part.live.version_of(target) == part.version) else {
+            return;
+        };
+        if std::mem::replace(&mut part.is_first_token_told, true) {
+            return;
+        }
+        let first_token = Some(first.as_secs_f32());
+        part.live.observe(Observation { first_token, is_part: true, ..part.observation() });
+    }
+
+    /// Tells the judge of the route's rollout that a target has opened a socket, or failed to before another one did: the socket
+    /// may outlive the step. What is told at its end is a failure that it had when open.
+    #[cold]
+    pub fn tell_socket(&mut self, target: &str) {
+        let Some(part) = &mut self.rollout else { return };
+        let is_own = part.live.version_of(target) == part.version;
+        let is_error = std::mem::take(&mut part.has_failed);
+        if is_own || is_error {
+            let latency = self.outcome.socket.filter(|_| !is_error).map(|socket| socket.opened_after.as_secs_f32());
+            part.live.observe(Observation { is_error, latency, ..part.observation() });
+        }
+    }
+
     /// Ends a request whose client left while a server or a built-in model worked on it.
     pub fn left_at_work(&mut self) -> End {
         self.outcome.left_at_work = true;
@@ -610,12 +641,21 @@ pub struct RolloutPart {
     pub version: Version,
     /// Number of the weight under which it was drawn.
     pub epoch: u32,
-    /// Hash of the sticky key, or a random number.
+    /// Number of the unit that the judge counts the request for.
     pub unit: u64,
     /// True if an attempt at a target of the version failed, or none was available.
     pub has_failed: bool,
     /// Time from the arrival until the last attempt's server had answered whole, however slowly the client reads.
     pub answered_in: Option<Duration>,
+    /// True once the judge knows the time of the first content.
+    pub is_first_token_told: bool,
+}
+
+impl RolloutPart {
+    /// Observation of the request, without figures yet.
+    pub fn observation(&self) -> Observation {
+        Observation::new(self.version, self.epoch, self.unit)
+    }
 }
 
 /// Slot of an attempt at its endpoint, and its retry permit.

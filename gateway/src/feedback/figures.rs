@@ -8,6 +8,7 @@ use spillway_statistics::drift::stream::{Adwin, Ddm, Level};
 
 use super::LabelError;
 use super::label::{Answer, NewLabel};
+use crate::places::{Places, Use};
 use crate::telemetry::{ClassSample, FeedbackSample};
 
 /// Most labels of a target that are counted by name; further ones count as `other`.
@@ -17,13 +18,24 @@ const MAX_CLASSES: usize = 32;
 /// Name of labels and classes above the bound.
 const OTHER: &str = "other";
 
-/// Label, or class of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Seconds without use after which the name of a label or class is free for others: as long as requests are remembered by default.
+const NAME_IDLE: u64 = 86_400;
+
+/// Label, or class of an answer. Two are equal if they have the same name, wherever they are counted.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Name {
-    /// Index of its name.
+    /// Place of its name; one past the last for `other`.
     index: usize,
+    /// Names that had the place before. One that has lost its place counts as `other`.
+    generation: u32,
     /// Hash of its name, which tells apart those that count as `other`.
     hash: u64,
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
 }
 
 /// Answer that was predicted or expected.
@@ -68,32 +80,56 @@ impl Given {
     }
 }
 
-/// False for two different classes that both count as `other`, which is no hit of that.
-fn is_told(predicted: Name, expected: Name) -> bool {
-    predicted == expected || predicted.index != expected.index
+/// Names of labels or classes in `most` places.
+#[derive(Debug)]
+struct Names {
+    places: Places,
+    most: usize,
 }
 
-/// Names in the order in which they came, up to a bound.
-#[derive(Debug, Default)]
-struct Names(Vec<Box<str>>);
-
 impl Names {
-    /// Name with its index, which is that of `other` for a new name when there are `most`.
-    fn name_of(&mut self, name: &str, most: usize) -> Name {
-        let known = self.0.iter().position(|known| **known == *name);
-        let index = known.unwrap_or_else(|| {
-            if name == OTHER || self.0.len() >= most {
-                return most;
+    fn new(most: usize) -> Self {
+        Self { places: Places::default(), most }
+    }
+
+    /// Name with its place, and the place that another name has lost to it. `is_free` tells places without a count.
+    fn name_of(&mut self, name: &str, by: NamedBy, is_free: impl Fn(usize) -> bool) -> (Name, Option<usize>) {
+        let hash = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(name);
+        let by = Use { caller: by.caller, now: by.now / 1000, idle: NAME_IDLE };
+        let taken = if name == OTHER { None } else { self.places.take(name, by, self.most, is_free) };
+        match taken {
+            Some(taken) => {
+                let lost = taken.displaced.map(|_| taken.index);
+                (Name { index: taken.index, generation: taken.generation, hash }, lost)
             }
-            self.0.push(name.into());
-            self.0.len() - 1
-        });
-        Name { index, hash: ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(name) }
+            None => (Name { index: self.most, generation: 0, hash }, None),
+        }
+    }
+
+    /// Index that a name is counted at now.
+    fn index(&self, name: Name) -> usize {
+        if self.places.is_at(name.index, name.generation) { name.index } else { self.most }
     }
 
     fn name(&self, index: usize) -> &str {
-        self.0.get(index).map_or(OTHER, |name| name)
+        self.places.name(index).unwrap_or(OTHER)
     }
+}
+
+/// Indices of a predicted and an expected class; `None` for two different classes that both count as `other`, which is no hit of
+/// that.
+fn told(names: &Names, predicted: Name, expected: Name) -> Option<(usize, usize)> {
+    let indices = (names.index(predicted), names.index(expected));
+    (predicted == expected || indices.0 != indices.1).then_some(indices)
+}
+
+/// Caller that names a label or a class, and the time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NamedBy {
+    /// Number of the caller.
+    pub(super) caller: u64,
+    /// Time in milliseconds.
+    pub(super) now: u64,
 }
 
 /// Detector of a change.
@@ -144,9 +180,9 @@ impl Default for Figures {
             labelled: 0,
             scored: 0,
             score_sum: 0.0,
-            label_names: Names::default(),
+            label_names: Names::new(MAX_LABELS),
             labels: Vec::new(),
-            class_names: Names::default(),
+            class_names: Names::new(MAX_CLASSES),
             classes: None,
             wrong: 0,
             right: 0,
@@ -168,7 +204,7 @@ fn share(part: u64, whole: u64) -> Option<f64> {
 
 impl Figures {
     /// All that is said of a request when `label` is added to what was given before. Refuses fields that contradict each other.
-    pub(super) fn merged(&mut self, given: &Given, label: &NewLabel) -> Result<Given, LabelError> {
+    pub(super) fn merged(&mut self, given: &Given, label: &NewLabel, by: NamedBy) -> Result<Given, LabelError> {
         let mut after = *given;
         after.score = label.score.or(given.score);
         after.confidence = label.confidence.or(given.confidence);
@@ -187,14 +223,33 @@ impl Figures {
             return Err(LabelError::Mismatch { field: "confidence", reason });
         }
         if let Some(name) = &label.label {
-            after.label = Some(self.label_names.name_of(name, MAX_LABELS));
+            let labels = &mut self.labels;
+            let is_free = |index: usize| labels.get(index).is_none_or(|count| *count == 0);
+            let (label, lost) = self.label_names.name_of(name, by, is_free);
+            if let Some(lost) = lost {
+                // Requests with the name that has lost its place count as `other`, where a correction finds them.
+                labels.resize(MAX_LABELS + 1, 0);
+                let count = labels.get_mut(lost).map_or(0, std::mem::take);
+                if let Some(other) = labels.get_mut(MAX_LABELS) {
+                    *other += count;
+                }
+            }
+            // The same name again stays counted where it is.
+            after.label = given.label.filter(|given| *given == label).or(Some(label));
         }
         for (answer, place) in [(&label.predicted, &mut after.predicted), (&label.expected, &mut after.expected)] {
-            *place = match answer {
-                Some(Answer::Number(number)) => Some(GivenAnswer::Number(*number)),
-                Some(Answer::Class(name)) => Some(GivenAnswer::Class(self.class_names.name_of(name, MAX_CLASSES))),
-                None => *place,
-            };
+            match answer {
+                Some(Answer::Number(number)) => *place = Some(GivenAnswer::Number(*number)),
+                Some(Answer::Class(name)) => {
+                    let (name, lost) = self.class_names.name_of(name, by, |_| false);
+                    if let (Some(classes), Some(lost)) = (&mut self.classes, lost) {
+                        classes.fold(lost, MAX_CLASSES);
+                    }
+                    let named = GivenAnswer::Class(name);
+                    *place = place.filter(|given| *given == named).or(Some(named));
+                }
+                None => {}
+            }
         }
         after.is_judged |= after.is_right().is_some();
         Ok(after)
@@ -221,13 +276,15 @@ impl Figures {
             // Rounding leaves nothing behind.
             self.score_sum = if self.scored == 0 { 0.0 } else { self.score_sum - score };
         }
-        if let Some(count) = given.label.and_then(|label| self.labels.get_mut(label.index)) {
+        if let Some(count) = given.label.and_then(|label| self.labels.get_mut(self.label_names.index(label))) {
             *count = count.saturating_sub(1);
         }
         if let Some((predicted, expected)) = given.classes() {
             let is_right = predicted == expected;
-            if let Some(classes) = self.classes.as_mut().filter(|_| is_told(predicted, expected)) {
-                classes.remove(predicted.index, expected.index);
+            if let (Some(classes), Some((predicted, expected))) =
+                (&mut self.classes, told(&self.class_names, predicted, expected))
+            {
+                classes.remove(predicted, expected);
             }
             let count = if is_right { &mut self.right } else { &mut self.wrong };
             *count = count.saturating_sub(1);
@@ -246,18 +303,19 @@ impl Figures {
             self.score_sum += score;
         }
         if let Some(label) = given.label {
-            if self.labels.len() <= label.index {
-                self.labels.resize(label.index + 1, 0);
+            let index = self.label_names.index(label);
+            if self.labels.len() <= index {
+                self.labels.resize(index + 1, 0);
             }
-            if let Some(count) = self.labels.get_mut(label.index) {
+            if let Some(count) = self.labels.get_mut(index) {
                 *count += 1;
             }
         }
         if let Some((predicted, expected)) = given.classes() {
             let is_right = predicted == expected;
             let classes = self.classes.get_or_insert_with(|| Classes::new(MAX_CLASSES + 1));
-            if is_told(predicted, expected) {
-                classes.add(predicted.index, expected.index);
+            if let Some((predicted, expected)) = told(&self.class_names, predicted, expected) {
+                classes.add(predicted, expected);
             }
             *(if is_right { &mut self.right } else { &mut self.wrong }) += 1;
             if let Some(confidence) = given.confidence {
@@ -403,7 +461,11 @@ mod tests {
     }
 
     fn label(figures: &mut Figures, given: &mut Given, label: &NewLabel) -> Vec<Change> {
-        let after = figures.merged(given, label).unwrap();
+        label_of(figures, given, label, NamedBy { caller: 1, now: 0 })
+    }
+
+    fn label_of(figures: &mut Figures, given: &mut Given, label: &NewLabel, by: NamedBy) -> Vec<Change> {
+        let after = figures.merged(given, label, by).unwrap();
         let changes = figures.replace(given, &after);
         *given = after;
         changes
@@ -456,6 +518,74 @@ mod tests {
         assert_eq!(seen.classes.last().map(|class| class.class.as_str()), Some(OTHER));
     }
 
+    /// Figures of a target where caller 1 has taken every place of labels and classes, with what it gave.
+    fn occupied() -> (Figures, Vec<Given>) {
+        let mut figures = Figures::default();
+        let of = |n: usize| {
+            let name = format!("c{n}");
+            let expected = class(if n % 2 == 0 { &name } else { "c0" });
+            let label = Some(format!("l{n}"));
+            let new = NewLabel { label, predicted: class(&name), expected, ..NewLabel::default() };
+            let mut given = Given::default();
+            label_of(&mut figures, &mut given, &new, NamedBy { caller: 1, now: 0 });
+            given
+        };
+        let all = (0..100).map(of).collect();
+        (figures, all)
+    }
+
+    #[test]
+    fn names_of_another_caller_find_places_where_one_has_taken_all() {
+        let (mut figures, mut all) = occupied();
+        let of_other = NewLabel {
+            label: Some("helpful".to_owned()),
+            predicted: class("spam"),
+            expected: class("ham"),
+            ..NewLabel::default()
+        };
+        let mut given = Given::default();
+        label_of(&mut figures, &mut given, &of_other, NamedBy { caller: 2, now: 1 });
+        let seen = figures.sample(String::new(), String::new());
+        assert!(seen.labels.contains(&("helpful".to_owned(), 1)), "{:?}", seen.labels);
+        assert!(["spam", "ham"].iter().all(|name| seen.classes.iter().any(|class| class.class == *name)));
+        assert_eq!(seen.labels.iter().map(|(_, count)| count).sum::<u64>(), 101, "no label is lost");
+        assert_eq!((seen.labels.last().map(|(name, _)| name.as_str()), seen.judged), (Some(OTHER), 101));
+        // The first caller does not take them back.
+        for n in 200..300 {
+            let new =
+                NewLabel { label: Some(format!("l{n}")), predicted: class(&format!("c{n}")), ..NewLabel::default() };
+            label_of(&mut figures, &mut Given::default(), &new, NamedBy { caller: 1, now: 2 });
+        }
+        let seen = figures.sample(String::new(), String::new());
+        assert!(seen.labels.contains(&("helpful".to_owned(), 1)));
+        // What was counted under a name that is gone can be corrected.
+        let corrected = NewLabel {
+            label: Some("helpful".to_owned()),
+            predicted: class("spam"),
+            expected: class("spam"),
+            ..NewLabel::default()
+        };
+        for given in all.iter_mut().chain([&mut given]) {
+            label_of(&mut figures, given, &corrected, NamedBy { caller: 2, now: 3 });
+        }
+        let seen = figures.sample(String::new(), String::new());
+        assert_eq!(seen.labels.iter().find(|(name, _)| name == "helpful").map(|(_, count)| *count), Some(101));
+        let others: u64 = seen.labels.iter().filter(|(name, _)| name != "helpful").map(|(_, count)| count).sum();
+        assert_eq!((others, seen.judged, seen.accuracy), (100, 101, Some(1.0)));
+        let left: Vec<_> = seen.classes.iter().map(|class| (class.class.as_str(), class.expected)).collect();
+        assert_eq!(left, [("spam", 101)], "nothing is left behind");
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_used_for_a_day_is_free() {
+        let (mut figures, _) = occupied();
+        let new = |name: &str| NewLabel { label: Some(name.to_owned()), ..NewLabel::default() };
+        let later = NamedBy { caller: 1, now: 1000 * (NAME_IDLE + 1) };
+        label_of(&mut figures, &mut Given::default(), &new("late"), later);
+        let seen = figures.sample(String::new(), String::new());
+        assert!(seen.labels.contains(&("late".to_owned(), 1)));
+    }
+
     #[test]
     fn two_classes_above_the_bound_are_no_hit_of_other() {
         let mut figures = Figures::default();
@@ -481,7 +611,11 @@ mod tests {
         let (mut figures, mut given) = (Figures::default(), Given::default());
         let number = NewLabel { predicted: Some(Answer::Number(1.0)), ..NewLabel::default() };
         label(&mut figures, &mut given, &number);
-        let wrong = |figures: &mut Figures, given: &Given, new: NewLabel| match figures.merged(given, &new) {
+        let wrong = |figures: &mut Figures, given: &Given, new: NewLabel| match figures.merged(
+            given,
+            &new,
+            NamedBy { caller: 1, now: 0 },
+        ) {
             Err(LabelError::Mismatch { field, .. }) => field,
             other => panic!("{other:?}"),
         };
@@ -493,7 +627,7 @@ mod tests {
         assert_eq!(wrong(&mut figures, &given, both), "predicted");
         let seen = figures.sample(String::new(), String::new());
         assert_eq!((seen.numbers, seen.mean_error, seen.mean_absolute_error), (1, Some(-2.0), Some(2.0)));
-        assert_eq!(figures.class_names.0.len(), 0, "what was refused left no name");
+        assert_eq!(figures.class_names.places.len(), 0, "what was refused left no name");
     }
 
     #[test]

@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::commit_steps::CommitSteps;
+use crate::places;
 use crate::telemetry::{FeedbackEnd, FeedbackSample, FeedbackSamples, Label};
-use figures::{Change, Detector, Figures, Given};
+use figures::{Change, Detector, Figures, Given, NamedBy};
 pub use label::{Answer, MAX_COMMENT, MAX_LABEL, MAX_NAME, NewLabel};
 use memory::{Found, Memory};
 pub use memory::{Ids, Remembered};
@@ -36,7 +37,7 @@ pub struct Score<'s> {
     pub route: &'s str,
     /// Target that answered, as `x-spillway-served-by` names it.
     pub served_by: &'s str,
-    /// Number of the sticky caller, or a random one.
+    /// Unit that a rollout's judge counted the request for; a random number where none did.
     pub unit: u64,
     /// End of the request, as [`crate::clock::now_millis`] reads it.
     pub at: u64,
@@ -159,12 +160,19 @@ impl Feedback {
         });
     }
 
-    /// Takes a label for a request of the consumer with this number; `None` is a caller that was not known.
+    /// Takes a label that `caller` gives to a request of `owner`. Callers share the names of labels and classes fairly.
     ///
     /// # Errors
     /// Refuses a label of a request that is not remembered, and one that contradicts an earlier one.
-    pub fn label(&self, id: &str, owner: Owner, label: &NewLabel, now: u64) -> Result<Labelled, LabelError> {
-        let labelled = self.apply(id, owner, label, now);
+    pub fn label(
+        &self,
+        id: &str,
+        owner: Owner,
+        caller: u128,
+        label: &NewLabel,
+        now: u64,
+    ) -> Result<Labelled, LabelError> {
+        let labelled = self.apply(id, owner, label, NamedBy { caller: places::caller(caller), now });
         let end = match &labelled {
             Ok(labelled) => labelled.end,
             Err((_, end)) => *end,
@@ -188,7 +196,13 @@ impl Feedback {
         }
     }
 
-    fn apply(&self, id: &str, owner: Owner, label: &NewLabel, now: u64) -> Result<Labelled, (LabelError, FeedbackEnd)> {
+    fn apply(
+        &self,
+        id: &str,
+        owner: Owner,
+        label: &NewLabel,
+        by: NamedBy,
+    ) -> Result<Labelled, (LabelError, FeedbackEnd)> {
         let found = match owner {
             Owner::Of(consumer) => self.memory.find(id, consumer),
             Owner::Anyone => match self.memory.find_of_anyone(id) {
@@ -197,7 +211,7 @@ impl Feedback {
             },
         };
         let Some(Found { request, given }) = found else { return Err((LabelError::Unknown, FeedbackEnd::Unknown)) };
-        if request.target.is_gone.load(Ordering::Acquire) || self.memory.is_over(request.at, now) {
+        if request.target.is_gone.load(Ordering::Acquire) || self.memory.is_over(request.at, by.now) {
             return Err((LabelError::Unknown, FeedbackEnd::Late));
         }
         let LabelledTarget { route, target, figures, .. } = &*request.target;
@@ -205,7 +219,7 @@ impl Feedback {
         let mut given = given.lock();
         let (after, changes) = {
             let mut figures = figures.lock();
-            let after = figures.merged(&given, label).map_err(|e| (e, FeedbackEnd::Refused))?;
+            let after = figures.merged(&given, label, by).map_err(|e| (e, FeedbackEnd::Refused))?;
             let changes = figures.replace(&given, &after);
             (after, changes)
         };
@@ -358,14 +372,14 @@ mod tests {
                 let feedback = &feedback;
                 scope.spawn(move || {
                     for _ in 0..50 {
-                        feedback.label("r", OWNER, &score(if n % 2 == 0 { 0.0 } else { 1.0 }), 1).unwrap();
+                        feedback.label("r", OWNER, 1, &score(if n % 2 == 0 { 0.0 } else { 1.0 }), 1).unwrap();
                     }
                 });
             }
         });
-        let last = feedback.label("r", OWNER, &score(0.25), 2).unwrap();
+        let last = feedback.label("r", OWNER, 1, &score(0.25), 2).unwrap();
         assert_eq!((last.end, &*last.target), (FeedbackEnd::Replaced, "candidate"));
-        assert_eq!(feedback.label("r", OWNER, &score(0.25), 2).unwrap().end, FeedbackEnd::Unchanged);
+        assert_eq!(feedback.label("r", OWNER, 1, &score(0.25), 2).unwrap().end, FeedbackEnd::Unchanged);
         let seen = feedback.samples();
         let candidate = seen.targets.iter().find(|target| target.target == "candidate").unwrap();
         assert_eq!((candidate.labelled, candidate.scored, candidate.score), (1, 1, Some(0.25)));
@@ -381,16 +395,16 @@ mod tests {
         labels.remember("stable", ids("s"), 1, 0);
         labels.remember("candidate", ids("c"), 1, 0);
         labels.remember("neither", ids("n"), 1, 0);
-        feedback.label("s", OWNER, &score(1.0), 1).unwrap();
+        feedback.label("s", OWNER, 1, &score(1.0), 1).unwrap();
         let again = reload(&feedback, &["stable", "other"]);
         again.remember("stable", ids("t"), 1, 0);
-        feedback.label("t", OWNER, &score(0.0), 1).unwrap();
+        feedback.label("t", OWNER, 1, &score(0.0), 1).unwrap();
         let targets: Vec<_> = feedback.samples().targets.into_iter().map(|one| (one.target, one.score)).collect();
         assert_eq!(targets, [("other".to_owned(), None), ("stable".to_owned(), Some(0.5))]);
-        assert_eq!(feedback.label("c", OWNER, &score(1.0), 1).err(), Some(LabelError::Unknown));
-        assert_eq!(feedback.label("n", OWNER, &score(1.0), 1).err(), Some(LabelError::Unknown));
+        assert_eq!(feedback.label("c", OWNER, 1, &score(1.0), 1).err(), Some(LabelError::Unknown));
+        assert_eq!(feedback.label("n", OWNER, 1, &score(1.0), 1).err(), Some(LabelError::Unknown));
         assert_eq!(
-            feedback.label("s", OWNER, &score(1.0), 60_002).err(),
+            feedback.label("s", OWNER, 1, &score(1.0), 60_002).err(),
             Some(LabelError::Unknown),
             "its time is over"
         );
@@ -407,7 +421,7 @@ mod tests {
         feedback.route(&mut new, "chat", ["other"].into_iter(), false);
         feedback.commit(new, 1, Duration::ZERO, &steps);
         drop(steps);
-        feedback.label("s", OWNER, &score(1.0), 1).unwrap();
+        feedback.label("s", OWNER, 1, &score(1.0), 1).unwrap();
         assert_eq!(feedback.samples().targets.len(), 1);
     }
 }

@@ -17,6 +17,7 @@ use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, RolloutPart};
 use crate::protocol::model_not_found;
 use crate::queueing::{Retrying, WakingSlot};
+use crate::rollout::UnitOf;
 use crate::telemetry::{SpanKind, SpillReason};
 use crate::topology::{Answerers, Backend, Route, RouteRollout};
 
@@ -85,10 +86,11 @@ fn select_version(
     route: &Route,
     rollout: &RouteRollout,
     answerers: &Answerers,
-    sticky: Option<&[u8]>,
+    key: Option<&[u8]>,
     exchange: &mut Exchange,
 ) -> Result<TargetSelection, End> {
-    let (order, assigned) = Order::draw_version(route, rollout, answerers, sticky);
+    let consumer = exchange.caller.as_ref().map(|caller| caller.number);
+    let (order, assigned) = Order::draw_version(route, rollout, answerers, UnitOf { consumer, key });
     if order.indices().is_empty() {
         // Only a candidate that gets nothing now serves the model.
         return Err(model_not_found(exchange.model_sent().unwrap_or_default(), exchange.dialect).into());
@@ -103,6 +105,7 @@ fn select_version(
             unit: assigned.unit,
             has_failed: assigned.is_gone,
             answered_in: None,
+            is_first_token_told: false,
         })
     });
     Ok(selection)

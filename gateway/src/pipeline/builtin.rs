@@ -131,12 +131,22 @@ async fn write(
     exchange.outcome.status = head.status.as_u16();
     let is_http11 = session.req_header().version == Version::HTTP_11;
     let answer = outgoing_response(answer, exchange, is_http11, true);
+    tell_first_token(stream, exchange);
     let mut unread = Unread::default();
     let mut ahead = Ahead::new(stream, &mut unread, exchange);
     deliver(pin!(session.write_response_header(answer)), limits(exchange), &mut ahead)
         .await
         .map_err(|_| End::ClientGone)?;
     write_frames(stream, unread, session, exchange).await
+}
+
+/// Tells a rollout when the first content of a stream was there.
+fn tell_first_token(stream: &SpillStream, exchange: &mut Exchange) {
+    let first = stream.report().first_token.filter(|_| exchange.rollout.is_some());
+    let Some(first) = first else { return };
+    exchange.outcome.first_token = Some(first.saturating_duration_since(exchange.started));
+    let served_by = exchange.served_by().to_owned();
+    exchange.tell_first_token(served_by.strip_prefix("builtin/").unwrap_or(&served_by));
 }
 
 /// Limits of a write to the client.

@@ -314,6 +314,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
         // The text that another server wrote before is in the number.
         exchange.outcome.unreported = Written::default();
     }
+    exchange.outcome.excuse = report.excuse;
     if report.error.is_some() {
         exchange.outcome.error_code = Some("engine_error");
         exchange.outcome.broken = exchange.outcome.status != 0;
@@ -359,8 +360,9 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
 pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exchange) {
     super::limiting::settle(exchange);
-    if let Some(part) = exchange.rollout.take() {
-        super::comparing::observe(&part, exchange);
+    let part = exchange.rollout.take();
+    if let Some(part) = &part {
+        super::comparing::observe(part, exchange);
     }
     if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
         count_doubted(&first, Verdict::ServerError, exchange);
@@ -387,7 +389,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         gateway.audit.refused(reason.as_str(), exchange, head);
     }
     if let Some(labels) = exchange.route.as_ref().and_then(|route| route.labels.as_ref()) {
-        super::feedback::remember(labels, session, exchange);
+        super::feedback::remember(labels, part.as_ref().map(|part| part.unit), exchange);
     }
     let bytes_in = match &exchange.body {
         _ if exchange.outcome.socket.is_some() => exchange.outcome.socket.map_or(0, |socket| socket.bytes_in),
@@ -472,6 +474,7 @@ fn hand_over(tap: Tap, exchange: &Exchange) {
         if exchange.span.is_recording() { exchange.span.child("quality", SpanKind::Internal) } else { Span::none() };
     tap.end(Ended {
         served_by: exchange.served_by(),
+        caller: super::asking::memory_share(exchange),
         operation: exchange.resolved.operation,
         is_grpc: exchange.is_grpc,
         body: match &exchange.body {

@@ -13,9 +13,8 @@ use serde_json::{Value, json};
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::answers::send;
-use super::asking::{decode_body, hold_body};
+use super::asking::{decode_body, hold_body, memory_share};
 use super::limiting;
-use crate::admission::unit_of;
 use crate::clock;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, RequestBody, ServedBy};
@@ -71,7 +70,7 @@ pub(super) async fn answer(
         }
         tokio::time::sleep(wait).await;
     }
-    let labelled = plan.state.label(&id, owner, &read.label, clock::now_millis());
+    let labelled = plan.state.label(&id, owner, memory_share(exchange), &read.label, clock::now_millis());
     let labelled = labelled.map_err(|error| refusal(&error, &read))?;
     if plan.logs_comments
         && let Some(comment) = &read.comment
@@ -325,7 +324,8 @@ fn class_or_number(field: &'static str, value: Value) -> Result<feedback::Answer
 }
 
 /// Remembers a request that has ended, if a target of its route has answered it.
-pub(super) fn remember(labels: &RouteLabels, session: &ClientSession, exchange: &Exchange) {
+/// `unit` is the one of the rollout that the request had a part in.
+pub(super) fn remember(labels: &RouteLabels, unit: Option<u64>, exchange: &Exchange) {
     let outcome = &exchange.outcome;
     let (ServedBy::Backend(served_by) | ServedBy::Model(served_by)) = &outcome.served_by else { return };
     if !(200..300).contains(&outcome.status) || outcome.reported.is_some() {
@@ -334,14 +334,7 @@ pub(super) fn remember(labels: &RouteLabels, session: &ClientSession, exchange: 
     let consumer = exchange.caller.as_ref().map(|caller| caller.number);
     let responses = [outcome.response_id.as_deref(), outcome.shown_id.as_deref()];
     let ids = Ids { consumer, request: exchange.request_id.as_bytes(), responses };
-    labels.remember(served_by, ids, unit(session, exchange), clock::now_millis());
-}
-
-/// Number of the unit that a request belongs to: of its sticky caller, or a random one where the route or the request has none.
-fn unit(session: &ClientSession, exchange: &Exchange) -> u64 {
-    let sticky = exchange.route.as_ref().and_then(|route| route.sticky.as_ref());
-    let key = sticky.and_then(|name| session.get_header(name));
-    key.map_or_else(rand::random, |value| unit_of(value.as_bytes()))
+    labels.remember(served_by, ids, unit.unwrap_or_else(rand::random), clock::now_millis());
 }
 
 #[cfg(test)]

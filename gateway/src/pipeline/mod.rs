@@ -106,7 +106,11 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     let ended = match ended {
         Some(ended) => ended,
         None if exchange.outcome.status == 0 && !session.has_answered() => Err(stopping()),
-        None => Err(End::ClientGone),
+        None => {
+            // The gateway has given the request up, not its caller.
+            exchange.rollout = None;
+            Err(End::ClientGone)
+        }
     };
     let after = match ended {
         Ok(()) if exchange.outcome.broken => AfterRequest::Close,

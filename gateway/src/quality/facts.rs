@@ -9,6 +9,7 @@ use super::sampled::Sampled;
 use super::signals::{Signal, is_refusal};
 use super::texts::{Prompt, Said};
 use crate::coding::Coding;
+use crate::places::Places;
 use crate::protocol::oip::{INFERENCE_HEADER_CONTENT_LENGTH, TensorElements, TensorValues, read_values};
 use crate::protocol::{InferenceCall, Operation};
 
@@ -53,11 +54,12 @@ pub(super) struct Facts {
     pub is_unreadable: bool,
 }
 
-/// FNV-1a of the bytes of a text, mixed; the same in every process, so that sketches can be compared.
+/// Keys of the hash of texts: the same in every process, so that sketches can be compared.
+const KEYS: (u64, u64) = (0x5350_494c_4c57_4159, 0x7465_7874_735f_3031);
+
+/// SipHash of the bytes of a text.
 fn hash(text: &str) -> u64 {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, step);
-    hash ^ (hash >> 32)
+    siphasher::sip::SipHasher13::new_with_keys(KEYS.0, KEYS.1).hash(text.as_bytes())
 }
 
 /// Bucket of a word.
@@ -102,7 +104,7 @@ fn asks_for_text(operation: Operation) -> bool {
 
 /// Name of a text in place of it, which is kept nowhere.
 fn hashed(text: &str) -> String {
-    format!("text {:08x}", hash(text) & 0xffff_ffff)
+    format!("text {:016x}", hash(text))
 }
 
 /// True for a text that is a label, as servers name classes.
@@ -268,9 +270,9 @@ impl Facts {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known<'k> {
     /// Of calls.
-    pub inputs: &'k [Box<str>],
+    pub inputs: &'k Places,
     /// Of answers.
-    pub outputs: &'k [Box<str>],
+    pub outputs: &'k Places,
 }
 
 /// Streams of a tensor: name, first element, and step from one to the next. A tensor of rows with few columns has one for each.
@@ -289,7 +291,7 @@ fn columns(tensor: &TensorValues) -> impl Iterator<Item = (Box<str>, usize, usiz
 }
 
 /// Counts the values of tensors. Texts of callers are counted by their hash, as are those of answers that are no labels.
-fn tensors_of(tensors: &[TensorValues], known: &[Box<str>], pane: &mut Pane, side: Side) {
+fn tensors_of(tensors: &[TensorValues], known: &Places, pane: &mut Pane, side: Side) {
     let values = |name: &str| match side {
         Side::Inputs => Feature::Input(name.into()),
         Side::Outputs => Feature::Output(name.into()),
@@ -315,7 +317,7 @@ fn tensors_of(tensors: &[TensorValues], known: &[Box<str>], pane: &mut Pane, sid
                 }
                 TensorElements::Names(names) => {
                     for value in names.iter().skip(first).step_by(stride) {
-                        pane.category(values(&name), value);
+                        pane.whole(values(&name), value);
                     }
                 }
                 TensorElements::Texts(texts) => {
@@ -331,18 +333,18 @@ fn tensors_of(tensors: &[TensorValues], known: &[Box<str>], pane: &mut Pane, sid
             seen.push((name, is_present));
         }
     }
-    for name in known {
-        let is_present = seen.iter().any(|(seen, present)| seen == name && *present);
+    for name in known.names() {
+        let is_present = seen.iter().any(|(seen, present)| **seen == *name && *present);
         let feature = match side {
-            Side::Inputs => Feature::InputMissing(name.clone()),
-            Side::Outputs => Feature::OutputMissing(name.clone()),
+            Side::Inputs => Feature::InputMissing(name.into()),
+            Side::Outputs => Feature::OutputMissing(name.into()),
         };
         pane.category(feature, if is_present { "present" } else { "missing" });
     }
 }
 
 /// Counts the places of the greatest values of the rows of a tensor of scores.
-fn classes(tensor: &TensorValues, known: &[Box<str>], pane: &mut Pane) {
+fn classes(tensor: &TensorValues, known: &Places, pane: &mut Pane) {
     let TensorElements::Numbers(numbers) = &tensor.elements else { return };
     let [_, width @ 2..=MOST_CLASSES] = tensor.shape.as_slice() else { return };
     let is_known = columns(tensor).next().is_some_and(|(name, _, _)| known.contains(&name));

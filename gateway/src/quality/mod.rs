@@ -58,6 +58,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Published {
     reports: Mutex<BTreeMap<Arc<str>, Arc<Shown>>>,
     write_failures: AtomicU64,
+    panics: AtomicU64,
 }
 
 struct Shown {
@@ -84,6 +85,14 @@ impl Published {
 
     fn write_failed(&self) {
         self.write_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn panicked(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
     }
 
     fn all(&self) -> Vec<Arc<Shown>> {
@@ -255,6 +264,11 @@ impl Quality {
             }
         };
         self.reports().into_iter().map(sample).collect()
+    }
+
+    /// Panics of the task, after each of which it began again.
+    pub fn panics(&self) -> u64 {
+        self.published.panics()
     }
 
     /// Writes that have failed.

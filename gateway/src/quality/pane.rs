@@ -70,10 +70,41 @@ pub enum Values {
     Centre(Centroid),
 }
 
+/// Numbers by the names of the categories that they were counted as; `None` where one is no number, or some have no name.
+fn numbers_of(shares: &Categories) -> Option<Compact> {
+    let mut numbers = Compact::default();
+    for (name, count) in shares.counts() {
+        numbers.add_many(name.parse().ok()?, u32::try_from(count).unwrap_or(u32::MAX));
+    }
+    (shares.rest() == 0).then_some(numbers)
+}
+
 impl Values {
     fn merge(&mut self, other: &Self) {
+        // Whole numbers are numbers as soon as one stretch has too many for categories, or both together have.
+        if let (Self::Shares(ours), Self::Numbers(_)) = (&*self, other)
+            && let Some(numbers) = numbers_of(ours)
+        {
+            *self = Self::Numbers(numbers);
+        }
+        if let (Self::Shares(ours), Self::Shares(theirs)) = (&*self, other) {
+            let more = theirs.counts().filter(|(name, _)| !ours.counts().any(|(known, _)| known == *name));
+            if ours.counts().count() + more.count() > CATEGORIES
+                && let Some(mut numbers) = numbers_of(ours)
+                && let Some(others) = numbers_of(theirs)
+            {
+                numbers.merge(&others);
+                *self = Self::Numbers(numbers);
+                return;
+            }
+        }
         match (self, other) {
             (Self::Numbers(ours), Self::Numbers(theirs)) => ours.merge(theirs),
+            (Self::Numbers(ours), Self::Shares(theirs)) if numbers_of(theirs).is_some() => {
+                if let Some(theirs) = numbers_of(theirs) {
+                    ours.merge(&theirs);
+                }
+            }
             (Self::Shares(ours), Self::Shares(theirs)) => ours.merge(theirs),
             (Self::Buckets(ours), Self::Buckets(theirs)) => ours.merge(theirs),
             (Self::Centre(ours), Self::Centre(theirs)) => {
@@ -182,6 +213,8 @@ pub(super) fn distances(reference: &Values, window: &Values) -> Option<Distances
             })
         }
         (Values::Shares(reference), Values::Shares(window)) => of_shares(&reference.paired(window), counts),
+        (Values::Numbers(_), Values::Shares(shares)) => distances(reference, &Values::Numbers(numbers_of(shares)?)),
+        (Values::Shares(shares), Values::Numbers(_)) => distances(&Values::Numbers(numbers_of(shares)?), window),
         (Values::Buckets(reference), Values::Buckets(window)) => {
             let pairs: Vec<_> =
                 reference.0.iter().zip(&window.0).map(|(a, b)| (f64::from(*a), f64::from(*b))).collect();
@@ -244,6 +277,32 @@ impl Pane {
         }
     }
 
+    /// Counts a whole number or a truth value: as a category, and as a number once there are more than [`CATEGORIES`] of them.
+    pub fn whole(&mut self, feature: Feature, name: &str) {
+        match self.features.get_mut(&feature) {
+            Some(Values::Numbers(numbers)) => {
+                if let Ok(value) = name.parse() {
+                    numbers.add(value);
+                }
+                return;
+            }
+            Some(values @ Values::Shares(_)) => {
+                let Values::Shares(shares) = &*values else { return };
+                let is_new = !shares.counts().any(|(known, _)| known == name);
+                if is_new
+                    && shares.counts().count() >= CATEGORIES
+                    && let (Ok(value), Some(mut numbers)) = (name.parse(), numbers_of(shares))
+                {
+                    numbers.add(value);
+                    *values = Values::Numbers(numbers);
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.category(feature, name);
+    }
+
     /// Counts one in a bucket of `number`.
     pub fn bucket(&mut self, feature: Feature, bucket: usize, number: usize) {
         if let Values::Buckets(buckets) =
@@ -303,6 +362,36 @@ impl Pane {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_numbers_are_categories_while_they_are_few_and_numbers_then() {
+        let feature = || Feature::Input("x".into());
+        let pane = |values: &[i64]| {
+            let mut pane = Pane::new(1.0);
+            values.iter().for_each(|value| pane.whole(feature(), &value.to_string()));
+            pane
+        };
+        let values = |pane: &Pane| pane.features[&feature()].clone();
+        let few: Vec<i64> = (0..24).chain(0..24).collect();
+        assert!(matches!(values(&pane(&few)), Values::Shares(_)));
+        let all: Vec<i64> = few.iter().copied().chain(100..130).collect();
+        let Values::Numbers(numbers) = values(&pane(&all)) else { panic!("24 are too few for 54") };
+        assert_eq!((numbers.count(), numbers.range(), numbers.missing()), (78, Some((0.0, 129.0)), 0));
+        assert!((numbers.mean().unwrap() - all.iter().sum::<i64>() as f64 / 78.0).abs() < 1e-9);
+        // Stretches of both kinds are one, in any order, and are compared.
+        let more: Vec<i64> = (100..130).collect();
+        for (one, other) in [(&few, &more), (&more, &few), (&few[..20].to_vec(), &more[..20].to_vec())] {
+            let mut merged = pane(one);
+            merged.merge(&pane(other));
+            let Values::Numbers(both) = values(&merged) else { panic!("{one:?} {other:?}") };
+            assert_eq!(both.count(), (one.len() + other.len()) as u64);
+        }
+        assert!(distances(&values(&pane(&few)), &values(&pane(&more))).unwrap().judged > 0.999);
+        assert_eq!(distances(&values(&pane(&more)), &values(&pane(&few))).unwrap().recipe, Recipe::KolmogorovSmirnov);
+        let mut truth = pane(&more);
+        truth.whole(Feature::Output("y".into()), "true");
+        assert!(matches!(truth.features[&Feature::Output("y".into())], Values::Shares(_)));
+    }
 
     #[test]
     fn merged_panes_are_the_pane_of_both_and_kinds_do_not_mix() {

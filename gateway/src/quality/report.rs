@@ -133,6 +133,9 @@ pub struct Figures {
     /// Values that were not there or no number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<u64>,
+    /// Numbers of 1e18 and more of either sign, which are alike to the distances; `None` where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beyond: Option<u64>,
     /// Mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean: Option<f64>,
@@ -159,6 +162,7 @@ impl Figures {
                 Self {
                     count,
                     missing: Some(numbers.missing()),
+                    beyond: Some(numbers.beyond()).filter(|beyond| *beyond > 0),
                     mean: numbers.mean(),
                     deviation: numbers.deviation(),
                     quantiles: quantiles.unwrap_or_default(),

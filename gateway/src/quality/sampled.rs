@@ -35,6 +35,20 @@ pub(super) struct Waiting {
     pub(super) all: Arc<AtomicUsize>,
 }
 
+impl Waiting {
+    /// Counts more bytes; false, and counts none, where all together would be more than `most`.
+    pub(super) fn grow(&mut self, bytes: usize, most: usize) -> bool {
+        let before = self.all.fetch_add(bytes, Ordering::Relaxed);
+        let is_room = before.saturating_add(bytes) <= most;
+        if is_room {
+            self.bytes += bytes;
+        } else {
+            self.all.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_room
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.all.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -43,7 +57,7 @@ impl Drop for Waiting {
 
 /// Beginning of an answer, as the client gets it.
 #[derive(Debug)]
-pub struct AnswerBytes {
+pub(super) struct AnswerBytes {
     /// Bytes of its body.
     pub bytes: Vec<u8>,
     /// True if there are more.
@@ -57,9 +71,11 @@ pub struct AnswerBytes {
 }
 
 /// Request and answer that wait to be looked at.
-pub struct Sampled {
+pub(super) struct Sampled {
     /// Target that has answered.
     pub version: Box<str>,
+    /// Number of the caller's consumer or address.
+    pub caller: u64,
     /// Operation.
     pub operation: Operation,
     /// True for a gRPC call.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::sampled::{AnswerBytes, Counters, Sampled, Waiting};
 use super::worker::Message;
 use crate::coding::Coding;
+use crate::places;
 use crate::protocol::Operation;
 use crate::protocol::oip::INFERENCE_HEADER_CONTENT_LENGTH;
 use crate::telemetry::Span;
@@ -21,7 +22,7 @@ use crate::telemetry::Span;
 pub(super) const MOST_BODY: usize = 1 << 20;
 /// Bytes of an answer that are looked at: some 400 events of a stream.
 pub(super) const MOST_ANSWER: usize = 128 << 10;
-/// Bytes of requests and answers that wait to be looked at.
+/// Bytes of answers that are being collected, and of requests and answers that wait to be looked at.
 const MOST_WAITING: usize = 16 << 20;
 
 /// Sampling of a route: its plan on the request path. Compiled at reload.
@@ -59,13 +60,12 @@ impl Sampling {
         self.threshold == u64::MAX || rand::random::<u64>() < self.threshold
     }
 
-    /// Hands a request and its answer over.
-    pub fn hand_over(&self, sampled: Box<Sampled>) {
-        let bytes = sampled.body.as_ref().map_or(0, Bytes::len) + sampled.answer.bytes.len();
-        let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        let message = Message::Sampled(self.route.clone(), sampled, Waiting { bytes, all: self.waiting.clone() });
+    /// Hands a request and its answer over, whose bytes `waiting` counts in part.
+    fn hand_over(&self, sampled: Box<Sampled>, mut waiting: Waiting) {
+        let bytes = sampled.body.as_ref().map_or(0, Bytes::len);
         // A message that is refused gives its bytes back.
-        let is_taken = before.saturating_add(bytes) <= MOST_WAITING && self.queue.try_send(message).is_ok();
+        let is_taken = waiting.grow(bytes, MOST_WAITING)
+            && self.queue.try_send(Message::Sampled(self.route.clone(), sampled, waiting)).is_ok();
         let counter = if is_taken { &self.counters.sampled } else { &self.counters.dropped };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -78,6 +78,8 @@ pub struct Tap {
     /// Length of the JSON of a call of the Open Inference Protocol.
     request_json: Option<HeaderValue>,
     answer: AnswerBytes,
+    /// Memory of the answer's bytes; `None` once there was no room for them.
+    memory: Option<Waiting>,
 }
 
 impl Tap {
@@ -85,7 +87,8 @@ impl Tap {
     pub fn new(sampling: Arc<Sampling>, request: &Fields) -> Self {
         let answer =
             AnswerBytes { bytes: Vec::new(), is_cut: false, coding: Coding::Identity, json: None, is_success: false };
-        Self { sampling, request_json: request.get(&INFERENCE_HEADER_CONTENT_LENGTH).cloned(), answer }
+        let memory = Some(Waiting { bytes: 0, all: sampling.waiting.clone() });
+        Self { sampling, request_json: request.get(&INFERENCE_HEADER_CONTENT_LENGTH).cloned(), answer, memory }
     }
 
     /// Notes the head of the answer.
@@ -98,23 +101,35 @@ impl Tap {
     /// Notes a part of the answer.
     pub fn part(&mut self, part: &[u8]) {
         let answer = &mut self.answer;
-        if !answer.is_success {
-            return;
-        }
+        let Some(memory) = self.memory.as_mut().filter(|_| answer.is_success) else { return };
         let room = MOST_ANSWER.saturating_sub(answer.bytes.len());
         answer.is_cut |= part.len() > room;
-        answer.bytes.extend_from_slice(part.get(..room.min(part.len())).unwrap_or_default());
+        let kept = part.get(..room.min(part.len())).unwrap_or_default();
+        if answer.bytes.capacity() - answer.bytes.len() < kept.len() {
+            let wanted = (answer.bytes.len() + kept.len()).next_power_of_two().min(MOST_ANSWER);
+            if !memory.grow(wanted - answer.bytes.capacity(), MOST_WAITING) {
+                (self.memory, answer.bytes) = (None, Vec::new());
+                return;
+            }
+            answer.bytes.reserve_exact(wanted - answer.bytes.len());
+        }
+        answer.bytes.extend_from_slice(kept);
     }
 
     /// Hands the exchange over, if a target has answered it with success.
     pub fn end(self, ended: Ended<'_>) {
-        let Self { sampling, request_json, answer } = self;
+        let Self { sampling, request_json, answer, memory } = self;
         if !answer.is_success || ended.served_by.is_empty() {
             return;
         }
+        let Some(memory) = memory else {
+            sampling.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
         let body_bytes = u64::try_from(ended.body.map_or(0, Bytes::len)).unwrap_or(u64::MAX);
-        sampling.hand_over(Box::new(Sampled {
+        let sampled = Box::new(Sampled {
             version: ended.served_by.strip_prefix("builtin/").unwrap_or(ended.served_by).into(),
+            caller: places::caller(ended.caller),
             operation: ended.operation,
             is_grpc: ended.is_grpc,
             body: ended.body.filter(|body| body.len() <= MOST_BODY).cloned(),
@@ -127,7 +142,8 @@ impl Tap {
             finish: ended.finish.map(str::to_owned),
             span: ended.span,
             ended: SystemTime::now(),
-        }));
+        });
+        sampling.hand_over(sampled, memory);
     }
 }
 
@@ -135,6 +151,8 @@ impl Tap {
 pub struct Ended<'e> {
     /// Backend, or `builtin/NAME` for a built-in model; empty where neither has answered.
     pub served_by: &'e str,
+    /// Number of the caller's consumer or address.
+    pub caller: u128,
     /// Operation.
     pub operation: Operation,
     /// True for a gRPC call.
@@ -151,4 +169,51 @@ pub struct Ended<'e> {
     pub finish: Option<&'e str>,
     /// Span for what is found.
     pub span: Span,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tap(sampling: &Arc<Sampling>) -> Tap {
+        let mut tap = Tap::new(sampling.clone(), &Fields::default());
+        tap.head(StatusCode::OK, &Fields::default());
+        tap
+    }
+
+    #[test]
+    fn answers_that_are_being_collected_are_bounded_together() {
+        let (queue, mut messages) = mpsc::channel(1024);
+        let (counters, waiting) = (Arc::new(Counters::default()), Arc::new(AtomicUsize::new(0)));
+        let sampling = Arc::new(Sampling::new("r".into(), 1.0, counters.clone(), queue, waiting.clone()));
+        let most = MOST_WAITING / MOST_ANSWER;
+        let mut taps: Vec<Tap> = (0..2 * most).map(|_| tap(&sampling)).collect();
+        for _ in 0..40 {
+            taps.iter_mut().for_each(|tap| tap.part(&[b'x'; MOST_ANSWER / 32]));
+        }
+        let held: usize = taps.iter().map(|tap| tap.answer.bytes.capacity()).sum();
+        assert!(held <= MOST_WAITING && held >= MOST_WAITING / 2, "{held} bytes");
+        assert_eq!(waiting.load(Ordering::Relaxed), held);
+        for tap in taps {
+            tap.end(Ended {
+                served_by: "a",
+                caller: 1,
+                operation: Operation::Chat,
+                is_grpc: false,
+                body: None,
+                is_whole: true,
+                prompt_tokens: None,
+                completion_tokens: None,
+                finish: None,
+                span: Span::none(),
+            });
+        }
+        let [sampled, dropped] = [&counters.sampled, &counters.dropped].map(|count| count.load(Ordering::Relaxed));
+        assert!(sampled > 0 && dropped > 0);
+        assert_eq!(sampled + dropped, 2 * u64::try_from(most).unwrap());
+        while let Ok(message) = messages.try_recv() {
+            drop(message);
+        }
+        assert_eq!(waiting.load(Ordering::Relaxed), 0, "all is given back");
+    }
 }

@@ -12,11 +12,14 @@ use super::feature::{Feature, Recipe, Side};
 use super::pane::{Distances, LEAST_ROWS, Pane, distances};
 use super::reference::ReferenceFile;
 use super::{MOST_TENSORS, TOPICS};
+use crate::places::{Places, Use};
 
 /// Parts of a reference window that one pane covers.
 const PANES: f64 = 28.0;
 /// Length of a pane in seconds where the reference is no window.
 const HOUR: f64 = 3600.0;
+/// Panes of recent requests: the live one and the one before it. A tensor that is in neither gives its place back.
+const RECENT_PANES: f64 = 2.0;
 /// Cosine from which two prompts are of one topic, while topics are found.
 const NEAR: f64 = 0.5;
 /// Embeddings by which topics are found; then they stay, so that shares mean the same over time.
@@ -208,9 +211,9 @@ pub(super) struct RouteState {
     /// Model of the embeddings.
     embedding: Option<Box<str>>,
     /// Names of the tensors of calls that are followed.
-    inputs: Vec<Box<str>>,
+    inputs: Places,
     /// Names of the tensors of answers that are followed.
-    outputs: Vec<Box<str>>,
+    outputs: Places,
 }
 
 /// Comparison of one feature at one target.
@@ -235,9 +238,7 @@ impl RouteState {
         }
         if self.embedding != rules.embedding {
             self.embedding.clone_from(&rules.embedding);
-            self.topics = None;
-            self.learned = 0;
-            self.keep(|feature| !matches!(feature, Feature::Embedding | Feature::Topics));
+            self.forget_vectors();
         }
         if let Reference::File(file) = &rules.reference {
             if file.topics.is_some() && file.embedding == rules.embedding {
@@ -248,26 +249,35 @@ impl RouteState {
                 self.topics.clone_from(&file.topics);
                 self.learned = LEARN;
             }
-            for (followed, of_file) in [(&mut self.inputs, &file.inputs), (&mut self.outputs, &file.outputs)] {
-                for name in of_file {
-                    if !followed.contains(name) {
-                        followed.insert(0, name.clone());
-                    }
-                }
-            }
         }
+        let (inputs, outputs): (&[_], &[_]) = match &rules.reference {
+            Reference::File(file) => (&file.inputs, &file.outputs),
+            Reference::Window(_) | Reference::Stable(_) => (&[], &[]),
+        };
         // Fewer tensors are followed with more targets.
-        self.inputs.truncate(rules.tensors());
-        self.outputs.truncate(rules.tensors());
+        self.inputs.fix(inputs, rules.tensors());
+        self.outputs.fix(outputs, rules.tensors());
+        self.forget_tensors();
+    }
+
+    /// Forgets tensors that are followed no more.
+    fn forget_tensors(&mut self) {
         let (inputs, outputs) = (self.inputs.clone(), self.outputs.clone());
         let is_column =
             |of: &str, name: &str| name.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
         self.keep(|feature| match feature {
             Feature::Input(name) | Feature::InputMissing(name) => inputs.contains(name),
             Feature::Output(name) | Feature::OutputMissing(name) => outputs.contains(name),
-            Feature::OutputClass(name) => outputs.iter().any(|followed| is_column(name, followed)),
+            Feature::OutputClass(name) => outputs.names().any(|followed| is_column(name, followed)),
             _ => true,
         });
+    }
+
+    /// Forgets embeddings and topics, which another model has found.
+    fn forget_vectors(&mut self) {
+        self.topics = None;
+        self.learned = 0;
+        self.keep(|feature| !matches!(feature, Feature::Embedding | Feature::Topics));
     }
 
     /// Forgets what was seen of other features than those that are `kept`.
@@ -280,15 +290,20 @@ impl RouteState {
         }
     }
 
-    /// Counts a request at a target, which returns false for a target that is not watched.
-    pub(super) fn add(&mut self, target: &str, facts: &Facts, now: f64, rules: &Rules) -> bool {
-        let most = rules.tensors();
+    /// Counts a request of a caller at a target; false for a target that is not watched.
+    pub(super) fn add(&mut self, target: &str, caller: u64, facts: &Facts, now: f64, rules: &Rules) -> bool {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of this century")]
+        let (seconds, idle) = (now as u64, (RECENT_PANES * rules.pane()) as u64);
+        let by = Use { caller, now: seconds, idle };
+        let mut is_displaced = false;
         for (followed, seen) in [(&mut self.inputs, &facts.inputs), (&mut self.outputs, &facts.outputs)] {
             for name in Facts::names(seen.as_ref()) {
-                if followed.len() < most && !followed.contains(&name) {
-                    followed.push(name);
-                }
+                let taken = followed.take(&name, by, rules.tensors(), |_| false);
+                is_displaced |= taken.is_some_and(|taken| taken.displaced.is_some());
             }
+        }
+        if is_displaced {
+            self.forget_tensors();
         }
         let Some(version) = self.versions.get_mut(target) else { return false };
         version.turn(now, rules);
@@ -299,6 +314,15 @@ impl RouteState {
     /// Counts the embedding of a request.
     pub(super) fn add_vector(&mut self, target: &str, vector: &[f32], now: f64, rules: &Rules) -> Option<usize> {
         let vector = vector.get(..super::MAX_DIMENSION.min(vector.len()))?;
+        if self.topics.as_ref().is_some_and(|topics| topics.dimension() != vector.len()) {
+            if let Reference::File(file) = &rules.reference
+                && file.topics.is_some()
+            {
+                // Topics of the file stay, and are of another model: no topic is told.
+                return None;
+            }
+            self.forget_vectors();
+        }
         let topics = self.topics.get_or_insert_with(|| Clusters::new(vector.len(), TOPICS, NEAR));
         let topic = if self.learned < LEARN {
             topics.add(vector).ok()?;
@@ -402,8 +426,8 @@ impl RouteState {
             targets: targets.filter(|(_, pane)| pane.rows > 0).collect(),
             topics: self.topics.clone().filter(|_| self.learned >= LEARN),
             embedding: self.embedding.clone(),
-            inputs: self.inputs.clone(),
-            outputs: self.outputs.clone(),
+            inputs: self.inputs.names().map(Box::from).collect(),
+            outputs: self.outputs.names().map(Box::from).collect(),
         }
     }
 
@@ -412,19 +436,17 @@ impl RouteState {
         let topics = self.topics.as_ref().map_or(0, |topics| {
             topics.clusters().iter().map(|cluster| size_of_val(cluster) + cluster.dimension() * size_of::<f64>()).sum()
         });
-        let names = |names: &Vec<Box<str>>| names.iter().map(|name| name.len() + 16).sum::<usize>();
         size_of::<Self>()
             + topics
-            + names(&self.inputs)
-            + names(&self.outputs)
+            + self.inputs.bytes()
+            + self.outputs.bytes()
             + self.versions.iter().map(|(name, version)| name.len() + version.bytes()).sum::<usize>()
     }
 
     /// True if no reader can be misled: of a state that was read from a file.
     pub(super) fn is_consistent(&self) -> bool {
-        let names = |names: &Vec<Box<str>>| {
-            names.len() <= MOST_TENSORS && names.iter().all(|name| name.len() <= super::MAX_NAME)
-        };
+        let names =
+            |names: &Places| names.len() <= MOST_TENSORS && names.names().all(|name| name.len() <= super::MAX_NAME);
         let topics = self.topics.as_ref().is_none_or(|topics| {
             topics.clusters().len() <= TOPICS
                 && topics.clusters().iter().all(|cluster| cluster.dimension() <= super::MAX_DIMENSION)
@@ -438,6 +460,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
 
+    use super::super::pane::Values;
     use super::*;
 
     const WEEK: f64 = 7.0 * 86_400.0;
@@ -473,7 +496,7 @@ mod tests {
         let mut crossings = Vec::new();
         for n in 0..number {
             let now = from + seconds * n as f64 / number as f64;
-            assert!(state.add(target, &facts(random, is_shifted), now, rules));
+            assert!(state.add(target, 1, &facts(random, is_shifted), now, rules));
             if n % 50 == 49 {
                 crossings.extend(state.look(now, rules));
             }
@@ -540,7 +563,7 @@ mod tests {
             state.versions["a"].courses.values().all(|course| !course.is_drifted),
             "two months ago is no reference"
         );
-        assert!(!state.add("z", &Facts::default(), later, &rules));
+        assert!(!state.add("z", 1, &Facts::default(), later, &rules));
     }
 
     #[test]
@@ -553,17 +576,53 @@ mod tests {
             (0..8).map(|n| if n == axis { 1.0 } else { below(&mut random, 100) as f32 / 1_000.0 }).collect()
         };
         for n in 0..900 {
-            state.add("a", &Facts::default(), 1.8e9, &rules);
-            state.add("b", &Facts::default(), 1.8e9, &rules);
+            state.add("a", 1, &Facts::default(), 1.8e9, &rules);
+            state.add("b", 1, &Facts::default(), 1.8e9, &rules);
             assert_eq!(state.add_vector("a", &vector(n % 3), 1.8e9, &rules).is_some(), n >= 128);
             state.add_vector("b", &vector(if n < 128 { n % 3 } else { 2 }), 1.8e9, &rules);
         }
         let crossings = state.look(1.8e9 + 1.0, &rules);
         let features: Vec<String> = crossings.iter().map(|one| format!("{} {}", one.target, one.feature)).collect();
         assert_eq!(features, ["b embedding", "b topics"]);
+        // A model of the same name with other vectors: nothing is mixed, and new topics are found.
+        for n in 0..900 {
+            let vector: Vec<f32> = (0..12).map(|axis| if axis == n % 3 { 1.0 } else { 0.01 }).collect();
+            assert_eq!(state.add_vector("a", &vector, 1.8e9, &rules).is_some(), n >= 256, "{n}");
+        }
+        let Some(Values::Centre(centre)) = state.versions["a"].live.features.get(&Feature::Embedding) else { panic!() };
+        assert_eq!((centre.dimension(), centre.count()), (12, 900));
+        assert!(!state.versions["b"].live.features.contains_key(&Feature::Topics), "those of the other model are gone");
         rules.embedding = Some("other".into());
         state.adopt(&rules);
         assert!(state.topics.is_none() && !state.versions["a"].live.features.contains_key(&Feature::Topics));
+    }
+
+    #[test]
+    fn tensors_of_one_caller_leave_places_to_those_of_others_and_unused_ones_are_forgotten() {
+        use crate::protocol::oip::{TensorElements, TensorValues};
+        let rules = rules(Reference::Window(28.0 * 3_600.0), &["a"]);
+        let mut state = RouteState::default();
+        state.adopt(&rules);
+        let add = |state: &mut RouteState, caller: u64, name: String, now: f64| {
+            let elements = TensorElements::Numbers(vec![1.0]);
+            let inputs = Some(vec![TensorValues { name, shape: vec![1], elements, is_whole: true }]);
+            state.add("a", caller, &Facts { inputs, ..Facts::default() }, now, &rules);
+        };
+        let followed = |state: &RouteState, name: &str| {
+            let feature = Feature::Input(name.into());
+            state.versions["a"].panes().iter().any(|pane| pane.features.contains_key(&feature))
+        };
+        let now = 1.8e9;
+        (0..100).for_each(|n| add(&mut state, 1, format!("x{n}"), now));
+        assert!(followed(&state, "x15") && !followed(&state, "x16"));
+        (0..3).for_each(|n| add(&mut state, 2, format!("y{n}"), now));
+        (100..200).for_each(|n| add(&mut state, 1, format!("x{n}"), now));
+        assert!((0..3).all(|n| followed(&state, &format!("y{n}"))));
+        assert!(!followed(&state, "x0") && followed(&state, "x15"));
+        let names: BTreeSet<_> = state.versions["a"].live.features.keys().filter_map(Feature::tensor).collect();
+        assert_eq!(names.len(), 16);
+        add(&mut state, 1, "z".to_owned(), now + 3.0 * 3_600.0);
+        assert!(followed(&state, "z"));
     }
 
     #[test]
@@ -603,7 +662,7 @@ mod tests {
                 };
                 (facts.inputs, facts.outputs) = (Some(tensors("i")), Some(tensors("o")));
                 let target = targets[usize::try_from(n).unwrap() % targets.len()];
-                state.add(target, &facts, now, &rules);
+                state.add(target, n % 7, &facts, now, &rules);
                 let vector: Vec<f32> = (0..1_536).map(|_| below(&mut random, 1_000) as f32 - 500.0).collect();
                 state.add_vector(target, &vector, now, &rules);
                 if n % 300 == 299 {

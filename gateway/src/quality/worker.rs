@@ -19,6 +19,7 @@ use super::state::{Crossing, RouteState, Rules};
 use super::{Published, files};
 use crate::builtin::{LoadedModel, idle_vector};
 use crate::clock::unix_fraction;
+use crate::restarting;
 use crate::telemetry::{LogThrottle, names};
 
 /// Messages that wait.
@@ -48,9 +49,13 @@ pub(super) enum Message {
     Reference(String, oneshot::Sender<Option<ReferenceFile>>),
     /// The process ends; what has changed is written first.
     Stop(oneshot::Sender<()>),
+    /// A defect, to test what follows.
+    #[cfg(test)]
+    Panic,
 }
 
 /// Route that is watched.
+#[derive(Clone)]
 pub(super) struct Watched {
     /// Name.
     pub name: Arc<str>,
@@ -101,19 +106,26 @@ pub(super) struct Worker {
 /// # Errors
 /// The system has no thread.
 pub(super) fn start(messages: mpsc::Receiver<Message>, published: Arc<Published>) -> std::io::Result<()> {
+    start_with(messages, published, restarting::FIRST_PAUSE)
+}
+
+fn start_with(
+    mut messages: mpsc::Receiver<Message>,
+    published: Arc<Published>,
+    first_pause: Duration,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("quality".to_owned()).spawn(move || {
         // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
         #[cfg(target_os = "linux")]
         let _ = unsafe { libc::nice(NICENESS) };
-        let worker = Worker {
-            routes: HashMap::new(),
-            published,
-            embedding: None,
-            embedded: None,
-            unwritten: LogThrottle::default(),
-        };
-        runtime.block_on(worker.run(messages));
+        let mut watched = Vec::new();
+        // The sample that met a defect is gone, the sketches are read again as they were written last.
+        let life = || runtime.block_on(Worker::new(published.clone()).run(&mut messages, &mut watched));
+        restarting::until_end(first_pause, life, |reason, pause| {
+            published.panicked();
+            tracing::error!(event = "quality_panicked", reason, retry_after = pause.as_secs_f64());
+        });
     })?;
     Ok(())
 }
@@ -123,7 +135,16 @@ fn now() -> f64 {
 }
 
 impl Worker {
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    fn new(published: Arc<Published>) -> Self {
+        let unwritten = LogThrottle::default();
+        Self { routes: HashMap::new(), published, embedding: None, embedded: None, unwritten }
+    }
+
+    /// Runs until it is stopped. `watched` has the routes of the running configuration, for the next life after a panic.
+    async fn run(mut self, messages: &mut mpsc::Receiver<Message>, watched: &mut Vec<Watched>) {
+        if !watched.is_empty() {
+            self.adopt(watched.clone());
+        }
         let mut write = tokio::time::interval(WRITE_EVERY);
         write.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = Instant::now();
@@ -135,10 +156,13 @@ impl Worker {
                         self.sampled(&route, *sampled);
                         drop(waiting);
                     }
-                    Some(Message::Adopt(watched)) => {
-                        self.adopt(watched);
+                    Some(Message::Adopt(routes)) => {
+                        watched.clone_from(&routes);
+                        self.adopt(routes);
                         self.look();
                     }
+                    #[cfg(test)]
+                    Some(Message::Panic) => panic!("as the test wants it"),
                     Some(Message::Reference(route, answer)) => {
                         let file = self.routes.get(route.as_str()).map(|kept| kept.state.to_reference(&route, now()));
                         let _ = answer.send(file);
@@ -181,11 +205,11 @@ impl Worker {
         if !facts.is_call {
             return;
         }
-        let Sampled { version, mut span, ended, .. } = sampled;
+        let Sampled { version, caller, mut span, ended, .. } = sampled;
         if facts.is_unreadable {
             kept.watched.counters.unreadable.fetch_add(1, Ordering::Relaxed);
         }
-        if !kept.state.add(&version, &facts, unix_fraction(ended), &kept.watched.rules) {
+        if !kept.state.add(&version, caller, &facts, unix_fraction(ended), &kept.watched.rules) {
             return;
         }
         (kept.is_dirty, kept.is_fresh) = (true, true);
@@ -292,6 +316,37 @@ fn restored(folder: &Path, route: &str) -> RouteState {
         Err(e) => {
             tracing::error!(event = "quality_not_restored", route = %route, folder = %folder.display(), reason = %e);
             RouteState::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quality::Reference;
+
+    #[tokio::test]
+    async fn after_a_panic_the_task_begins_again_with_the_routes_that_it_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (queue, messages) = mpsc::channel(8);
+        let published = Arc::new(Published::default());
+        start_with(messages, published.clone(), Duration::from_millis(1)).unwrap();
+        let rules = Rules {
+            reference: Reference::Window(3600.0),
+            inputs: 0.2,
+            outputs: 0.2,
+            targets: vec!["a".into()],
+            embedding: None,
+        };
+        let (name, counters, folder) = ("r".into(), Arc::default(), folder.path().to_owned());
+        let watched = Watched { name, rules, share: 1.0, model: None, counters, folder };
+        assert!(queue.send(Message::Adopt(vec![watched])).await.is_ok());
+        for panics in 1..4 {
+            assert!(queue.send(Message::Panic).await.is_ok());
+            let (answer, file) = oneshot::channel();
+            assert!(queue.send(Message::Reference("r".to_owned(), answer)).await.is_ok());
+            assert!(file.await.unwrap().is_some(), "the route is watched again");
+            assert_eq!(published.panics(), panics);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Part of a rollout that the requests of its route share: one number that they read, and inboxes in which they leave what they saw.
 
 use std::cell::Cell;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use sha2::{Digest, Sha256};
+use siphasher::sip::SipHasher13;
+use spillway_statistics::Version;
 use tokio::sync::Notify;
 
 use super::observation::Observation;
@@ -13,7 +17,7 @@ use crate::clock::now_millis;
 
 /// Inboxes of a rollout, each with a lock of its own: about as many as threads that serve requests.
 const SHARDS: usize = 8;
-/// Most observations of an inbox, 72 bytes each. The controller empties them five times a second and when one is half full, so
+/// Most observations of an inbox, 88 bytes each. The controller empties them five times a second and when one is half full, so
 /// that only one that is held up loses any.
 const MOST: usize = 2048;
 
@@ -79,6 +83,57 @@ impl Present {
     }
 }
 
+/// Cells of consumers by their hash.
+const CELLS: usize = 256;
+/// Consumers from which on one is a unit of the judge: a quarter of them is as many units as a version needs at least.
+const MANY: f64 = 32.0;
+/// Requests after which the consumers are counted again.
+const COUNT_EVERY: u32 = 256;
+
+/// Consumers whose requests the rollout has seen: how many there are, weighed by their requests.
+#[derive(Debug)]
+struct Consumers {
+    cells: Box<[AtomicU32]>,
+    total: AtomicU32,
+    are_many: AtomicBool,
+}
+
+impl Consumers {
+    fn new() -> Self {
+        let cells = (0..CELLS).map(|_| AtomicU32::new(0)).collect();
+        Self { cells, total: AtomicU32::new(0), are_many: AtomicBool::new(false) }
+    }
+
+    /// Counts a request; true while there are many consumers, of which none makes most of the requests.
+    fn count(&self, consumer: u64) -> bool {
+        let cell = usize::try_from(consumer % CELLS as u64).unwrap_or(0);
+        if let Some(cell) = self.cells.get(cell) {
+            cell.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.total.fetch_add(1, Ordering::Relaxed) % COUNT_EVERY == COUNT_EVERY - 1 {
+            self.weigh();
+        }
+        self.are_many.load(Ordering::Relaxed)
+    }
+
+    /// Effective number: as many consumers with equal requests would have the same sum of squares.
+    #[cold]
+    fn weigh(&self) {
+        let counts = || self.cells.iter().map(|cell| f64::from(cell.load(Ordering::Relaxed)));
+        let (sum, squares) = (counts().sum::<f64>(), counts().map(|count| count * count).sum::<f64>());
+        self.are_many.store(sum * sum >= MANY * squares, Ordering::Relaxed);
+    }
+}
+
+/// Caller of a request, as far as it is known and sticky.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UnitOf<'k> {
+    /// Number of the consumer; `None` for a caller that is not known.
+    pub consumer: Option<u128>,
+    /// Value of the sticky header, if the route and the request have one.
+    pub key: Option<&'k [u8]>,
+}
+
 /// Rollout as the requests of its route see it.
 #[derive(Debug)]
 pub struct LiveRollout {
@@ -86,6 +141,10 @@ pub struct LiveRollout {
     pub candidate: Arc<str>,
     /// True if a metric needs the costs of answers.
     pub needs_costs: bool,
+    /// Keys of the hashes that draw versions and number units: of the rollout's identity, which callers do not know, so that
+    /// nobody can compute a header that leads to a version. The same at all gateways and after restarts.
+    keys: (u64, u64),
+    consumers: Consumers,
     present: AtomicU64,
     /// Time since which the weight is as it is.
     since: AtomicU64,
@@ -95,17 +154,60 @@ pub struct LiveRollout {
 }
 
 impl LiveRollout {
-    /// Rollout with this split. `lost` counts observations that found no room, `wake` wakes the controller.
-    pub fn new(candidate: &str, needs_costs: bool, present: Present, lost: Counter, wake: Arc<Notify>) -> Self {
+    /// Rollout of this identity with this split. `lost` counts observations that found no room, `wake` wakes the controller.
+    pub fn new(
+        candidate: &str,
+        identity: &str,
+        needs_costs: bool,
+        present: Present,
+        lost: Counter,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let digest = Sha256::digest(identity.as_bytes());
+        let [a, b, c, d, e, f, g, h, rest @ ..] = <[u8; 32]>::from(digest);
+        let [i, j, k, l, m, n, o, p, ..] = rest;
+        let keys = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p]));
         Self {
             candidate: candidate.into(),
             needs_costs,
+            keys,
+            consumers: Consumers::new(),
             present: AtomicU64::new(present.bits()),
             since: AtomicU64::new(now_millis()),
             inboxes: (0..SHARDS).map(|_| Mutex::default()).collect(),
             lost,
             wake,
         }
+    }
+
+    fn hash(&self, of: &impl Hash) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
+        of.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Lot of a caller, from 0 to 1: it is the candidate's while it is below the candidate's share. Of a sticky caller always the
+    /// same, of its consumer and its key together; of another one random.
+    pub fn lot(&self, of: UnitOf<'_>) -> f64 {
+        let random = of.key.map_or_else(rand::random, |key| self.hash(&("lot", of.consumer, key)));
+        crate::balancing::unit(random)
+    }
+
+    /// Number of the unit that a request belongs to, for the judge. Requests of one unit may resemble each other: those of a
+    /// consumer where there are many consumers, else those of a consumer with one key. Without either each is a unit.
+    pub fn unit(&self, of: UnitOf<'_>) -> u64 {
+        let consumer = of.consumer.map(|consumer| self.hash(&("consumer", consumer)));
+        let are_many = consumer.is_some_and(|consumer| self.consumers.count(consumer));
+        match (consumer.filter(|_| are_many), of.key) {
+            (Some(consumer), _) => consumer,
+            (None, Some(key)) => self.hash(&("unit", of.consumer, key)),
+            (None, None) => rand::random(),
+        }
+    }
+
+    /// Version that a target of this name belongs to.
+    pub fn version_of(&self, target: &str) -> Version {
+        if *self.candidate == *target { Version::Candidate } else { Version::Stable }
     }
 
     /// Split of this moment: one atomic read.
@@ -167,13 +269,61 @@ fn own_place() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use spillway_statistics::Version;
-
     use super::*;
 
     fn live() -> LiveRollout {
+        of_identity("one")
+    }
+
+    fn of_identity(identity: &str) -> LiveRollout {
         let present = Present { split: Split::Stable, epoch: 0 };
-        LiveRollout::new("v2", false, present, Counter::default(), Arc::default())
+        LiveRollout::new("v2", identity, false, present, Counter::default(), Arc::default())
+    }
+
+    #[test]
+    fn a_lot_is_of_the_consumer_and_the_key_together_and_of_the_rollout() {
+        let (live, other) = (live(), of_identity("two"));
+        let of = |consumer, key: &'static str| UnitOf { consumer, key: Some(key.as_bytes()) };
+        let lots = [
+            live.lot(of(Some(1), "a")),
+            live.lot(of(Some(2), "a")),
+            live.lot(of(Some(1), "b")),
+            live.lot(of(None, "a")),
+            other.lot(of(Some(1), "a")),
+        ];
+        for (n, lot) in lots.iter().enumerate() {
+            assert!((0.0..1.0).contains(lot) && lots[..n].iter().all(|before| before != lot), "{lots:?}");
+        }
+        assert_eq!(lots[0], live.lot(of(Some(1), "a")), "sticky");
+        let free = UnitOf { consumer: Some(1), key: None };
+        assert_ne!(live.lot(free), live.lot(free));
+    }
+
+    #[test]
+    fn a_consumer_is_one_unit_where_there_are_many_and_its_keys_are_where_there_are_few() {
+        let units = |consumers: u128, loud: usize| {
+            let live = live();
+            let mut units = std::collections::HashMap::<u128, std::collections::HashSet<u64>>::new();
+            for n in 0..20_000_u32 {
+                let consumer = u128::from(n) % consumers;
+                let key = n.to_string();
+                let of = UnitOf { consumer: Some(consumer), key: Some(key.as_bytes()) };
+                for _ in 0..if consumer == 0 { loud } else { 1 } {
+                    let unit = live.unit(of);
+                    if n >= 10_000 {
+                        units.entry(consumer).or_default().insert(unit);
+                    }
+                }
+            }
+            units.values().map(std::collections::HashSet::len).min().unwrap()
+        };
+        assert_eq!(units(100, 1), 1, "a caller with many keys is one");
+        assert_eq!(units(4, 1), 2_500);
+        assert_eq!(units(100, 500), 100, "one that makes nearly all requests leaves too few units");
+        let live = live();
+        let key = UnitOf { consumer: None, key: Some(b"x") };
+        assert_eq!(live.unit(key), live.unit(key));
+        assert_ne!(live.unit(UnitOf::default()), live.unit(UnitOf::default()));
     }
 
     #[test]

@@ -34,8 +34,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::feedback::{LabelSink, Score};
+use crate::restarting;
 pub use command::{Command, CommandError};
-pub use live::{LiveRollout, Present, Split};
+use course::Course;
+pub use live::{LiveRollout, Present, Split, UnitOf};
 pub use observation::Observation;
 pub use opening::RolloutsError;
 pub use plan::{PlanError, RolloutPlan, Versions};
@@ -91,6 +93,20 @@ struct Adopted {
     store: Option<OpenStore>,
     /// Rollouts that the controller has not taken over yet.
     pending: Option<Vec<Prepared>>,
+    /// True once the process has a configuration: a rollout of a later one is new, not one that a restart resumes.
+    is_running: bool,
+}
+
+impl Adopted {
+    /// Hands all rollouts to a controller that knows none: it goes on with what the store has.
+    fn resume(&mut self) {
+        let pending = self.pending.take().unwrap_or_default();
+        let all = self.live.values().map(|(plan, live)| {
+            let is_added = pending.iter().any(|one| one.is_added && one.plan.name() == plan.name());
+            Prepared { plan: plan.clone(), live: live.clone(), course: None, is_added }
+        });
+        self.pending = Some(all.collect());
+    }
 }
 
 /// Store with its place in the configuration.
@@ -183,9 +199,9 @@ impl Rollouts {
         plans: Vec<Arc<RolloutPlan>>,
         written: &StateStore,
     ) -> Result<PreparedRollouts, RolloutsError> {
-        let (running, store) = {
+        let (running, store, is_running) = {
             let adopted = self.0.adopted.lock();
-            (adopted.live.clone(), adopted.store.clone())
+            (adopted.live.clone(), adopted.store.clone(), adopted.is_running)
         };
         if plans.is_empty() {
             return Ok(PreparedRollouts { all: Vec::new(), store });
@@ -199,14 +215,20 @@ impl Rollouts {
         for plan in plans {
             let known = running.get(plan.name()).filter(|(known, _)| known.identity() == plan.identity());
             let prepared = match known {
-                Some((_, live)) => Prepared { plan, live: live.clone(), course: None },
+                Some((_, live)) => Prepared { plan, live: live.clone(), course: None, is_added: false },
                 None => {
-                    let course = restore::course(&*store.store, &plan).await?;
+                    let mut course = restore::course(&*store.store, &plan).await?;
+                    let is_added = is_running && !running.contains_key(plan.name());
+                    // The controller decides what becomes of one that was under way once; until then stable gets all.
+                    let is_old =
+                        |course: &Course| course.record().started_at.is_some() && !course.record().state.is_end();
+                    course = course.filter(|course| !(is_added && is_old(course)));
                     let present = course.as_ref().map_or(restore::UNKNOWN, presented);
                     let needs_costs = plan.metrics.contains(&spillway_config::schema::RolloutMetric::CostPerRequest);
                     let (lost, wake) = (self.0.lost.clone(), self.0.wake.clone());
-                    let live = LiveRollout::new(&plan.schedule.candidate, needs_costs, present, lost, wake);
-                    Prepared { plan, live: Arc::new(live), course }
+                    let (candidate, identity) = (&plan.schedule.candidate, plan.identity());
+                    let live = LiveRollout::new(candidate, identity, needs_costs, present, lost, wake);
+                    Prepared { plan, live: Arc::new(live), course, is_added }
                 }
             };
             all.push(prepared);
@@ -233,6 +255,7 @@ impl Rollouts {
     /// Makes prepared rollouts those of the running configuration. The controller ends the ones that are no more.
     pub(crate) fn adopt(&self, prepared: PreparedRollouts) {
         let mut adopted = self.0.adopted.lock();
+        adopted.is_running = true;
         if prepared.all.is_empty() && adopted.live.is_empty() {
             return;
         }
@@ -245,11 +268,12 @@ impl Rollouts {
         let before = adopted.pending.take().unwrap_or_default();
         let mut all = prepared.all;
         for one in &mut all {
-            if one.course.is_none() {
-                one.course = before
+            if one.course.is_none()
+                && let Some(earlier) = before
                     .iter()
                     .find(|earlier| earlier.plan.name() == one.plan.name() && Arc::ptr_eq(&earlier.live, &one.live))
-                    .and_then(|earlier| earlier.course.clone());
+            {
+                (one.course, one.is_added) = (earlier.course.clone(), earlier.is_added);
             }
         }
         adopted.pending = Some(all);
@@ -263,14 +287,23 @@ impl Rollouts {
 
     /// Starts the controller. Further calls do nothing.
     fn start(&self, store: OpenStore) {
-        let Some(orders) = self.0.orders.lock().take() else { return };
+        let Some(mut orders) = self.0.orders.lock().take() else { return };
         let Ok(runtime) = Handle::try_current() else {
             tracing::error!(event = "rollouts_not_started", reason = "no runtime");
             return;
         };
         let shared = self.0.clone();
         // A thread of its own: a judgement takes milliseconds, which no request waits for.
-        let run = move || runtime.clone().block_on(controller::run(shared, store, orders, runtime));
+        let run = move || {
+            let life = || {
+                let run = controller::run(shared.clone(), store.clone(), &mut orders, runtime.clone());
+                runtime.block_on(run);
+            };
+            restarting::until_end(restarting::FIRST_PAUSE, life, |reason, pause| {
+                tracing::error!(event = "rollouts_panicked", reason, retry_after = pause.as_secs_f64());
+                shared.adopted.lock().resume();
+            });
+        };
         if let Err(e) = std::thread::Builder::new().name("rollouts".into()).spawn(run) {
             tracing::error!(event = "rollouts_not_started", reason = %e, "weights stay as they are");
         }

@@ -4,10 +4,10 @@ use spillway_config::schema::RolloutMetric;
 use spillway_statistics::Version;
 
 /// Figures of one request, of the version that it was assigned to. Single precision, whose seven digits are more than clocks
-/// have; 72 bytes.
+/// have; 88 bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
-    /// Hash of the sticky key; a random number where there is none.
+    /// Number of the unit that the request belongs to ([`super::LiveRollout::unit`]).
     pub unit: u64,
     /// Number of the weight under which the request was assigned ([`super::Present`]).
     pub epoch: u32,
@@ -33,6 +33,12 @@ pub struct Observation {
     pub output_tokens: Option<f32>,
     /// Score of a caller; such an observation has nothing else.
     pub score: Option<f32>,
+    /// True if the request goes on, or was left by its caller: it is not concluded and counts in no share.
+    pub is_part: bool,
+    /// Seconds after which a caller left without the whole answer.
+    pub left_after: Option<f32>,
+    /// True if the caller left before the first content of a stream.
+    pub left_before_first_token: bool,
 }
 
 impl Observation {
@@ -52,6 +58,9 @@ impl Observation {
             cost: None,
             output_tokens: None,
             score: None,
+            is_part: false,
+            left_after: None,
+            left_before_first_token: false,
         }
     }
 
@@ -60,6 +69,9 @@ impl Observation {
         let share = |is: bool| f64::from(u8::from(is));
         if self.score.is_some() || metric == RolloutMetric::Feedback {
             return self.score.filter(|_| metric == RolloutMetric::Feedback).map(f64::from);
+        }
+        if self.is_part && metric.is_share() {
+            return None;
         }
         match metric {
             RolloutMetric::ErrorRate => Some(share(self.is_error)),
@@ -79,5 +91,22 @@ impl Observation {
             RolloutMetric::TruncationRate => self.truncated.map(share),
             RolloutMetric::Feedback => None,
         }
+    }
+
+    /// Least value of a metric that the request would have had; `None` where no caller left it.
+    pub fn at_least(&self, metric: RolloutMetric) -> Option<f64> {
+        let left = self.left_after?;
+        let is_left = match metric {
+            RolloutMetric::LatencyP50
+            | RolloutMetric::LatencyP95
+            | RolloutMetric::LatencyP99
+            | RolloutMetric::LatencyMean => true,
+            RolloutMetric::FirstTokenP50
+            | RolloutMetric::FirstTokenP95
+            | RolloutMetric::FirstTokenP99
+            | RolloutMetric::FirstTokenMean => self.left_before_first_token,
+            _ => false,
+        };
+        is_left.then(|| f64::from(left))
     }
 }

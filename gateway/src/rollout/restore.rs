@@ -20,6 +20,8 @@ pub(super) struct Prepared {
     pub(super) live: Arc<LiveRollout>,
     /// Course as the store has it; `None` for a rollout that runs in this process, and where the store does not answer.
     pub(super) course: Option<Course>,
+    /// True for a rollout that an edit has added to a running process.
+    pub(super) is_added: bool,
 }
 
 /// Reads the course of a rollout: where it was, its end if its identity was decided before, or its beginning. `None` where

@@ -543,8 +543,13 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     fn observe(&mut self, part: Bytes) -> Bytes {
+        let had_content = self.state.content_seen;
         let Exchange { outcome, started, .. } = &mut *self.exchange;
-        observe(self.attempt, outcome, *started, &mut self.state, &mut self.passing, part)
+        let part = observe(self.attempt, outcome, *started, &mut self.state, &mut self.passing, part);
+        if self.state.content_seen && !had_content && self.exchange.rollout.is_some() {
+            self.exchange.tell_first_token(&self.attempt.backend.name);
+        }
+        part
     }
 
     /// Session of the client for one write, the server's side that goes on meanwhile, and the limits of the write.

@@ -252,6 +252,7 @@ async fn serve(
     let limits = limits(attempt, upgrade, session, exchange);
     let mut socket = SocketOutcome { opened_after: clock::since(exchange.started), bytes_in: 0, end: None };
     exchange.outcome.socket = Some(socket);
+    exchange.tell_socket(&attempt.backend.name);
     let _open = OpenSocket::enter(&attempt.route.metrics);
     let facts = facts(attempt, upgrade, exchange);
     let caller = facts.caller.as_ref();

@@ -111,6 +111,23 @@ impl Classes {
         }
     }
 
+    /// Counts a class as `into` from now on, together with all predictions so far. A prediction of one for the other was wrong and
+    /// stays in no count: it is no hit of the two together.
+    pub fn fold(&mut self, class: usize, into: usize) {
+        if class == into || class >= self.classes || into >= self.classes {
+            return;
+        }
+        for (predicted, labelled) in (0..self.classes).flat_map(|other| [(class, other), (other, class)]) {
+            let count = self.cell(predicted, labelled).map_or(0, std::mem::take);
+            let place = |of: usize| if of == class { into } else { of };
+            if (predicted == labelled || (predicted != into && labelled != into))
+                && let Some(cell) = self.cell(place(predicted), place(labelled))
+            {
+                *cell += count;
+            }
+        }
+    }
+
     /// Adds another accumulator of as many classes; one of another number of classes is passed over.
     pub fn merge(&mut self, other: &Self) {
         if self.classes == other.classes {

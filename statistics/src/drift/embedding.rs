@@ -161,6 +161,12 @@ impl Clusters {
         Ok(self.clusters.iter().map(cosine).enumerate().max_by(|one, other| one.1.total_cmp(&other.1)))
     }
 
+    /// Numbers of a vector.
+    #[must_use]
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
     /// Clusters in the order in which they were founded.
     #[must_use]
     pub fn clusters(&self) -> &[Centroid] {

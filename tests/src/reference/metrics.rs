@@ -265,6 +265,7 @@ const GROUPS: &[Group] = &[
             ("spillway_quality_embeddings", &[ROUTE, ("outcome", List(&["done", "left_out"]))], "prompts"),
             ("spillway_quality_embedding_seconds", &[ROUTE], "seconds"),
             ("spillway_quality_write_failures", &[], "writes"),
+            ("spillway_quality_panics", &[], "panics"),
         ],
     ),
     (

@@ -175,6 +175,13 @@ impl Course {
         }
     }
 
+    /// Adds the time after which a caller left without the value of a metric, which would have been at least that.
+    pub fn observe_at_least(&mut self, metric: usize, version: Version, unit: u64, bound: f64) {
+        if let Some(judge) = &mut self.own.judge {
+            judge.observe_at_least(metric, version, unit, bound);
+        }
+    }
+
     /// Looks at the counts of all gateways, `others` being those of the other ones under the present key, and makes the
     /// transitions that follow.
     ///

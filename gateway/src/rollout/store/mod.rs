@@ -73,6 +73,9 @@ pub trait RolloutStore: Send + Sync + 'static {
     /// Name of this gateway in the store.
     fn gateway(&self) -> &str;
 
+    /// Names of the rollouts of a store that no other gateway shares; none where others may have rollouts of their own there.
+    async fn names(&self) -> Result<Vec<String>, StoreError>;
+
     /// State of a rollout with its history.
     async fn load(&self, name: &str) -> Result<Option<Stored>, StoreError>;
 

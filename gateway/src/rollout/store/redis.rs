@@ -146,6 +146,10 @@ impl RolloutStore for RedisStore {
         &self.me
     }
 
+    async fn names(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
     async fn load(&self, name: &str) -> Result<Option<Stored>, StoreError> {
         let mut connection = self.connection().await?;
         let mut both = redis::pipe();

@@ -141,6 +141,17 @@ impl SqliteStore {
         }
     }
 
+    /// Makes the disk hang until the sender is dropped.
+    #[cfg(test)]
+    pub(in crate::rollout) fn hang(&self) -> std::sync::mpsc::Sender<()> {
+        let (hanging, released) = std::sync::mpsc::channel::<()>();
+        let job: Job = Box::new(move |_| {
+            let _ = released.recv();
+        });
+        assert!(self.jobs.lock().as_ref().is_some_and(|jobs| jobs.try_send(job).is_ok()));
+        hanging
+    }
+
     async fn claim(&self) -> Result<u64, StoreError> {
         let fence = self
             .run(|file| {
@@ -239,6 +250,14 @@ fn keep_history(batch: &Transaction<'_>, name: &str, entries: &[String]) -> rusq
 impl RolloutStore for SqliteStore {
     fn gateway(&self) -> &str {
         GATEWAY
+    }
+
+    async fn names(&self) -> Result<Vec<String>, StoreError> {
+        self.run(|file| {
+            let mut rows = file.prepare("SELECT name FROM rollouts ORDER BY name")?;
+            Ok(rows.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })
+        .await
     }
 
     async fn load(&self, name: &str) -> Result<Option<Stored>, StoreError> {

@@ -312,7 +312,7 @@ impl Metrics {
         if let Some(samples) = samples.feedback {
             now::feedback(&mut now, samples);
         }
-        now::quality(&mut now, samples.quality, samples.quality_write_failures);
+        now::quality(&mut now, samples.quality, samples.quality_write_failures, samples.quality_panics);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
         now::counter(

@@ -289,6 +289,8 @@ pub struct Samples<'s> {
     pub quality: &'s [QualitySample],
     /// Failed writes of their sketches.
     pub quality_write_failures: u64,
+    /// Panics of the thread that looks at sampled requests.
+    pub quality_panics: u64,
     /// Dropped log lines.
     pub log_dropped: u64,
 }
@@ -466,7 +468,7 @@ pub(super) fn budgets(r: &mut Registry, samples: &[BudgetSample]) {
     r.register("spillway_budget_limit", "Limit of a budget", limit);
 }
 
-pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failures: u64) {
+pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failures: u64, panics: u64) {
     let distance = FloatGauges::default();
     let limit = FloatGauges::default();
     let drifted = Gauges::default();
@@ -514,6 +516,8 @@ pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failure
     r.register("spillway_quality_embeddings", "Prompts that were turned into embeddings, or left out", embeddings);
     r.register("spillway_quality_embedding_seconds", "Time of these embeddings", seconds);
     counter(r, "spillway_quality_write_failures", "Failed writes of sketches", write_failures);
+    let help = "Panics of the thread that looks at sampled requests, after each of which it began again";
+    counter(r, "spillway_quality_panics", help, panics);
 }
 
 /// Most endpoints with series here: as many as have counters.

@@ -1,7 +1,10 @@
 //! Controller: the one writer of every rollout. It gathers observations, looks, asks gates, carries out commands, and writes each
 //! transition to the store before requests see it.
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,22 +29,33 @@ const SYNC: Duration = Duration::from_secs(1);
 /// Time between two tidyings of the store, which also keep alive what a server would let expire after a week.
 const TIDY: Duration = Duration::from_secs(86_400);
 
+/// Ends that wait for a store that fails: more than a person edits meanwhile.
+const ENDINGS: usize = 64;
+
 /// Reason of the end of a rollout that an edit has changed.
 const EDITED: &str = "the rollout or its candidate was edited";
+/// Reason of the end of a rollout that an edit has removed.
+const REMOVED: &str = "the rollout was removed from the file";
+/// Reason of the end of a rollout that the file did not have for a while, in which this gateway did not run or had no rollouts.
+const ABSENT: &str = "the rollout was removed from the file, and added again later";
 
 /// Runs until it is closed.
-pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, mut orders: mpsc::Receiver<Order>, runtime: Handle) {
+pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, orders: &mut mpsc::Receiver<Order>, runtime: Handle) {
     let mut controller = Controller {
         is_shared: matches!(store.written, spillway_config::schema::StateStore::Shared(_)),
         store: store.store,
         shared: shared.clone(),
         runtime,
         all: BTreeMap::new(),
+        endings: VecDeque::new(),
+        is_swept: false,
         tidied: Instant::now(),
     };
     loop {
         controller.adopt_pending().await;
+        controller.finish().await;
         controller.tick().await;
+        controller.sweep().await;
         if controller.tidied.elapsed() >= TIDY {
             controller.tidy().await;
         }
@@ -65,7 +79,7 @@ pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, mut orders: mpsc:
                 None => return,
             },
             () = shared.wake.notified() => {}
-            () = tokio::time::sleep(controller.pause()), if !controller.all.is_empty() => {}
+            () = tokio::time::sleep(controller.pause()), if !controller.is_idle() => {}
         }
     }
 }
@@ -76,6 +90,8 @@ struct Active {
     live: Arc<LiveRollout>,
     /// Course; `None` until the store has answered.
     course: Option<Course>,
+    /// True for a rollout that an edit has added while the process ran: one that the store has under way is of a time before.
+    is_added: bool,
     /// Fencing number while this gateway decides.
     fence: Option<u64>,
     /// Transitions that were made while the store failed: an abort and nothing else.
@@ -97,6 +113,7 @@ impl Active {
             plan: prepared.plan,
             live: prepared.live,
             course: prepared.course,
+            is_added: prepared.is_added,
             fence: None,
             unsaved: Vec::new(),
             synced: None,
@@ -121,12 +138,14 @@ impl Active {
                 return;
             }
             *is_changed = true;
-            if observation.score.is_none() {
+            if observation.score.is_none() && !observation.is_part {
                 course.concluded(observation.version);
             }
             for (place, metric) in metrics.iter().enumerate() {
                 if let Some(value) = observation.value(*metric) {
                     course.observe(place, observation.version, observation.unit, value);
+                } else if let Some(bound) = observation.at_least(*metric) {
+                    course.observe_at_least(place, observation.version, observation.unit, bound);
                 }
             }
         });
@@ -153,6 +172,15 @@ impl Active {
     }
 }
 
+/// End of a rollout that is no more in the file, and that the store does not know of yet.
+struct Ending {
+    course: Course,
+    /// Transitions up to the end.
+    unsaved: Vec<HistoryEntry>,
+    /// True where it was aborted before the edit, while the store failed: it is stored, whoever decides by now.
+    by_force: bool,
+}
+
 struct Controller {
     shared: Arc<Shared>,
     store: Arc<dyn RolloutStore>,
@@ -160,12 +188,24 @@ struct Controller {
     is_shared: bool,
     runtime: Handle,
     all: BTreeMap<String, Active>,
+    /// Ends that the store does not know of yet, in their order.
+    endings: VecDeque<Ending>,
+    /// True once the rollouts that the store has under way, and the first file has not, are ended.
+    is_swept: bool,
     tidied: Instant,
 }
 
 impl Controller {
+    /// True while there is nothing to do but by an order or an edit.
+    fn is_idle(&self) -> bool {
+        self.all.is_empty() && self.endings.is_empty() && self.is_swept
+    }
+
     /// Time until the next tick.
     fn pause(&self) -> Duration {
+        if !self.endings.is_empty() || !self.is_swept {
+            return SYNC;
+        }
         let sleeps = |active: &Active| active.is_ended() && active.unsaved.is_empty();
         match (self.all.values().all(sleeps), self.is_shared) {
             (false, _) => TICK,
@@ -203,7 +243,7 @@ impl Controller {
             self.all.insert(name, active);
         }
         for (_, gone) in before {
-            self.overtaken(gone, "the rollout was removed from the file").await;
+            self.overtaken(gone, REMOVED).await;
         }
         self.tidy().await;
         let mut records = self.shared.records.write();
@@ -227,33 +267,135 @@ impl Controller {
         }
     }
 
-    /// Ends a rollout that the configuration no longer has.
-    async fn overtaken(&self, mut active: Active, reason: &str) {
+    /// Ends a rollout that the configuration no longer has. Where the store fails, its end is written when that answers again.
+    async fn overtaken(&mut self, mut active: Active, reason: &str) {
         active.count();
         let Some(mut course) = active.course.take() else { return };
         let mut unsaved = std::mem::take(&mut active.unsaved);
         if course.record().state.is_end() && unsaved.is_empty() {
             return;
         }
-        let name = active.plan.name();
-        // An abort that the store does not know of is stored, whoever decides by now. Else, where another gateway decides, it sees
-        // the edit too.
-        let led =
-            if unsaved.is_empty() { self.store.lead(name).await } else { self.store.take_lead(name).await.map(Some) };
-        if matches!(led, Ok(None)) {
+        let by_force = !unsaved.is_empty();
+        // Where another gateway decides, it sees the edit too.
+        if !by_force && matches!(self.store.lead(active.plan.name()).await, Ok(None)) {
             return;
         }
         let entries = course.overtaken(unix_seconds(), reason);
         active.live.set(presented(&course));
         unsaved.extend(entries.iter().cloned());
-        let written = match led {
-            Ok(fence) => self.store.save(&course.stored(fence.unwrap_or_default()), &unsaved).await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = written {
-            self.not_written(name, &e);
-        }
         self.tell(course.record(), entries);
+        if self.endings.len() >= ENDINGS
+            && let Some(lost) = self.endings.pop_front()
+        {
+            let reason = StoreError::Unreachable(format!("it has failed for too long: {ENDINGS} ends wait for it"));
+            self.not_written(&lost.course.record().name, &reason);
+        }
+        self.endings.push_back(Ending { course, unsaved, by_force });
+        self.finish().await;
+    }
+
+    /// Writes the ends that the store does not know of yet, in their order, until it fails.
+    async fn finish(&mut self) {
+        while let Some(ending) = self.endings.pop_front() {
+            let written = self.write_end(&ending).await;
+            let name = &ending.course.record().name;
+            match written {
+                // A successor that has the lead by now sees the edit too.
+                Ok(()) | Err(StoreError::NotLeader(_)) => {}
+                // What cannot be read now cannot be read later.
+                Err(e @ StoreError::Damaged { .. }) => self.not_written(name, &e),
+                Err(e) => {
+                    tracing::debug!(event = "rollout_end_waits", rollout = name, reason = %e);
+                    self.endings.push_front(ending);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes the end of a rollout, unless the store has a later state of it or another rollout in its place.
+    async fn write_end(&self, ending: &Ending) -> Result<(), StoreError> {
+        let record = ending.course.record();
+        let led = if ending.by_force {
+            Some(self.store.take_lead(&record.name).await?)
+        } else {
+            self.store.lead(&record.name).await?
+        };
+        let Some(fence) = led else { return Ok(()) };
+        let stored = self.store.load(&record.name).await?;
+        let is_superseded = stored.is_some_and(|stored| {
+            stored.record.identity != record.identity || stored.record.run > record.run || stored.record.state.is_end()
+        });
+        if is_superseded {
+            return Ok(());
+        }
+        self.store.save(&ending.course.stored(fence), &ending.unsaved).await
+    }
+
+    /// Ends what the store has under way and the file no more: removed while no gateway ran.
+    async fn sweep(&mut self) {
+        if self.is_swept {
+            return;
+        }
+        match self.end_absent().await {
+            Ok(()) | Err(StoreError::NotLeader(_)) => self.is_swept = true,
+            Err(e) => tracing::debug!(event = "rollouts_not_swept", reason = %e),
+        }
+    }
+
+    async fn end_absent(&self) -> Result<(), StoreError> {
+        for name in self.store.names().await? {
+            if self.all.contains_key(&name) {
+                continue;
+            }
+            let stored = match self.store.load(&name).await {
+                Err(e @ StoreError::Damaged { .. }) => {
+                    self.not_written(&name, &e);
+                    continue;
+                }
+                loaded => loaded?,
+            };
+            let Some(stored) = stored else { continue };
+            if stored.record.state.is_end() || stored.record.started_at.is_none() {
+                continue;
+            }
+            if let Some(fence) = self.store.lead(&name).await? {
+                self.end_stored(stored, fence, REMOVED).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a rollout that only the store knows.
+    async fn end_stored(&self, stored: Stored, fence: u64, reason: &str) -> Result<(), StoreError> {
+        let mut ended = Stored { base: None, fence, ..stored };
+        let entry = ended.record.end(unix_seconds(), RolloutState::Aborted, BY_FILE, reason.to_owned(), true);
+        // The store adds entries to the history that it has.
+        ended.record.history.clear();
+        self.store.save(&ended, std::slice::from_ref(&entry)).await?;
+        self.tell(&ended.record, vec![entry]);
+        Ok(())
+    }
+
+    /// Reads the course of a rollout from the store, if it is not known yet. One that an edit has added is not resumed where the
+    /// store has it under way and no gateway leads it: it was removed meanwhile, and that has ended it.
+    async fn know(&self, active: &mut Active) -> Result<(), StoreError> {
+        if active.course.is_some() {
+            return Ok(());
+        }
+        let mut course = read(&*self.store, &active.plan).await?;
+        let is_under_way = course.record().started_at.is_some() && !course.record().state.is_end();
+        if active.is_added
+            && is_under_way
+            && let Some(fence) = self.store.lead(active.plan.name()).await?
+        {
+            let entries = course.overtaken(unix_seconds(), ABSENT);
+            self.store.save(&course.stored(fence), &entries).await?;
+            self.tell(course.record(), entries);
+        }
+        active.is_added = false;
+        active.course = Some(course);
+        Ok(())
     }
 
     fn not_written(&self, name: &str, error: &StoreError) {
@@ -329,9 +471,7 @@ impl Controller {
     async fn sync(&self, active: &mut Active) -> Result<(), StoreError> {
         active.synced = Some(Instant::now());
         let name = active.plan.name().to_owned();
-        if active.course.is_none() {
-            active.course = Some(read(&*self.store, &active.plan).await?);
-        }
+        self.know(active).await?;
         let fence = if active.unsaved.is_empty() {
             self.store.lead(&name).await?
         } else {
@@ -401,12 +541,7 @@ impl Controller {
             && stored.record.started_at.is_some()
             && !stored.record.state.is_end()
         {
-            let mut ended = Stored { base: None, fence, ..stored };
-            let entry = ended.record.end(unix_seconds(), RolloutState::Aborted, BY_FILE, EDITED.to_owned(), true);
-            // The store adds entries to the history that it has.
-            ended.record.history.clear();
-            self.store.save(&ended, std::slice::from_ref(&entry)).await?;
-            self.tell(&ended.record, vec![entry]);
+            self.end_stored(stored, fence, EDITED).await?;
         }
         if !course.record().state.is_end()
             && let Some(decided) = self.store.decided(name, active.plan.identity()).await?
@@ -561,9 +696,7 @@ impl Controller {
     async fn take_over(&self, active: &mut Active) -> Result<u64, StoreError> {
         let name = active.plan.name().to_owned();
         let fence = self.store.take_lead(&name).await?;
-        if active.course.is_none() {
-            active.course = Some(read(&*self.store, &active.plan).await?);
-        }
+        self.know(active).await?;
         if active.fence != Some(fence) {
             self.catch_up(active, Some(fence)).await?;
         }
@@ -573,6 +706,11 @@ impl Controller {
 
     /// Writes what is left.
     async fn close(&mut self) {
+        self.finish().await;
+        for ending in std::mem::take(&mut self.endings) {
+            let reason = StoreError::Unreachable("its end is not known to the store".to_owned());
+            self.not_written(&ending.course.record().name, &reason);
+        }
         let names: Vec<String> = self.all.keys().cloned().collect();
         for name in names {
             let Some(mut active) = self.all.remove(&name) else { continue };
