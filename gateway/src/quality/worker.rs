@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::examples::{Example, Examples, ExamplesError, Keeping};
 use super::facts::Facts;
+use super::notices::{Notice, Notices};
 use super::reference::ReferenceFile;
 use super::report::RouteReport;
 use super::sampled::{Counters, Sampled, Waiting};
@@ -38,12 +41,19 @@ const EMBED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Niceness added to the thread: what serves requests goes first.
 const NICENESS: i32 = 10;
 
+/// Channel for the answer to a message about examples; its error is that of the file.
+pub(super) type ExamplesAnswer<T> = oneshot::Sender<Result<T, String>>;
+
 /// Message to the task.
 pub(super) enum Message {
     /// A request of a route was answered.
     Sampled(Arc<str>, Box<Sampled>, Waiting),
     /// A configuration is active.
-    Adopt(Vec<Watched>),
+    Adopt(Vec<Watched>, PathBuf),
+    /// Texts that were kept are wanted, of one route or of all.
+    Examples(Option<String>, ExamplesAnswer<Vec<Example>>),
+    /// Texts that were kept are to be deleted, of one route or of all.
+    DeleteExamples(Option<String>, ExamplesAnswer<usize>),
     /// Sketches for a reference file are wanted; `None` is sent for an unknown route.
     Reference(String, oneshot::Sender<Option<ReferenceFile>>),
     /// The process ends; what has changed is written first.
@@ -62,6 +72,8 @@ pub(super) struct Watched {
     pub model: Option<Arc<LoadedModel>>,
     /// Counters.
     pub counters: Arc<Counters>,
+    /// Rules of the texts that are kept.
+    pub keeping: Option<Keeping>,
     /// Folder of the stored sketches.
     pub folder: PathBuf,
 }
@@ -91,6 +103,8 @@ struct Embedding {
 pub(super) struct Worker {
     routes: HashMap<Arc<str>, Kept>,
     published: Arc<Published>,
+    notices: Notices,
+    examples: Option<Examples>,
     embedding: Option<Embedding>,
     embedded: Option<Instant>,
     unwritten: LogThrottle,
@@ -100,7 +114,11 @@ pub(super) struct Worker {
 ///
 /// # Errors
 /// The system has no thread.
-pub(super) fn start(messages: mpsc::Receiver<Message>, published: Arc<Published>) -> std::io::Result<()> {
+pub(super) fn start(
+    messages: mpsc::Receiver<Message>,
+    published: Arc<Published>,
+    notices: Notices,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("quality".to_owned()).spawn(move || {
         // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
@@ -109,6 +127,8 @@ pub(super) fn start(messages: mpsc::Receiver<Message>, published: Arc<Published>
         let worker = Worker {
             routes: HashMap::new(),
             published,
+            notices,
+            examples: None,
             embedding: None,
             embedded: None,
             unwritten: LogThrottle::default(),
@@ -135,13 +155,22 @@ impl Worker {
                         self.sampled(&route, *sampled);
                         drop(waiting);
                     }
-                    Some(Message::Adopt(watched)) => {
+                    Some(Message::Adopt(watched, folder)) => {
                         self.adopt(watched);
+                        self.adopt_examples(&folder);
                         self.look();
                     }
                     Some(Message::Reference(route, answer)) => {
                         let file = self.routes.get(route.as_str()).map(|kept| kept.state.to_reference(&route, now()));
                         let _ = answer.send(file);
+                    }
+                    Some(Message::Examples(route, answer)) => {
+                        let newest = |file: &Examples| file.newest(route.as_deref()).map_err(|e| e.to_string());
+                        let _ = answer.send(self.examples.as_ref().map_or(Ok(Vec::new()), newest));
+                    }
+                    Some(Message::DeleteExamples(route, answer)) => {
+                        let delete = |file: &mut Examples| file.delete(route.as_deref()).map_err(|e| e.to_string());
+                        let _ = answer.send(self.examples.as_mut().map_or(Ok(0), delete));
                     }
                     Some(Message::Stop(done)) => {
                         self.write();
@@ -155,7 +184,10 @@ impl Worker {
                     self.look();
                     look = Instant::now() + LOOK_EVERY.max(began.elapsed() * LOOK_PAUSE);
                 }
-                _ = write.tick() => self.write(),
+                _ = write.tick() => {
+                    self.write();
+                    self.expire();
+                }
             }
         }
     }
@@ -175,12 +207,69 @@ impl Worker {
         }
     }
 
+    /// Opens the file of examples where a route keeps some, or where there are some of routes that do so no longer.
+    fn adopt_examples(&mut self, folder: &Path) {
+        if self.examples.as_ref().is_some_and(|file| file.folder() != folder) {
+            self.examples = None;
+        }
+        let keeps = self.routes.values().any(|kept| kept.watched.keeping.is_some());
+        if self.examples.is_none() && (keeps || Examples::is_in(folder)) {
+            match Examples::open(folder) {
+                Ok(file) => self.examples = Some(file),
+                Err(e) => self.unkept(&e),
+            }
+        }
+        self.expire();
+    }
+
+    /// Deletes examples that are too old, or of routes that keep none.
+    fn expire(&mut self) {
+        let Some(file) = &mut self.examples else { return };
+        let rules = self.routes.iter().filter_map(|(name, kept)| Some((&**name, kept.watched.keeping?)));
+        if let Err(e) = file.expire(now(), &rules.collect::<Vec<_>>()) {
+            self.unkept(&e);
+        }
+    }
+
+    fn unkept(&self, reason: &ExamplesError) {
+        self.published.write_failed();
+        self.unwritten.add(1, |times| tracing::warn!(event = "examples_not_kept", %reason, times));
+    }
+
+    /// Keeps the texts of a request, if it is drawn.
+    fn keep(&mut self, route: &Arc<str>, facts: &Facts, sampled: &Sampled) {
+        let (Some(kept), Some(file)) = (self.routes.get(route), &mut self.examples) else { return };
+        let Some(keeping) = kept.watched.keeping.filter(|_| sampled.may_be_kept) else { return };
+        if facts.last.is_empty() || rand::random::<f64>() >= keeping.share {
+            return;
+        }
+        let example = Example {
+            id: 0,
+            route: route.to_string(),
+            target: sampled.version.to_string(),
+            at: unix_fraction(sampled.ended),
+            prompt: facts.last.kept(keeping.redacts),
+            answer: facts.said.kept(keeping.redacts),
+            finish: sampled.finish.clone(),
+        };
+        match file.add(&example, &keeping) {
+            Ok(()) => {
+                kept.watched.counters.kept.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(e) => self.unkept(&e),
+        }
+    }
+
     fn sampled(&mut self, route: &Arc<str>, sampled: Sampled) {
-        let Some(kept) = self.routes.get_mut(route) else { return };
+        if !self.routes.contains_key(route) {
+            return;
+        }
         let facts = Facts::of(&sampled);
         if !facts.is_call {
             return;
         }
+        self.keep(route, &facts, &sampled);
+        let Some(kept) = self.routes.get_mut(route) else { return };
         let Sampled { version, mut span, ended, .. } = sampled;
         if facts.is_unreadable {
             kept.watched.counters.unreadable.fetch_add(1, Ordering::Relaxed);
@@ -240,7 +329,7 @@ impl Worker {
             }
             kept.looked = Some(Instant::now());
             for crossing in kept.state.look(at, &kept.watched.rules) {
-                report(name, &crossing);
+                report(name, &crossing, &self.notices);
                 kept.is_dirty = true;
             }
             let report = RouteReport::of(name, kept.watched.share, &kept.state, &kept.watched.rules, at);
@@ -274,7 +363,7 @@ async fn vector_of(embedding: &mut Option<Embedding>) -> Option<Vec<f32>> {
     }
 }
 
-fn report(route: &str, crossing: &Crossing) {
+fn report(route: &str, crossing: &Crossing, notices: &Notices) {
     let Crossing { target, feature, recipe, distance, limit, is_drift } = crossing;
     let recipe = recipe.as_str();
     if *is_drift {
@@ -282,6 +371,10 @@ fn report(route: &str, crossing: &Crossing) {
     } else {
         tracing::info!(event = "drift_over", %route, served_by = %target, %feature, recipe, distance, limit);
     }
+    let notice = if *is_drift { Notice::FeatureDrifted } else { Notice::FeatureBack };
+    let data = json!({"route": route, "target": target, "feature": feature.to_string(), "recipe": recipe,
+        "distance": distance, "limit": limit});
+    notices.send(notice, route, data);
 }
 
 /// State of a route as it was stored; an empty one where there is none. One that cannot be read is logged, and written over
