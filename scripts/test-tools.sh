@@ -2,8 +2,9 @@
 # Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds). Of the peers of `make bench` it installs what can be had.
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [jaeger] [pebble] [h2spec] [kubernetes] [fuzz] [cyclonedx] [peers];
-# without arguments: the first six.
+# promtool comes out of the distribution's package of Prometheus.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [jaeger] [pebble] [promtool] [h2spec] [kubernetes] [fuzz] [cyclonedx]
+# [peers]; without arguments: the first seven.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -145,6 +146,30 @@ kubernetes() {
   go_tool manifests go-kubernetes .
 }
 
+# The tester of rules for Prometheus. Its Go module takes half an hour to build; the package of the distribution has it, and is
+# not installed, since it would start a server.
+promtool() {
+  local folder status=0
+  if [ -x "$BIN/promtool" ]; then return 0; fi
+  if type -P promtool >/dev/null; then
+    ln -sf "$(type -P promtool)" "$BIN/promtool"
+    return 0
+  fi
+  { have apt-get && have dpkg-deb; } ||
+    die "promtool is missing and there is no apt-get to fetch it: install Prometheus (https://prometheus.io/download/)"
+  say "Fetching promtool (20 MB)"
+  folder="$(mktemp -d "$CACHE/promtool.XXXXXX")"
+  # A machine on which nothing was installed yet has no lists of packages.
+  apt-cache show prometheus >/dev/null 2>&1 || as_root apt-get -q update >/dev/null || true
+  if (cd "$folder" && apt-get download -q prometheus >/dev/null && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool); then
+    install -m 755 "$folder/usr/bin/promtool" "$BIN/promtool" || status=1
+  else
+    status=1
+  fi
+  rm -rf "$folder"
+  [ "$status" -eq 0 ] || die "the package prometheus could not be fetched: run apt-get update, or install promtool yourself"
+}
+
 deny() {
   cargo_tool cargo-deny 0.20.2 \
     ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
@@ -195,7 +220,7 @@ cyclonedx() {
   cargo_tool cargo-cyclonedx 0.5.9 "" ""
 }
 
-[ "$#" -gt 0 ] || set -- deny nextest python actionlint jaeger pebble
+[ "$#" -gt 0 ] || set -- deny nextest python actionlint jaeger pebble promtool
 for part in "$@"; do
   case "$part" in
     deny) deny ;;
@@ -206,9 +231,10 @@ for part in "$@"; do
     h2spec) h2spec ;;
     kubernetes) kubernetes ;;
     pebble) pebble ;;
+    promtool) promtool ;;
     fuzz) fuzz ;;
     cyclonedx) cyclonedx ;;
     peers) peers ;;
-    *) die "unknown part '$part': deny, nextest, python, actionlint, jaeger, pebble, h2spec, kubernetes, fuzz, cyclonedx or peers" ;;
+    *) die "unknown part '$part': deny, nextest, python, actionlint, jaeger, pebble, promtool, h2spec, kubernetes, fuzz, cyclonedx or peers" ;;
   esac
 done

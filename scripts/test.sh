@@ -20,6 +20,7 @@ export SPILLWAY_TEST_MODEL="${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-ins
 export SPILLWAY_TEST_PYTHON="$VENV/bin/python"
 export SPILLWAY_TEST_JAEGER="$BIN/jaeger"
 export SPILLWAY_TEST_PEBBLE="$BIN/pebble" SPILLWAY_TEST_PEBBLE_DNS="$BIN/pebble-challtestsrv"
+export SPILLWAY_TEST_PROMTOOL="$BIN/promtool"
 vulkan_environment
 
 # Binaries and tests in one command, because two would build some dependencies twice, with other features.
@@ -27,7 +28,7 @@ build() { cargo build --workspace --bins --tests --locked; }
 unit_and_end_to_end() { cargo nextest run --workspace --locked; }
 doc_tests() { cargo test --doc --workspace --locked --quiet; }
 
-stage "Jaeger, Pebble" scripts/test-tools.sh jaeger pebble
+stage "Jaeger, Pebble, promtool" scripts/test-tools.sh jaeger pebble promtool
 static_checks
 before=${#FAILED[@]}
 stage "build" build

@@ -13,12 +13,11 @@ use crate::values::{
 };
 
 /// Reason why an event of `notifications` is not supported.
-const NO_SUCH_EVENT: &str = "this version sends only `rollout`; remove it";
+const NO_SUCH_EVENT: &str = "this version sends only `rollout` and `drift`; remove it";
 
 /// Values of keys that a reader may expect, with the reason why they are not supported.
 const UNSUPPORTED_VALUES: &[(&str, &str, &str)] = &[
     ("algorithms", "ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA"),
-    ("events", "drift", NO_SUCH_EVENT),
     ("events", "spill", NO_SUCH_EVENT),
     ("events", "budget", NO_SUCH_EVENT),
     ("events", "certificate", NO_SUCH_EVENT),
@@ -56,8 +55,6 @@ const UNSUPPORTED_KEYS: &[&str] = &[
     "captureContent",
     "toolCallErrors",
     "structuredOutputErrors",
-    "keepExamples",
-    "probes",
 ];
 
 /// Places that a message about a key in a wrong place names at most.

@@ -26,6 +26,7 @@ use crate::limits::Limits;
 use crate::listener::{FIRST_HEAD, ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
+use crate::pipeline::Prober;
 use crate::reload::{LastEdit, Reloader};
 use crate::rollout;
 use crate::signals::Signals;
@@ -174,6 +175,7 @@ pub async fn serve(
         notifier.clone(),
     ));
     listeners.commit(prepared, &gateway);
+    gateway.quality.probe_by(Arc::new(Prober::new(&gateway)));
     metrics.process.reloaded_at.set(unix_seconds());
     view.listeners.store(Some(listeners.clone()));
     view.gateway.store(Arc::new(Some(gateway.clone())));
@@ -201,6 +203,7 @@ pub async fn serve(
 
     watching.abort();
     gateway.acme.stop();
+    gateway.quality.stop_probes().await;
     drain(&gateway, &listeners, &mut signals).await;
     supervisor.stop();
     gateway.rollouts.close().await;

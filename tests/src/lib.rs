@@ -48,7 +48,7 @@ pub use pebble::Pebble;
 pub use planted::{Planted, Secret, Sighting};
 pub use ports::free_port;
 pub use programs::{
-    LlamaServer, PathReader, PythonServer, Redis, faketime, jaeger, minilm, model, python, repository, script,
+    LlamaServer, PathReader, PythonServer, Redis, faketime, jaeger, minilm, model, promtool, python, repository, script,
 };
 pub use raw::{head_of_a_request, raw};
 pub use reference::{

@@ -17,6 +17,11 @@ pub(crate) fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
     path
 }
 
+/// Tester of rules for Prometheus.
+pub fn promtool() -> PathBuf {
+    needed("SPILLWAY_TEST_PROMTOOL", ".cache/bin/promtool", "`scripts/test-tools.sh promtool` fetches it")
+}
+
 /// Python with the packages of `tests/python/requirements.txt`.
 pub fn python() -> PathBuf {
     needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it")

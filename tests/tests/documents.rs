@@ -39,8 +39,12 @@ const FURTHER_RUNS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What gateways of the pages have in their environment.
-const VARIABLES: [(&str, &str); 3] =
-    [("CHAT_KEY", "key-of-the-gateway"), ("TEAM", "red"), ("HOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")];
+const VARIABLES: [(&str, &str); 4] = [
+    ("ADMIN_TOKEN", "token-of-the-operators"),
+    ("CHAT_KEY", "key-of-the-gateway"),
+    ("TEAM", "red"),
+    ("HOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+];
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
@@ -86,6 +90,7 @@ impl Files {
         std::fs::write(path.join("jwks.json"), json!({"keys": [self.key.jwk()]}).to_string()).unwrap();
         let endpoints = json!([{"url": format!("http://127.0.0.1:{server}")}]);
         std::fs::write(path.join("endpoints.json"), endpoints.to_string()).unwrap();
+        std::fs::copy(repository().join("config/examples/probes.jsonl"), path.join("probes.jsonl")).unwrap();
         std::fs::create_dir(path.join("models")).unwrap();
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();

@@ -15,8 +15,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Collector, Gateway, Reply, Seen, Upstream, asked, binary, encoded, eventually, families, minilm, model, reply,
-    repository,
+    Collector, Gateway, Reply, Seen, Upstream, asked, binary, encoded, eventually, minilm, model, reply,
 };
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -588,17 +587,18 @@ fn wrong_use_is_refused_with_its_line() {
             "{name: b}",
             "unknown key `keepExamples` in `routes[0].quality`; this version does not support it",
         ),
-        (
-            "{probes: {file: x}}",
-            "{name: b}",
-            "unknown key `probes` in `routes[0].quality`; this version does not support it",
-        ),
+        ("{probes: {file: probes.jsonl, check: x}}", "{name: b}", "unknown key `check` in `routes[0].quality.probes`"),
         ("{}", "{name: plain}", "the backend `plain` speaks no API of models"),
         ("{reference: stable}", "{name: b}", "the route has one target"),
         ("{reference: {window: 1s}}", "{name: b}", "expected at least 30 s"),
         ("{reference: {file: none.json}}", "{name: b}", "there is no file"),
         ("{reference: {file: odd.json}}", "{name: b}", "it is no reference"),
         ("{embedding: minilm}", "{name: b}", "unknown model `minilm`"),
+        ("{probes: {file: none.jsonl}}", "{name: b}", "there is no file"),
+        ("{probes: {file: odd.json, every: 100ms}}", "{name: b}", "expected at least 1 s"),
+        ("{probes: {file: odd.json, embedding: minilm}}", "{name: b}", "unknown model `minilm`"),
+        ("{keepExamples: {percent: 0}}", "{name: b}", "0 keeps no example"),
+        ("{keepExamples: {retention: 1s}}", "{name: b}", "expected at least 1 m"),
     ] {
         let yaml = format!(
             "listeners: [{{address: 127.0.0.1:0}}]
@@ -619,20 +619,93 @@ routes:
     }
 }
 
-#[test]
-fn the_rules_for_prometheus_are_those_of_the_page_and_name_metrics_that_there_are() {
-    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
-    let (rules, page) = (read("docs/operate/alerts.yaml"), read("docs/operate/alerts.md"));
-    let known: std::collections::BTreeSet<&str> = families().into_iter().map(|family| family.name).collect();
-    let mut checked = 0;
-    for expression in rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
-        assert!(page.contains(expression), "{expression}");
-        let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-        for name in words.filter(|word| word.starts_with("spillway_")) {
-            let is_known = known.contains(name) || name.strip_suffix("_total").is_some_and(|name| known.contains(name));
-            assert!(is_known, "{name}");
-            checked += 1;
+#[tokio::test(flavor = "multi_thread")]
+async fn examples_are_kept_where_the_file_says_so_redacted_and_for_those_with_a_token_alone() {
+    let upstream = Upstream::start(|seen: Seen| async move {
+        Some(answer(&seen, 1, "Write to jane@example.com, pay by 4111 1111 1111 1111."))
+    })
+    .await;
+    let ((key, digest), (other, second)) = (spillway_tests::new_key(), spillway_tests::new_key());
+    let yaml = |keep: &str, admin: &str| {
+        format!(
+            "admin: {{address: \"127.0.0.1:0\"{admin}}}
+listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+consumers:
+  - {{name: acme, keys: [{{sha256: {digest}}}]}}
+  - {{name: quiet, keepExamples: false, keys: [{{sha256: {second}}}]}}
+routes:
+  - {{name: kept, matches: [{{path: {{prefix: /v1}}, model: kept}}], quality: {{sample: 1.0{keep}}}, backendRefs: [{{name: b}}]}}
+  - {{name: chat, quality: {{sample: 1.0}}, backendRefs: [{{name: b}}]}}
+",
+            upstream.url()
+        )
+    };
+    let (keep, token) = (", keepExamples: {percent: 100}", ", token: {env: TEST_SECRET}");
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(keep, token)).await;
+    let admin = spillway_tests::Client::new(gateway.admin);
+    let bearer = ("authorization", "Bearer upstream-secret");
+    let examples = || async {
+        let shown = admin.send(admin.request("GET", "/api/quality/examples", &[bearer], "")).await;
+        assert_eq!(shown.status, 200, "{}", shown.text());
+        let shown: Value = serde_json::from_str(&shown.text()).unwrap();
+        shown["examples"].as_array().unwrap().clone()
+    };
+    let call = |model: &'static str, key: &str, text: &str| {
+        let body = json!({"model": model, "messages": [{"role": "user", "content": text}]}).to_string();
+        let (client, authorization) = (gateway.client(), format!("Bearer {key}"));
+        async move {
+            let headers = [JSON, ("authorization", authorization.as_str())];
+            let answer = client.post("/v1/chat/completions", &headers, body).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
         }
-    }
-    assert!(checked >= 6 && rules.matches("alert: ").count() == rules.matches("expr: ").count());
+    };
+    call("kept", &key, "Hello from 192.0.2.7, my number is +49 30 1234567").await;
+    call("kept", &other, "This one is of the quiet consumer").await;
+    call("m", &key, "This one is on a route that keeps nothing").await;
+    call("kept", &key, "The last one").await;
+    let kept = eventually("both are kept", || async { Some(examples().await).filter(|kept| kept.len() == 2) }).await;
+    assert_eq!(kept[0]["prompt"], "The last one");
+    assert_eq!(kept[1]["prompt"], "Hello from [ipAddress], my number is [phone]");
+    assert_eq!(kept[1]["answer"], "Write to [email], pay by [card].");
+    assert_eq!((&kept[1]["route"], &kept[1]["target"]), (&json!("kept"), &json!("b")));
+    let metrics = admin.send(admin.request("GET", "/metrics", &[bearer], "")).await.text();
+    assert!(metrics.contains("spillway_quality_examples_total{http_route=\"kept\"} 2"), "{metrics}");
+    let file = gateway.folder().join("state/quality/examples.db");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(!contents(gateway.folder()).windows(8).any(|part| part == b"192.0.2."), "a text was kept as it came");
+    let looked = eventually("looks are audited", || async {
+        let events = gateway.events("audit").into_iter();
+        let looked: Vec<Value> = events.filter(|event| event["path"] == "/api/quality/examples").collect();
+        (!looked.is_empty()).then_some(looked)
+    })
+    .await;
+    assert!(looked.iter().all(|event| event["who"] == "token"), "{looked:?}");
+
+    let delete = |headers: &'static [(&'static str, &'static str)], query: &str| {
+        let path = format!("/api/quality/examples{query}");
+        let request = admin.request("DELETE", &path, headers, "");
+        let sending = admin.send(request);
+        async move {
+            let answer = sending.await;
+            (answer.status.as_u16(), answer.text())
+        }
+    };
+    assert_eq!(delete(&[("authorization", "Bearer upstream-secret")], "").await.0, 403, "a web page cannot delete");
+    let change = &[("authorization", "Bearer upstream-secret"), ("x-spillway-admin", "1")];
+    assert_eq!(delete(change, "?route=chat").await.1, "{\"deleted\":0}");
+    assert_eq!(delete(change, "?route=kept").await.1, "{\"deleted\":2}");
+    assert!(examples().await.is_empty());
+
+    // What the file allows no longer is deleted, and without a token nobody sees any.
+    call("kept", &key, "Once more").await;
+    eventually("it is kept", || async { (examples().await.len() == 1).then_some(()) }).await;
+    std::fs::write(gateway.config(), yaml("", token)).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    eventually("it is deleted", || async { examples().await.is_empty().then_some(()) }).await;
+    assert!(!contents(&gateway.folder().join("state")).windows(9).any(|part| part == b"Once more"));
+    let open = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(keep, "")).await;
+    let refused = spillway_tests::Client::new(open.admin).get("/api/quality/examples").await;
+    assert!(refused.status == 403 && refused.text().contains("configure admin.token"), "{}", refused.text());
 }

@@ -156,6 +156,8 @@ const NO_SECRETS: &[&str] = &[
     "routes[].retry.on[]",
     "routes[].quality.reference.file",
     "routes[].quality.embedding",
+    "routes[].quality.probes.file",
+    "routes[].quality.probes.embedding",
     "routes[].spill.models[]",
     "routes[].spill.tenants[]",
     "notifications[].webhook.caFile",

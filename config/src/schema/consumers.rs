@@ -42,12 +42,19 @@ pub struct Consumer {
     /// it. With `models`, both names must be in that list.
     #[serde(default)]
     pub model_alias: BTreeMap<String, String>,
+    /// False where no text of its requests may be kept as an example (`routes[].quality.keepExamples`).
+    #[serde(default = "yes")]
+    pub keep_examples: bool,
     /// Limits of the consumer.
     #[serde(default)]
     pub limits: ConsumerLimits,
     /// Credentials for backends that replace the backend's own for this consumer's requests, by the backend's name.
     #[serde(default)]
     pub credentials: BTreeMap<String, super::Credentials>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Tenant: limits of all consumers that belong to it together, beside those of each consumer.

@@ -44,7 +44,7 @@ pub use listeners::{
 };
 pub use models::{Device, Model, ModelTask, UnknownFields};
 pub use notifications::{Notification, NotificationEvent, Webhook, WebhookRetry};
-pub use quality::{DriftLimits, Quality, QualityReference, QualityState};
+pub use quality::{DriftLimits, KeepExamples, Probes, Quality, QualityReference, QualityState};
 pub use rollouts::{
     AbortWhen, OnInconclusive, Rollout, RolloutGate, RolloutHold, RolloutHours, RolloutMetric, RolloutStep,
     RolloutStrategy, Weekday,

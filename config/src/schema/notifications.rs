@@ -23,6 +23,9 @@ pub struct Notification {
 pub enum NotificationEvent {
     /// Begin, steps, pauses and end of a rollout.
     Rollout,
+    /// Drift of `routes[].quality`: features that pass a limit and are back, probes that fail, pass again or are answered by
+    /// another model.
+    Drift,
 }
 
 /// HTTP server that receives events, each in a POST of its own. An answer of 2xx confirms an event; after any other, or none,

@@ -3,13 +3,17 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Context, at};
+use super::{Context, Segment, at};
 use crate::schema::{ModelTask, QualityReference, Route};
 
 /// Most targets of a route that are watched, those of its spill included: their sketches have two megabytes together.
 pub(super) const MOST_TARGETS: usize = 6;
 /// Shortest reference window: the parts that it is made of last a second at least.
 const SHORTEST: Duration = Duration::from_secs(30);
+/// Least age of an example.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(60);
+/// Least time from one round of probes to the next, and for one probe.
+const SHORTEST_PROBE: Duration = Duration::from_secs(1);
 
 pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
     let Some(quality) = &route.quality else { return };
@@ -22,7 +26,7 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.error(at!["routes", n, "quality", "drift", key], message);
         }
     }
-    let (config, index) = (cx.config, cx.index);
+    let index = cx.index;
     let plain = |name: &str| index.backends.contains_key(name) && !index.calls_models(name);
     if let Some(name) = route.backend_refs.iter().filter_map(|r| r.name.as_deref()).find(|name| plain(name)) {
         let message = format!(
@@ -53,15 +57,42 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
         }
         QualityReference::Window(_) | QualityReference::File(_) | QualityReference::Stable => {}
     }
-    let Some(name) = &quality.embedding else { return };
+    if let Some(keep) = &quality.keep_examples {
+        let place = |key: &'static str| at!["routes", n, "quality", "keepExamples", key];
+        if keep.percent <= 0.0 {
+            cx.error(place("percent"), "0 keeps no example; expected more, or no `keepExamples`");
+        }
+        if keep.retention.0 < SHORTEST_RETENTION {
+            cx.error(place("retention"), "too short to be read; expected at least 1 m");
+        }
+        if keep.max_bytes.0 == 0 {
+            cx.error(place("maxBytes"), "0 keeps no example; expected some MiB");
+        }
+    }
+    if let Some(name) = &quality.embedding {
+        embedder(cx, at!["routes", n, "quality", "embedding"], name);
+    }
+    let Some(probes) = &quality.probes else { return };
+    if let Some(name) = &probes.embedding {
+        embedder(cx, at!["routes", n, "quality", "probes", "embedding"], name);
+    }
+    for (key, time) in [("every", probes.every), ("timeout", probes.timeout)] {
+        if time.0 < SHORTEST_PROBE {
+            cx.error(at!["routes", n, "quality", "probes", key], "too short; expected at least 1 s");
+        }
+    }
+}
+
+/// Checks that a name is that of a built-in model for embeddings.
+fn embedder(cx: &mut Context<'_>, place: Vec<Segment>, name: &str) {
+    let config = cx.config;
     match config.models.iter().find(|model| model.name == *name) {
         None => {
             let known: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
-            cx.unknown(at!["routes", n, "quality", "embedding"], "model", name, &known);
+            cx.unknown(place, "model", name, &known);
         }
         Some(model) if model.task.is_some_and(|task| task != ModelTask::Embedding) => {
-            let message = format!("`{name}` is no model for embeddings; name one that is");
-            cx.error(at!["routes", n, "quality", "embedding"], message);
+            cx.error(place, format!("`{name}` is no model for embeddings; name one that is"));
         }
         Some(_) => {}
     }

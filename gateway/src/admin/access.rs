@@ -27,14 +27,17 @@ pub(super) fn who(state: &dyn AdminState) -> &'static str {
     if state.token_matches(None).is_some() { "token" } else { "loopback" }
 }
 
-/// Records every requested change and every refused request in the audit log.
+/// Page with texts of callers.
+const TEXTS: &str = "/api/quality/examples";
+
+/// Records every requested change, every look at texts of callers and every refused request in the audit log.
 pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
     let client = Client::of(&request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let answer = next.run(request).await;
     let status = answer.status();
     let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST);
-    if refused || !method.is_safe() {
+    if refused || !method.is_safe() || path == TEXTS {
         let who = if refused { "unknown" } else { who(&*state) };
         state.audit(client, who, method.as_str(), &path, status.as_u16());
     }

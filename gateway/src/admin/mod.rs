@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,7 +31,7 @@ use self::access::problem;
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
-use crate::quality::{NoReference, ReferenceFile};
+use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::rollout::Rollouts;
 use crate::telemetry::LogThrottle;
 
@@ -66,6 +67,10 @@ pub trait AdminState: Send + Sync + 'static {
     fn quality(&self) -> serde_json::Value;
     /// Sketches of a route for a reference file.
     async fn reference(&self, route: &str) -> Result<ReferenceFile, NoReference>;
+    /// Newest texts that were kept, of one route or of all.
+    async fn examples(&self, route: Option<String>) -> Result<Vec<Example>, NoExamples>;
+    /// Deletes the texts that were kept, of one route or of all. Returns their number.
+    async fn delete_examples(&self, route: Option<String>) -> Result<usize, NoExamples>;
     /// Drains the named endpoints, or puts them back. Returns their names, each with true if its state changed; `None` if
     /// the backend does not exist.
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
@@ -176,6 +181,8 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/backends", get(backends))
         .route("/api/feedback", get(feedback))
         .route("/api/quality", get(quality))
+        .route("/api/quality/examples", get(examples))
+        .route("/api/quality/examples", delete(delete_examples))
         .route("/api/quality/{route}/reference", get(reference))
         .route("/api/backends/{backend}/endpoints/{endpoint}/drain", post(drain))
         .route("/api/backends/{backend}/endpoints/{endpoint}/undrain", post(undrain))
@@ -237,6 +244,43 @@ async fn reference(State(state): State<Arc<dyn AdminState>>, Path(route): Path<S
     }
 }
 
+/// Route whose examples are asked for.
+#[derive(Deserialize)]
+struct OfRoute {
+    route: Option<String>,
+}
+
+/// Refuses to show texts of callers where everybody on the machine may ask.
+fn refuse_texts(state: &dyn AdminState) -> Option<Response> {
+    let has_token = state.token_matches(None).is_some();
+    let why = "texts of callers are shown and deleted only with a token: configure admin.token";
+    (!has_token).then(|| problem(StatusCode::FORBIDDEN, why))
+}
+
+async fn examples(State(state): State<Arc<dyn AdminState>>, Query(of): Query<OfRoute>) -> Response {
+    if let Some(refused) = refuse_texts(&*state) {
+        return refused;
+    }
+    match state.examples(of.route).await {
+        Ok(examples) => axum::Json(serde_json::json!({"examples": examples})).into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+async fn delete_examples(
+    State(state): State<Arc<dyn AdminState>>,
+    headers: HeaderMap,
+    Query(of): Query<OfRoute>,
+) -> Response {
+    if let Some(refused) = refuse_texts(&*state).or_else(|| access::refuse_change(&headers)) {
+        return refused;
+    }
+    match state.delete_examples(of.route).await {
+        Ok(deleted) => axum::Json(serde_json::json!({"deleted": deleted})).into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
 type Named = Path<(String, String)>;
 
 async fn drain(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap, Path(named): Named) -> Response {
@@ -275,7 +319,8 @@ async fn index() -> &'static str {
      /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
      /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
      /api/feedback labels of answers by route and target\n\
-     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file\n"
+     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
+                  .../examples the texts that were kept, with a token; DELETE deletes them\n"
 }
 
 async fn not_found() -> Response {

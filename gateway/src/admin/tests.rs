@@ -43,6 +43,12 @@ impl AdminState for Shown {
     async fn reference(&self, _: &str) -> Result<ReferenceFile, NoReference> {
         Err(NoReference::Unknown)
     }
+    async fn examples(&self, _: Option<String>) -> Result<Vec<Example>, NoExamples> {
+        Ok(Vec::new())
+    }
+    async fn delete_examples(&self, _: Option<String>) -> Result<usize, NoExamples> {
+        Ok(3)
+    }
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
         let known = endpoint == "10.0.0.1:8000" || endpoint == "http://10.0.0.1:8000";
         (backend == "b").then(|| if known { vec![(endpoint.to_owned(), drained)] } else { Vec::new() })

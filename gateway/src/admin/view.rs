@@ -13,7 +13,7 @@ use super::backends::{self, backend_samples, reports, samples};
 use crate::audit::Audit;
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
-use crate::quality::{NoReference, ReferenceFile};
+use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::reload::LastEdit;
 use crate::rollout::{self, Rollouts};
 use crate::telemetry::{Metrics, Samples};
@@ -112,6 +112,20 @@ impl AdminState for AdminView {
         match quality {
             Some(quality) => quality.reference(route).await,
             None => Err(NoReference::Busy),
+        }
+    }
+    async fn examples(&self, route: Option<String>) -> Result<Vec<Example>, NoExamples> {
+        let quality = self.gateway.load().as_ref().as_ref().map(|gateway| gateway.quality.clone());
+        match quality {
+            Some(quality) => quality.examples(route).await,
+            None => Err(NoExamples::Busy),
+        }
+    }
+    async fn delete_examples(&self, route: Option<String>) -> Result<usize, NoExamples> {
+        let quality = self.gateway.load().as_ref().as_ref().map(|gateway| gateway.quality.clone());
+        match quality {
+            Some(quality) => quality.delete_examples(route).await,
+            None => Err(NoExamples::Busy),
         }
     }
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {

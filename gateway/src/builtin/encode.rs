@@ -56,13 +56,18 @@ pub async fn encode(
 /// may be left undone: a model is never loaded for it, and no request waits behind it for longer than one text takes.
 pub async fn idle_vector(model: &Arc<LoadedModel>, text: String, deadline: Instant) -> Option<Vec<f32>> {
     let engine = model.engine_now()?;
-    let stats = engine.stats();
-    if engine.info().task != Task::Embed || stats.active > 0 || stats.waiting > 0 {
+    if engine.info().task != Task::Embed || is_idle(model) != Some(true) {
         return None;
     }
     let work = engine.embed_inputs(vec![EmbedInput::Text(text)]);
     let encoded = tokio::time::timeout_at(deadline.into(), work).await.ok()?;
     encoded.ok()?.pop().map(|embedding| embedding.values)
+}
+
+/// True if the model has nothing to do; `None` where it is not loaded.
+pub fn is_idle(model: &LoadedModel) -> Option<bool> {
+    let stats = model.engine_now()?.stats();
+    Some(stats.active == 0 && stats.waiting == 0)
 }
 
 /// Values of a vector of the model, which is loaded where it is not.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
@@ -19,6 +19,8 @@ pub enum Transport {
     Plain(TcpStream),
     /// TLS.
     Tls(Box<TlsStream<TcpStream>>),
+    /// Socket within the process, for requests of the gateway's own.
+    Inside(UnixStream),
 }
 
 /// Calls the same method of either transport.
@@ -27,6 +29,7 @@ macro_rules! either {
         match $transport {
             Transport::Plain($stream) => $call,
             Transport::Tls($stream) => $call,
+            Transport::Inside($stream) => $call,
         }
     };
 }
@@ -87,6 +90,8 @@ impl WriteBounded {
         let stream = match &mut self.transport {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_mut().0,
+            // It is used where it was made.
+            Transport::Inside(_) => return Ok(()),
         };
         // The registration ends with its descriptor, which must be another one than that of the next.
         let again = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);

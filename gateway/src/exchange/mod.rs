@@ -364,6 +364,8 @@ pub struct Exchange {
     pub refused_by: Option<String>,
     /// Observers of filters that follow the exchange.
     pub observers: Observers,
+    /// True for a request of the gateway's own, which counts for nobody.
+    pub is_probe: bool,
     /// Tap on an exchange that was drawn to be looked at.
     pub tap: Option<Box<Tap>>,
     /// Guard that counts the request as running.
@@ -426,6 +428,7 @@ impl Exchange {
             over_limit: None,
             refused_by: None,
             observers: Observers::default(),
+            is_probe: false,
             tap: None,
             running: None,
             id_reader: None,

@@ -32,6 +32,8 @@ pub struct Consumer {
     pub priority: i32,
     /// Limits and budgets.
     pub rules: Rules,
+    /// True if texts of its requests may be kept.
+    pub keep_examples: bool,
     /// Models that the consumer may name; all of them without a list.
     models: Option<Vec<ModelPattern>>,
     /// The same in small letters.
@@ -80,6 +82,7 @@ impl Consumer {
             tenant: if *tenant == *name { name.clone() } else { tenant.into() },
             name,
             priority: written.priority,
+            keep_examples: written.keep_examples,
             rules,
             small_models: models.as_ref().map(|models| models.iter().map(ModelPattern::in_small_letters).collect()),
             models,
@@ -96,6 +99,7 @@ impl Consumer {
             number,
             tenant,
             priority: 0,
+            keep_examples: true,
             rules,
             models: None,
             small_models: None,

@@ -107,6 +107,11 @@ pub(super) fn given_up(a: &mut Attempt<'_>) {
     judged(a, &AttemptOutcome::GivenUp, 0, Duration::ZERO);
 }
 
+/// Ends an attempt that counts for nobody and judges nothing.
+pub(super) fn unjudged(a: &Attempt<'_>) {
+    a.backend.balancer.ended(&a.endpoint, Verdict::Unknown, 0, a.began, now_millis());
+}
+
 /// Counts an attempt whose outcome no client sees, and lets it judge its endpoint. `status` is 0 where there was no answer.
 pub(super) fn judged(a: &mut Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) {
     let verdict = counted(a, outcome, status, took);
@@ -320,6 +325,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
         exchange.outcome.broken = exchange.outcome.status != 0;
     }
     if report.complete
+        && !exchange.is_probe
         && let Some(first) = report.first_token
     {
         let since = first.saturating_duration_since(report.submitted);
@@ -485,6 +491,7 @@ fn hand_over(tap: Tap, exchange: &Exchange) {
         prompt_tokens: outcome.prompt_tokens,
         completion_tokens: outcome.completion_tokens,
         finish: outcome.finish_reason.as_deref(),
+        may_be_kept: exchange.caller.as_ref().is_none_or(|caller| caller.keep_examples),
         span,
     });
 }

@@ -41,6 +41,7 @@ mod limiting;
 mod may_spill;
 mod mirroring;
 mod model_list;
+mod probing;
 mod reading;
 mod resuming;
 mod rewritten;
@@ -60,6 +61,7 @@ use http::{StatusCode, header};
 use spillway_filter::{ErrorKind, Refusal};
 
 pub use answers::refuse_malformed;
+pub use probing::Prober;
 
 use admit::{admit, select};
 use attempts::{Tried, attempt};

@@ -28,6 +28,8 @@ pub(super) struct Try<'a> {
     /// last.
     place: Option<AttemptSlot>,
     is_concluded: bool,
+    /// True for a try of the gateway's own, which counts for nobody and judges no endpoint.
+    is_probe: bool,
 }
 
 impl<'a> Try<'a> {
@@ -50,7 +52,7 @@ impl<'a> Try<'a> {
         }
         let mut attempt = attempt(gateway, route, backend, endpoint, &place.slot, move_on);
         attempt.span = conclude::attempt_span(&attempt, session, exchange, resend);
-        Self { attempt, place: Some(place), is_concluded: false }
+        Self { attempt, place: Some(place), is_concluded: false, is_probe: false }
     }
 
     /// Begins a try for the copy of a request, whose answer goes to no client.
@@ -62,7 +64,29 @@ impl<'a> Try<'a> {
         slot: WakingSlot,
     ) -> Self {
         let attempt = copy_attempt(gateway, route, backend, endpoint, &slot);
-        Self { attempt, place: Some(AttemptSlot { slot, retrying: None }), is_concluded: false }
+        Self { attempt, place: Some(AttemptSlot { slot, retrying: None }), is_concluded: false, is_probe: false }
+    }
+
+    /// Begins a try for a probe.
+    pub(super) fn probe(
+        gateway: &'a Gateway,
+        route: &'a Route,
+        backend: &'a Backend,
+        endpoint: Arc<Endpoint>,
+        slot: WakingSlot,
+    ) -> Self {
+        let mut this = Self::copy(gateway, route, backend, endpoint, slot);
+        this.is_probe = true;
+        this
+    }
+
+    /// Runs the try of a probe to its end. An endpoint that says that it is full is left alone, as after any request.
+    pub(super) async fn run_probe(mut self, session: &mut ClientSession, exchange: &mut Exchange) -> AttemptOutcome {
+        self.lend_place(exchange);
+        let outcome = run(&self.attempt, session, exchange).await;
+        note_if_full(&self.attempt, &outcome);
+        exchange.place = None;
+        outcome
     }
 
     /// Sends the request as it was written for the backend.
@@ -120,7 +144,9 @@ impl<'a> Try<'a> {
 
 impl Drop for Try<'_> {
     fn drop(&mut self) {
-        if !self.is_concluded {
+        if self.is_probe {
+            conclude::unjudged(&self.attempt);
+        } else if !self.is_concluded {
             conclude::given_up(&mut self.attempt);
         }
     }

@@ -7,7 +7,7 @@ use super::feature::{Feature, Side};
 use super::pane::{Pane, WORD_BUCKETS};
 use super::sampled::Sampled;
 use super::signals::{Signal, is_refusal};
-use super::texts::{Prompt, Said};
+use super::texts::{Prompt, Said, Text};
 use crate::coding::Coding;
 use crate::places::Places;
 use crate::protocol::oip::{INFERENCE_HEADER_CONTENT_LENGTH, TensorElements, TensorValues, read_values};
@@ -36,6 +36,10 @@ pub(super) struct Facts {
     pub categories: Vec<(Feature, String)>,
     /// Buckets of the words of the prompt, each once.
     pub words: Vec<usize>,
+    /// Last text of the user.
+    pub last: Text,
+    /// Text of the answer.
+    pub said: Text,
     /// Text whose embedding belongs to the request.
     pub text: Option<String>,
     /// Tensors of the call and of the answer; `None` where they were not read.
@@ -176,6 +180,7 @@ impl Facts {
             self.words = words(text);
             self.text = Some(text.clone());
         }
+        self.last = prompt.last.clone();
         if asks_for_text(sampled.operation) {
             self.signal = Signal::of(&prompt);
         }
@@ -235,6 +240,7 @@ impl Facts {
         if said.tokens > 0 {
             self.numbers.push((Feature::Logprob, said.logprobs / float(said.tokens)));
         }
+        self.said = said.text;
     }
 
     /// Adds the facts to a pane. Of tensors those are counted whose names are `known`.

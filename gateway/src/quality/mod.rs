@@ -2,13 +2,17 @@
 //!
 //! The room owns the sketches of each route and target. A request that is drawn is handed over when it has ended ([`Tap`]); one
 //! task on a thread of its own reads it, counts it and drops it ([`Quality`]), so that the request path copies at most the
-//! beginning of an answer. Memory is bounded: two megabytes a route. The room changes no request, and knows no socket and no
-//! route; its inputs are bytes of bodies and the rules of the configuration.
+//! beginning of an answer. Memory is bounded: two megabytes a route. Probes ([`Asker`]) are questions of the gateway's own. The
+//! room changes no request, and knows no socket and no route; its inputs are bytes of bodies and the rules of the configuration.
 
+mod examples;
 mod facts;
 mod feature;
 mod files;
+mod notices;
 mod pane;
+mod probes;
+mod redact;
 mod reference;
 mod report;
 mod sampled;
@@ -27,7 +31,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+pub use examples::{Example, Keeping};
 pub use feature::Feature;
+pub use probes::{
+    Ask, Asked, Asker, ProbeAnswer, ProbePlan, ProbeReport, ProbedTarget, ProbesError, ProbesReport, ProviderReport,
+    SeenValue, Skipped,
+};
 pub use reference::{ReferenceError, ReferenceFile};
 pub use report::{Bar, Counts, FeatureReport, Figures, RouteReport, TargetReport};
 pub use sampled::Counters;
@@ -35,8 +44,12 @@ pub use sampling::{Ended, Sampling, Tap};
 pub use state::{Reference, Rules};
 
 use crate::builtin::LoadedModel;
+use crate::notify::Notifier;
 use crate::telemetry::{QualityFeatureSample, QualitySample};
-use worker::{MOST_MESSAGES, Message, Watched};
+use examples::Examples;
+use notices::Notices;
+use probes::Prober;
+use worker::{ExamplesAnswer, MOST_MESSAGES, Message, Watched};
 
 /// Most targets of a route that are watched, as the configuration's check allows.
 const MAX_TARGETS: usize = 6;
@@ -110,6 +123,10 @@ pub struct Plan {
     pub rules: Rules,
     /// Model for embeddings.
     pub model: Option<Arc<LoadedModel>>,
+    /// Probes of its targets.
+    pub probes: Option<Arc<ProbePlan>>,
+    /// Rules of the texts that are kept; `None` where none are.
+    pub keeping: Option<Keeping>,
 }
 
 /// Sketches of all routes, and the task that owns them. Outlives configurations.
@@ -121,10 +138,25 @@ pub struct Quality {
     counters: Mutex<HashMap<Arc<str>, Weak<Counters>>>,
     bytes: Arc<AtomicUsize>,
     published: Arc<Published>,
+    notices: Notices,
+    prober: Prober,
 }
 
-impl Default for Quality {
-    fn default() -> Self {
+/// Texts that cannot be shown or deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoExamples {
+    /// The file cannot be read or written.
+    #[error("the file of examples: {0}")]
+    File(String),
+    /// The task did not answer in time.
+    #[error("the examples were not there in time; try again")]
+    Busy,
+}
+
+impl Quality {
+    /// Watch over no route yet. `notifier` tells receivers of drift.
+    pub fn new(notifier: Arc<Notifier>) -> Self {
+        let notices = Notices::new(notifier);
         let (queue, waiting) = mpsc::channel(MOST_MESSAGES);
         Self {
             queue,
@@ -132,6 +164,8 @@ impl Default for Quality {
             counters: Mutex::default(),
             bytes: Arc::default(),
             published: Arc::default(),
+            prober: Prober::new(notices.clone()),
+            notices,
         }
     }
 }
@@ -169,22 +203,24 @@ impl Quality {
     /// Hands the plans of a configuration that has become active to the task, which begins with the first plan that there is.
     /// State of routes that are still watched goes on.
     pub fn adopt(&self, plans: Vec<Plan>, folder: PathBuf) {
-        if plans.is_empty() && self.waiting.lock().is_some() {
+        self.prober.adopt(plans.iter().filter_map(|plan| plan.probes.clone()).collect(), &folder);
+        // Texts that were kept under an earlier configuration are deleted.
+        if plans.is_empty() && self.waiting.lock().is_some() && !Examples::is_in(&folder) {
             return;
         }
         let waiting = self.waiting.lock().take();
         if let Some(waiting) = waiting
-            && let Err(e) = worker::start(waiting, self.published.clone())
+            && let Err(e) = worker::start(waiting, self.published.clone(), self.notices.clone())
         {
             tracing::error!(event = "quality_not_started", reason = %e);
             return;
         }
-        let watched = plans.into_iter().map(|Plan { route, share, rules, model }| {
+        let watched = plans.into_iter().map(|Plan { route, share, rules, model, probes: _, keeping }| {
             let name: Arc<str> = route.into();
             let counters = self.counters_of(&name);
-            Watched { name, rules, share, model, counters, folder: folder.clone() }
+            Watched { name, rules, share, model, counters, keeping, folder: folder.clone() }
         });
-        let message = Message::Adopt(watched.collect());
+        let message = Message::Adopt(watched.collect(), folder.clone());
         // The queue may be full of samples, which the task is reading.
         let queue = self.queue.clone();
         match queue.try_send(message) {
@@ -198,7 +234,12 @@ impl Quality {
     /// Reports on all routes.
     pub fn reports(&self) -> Vec<RouteReport> {
         let shown = self.published.all();
-        shown.iter().map(|shown| shown.report.clone().counted(&shown.counters, &shown.signals)).collect()
+        let report = |shown: &Arc<Shown>| {
+            let report = shown.report.clone().counted(&shown.counters, &shown.signals);
+            let probes = self.prober.reports(&report.route);
+            RouteReport { probes, ..report }
+        };
+        shown.iter().map(report).collect()
     }
 
     /// Sketches of a route for a reference file.
@@ -218,6 +259,41 @@ impl Quality {
             Ok(Some(Some(file))) => Ok(file),
             Ok(Some(None)) => Err(NoReference::Unknown),
             Ok(None) | Err(_) => Err(NoReference::Busy),
+        }
+    }
+
+    /// Newest texts that were kept, of one route or of all.
+    ///
+    /// # Errors
+    /// The task is busy, or the file cannot be read.
+    pub async fn examples(&self, route: Option<String>) -> Result<Vec<Example>, NoExamples> {
+        if self.waiting.lock().is_some() {
+            return Ok(Vec::new());
+        }
+        self.ask(|answer| Message::Examples(route, answer)).await
+    }
+
+    /// Deletes the texts that were kept, of one route or of all. Returns their number.
+    ///
+    /// # Errors
+    /// The task is busy, or the file cannot be written.
+    pub async fn delete_examples(&self, route: Option<String>) -> Result<usize, NoExamples> {
+        if self.waiting.lock().is_some() {
+            return Ok(0);
+        }
+        self.ask(|answer| Message::DeleteExamples(route, answer)).await
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(ExamplesAnswer<T>) -> Message) -> Result<T, NoExamples> {
+        let (answer, told) = oneshot::channel();
+        let message = message(answer);
+        let asking = async {
+            self.queue.send(message).await.ok()?;
+            told.await.ok()
+        };
+        match tokio::time::timeout(ANSWER, asking).await {
+            Ok(Some(told)) => told.map_err(NoExamples::File),
+            Ok(None) | Err(_) => Err(NoExamples::Busy),
         }
     }
 
@@ -253,8 +329,10 @@ impl Quality {
             QualitySample {
                 features: features.collect(),
                 signals: signals.collect(),
+                probes: self.prober.samples(&report.route),
                 route: report.route,
                 bytes: u64::try_from(report.bytes).unwrap_or(u64::MAX),
+                kept: report.counts.kept,
                 sampled: report.counts.sampled,
                 dropped: report.counts.dropped,
                 unreadable: report.counts.unreadable,
@@ -273,6 +351,16 @@ impl Quality {
 
     /// Writes that have failed.
     pub fn write_failures(&self) -> u64 {
-        self.published.write_failures.load(Ordering::Relaxed)
+        self.published.write_failures.load(Ordering::Relaxed).saturating_add(self.prober.write_failures())
+    }
+
+    /// Begins to ask the probes of all routes by this way.
+    pub fn probe_by(&self, asker: Arc<dyn Asker>) {
+        self.prober.start(asker);
+    }
+
+    /// Ends all probes, which no request waits for, before the process drains.
+    pub async fn stop_probes(&self) {
+        self.prober.stop().await;
     }
 }

@@ -8,6 +8,7 @@ use spillway_statistics::compact::Compact;
 
 use super::feature::Feature;
 use super::pane::{LEAST_ROWS, Pane, Values};
+use super::probes::ProbesReport;
 use super::sampled::Counters;
 use super::state::{Comparison, Reference, RouteState, Rules, VersionState};
 
@@ -38,6 +39,9 @@ pub struct RouteReport {
     pub counts: Counts,
     /// Targets.
     pub targets: Vec<TargetReport>,
+    /// Probes of each target; none where the route has no probes.
+    #[serde(default)]
+    pub probes: Vec<ProbesReport>,
 }
 
 /// Counters of a route.
@@ -50,6 +54,9 @@ pub struct Counts {
     pub dropped: u64,
     /// Requests whose body or answer could not be read.
     pub unreadable: u64,
+    /// Requests whose texts were kept.
+    #[serde(default)]
+    pub kept: u64,
     /// Prompts that were turned into embeddings.
     pub embedded: u64,
     /// Prompts that were not: the model was busy or not loaded, or too many came.
@@ -280,6 +287,7 @@ impl RouteReport {
             bytes: state.bytes(),
             counts: Counts::default(),
             targets: targets.map(|(name, version)| target(name, version, state, rules)).collect(),
+            probes: Vec::new(),
         }
     }
 
@@ -292,6 +300,7 @@ impl RouteReport {
             sampled: of(&counters.sampled),
             dropped: of(&counters.dropped),
             unreadable: of(&counters.unreadable),
+            kept: of(&counters.kept),
             embedded: of(&counters.embedded),
             not_embedded: of(&counters.not_embedded),
             embedding_seconds: seconds,

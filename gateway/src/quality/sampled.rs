@@ -20,6 +20,8 @@ pub struct Counters {
     pub dropped: AtomicU64,
     /// Requests whose body or answer could not be read.
     pub unreadable: AtomicU64,
+    /// Requests whose texts were kept.
+    pub kept: AtomicU64,
     /// Prompts turned into embeddings.
     pub embedded: AtomicU64,
     /// Prompts without one: the model was busy, not loaded, or too many came.
@@ -96,6 +98,8 @@ pub(super) struct Sampled {
     pub completion_tokens: Option<u64>,
     /// Finish reason.
     pub finish: Option<String>,
+    /// True if its texts may be kept.
+    pub may_be_kept: bool,
     /// Span for what is found.
     pub span: Span,
     /// Time at which the exchange ended.

@@ -74,7 +74,8 @@ impl Sampling {
 /// Tap on an exchange that was drawn.
 #[derive(Debug)]
 pub struct Tap {
-    sampling: Arc<Sampling>,
+    /// Sampling that gets the exchange at its end; `None` for a probe, whose own task reads its answer.
+    sampling: Option<Arc<Sampling>>,
     /// Length of the JSON of a call of the Open Inference Protocol.
     request_json: Option<HeaderValue>,
     answer: AnswerBytes,
@@ -85,10 +86,16 @@ pub struct Tap {
 impl Tap {
     /// Tap on a request with these headers.
     pub fn new(sampling: Arc<Sampling>, request: &Fields) -> Self {
+        let memory = Some(Waiting { bytes: 0, all: sampling.waiting.clone() });
+        Self { sampling: Some(sampling), memory, ..Self::alone(request) }
+    }
+
+    /// Tap on a request with these headers whose answer is read by [`Self::into_answer`].
+    pub fn alone(request: &Fields) -> Self {
         let answer =
             AnswerBytes { bytes: Vec::new(), is_cut: false, coding: Coding::Identity, json: None, is_success: false };
-        let memory = Some(Waiting { bytes: 0, all: sampling.waiting.clone() });
-        Self { sampling, request_json: request.get(&INFERENCE_HEADER_CONTENT_LENGTH).cloned(), answer, memory }
+        let memory = Some(Waiting { bytes: 0, all: Arc::default() });
+        Self { sampling: None, request_json: request.get(&INFERENCE_HEADER_CONTENT_LENGTH).cloned(), answer, memory }
     }
 
     /// Notes the head of the answer.
@@ -116,12 +123,15 @@ impl Tap {
         answer.bytes.extend_from_slice(kept);
     }
 
+    /// Beginning of the answer; empty for one that is no success.
+    pub fn into_answer(self) -> AnswerBytes {
+        self.answer
+    }
+
     /// Hands the exchange over, if a target has answered it with success.
     pub fn end(self, ended: Ended<'_>) {
         let Self { sampling, request_json, answer, memory } = self;
-        if !answer.is_success || ended.served_by.is_empty() {
-            return;
-        }
+        let Some(sampling) = sampling.filter(|_| answer.is_success && !ended.served_by.is_empty()) else { return };
         let Some(memory) = memory else {
             sampling.counters.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -140,6 +150,7 @@ impl Tap {
             prompt_tokens: ended.prompt_tokens,
             completion_tokens: ended.completion_tokens,
             finish: ended.finish.map(str::to_owned),
+            may_be_kept: ended.may_be_kept,
             span: ended.span,
             ended: SystemTime::now(),
         });
@@ -167,6 +178,8 @@ pub struct Ended<'e> {
     pub completion_tokens: Option<u64>,
     /// Finish reason.
     pub finish: Option<&'e str>,
+    /// True if its texts may be kept.
+    pub may_be_kept: bool,
     /// Span for what is found.
     pub span: Span,
 }
@@ -205,6 +218,7 @@ mod tests {
                 prompt_tokens: None,
                 completion_tokens: None,
                 finish: None,
+                may_be_kept: true,
                 span: Span::none(),
             });
         }

@@ -7,6 +7,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::redact::{redacted, without_cut_end};
+
 /// Bytes of a text that are kept.
 pub(super) const MOST_TEXT: usize = 4 << 10;
 
@@ -32,6 +34,13 @@ impl Text {
         let all = self.characters.saturating_add(other.characters);
         self.push(&other.start);
         self.characters = all;
+    }
+
+    /// Beginning as it may be kept: of a text that was cut without its last part.
+    pub(super) fn kept(&self, redacts: bool) -> String {
+        let is_cut = self.characters > u64::try_from(self.start.chars().count()).unwrap_or(u64::MAX);
+        let text = if is_cut { without_cut_end(&self.start) } else { &self.start };
+        if redacts { redacted(text) } else { text.to_owned() }
     }
 
     /// True if there is none.

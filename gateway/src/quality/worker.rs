@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::examples::{Example, Examples, ExamplesError, Keeping};
 use super::facts::Facts;
+use super::notices::{Notice, Notices};
 use super::reference::ReferenceFile;
 use super::report::RouteReport;
 use super::sampled::{Counters, Sampled, Waiting};
@@ -39,12 +42,19 @@ const EMBED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Niceness added to the thread: what serves requests goes first.
 const NICENESS: i32 = 10;
 
+/// Channel for the answer to a message about examples; its error is that of the file.
+pub(super) type ExamplesAnswer<T> = oneshot::Sender<Result<T, String>>;
+
 /// Message to the task.
 pub(super) enum Message {
     /// A request of a route was answered.
     Sampled(Arc<str>, Box<Sampled>, Waiting),
     /// A configuration is active.
-    Adopt(Vec<Watched>),
+    Adopt(Vec<Watched>, PathBuf),
+    /// Texts that were kept are wanted, of one route or of all.
+    Examples(Option<String>, ExamplesAnswer<Vec<Example>>),
+    /// Texts that were kept are to be deleted, of one route or of all.
+    DeleteExamples(Option<String>, ExamplesAnswer<usize>),
     /// Sketches for a reference file are wanted; `None` is sent for an unknown route.
     Reference(String, oneshot::Sender<Option<ReferenceFile>>),
     /// The process ends; what has changed is written first.
@@ -67,6 +77,8 @@ pub(super) struct Watched {
     pub model: Option<Arc<LoadedModel>>,
     /// Counters.
     pub counters: Arc<Counters>,
+    /// Rules of the texts that are kept.
+    pub keeping: Option<Keeping>,
     /// Folder of the stored sketches.
     pub folder: PathBuf,
 }
@@ -96,6 +108,8 @@ struct Embedding {
 pub(super) struct Worker {
     routes: HashMap<Arc<str>, Kept>,
     published: Arc<Published>,
+    notices: Notices,
+    examples: Option<Examples>,
     embedding: Option<Embedding>,
     embedded: Option<Instant>,
     unwritten: LogThrottle,
@@ -105,13 +119,18 @@ pub(super) struct Worker {
 ///
 /// # Errors
 /// The system has no thread.
-pub(super) fn start(messages: mpsc::Receiver<Message>, published: Arc<Published>) -> std::io::Result<()> {
-    start_with(messages, published, restarting::FIRST_PAUSE)
+pub(super) fn start(
+    messages: mpsc::Receiver<Message>,
+    published: Arc<Published>,
+    notices: Notices,
+) -> std::io::Result<()> {
+    start_with(messages, published, notices, restarting::FIRST_PAUSE)
 }
 
 fn start_with(
     mut messages: mpsc::Receiver<Message>,
     published: Arc<Published>,
+    notices: Notices,
     first_pause: Duration,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -119,9 +138,10 @@ fn start_with(
         // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
         #[cfg(target_os = "linux")]
         let _ = unsafe { libc::nice(NICENESS) };
-        let mut watched = Vec::new();
+        let mut adopted = None;
         // The sample that met a defect is gone, the sketches are read again as they were written last.
-        let life = || runtime.block_on(Worker::new(published.clone()).run(&mut messages, &mut watched));
+        let life =
+            || runtime.block_on(Worker::new(published.clone(), notices.clone()).run(&mut messages, &mut adopted));
         restarting::until_end(first_pause, life, |reason, pause| {
             published.panicked();
             tracing::error!(event = "quality_panicked", reason, retry_after = pause.as_secs_f64());
@@ -135,15 +155,24 @@ fn now() -> f64 {
 }
 
 impl Worker {
-    fn new(published: Arc<Published>) -> Self {
-        let unwritten = LogThrottle::default();
-        Self { routes: HashMap::new(), published, embedding: None, embedded: None, unwritten }
+    fn new(published: Arc<Published>, notices: Notices) -> Self {
+        Self {
+            routes: HashMap::new(),
+            published,
+            notices,
+            examples: None,
+            embedding: None,
+            embedded: None,
+            unwritten: LogThrottle::default(),
+        }
     }
 
-    /// Runs until it is stopped. `watched` has the routes of the running configuration, for the next life after a panic.
-    async fn run(mut self, messages: &mut mpsc::Receiver<Message>, watched: &mut Vec<Watched>) {
-        if !watched.is_empty() {
-            self.adopt(watched.clone());
+    /// Runs until it is stopped. `adopted` has the routes of the running configuration and the folder of examples, for the next
+    /// life after a panic.
+    async fn run(mut self, messages: &mut mpsc::Receiver<Message>, adopted: &mut Option<(Vec<Watched>, PathBuf)>) {
+        if let Some((watched, folder)) = adopted.clone() {
+            self.adopt(watched);
+            self.adopt_examples(&folder);
         }
         let mut write = tokio::time::interval(WRITE_EVERY);
         write.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -156,9 +185,10 @@ impl Worker {
                         self.sampled(&route, *sampled);
                         drop(waiting);
                     }
-                    Some(Message::Adopt(routes)) => {
-                        watched.clone_from(&routes);
-                        self.adopt(routes);
+                    Some(Message::Adopt(watched, folder)) => {
+                        *adopted = Some((watched.clone(), folder.clone()));
+                        self.adopt(watched);
+                        self.adopt_examples(&folder);
                         self.look();
                     }
                     #[cfg(test)]
@@ -166,6 +196,14 @@ impl Worker {
                     Some(Message::Reference(route, answer)) => {
                         let file = self.routes.get(route.as_str()).map(|kept| kept.state.to_reference(&route, now()));
                         let _ = answer.send(file);
+                    }
+                    Some(Message::Examples(route, answer)) => {
+                        let newest = |file: &Examples| file.newest(route.as_deref()).map_err(|e| e.to_string());
+                        let _ = answer.send(self.examples.as_ref().map_or(Ok(Vec::new()), newest));
+                    }
+                    Some(Message::DeleteExamples(route, answer)) => {
+                        let delete = |file: &mut Examples| file.delete(route.as_deref()).map_err(|e| e.to_string());
+                        let _ = answer.send(self.examples.as_mut().map_or(Ok(0), delete));
                     }
                     Some(Message::Stop(done)) => {
                         self.write();
@@ -179,7 +217,10 @@ impl Worker {
                     self.look();
                     look = Instant::now() + LOOK_EVERY.max(began.elapsed() * LOOK_PAUSE);
                 }
-                _ = write.tick() => self.write(),
+                _ = write.tick() => {
+                    self.write();
+                    self.expire();
+                }
             }
         }
     }
@@ -199,12 +240,69 @@ impl Worker {
         }
     }
 
+    /// Opens the file of examples where a route keeps some, or where there are some of routes that do so no longer.
+    fn adopt_examples(&mut self, folder: &Path) {
+        if self.examples.as_ref().is_some_and(|file| file.folder() != folder) {
+            self.examples = None;
+        }
+        let keeps = self.routes.values().any(|kept| kept.watched.keeping.is_some());
+        if self.examples.is_none() && (keeps || Examples::is_in(folder)) {
+            match Examples::open(folder) {
+                Ok(file) => self.examples = Some(file),
+                Err(e) => self.unkept(&e),
+            }
+        }
+        self.expire();
+    }
+
+    /// Deletes examples that are too old, or of routes that keep none.
+    fn expire(&mut self) {
+        let Some(file) = &mut self.examples else { return };
+        let rules = self.routes.iter().filter_map(|(name, kept)| Some((&**name, kept.watched.keeping?)));
+        if let Err(e) = file.expire(now(), &rules.collect::<Vec<_>>()) {
+            self.unkept(&e);
+        }
+    }
+
+    fn unkept(&self, reason: &ExamplesError) {
+        self.published.write_failed();
+        self.unwritten.add(1, |times| tracing::warn!(event = "examples_not_kept", %reason, times));
+    }
+
+    /// Keeps the texts of a request, if it is drawn.
+    fn keep(&mut self, route: &Arc<str>, facts: &Facts, sampled: &Sampled) {
+        let (Some(kept), Some(file)) = (self.routes.get(route), &mut self.examples) else { return };
+        let Some(keeping) = kept.watched.keeping.filter(|_| sampled.may_be_kept) else { return };
+        if facts.last.is_empty() || rand::random::<f64>() >= keeping.share {
+            return;
+        }
+        let example = Example {
+            id: 0,
+            route: route.to_string(),
+            target: sampled.version.to_string(),
+            at: unix_fraction(sampled.ended),
+            prompt: facts.last.kept(keeping.redacts),
+            answer: facts.said.kept(keeping.redacts),
+            finish: sampled.finish.clone(),
+        };
+        match file.add(&example, &keeping) {
+            Ok(()) => {
+                kept.watched.counters.kept.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(e) => self.unkept(&e),
+        }
+    }
+
     fn sampled(&mut self, route: &Arc<str>, sampled: Sampled) {
-        let Some(kept) = self.routes.get_mut(route) else { return };
+        if !self.routes.contains_key(route) {
+            return;
+        }
         let facts = Facts::of(&sampled);
         if !facts.is_call {
             return;
         }
+        self.keep(route, &facts, &sampled);
+        let Some(kept) = self.routes.get_mut(route) else { return };
         let Sampled { version, caller, mut span, ended, .. } = sampled;
         if facts.is_unreadable {
             kept.watched.counters.unreadable.fetch_add(1, Ordering::Relaxed);
@@ -264,7 +362,7 @@ impl Worker {
             }
             kept.looked = Some(Instant::now());
             for crossing in kept.state.look(at, &kept.watched.rules) {
-                report(name, &crossing);
+                report(name, &crossing, &self.notices);
                 kept.is_dirty = true;
             }
             let report = RouteReport::of(name, kept.watched.share, &kept.state, &kept.watched.rules, at);
@@ -298,7 +396,7 @@ async fn vector_of(embedding: &mut Option<Embedding>) -> Option<Vec<f32>> {
     }
 }
 
-fn report(route: &str, crossing: &Crossing) {
+fn report(route: &str, crossing: &Crossing, notices: &Notices) {
     let Crossing { target, feature, recipe, distance, limit, is_drift } = crossing;
     let recipe = recipe.as_str();
     if *is_drift {
@@ -306,6 +404,10 @@ fn report(route: &str, crossing: &Crossing) {
     } else {
         tracing::info!(event = "drift_over", %route, served_by = %target, %feature, recipe, distance, limit);
     }
+    let notice = if *is_drift { Notice::FeatureDrifted } else { Notice::FeatureBack };
+    let data = json!({"route": route, "target": target, "feature": feature.to_string(), "recipe": recipe,
+        "distance": distance, "limit": limit});
+    notices.send(notice, route, data);
 }
 
 /// State of a route as it was stored; an empty one where there is none. One that cannot be read is logged, and written over

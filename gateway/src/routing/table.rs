@@ -98,8 +98,13 @@ impl RouteTable {
 
     /// True if a route has this name.
     pub fn has(&self, name: &str) -> bool {
+        self.named(name).is_some()
+    }
+
+    /// Route of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Route>> {
         let lists = self.exact.values().chain(self.wildcard.values()).map(Box::as_ref).chain([&self.any]);
-        lists.flat_map(HostRoutes::routes).any(|route| route.name == name)
+        lists.flat_map(HostRoutes::routes).find(|route| route.name == name)
     }
 
     /// Routes that requests for a host may take, whatever their path, each once.

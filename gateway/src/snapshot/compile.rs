@@ -117,14 +117,15 @@ impl Compiler {
         let rollouts = Rollouts::new(http.clone(), metrics.process.rollout_observations_lost.clone());
         let feedback = Arc::new(Feedback::default());
         feedback.connect(Arc::new(rollouts.clone()));
+        let notifier = Arc::new(Notifier::new(metrics.clone()));
         Self {
             rollouts,
             downstream,
             limits,
-            notifier: Arc::new(Notifier::new(metrics.clone())),
+            quality: Arc::new(Quality::new(notifier.clone())),
+            notifier,
             http,
             feedback,
-            quality: Arc::default(),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),

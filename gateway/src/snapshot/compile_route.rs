@@ -20,7 +20,10 @@ use crate::commit_steps::CommitSteps;
 use crate::feedback::{Feedback, RouteLabels, Targets};
 use crate::limits::{Limits, Rules};
 use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, PROBLEM};
-use crate::quality::{Plan, Quality, Reference, ReferenceError, ReferenceFile, Rules as QualityRules};
+use crate::quality::{
+    Keeping, Plan, ProbePlan, ProbedTarget, ProbesError, Quality, Reference, ReferenceError, ReferenceFile,
+    Rules as QualityRules,
+};
 use crate::queueing::{Queue, Room};
 use crate::rollout::PreparedRollouts;
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
@@ -55,9 +58,12 @@ pub(super) enum RouteError {
     /// The file of a reference cannot be used.
     #[error("route `{route}`: quality.reference.file: {}: {source}", path.display())]
     Reference { route: String, path: PathBuf, source: ReferenceError },
+    /// The file of probes cannot be used.
+    #[error("route `{route}`: quality.probes.file: {}: {source}", path.display())]
+    Probes { route: String, path: PathBuf, source: ProbesError },
     /// The model for embeddings makes none.
-    #[error("route `{route}`: quality.embedding: `{model}` is a model for {task}, not for embeddings")]
-    NoEmbedder { route: String, model: String, task: Task },
+    #[error("route `{route}`: quality.{key}: `{model}` is a model for {task}, not for embeddings")]
+    NoEmbedder { route: String, key: &'static str, model: String, task: Task },
     /// A limit of the route cannot be kept.
     #[error("route `{route}`: {reason}")]
     Limit { route: String, reason: String },
@@ -291,11 +297,8 @@ impl RouteCompiler<'_> {
                 Reference::Stable(stable.map(|target| target.name.as_str()).unwrap_or_default().into())
             }
         };
-        let model = written.embedding.as_ref().map(|name| self.model(&route.name, name)).transpose()?;
-        if let Some(model) = model.as_ref().filter(|model| model.task() != Task::Embed) {
-            let (route, model, task) = (route.name.clone(), model.name().to_owned(), model.task());
-            return Err(RouteError::NoEmbedder { route, model, task });
-        }
+        let model = self.embedder(&route.name, "embedding", written.embedding.as_deref())?;
+        let probes = written.probes.as_ref().map(|probes| self.probes(route, probes)).transpose()?;
         let rules = QualityRules {
             reference,
             inputs: written.drift.inputs,
@@ -303,7 +306,48 @@ impl RouteCompiler<'_> {
             targets,
             embedding: written.embedding.as_deref().map(Into::into),
         };
-        Ok(Plan { route: route.name.clone(), share: written.sample, rules, model })
+        let keeping = written.keep_examples.as_ref().map(|keep| Keeping {
+            share: keep.percent / 100.0,
+            redacts: keep.redact,
+            retention: keep.retention.0,
+            max_bytes: keep.max_bytes.0,
+        });
+        Ok(Plan { route: route.name.clone(), share: written.sample, rules, model, probes, keeping })
+    }
+
+    /// Built-in model for embeddings that the key `key` of `quality` names.
+    fn embedder(
+        &self,
+        route: &str,
+        key: &'static str,
+        name: Option<&str>,
+    ) -> Result<Option<Arc<LoadedModel>>, RouteError> {
+        let model = name.map(|name| self.model(route, name)).transpose()?;
+        if let Some(model) = model.as_ref().filter(|model| model.task() != Task::Embed) {
+            let (route, model, task) = (route.to_owned(), model.name().to_owned(), model.task());
+            return Err(RouteError::NoEmbedder { route, key, model, task });
+        }
+        Ok(model)
+    }
+
+    /// Probes of a route's own targets. Those that it spills to are nobody's choice.
+    fn probes(&self, route: &Route, written: &schema::Probes) -> Result<Arc<ProbePlan>, RouteError> {
+        let embedder = self.embedder(&route.name, "probes.embedding", written.embedding.as_deref())?;
+        let mut targets: Vec<ProbedTarget> = Vec::new();
+        for target in &route.targets {
+            let model = match &target.kind {
+                TargetKind::Model(model) => Some(model.name().to_owned()),
+                TargetKind::Backend(backend) => {
+                    let exact = || backend.serves.as_ref()?.iter().find_map(|pattern| pattern.exact());
+                    exact().or(backend.model.as_deref()).map(str::to_owned)
+                }
+            };
+            if !targets.iter().any(|known| *known.name == *target.name) {
+                targets.push(ProbedTarget { name: target.name.as_str().into(), model });
+            }
+        }
+        let wrong = |source| RouteError::Probes { route: route.name.clone(), path: written.file.to_path_buf(), source };
+        ProbePlan::compile(&route.name, written, targets, embedder).map(Arc::new).map_err(wrong)
     }
 
     fn targets(&self, route: &str, written: &schema::Route) -> Result<Vec<Target>, RouteError> {

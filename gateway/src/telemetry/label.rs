@@ -18,7 +18,7 @@ pub trait Label: Copy + 'static {
 macro_rules! label {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $text:literal,)+ }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $name {
             $($(#[$doc])* $variant,)+
         }
@@ -37,6 +37,38 @@ macro_rules! label {
             }
         }
     };
+}
+
+label! {
+    /// Outcome of a probe at a target.
+    ProbeResult {
+        /// The answer is as expected.
+        Passed => "passed",
+        /// The answer is another one than expected.
+        Failed => "failed",
+        /// The answer could not be compared: the model for embeddings is not loaded or has no time.
+        Unjudged => "unjudged",
+        /// There was no answer, or one that says that the server cannot answer now.
+        Unanswered => "unanswered",
+        /// Not asked, or taken back: there was no room beside that for callers.
+        Busy => "busy",
+        /// Not asked: no server was there that is not ejected, drained or unhealthy, or the model is not loaded.
+        Unavailable => "unavailable",
+        /// Not asked: `maxPerHour` or `maxTokensPerHour` was reached.
+        OverBudget => "over_budget",
+    }
+}
+
+label! {
+    /// Change in what a target answers to probes.
+    ProbeChange {
+        /// The server names a model that it has not named before.
+        Model => "model",
+        /// The server names a fingerprint that it has not named before.
+        Fingerprint => "fingerprint",
+        /// The mean similarity of a probe has moved.
+        Mean => "mean",
+    }
 }
 
 label! {

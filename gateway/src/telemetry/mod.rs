@@ -16,14 +16,15 @@ pub use access_log::AccessRecord;
 pub use json::write_line;
 pub use label::{
     AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,
-    NotificationEnd, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
+    NotificationEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
     BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, Count, EndpointMetrics, EndpointSample,
-    EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics, ModelMetrics,
-    QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteMetrics, Running, Samples,
+    EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, ProbeSample,
+    ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteMetrics,
+    Running, Samples,
 };
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceError, Tracer};

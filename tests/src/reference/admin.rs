@@ -105,9 +105,33 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
         path: "/api/quality",
-        text: "What callers ask and targets answer, beside the reference, for each route with `quality`.",
+        text: "What callers ask and targets answer, beside the reference, and the answers to probes, for each route with `quality`.",
         guarded: true,
         answers: &[(200, "`routes`, a list.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/quality/examples",
+        text: "Newest hundred texts of requests and answers that were kept, of the route `?route=` or of all ([examples](../how-to/examples.md)).",
+        guarded: true,
+        answers: &[
+            (200, "`examples`, a list."),
+            (403, "`admin.token` is not configured: texts of callers are shown only with a token."),
+            (503, "The file cannot be read, or the texts were not there in time."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "DELETE",
+        path: "/api/quality/examples",
+        text: "Deletes the texts that were kept, of the route `?route=` or of all.",
+        guarded: true,
+        answers: &[
+            (200, "`deleted`, their number."),
+            (403, "`admin.token` is not configured, or the header `x-spillway-admin: 1` is missing."),
+            (503, "The file cannot be written, or the texts were not deleted in time."),
+        ],
         content_type: "application/json",
     },
     Operation {
@@ -424,7 +448,10 @@ pub(super) fn openapi() -> String {
             |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
         let names = row.path.split('{').skip(1).map(|part| part.split('}').next().unwrap());
         let mut parameters: Vec<Value> = names.map(parameter).collect();
-        if row.method == "POST" {
+        if row.path == "/api/quality/examples" {
+            parameters.push(json!({"name": "route", "in": "query", "schema": {"type": "string"}}));
+        }
+        if row.method != "GET" {
             parameters.push(json!({
                 "name": "x-spillway-admin", "in": "header", "required": true, "schema": {"type": "string", "const": "1"},
             }));
@@ -452,6 +479,12 @@ pub(super) fn openapi() -> String {
                     },
                 }}}})
             }
+            "/api/quality/examples" if row.method == "DELETE" => {
+                json!({"type": "object", "properties": {"deleted": {"type": "integer"}}})
+            }
+            "/api/quality/examples" => {
+                json!({"type": "object", "properties": {"examples": {"type": "array", "items": {"type": "object"}}}})
+            }
             _ => json!({"type": "string"}),
         };
         let mut answers = serde_json::Map::new();
@@ -470,7 +503,8 @@ pub(super) fn openapi() -> String {
         let operation = json!({
             "summary": row.text, "parameters": parameters, "responses": answers, "security": security,
         });
-        paths.insert(row.path.to_owned(), json!({row.method.to_ascii_lowercase(): operation}));
+        let methods = paths.entry(row.path).or_insert_with(|| json!({}));
+        methods[row.method.to_ascii_lowercase()] = operation;
     }
     let document = json!({
         "openapi": "3.1.0",

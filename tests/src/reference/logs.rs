@@ -147,6 +147,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("endpoint_unhealthy", "The health check removed an endpoint from service."),
     ("endpoints_changed", "DNS returned other addresses for the name of an endpoint."),
     ("engine_panicked", "The engine of a built-in model ended by a defect and is set up again: report it."),
+    (
+        "examples_not_kept",
+        "Texts cannot be kept, or not be deleted when they are too old. At most once a minute, with the number of failures since the last line (`times`).",
+    ),
     ("file_limit_not_raised", "The limit of open files could not be raised to what the system allows."),
     (
         "feedback_comment",
@@ -205,17 +209,23 @@ const EVENTS: &[(&str, &str)] = &[
     ("notifications_lost", "Notifications that waited are lost: an edit removed their receiver, or the process ends."),
     ("notifications_not_wanted", "A receiver answered 410; it gets nothing until the next edit."),
     ("pipeline_cache_not_kept", "Compiled pipelines could not be written to the cache folder."),
+    ("probe_back", "A probe gets the answer that is expected again."),
+    (
+        "probe_changed",
+        "A server names a model or a fingerprint to a probe that it has not named before, or the mean similarity of a probe has moved; `change` says which ([probes](../how-to/probes.md)).",
+    ),
+    ("probe_failed", "A probe gets another answer than expected; `reason` says how it differs."),
     ("products_chosen", "Family of kernels chosen for a GPU."),
     ("products_measured", "Measured times of both families of kernels on a GPU."),
     ("products_refused", "A GPU cannot run a family of kernels; the other one is used."),
     (
         "quality_not_restored",
-        "The stored sketches of a route cannot be read; they begin anew, and the file is written over.",
+        "What is stored of the sketches or the probes of a route cannot be read; it begins anew, and the file is written over.",
     ),
     ("quality_not_started", "The thread that looks at sampled requests could not be started; none is looked at."),
     (
         "quality_not_stored",
-        "The sketches of a route cannot be written. At most once a minute, with the number of failures since the last line (`times`).",
+        "The sketches of a route, or what is known of its probes, cannot be written. At most once a minute, with the number of failures since the last line (`times`).",
     ),
     (
         "quality_panicked",

@@ -30,6 +30,7 @@ const LISTENER: Label = ("listener", Text("name of the listener"));
 const MODEL: Label = ("model", Text("name of the built-in model"));
 const FEATURE: Label =
     ("feature", Text("[feature](../how-to/drift.md#features), such as `promptLength` or `input:age`"));
+const PROBE: Label = ("probe", Text("name of the probe in its file"));
 const LIMIT: Label = (
     "limit",
     Text(
@@ -261,11 +262,18 @@ const GROUPS: &[Group] = &[
             ("spillway_quality_state_bytes", &[ROUTE], "bytes"),
             ("spillway_quality_sampled", &[ROUTE], "requests"),
             ("spillway_quality_dropped", &[ROUTE], "requests"),
+            ("spillway_quality_examples", &[ROUTE], "requests"),
             ("spillway_quality_unreadable", &[ROUTE], "requests"),
             ("spillway_quality_embeddings", &[ROUTE, ("outcome", List(&["done", "left_out"]))], "prompts"),
             ("spillway_quality_embedding_seconds", &[ROUTE], "seconds"),
             ("spillway_quality_write_failures", &[], "writes"),
             ("spillway_quality_panics", &[], "panics"),
+            ("spillway_quality_probes", &[ROUTE, TARGET, ("result", Enum("over_budget"))], "probes"),
+            ("spillway_quality_probe_changes", &[ROUTE, TARGET, ("change", Enum("fingerprint"))], "changes"),
+            ("spillway_quality_probe_failing", &[ROUTE, TARGET, PROBE], "0 or 1"),
+            ("spillway_quality_probe_similarity", &[ROUTE, TARGET, PROBE], "-1 to 1"),
+            ("spillway_quality_probe_tokens", &[ROUTE, TARGET], "tokens"),
+            ("spillway_quality_probe_seconds", &[ROUTE, TARGET], "seconds"),
         ],
     ),
     (

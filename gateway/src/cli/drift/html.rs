@@ -2,15 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::quality::{Bar, FeatureReport, Figures, RouteReport, TargetReport};
+use crate::quality::{Bar, FeatureReport, Figures, ProbeReport, ProbesReport, RouteReport, SeenValue, TargetReport};
 
-/// Width of a plot.
-const WIDTH: f64 = 560.0;
-/// Height of a bar of the distributions, and from one pair of bars to the next.
-const BAR: f64 = 7.0;
-const PAIR: f64 = 20.0;
-/// Height of the plot of a distance over time.
-const COURSE: f64 = 110.0;
+/// Width and height of the plot of a value over time: small, so that its letters can be read on a phone, too.
+const WIDTH: f64 = 380.0;
+const COURSE: f64 = 100.0;
 /// Most bars of a plot; of more, those with the largest shares.
 const MOST_BARS: usize = 24;
 
@@ -24,13 +20,18 @@ body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem; background: var(
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 0; } p { margin: .25rem 0 .75rem; } .quiet { color: var(--quiet); }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; } .wide { overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
+td.text { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1rem; margin-top: 1rem; }
 section.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; }
 .bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); }
+.row { display: grid; grid-template-columns: minmax(4.5rem, 8.5rem) 1fr 2.75rem; gap: .5rem; align-items: center; font-size: .75rem; line-height: 1.25; padding: 1px 0; }
+.row > :first-child { text-align: right; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.row > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.row i { display: block; height: 7px; margin: 1px 0; border-radius: 1px; } i.before { background: var(--before); } i.recent { background: var(--recent); }
 svg { display: block; width: 100%; height: auto; margin-top: .5rem; } svg text { fill: var(--ink); font: 11px system-ui, sans-serif; }
-svg .quiet { fill: var(--quiet); } .before { fill: var(--before); } .recent { fill: var(--recent); }
+svg .quiet { fill: var(--quiet); }
 .key { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin: 0 .35rem 0 .9rem; vertical-align: -1px; }
 .key.before { background: var(--before); margin-left: 0; } .key.recent { background: var(--recent); }
 .axis { stroke: var(--line); } .limit { stroke: var(--bad); stroke-dasharray: 5 4; } .course { stroke: var(--recent); stroke-width: 2; fill: none; }
@@ -103,6 +104,13 @@ pub(super) fn page(report: &RouteReport) -> String {
         stable => format!("the same time at the stable target {}", escaped(stable)),
     };
     let drifted: usize = report.targets.iter().map(|t| t.features.iter().filter(|f| f.drifted).count()).sum();
+    let failing = report.probes.iter().flat_map(|one| &one.probes).filter(|one| one.passing == Some(false)).count();
+    let failures = match (report.probes.is_empty(), failing) {
+        (true, _) => "",
+        (false, 0) => " <span class=\"good\">No probe fails.</span>",
+        (false, 1) => " <span class=\"bad\">One probe fails.</span>",
+        (false, _) => " <span class=\"bad\">Several probes fail.</span>",
+    };
     let verdict = match drifted {
         0 => "<span class=\"good\">No feature has drifted.</span>".to_owned(),
         1 => "<span class=\"bad\">One feature has drifted.</span>".to_owned(),
@@ -113,7 +121,7 @@ pub(super) fn page(report: &RouteReport) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Drift of {route}</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Drift of {route}</h1>\n\
-         <p>{verdict} Judged on {at}.</p>\n\
+         <p>{verdict}{failures} Judged on {at}.</p>\n\
          <p class=\"quiet\">Recent requests, of the last {recent} to {longest}, beside {reference}. {sample} of the requests \
          are looked at; both sides need {least} of them. {sampled} were looked at since the gateway began, {dropped} found no \
          room, {unreadable} could not be read.</p>\n\
@@ -128,6 +136,7 @@ pub(super) fn page(report: &RouteReport) -> String {
         unreadable = report.counts.unreadable,
     );
     report.targets.iter().for_each(|one| target(&mut out, one));
+    report.probes.iter().for_each(|one| probes(&mut out, one));
     out.push_str("</main>\n</body>\n</html>\n");
     out
 }
@@ -148,21 +157,21 @@ fn target(out: &mut String, target: &TargetReport) {
         return;
     }
     out.push_str(
-        "<div class=\"wide\"><table>\n<thead><tr><th>feature</th><th>side</th><th>state</th><th>judged by</th>\
-         <th class=\"n\">distance</th><th class=\"n\">limit</th><th class=\"n\">PSI</th><th class=\"n\">Jensen-Shannon</th>\
+        "<div class=\"wide\"><table>\n<thead><tr><th>feature</th><th>state</th><th class=\"n\">distance</th>\
+         <th class=\"n\">limit</th><th>side</th><th>judged by</th><th class=\"n\">PSI</th><th class=\"n\">Jensen-Shannon</th>\
          <th class=\"n\">Kolmogorov-Smirnov</th><th class=\"n\">Wasserstein</th></tr></thead>\n<tbody>\n",
     );
     for one in &target.features {
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td>\
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td><td>{}</td><td>{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             escaped(&one.feature.to_string()),
-            escaped(&one.side),
             state(one),
-            one.recipe.as_deref().map_or_else(|| "–".to_owned(), escaped),
             maybe(one.distance),
             one.limit,
+            escaped(&one.side),
+            one.recipe.as_deref().map_or_else(|| "–".to_owned(), recipe),
             maybe(one.psi),
             maybe(one.jensen_shannon),
             maybe(one.kolmogorov_smirnov),
@@ -172,6 +181,76 @@ fn target(out: &mut String, target: &TargetReport) {
     out.push_str("</tbody></table></div>\n<div class=\"grid\">\n");
     target.features.iter().for_each(|one| feature(out, one));
     out.push_str("</div>\n");
+}
+
+/// Probes of a target: what it says about itself, and a row for each question.
+fn probes(out: &mut String, target: &ProbesReport) {
+    let _ = write!(out, "<h2>Probes of {}</h2>\n<p class=\"quiet\">", escaped(&target.target));
+    let counts = target.results.iter().map(|(result, count)| format!("{} {count}", result.replace('_', " ")));
+    let counts = counts.collect::<Vec<String>>().join(", ");
+    let _ = write!(out, "Since the gateway began: {}. ", if counts.is_empty() { "none" } else { &counts });
+    let _ = write!(out, "{} tokens.", target.tokens);
+    if let Some(next) = target.next {
+        let _ = write!(out, " The next round begins on {}.", time(next));
+    }
+    out.push_str("</p>\n");
+    for provider in &target.providers {
+        let asked = if provider.asked.is_empty() { "Without a model" } else { &provider.asked };
+        let _ = write!(out, "<p>{}: ", escaped(asked));
+        let parts = [seen("model", &provider.models), seen("fingerprint", &provider.fingerprints)].concat();
+        let _ = writeln!(out, "{}.</p>", parts.join("; "));
+    }
+    out.push_str(
+        "<div class=\"wide\"><table>\n<thead><tr><th>probe</th><th>state</th><th>judged by</th>\
+         <th class=\"n\">similarity</th><th class=\"n\">mean</th><th class=\"n\">limit</th><th class=\"n\">seconds</th>\
+         <th>last</th><th>reason</th></tr></thead>\n<tbody>\n",
+    );
+    for one in &target.probes {
+        let _ = writeln!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
+            escaped(&one.probe),
+            passing(one),
+            escaped(&one.judged_by),
+            maybe(one.similarity),
+            maybe(one.mean),
+            maybe(one.limit),
+            maybe(one.seconds),
+            one.at.map_or_else(|| "–".to_owned(), time),
+            one.reason.as_deref().map(escaped).unwrap_or_default(),
+        );
+    }
+    out.push_str("</tbody></table></div>\n<div class=\"grid\">\n");
+    for one in target.probes.iter().filter(|one| one.course.len() > 1) {
+        let name = escaped(&one.probe);
+        let _ = write!(out, "<section class=\"card\">\n<h3>{name}: {}</h3>\n", passing(one));
+        let limit = one.limit.unwrap_or_default();
+        course(out, &format!("Similarity of {name}"), "Similarity to what is expected", limit, &one.course);
+        out.push_str("</section>\n");
+    }
+    out.push_str("</div>\n");
+}
+
+/// Values of a field of a provider, the newest first.
+fn seen(what: &str, values: &[SeenValue]) -> Vec<String> {
+    let told = |(n, value): (usize, &SeenValue)| {
+        let (name, first) = (escaped(&value.value), time(value.first));
+        if n == 0 {
+            format!("{what} <b>{name}</b> since {first}")
+        } else {
+            format!("<span class=\"quiet\">before {name}</span>")
+        }
+    };
+    values.iter().rev().enumerate().map(told).collect()
+}
+
+fn passing(one: &ProbeReport) -> &'static str {
+    match one.passing {
+        Some(true) => "<span class=\"good\">passes</span>",
+        Some(false) => "<span class=\"bad\">fails</span>",
+        None => "<span class=\"quiet\">no answer yet</span>",
+    }
 }
 
 fn state(one: &FeatureReport) -> &'static str {
@@ -190,36 +269,49 @@ fn feature(out: &mut String, one: &FeatureReport) {
         bars(out, &name, &one.bars);
     }
     if one.course.len() > 1 {
-        course(out, &name, one);
+        course(out, &format!("Distance of {name}"), "Distance from the reference", one.limit, &one.course);
     }
     out.push_str("</section>\n");
 }
 
+/// Name of a recipe as people write it.
+fn recipe(name: &str) -> String {
+    match name {
+        "kolmogorovSmirnov" => "Kolmogorov-Smirnov".to_owned(),
+        "jensenShannon" => "Jensen-Shannon".to_owned(),
+        name => escaped(name),
+    }
+}
+
 fn figures(out: &mut String, one: &FeatureReport) {
-    let row = |out: &mut String, name: &str, figures: Option<&Figures>| {
-        let Some(figures) = figures else { return };
-        let value = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), number);
-        let [median, high] = [3, 5].map(|place| figures.quantiles.get(place).copied());
-        let missing = figures.missing.map_or_else(|| "–".to_owned(), |missing| missing.to_string());
-        let _ = writeln!(
-            out,
-            "<tr><td>{name}</td><td class=\"n\">{}</td><td class=\"n\">{missing}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
-            figures.count,
-            value(figures.mean),
-            value(figures.deviation),
-            value(median),
-            value(high),
-            value(figures.spread),
-        );
-    };
-    out.push_str(
-        "<div class=\"wide\"><table>\n<thead><tr><th></th><th class=\"n\">values</th><th class=\"n\">missing</th>\
-         <th class=\"n\">mean</th><th class=\"n\">deviation</th><th class=\"n\">median</th><th class=\"n\">p95</th>\
-         <th class=\"n\">spread</th></tr></thead>\n<tbody>\n",
-    );
-    row(out, "reference", one.before.as_ref());
-    row(out, "recent", one.recent.as_ref());
+    #[allow(clippy::cast_precision_loss, reason = "counts of requests are far below 2^53")]
+    let columns: [(&str, fn(&Figures) -> Option<f64>); 7] = [
+        ("values", |figures| Some(figures.count as f64)),
+        ("missing", |figures| figures.missing.filter(|missing| *missing > 0).map(|missing| missing as f64)),
+        ("mean", |figures| figures.mean),
+        ("deviation", |figures| figures.deviation),
+        ("median", |figures| figures.quantiles.get(3).copied()),
+        ("p95", |figures| figures.quantiles.get(5).copied()),
+        ("spread", |figures| figures.spread),
+    ];
+    let rows = [("reference", one.before.as_ref()), ("recent", one.recent.as_ref())];
+    let has = |value: fn(&Figures) -> Option<f64>| rows.iter().any(|(_, figures)| figures.and_then(value).is_some());
+    // A column without a figure says nothing, and takes the place of others.
+    let columns: Vec<_> = columns.into_iter().filter(|(_, value)| has(*value)).collect();
+    out.push_str("<div class=\"wide\"><table>\n<thead><tr><th></th>");
+    for (name, _) in &columns {
+        let _ = write!(out, "<th class=\"n\">{name}</th>");
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    for (name, figures) in rows {
+        let Some(figures) = figures else { continue };
+        let _ = write!(out, "<tr><td>{name}</td>");
+        for (_, value) in &columns {
+            let value = value(figures).map_or_else(|| "–".to_owned(), number);
+            let _ = write!(out, "<td class=\"n\">{value}</td>");
+        }
+        out.push_str("</tr>\n");
+    }
     out.push_str("</tbody></table></div>\n");
 }
 
@@ -231,50 +323,35 @@ fn bars(out: &mut String, name: &str, bars: &[Bar]) {
         shown.truncate(MOST_BARS);
     }
     let most = shown.iter().map(|bar| bar.before.max(bar.recent)).fold(0.01, f64::max);
-    let rows = f64::from(u32::try_from(shown.len()).unwrap_or(0));
-    let (left, right) = (150.0, 45.0);
-    let _ = writeln!(
-        out,
-        "<figure><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"Shares of {name}, reference and recent\">",
-        height = rows * PAIR + 4.0
-    );
-    for (n, bar) in shown.into_iter().enumerate() {
-        let y = f64::from(u32::try_from(n).unwrap_or(0)) * PAIR + 3.0;
-        let length = |share: f64| share / most * (WIDTH - left - right);
-        let label: String = bar.name.chars().take(24).collect();
+    let _ = writeln!(out, "<figure><div role=\"img\" aria-label=\"Shares of {name}, reference and recent\">");
+    for bar in shown {
+        let length = |share: f64| 100.0 * share / most;
         let _ = writeln!(
             out,
-            "<g><title>{full}: reference {before:.1} %, recent {recent:.1} %</title>\
-             <text x=\"{at}\" y=\"{middle:.1}\" text-anchor=\"end\">{label}</text>\
-             <rect class=\"before\" x=\"{left}\" y=\"{y:.1}\" width=\"{one:.1}\" height=\"{BAR}\"/>\
-             <rect class=\"recent\" x=\"{left}\" y=\"{below:.1}\" width=\"{other:.1}\" height=\"{BAR}\"/>\
-             <text class=\"quiet\" x=\"{end}\" y=\"{middle:.1}\" text-anchor=\"end\">{recent:.0} %</text></g>",
+            "<div class=\"row\" title=\"{full}: reference {before:.1} %, recent {recent:.1} %\"><span>{full}</span>\
+             <span><i class=\"before\" style=\"width:{one:.1}%\"></i><i class=\"recent\" style=\"width:{other:.1}%\"></i></span>\
+             <span class=\"quiet\">{recent:.0} %</span></div>",
             full = escaped(&bar.name),
-            label = escaped(&label),
             before = 100.0 * bar.before,
             recent = 100.0 * bar.recent,
-            at = left - 8.0,
-            middle = y + BAR + 3.0,
             one = length(bar.before),
             other = length(bar.recent),
-            below = y + BAR + 1.0,
-            end = WIDTH - 4.0,
         );
     }
-    out.push_str("</svg><figcaption>Shares; the figure is that of the recent requests</figcaption></figure>\n");
+    out.push_str("</div><figcaption>Shares; the figure is that of the recent requests</figcaption></figure>\n");
 }
 
-/// Distance over time, with its limit.
-fn course(out: &mut String, name: &str, one: &FeatureReport) {
-    let (Some(first), Some(last)) = (one.course.first(), one.course.last()) else { return };
+/// Value over time, with its limit.
+fn course(out: &mut String, name: &str, what: &str, limit: f64, points: &[(u32, f32)]) {
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return };
     let (left, bottom) = (40.0, 20.0);
-    let top = one.course.iter().map(|point| f64::from(point.1)).fold(one.limit * 1.25, f64::max);
+    let top = points.iter().map(|point| f64::from(point.1)).fold(limit * 1.25, f64::max).max(f64::MIN_POSITIVE);
     let span = f64::from(last.0.saturating_sub(first.0).max(1));
     let x = |at: u32| left + f64::from(at.saturating_sub(first.0)) / span * (WIDTH - left - 10.0);
     let y = |distance: f64| 6.0 + (1.0 - distance / top) * (COURSE - bottom - 6.0);
-    let points: Vec<String> =
-        one.course.iter().map(|(at, distance)| format!("{:.1},{:.1}", x(*at), y((*distance).into()))).collect();
-    let dots = one.course.iter().fold(String::new(), |mut dots, (at, distance)| {
+    let line: Vec<String> =
+        points.iter().map(|(at, distance)| format!("{:.1},{:.1}", x(*at), y((*distance).into()))).collect();
+    let dots = points.iter().fold(String::new(), |mut dots, (at, distance)| {
         let (cx, cy) = (x(*at), y((*distance).into()));
         let _ = write!(
             dots,
@@ -285,21 +362,21 @@ fn course(out: &mut String, name: &str, one: &FeatureReport) {
     });
     let _ = write!(
         out,
-        "<figure><svg viewBox=\"0 0 {WIDTH} {COURSE}\" role=\"img\" aria-label=\"Distance of {name} over time\">\n\
+        "<figure><svg viewBox=\"0 0 {WIDTH} {COURSE}\" role=\"img\" aria-label=\"{name} over time\">\n\
          <line class=\"axis\" x1=\"{left}\" y1=\"{zero:.1}\" x2=\"{WIDTH}\" y2=\"{zero:.1}\"/>\
          <line class=\"limit\" x1=\"{left}\" y1=\"{limit:.1}\" x2=\"{WIDTH}\" y2=\"{limit:.1}\"/>\
          <text class=\"quiet\" x=\"{label}\" y=\"{limit_text:.1}\" text-anchor=\"end\">{value}</text>\
          <text class=\"quiet\" x=\"{label}\" y=\"{zero:.1}\" text-anchor=\"end\">0</text>\
-         <polyline class=\"course\" points=\"{points}\"/>{dots}\
+         <polyline class=\"course\" points=\"{line}\"/>{dots}\
          <text class=\"quiet\" x=\"{left}\" y=\"{foot}\">{from}</text>\
          <text class=\"quiet\" x=\"{end}\" y=\"{foot}\" text-anchor=\"end\">{to}</text>\n</svg>\
-         <figcaption>Distance from the reference over time; the dashed line is the limit</figcaption></figure>\n",
+         <figcaption>{what} over time; the dashed line is the limit</figcaption></figure>\n",
         zero = y(0.0),
-        limit = y(one.limit),
-        limit_text = y(one.limit) + 4.0,
+        limit = y(limit),
+        limit_text = y(limit) + 4.0,
         label = left - 6.0,
-        value = number(one.limit),
-        points = points.join(" "),
+        value = number(limit),
+        line = line.join(" "),
         foot = COURSE - 4.0,
         end = WIDTH - 10.0,
         from = time(first.0.into()),
@@ -310,7 +387,7 @@ fn course(out: &mut String, name: &str, one: &FeatureReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quality::Feature;
+    use crate::quality::{Feature, ProviderReport};
 
     fn report(name: &str) -> RouteReport {
         let bar = |n: f64| Bar { name: format!("{name}{n}"), before: 0.1, recent: n / 10.0 };
@@ -355,6 +432,30 @@ mod tests {
                 signals: [("rephrased".to_owned(), 3)].into(),
                 features: vec![feature],
             }],
+            probes: vec![ProbesReport {
+                target: name.into(),
+                next: Some(1.8e9),
+                results: [("over_budget".to_owned(), 2)].into(),
+                tokens: 7,
+                providers: vec![ProviderReport {
+                    asked: name.into(),
+                    models: ["m-1", name]
+                        .map(|value| SeenValue { value: value.into(), first: 1.8e9, last: 1.8e9 })
+                        .into(),
+                    ..ProviderReport::default()
+                }],
+                probes: vec![ProbeReport {
+                    probe: name.into(),
+                    judged_by: "similarity".into(),
+                    passing: Some(false),
+                    reason: Some(name.into()),
+                    similarity: Some(0.5),
+                    limit: Some(0.85),
+                    course: (0..10).map(|n| (1_800_000_000 + n * 600, 0.9 - 0.04 * n as f32)).collect(),
+                    ..ProbeReport::default()
+                }],
+                ..ProbesReport::default()
+            }],
         }
     }
 
@@ -362,16 +463,23 @@ mod tests {
     fn a_page_has_plots_and_escapes_every_name_and_fetches_nothing() {
         let page = page(&report("<script>alert('&\")</script>\u{7}"));
         assert!(!page.contains("<script") && !page.contains("alert('") && !page.contains('\u{7}'));
-        for needed in
-            ["<polyline", "class=\"limit\"", "prefers-color-scheme: dark", "class=\"before\"", "drifted", "7 d"]
-        {
+        for needed in [
+            "<polyline",
+            "class=\"limit\"",
+            "prefers-color-scheme: dark",
+            "class=\"before\"",
+            "drifted",
+            "7 d",
+            "One probe fails",
+            "m-1",
+        ] {
             assert!(page.contains(needed), "{needed}");
         }
         for foreign in ["http:", "https:", "src=", "href=", "url(", "@import"] {
             assert!(!page.contains(foreign), "{foreign}");
         }
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
-        assert_eq!(page.matches("<g>").count(), MOST_BARS);
+        assert_eq!(page.matches("class=\"row\"").count(), MOST_BARS);
         assert!(page.contains("2027-01-15"));
     }
 }

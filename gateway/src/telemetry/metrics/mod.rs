@@ -28,7 +28,7 @@ pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
     BackendSample, BudgetSample, CertificateSample, ClassSample, EndpointSample, EngineSample, FeedbackSample,
-    FeedbackSamples, QualityFeatureSample, QualitySample, RolloutSample, Samples,
+    FeedbackSamples, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample, RolloutSample, Samples,
 };
 pub use self::receivers::ReceiverMetrics;
 use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};

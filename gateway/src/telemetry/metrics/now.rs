@@ -13,7 +13,7 @@ use spillway_engine::DeviceInfo;
 use crate::descriptors::{self, Side};
 
 use super::{Counters, FloatGauges, Gauges, Labels, labels};
-use crate::telemetry::label::{Label, RolloutFinding};
+use crate::telemetry::label::{Label, ProbeChange, ProbeResult, RolloutFinding};
 
 type FloatGauge = Gauge<f64, AtomicU64>;
 type FloatCounter = Counter<f64, AtomicU64>;
@@ -36,12 +36,44 @@ pub struct QualitySample {
     pub dropped: u64,
     /// Requests that could not be read.
     pub unreadable: u64,
+    /// Requests whose texts were kept.
+    pub kept: u64,
     /// Prompts turned into embeddings.
     pub embedded: u64,
     /// Prompts that were not.
     pub not_embedded: u64,
     /// Time of all embeddings.
     pub embedding_seconds: f64,
+    /// Probes of its targets.
+    pub probes: Vec<ProbeTargetSample>,
+}
+
+/// Probes of a target at a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct ProbeTargetSample {
+    /// Backend or built-in model.
+    pub target: String,
+    /// Results, by their kind.
+    pub results: Vec<(ProbeResult, u64)>,
+    /// Changes, by their kind.
+    pub changes: Vec<(ProbeChange, u64)>,
+    /// Tokens of prompts and answers.
+    pub tokens: u64,
+    /// Time of all answers.
+    pub seconds: f64,
+    /// Probes that have an answer.
+    pub probes: Vec<ProbeSample>,
+}
+
+/// Probe of a target at a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct ProbeSample {
+    /// Name.
+    pub name: String,
+    /// True if the last judged answer was another one than expected.
+    pub is_failing: bool,
+    /// Similarity of the last answer that was compared.
+    pub similarity: Option<f64>,
 }
 
 /// Feature of a target at a scrape.
@@ -468,7 +500,45 @@ pub(super) fn budgets(r: &mut Registry, samples: &[BudgetSample]) {
     r.register("spillway_budget_limit", "Limit of a budget", limit);
 }
 
+/// Probes of all routes.
+fn probes(r: &mut Registry, samples: &[QualitySample]) {
+    let results = Counters::default();
+    let changes = Counters::default();
+    let tokens = Counters::default();
+    let seconds = FloatCounters::default();
+    let failing = Gauges::default();
+    let similarity = FloatGauges::default();
+    for (route, target) in samples.iter().flat_map(|one| one.probes.iter().map(|target| (one.route.as_str(), target))) {
+        let own = || [("http_route", route), ("target", target.target.as_str())];
+        let with = |name, value: &str| {
+            let [route, target] = own();
+            labels([route, target, (name, value)])
+        };
+        for (result, count) in &target.results {
+            results.get_or_create(&with("result", result.as_str())).inc_by(*count);
+        }
+        for (change, count) in &target.changes {
+            changes.get_or_create(&with("change", change.as_str())).inc_by(*count);
+        }
+        tokens.get_or_create(&labels(own())).inc_by(target.tokens);
+        seconds.get_or_create(&labels(own())).inc_by(target.seconds);
+        for probe in &target.probes {
+            failing.get_or_create(&with("probe", &probe.name)).set(probe.is_failing.into());
+            if let Some(value) = probe.similarity {
+                similarity.get_or_create(&with("probe", &probe.name)).set(value);
+            }
+        }
+    }
+    r.register("spillway_quality_probes", "Probes by what became of them", results);
+    r.register("spillway_quality_probe_changes", "Changes in what a target answers to probes", changes);
+    r.register("spillway_quality_probe_tokens", "Tokens of probes and their answers", tokens);
+    r.register("spillway_quality_probe_seconds", "Time until the end of the answers to probes", seconds);
+    r.register("spillway_quality_probe_failing", "1 while a probe gets another answer than expected", failing);
+    r.register("spillway_quality_probe_similarity", "Similarity of the last answer to what is expected", similarity);
+}
+
 pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failures: u64, panics: u64) {
+    probes(r, samples);
     let distance = FloatGauges::default();
     let limit = FloatGauges::default();
     let drifted = Gauges::default();
@@ -476,6 +546,7 @@ pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failure
     let bytes = Gauges::default();
     let sampled = Counters::default();
     let dropped = Counters::default();
+    let kept = Counters::default();
     let unreadable = Counters::default();
     let embeddings = Counters::default();
     let seconds = FloatCounters::default();
@@ -497,6 +568,7 @@ pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failure
         bytes.get_or_create(&own).set(i64::try_from(sample.bytes).unwrap_or(i64::MAX));
         sampled.get_or_create(&own).inc_by(sample.sampled);
         dropped.get_or_create(&own).inc_by(sample.dropped);
+        kept.get_or_create(&own).inc_by(sample.kept);
         unreadable.get_or_create(&own).inc_by(sample.unreadable);
         seconds.get_or_create(&own).inc_by(sample.embedding_seconds);
         for (outcome, count) in [("done", sample.embedded), ("left_out", sample.not_embedded)] {
@@ -512,12 +584,18 @@ pub(super) fn quality(r: &mut Registry, samples: &[QualitySample], write_failure
     r.register("spillway_quality_state_bytes", "Memory of the sketches of a route", bytes);
     r.register("spillway_quality_sampled", "Requests that were handed over to be looked at", sampled);
     r.register("spillway_quality_dropped", "Requests that were drawn and found no room to be looked at", dropped);
+    r.register("spillway_quality_examples", "Requests whose texts were kept", kept);
     r.register("spillway_quality_unreadable", "Requests whose body or answer could not be read", unreadable);
     r.register("spillway_quality_embeddings", "Prompts that were turned into embeddings, or left out", embeddings);
     r.register("spillway_quality_embedding_seconds", "Time of these embeddings", seconds);
-    counter(r, "spillway_quality_write_failures", "Failed writes of sketches", write_failures);
     let help = "Panics of the thread that looks at sampled requests, after each of which it began again";
     counter(r, "spillway_quality_panics", help, panics);
+    counter(
+        r,
+        "spillway_quality_write_failures",
+        "Failed writes of sketches, answers to probes and examples",
+        write_failures,
+    );
 }
 
 /// Most endpoints with series here: as many as have counters.
