@@ -22,11 +22,6 @@ const UNSUPPORTED_VALUES: &[(&str, &str, &str)] = &[
     ("events", "spill", NO_SUCH_EVENT),
     ("events", "budget", NO_SUCH_EVENT),
     ("events", "certificate", NO_SUCH_EVENT),
-    (
-        "strategy",
-        "shadow",
-        "this version compares no mirrored answers; use `canary`, or send copies by the filter `mirror`",
-    ),
 ];
 
 /// Words of other gateways, with what they are called here.
@@ -47,18 +42,8 @@ const MEANT: &[(&str, &str)] = &[
 ];
 
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
-const UNSUPPORTED_KEYS: &[&str] = &[
-    "cache",
-    "wasm",
-    "serverTiming",
-    "metrics",
-    "redactHeaders",
-    "captureContent",
-    "toolCallErrors",
-    "structuredOutputErrors",
-    "keepExamples",
-    "probes",
-];
+const UNSUPPORTED_KEYS: &[&str] =
+    &["cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent", "keepExamples", "probes"];
 
 /// Places that a message about a key in a wrong place names at most.
 const MOST_HOMES: usize = 3;

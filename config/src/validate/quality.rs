@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Context, at};
+use super::{Context, Segment, at};
 use crate::schema::{ModelTask, QualityReference, Route};
 
 /// Most targets of a route that are watched, those of its spill included: their sketches have two megabytes together.
@@ -22,7 +22,7 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.error(at!["routes", n, "quality", "drift", key], message);
         }
     }
-    let (config, index) = (cx.config, cx.index);
+    let index = cx.index;
     let plain = |name: &str| index.backends.contains_key(name) && !index.calls_models(name);
     if let Some(name) = route.backend_refs.iter().filter_map(|r| r.name.as_deref()).find(|name| plain(name)) {
         let message = format!(
@@ -53,15 +53,21 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
         }
         QualityReference::Window(_) | QualityReference::File(_) | QualityReference::Stable => {}
     }
-    let Some(name) = &quality.embedding else { return };
-    match config.models.iter().find(|model| model.name == *name) {
+    if let Some(name) = &quality.embedding {
+        embedder(cx, at!["routes", n, "quality", "embedding"], name);
+    }
+}
+
+/// Checks that a name is that of a built-in model for embeddings.
+pub(super) fn embedder(cx: &mut Context<'_>, place: Vec<Segment>, name: &str) {
+    let models = &cx.config.models;
+    match models.iter().find(|model| model.name == name) {
         None => {
-            let known: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
-            cx.unknown(at!["routes", n, "quality", "embedding"], "model", name, &known);
+            let known: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+            cx.unknown(place, "model", name, &known);
         }
         Some(model) if model.task.is_some_and(|task| task != ModelTask::Embedding) => {
-            let message = format!("`{name}` is no model for embeddings; name one that is");
-            cx.error(at!["routes", n, "quality", "embedding"], message);
+            cx.error(place, format!("`{name}` is no model for embeddings; name one that is"));
         }
         Some(_) => {}
     }

@@ -6,6 +6,7 @@ mod body_budget;
 mod connection;
 mod forwarded;
 mod observers;
+mod taps;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,9 +24,8 @@ use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
 use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written};
-use crate::quality::Tap;
 use crate::queueing::{Retrying, WakingSlot};
-use crate::rollout::LiveRollout;
+use crate::rollout::{LiveRollout, Pair};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
 use crate::tls::ClientCertificate;
@@ -38,6 +38,7 @@ pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
+pub use taps::Taps;
 
 /// End of a request that no endpoint or model answers.
 #[derive(Debug)]
@@ -361,8 +362,8 @@ pub struct Exchange {
     pub refused_by: Option<String>,
     /// Observers of filters that follow the exchange.
     pub observers: Observers,
-    /// Tap on an exchange that was drawn to be looked at.
-    pub tap: Option<Box<Tap>>,
+    /// Taps on the answer of an exchange that is looked at.
+    pub taps: Option<Box<Taps>>,
     /// Guard that counts the request as running.
     pub running: Option<RouteInFlight>,
     /// Reader of the answer's id in the bytes for the caller, until it was read; `None` where they need no second look.
@@ -423,7 +424,7 @@ impl Exchange {
             over_limit: None,
             refused_by: None,
             observers: Observers::default(),
-            tap: None,
+            taps: None,
             running: None,
             id_reader: None,
             last_bytes: *b"\n\n\n",
@@ -521,8 +522,8 @@ impl Exchange {
             let [_, second, third] = self.last_bytes;
             self.last_bytes = [second, third, *byte];
         }
-        if let Some(tap) = &mut self.tap {
-            tap.part(part);
+        if let Some(taps) = &mut self.taps {
+            taps.part(part);
         }
         self.observers.response_body(part);
         if self.id_reader.is_some() {
@@ -616,6 +617,8 @@ pub struct RolloutPart {
     pub has_failed: bool,
     /// Time from the arrival until the last attempt's server had answered whole, however slowly the client reads.
     pub answered_in: Option<Duration>,
+    /// Pair with the answer of a shadow, and the time from the arrival until the copy for it began.
+    pub pair: Option<(Arc<Pair>, Duration)>,
 }
 
 /// Slot of an attempt at its endpoint, and its retry permit.

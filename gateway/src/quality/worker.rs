@@ -35,8 +35,6 @@ const WRITE_EVERY: Duration = Duration::from_secs(60);
 const EMBED_EVERY: Duration = Duration::from_millis(100);
 /// Longest time for one embedding.
 const EMBED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Niceness added to the thread: what serves requests goes first.
-const NICENESS: i32 = 10;
 
 /// Message to the task.
 pub(super) enum Message {
@@ -102,10 +100,7 @@ pub(super) struct Worker {
 /// The system has no thread.
 pub(super) fn start(messages: mpsc::Receiver<Message>, published: Arc<Published>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    std::thread::Builder::new().name("quality".to_owned()).spawn(move || {
-        // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
-        #[cfg(target_os = "linux")]
-        let _ = unsafe { libc::nice(NICENESS) };
+    crate::idle_thread::spawn("quality", move || {
         let worker = Worker {
             routes: HashMap::new(),
             published,

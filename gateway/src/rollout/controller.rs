@@ -121,7 +121,7 @@ impl Active {
                 return;
             }
             *is_changed = true;
-            if observation.score.is_none() {
+            if !observation.is_later {
                 course.concluded(observation.version);
             }
             for (place, metric) in metrics.iter().enumerate() {
