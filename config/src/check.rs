@@ -21,11 +21,6 @@ const UNSUPPORTED_VALUES: &[(&str, &str, &str)] = &[
     ("events", "spill", NO_SUCH_EVENT),
     ("events", "budget", NO_SUCH_EVENT),
     ("events", "certificate", NO_SUCH_EVENT),
-    (
-        "strategy",
-        "shadow",
-        "this version compares no mirrored answers; use `canary`, or send copies by the filter `mirror`",
-    ),
 ];
 
 /// Words of other gateways, with what they are called here.
@@ -46,16 +41,7 @@ const MEANT: &[(&str, &str)] = &[
 ];
 
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
-const UNSUPPORTED_KEYS: &[&str] = &[
-    "cache",
-    "wasm",
-    "serverTiming",
-    "metrics",
-    "redactHeaders",
-    "captureContent",
-    "toolCallErrors",
-    "structuredOutputErrors",
-];
+const UNSUPPORTED_KEYS: &[&str] = &["cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent"];
 
 /// Places that a message about a key in a wrong place names at most.
 const MOST_HOMES: usize = 3;

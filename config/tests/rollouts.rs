@@ -136,11 +136,54 @@ fn a_switch_has_one_weight_and_limits_alone() {
         "    rollout:\n      to: v2\n      steps: [{weight: 5, hold: {for: 1m}}]\n      keepWarm: 5m\n",
         "17: no effect, because a canary",
     );
-    refused_at(
-        TEXTS,
-        "    rollout:\n      to: v2\n      strategy: shadow\n      steps: []\n",
-        "16: unsupported value `shadow` for `strategy`: this version compares no mirrored answers",
-    );
+}
+
+#[test]
+fn a_shadow_copies_what_can_be_compared() {
+    let with = |to: &str, rest: &str| {
+        format!(
+            "    rollout:\n      to: {to}\n      strategy: shadow\n      steps: [{{weight: 10, hold: {{for: 1h}}}}, {{weight: 100, hold: {{requests: 500}}}}]\n{rest}"
+        )
+    };
+    let judged = |what: &str| format!("      abortWhen: {{{what}}}\n");
+    let shadow = |what: &str| format!("      shadow: {{{what}}}\n");
+    let all = "errorRate: \"+0.02\", latencyP95: \"1.3x\", toolCallErrors: \"+0.02\", shadowDifference: 0.05";
+    let bounds = "maxInFlight: 4, maxBody: 1MiB, timeout: 10s, tolerance: 0.01";
+    taken_at(TEXTS, &with("v2", &(judged(all) + &shadow(bounds) + "      maxAnswer: 1MiB\n")));
+    taken_at("{name: v1}, {name: v2, weight: 0}", &with("v2", ""));
+    taken_at("{name: o1}, {name: o2}", &with("o2", &judged("shadowDifference: 0.05")));
+    taken_at(PLAIN, &with("h2", &judged("shadowDifference: 0.05")));
+    for (targets, rollout, what) in [
+        ("{name: v1}, {name: v2, weight: 5}", with("v2", ""), "13: a weight of 5 would give `v2` requests"),
+        ("{name: v1}, {model: m}", with("m", ""), "15: `m` is a built-in model, and copies go to backends alone"),
+        ("{name: v1}, {name: h2}", with("h2", ""), "15: `v1` speaks another protocol than `h2`"),
+        (TEXTS, with("v2", "      keepWarm: 5m\n"), "18: no effect, because a shadow takes nothing over"),
+        (TEXTS, with("v2", &judged("spillRate: \"+0.1\"")), "18: a copy never spills"),
+        (TEXTS, with("v2", &judged("feedback: \"-0.1\"")), "18: no caller sees the answers of a shadow"),
+        (TEXTS, with("v2", &judged("shadowDifference: \"+0.1\"")), "18: `+0.1` compares with the stable version"),
+        (TEXTS, with("v2", &judged("shadowDifference: 2")), "18: `2` is never passed"),
+        (TEXTS, with("v2", &shadow("timeout: 0s")), "18: a time limit of zero"),
+        (TEXTS, with("v2", &shadow("tolerance: 2")), "18: 2 is too large"),
+        (TEXTS, with("v2", &shadow("minSimilarity: 0.9")), "18: no effect without `embedding`"),
+        (TEXTS, with("v2", &shadow("embedding: m")), "18: no effect without `abortWhen.shadowDifference`"),
+        (TEXTS, with("v2", &(judged(all) + &shadow("embedding: n"))), "19: unknown model `n`"),
+        (TEXTS, with("v2", &shadow("writes: true")), "18: no effect, because only calls of models are copied"),
+        (TEXTS, with("v2", "      maxAnswer: 1MiB\n"), "18: no effect, because no answer is read"),
+        (TEXTS, with("v2", &(judged(all) + "      maxAnswer: 1GiB\n")), "19: expected above zero and at most 4MiB"),
+        (PLAIN, with("h2", "    matches: [{method: POST}]\n"), "16: every request of this route is POST"),
+        (PLAIN, with("h2", "    upgrades: [websocket, other]\n"), "18: a socket is no request that could be copied"),
+    ] {
+        refused_at(targets, &rollout, what);
+    }
+    taken_at(PLAIN, &with("h2", &(shadow("writes: true") + "    matches: [{method: POST}]\n")));
+    let step = |step: &str| format!("    rollout:\n      to: v2\n      strategy: shadow\n      steps: [{step}]\n");
+    refused_at(TEXTS, &step("{weight: 100}"), "17: no `hold`, so nothing could be seen");
+    refused_at(TEXTS, &step("{pause: true}"), "17: no step gives the candidate a request");
+    taken_at(TEXTS, &step("{weight: 100, hold: {for: 1m}}, {pause: true}"));
+    let canary =
+        |rest: &str| format!("    rollout:\n      to: v2\n      steps: [{{weight: 5, hold: {{for: 1m}}}}]\n{rest}");
+    refused_at(TEXTS, &canary("      shadow: {writes: true}\n"), "17: no effect without `strategy: shadow`");
+    refused_at(TEXTS, &canary("      abortWhen: {shadowDifference: 0.1}\n"), "17: only the two answers of a shadow");
 }
 
 #[test]
@@ -157,6 +200,8 @@ fn a_threshold_says_which_side_is_worse() {
         ("outputTokens", "1.5x"),
         ("costPerRequest", "1.5x"),
         ("outputDrift", "0.2"),
+        ("toolCallErrors", "+0.02"),
+        ("structuredOutputErrors", "0.1"),
     ] {
         taken_at(TEXTS, &judged(metric, threshold));
     }
@@ -171,11 +216,8 @@ fn a_threshold_says_which_side_is_worse() {
         ("outputDrift", "+0.2", "17: `+0.2` is no limit of a distance, which is between 0 and 1"),
         ("outputDrift", "1.5x", "17: `1.5x` is no limit of a distance"),
         ("outputDrift", "0", "17: `0` is no limit of a distance"),
-        (
-            "toolCallErrors",
-            "0.2",
-            "17: unknown key `toolCallErrors` in `routes[0].rollout.abortWhen`; this version does not",
-        ),
+        ("toolCallErrors", "0.8x", "17: `0.8x` would abort a better candidate"),
+        ("structuredOutputErrors", "1", "17: `1` is never passed"),
         ("latencyP90", "1.3x", "17: unknown key `latencyP90`"),
         ("spillRate", "+0.1", "17: no effect, because this route has no `whenSaturated.spillTo`"),
     ] {
@@ -198,6 +240,7 @@ fn a_metric_is_one_that_the_servers_have() {
         &plain("firstTokenP95"),
         "17: the servers of this route call no models and have no `firstTokenP95`",
     );
+    refused_at(PLAIN, &plain("toolCallErrors"), "17: the servers of this route call no models");
     refused_at(PLAIN, &plain("costPerRequest"), "17: the servers of this route call no models");
     let inference = judged("outputTokens", "1.3x").replace("to: v2", "to: o2");
     refused_at(

@@ -48,7 +48,7 @@ fn observation(n: u64, epoch: u32) -> Observation {
 fn of_a_request(c: &mut Criterion) {
     let plan = plan();
     let present = Present { split: Split::Both(0.1), epoch: 1 };
-    let live = LiveRollout::new("v2", true, present, Counter::default(), Arc::default());
+    let live = LiveRollout::new("v2", "one", true, None, present, Counter::default(), Arc::default());
     c.bench_function("rollout: read the split", |b| b.iter(|| black_box(live.present())));
     let mut n = 0;
     c.bench_function("rollout: leave an observation", |b| {

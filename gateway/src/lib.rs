@@ -21,6 +21,7 @@ pub mod framing;
 pub mod gateway;
 pub mod http_client;
 pub mod identity;
+pub mod idle_thread;
 pub mod limits;
 pub mod listener;
 pub mod load;

@@ -4,6 +4,8 @@
 mod simulation;
 
 use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use simulation::{Callers, at_share, drift_at_its_limit, equal, faults, requests};
 use spillway_statistics::distance::{EDGES, edges_of};
 use spillway_statistics::sketch::Sketch;
@@ -63,6 +65,39 @@ fn a_distance_at_its_limit_is_seldom_aborted() {
         let world = drift_at_its_limit(callers, split);
         let wrong = world.rollouts(40, 250).iter().flatten().count();
         assert!(wrong <= 2, "{callers:?}: {wrong} of 40 aborted");
+    }
+}
+
+/// Pairs of answers to the same request go well and badly together. Their versions are equal and their thresholds lie where equal
+/// versions lie.
+#[test]
+fn pairs_of_equal_versions_are_seldom_aborted() {
+    for together in [0.0, 0.5, 1.0] {
+        let (rollouts, mut aborted) = (40, 0);
+        for seed in 0..rollouts {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let metrics = vec![
+                metric("errorRate", Kind::Share, "+0"),
+                metric("latencyP95", Kind::Quantile { level: 0.95 }, "+0"),
+                metric("tokensPerSecond", Kind::Mean { cap: None }, "-0"),
+            ];
+            let mut rollout = Rollout::new(Plan { false_alarm: 0.05, ..Plan::new(metrics) }, 0.5).unwrap();
+            for pair in 0..250 {
+                let one: [f64; 3] = rng.random();
+                let other: [f64; 3] = if rng.random::<f64>() < together { one } else { rng.random() };
+                for (version, [error, latency, speed]) in [(Version::Stable, one), (Version::Candidate, other)] {
+                    rollout.observe(0, version, pair, f64::from(u8::from(error < 0.05)));
+                    rollout.observe(1, version, pair, -latency.max(1e-9).ln());
+                    rollout.observe(2, version, pair, 30.0 + 20.0 * speed);
+                }
+                if pair % 5 == 0 && rollout.is_worse() {
+                    aborted += 1;
+                    break;
+                }
+            }
+        }
+        let allowed = 0.05 * f64::from(u32::try_from(rollouts).unwrap());
+        assert!(f64::from(aborted) <= allowed + 3.0 * allowed.sqrt(), "{together}: {aborted} of {rollouts} aborted");
     }
 }
 

@@ -16,7 +16,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, RawSocket, SocketServer, Upstream, eventually, reply};
+use spillway_tests::{
+    Answer, Client, Gateway, LlamaServer, RawSocket, SocketServer, Upstream, eventually, model, reply, with_template,
+};
 
 /// Requests after which a rollout that should have ended has not.
 const MOST: usize = 20_000;
@@ -64,13 +66,27 @@ fn events(record: &Value) -> Vec<&str> {
 
 /// Sends requests of callers that come once, until the rollout is in a state; returns its record, and the statuses.
 async fn until(gateway: &Gateway, wanted: &str, chat: bool) -> (Value, HashMap<u16, usize>) {
+    let send = async |client: &Client, _| if chat { client.chat("m", &[]).await } else { client.get("/").await };
+    until_by(gateway, wanted, send).await
+}
+
+/// As [`until`], with requests that `send` sends, by their numbers.
+async fn until_by(
+    gateway: &Gateway,
+    wanted: &str,
+    send: impl AsyncFn(&Client, usize) -> Answer,
+) -> (Value, HashMap<u16, usize>) {
     let sent = AtomicUsize::new(0);
     let statuses = Mutex::new(HashMap::new());
     let ended = AtomicBool::new(false);
     let one = async || {
         let client = gateway.client();
-        while !ended.load(Ordering::Relaxed) && sent.fetch_add(1, Ordering::Relaxed) < MOST {
-            let answer = if chat { client.chat("m", &[]).await } else { client.get("/").await };
+        while !ended.load(Ordering::Relaxed) {
+            let n = sent.fetch_add(1, Ordering::Relaxed);
+            if n >= MOST {
+                break;
+            }
+            let answer = send(&client, n).await;
             *statuses.lock().unwrap().entry(answer.status.as_u16()).or_insert(0) += 1;
         }
     };
@@ -453,4 +469,310 @@ async fn no_version_takes_the_overflow_of_the_other() {
         }
     }
     assert_eq!(full, at_candidate - 1);
+}
+
+/// Server that calls the tool `weather` with these arguments, or says this text, whole or in a stream of two pieces.
+async fn answering(name: &'static str, arguments: &'static str, text: &'static str) -> Upstream {
+    Upstream::start(move |request| async move {
+        let asked: Value = serde_json::from_slice(&request.body).unwrap();
+        let calls = asked["tools"].is_array();
+        let cut = |text: &'static str| text.split_at(text.len() / 2);
+        let call = |part: &str, is_first: bool| {
+            let function = if is_first { json!({"name": name, "arguments": part}) } else { json!({"arguments": part}) };
+            json!([{"index": 0, "id": "c", "type": "function", "function": function}])
+        };
+        let finish = if calls { "tool_calls" } else { "stop" };
+        if asked["stream"] != true {
+            let message = if calls {
+                json!({"role": "assistant", "content": null, "tool_calls": call(arguments, true)})
+            } else {
+                json!({"role": "assistant", "content": text})
+            };
+            let body = json!({
+                "id": "c", "object": "chat.completion", "created": 1, "model": "m",
+                "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+                "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+            });
+            return Some(reply(200, &[("content-type", "application/json")], body.to_string()));
+        }
+        let (first, second) = cut(if calls { arguments } else { text });
+        let delta = |part: &str, is_first: bool| {
+            if calls { json!({"tool_calls": call(part, is_first)}) } else { json!({"content": part}) }
+        };
+        let mut body = String::new();
+        for (delta, finish) in [(delta(first, true), None), (delta(second, false), None), (json!({}), Some(finish))] {
+            let chunk = json!({
+                "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]
+            });
+            body += &format!("data: {chunk}\n\n");
+        }
+        body += "data: [DONE]\n\n";
+        Some(reply(200, &[("content-type", "text/event-stream")], body))
+    })
+    .await
+}
+
+/// Request with a tool, or for JSON with its schema; every other one for a stream.
+async fn ask(client: &Client, n: usize, calls: bool) -> Answer {
+    let schema = json!({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}});
+    let mut body = json!({"model": "m", "stream": n % 2 == 0, "messages": [{"role": "user", "content": "Bonn?"}]});
+    if calls {
+        body["tools"] = json!([{"type": "function", "function": {"name": "weather", "parameters": schema}}]);
+    } else {
+        body["response_format"] = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    }
+    client.post("/v1/chat/completions", &[("content-type", "application/json")], body.to_string()).await
+}
+
+#[tokio::test]
+async fn a_candidate_with_broken_tool_calls_is_aborted() {
+    // A name that was not declared, arguments that are cut, and arguments that do not hold to the schema.
+    for (name, arguments) in
+        [("wether", "{\"city\": \"Bonn\"}"), ("weather", "{\"city\": \"Bo"), ("weather", "{\"city\": 5}")]
+    {
+        let v1 = answering("weather", "{\"city\": \"Bonn\"}", "").await;
+        let v2 = answering(name, arguments, "").await;
+        let rollout = format!("{ENDLESS}, abortWhen: {{toolCallErrors: \"+0.1\", errorRate: \"+0.5\"}}");
+        let gateway = Gateway::start(&models(&v1.url(), &v2.url(), &rollout)).await;
+        let (record, statuses) = until_by(&gateway, "aborted", async |client, n| ask(client, n, true).await).await;
+        assert!(record["reason"].as_str().unwrap().contains("toolCallErrors"), "{record:#}");
+        assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+        let figures = &entries(&record)[1]["judgement"]["metrics"];
+        let of = |metric: &str| figures.as_array().unwrap().iter().find(|one| one["name"] == metric).unwrap().clone();
+        let calls = of("toolCallErrors");
+        assert_eq!(
+            (&calls["stable"]["estimate"], &calls["candidate"]["estimate"]),
+            (&json!(0.0), &json!(1.0)),
+            "{record:#}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_candidate_whose_answers_are_not_the_json_that_was_asked_for_is_aborted() {
+    for text in ["Of course! {\"city\": \"Bonn\"}", "{\"town\": \"Bonn\"}"] {
+        let (v1, v2) = (answering("", "", "{\"city\": \"Bonn\"}").await, answering("", "", text).await);
+        let rollout = format!("{ENDLESS}, abortWhen: {{structuredOutputErrors: 0.1}}");
+        let gateway = Gateway::start(&models(&v1.url(), &v2.url(), &rollout)).await;
+        let (record, _) = until_by(&gateway, "aborted", async |client, n| ask(client, n, false).await).await;
+        assert!(record["reason"].as_str().unwrap().contains("structuredOutputErrors"), "{record:#}");
+    }
+}
+
+/// An equal candidate passes both metrics, and answers past the bound are counted and say nothing.
+#[tokio::test]
+async fn answers_that_are_as_asked_are_fine_and_long_ones_say_nothing() {
+    let good = "{\"city\": \"Bonn\"}";
+    let (v1, v2) = (answering("weather", good, good).await, answering("weather", good, good).await);
+    let steps = "steps: [{weight: 50, hold: {requests: 150}}]";
+    let rollout = format!("{steps}, abortWhen: {{toolCallErrors: \"+0.2\", structuredOutputErrors: \"+0.2\"}}");
+    let gateway = Gateway::start(&models(&v1.url(), &v2.url(), &rollout)).await;
+    let (record, _) = until_by(&gateway, "promoted", async |client, n| ask(client, n, n % 3 == 0).await).await;
+    assert_eq!(events(&record), ["begun", "promoted"], "{record:#}");
+    let rollout = format!("{ENDLESS}, maxAnswer: 64B, abortWhen: {{structuredOutputErrors: 0.1}}");
+    let gateway = Gateway::start(&models(&v1.url(), &v2.url(), &rollout)).await;
+    let client = gateway.client();
+    for n in 0..4 {
+        assert_eq!(ask(&client, n, false).await.status, 200);
+    }
+    gateway.metric_becomes("spillway_rollout_answers_unread_total", 4.0).await;
+}
+
+/// Rollout of a shadow: `share` percent of the requests are copied, until `requests` pairs are there.
+fn shadow(share: u8, requests: u32, rest: &str) -> String {
+    format!("strategy: shadow, steps: [{{weight: {share}, hold: {{requests: {requests}}}}}], {rest}")
+}
+
+/// Series of the pairs of the route.
+fn pairs(outcome: &str) -> String {
+    format!("spillway_rollout_pairs_total{{http_route=\"r\",outcome=\"{outcome}\"}}")
+}
+
+#[tokio::test]
+async fn a_worse_shadow_is_aborted_and_no_caller_sees_anything_of_it() {
+    let (v1, v2) = (Upstream::fixed(200, "v1").await, failing().await);
+    let rollout = shadow(100, 1_000_000, "abortWhen: {errorRate: \"+0.02\"}");
+    let yaml = plain(&v1.url(), &v2.url(), &rollout)
+        + "consumers: [{name: c, keys: [{sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}], \
+           limits: {requests: 1000000/h}}]\n";
+    let gateway = Gateway::start(&yaml).await;
+    let send = async |client: &Client, n: usize| {
+        let user = n.to_string();
+        let headers = [("x-user", &*user), ("authorization", "Bearer test"), ("cookie", "session=1")];
+        let answer = client.send(client.request("GET", "/", &headers, "")).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, "v1".to_owned()));
+        answer
+    };
+    let (record, statuses) = until_by(&gateway, "aborted", send).await;
+    assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+    assert!(record["reason"].as_str().unwrap().contains("errorRate"), "{record:#}");
+    assert_eq!((&record["strategy"], &record["weight"]), (&json!("shadow"), &json!(0.0)), "{record:#}");
+    // Both versions are judged over the same requests.
+    let figures = &entries(&record)[1]["judgement"]["metrics"][0];
+    assert_eq!(figures["stable"]["requests"], figures["candidate"]["requests"], "{record:#}");
+    for seen in &*v2.seen.lock().unwrap() {
+        assert!(!seen.headers.contains_key("authorization"), "{seen:?}");
+    }
+    // The caller's limit and the route's counts have each request once.
+    let sent: usize = statuses.values().sum();
+    assert!(v2.count() > 0 && v2.count() <= sent, "{} copies of {sent}", v2.count());
+    let before = v2.count();
+    for n in 0..50 {
+        send(&gateway.client(), n).await;
+    }
+    assert_eq!(v2.count(), before, "the candidate got copies after its end");
+}
+
+#[tokio::test]
+async fn an_equal_shadow_comes_to_its_end_and_moves_no_requests() {
+    let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v1").await);
+    let rollout = "strategy: shadow, steps: [{weight: 50, hold: {requests: 60}}, {weight: 100, hold: {requests: 60}}], \
+                   abortWhen: {errorRate: \"+0.3\", shadowDifference: 0.3}";
+    let yaml = plain(&v1.url(), &v2.url(), rollout);
+    let gateway = Gateway::start(&yaml).await;
+    let (record, statuses) = until(&gateway, "promoted", false).await;
+    assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+    assert_eq!(events(&record), ["begun", "stepUp", "promoted"], "{record:#}");
+    assert!(record["reason"].as_str().unwrap().ends_with("a shadow moves no requests"), "{record:#}");
+    assert_eq!(record["weight"], 0.0);
+    assert!(gateway.metric(&pairs("compared")).await >= 120.0);
+    let gateway = gateway.crash_and_restart(&yaml).await;
+    let copies = v2.count();
+    for _ in 0..50 {
+        assert_eq!(gateway.client().get("/").await.text(), "v1");
+    }
+    assert_eq!((state(&gateway).await.as_str(), v2.count()), ("promoted", copies));
+}
+
+#[tokio::test]
+async fn a_shadow_that_hangs_harms_nobody() {
+    let v1 = Upstream::fixed(200, "v1").await;
+    let v2 = Upstream::start(|_| std::future::pending()).await;
+    let rollout = shadow(100, 1_000_000, "abortWhen: {errorRate: \"+0.3\"}, shadow: {maxInFlight: 2, timeout: 1h}");
+    let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), &rollout)).await;
+    eventually("the shadow begins", || async { (state(&gateway).await == "running").then_some(()) }).await;
+    let client = gateway.client();
+    for _ in 0..50 {
+        assert_eq!(client.get("/").await.text(), "v1");
+    }
+    gateway.metric_becomes(&pairs("skipped"), 48.0).await;
+    assert!(v2.count() <= 2, "{} copies", v2.count());
+    // Nor does it hold the gateway up that stops.
+    gateway.signal("TERM");
+    assert!(gateway.wait().await.0.success());
+    // Where its time is over, it has failed.
+    let rollout = rollout.replace("timeout: 1h", "timeout: 10ms");
+    let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), &rollout)).await;
+    let (record, statuses) = until(&gateway, "aborted", false).await;
+    assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200], "{record:#}");
+}
+
+#[tokio::test]
+async fn a_shadow_that_is_down_harms_nobody_and_is_aborted() {
+    let (v1, down) = (Upstream::fixed(200, "v1").await, Upstream::nobody().await);
+    let rollout = shadow(100, 1_000_000, "abortWhen: {errorRate: \"+0.3\"}");
+    let gateway = Gateway::start(&plain(&v1.url(), &down, &rollout)).await;
+    let (record, statuses) = until(&gateway, "aborted", false).await;
+    assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200], "{record:#}");
+}
+
+/// Of a request that may change something no copy is sent, unless the file says so.
+#[tokio::test]
+async fn requests_that_may_change_something_are_not_copied() {
+    let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v1").await);
+    for (writes, copies) in [(false, 1), (true, 3)] {
+        let rollout = shadow(100, 1_000_000, &format!("shadow: {{writes: {writes}}}"));
+        let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), &rollout)).await;
+        eventually("the shadow begins", || async { (state(&gateway).await == "running").then_some(()) }).await;
+        let (client, before) = (gateway.client(), v2.count());
+        for method in ["POST", "DELETE", "GET"] {
+            let body = if method == "GET" { "" } else { "body" };
+            assert_eq!(client.send(client.request(method, "/", &[], body)).await.status, 200);
+        }
+        gateway.metric_becomes(&pairs("compared"), f64::from(copies)).await;
+        assert_eq!(v2.count() - before, usize::try_from(copies).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_shadow_with_other_answers_is_aborted_and_one_with_the_same_is_not() {
+    let city = "{\"city\": \"Bonn\"}";
+    let v1 = answering("weather", city, city).await;
+    // The same values in other words, other values, and a tool that is not there.
+    for (name, arguments, text, metric) in [
+        ("weather", "{\"city\":\"Bonn\"}", "{ \"city\" : \"Bonn\" }", None),
+        ("weather", city, "{\"city\": \"Ulm\"}", Some("shadowDifference")),
+        ("wether", city, city, Some("toolCallErrors")),
+    ] {
+        let v2 = answering(name, arguments, text).await;
+        let judged = match metric {
+            Some(metric) => format!("abortWhen: {{{metric}: 0.3}}"),
+            None => "abortWhen: {shadowDifference: 0.3, toolCallErrors: \"+0.3\", structuredOutputErrors: \"+0.3\"}"
+                .to_owned(),
+        };
+        let requests = if metric.is_some() { 1_000_000 } else { 150 };
+        let gateway = Gateway::start(&models(&v1.url(), &v2.url(), &shadow(100, requests, &judged))).await;
+        let wanted = if metric.is_some() { "aborted" } else { "promoted" };
+        let (record, statuses) = until_by(&gateway, wanted, async |client, n| ask(client, n, n % 3 == 0).await).await;
+        assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+        if let Some(metric) = metric {
+            assert!(record["reason"].as_str().unwrap().contains(metric), "{record:#}");
+        }
+    }
+}
+
+/// Server of the Open Inference Protocol with these scores.
+async fn scoring(scores: [f64; 2]) -> Upstream {
+    Upstream::start(move |_| async move {
+        let body = json!({
+            "model_name": "m", "id": scores[0].to_string(),
+            "outputs": [{"name": "y", "datatype": "FP64", "shape": [1, 2], "data": scores}]
+        });
+        Some(reply(200, &[("content-type", "application/json")], body.to_string()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn tensors_of_a_shadow_are_compared_within_the_tolerance() {
+    let v1 = scoring([0.9, 0.1]).await;
+    for (scores, wanted) in [([0.9001, 0.1], "promoted"), ([0.1, 0.9], "aborted")] {
+        let v2 = scoring(scores).await;
+        let requests = if wanted == "promoted" { 60 } else { 1_000_000 };
+        let rollout = shadow(100, requests, "abortWhen: {shadowDifference: 0.3}");
+        let yaml = models(&v1.url(), &v2.url(), &rollout).replace("protocol: openai", "protocol: oip");
+        let gateway = Gateway::start(&yaml).await;
+        let body = json!({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}).to_string();
+        let send = async |client: &Client, _| {
+            client.post("/v2/models/m/infer", &[("content-type", "application/json")], body.clone()).await
+        };
+        let (_, statuses) = until_by(&gateway, wanted, send).await;
+        assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+    }
+}
+
+/// Two real llama.cpp servers, one of them with another chat template: the first answers the callers, the other gets copies, and
+/// the pairs are compared.
+#[tokio::test]
+async fn a_shadow_over_two_real_servers_is_aborted_for_its_other_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("other.gguf");
+    with_template(
+        &model(),
+        &file,
+        Some("{%- for message in messages %}{{ message.content }}{%- endfor %} 1 2 3 4 5 6 7"),
+    );
+    let (v1, v2) = (LlamaServer::start(2), LlamaServer::start_with(2, &["--model", file.to_str().unwrap()]));
+    let rollout = shadow(100, 1_000_000, "abortWhen: {shadowDifference: 0.1}, shadow: {timeout: 5m}");
+    let gateway = Gateway::start(&models(&v1.url, &v2.url, &rollout)).await;
+    let send = async |client: &Client, n: usize| {
+        let user = n.to_string();
+        client.chat("m", &[("x-user", &user)]).await
+    };
+    let (record, statuses) = until_by(&gateway, "aborted", send).await;
+    assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+    assert!(record["reason"].as_str().unwrap().contains("shadowDifference"), "{record:#}");
+    let share = record["judgement"]["metrics"][0]["candidate"]["estimate"].as_f64();
+    assert!(share > Some(0.5), "{record:#}");
 }

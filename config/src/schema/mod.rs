@@ -47,7 +47,7 @@ pub use notifications::{Notification, NotificationEvent, Webhook, WebhookRetry};
 pub use quality::{DriftLimits, KeepExamples, Probes, Quality, QualityReference, QualityState};
 pub use rollouts::{
     AbortWhen, OnInconclusive, Rollout, RolloutGate, RolloutHold, RolloutHours, RolloutMetric, RolloutStep,
-    RolloutStrategy, Weekday,
+    RolloutStrategy, Shadow, Weekday,
 };
 pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue,

@@ -1,11 +1,11 @@
 //! `routes[].rollout`: a new version that gets a growing share of a route's requests while it is judged against the others.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{DailyHours, Duration, Pause, Threshold};
+use crate::values::{DailyHours, Duration, Pause, Size, Threshold};
 
 /// Rollout of a new version of a route's servers or model. It begins by itself when the file becomes active, and owns the
 /// weights of the route while it runs. Until it begins, and after an abort, the candidate gets nothing; after its promotion
@@ -40,11 +40,22 @@ pub struct Rollout {
     /// left out.
     #[serde(default)]
     pub keep_warm: Option<Duration>,
+    /// Longest answer of which `toolCallErrors`, `structuredOutputErrors` and `shadowDifference` are judged, in bytes; 256KiB
+    /// when left out. A longer one passes unchanged, and says nothing of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_answer: Option<Size>,
+    /// Bounds of the copies that the candidate of a `shadow` gets, and the rules by which its answers are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
 }
 
 impl Rollout {
     /// Time after a switch before the promotion, where the file names none.
     pub const DEFAULT_KEEP_WARM: Duration = Duration::seconds(600);
+    /// Longest answer that is read, where the file names none: some 800 events of a stream, or a long structured answer.
+    pub const DEFAULT_MAX_ANSWER: Size = Size(256 << 10);
+    /// Greatest `maxAnswer`: this much of each request of the route may be held.
+    pub const MOST_MAX_ANSWER: Size = Size(4 << 20);
     /// Most steps of a rollout: each takes a part of the evidence, and of the memory.
     pub const MOST_STEPS: usize = 32;
 
@@ -62,6 +73,54 @@ pub enum RolloutStrategy {
     Canary,
     /// The candidate gets everything at once; the stable version stays ready for `keepWarm`.
     BlueGreen,
+    /// The candidate gets copies of requests, and its answers reach no caller; they are compared with those of the stable
+    /// version to the same requests. `weight` is the percentage of the requests that are copied. Its end moves no traffic.
+    Shadow,
+}
+
+/// Copies of requests for the candidate of `strategy: shadow`. A copy never delays, changes or fails the request itself, carries
+/// no credentials of the caller, counts against no limit of its, and is skipped where a bound is reached.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Shadow {
+    /// Most copies at the same time; further requests are not copied.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_in_flight: NonZeroU32,
+    /// Longest body of a copied request; requests with a longer one are not copied.
+    pub max_body: Size,
+    /// Longest time of a copy, to the last byte of its answer. One that takes longer counts as an error of the candidate.
+    pub timeout: Duration,
+    /// Greatest difference of two numbers of an answer that are the same to `shadowDifference`, in parts of the greater one: for
+    /// tensors of the Open Inference Protocol, and for the numbers of JSON.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub tolerance: f64,
+    /// Built-in model for embeddings by which texts that differ are compared; without it texts are the same if their words are.
+    pub embedding: Option<String>,
+    /// Least cosine of the embeddings of two texts that are the same to `shadowDifference`. Needs `embedding`.
+    #[schemars(range(min = -1.0, max = 1.0))]
+    pub min_similarity: Option<f64>,
+    /// Also copies requests to plain HTTP servers whose method may change something, such as POST. Each is then carried out
+    /// twice.
+    pub writes: bool,
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Self {
+            max_in_flight: NonZeroU32::MIN.saturating_add(15),
+            max_body: Size(256 << 10),
+            timeout: Duration::seconds(60),
+            tolerance: 0.001,
+            embedding: None,
+            min_similarity: None,
+            writes: false,
+        }
+    }
+}
+
+impl Shadow {
+    /// Least cosine where the file names an `embedding` alone.
+    pub const DEFAULT_MIN_SIMILARITY: f64 = 0.9;
 }
 
 /// Step of a rollout: one of `weight`, `pause` and `gate`.
@@ -148,15 +207,16 @@ pub enum OnInconclusive {
     Abort,
 }
 
-/// Defines [`AbortWhen`] and [`RolloutMetric`] from one list.
+/// Defines [`AbortWhen`] and [`RolloutMetric`] from one list. Metrics of later versions are not written where they are left out:
+/// the identity of a rollout is a hash of its content, and an upgrade of the program is no edit.
 macro_rules! metrics {
-    ($($(#[$doc:meta])* $field:ident $variant:ident $name:literal,)*) => {
+    ($($(#[$doc:meta])* $([$field_only:meta])? $field:ident $variant:ident $name:literal,)*) => {
         /// Thresholds of a rollout: `+0.02` (higher by more than 0.02), `-0.05` (lower), `1.3x` (more than 1.3 times),
         /// `0.8x` (less than 0.8 times), each against the stable version, or `0.2` for the candidate alone.
         #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
         #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
         pub struct AbortWhen {
-            $($(#[$doc])* #[serde(rename = $name)] pub $field: Option<Threshold>,)*
+            $($(#[$doc])* $(#[$field_only])? #[serde(rename = $name)] pub $field: Option<Threshold>,)*
         }
 
         /// Metric by which a candidate is judged.
@@ -220,12 +280,25 @@ metrics! {
     /// above one of 15 lengths, which are spread evenly over the stable version's answers before the first step. A limit
     /// between 0 and 1, such as 0.2.
     output_drift OutputDrift "outputDrift",
+    /// Share of the answers with tool calls of which one names a tool that the request did not declare, or has arguments that are
+    /// no JSON or do not hold to the schema of the tool.
+    [serde(skip_serializing_if = "Option::is_none")] tool_call_errors ToolCallErrors "toolCallErrors",
+    /// Share of the answers to requests for JSON, with a schema or without, that are not the JSON which was asked for.
+    [serde(skip_serializing_if = "Option::is_none")]
+    structured_output_errors StructuredOutputErrors "structuredOutputErrors",
+    /// Share of the pairs of answers of a `shadow` that differ. A limit between 0 and 1, such as 0.05.
+    [serde(skip_serializing_if = "Option::is_none")] shadow_difference ShadowDifference "shadowDifference",
 }
 
 impl RolloutMetric {
     /// True for metrics of any HTTP server; the others are of calls of models.
     pub fn is_of_any_server(self) -> bool {
         matches!(self, Self::ErrorRate | Self::LatencyP50 | Self::LatencyP95 | Self::LatencyP99 | Self::LatencyMean)
+    }
+
+    /// True for metrics for which the texts of answers are read.
+    pub fn reads_answers(self) -> bool {
+        matches!(self, Self::ToolCallErrors | Self::StructuredOutputErrors | Self::ShadowDifference)
     }
 
     /// True where more is better.
@@ -245,7 +318,16 @@ impl RolloutMetric {
 
     /// True for a share of requests, from 0 to 1.
     pub fn is_share(self) -> bool {
-        matches!(self, Self::ErrorRate | Self::SpillRate | Self::RefusalRate | Self::TruncationRate)
+        matches!(
+            self,
+            Self::ErrorRate
+                | Self::SpillRate
+                | Self::RefusalRate
+                | Self::TruncationRate
+                | Self::ToolCallErrors
+                | Self::StructuredOutputErrors
+                | Self::ShadowDifference
+        )
     }
 
     /// Level of a quantile, from 0 to 1.

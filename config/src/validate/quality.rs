@@ -84,11 +84,11 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
 }
 
 /// Checks that a name is that of a built-in model for embeddings.
-fn embedder(cx: &mut Context<'_>, place: Vec<Segment>, name: &str) {
-    let config = cx.config;
-    match config.models.iter().find(|model| model.name == *name) {
+pub(super) fn embedder(cx: &mut Context<'_>, place: Vec<Segment>, name: &str) {
+    let models = &cx.config.models;
+    match models.iter().find(|model| model.name == name) {
         None => {
-            let known: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
+            let known: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
             cx.unknown(place, "model", name, &known);
         }
         Some(model) if model.task.is_some_and(|task| task != ModelTask::Embedding) => {

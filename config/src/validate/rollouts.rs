@@ -7,7 +7,7 @@ use spillway_statistics::Threshold as Form;
 
 use super::{Context, Segment, at};
 use crate::schema::{
-    BackendProtocol, BackendRef, Rollout, RolloutHold, RolloutMetric, RolloutStep, RolloutStrategy, Route,
+    BackendProtocol, BackendRef, Rollout, RolloutHold, RolloutMetric, RolloutStep, RolloutStrategy, Route, Shadow,
 };
 use crate::values::{Duration, Pause, Threshold};
 
@@ -23,11 +23,121 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
     steps(cx, n, rollout);
     within(cx, n, rollout);
-    if rollout.strategy == RolloutStrategy::Canary && rollout.keep_warm.is_some() {
-        cx.error(
-            here(n, "keepWarm"),
-            "no effect, because a canary takes over step by step: write `strategy: blueGreen`, or remove this",
+    if rollout.keep_warm.is_some() {
+        let message = match rollout.strategy {
+            RolloutStrategy::BlueGreen => None,
+            RolloutStrategy::Canary => {
+                Some("no effect, because a canary takes over step by step: write `strategy: blueGreen`, or remove this")
+            }
+            RolloutStrategy::Shadow => {
+                Some("no effect, because a shadow takes nothing over: write `strategy: blueGreen`, or remove this")
+            }
+        };
+        if let Some(message) = message {
+            cx.error(here(n, "keepWarm"), message);
+        }
+    }
+    max_answer(cx, n, rollout);
+    match (rollout.strategy, &rollout.shadow) {
+        (RolloutStrategy::Shadow, shadow) => {
+            self::shadow(cx, n, route, rollout, shadow.as_ref().unwrap_or(&Shadow::default()));
+        }
+        (_, Some(_)) => cx.error(here(n, "shadow"), "no effect without `strategy: shadow`: write it, or remove this"),
+        (_, None) => {}
+    }
+}
+
+/// Checks the bound of the answers that are read.
+fn max_answer(cx: &mut Context<'_>, n: usize, rollout: &Rollout) {
+    let Some(size) = rollout.max_answer else { return };
+    if !rollout.abort_when.iter().any(|(metric, _)| metric.reads_answers()) {
+        let message = "no effect, because no answer is read: name `toolCallErrors`, `structuredOutputErrors` or \
+                       `shadowDifference` in `abortWhen`, or remove this";
+        cx.error(here(n, "maxAnswer"), message);
+    } else if size.0 == 0 || size > Rollout::MOST_MAX_ANSWER {
+        let message = format!("expected above zero and at most {}", Rollout::MOST_MAX_ANSWER);
+        cx.error(here(n, "maxAnswer"), message);
+    }
+}
+
+/// Checks that copies of the route's requests can be sent and their answers be compared.
+fn shadow(cx: &mut Context<'_>, n: usize, route: &Route, rollout: &Rollout, shadow: &Shadow) {
+    let place = |key: &str| at!["routes", n, "rollout", "shadow", key];
+    if shadow.timeout.0.is_zero() {
+        cx.error(place("timeout"), "a time limit of zero lets nothing pass");
+    }
+    if shadow.min_similarity.is_some() && shadow.embedding.is_none() {
+        let message = "no effect without `embedding`: name a built-in model for embeddings, or remove this";
+        cx.error(place("minSimilarity"), message);
+    }
+    let compares = rollout.abort_when.shadow_difference.is_some();
+    if shadow.embedding.is_some() && !compares {
+        cx.error(place("embedding"), "no effect without `abortWhen.shadowDifference`: add it, or remove this");
+    }
+    if let Some(name) = &shadow.embedding {
+        super::quality::embedder(cx, place("embedding"), name);
+    }
+    let Some((at, candidate)) =
+        route.backend_refs.iter().enumerate().find(|(_, reference)| name(reference) == Some(&rollout.to))
+    else {
+        return;
+    };
+    // 1 is the weight of a reference that names none.
+    if candidate.weight > 1 {
+        let message = format!(
+            "a weight of {} would give `{}` requests, and the candidate of a shadow gets copies alone: write 0, or leave it out",
+            candidate.weight, rollout.to
         );
+        cx.error(at!["routes", n, "backendRefs", at, "weight"], message);
+    }
+    let protocol = |name: &str| cx.index.backends.get(name).map(|backend| backend.protocol);
+    let Some(spoken) = candidate.name.as_deref().and_then(protocol) else {
+        if candidate.model.is_some() {
+            let message = format!(
+                "`{}` is a built-in model, and copies go to backends alone: name a backend, or write `strategy: canary`",
+                rollout.to
+            );
+            cx.error(here(n, "to"), message);
+        }
+        return;
+    };
+    if spoken == BackendProtocol::OipGrpc {
+        let message = format!("`{}` speaks gRPC, whose answers are not compared: write `strategy: canary`", rollout.to);
+        return cx.error(here(n, "to"), message);
+    }
+    let other = route.backend_refs.iter().filter_map(|reference| reference.name.as_deref());
+    let other = other.filter(|other| *other != rollout.to).find(|other| protocol(other).is_some_and(|p| p != spoken));
+    if let Some(other) = other {
+        let message = format!(
+            "`{other}` speaks another protocol than `{}`, and a copy is never translated: give both one, or write `strategy: canary`",
+            rollout.to
+        );
+        cx.error(here(n, "to"), message);
+    }
+    let is_plain = spoken == BackendProtocol::Http;
+    // The list of a route that writes none has WebSocket, whose handshakes are not copied.
+    if route.upgrades.iter().any(|protocol| !protocol.eq_ignore_ascii_case("websocket")) {
+        let message = "a socket is no request that could be copied: leave `upgrades` out, or write `strategy: canary`";
+        cx.error(at!["routes", n, "upgrades"], message);
+    }
+    if shadow.writes && !is_plain {
+        let message = "no effect, because only calls of models are copied, and a call changes nothing: remove this";
+        cx.error(place("writes"), message);
+    }
+    let changes = |method: &str| !matches!(method.to_ascii_uppercase().as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE");
+    let methods: Vec<&str> = route.matches.iter().filter_map(|rule| rule.method.as_deref()).collect();
+    if is_plain
+        && !shadow.writes
+        && !methods.is_empty()
+        && methods.len() == route.matches.len()
+        && methods.iter().all(|method| changes(method))
+    {
+        let message = format!(
+            "every request of this route is {}, which may change something, and such are not copied: write `shadow: {{writes: true}}` \
+             if carrying each out twice does no harm, or `strategy: canary`",
+            methods.join(" or ")
+        );
+        cx.error(here(n, "strategy"), message);
     }
 }
 
@@ -93,9 +203,11 @@ fn steps(cx: &mut Context<'_>, n: usize, rollout: &Rollout) {
         match (step.weight, &step.pause, &step.gate) {
             (Some(weight), ..) => {
                 self::weight(cx, n, s, rollout, (reached, weight));
-                hold(cx, n, s, weight, step);
+                // A share of the copies gives nothing over, and holds as any other.
+                let is_last = weight >= 100.0 && rollout.strategy != RolloutStrategy::Shadow;
+                hold(cx, n, s, is_last, step);
                 reached = f64::max(reached, weight);
-                ended |= weight >= 100.0;
+                ended |= is_last;
             }
             (_, Some(Pause::Person(false)), _) => {
                 cx.error(
@@ -127,6 +239,7 @@ fn steps(cx: &mut Context<'_>, n: usize, rollout: &Rollout) {
         let example = match rollout.strategy {
             RolloutStrategy::Canary => "{weight: 5, hold: {for: 10m}}",
             RolloutStrategy::BlueGreen => "{weight: 100}",
+            RolloutStrategy::Shadow => "{weight: 10, hold: {for: 1h}}",
         };
         let message = format!("no step gives the candidate a request; expected at least one such as {example}");
         cx.error(here(n, "steps"), message);
@@ -154,15 +267,15 @@ fn weight(cx: &mut Context<'_>, n: usize, s: usize, rollout: &Rollout, (reached,
 }
 
 /// Checks that a share holds until something has been seen of it.
-fn hold(cx: &mut Context<'_>, n: usize, s: usize, weight: f64, step: &RolloutStep) {
+fn hold(cx: &mut Context<'_>, n: usize, s: usize, is_last: bool, step: &RolloutStep) {
     let at = at!["routes", n, "rollout", "steps", s];
     let holds = |hold: &RolloutHold| hold.requests.is_some() || hold.time.is_some_and(|time| !time.0.is_zero());
     match &step.hold {
-        None if weight < 100.0 => {
+        None if !is_last => {
             let message = "no `hold`, so nothing could be seen of this step: add one such as {for: 10m, requests: 500}";
             cx.error(at, message);
         }
-        Some(_) if weight >= 100.0 => {
+        Some(_) if is_last => {
             let message = "no effect: 100 percent promote, or hold for `keepWarm` with `blueGreen`; remove it, or write a \
                            step below 100";
             cx.error(at!["routes", n, "rollout", "steps", s, "hold"], message);
@@ -207,6 +320,26 @@ fn metrics(cx: &mut Context<'_>, n: usize, route: &Route, rollout: &Rollout) {
         let at = at!["routes", n, "rollout", "abortWhen", metric.as_str()];
         let name = metric.as_str();
         if let Some(message) = servers.lacks(metric) {
+            cx.error(at, message);
+            continue;
+        }
+        if metric == RolloutMetric::ShadowDifference && rollout.strategy != RolloutStrategy::Shadow {
+            let message =
+                "only the two answers of a shadow are to the same request: write `strategy: shadow`, or leave it out";
+            cx.error(at, message);
+            continue;
+        }
+        if rollout.strategy == RolloutStrategy::Shadow
+            && let Some(reason) = shadow_lacks(metric)
+        {
+            cx.error(at, format!("{reason}: remove this, or write `strategy: canary`"));
+            continue;
+        }
+        if metric == RolloutMetric::ShadowDifference && !matches!(threshold, Form::Limit(_)) {
+            let message = format!(
+                "`{threshold}` compares with the stable version, and the difference is of both; expected a limit between 0 and 1, such as \
+                 0.05"
+            );
             cx.error(at, message);
             continue;
         }
@@ -275,6 +408,15 @@ fn metrics(cx: &mut Context<'_>, n: usize, route: &Route, rollout: &Rollout) {
     }
 }
 
+/// Reason for which a copy says nothing about a metric.
+fn shadow_lacks(metric: RolloutMetric) -> Option<&'static str> {
+    match metric {
+        RolloutMetric::Feedback => Some("no caller sees the answers of a shadow, and none labels them"),
+        RolloutMetric::SpillRate => Some("a copy never spills"),
+        _ => None,
+    }
+}
+
 fn spills(route: &Route) -> bool {
     route.when_saturated.as_ref().is_some_and(|rule| rule.spill_to.is_some())
         || route.when_unavailable.as_ref().is_some_and(|rule| rule.spill_to.is_some())
@@ -314,7 +456,7 @@ impl Servers {
         let name = metric.as_str();
         match self {
             Self::Text => None,
-            _ if metric.is_of_any_server() => None,
+            _ if metric.is_of_any_server() || metric == RolloutMetric::ShadowDifference => None,
             Self::Inference if metric == RolloutMetric::Feedback => None,
             Self::Inference => Some(format!(
                 "answers of the Open Inference Protocol have no `{name}`; expected `errorRate`, a latency or `feedback`"

@@ -54,7 +54,7 @@ impl AdminState for Shown {
         (backend == "b").then(|| if known { vec![(endpoint.to_owned(), drained)] } else { Vec::new() })
     }
     fn rollouts(&self) -> Option<Rollouts> {
-        Some(Rollouts::new(Arc::new(spillway_filter::NoHttp), Default::default()))
+        Some(Rollouts::new(Arc::new(spillway_filter::NoHttp), Default::default(), Default::default()))
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))

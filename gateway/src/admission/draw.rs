@@ -103,7 +103,7 @@ impl Order {
             all().filter(|(index, _)| !is_candidate(*index)).map(|(_, target)| f64::from(target.weight)).sum();
         let has_candidate = all().any(|(index, _)| is_candidate(index));
         let takes_part = |index: usize| match split {
-            Split::Stable | Split::Waiting => !is_candidate(index),
+            Split::Stable | Split::Waiting | Split::Shadow(_) => !is_candidate(index),
             Split::Both(_) | Split::Switched => true,
             Split::Candidate => is_candidate(index),
         };
@@ -131,7 +131,8 @@ impl Order {
         });
         let order = Self { indices: drawn.into_iter().map(|one| one.index).collect() };
         let is_compared = match split {
-            Split::Stable | Split::Candidate => false,
+            // Of a shadow, pairs of answers are compared, and no request is assigned.
+            Split::Stable | Split::Candidate | Split::Shadow(_) => false,
             Split::Waiting | Split::Both(_) => has_candidate && stable > 0.0,
             Split::Switched => has_candidate,
         };
@@ -256,9 +257,16 @@ mod tests {
 
     fn rollout(route: &Route, candidate: &str, split: Split) -> RouteRollout {
         let index = route.targets.iter().position(|target| target.name == candidate).unwrap();
-        let live =
-            LiveRollout::new(candidate, "one", false, Present { split, epoch: 7 }, Counter::default(), Arc::default());
-        RouteRollout { candidate: index, live: Arc::new(live) }
+        let live = LiveRollout::new(
+            candidate,
+            "one",
+            false,
+            None,
+            Present { split, epoch: 7 },
+            Counter::default(),
+            Arc::default(),
+        );
+        RouteRollout { candidate: index, live: Arc::new(live), shadow: None }
     }
 
     /// Name of the first target in the order of a request, and the version that it was assigned to.

@@ -359,11 +359,17 @@ fn show(shared: &Shared, page: &Bytes) -> Result<ExitCode, ClientError> {
     println!("{}: {}", record.name, record.state);
     println!("  reason:     {}", record.reason);
     println!("  candidate:  {} against {} ({})", record.candidate, record.stable.join(", "), record.strategy);
-    println!("  step:       {}, weight {}", step(record.step, record.steps), percent(record.weight));
-    println!(
-        "  requests:   {} at the candidate, {} at the stable version",
-        record.candidate_requests, record.stable_requests
-    );
+    let is_shadow = record.strategy == "shadow";
+    let what = if is_shadow { "copied" } else { "weight" };
+    println!("  step:       {}, {what} {}", step(record.step, record.steps), percent(record.weight));
+    if is_shadow {
+        println!("  pairs:      {} compared", record.candidate_requests);
+    } else {
+        println!(
+            "  requests:   {} at the candidate, {} at the stable version",
+            record.candidate_requests, record.stable_requests
+        );
+    }
     println!("  falseAlarm: {}", percent(record.false_alarm * 100.0));
     let times = [("began", record.started_at), ("changed", record.updated_at), ("ended", record.ended_at)];
     for (name, at) in times {

@@ -6,6 +6,7 @@ mod body_budget;
 mod connection;
 mod forwarded;
 mod observers;
+mod taps;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,9 +25,8 @@ use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
 use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written};
-use crate::quality::Tap;
 use crate::queueing::{Retrying, WakingSlot};
-use crate::rollout::{LiveRollout, Observation};
+use crate::rollout::{LiveRollout, Observation, Pair};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotSpilled, SocketEnd, Span, SpillReason};
 use crate::tls::ClientCertificate;
@@ -39,6 +39,7 @@ pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
+pub use taps::Taps;
 
 /// End of a request that no endpoint or model answers.
 #[derive(Debug)]
@@ -366,8 +367,8 @@ pub struct Exchange {
     pub observers: Observers,
     /// True for a request of the gateway's own, which counts for nobody.
     pub is_probe: bool,
-    /// Tap on an exchange that was drawn to be looked at.
-    pub tap: Option<Box<Tap>>,
+    /// Taps on the answer of an exchange that is looked at.
+    pub taps: Option<Box<Taps>>,
     /// Guard that counts the request as running.
     pub running: Option<RouteInFlight>,
     /// Reader of the answer's id in the bytes for the caller, until it was read; `None` where they need no second look.
@@ -429,7 +430,7 @@ impl Exchange {
             refused_by: None,
             observers: Observers::default(),
             is_probe: false,
-            tap: None,
+            taps: None,
             running: None,
             id_reader: None,
             last_bytes: *b"\n\n\n",
@@ -527,8 +528,8 @@ impl Exchange {
             let [_, second, third] = self.last_bytes;
             self.last_bytes = [second, third, *byte];
         }
-        if let Some(tap) = &mut self.tap {
-            tap.part(part);
+        if let Some(taps) = &mut self.taps {
+            taps.part(part);
         }
         self.observers.response_body(part);
         if self.id_reader.is_some() {
@@ -590,9 +591,9 @@ impl Exchange {
     pub fn tell_first_token(&mut self, target: &str) {
         let is_stream = self.asked.as_ref().is_some_and(|asked| asked.stream);
         let (Some(first), None, true) = (self.outcome.first_token, self.outcome.spilled, is_stream) else { return };
-        let Some(part) = self.rollout.as_mut().filter(|part| part.live.version_of(target) == part.version) else {
-            return;
-        };
+        // A pair is judged when both of its sides are there.
+        let tells = |part: &&mut Box<RolloutPart>| part.pair.is_none() && part.live.version_of(target) == part.version;
+        let Some(part) = self.rollout.as_mut().filter(tells) else { return };
         if std::mem::replace(&mut part.is_first_token_told, true) {
             return;
         }
@@ -652,6 +653,8 @@ pub struct RolloutPart {
     pub answered_in: Option<Duration>,
     /// True once the judge knows the time of the first content.
     pub is_first_token_told: bool,
+    /// Pair with the answer of a shadow, and the time from the arrival until the copy for it began.
+    pub pair: Option<(Arc<Pair>, Duration)>,
 }
 
 impl RolloutPart {

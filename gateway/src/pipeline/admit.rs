@@ -97,8 +97,12 @@ fn select_version(
     }
     let mut selection = TargetSelection::new(order);
     selection.keep_version(rollout.candidate);
-    exchange.rollout = assigned.map(|assigned| {
-        Box::new(RolloutPart {
+    // Of a shadow, the part in it was made with its copy.
+    if let Some(assigned) = assigned {
+        if let Some(tap) = super::comparing::tap(&rollout.live, exchange) {
+            exchange.taps.get_or_insert_default().rollout = Some(tap);
+        }
+        exchange.rollout = Some(Box::new(RolloutPart {
             live: rollout.live.clone(),
             version: assigned.version,
             epoch: assigned.epoch,
@@ -106,8 +110,9 @@ fn select_version(
             has_failed: assigned.is_gone,
             answered_in: None,
             is_first_token_told: false,
-        })
-    });
+            pair: None,
+        }));
+    }
     Ok(selection)
 }
 

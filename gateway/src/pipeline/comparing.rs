@@ -1,20 +1,26 @@
 //! Reports of requests to the rollout of their route: what each says about the version that it was given to.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balancing::Verdict;
 use crate::builtin::Excuse;
 use crate::clock;
-use crate::exchange::{Exchange, RolloutPart, ServedBy};
-use crate::rollout::Observation;
+use crate::exchange::{Exchange, RequestBody, RolloutPart, ServedBy};
+use crate::rollout::{AnswerTap, LiveRollout, Observation, REFUSED, Side};
 use crate::upstream::{Attempt, is_server_fault};
 
 /// Codes of refusals that the gateway made because the version had no room, or did not answer in time.
 const SHED: [&str; 4] = ["overloaded", "service_unavailable", "upstream_timeout", "request_timeout"];
-/// Finish reasons of the APIs by which a model, or a filter of its server, keeps an answer back.
-const REFUSED: [&str; 3] = ["content_filter", "refusal", "safety"];
 /// Finish reasons of the APIs by which an answer ends for want of tokens.
 const TRUNCATED: [&str; 4] = ["length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"];
+
+/// Tap on the answer to a request for text, where the rollout of its route reads such.
+pub(super) fn tap(live: &Arc<LiveRollout>, exchange: &Exchange) -> Option<AnswerTap> {
+    let reading = live.reading.as_ref().filter(|_| exchange.resolved.operation.asks_for_text())?;
+    let RequestBody::Held(held) = &exchange.body else { return None };
+    if reading.wants(&held.bytes) { AnswerTap::new(live) } else { None }
+}
 
 /// Notes the outcome of an attempt: a failure of the version stays one, whoever answers in the end.
 pub(super) fn attempted(attempt: &Attempt<'_>, verdict: Verdict, took: Duration, exchange: &mut Exchange) {
@@ -29,7 +35,7 @@ pub(super) fn attempted(attempt: &Attempt<'_>, verdict: Verdict, took: Duration,
 /// Leaves the observation of a request that has ended. One whose caller left, or gave it too little time, says how long it waited
 /// for the version at least, unless that had failed before. One that the gateway refused for reasons of its own, or that another
 /// version answered although the first had not failed, says nothing.
-pub(super) fn observe(part: &RolloutPart, exchange: &Exchange) {
+pub(super) fn observe(part: &RolloutPart, tap: Option<AnswerTap>, exchange: &Exchange) {
     let o = &exchange.outcome;
     let (served, is_built_in) = match &o.served_by {
         _ if o.spilled.is_some() => (None, false),
@@ -69,11 +75,26 @@ pub(super) fn observe(part: &RolloutPart, exchange: &Exchange) {
     if is_good {
         measure(&mut observation, part, exchange);
     }
+    if let Some((pair, _)) = &part.pair {
+        // An answer of something else says nothing of the version, and there is none to compare with.
+        if is_own || is_error {
+            let status = if is_own { o.reported.unwrap_or(o.status) } else { 0 };
+            pair.put(Side::new(observation, status, tap.filter(|_| is_good)));
+        }
+        return;
+    }
+    if let (true, Some(tap), RequestBody::Held(held)) = (is_good, tap, &exchange.body) {
+        tap.hand_over(&observation, &held.bytes);
+    }
     part.live.observe(observation);
 }
 
-/// Leaves the observation of a request that its caller left: its time would have been at least this long.
+/// Leaves the observation of a request that its caller left: its time would have been at least this long. Half a pair says
+/// nothing.
 fn left(part: &RolloutPart, exchange: &Exchange) {
+    if part.pair.is_some() {
+        return;
+    }
     let waited = part.answered_in.unwrap_or_else(|| clock::since(exchange.started));
     let is_stream = exchange.asked.as_ref().is_some_and(|asked| asked.stream)
         && exchange.route.as_ref().is_some_and(|route| route.calls_models);
@@ -87,37 +108,64 @@ fn left(part: &RolloutPart, exchange: &Exchange) {
     });
 }
 
+/// Figures of a good answer.
+pub(super) struct Figures<'f> {
+    /// Time until it was there whole.
+    pub latency: Duration,
+    /// Time until its first content, of one in a stream.
+    pub first: Option<Duration>,
+    /// Finish reason.
+    pub finish: Option<&'f str>,
+    /// Tokens written, where the operation writes some.
+    pub output: Option<u64>,
+    /// Cost in billionths of a US dollar, where a metric needs it.
+    pub nanos: Option<u64>,
+}
+
 /// Adds the figures of a good answer.
 fn measure(observation: &mut Observation, part: &RolloutPart, exchange: &Exchange) {
-    #[allow(clippy::cast_possible_truncation, reason = "seven digits are enough")]
-    let single = |value: f64| Some(value as f32);
     let o = &exchange.outcome;
     // The time of a client that reads slowly is no time of the version.
     let latency = part.answered_in.unwrap_or_else(|| clock::since(exchange.started));
-    observation.latency = single(latency.as_secs_f64());
+    // Of a pair, both sides are measured from the copy on.
+    let before = part.pair.as_ref().map_or(Duration::ZERO, |(_, before)| *before);
+    let mut figures =
+        Figures { latency: latency.saturating_sub(before), first: None, finish: None, output: None, nanos: None };
     if !exchange.route.as_ref().is_some_and(|route| route.calls_models) {
-        return;
+        return record(observation, &figures);
     }
     let first = o.first_token.filter(|_| exchange.asked.as_ref().is_some_and(|asked| asked.stream));
-    observation.first_token = first.filter(|_| !part.is_first_token_told).and_then(|first| single(first.as_secs_f64()));
-    if let Some(reason) = &o.finish_reason {
-        observation.refused = Some(REFUSED.contains(&reason.as_str()));
-        observation.truncated = Some(TRUNCATED.contains(&reason.as_str()));
+    figures.first = first.map(|first| first.saturating_sub(before));
+    figures.finish = o.finish_reason.as_deref();
+    if exchange.resolved.writes_tokens || part.live.needs_costs {
+        let used = super::limiting::used(exchange);
+        figures.output = exchange.resolved.writes_tokens.then_some(used.output);
+        figures.nanos = part.live.needs_costs.then_some(used.nanos);
     }
-    if !exchange.resolved.writes_tokens && !part.live.needs_costs {
-        return;
+    record(observation, &figures);
+    if part.is_first_token_told {
+        observation.first_token = None;
     }
-    let used = super::limiting::used(exchange);
+}
+
+/// Adds figures to an observation.
+pub(super) fn record(observation: &mut Observation, figures: &Figures<'_>) {
+    #[allow(clippy::cast_possible_truncation, reason = "seven digits are enough")]
+    let single = |value: f64| Some(value as f32);
     #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let (output, nanos) = (used.output as f64, used.nanos as f64);
-    if exchange.resolved.writes_tokens {
+    let float = |count: u64| count as f64;
+    observation.latency = single(figures.latency.as_secs_f64());
+    observation.first_token = figures.first.and_then(|first| single(first.as_secs_f64()));
+    if let Some(reason) = figures.finish {
+        observation.refused = Some(REFUSED.contains(&reason));
+        observation.truncated = Some(TRUNCATED.contains(&reason));
+    }
+    if let Some(output) = figures.output.map(float) {
         observation.output_tokens = single(output);
-        let writing = latency.saturating_sub(first.unwrap_or_default()).as_secs_f64();
+        let writing = figures.latency.saturating_sub(figures.first.unwrap_or_default()).as_secs_f64();
         if output > 1.0 && writing > 0.0 {
             observation.tokens_per_second = single(output / writing);
         }
     }
-    if part.live.needs_costs {
-        observation.cost = single(nanos / 1e9);
-    }
+    observation.cost = figures.nanos.and_then(|nanos| single(float(nanos) / 1e9));
 }

@@ -113,9 +113,10 @@ pub(super) fn unjudged(a: &Attempt<'_>) {
 }
 
 /// Counts an attempt whose outcome no client sees, and lets it judge its endpoint. `status` is 0 where there was no answer.
-pub(super) fn judged(a: &mut Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) {
+pub(super) fn judged(a: &mut Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     let verdict = counted(a, outcome, status, took);
     a.backend.balancer.ended(&a.endpoint, verdict, 0, a.began, now_millis());
+    verdict
 }
 
 /// Counts an attempt, and records the failure of its endpoint if it was one.
@@ -368,7 +369,8 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
     super::limiting::settle(exchange);
     let part = exchange.rollout.take();
     if let Some(part) = &part {
-        super::comparing::observe(part, exchange);
+        let tap = exchange.taps.as_mut().and_then(|taps| taps.rollout.take());
+        super::comparing::observe(part, tap, exchange);
     }
     if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
         count_doubted(&first, Verdict::ServerError, exchange);
@@ -422,8 +424,8 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             error_code: exchange.outcome.error_code,
         });
     }
-    if let Some(tap) = exchange.tap.take() {
-        hand_over(*tap, exchange);
+    if let Some(tap) = exchange.taps.as_mut().and_then(|taps| taps.quality.take()) {
+        hand_over(tap, exchange);
     }
     end_span(session, exchange, status);
     if exchange.snapshot.access_log {

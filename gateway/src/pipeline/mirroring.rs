@@ -19,13 +19,19 @@ use crate::telemetry::MirrorEnd;
 use crate::topology::{MirrorPlan, Route};
 use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
 
-/// Sends the copies for which this request is drawn and which its filters want.
-pub(super) async fn mirror(
+/// Sends the copies of a request: to the mirrors of its route, and to the candidate of a shadow.
+pub(super) async fn copy(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     session: &mut ClientSession,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
 ) {
+    mirror(gateway, route, session, exchange).await;
+    super::shadowing::shadow(gateway, route, session, exchange).await;
+}
+
+/// Sends the copies for which this request is drawn and which its filters want.
+async fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ClientSession, exchange: &Exchange) {
     for (place, plan) in route.mirrors.iter().enumerate() {
         if rand::random::<f64>() >= plan.share {
             continue;
@@ -94,8 +100,8 @@ async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -
     // The time of a copy may be shorter than that of the answers: one that is dropped for it says nothing of its server.
     let this = Try::copy(gateway, route, &plan.backend, copy.endpoint, copy.slot);
     let (outcome, status) = match open(&this.attempt, copy.ready).await {
-        Ok(opened) => match drain(&this.attempt, opened).await {
-            Some(status) => (AttemptOutcome::Answered, status),
+        Ok(opened) => match drain(&this.attempt, opened, |_| {}).await {
+            Some(drained) => (AttemptOutcome::Answered, drained.status),
             None => (AttemptOutcome::Broken(CutReason::UpstreamReset), 0),
         },
         Err(outcome) => (outcome, 0),

@@ -46,6 +46,7 @@ mod reading;
 mod resuming;
 mod rewritten;
 mod route;
+mod shadowing;
 mod target;
 mod translating;
 mod trying;
@@ -159,7 +160,8 @@ async fn serve(
     if let Some(sampling) = &route.sampling
         && sampling.draws()
     {
-        exchange.tap = Some(Box::new(Tap::new(sampling.clone(), &session.req_header().headers)));
+        let tap = Tap::new(sampling.clone(), &session.req_header().headers);
+        exchange.taps.get_or_insert_default().quality = Some(tap);
     }
     if let Some((filter, refusal)) = exchange.over_limit.take() {
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
@@ -174,8 +176,8 @@ async fn serve(
         // A redirect that is at its target already, on a route that does nothing else.
         return Err(access::no_route(session));
     }
-    if !route.mirrors.is_empty() && exchange.upgrade.is_none() {
-        Box::pin(mirroring::mirror(gateway, &route, session, exchange)).await;
+    if route.sends_copies && exchange.upgrade.is_none() {
+        Box::pin(mirroring::copy(gateway, &route, session, exchange)).await;
     }
     let mut tries = select(&route, session, exchange)?;
     let reason = loop {

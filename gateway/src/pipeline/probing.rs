@@ -104,7 +104,7 @@ impl Prober {
             exchange.is_probe = true;
             exchange.refuses_fallback = true;
             exchange.callers_time = Some(ask.timeout);
-            exchange.tap = Some(Box::new(Tap::alone(&head.headers)));
+            exchange.taps.get_or_insert_default().quality = Some(Tap::alone(&head.headers));
             match serve(gateway, &route, &target.kind, &mut session, &mut exchange).await? {
                 None => Ok(answered(*exchange, began)),
                 Some(skipped) => Ok(Asked::Skipped(skipped)),

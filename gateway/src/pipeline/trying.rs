@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::conclude;
 use super::translating::Rewritten;
-use crate::balancing::Endpoint;
+use crate::balancing::{Endpoint, Verdict};
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
 use crate::exchange::{AttemptSlot, Exchange, is_idempotent};
@@ -133,12 +133,12 @@ impl<'a> Try<'a> {
         exchange.place = None;
     }
 
-    /// Reports how the try for a copy ended, and its status if it was answered.
-    pub(super) fn conclude_copy(mut self, outcome: &AttemptOutcome, status: u16) {
+    /// Reports how the try for a copy ended, and its status if it was answered; returns what that says of its endpoint.
+    pub(super) fn conclude_copy(mut self, outcome: &AttemptOutcome, status: u16) -> Verdict {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
         let took = clock::since(self.attempt.started);
-        conclude::judged(&mut self.attempt, outcome, status, took);
+        conclude::judged(&mut self.attempt, outcome, status, took)
     }
 }
 

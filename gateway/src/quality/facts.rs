@@ -1,8 +1,5 @@
 //! Facts of one request and its answer, read from their bytes: what is counted. The texts are dropped here.
 
-use http::HeaderValue;
-use spillway_filter::Fields;
-
 use super::feature::{Feature, Side};
 use super::pane::{Pane, WORD_BUCKETS};
 use super::sampled::Sampled;
@@ -10,7 +7,7 @@ use super::signals::{Signal, is_refusal};
 use super::texts::{Prompt, Said, Text};
 use crate::coding::Coding;
 use crate::places::Places;
-use crate::protocol::oip::{INFERENCE_HEADER_CONTENT_LENGTH, TensorElements, TensorValues, read_values};
+use crate::protocol::oip::{TensorElements, TensorValues, length_field, read_values};
 use crate::protocol::{InferenceCall, Operation};
 
 /// Bytes that a compressed answer may decode to.
@@ -116,14 +113,6 @@ fn is_label(text: &str) -> bool {
     text.len() <= LABEL && !text.contains(char::is_whitespace)
 }
 
-fn length_header(value: Option<&HeaderValue>) -> Fields {
-    let mut headers = Fields::default();
-    if let Some(value) = value {
-        headers.insert(INFERENCE_HEADER_CONTENT_LENGTH.clone(), value.clone());
-    }
-    headers
-}
-
 impl Facts {
     /// Reads a request and its answer.
     pub(super) fn of(sampled: &Sampled) -> Self {
@@ -150,7 +139,7 @@ impl Facts {
         }
         if let Operation::Inference(InferenceCall::Infer) = sampled.operation {
             let Some(body) = &sampled.body else { return };
-            let headers = length_header(sampled.request_json.as_ref());
+            let headers = length_field(sampled.request_json.as_ref());
             self.inputs = read_values(sampled.is_grpc, false, &headers, body);
             self.is_unreadable = self.inputs.is_none();
             return;
@@ -216,7 +205,7 @@ impl Facts {
         };
         if let Operation::Inference(InferenceCall::Infer) = sampled.operation {
             if sampled.is_whole && !sampled.answer.is_cut {
-                let headers = length_header(sampled.answer.json.as_ref());
+                let headers = length_field(sampled.answer.json.as_ref());
                 self.outputs = read_values(sampled.is_grpc, true, &headers, body);
                 self.is_unreadable |= self.outputs.is_none();
             }

@@ -39,8 +39,6 @@ const WRITE_EVERY: Duration = Duration::from_secs(60);
 const EMBED_EVERY: Duration = Duration::from_millis(100);
 /// Longest time for one embedding.
 const EMBED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Niceness added to the thread: what serves requests goes first.
-const NICENESS: i32 = 10;
 
 /// Channel for the answer to a message about examples; its error is that of the file.
 pub(super) type ExamplesAnswer<T> = oneshot::Sender<Result<T, String>>;
@@ -134,10 +132,7 @@ fn start_with(
     first_pause: Duration,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    std::thread::Builder::new().name("quality".to_owned()).spawn(move || {
-        // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
-        #[cfg(target_os = "linux")]
-        let _ = unsafe { libc::nice(NICENESS) };
+    crate::idle_thread::spawn("quality", move || {
         let mut adopted = None;
         // The sample that met a defect is gone, the sketches are read again as they were written last.
         let life =

@@ -12,6 +12,7 @@ use siphasher::sip::SipHasher13;
 use spillway_statistics::Version;
 use tokio::sync::Notify;
 
+use super::answers::AnswerReading;
 use super::observation::Observation;
 use crate::clock::now_millis;
 
@@ -34,6 +35,9 @@ pub enum Split {
     Switched,
     /// The candidate alone; nothing is observed.
     Candidate,
+    /// The stable targets alone; copies of this share of the requests go to the candidate, above 0 and at most 1, and pairs of
+    /// answers are observed.
+    Shadow(f64),
 }
 
 /// Split of a moment, with the number of the weight that it belongs to.
@@ -50,6 +54,8 @@ const STABLE: f32 = -1.0;
 const WAITING: f32 = 0.0;
 const SWITCHED: f32 = 1.0;
 const CANDIDATE: f32 = 2.0;
+/// Code of a shadow of no request; its share is added.
+const SHADOW: f32 = 3.0;
 
 impl Present {
     fn bits(self) -> u64 {
@@ -61,6 +67,8 @@ impl Present {
             Split::Both(share) => (share as f32).clamp(f32::MIN_POSITIVE, 1.0 - f32::EPSILON),
             Split::Switched => SWITCHED,
             Split::Candidate => CANDIDATE,
+            // Half a millionth is what seven digits have left of a share.
+            Split::Shadow(share) => SHADOW + (share as f32).clamp(5e-7, 1.0),
         };
         u64::from(self.epoch) << 32 | u64::from(code.to_bits())
     }
@@ -76,8 +84,10 @@ impl Present {
             Split::Both(f64::from(code))
         } else if code < CANDIDATE {
             Split::Switched
-        } else {
+        } else if code <= SHADOW {
             Split::Candidate
+        } else {
+            Split::Shadow(f64::from(code - SHADOW))
         };
         Self { split, epoch: u32::from_be_bytes([a, b, c, d]) }
     }
@@ -141,6 +151,8 @@ pub struct LiveRollout {
     pub candidate: Arc<str>,
     /// True if a metric needs the costs of answers.
     pub needs_costs: bool,
+    /// Reading of answers, where a metric needs it.
+    pub reading: Option<AnswerReading>,
     /// Keys of the hashes that draw versions and number units: of the rollout's identity, which callers do not know, so that
     /// nobody can compute a header that leads to a version. The same at all gateways and after restarts.
     keys: (u64, u64),
@@ -159,6 +171,7 @@ impl LiveRollout {
         candidate: &str,
         identity: &str,
         needs_costs: bool,
+        reading: Option<AnswerReading>,
         present: Present,
         lost: Counter,
         wake: Arc<Notify>,
@@ -170,6 +183,7 @@ impl LiveRollout {
         Self {
             candidate: candidate.into(),
             needs_costs,
+            reading,
             keys,
             consumers: Consumers::new(),
             present: AtomicU64::new(present.bits()),
@@ -277,7 +291,7 @@ mod tests {
 
     fn of_identity(identity: &str) -> LiveRollout {
         let present = Present { split: Split::Stable, epoch: 0 };
-        LiveRollout::new("v2", identity, false, present, Counter::default(), Arc::default())
+        LiveRollout::new("v2", identity, false, None, present, Counter::default(), Arc::default())
     }
 
     #[test]
@@ -329,10 +343,16 @@ mod tests {
     #[test]
     fn a_split_is_read_as_it_was_set() {
         let live = live();
-        for (n, split) in [Split::Stable, Split::Waiting, Split::Both(0.25), Split::Switched, Split::Candidate]
-            .into_iter()
-            .enumerate()
-        {
+        let splits = [
+            Split::Stable,
+            Split::Waiting,
+            Split::Both(0.25),
+            Split::Switched,
+            Split::Candidate,
+            Split::Shadow(0.25),
+            Split::Shadow(1.0),
+        ];
+        for (n, split) in splits.into_iter().enumerate() {
             let present = Present { split, epoch: u32::MAX - u32::try_from(n).unwrap() };
             live.set(present);
             assert_eq!(live.present(), present);
@@ -340,6 +360,8 @@ mod tests {
         for share in [1e-9, 0.999_999_999_9] {
             live.set(Present { split: Split::Both(share), epoch: 1 });
             assert!(matches!(live.present().split, Split::Both(read) if read > 0.0 && read < 1.0));
+            live.set(Present { split: Split::Shadow(share), epoch: 1 });
+            assert!(matches!(live.present().split, Split::Shadow(read) if read > 0.0 && read <= 1.0));
         }
     }
 

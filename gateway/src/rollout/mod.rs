@@ -2,9 +2,10 @@
 //! and is promoted or aborted.
 //!
 //! The room owns the state of every rollout and its store; one thread, the controller, writes it. Requests read one number,
-//! the split, and leave one observation at their end. The room never touches a request, and knows no route: what it needs of
-//! one comes as a plan.
+//! the split, and leave one observation at their end, with a copy of their answer where a metric needs it read. The room never
+//! touches a request, and knows no route: what it needs of one comes as a plan.
 
+mod answers;
 pub mod command;
 mod controller;
 pub mod course;
@@ -33,8 +34,11 @@ use spillway_statistics::Version;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
+use answers::{AnswerChecker, AnswerReading};
+
 use crate::feedback::{LabelSink, Score};
 use crate::restarting;
+pub use answers::{AnswerKind, AnswerTap, Pair, PairRules, REFUSED, Side};
 pub use command::{Command, CommandError};
 use course::Course;
 pub use live::{LiveRollout, Present, Split, UnitOf};
@@ -82,6 +86,8 @@ struct Shared {
     http: Arc<dyn HttpClient>,
     /// Observations that were lost because the controller was held up.
     lost: Counter,
+    /// Reader of answers.
+    answers: Arc<AnswerChecker>,
 }
 
 /// Rollouts of the running configuration.
@@ -133,8 +139,8 @@ enum Order {
 }
 
 impl Rollouts {
-    /// Rollouts of a process that has none yet. `lost` counts observations that found no room.
-    pub fn new(http: Arc<dyn HttpClient>, lost: Counter) -> Self {
+    /// Rollouts of a process that has none yet. `lost` counts observations that found no room, `unread` answers.
+    pub fn new(http: Arc<dyn HttpClient>, lost: Counter, unread: Counter) -> Self {
         let (commands, orders) = mpsc::channel(COMMANDS);
         Self(Arc::new(Shared {
             records: RwLock::default(),
@@ -145,6 +151,7 @@ impl Rollouts {
             orders: Mutex::new(Some(orders)),
             http,
             lost,
+            answers: Arc::new(AnswerChecker::new(unread)),
         }))
     }
 
@@ -226,8 +233,9 @@ impl Rollouts {
                     let present = course.as_ref().map_or(restore::UNKNOWN, presented);
                     let needs_costs = plan.metrics.contains(&spillway_config::schema::RolloutMetric::CostPerRequest);
                     let (lost, wake) = (self.0.lost.clone(), self.0.wake.clone());
+                    let reading = AnswerReading::new(plan.max_answer, &plan.metrics, &self.0.answers);
                     let (candidate, identity) = (&plan.schedule.candidate, plan.identity());
-                    let live = LiveRollout::new(candidate, identity, needs_costs, present, lost, wake);
+                    let live = LiveRollout::new(candidate, identity, needs_costs, reading, present, lost, wake);
                     Prepared { plan, live: Arc::new(live), course, is_added }
                 }
             };
@@ -261,6 +269,9 @@ impl Rollouts {
         }
         adopted.live =
             prepared.all.iter().map(|one| (one.plan.name().to_owned(), (one.plan.clone(), one.live.clone()))).collect();
+        if adopted.live.values().any(|(_, live)| live.reading.is_some()) {
+            self.0.answers.start();
+        }
         if adopted.store.is_none() {
             adopted.store = prepared.store;
         }
@@ -346,7 +357,8 @@ impl LabelSink for Rollouts {
         }
         #[allow(clippy::cast_possible_truncation, reason = "seven digits of a score are enough")]
         let value = Some(score.score as f32);
-        live.observe(Observation { score: value, ..Observation::new(version, present.epoch, score.unit) });
+        let observation = Observation::new(version, present.epoch, score.unit);
+        live.observe(Observation { score: value, is_later: true, ..observation });
     }
 }
 

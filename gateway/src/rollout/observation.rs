@@ -31,8 +31,17 @@ pub struct Observation {
     pub cost: Option<f32>,
     /// Tokens written.
     pub output_tokens: Option<f32>,
-    /// Score of a caller; such an observation has nothing else.
+    /// True if a tool call of the answer cannot be carried out; `None` without one.
+    pub broken_call: Option<bool>,
+    /// True if the answer is not the JSON that was asked for; `None` where none was.
+    pub broken_form: Option<bool>,
+    /// True if the answer differs from that of the stable version to the same request; of a shadow's candidate alone.
+    pub differs: Option<bool>,
+    /// Score of a caller.
     pub score: Option<f32>,
+    /// True for what is found after the request was counted: such an observation is of no further request, and has nothing but a
+    /// score or what its answer was read for.
+    pub is_later: bool,
     /// True if the request goes on, or was left by its caller: it is not concluded and counts in no share.
     pub is_part: bool,
     /// Seconds after which a caller left without the whole answer.
@@ -57,7 +66,11 @@ impl Observation {
             tokens_per_second: None,
             cost: None,
             output_tokens: None,
+            broken_call: None,
+            broken_form: None,
+            differs: None,
             score: None,
+            is_later: false,
             is_part: false,
             left_after: None,
             left_before_first_token: false,
@@ -67,13 +80,12 @@ impl Observation {
     /// Value of a metric; `None` where the request says nothing about it.
     pub fn value(&self, metric: RolloutMetric) -> Option<f64> {
         let share = |is: bool| f64::from(u8::from(is));
-        if self.score.is_some() || metric == RolloutMetric::Feedback {
-            return self.score.filter(|_| metric == RolloutMetric::Feedback).map(f64::from);
-        }
-        if self.is_part && metric.is_share() {
-            return None;
-        }
         match metric {
+            RolloutMetric::Feedback => self.score.map(f64::from),
+            RolloutMetric::ToolCallErrors => self.broken_call.map(share),
+            RolloutMetric::StructuredOutputErrors => self.broken_form.map(share),
+            RolloutMetric::ShadowDifference => self.differs.map(share),
+            _ if self.is_later || (self.is_part && metric.is_share()) => None,
             RolloutMetric::ErrorRate => Some(share(self.is_error)),
             RolloutMetric::LatencyP50
             | RolloutMetric::LatencyP95
@@ -89,7 +101,6 @@ impl Observation {
             RolloutMetric::RefusalRate => self.refused.map(share),
             RolloutMetric::OutputTokens | RolloutMetric::OutputDrift => self.output_tokens.map(f64::from),
             RolloutMetric::TruncationRate => self.truncated.map(share),
-            RolloutMetric::Feedback => None,
         }
     }
 

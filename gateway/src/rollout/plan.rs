@@ -10,6 +10,7 @@ use spillway_config::values::Pause;
 use spillway_statistics::distance::EDGES;
 use spillway_statistics::{Kind, Metric, Plan};
 
+use super::answers::max_answer;
 use super::gate;
 use super::hours::{AllowedHours, HoursError};
 use super::machine::{Gate, Hold, OnInconclusive, Schedule, Step};
@@ -54,6 +55,8 @@ pub struct RolloutPlan {
     pub metrics: Vec<RolloutMetric>,
     /// Hours of steps up; `None` for all.
     pub hours: Option<AllowedHours>,
+    /// Longest answer that is read, in bytes.
+    pub max_answer: usize,
 }
 
 impl RolloutPlan {
@@ -83,6 +86,7 @@ impl RolloutPlan {
             strategy: match written.strategy {
                 RolloutStrategy::Canary => Strategy::Canary,
                 RolloutStrategy::BlueGreen => Strategy::BlueGreen,
+                RolloutStrategy::Shadow => Strategy::Shadow,
             },
             identity: identity(written, versions)?,
             steps: written.steps.iter().map(|step| compiled(step, written)).collect::<Result<_, _>>()?,
@@ -96,7 +100,7 @@ impl RolloutPlan {
             needs_warm_up: places.map(|(place, _)| place).collect(),
         };
         let hours = written.within.as_ref().map(hours).transpose()?;
-        Ok(Self { schedule: Arc::new(schedule), metrics, hours })
+        Ok(Self { schedule: Arc::new(schedule), metrics, hours, max_answer: max_answer(written) })
     }
 
     /// Name of the rollout.
@@ -209,5 +213,12 @@ mod tests {
         assert_ne!(identity(&WRITTEN.replace("1h", "2h"), &one, &["v1"]), first);
         assert_ne!(identity(WRITTEN, &json!({"endpoints": ["http://b"]}), &["v1"]), first);
         assert_ne!(identity(WRITTEN, &one, &["v0"]), first);
+    }
+
+    /// Rollouts that were decided by an earlier version of the program are not edited by an upgrade.
+    #[test]
+    fn the_identity_of_a_file_is_the_same_for_all_versions_of_the_program() {
+        let one = json!({"endpoints": ["http://a"]});
+        assert_eq!(plan(WRITTEN, &one, &["v1"]).identity(), "a4e607c92e19882c516fb0625c6b33d9");
     }
 }

@@ -21,7 +21,7 @@ pub enum RolloutState {
     Paused,
     /// A hold is over without enough evidence; judging goes on.
     Inconclusive,
-    /// Ended: the candidate gets all requests.
+    /// Ended: the candidate gets all requests; after a shadow, no more copies.
     Promoted,
     /// Ended: the candidate gets no request.
     Aborted,
@@ -60,6 +60,16 @@ pub enum Strategy {
     Canary,
     /// Switch from 0 to 100 percent at once; the stable version is kept warm for a while.
     BlueGreen,
+    /// The candidate gets copies of requests, and answers no caller.
+    Shadow,
+}
+
+impl Strategy {
+    /// Share of the requests that a promoted candidate gets, percent. A shadow moves none.
+    #[must_use]
+    pub fn weight_when_promoted(self) -> f64 {
+        if self == Self::Shadow { 0.0 } else { 100.0 }
+    }
 }
 
 /// Reason for which no step up is taken now.
@@ -128,7 +138,7 @@ pub enum RolloutEvent {
     GateRefused,
     /// A gate agreed.
     GateAgreed,
-    /// Ended: the candidate gets all requests.
+    /// Ended: the candidate gets all requests; after a shadow, no more copies.
     Promoted,
     /// Ended: the candidate gets no request.
     Aborted,
@@ -216,7 +226,7 @@ pub struct RolloutRecord {
     pub step: u32,
     /// Number of steps.
     pub steps: u32,
-    /// Candidate's share of the requests, percent from 0 to 100.
+    /// Candidate's share of the requests, percent from 0 to 100; of a shadow, that of the copies.
     pub weight: f64,
     /// Reason for the present state, in a sentence.
     pub reason: String,
@@ -261,7 +271,7 @@ impl RolloutRecord {
         decides: bool,
     ) -> HistoryEntry {
         let (event, weight) = match state {
-            RolloutState::Promoted => (RolloutEvent::Promoted, 100.0),
+            RolloutState::Promoted => (RolloutEvent::Promoted, self.strategy.weight_when_promoted()),
             _ => (RolloutEvent::Aborted, 0.0),
         };
         (self.state, self.weight, self.epoch) = (state, weight, self.epoch + 1);

@@ -69,7 +69,9 @@ pub(super) fn presented(course: &Course) -> Present {
     let record = course.record();
     let split = match record.state {
         RolloutState::Aborted => Split::Stable,
+        RolloutState::Promoted if record.strategy == Strategy::Shadow => Split::Stable,
         RolloutState::Promoted => Split::Candidate,
+        _ if record.weight > 0.0 && record.strategy == Strategy::Shadow => Split::Shadow(record.weight / 100.0),
         _ if record.weight >= 100.0 => Split::Switched,
         _ if record.weight > 0.0 && record.strategy == Strategy::Canary => Split::Both(record.weight / 100.0),
         _ => Split::Waiting,

@@ -114,7 +114,11 @@ impl Compiler {
         cache_dir: Option<PathBuf>,
     ) -> Self {
         let http: Arc<dyn HttpClient> = Arc::new(Http::default());
-        let rollouts = Rollouts::new(http.clone(), metrics.process.rollout_observations_lost.clone());
+        let rollouts = Rollouts::new(
+            http.clone(),
+            metrics.process.rollout_observations_lost.clone(),
+            metrics.process.rollout_answers_unread.clone(),
+        );
         let feedback = Arc::new(Feedback::default());
         feedback.connect(Arc::new(rollouts.clone()));
         let notifier = Arc::new(Notifier::new(metrics.clone()));

@@ -25,12 +25,12 @@ use crate::quality::{
     Rules as QualityRules,
 };
 use crate::queueing::{Queue, Room};
-use crate::rollout::PreparedRollouts;
+use crate::rollout::{PairRules, PreparedRollouts};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
 use crate::topology::{
     Backend, Fallback, FeedbackPlan, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout,
-    SpillRule, Target, TargetKind,
+    ShadowPlan, SpillRule, Target, TargetKind,
 };
 
 /// Name of the filter that sets headers for servers.
@@ -62,7 +62,7 @@ pub(super) enum RouteError {
     #[error("route `{route}`: quality.probes.file: {}: {source}", path.display())]
     Probes { route: String, path: PathBuf, source: ProbesError },
     /// The model for embeddings makes none.
-    #[error("route `{route}`: quality.{key}: `{model}` is a model for {task}, not for embeddings")]
+    #[error("route `{route}`: {key}: `{model}` is a model for {task}, not for embeddings")]
     NoEmbedder { route: String, key: &'static str, model: String, task: Task },
     /// A limit of the route cannot be kept.
     #[error("route `{route}`: {reason}")]
@@ -191,7 +191,8 @@ impl RouteCompiler<'_> {
         let saturated = written.when_saturated.clone().unwrap_or_default();
         let targets = self.targets(&name, written)?;
         let fallbacks = self.fallbacks(&name, written, &saturated)?;
-        let rollout = self.rollout(&name, written);
+        let rollout = self.rollout(&name, written, &targets)?;
+        let shadow = rollout.as_ref().and_then(|rollout| rollout.shadow.as_ref());
         let queues = match &saturated.queue {
             Some(queue) => {
                 let candidate = rollout.as_ref().and_then(|rollout| targets.get(rollout.candidate));
@@ -201,6 +202,9 @@ impl RouteCompiler<'_> {
         };
         let RouteFilters { guards, filters, mirrors } = self.filters(&name, written)?;
         let body = body_needs(written, &targets, &fallbacks, &filters);
+        // Of plain servers those requests are copied that have no body, unless the file says otherwise.
+        let copies_bodies = shadow.is_some_and(|shadow| shadow.writes || body.calls_models);
+        let sends_copies = !mirrors.is_empty() || shadow.is_some();
         Ok(Route {
             encoded_slashes: written.encoded_slashes,
             environment: None,
@@ -233,8 +237,9 @@ impl RouteCompiler<'_> {
             spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
             resume: written.resume,
             max_body: written.limits.max_body.0,
-            // A waiter that leaves cannot be seen behind an unread body; a mirror sends the body a second time.
-            holds_body: body.holds_body || !queues.is_empty() || !mirrors.is_empty(),
+            // A waiter that leaves cannot be seen behind an unread body; a copy sends the body a second time.
+            holds_body: body.holds_body || !queues.is_empty() || !mirrors.is_empty() || copies_bodies,
+            sends_copies,
             judges_body: body.judges_body,
             resends: body.resends,
             renames_model: body.renames_model,
@@ -297,7 +302,8 @@ impl RouteCompiler<'_> {
                 Reference::Stable(stable.map(|target| target.name.as_str()).unwrap_or_default().into())
             }
         };
-        let model = self.embedder(&route.name, "embedding", written.embedding.as_deref())?;
+        let model =
+            written.embedding.as_ref().map(|name| self.embedder(&route.name, "quality.embedding", name)).transpose()?;
         let probes = written.probes.as_ref().map(|probes| self.probes(route, probes)).transpose()?;
         let rules = QualityRules {
             reference,
@@ -315,24 +321,10 @@ impl RouteCompiler<'_> {
         Ok(Plan { route: route.name.clone(), share: written.sample, rules, model, probes, keeping })
     }
 
-    /// Built-in model for embeddings that the key `key` of `quality` names.
-    fn embedder(
-        &self,
-        route: &str,
-        key: &'static str,
-        name: Option<&str>,
-    ) -> Result<Option<Arc<LoadedModel>>, RouteError> {
-        let model = name.map(|name| self.model(route, name)).transpose()?;
-        if let Some(model) = model.as_ref().filter(|model| model.task() != Task::Embed) {
-            let (route, model, task) = (route.to_owned(), model.name().to_owned(), model.task());
-            return Err(RouteError::NoEmbedder { route, key, model, task });
-        }
-        Ok(model)
-    }
-
     /// Probes of a route's own targets. Those that it spills to are nobody's choice.
     fn probes(&self, route: &Route, written: &schema::Probes) -> Result<Arc<ProbePlan>, RouteError> {
-        let embedder = self.embedder(&route.name, "probes.embedding", written.embedding.as_deref())?;
+        let embedder = written.embedding.as_ref();
+        let embedder = embedder.map(|name| self.embedder(&route.name, "quality.probes.embedding", name)).transpose()?;
         let mut targets: Vec<ProbedTarget> = Vec::new();
         for target in &route.targets {
             let model = match &target.kind {
@@ -366,10 +358,55 @@ impl RouteCompiler<'_> {
     }
 
     /// Rollout of a route; `None` without one, and where a configuration is only validated.
-    fn rollout(&self, name: &str, written: &schema::Route) -> Option<Box<RouteRollout>> {
-        let rollout = written.rollout.as_ref()?;
-        let candidate = written.backend_refs.iter().position(|reference| is_to(reference, &rollout.to))?;
-        Some(Box::new(RouteRollout { candidate, live: self.rollouts.live(name)? }))
+    fn rollout(
+        &self,
+        name: &str,
+        written: &schema::Route,
+        targets: &[Target],
+    ) -> Result<Option<Box<RouteRollout>>, RouteError> {
+        let Some(rollout) = &written.rollout else { return Ok(None) };
+        let Some(candidate) = written.backend_refs.iter().position(|reference| is_to(reference, &rollout.to)) else {
+            return Ok(None);
+        };
+        let kind = targets.get(candidate).map(|target| &target.kind);
+        let shadow = match (rollout.strategy, kind) {
+            (schema::RolloutStrategy::Shadow, Some(TargetKind::Backend(backend))) => {
+                Some(Box::new(self.shadow(name, rollout, backend)?))
+            }
+            _ => None,
+        };
+        let live = self.rollouts.live(name);
+        Ok(live.map(|live| Box::new(RouteRollout { candidate, live, shadow })))
+    }
+
+    /// Copies for the candidate of a shadow.
+    fn shadow(&self, route: &str, rollout: &schema::Rollout, backend: &Arc<Backend>) -> Result<ShadowPlan, RouteError> {
+        let written = rollout.shadow.clone().unwrap_or_default();
+        let model = written
+            .embedding
+            .as_ref()
+            .map(|name| self.embedder(route, "rollout.shadow.embedding", name))
+            .transpose()?;
+        let least = written.min_similarity.unwrap_or(schema::Shadow::DEFAULT_MIN_SIMILARITY);
+        let at_once = usize::try_from(written.max_in_flight.get()).unwrap_or(Semaphore::MAX_PERMITS);
+        Ok(ShadowPlan {
+            backend: backend.clone(),
+            timeout: written.timeout.0,
+            permits: Arc::new(Semaphore::new(at_once)),
+            max_body: written.max_body.0,
+            writes: written.writes,
+            rules: Arc::new(PairRules { tolerance: written.tolerance, embedder: model.map(|model| (model, least)) }),
+        })
+    }
+
+    /// Built-in model for embeddings that the key `key` of a route names.
+    fn embedder(&self, route: &str, key: &'static str, name: &str) -> Result<Arc<LoadedModel>, RouteError> {
+        let model = self.model(route, name)?;
+        if model.task() != Task::Embed {
+            let (route, model, task) = (route.to_owned(), model.name().to_owned(), model.task());
+            return Err(RouteError::NoEmbedder { route, key, model, task });
+        }
+        Ok(model)
     }
 
     fn fallbacks(

@@ -162,6 +162,18 @@ label! {
 }
 
 label! {
+    /// Outcome of a request that was drawn for the shadow of a rollout.
+    PairEnd {
+        /// Both versions have answered, well or not.
+        Compared => "compared",
+        /// A bound was reached and no copy was sent.
+        Skipped => "skipped",
+        /// The answer to the caller says nothing of the stable version: the caller left, or something else answered.
+        Unmatched => "unmatched",
+    }
+}
+
+label! {
     /// End of a socket: of a connection behind an upgrade.
     SocketEnd {
         /// The client closed it.

@@ -16,7 +16,7 @@ pub use access_log::AccessRecord;
 pub use json::write_line;
 pub use label::{
     AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,
-    NotificationEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
+    NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;

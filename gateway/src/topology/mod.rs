@@ -8,5 +8,7 @@ mod spill_rule;
 
 pub use backend::{Backend, Target, TargetKind};
 pub use feedback::FeedbackPlan;
-pub use route::{Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout};
+pub use route::{
+    Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout, ShadowPlan,
+};
 pub use spill_rule::SpillRule;

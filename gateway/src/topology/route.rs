@@ -18,7 +18,7 @@ use crate::limits::Rules;
 use crate::protocol::{Dialect, ModelCard, PROBLEM};
 use crate::quality::Sampling;
 use crate::queueing::Queue;
-use crate::rollout::LiveRollout;
+use crate::rollout::{LiveRollout, PairRules};
 use crate::telemetry::RouteMetrics;
 
 /// Compiled route.
@@ -75,6 +75,8 @@ pub struct Route {
     pub resume: bool,
     /// Backends that get copies of requests.
     pub mirrors: Vec<MirrorPlan>,
+    /// True if copies of requests may be sent: to mirrors, or to the candidate of a shadow.
+    pub sends_copies: bool,
     /// Longest time from the arrival to the last byte.
     pub request_timeout: Duration,
     /// Longest time of one attempt.
@@ -114,12 +116,31 @@ pub struct Route {
 }
 
 /// Rollout of a route's target.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RouteRollout {
     /// Index of the candidate among the targets.
     pub candidate: usize,
     /// Rollout as requests see it.
     pub live: Arc<LiveRollout>,
+    /// Bounds and rules of the copies for a shadow; `None` for another strategy.
+    pub shadow: Option<Box<ShadowPlan>>,
+}
+
+/// Copies of requests for the candidate of a shadow.
+#[derive(Clone)]
+pub struct ShadowPlan {
+    /// Backend that gets the copies.
+    pub backend: Arc<Backend>,
+    /// Longest time of a copy.
+    pub timeout: Duration,
+    /// Permits of the pairs whose answers are not compared yet.
+    pub permits: Arc<Semaphore>,
+    /// Most bytes of a body that is copied.
+    pub max_body: u64,
+    /// True if requests to plain servers are copied whose method may change something.
+    pub writes: bool,
+    /// Rules by which answers are compared.
+    pub rules: Arc<PairRules>,
 }
 
 /// Model in a route's list of models.
@@ -338,6 +359,7 @@ impl Route {
             spill: SpillRule::default(),
             resume: false,
             mirrors: Vec::new(),
+            sends_copies: false,
             request_timeout: Duration::from_secs(600),
             attempt_timeout: None,
             first_token_timeout: None,

@@ -241,8 +241,10 @@ pub(super) fn settle_framing(head: &mut ResponseHead) -> Result<(), &'static str
 pub(super) enum Recipient {
     /// A backend of its route.
     Own,
-    /// A backend that answers instead of the route's own, or gets a copy. Credentials for the route's own are removed.
+    /// A backend that answers instead of the route's own. Credentials for the route's own are removed.
     Other,
+    /// A backend that gets a copy, at no account of the caller's. Credentials for the route's own are removed.
+    Copy,
 }
 
 /// Header of a request for an endpoint, and the credentials in it.
@@ -287,7 +289,8 @@ pub(super) fn outgoing_request(
     }
     let mut shown = SentCredentials::on_route(attempt.route.environment.as_ref());
     add_headers_of_filters(&mut out, exchange, &mut shown);
-    let own = exchange.caller.as_ref().and_then(|caller| caller.credentials(&attempt.backend.name));
+    let caller = exchange.caller.as_ref().filter(|_| recipient != Recipient::Copy);
+    let own = caller.and_then(|caller| caller.credentials(&attempt.backend.name));
     let credentials = own.or(attempt.backend.credentials.as_ref());
     let is_credential = |name: &HeaderName| out.headers.contains_key(name);
     let callers_account = own.is_some()
@@ -639,8 +642,8 @@ pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
             }
         }
         exchange.observers.response_head(out.status, &mut out.headers);
-        if let Some(tap) = &mut exchange.tap {
-            tap.head(out.status, &out.headers);
+        if let Some(taps) = &mut exchange.taps {
+            taps.head(out.status, &out.headers);
         }
     }
 }

@@ -37,7 +37,7 @@ pub use attempt::{relay, run};
 pub use continuing::{can_continue, pass_rest};
 pub use dropping::{Cut, cut};
 pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
-pub use open::{OpenedAnswer, Ready, abandon, drain, open};
+pub use open::{Drained, OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};
 pub use translation::{CallHead, Translation, has_counterpart, no_counterpart, translate};

@@ -21,7 +21,7 @@ use crate::connect::UpstreamSession;
 use crate::downstream::ClientSession;
 use crate::exchange::Exchange;
 use crate::message::ResponseHead;
-use crate::protocol::StreamFraming;
+use crate::protocol::{Observation, StreamFraming};
 
 /// An answer whose head has arrived and will be passed on.
 pub struct OpenedAnswer {
@@ -142,9 +142,17 @@ pub async fn abandon(attempt: &Attempt<'_>, opened: OpenedAnswer) {
     close(attempt, opened.upstream).await;
 }
 
-/// Reads an answer that is not needed to its end, so that its connection can be reused. Returns its status, or that of the
-/// error that it reports; `None` if the answer broke.
-pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
+/// Answer that was read to its end for no client.
+pub struct Drained {
+    /// Status, or that of the error that it reports.
+    pub status: u16,
+    /// Facts read from it, where it is of an API of models.
+    pub seen: Option<Observation>,
+}
+
+/// Reads an answer that goes to no client to its end, so that its connection can be reused, and shows its parts to `each`.
+/// `None` if the answer broke.
+pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer, mut each: impl FnMut(&[u8])) -> Option<Drained> {
     let took = clock::since(attempt.started);
     let mut observer = attempt.observer(&opened.head);
     let mut upstream = opened.upstream;
@@ -152,8 +160,10 @@ pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
         if let Some(observer) = &mut observer {
             observer.feed(&part, clock::instant());
         }
+        each(&part);
     }
-    let reported = observer.and_then(|mut observer| attempt.reported(observer.finish()));
+    let seen = observer.map(|mut observer| observer.finish().clone());
+    let reported = seen.as_ref().and_then(|seen| attempt.reported(seen));
     // As where an answer is passed on: the head of a stream says nothing yet.
     let own = attempt.backend.dialect.map_or(StreamFraming::Events, |dialect| dialect.stream_framing());
     if stream_framing(&opened.head, own).is_none() && opened.head.status.is_success() && reported.is_none() {
@@ -161,5 +171,5 @@ pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> Option<u16> {
     }
     let whole = upstream.is_done();
     end(attempt, upstream, opened.sent, whole).await;
-    whole.then(|| reported.unwrap_or(opened.head.status.as_u16()))
+    whole.then(|| Drained { status: reported.unwrap_or(opened.head.status.as_u16()), seen })
 }

@@ -53,7 +53,7 @@ impl Outgoing {
 
     /// Request for a copy, without the credentials that are for the route's own backends.
     pub(super) fn copy(attempt: &Attempt<'_>, session: &ClientSession, exchange: &Exchange) -> Self {
-        Self::as_it_came(attempt, session, exchange, Recipient::Other)
+        Self::as_it_came(attempt, session, exchange, Recipient::Copy)
     }
 
     /// Request with the body and trailers of the client.

@@ -234,6 +234,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("ready", "Listeners are open and models with `keepWarm` are loaded."),
     ("request_body_not_taken", "A server closed the connection before it had read the request."),
     ("rollout_aborted", "A rollout ended: its candidate gets no request. `reason` has the evidence."),
+    (
+        "rollout_answers_unread",
+        "The thread that reads answers could not be started; the metrics that need it stay undecided.",
+    ),
     ("rollout_changed", "A rollout began, took a step, was paused or resumed, or asked a gate; `change` says which."),
     ("rollout_command", "A command to a rollout was carried out."),
     ("rollout_counts_differ", "Counts of a gateway that has not followed a step yet were left out of a look."),

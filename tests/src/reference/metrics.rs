@@ -332,6 +332,8 @@ const GROUPS: &[Group] = &[
             ("spillway_rollout_evidence", &[ROUTE, METRIC], "1"),
             ("spillway_rollout_ends", &[ROUTE, ("result", Enum("promoted"))], "rollouts"),
             ("spillway_rollout_observations_lost", &[], "requests"),
+            ("spillway_rollout_answers_unread", &[], "answers"),
+            ("spillway_rollout_pairs", &[ROUTE, ("outcome", Enum("unmatched"))], "requests"),
         ],
     ),
     (

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use spillway_filter::{Fields, Refusal};
@@ -96,6 +96,11 @@ impl<'de> Deserialize<'de> for JsonRequest {
         }
         deserializer.deserialize_map(Request)
     }
+}
+
+/// Fields with the header of this value alone, of a body whose other fields are gone.
+pub fn length_field(value: Option<&HeaderValue>) -> Fields {
+    value.map(|value| (INFERENCE_HEADER_CONTENT_LENGTH.clone(), value.clone())).into_iter().collect()
 }
 
 /// Length of the JSON of a body of this many bytes, in bytes, as the header says it; `None` without the header. It is 0 for a

@@ -29,7 +29,7 @@ pub(in crate::protocol) use translate::{GrpcToHttp, HttpToGrpc};
 
 pub use answer::HttpAnswer;
 pub use infer::{AnswerPlan, InferRequest, check_version};
-pub use json::{INFERENCE_HEADER_CONTENT_LENGTH, json_length};
+pub use json::{INFERENCE_HEADER_CONTENT_LENGTH, json_length, length_field};
 pub use metadata::ModelFacts;
 pub use path::segment_of;
 pub use translate::{TensorElements, TensorValues, read_values};

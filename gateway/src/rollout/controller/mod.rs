@@ -138,7 +138,7 @@ impl Active {
                 return;
             }
             *is_changed = true;
-            if observation.score.is_none() && !observation.is_part {
+            if !observation.is_later && !observation.is_part {
                 course.concluded(observation.version);
             }
             for (place, metric) in metrics.iter().enumerate() {

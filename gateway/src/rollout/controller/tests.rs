@@ -130,7 +130,7 @@ impl Process {
             let course = course.filter(|course| !is_added || course.record().started_at.is_none());
             let present = course.as_ref().map_or(restore::UNKNOWN, presented);
             let wake = Arc::default();
-            let live = LiveRollout::new("v2", plan.identity(), false, present, Counter::default(), wake);
+            let live = LiveRollout::new("v2", plan.identity(), false, None, present, Counter::default(), wake);
             all.push(Prepared { plan: (*plan).clone(), live: Arc::new(live), course, is_added });
         }
         self.controller.adopt(all).await;
@@ -277,7 +277,7 @@ async fn ends_that_wait_for_the_store_are_bounded() {
         let plan = plan_of(Schedule { name: identity.clone(), identity, ..Schedule::for_tests(vec![weight(20.0)]) });
         let course = Some(Course::new(Machine::new(plan.schedule.clone(), 0.0)));
         let (present, wake) = (restore::UNKNOWN, Arc::default());
-        let live = Arc::new(LiveRollout::new("v2", "", false, present, Counter::default(), wake));
+        let live = Arc::new(LiveRollout::new("v2", "", false, None, present, Counter::default(), wake));
         process.controller.overtaken(Active::new(Prepared { plan, live, course, is_added: false }), EDITED).await;
         assert_eq!(process.controller.endings.len(), (n + 1).min(ENDINGS));
     }

@@ -29,6 +29,9 @@ const EVIDENCE_EVERY: f64 = 10.0;
 /// Candidate's share that the judge assumes for blue-green: only limits are judged, for which it has no meaning.
 const SPLIT_OF_LIMITS: f64 = 0.5;
 
+/// Candidate's share for a shadow: of each pair of answers one is its own.
+const SPLIT_OF_PAIRS: f64 = 0.5;
+
 /// Rollout under way with its judge.
 #[derive(Clone, Debug)]
 pub struct Course {
@@ -246,6 +249,7 @@ impl Course {
         let split = match next.schedule().strategy {
             Strategy::Canary => short(next.record().weight / 100.0),
             Strategy::BlueGreen => SPLIT_OF_LIMITS,
+            Strategy::Shadow => SPLIT_OF_PAIRS,
         };
         if !next.is_under_way() {
             return Ok(None);

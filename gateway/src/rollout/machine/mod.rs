@@ -5,7 +5,7 @@
 //! Promises for every sequence of inputs (property tests below):
 //!
 //! - The weight grows only at a call that is not held up, one step at a time but for a promotion.
-//! - The weight falls only to 0, by an abort or by `start`.
+//! - The weight falls only to 0, by an abort, by `start`, or at the end of a shadow.
 //! - An end is an end: only `start` leaves it.
 //! - An abort is possible in every state before the end, held up or not.
 
@@ -64,7 +64,8 @@ pub struct Gate {
 /// Step of a rollout.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Sets the candidate's share. A canary's share of 100 percent promotes; a blue-green one holds for `keepWarm` first.
+    /// Sets the candidate's share: of the requests, or of those that a shadow copies. A canary's share of 100 percent promotes;
+    /// a blue-green one holds for `keepWarm` first.
     Weight {
         /// Share of the requests, percent above 0.
         percent: f64,
@@ -223,7 +224,7 @@ impl Machine {
         let promoted = decided.state == RolloutState::Promoted;
         let record = &mut machine.record;
         record.state = if promoted { RolloutState::Promoted } else { RolloutState::Aborted };
-        record.weight = if promoted { 100.0 } else { 0.0 };
+        record.weight = if promoted { record.strategy.weight_when_promoted() } else { 0.0 };
         record.run = decided.run;
         record.decided = true;
         record.ended_at = Some(decided.at);
@@ -247,7 +248,7 @@ impl Machine {
             return Err("a time is no number");
         }
         let expected = match record.state {
-            RolloutState::Promoted => 100.0,
+            RolloutState::Promoted => schedule.strategy.weight_when_promoted(),
             RolloutState::Aborted | RolloutState::Waiting => 0.0,
             _ if record.step >= steps => return Err("its step is past the last"),
             _ => schedule.weight_at(record.step),
@@ -430,7 +431,8 @@ impl Machine {
                 let weight = self.schedule.weight_at(step).max(self.record.weight);
                 self.set_weight(weight);
                 let event = if first { RolloutEvent::Begun } else { RolloutEvent::StepUp };
-                let reason = format!("{number}: {weight} % of the requests");
+                let what = if self.record.strategy == Strategy::Shadow { "copies of " } else { "" };
+                let reason = format!("{number}: {what}{weight} % of the requests");
                 // The evidence is that of the step before; there is none of this one.
                 self.note(now, event, BY_GATEWAY, reason, !first, entries);
                 self.record.judgement = None;
@@ -466,6 +468,10 @@ impl Machine {
                     }
                     (true, _) => format!("all {} steps are passed, no metric was shown to be worse", self.record.steps),
                     (false, _) => format!("all {} steps are passed; nothing was judged", self.record.steps),
+                };
+                let reason = match self.record.strategy {
+                    Strategy::Shadow => format!("{reason}; a shadow moves no requests"),
+                    Strategy::Canary | Strategy::BlueGreen => reason,
                 };
                 if step > self.record.steps {
                     self.record.step = was;

@@ -287,6 +287,26 @@ fn a_switch_keeps_the_old_version_warm_and_switches_back() {
 }
 
 #[test]
+fn a_shadow_ends_without_moving_requests() {
+    let mut shadow = schedule(vec![weight(10.0, 60.0, 0), weight(100.0, 0.0, 50)]);
+    shadow.strategy = Strategy::Shadow;
+    let shadow = Arc::new(shadow);
+    let mut machine = Machine::new(shadow.clone(), 0.0);
+    let begun = machine.look(0.0, Look::default());
+    assert!(begun[0].reason.contains("copies of 10 % of the requests"), "{begun:?}");
+    stands(&machine, Running, 0, 10.0);
+    machine.look(61.0, seen(10, Some(Verdict::Promote)));
+    stands(&machine, Running, 1, 100.0);
+    machine.look(62.0, seen(49, Some(Verdict::Promote)));
+    stands(&machine, Running, 1, 100.0);
+    let ended = machine.look(63.0, seen(50, Some(Verdict::Promote)));
+    stands(&machine, Promoted, 2, 0.0);
+    assert!(ended[0].reason.ends_with("a shadow moves no requests"), "{ended:?}");
+    let before = Decided { state: Promoted, at: 5.0, run: 3, reason: "as then".to_owned() };
+    stands(&Machine::decided(shadow, &before, 9.0), Promoted, 0, 0.0);
+}
+
+#[test]
 fn what_was_decided_before_stays_ended() {
     let steps = Arc::new(schedule(vec![weight(5.0, 10.0, 0)]));
     for (state, weight) in [(Promoted, 100.0), (Aborted, 0.0)] {
@@ -398,15 +418,15 @@ proptest! {
 
     #[test]
     fn no_sequence_of_inputs_breaks_what_a_rollout_promises(
-        steps in steps(), blue in any::<bool>(), judged_by_none in any::<bool>(),
+        steps in steps(), judged_by_none in any::<bool>(),
+        strategy in prop::sample::select(vec![Strategy::Canary, Strategy::BlueGreen, Strategy::Shadow]),
         reaction in prop::sample::select(vec![OnInconclusive::Pause, OnInconclusive::Promote, OnInconclusive::Abort]),
         inputs in prop::collection::vec((-5.0..80.0_f64, inputs()), 0..60),
     ) {
         let mut schedule = schedule(steps);
         schedule.on_inconclusive = reaction;
-        if blue {
-            schedule.strategy = Strategy::BlueGreen;
-        }
+        schedule.strategy = strategy;
+        let promoted = strategy.weight_when_promoted();
         if judged_by_none {
             schedule.judge = None;
         }
@@ -458,7 +478,8 @@ proptest! {
                 prop_assert!(entries.iter().any(|entry| entry.weight == after.weight), "and no entry says so");
             }
             if after.weight < before.weight {
-                prop_assert!(after.weight == 0.0 && (after.state == Aborted || started), "{after:?}");
+                let is_end = after.state == Aborted || (after.state == Promoted && strategy == Strategy::Shadow);
+                prop_assert!(after.weight == 0.0 && (is_end || started), "{after:?}");
             }
             if before.state.is_end() {
                 prop_assert!(started || after == &before, "an end was left");
@@ -469,7 +490,7 @@ proptest! {
                 prop_assert_eq!(after.state, Aborted);
             }
             match after.state {
-                Promoted => prop_assert_eq!(after.weight, 100.0),
+                Promoted => prop_assert_eq!(after.weight, promoted),
                 Aborted | Waiting => prop_assert_eq!(after.weight, 0.0),
                 Running | Paused | Inconclusive => prop_assert!(after.started_at.is_some()),
             }

@@ -15,8 +15,8 @@ use super::held::{Count, Holder, Running, held};
 use super::live::OTHER;
 use super::{Families, Labels, labels};
 use crate::telemetry::label::{
-    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd, SocketEnd,
-    SpillReason,
+    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, PairEnd, QueueEnd,
+    SocketEnd, SpillReason,
 };
 
 /// Methods with a label value of their own (semantic conventions, `http.request.method`); the others are `_OTHER`.
@@ -62,6 +62,7 @@ pub struct RouteMetrics {
     unspilled: ByLabel<NotSpilled, Count>,
     shed: ByLabel<SpillReason, Count>,
     mirrored: ByLabel<MirrorEnd, Count>,
+    paired: ByLabel<PairEnd, Count>,
     /// Durations by method and status, added as they occur.
     durations: RwLock<Vec<(MethodStatus, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
@@ -95,6 +96,8 @@ held! {
         too_large: Counter = "spillway_translated_answers_too_large", |route, values| values.count(&route.answers_too_large);
         /// Copies of requests by outcome
         mirrors: Counter = "spillway_mirrors", |route, values| values.counts("outcome", &route.mirrored);
+        /// Requests that were drawn for the shadow of a rollout, by outcome
+        pairs: Counter = "spillway_rollout_pairs", |route, values| values.counts("outcome", &route.paired);
         /// Requests answered by a built-in model or another backend instead of the route's own
         spills: Counter = "spillway_spills", |route, values| values.counts("reason", &route.spilled);
         /// Requests that a configured spill did not take
@@ -118,6 +121,7 @@ impl RouteMetrics {
             unspilled: ByLabel::new(|_| Count::default()),
             shed: ByLabel::new(|_| Count::default()),
             mirrored: ByLabel::new(|_| Count::default()),
+            paired: ByLabel::new(|_| Count::default()),
             in_flight: Running::default(),
             open_sockets: Running::default(),
             sockets: ByLabel::new(|_| Count::default()),
@@ -150,6 +154,11 @@ impl RouteMetrics {
     /// Counts the copy of a request.
     pub fn mirrored(&self, end: MirrorEnd) {
         note(&self.mirrored, end);
+    }
+
+    /// Counts a request that was drawn for the shadow of a rollout.
+    pub fn paired(&self, end: PairEnd) {
+        note(&self.paired, end);
     }
 
     /// Counts a socket that has ended.

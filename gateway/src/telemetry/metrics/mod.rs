@@ -176,6 +176,8 @@ series! {
         pub limit_keys_forgotten: Counter = "spillway_limit_keys_forgotten", Counter::default();
         /// Requests of a rollout whose observation found no room
         pub rollout_observations_lost: Counter = "spillway_rollout_observations_lost", Counter::default();
+        /// Answers of rollouts that were not read for their metrics: longer than maxAnswer, or too many at a time
+        pub rollout_answers_unread: Counter = "spillway_rollout_answers_unread", Counter::default();
         /// Batches of budgets that could not be written
         pub budget_write_failures: Counter = "spillway_budget_write_failures", Counter::default();
         /// 1 while the shared store of limits answers
