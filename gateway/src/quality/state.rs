@@ -240,15 +240,16 @@ impl RouteState {
             self.embedding.clone_from(&rules.embedding);
             self.forget_vectors();
         }
-        if let Reference::File(file) = &rules.reference {
-            if file.topics.is_some() && file.embedding == rules.embedding {
-                if self.topics != file.topics {
-                    // Numbers of other topics say nothing of these.
-                    self.keep(|feature| *feature != Feature::Topics);
-                }
-                self.topics.clone_from(&file.topics);
-                self.learned = LEARN;
+        if let Reference::File(file) = &rules.reference
+            && file.topics.is_some()
+            && file.embedding == rules.embedding
+        {
+            if self.topics != file.topics {
+                // Numbers of other topics say nothing of these.
+                self.keep(|feature| *feature != Feature::Topics);
             }
+            self.topics.clone_from(&file.topics);
+            self.learned = LEARN;
         }
         let (inputs, outputs): (&[_], &[_]) = match &rules.reference {
             Reference::File(file) => (&file.inputs, &file.outputs),
