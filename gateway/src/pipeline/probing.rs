@@ -142,8 +142,10 @@ impl From<End> for Failed {
 
 /// What the tap and the outcome have of an answer that was read to its end.
 fn answered(exchange: Exchange, began: Instant) -> Asked {
-    let Exchange { outcome, tap, asked, .. } = exchange;
-    let Some(answer) = tap.map(|tap| tap.into_answer()) else { return Asked::Failed("no answer".to_owned()) };
+    let Exchange { outcome, taps, asked, .. } = exchange;
+    let Some(answer) = taps.and_then(|taps| taps.quality).map(Tap::into_answer) else {
+        return Asked::Failed("no answer".to_owned());
+    };
     let told = outcome.prompt_tokens.is_some() || outcome.completion_tokens.is_some();
     let tokens = outcome.prompt_tokens.unwrap_or(0).saturating_add(outcome.completion_tokens.unwrap_or(0));
     Asked::Answered(Box::new(ProbeAnswer {

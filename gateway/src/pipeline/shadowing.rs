@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::comparing::{Figures, record};
 use super::translating;
 use super::trying::{Try, copy_attempt};
-use crate::admission::{Order, TargetSelection, unit_of};
+use crate::admission::{Order, TargetSelection};
 use crate::balancing::{Endpoint, Verdict};
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
@@ -23,7 +23,7 @@ use crate::limits::{Estimate, Used};
 use crate::protocol::Observation as Seen;
 use crate::protocol::{InferenceCall, Operation};
 use crate::queueing::WakingSlot;
-use crate::rollout::{AnswerKind, AnswerTap, LiveRollout, Observation, Pair, Present, Side, Split};
+use crate::rollout::{AnswerKind, AnswerTap, LiveRollout, Observation, Pair, Present, Side, Split, UnitOf};
 use crate::snapshot::Snapshot;
 use crate::telemetry::PairEnd;
 use crate::topology::{Route, ShadowPlan};
@@ -46,8 +46,8 @@ pub(super) async fn shadow(
         return;
     }
     let Some(kind) = kind(route, plan, session, exchange) else { return };
-    let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
-    let unit = sticky.map_or_else(rand::random, unit_of);
+    let key = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
+    let unit = rollout.live.unit(UnitOf { consumer: exchange.caller.as_ref().map(|caller| caller.number), key });
     let Some(copy) = prepare(gateway, route, plan, session, exchange).await else {
         return route.metrics.paired(PairEnd::Skipped);
     };
@@ -67,6 +67,7 @@ pub(super) async fn shadow(
         unit,
         has_failed: false,
         answered_in: None,
+        is_first_token_told: false,
         pair: Some((pair.clone(), before)),
     }));
     let observation = Observation::new(Version::Candidate, epoch, unit);

@@ -59,7 +59,7 @@ impl Drop for Waiting {
 
 /// Beginning of an answer, as the client gets it.
 #[derive(Debug)]
-pub(super) struct AnswerBytes {
+pub struct AnswerBytes {
     /// Bytes of its body.
     pub bytes: Vec<u8>,
     /// True if there are more.

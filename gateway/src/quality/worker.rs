@@ -420,14 +420,17 @@ fn restored(folder: &Path, route: &str) -> RouteState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::notify::Notifier;
     use crate::quality::Reference;
+    use crate::telemetry::Metrics;
 
     #[tokio::test]
     async fn after_a_panic_the_task_begins_again_with_the_routes_that_it_watched() {
         let folder = tempfile::tempdir().unwrap();
         let (queue, messages) = mpsc::channel(8);
         let published = Arc::new(Published::default());
-        start_with(messages, published.clone(), Duration::from_millis(1)).unwrap();
+        let notices = Notices::new(Arc::new(Notifier::new(Arc::new(Metrics::new()))));
+        start_with(messages, published.clone(), notices, Duration::from_millis(1)).unwrap();
         let rules = Rules {
             reference: Reference::Window(3600.0),
             inputs: 0.2,
@@ -436,8 +439,8 @@ mod tests {
             embedding: None,
         };
         let (name, counters, folder) = ("r".into(), Arc::default(), folder.path().to_owned());
-        let watched = Watched { name, rules, share: 1.0, model: None, counters, folder };
-        assert!(queue.send(Message::Adopt(vec![watched])).await.is_ok());
+        let watched = Watched { name, rules, share: 1.0, model: None, counters, keeping: None, folder: folder.clone() };
+        assert!(queue.send(Message::Adopt(vec![watched], folder)).await.is_ok());
         for panics in 1..4 {
             assert!(queue.send(Message::Panic).await.is_ok());
             let (answer, file) = oneshot::channel();

@@ -49,7 +49,7 @@ fn plain(answer: &ProbeAnswer) -> Option<Vec<u8>> {
     }
     let mut body = match answer.coding {
         Coding::Identity => answer.body.clone(),
-        coding => coding.decode(&answer.body, MOST_DECODED)?,
+        coding => coding.decode(&answer.body, MOST_DECODED).ok()?,
     };
     if let Some(length) = &answer.json {
         body.truncate(length.to_str().ok()?.trim().parse().ok()?);

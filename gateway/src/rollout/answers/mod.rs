@@ -201,6 +201,6 @@ impl TappedAnswer {
         if self.coding == Coding::Identity {
             return Some(Cow::Borrowed(&self.bytes));
         }
-        self.coding.decode(&self.bytes, self.max).map(Cow::Owned)
+        self.coding.decode(&self.bytes, self.max).ok().map(Cow::Owned)
     }
 }

@@ -104,7 +104,7 @@ impl Process {
 
     fn at(path: &std::path::Path) -> Self {
         let store = Arc::new(Faulty { file: SqliteStore::open(path).unwrap(), failing: Mutex::default() });
-        let rollouts = Rollouts::new(Arc::new(Http::default()), Counter::default());
+        let rollouts = Rollouts::new(Arc::new(Http::default()), Counter::default(), Counter::default());
         let controller = Controller {
             shared: rollouts.0.clone(),
             store: store.clone(),
@@ -177,7 +177,12 @@ fn weight(percent: f64) -> Step {
 fn plan_of(schedule: Schedule) -> Arc<RolloutPlan> {
     let metric = Metric { name: "errorRate".to_owned(), kind: Kind::Share, threshold: "+0.02".parse().unwrap() };
     let schedule = Schedule { judge: Some(Plan::new(vec![metric])), ..schedule };
-    Arc::new(RolloutPlan { schedule: Arc::new(schedule), metrics: vec![RolloutMetric::ErrorRate], hours: None })
+    Arc::new(RolloutPlan {
+        schedule: Arc::new(schedule),
+        metrics: vec![RolloutMetric::ErrorRate],
+        hours: None,
+        max_answer: 0,
+    })
 }
 
 fn plan(identity: &str) -> Arc<RolloutPlan> {
@@ -300,7 +305,7 @@ async fn one_that_never_began_waits_again_when_it_is_added_again() {
         ..Schedule::for_tests(vec![weight(20.0)])
     };
     let metrics = vec![RolloutMetric::CostPerRequest];
-    let waiting = Arc::new(RolloutPlan { schedule: Arc::new(schedule), metrics, hours: None });
+    let waiting = Arc::new(RolloutPlan { schedule: Arc::new(schedule), metrics, hours: None, max_answer: 0 });
     for is_added in [false, true, true] {
         process.adopt(&[&waiting], is_added).await;
         assert_eq!(process.record().state, RolloutState::Waiting);
