@@ -25,7 +25,8 @@ pub(crate) fn caller(number: u128) -> u64 {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Place {
     name: Box<str>,
-    /// Number of the caller that brought the name.
+    /// Number of the caller that brought the name. Not stored, since it may be an address: after a restart all names are of one caller.
+    #[serde(skip)]
     holder: u64,
     /// True once another caller has used it too: neither of them alone may lose it.
     is_shared: bool,

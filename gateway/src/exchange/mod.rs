@@ -182,6 +182,8 @@ pub struct Outcome {
     pub client_gone: bool,
     /// True if the client left while a server or a built-in model worked on its request: the prompt counts as read.
     pub left_at_work: bool,
+    /// True if a server has answered whole and no turn came to read that: the server's work counts as for an answer.
+    pub is_answer_unread: bool,
     /// Excuse of a built-in model for its failure.
     pub excuse: Option<Excuse>,
     /// True if the answer ended early after its head was sent.

@@ -120,7 +120,12 @@ impl Names {
 /// that.
 fn told(names: &Names, predicted: Name, expected: Name) -> Option<(usize, usize)> {
     let indices = (names.index(predicted), names.index(expected));
-    (predicted == expected || indices.0 != indices.1).then_some(indices)
+    if predicted == expected {
+        // The name may have lost its place and found another one between the two: the one that it has counts.
+        let now = indices.0.min(indices.1);
+        return Some((now, now));
+    }
+    (indices.0 != indices.1).then_some(indices)
 }
 
 /// Caller that names a label or a class, and the time.

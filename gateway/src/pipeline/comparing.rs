@@ -90,9 +90,9 @@ pub(super) fn observe(part: &RolloutPart, tap: Option<AnswerTap>, exchange: &Exc
 }
 
 /// Leaves the observation of a request that its caller left: its time would have been at least this long. Half a pair says
-/// nothing.
+/// nothing, nor does an answer that its caller did not read.
 fn left(part: &RolloutPart, exchange: &Exchange) {
-    if part.pair.is_some() {
+    if part.pair.is_some() || exchange.outcome.excuse == Some(Excuse::Caller) {
         return;
     }
     let waited = part.answered_in.unwrap_or_else(|| clock::since(exchange.started));

@@ -370,7 +370,7 @@ pub(super) fn used(exchange: &Exchange) -> Used {
     let mut used = Used::default();
     // An error in place of an answer costs as little with a status of success as with its own.
     // An answer whose head was sent is judged by its status: a client that leaves an error pays no more than one that stays.
-    if (answered && !o.is_error) || (o.left_at_work && o.status == 0) {
+    if (answered && !o.is_error) || (o.left_at_work && o.status == 0) || o.is_answer_unread {
         let expected = exchange.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);

@@ -15,8 +15,9 @@ use crate::whole_file;
 /// Longest file that is read.
 const MOST_BYTES: u64 = 32 << 20;
 
-/// End of the name of a file with sketches.
-const SKETCHES: &str = "json";
+/// End of the name of a file with sketches, with the version of its form and of the hashes in it. A file of another version is left as
+/// it is.
+const SKETCHES: &str = "2.json";
 
 /// File of a route: its name as far as letters and digits go, and a digest that tells it from all others.
 fn path(folder: &Path, route: &str, end: &str) -> PathBuf {

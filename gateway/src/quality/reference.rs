@@ -10,8 +10,8 @@ use spillway_statistics::drift::embedding::Clusters;
 
 use super::pane::Pane;
 
-/// Version of the form of the file.
-pub(super) const VERSION: u32 = 1;
+/// Version of the form of the file, and of the hashes of words and texts in it.
+pub(super) const VERSION: u32 = 2;
 /// Longest file.
 const MOST_BYTES: usize = 16 << 20;
 

@@ -105,6 +105,8 @@ pub(super) struct AnswerModel {
     text: Option<(Text, bool)>,
     /// Bytes of the key or name so far, those of a name with its first quote.
     token: Vec<u8>,
+    /// True once a key where a name may be was written in a form that other readers may take for another key.
+    is_odd: bool,
 }
 
 impl AnswerModel {
@@ -139,6 +141,7 @@ impl AnswerModel {
             key: Key::Other,
             text: None,
             token: Vec::new(),
+            is_odd: false,
         }
     }
 
@@ -197,6 +200,11 @@ impl AnswerModel {
         let rest = self.finish(Bytes::new());
         (self.depth, self.named_depth, self.expects_key, self.key) = (0, 0, false, Key::Other);
         rest
+    }
+
+    /// True if a key where a name may be had an escape or other letters than it has here: other readers may take it for `model`.
+    pub(super) fn take_odd(&mut self) -> bool {
+        std::mem::take(&mut self.is_odd)
     }
 
     /// Takes the last name that was replaced, as JSON text.
@@ -274,6 +282,7 @@ impl AnswerModel {
             Text::Name => MAX_NAME,
             Text::Other => 0,
         };
+        self.is_odd |= text == Text::Key && !is_escaped && run.last() == Some(&b'\\');
         let is_kept = self.token.len() + run.len() <= most;
         if is_kept {
             self.token.extend_from_slice(run);
@@ -298,7 +307,11 @@ impl AnswerModel {
     fn end_token(&mut self, text: Text, out: &mut Output<'_>) {
         match text {
             Text::Key => {
-                self.key = match self.token.strip_suffix(b"\"") {
+                let key = self.token.strip_suffix(b"\"");
+                let reads_alike =
+                    |known: &[u8]| key.is_some_and(|key| key != known && key.trim_ascii().eq_ignore_ascii_case(known));
+                self.is_odd |= reads_alike(b"model") || self.holders.iter().any(|holder| reads_alike(holder));
+                self.key = match key {
                     Some(b"model") => Key::Model,
                     Some(key) if self.holders.contains(&key) => Key::Holder,
                     _ => Key::Other,
@@ -352,6 +365,29 @@ mod tests {
     fn reader(is_event_stream: bool) -> AnswerModel {
         let names = Names { from: Some("lab/m-1".into()), to: Bytes::from_static(b"\"small \\\"one\\\"\"") };
         AnswerModel::new(names, OF_ANSWERS, is_event_stream)
+    }
+
+    #[test]
+    fn keys_that_other_readers_may_take_for_the_name_are_told() {
+        for (message, is_odd) in [
+            (r#"{"type":"response.create","model":"a","metadata":{"Model":1,"mod\u0065l":2}}"#, false),
+            (r#"{"response":{"model":"a","metadata\n":1}}"#, true),
+            (r#"{"mod\u0065l":"a"}"#, true),
+            (r#"{"\u006d\u006f\u0064\u0065\u006c":"a"}"#, true),
+            (r#"{"Model":"a"}"#, true),
+            (r#"{"model ":"a"}"#, true),
+            (r#"{"Response":{"model":"a"}}"#, true),
+            (r#"{"models":["a"],"modelled":"\u0065"}"#, false),
+        ] {
+            for size in [1, 3, 200] {
+                let names = Names { from: None, to: Bytes::from_static(b"\"small\"") };
+                let mut reader = AnswerModel::of_messages(names, &[b"response"]);
+                message.as_bytes().chunks(size).for_each(|part| drop(reader.pass(Bytes::copy_from_slice(part))));
+                reader.end_message();
+                assert_eq!(reader.take_odd(), is_odd, "{message}");
+                assert!(!reader.take_odd());
+            }
+        }
     }
 
     fn passed(is_event_stream: bool, text: &str, cuts: &[usize]) -> String {

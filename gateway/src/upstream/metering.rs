@@ -28,6 +28,13 @@ fn too_many_responses() -> Refusal {
     )
 }
 
+fn hidden_name() -> Refusal {
+    Refusal::invalid(
+        "ambiguous_parameter",
+        "Send messages as text, with `model` in small letters and without escapes.".to_owned(),
+    )
+}
+
 /// Prices, model and rules by which the tokens of a socket are counted.
 pub(super) struct SocketTariff<'e> {
     pub(super) prices: &'e Prices,
@@ -49,7 +56,8 @@ struct Response {
     written: Written,
 }
 
-/// Counter of the tokens of a socket, which puts each side's name of the model in place as well. What no usage has told is settled when it is dropped.
+/// Counter of the tokens of a socket, which puts each side's name of the model in place as well. What no usage has told is settled
+/// when it is dropped.
 pub(super) struct SocketMeter<'e> {
     reader: Box<dyn ReadSocket>,
     /// Names of the model to exchange on the way.
@@ -266,6 +274,10 @@ impl Messages for SocketMeter<'_> {
     fn end(&mut self, from: Side, is_text: bool, cx: &mut Context<'_>) -> bool {
         let message = self.reader.end(speaker(from));
         match from {
+            Side::Client if self.names.as_mut().is_some_and(|names| names.are_evaded(is_text)) => {
+                self.refused = Some(Box::new(hidden_name()));
+                false
+            }
             Side::Client => self.said(message, is_text, cx),
             Side::Server => {
                 self.answered(message, cx);

@@ -311,7 +311,7 @@ impl<'a> Conversation<'_, 'a> {
         let read = || translating::reported(translation, coding, &waiting.parts);
         let status = match self.exchange.off_loop.run(weight, read).await {
             Ok(status) => status?.as_u16(),
-            Err(refusal) => return Some(AttemptOutcome::Refused(refusal)),
+            Err(refusal) => return Some(unread(self.exchange, refusal)),
         };
         let can_resend = self.exchange.body.can_resend(self.session);
         judge_reported(self.attempt, self.state.callers_account, can_resend, status)
@@ -369,7 +369,10 @@ impl<'a> Conversation<'_, 'a> {
             Some(renaming) => {
                 let off_loop = &self.exchange.off_loop;
                 let renamed = off_loop.run(renaming.weight(&body), || renaming.apply(&mut head, body));
-                Box::pin(renamed).await.map_err(AttemptOutcome::Refused)?
+                match Box::pin(renamed).await {
+                    Ok(renamed) => renamed,
+                    Err(refusal) => return Err(unread(self.exchange, refusal)),
+                }
             }
             None => body,
         };
@@ -398,7 +401,8 @@ impl<'a> Conversation<'_, 'a> {
                 translating::call(call, (coding, &body), shown, head, trailers, exchange)
             }
         };
-        off_loop.run(translating::weight(coding, &body), work).await.map_err(AttemptOutcome::Refused)
+        let translated = off_loop.run(translating::weight(coding, &body), work).await;
+        translated.map_err(|refusal| unread(self.exchange, refusal))
     }
 
     pub(super) async fn finish(&mut self) -> AttemptOutcome {
@@ -766,4 +770,10 @@ pub async fn break_off(
         let _ = client_write(until, session.write_response_body(event, true)).await;
     }
     AttemptOutcome::Broken(cut)
+}
+
+/// Outcome of an answer that is there and that no turn came to read. Its server has worked for it, and may have billed that.
+fn unread(exchange: &mut Exchange, refusal: Box<Refusal>) -> AttemptOutcome {
+    exchange.outcome.is_answer_unread = true;
+    AttemptOutcome::Refused(refusal)
 }

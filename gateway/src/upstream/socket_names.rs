@@ -64,6 +64,12 @@ impl SocketNames {
         }
     }
 
+    /// True if a message of the client that has ended may name the model where the exchange does not see it: it is binary, or has a
+    /// key that other readers may take for `model`.
+    pub(super) fn are_evaded(&mut self, is_text: bool) -> bool {
+        self.said.take_odd() || !is_text
+    }
+
     fn of_side(&mut self, from: Side) -> &mut AnswerModel {
         match from {
             Side::Client => &mut self.said,
