@@ -49,7 +49,7 @@ fn benches(c: &mut Criterion) {
             let ids = &ids[n % ids.len()];
             remember(&labels, ids, 1);
             let label = NewLabel { score: Some(1.0), ..NewLabel::default() };
-            feedback.label(black_box(&ids.1), Owner::Of(Some(7)), &label, 2).unwrap()
+            feedback.label(black_box(&ids.1), Owner::Of(Some(7)), 7, &label, 2).unwrap()
         });
     });
 }

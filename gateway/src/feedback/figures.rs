@@ -528,7 +528,7 @@ mod tests {
         let mut figures = Figures::default();
         let of = |n: usize| {
             let name = format!("c{n}");
-            let expected = class(if n % 2 == 0 { &name } else { "c0" });
+            let expected = class(if n.is_multiple_of(2) { &name } else { "c0" });
             let label = Some(format!("l{n}"));
             let new = NewLabel { label, predicted: class(&name), expected, ..NewLabel::default() };
             let mut given = Given::default();

@@ -205,7 +205,7 @@ mod tests {
             taps.iter_mut().for_each(|tap| tap.part(&[b'x'; MOST_ANSWER / 32]));
         }
         let held: usize = taps.iter().map(|tap| tap.answer.bytes.capacity()).sum();
-        assert!(held <= MOST_WAITING && held >= MOST_WAITING / 2, "{held} bytes");
+        assert!((MOST_WAITING / 2..=MOST_WAITING).contains(&held), "{held} bytes");
         assert_eq!(waiting.load(Ordering::Relaxed), held);
         for tap in taps {
             tap.end(Ended {

@@ -283,9 +283,12 @@ fn recipe(name: &str) -> String {
     }
 }
 
+/// Reading of one figure.
+type Column = fn(&Figures) -> Option<f64>;
+
 fn figures(out: &mut String, one: &FeatureReport) {
     #[allow(clippy::cast_precision_loss, reason = "counts of requests are far below 2^53")]
-    let columns: [(&str, fn(&Figures) -> Option<f64>); 7] = [
+    let columns: [(&str, Column); 7] = [
         ("values", |figures| Some(figures.count as f64)),
         ("missing", |figures| figures.missing.filter(|missing| *missing > 0).map(|missing| missing as f64)),
         ("mean", |figures| figures.mean),
@@ -295,7 +298,7 @@ fn figures(out: &mut String, one: &FeatureReport) {
         ("spread", |figures| figures.spread),
     ];
     let rows = [("reference", one.before.as_ref()), ("recent", one.recent.as_ref())];
-    let has = |value: fn(&Figures) -> Option<f64>| rows.iter().any(|(_, figures)| figures.and_then(value).is_some());
+    let has = |value: Column| rows.iter().any(|(_, figures)| figures.and_then(value).is_some());
     // A column without a figure says nothing, and takes the place of others.
     let columns: Vec<_> = columns.into_iter().filter(|(_, value)| has(*value)).collect();
     out.push_str("<div class=\"wide\"><table>\n<thead><tr><th></th>");

@@ -1,5 +1,7 @@
 //! Tools and form that a request asks of its answer, whatever its API. Unknown members are skipped.
 
+#![allow(clippy::indexing_slicing, reason = "a value of JSON is null where it has no such key")]
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;

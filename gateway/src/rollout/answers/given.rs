@@ -1,5 +1,7 @@
 //! Texts and tool calls of an answer, whatever its API, whole or streamed.
 
+#![allow(clippy::indexing_slicing, reason = "a value of JSON is null where it has no such key")]
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
