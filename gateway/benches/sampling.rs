@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{StatusCode, header};
+use spillway::notify::Notifier;
 use spillway::protocol::Operation;
 use spillway::quality::{Ended, Plan, Quality, Reference, Rules, Sampling, Tap};
-use spillway::telemetry::Span;
+use spillway::telemetry::{Metrics, Span};
 use spillway_filter::Fields;
 
 fn plan(share: f64) -> Plan {
@@ -21,7 +22,7 @@ fn plan(share: f64) -> Plan {
         targets: vec!["b".into()],
         embedding: None,
     };
-    Plan { route: "chat".to_owned(), share, rules, model: None }
+    Plan { route: "chat".to_owned(), share, rules, model: None, probes: None, keeping: None }
 }
 
 /// Request with a prompt of 2 KiB.
@@ -44,6 +45,7 @@ fn sampled(sampling: &Arc<Sampling>, headers: &Fields, body: &Bytes, event: &Byt
     }
     tap.end(Ended {
         served_by: "b",
+        caller: 1,
         operation: Operation::Chat,
         is_grpc: false,
         body: Some(body),
@@ -51,12 +53,13 @@ fn sampled(sampling: &Arc<Sampling>, headers: &Fields, body: &Bytes, event: &Byt
         prompt_tokens: Some(500),
         completion_tokens: Some(u64::try_from(events).unwrap()),
         finish: Some("stop"),
+        may_be_kept: false,
         span: Span::none(),
     });
 }
 
 fn path(c: &mut Criterion) {
-    let quality = Quality::default();
+    let quality = Quality::new(Arc::new(Notifier::new(Arc::new(Metrics::new()))));
     let (rare, all) = (quality.sampling(&plan(0.1)), quality.sampling(&plan(1.0)));
     let folder = tempfile::tempdir().unwrap();
     quality.adopt(vec![plan(1.0)], folder.path().to_owned());
