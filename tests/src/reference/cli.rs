@@ -113,7 +113,7 @@ fn command(page: &mut String, words: &[&str], help: &dyn Fn(&[&str]) -> String) 
 
 /// Renders the page.
 pub(super) fn page(help: &dyn Fn(&[&str]) -> String) -> String {
-    let files = files(&["gateway/src"]);
+    let files = files(&["gateway/src", "config/src"]);
     let is_variable = |text: &&String| {
         let is_plain = text.chars().all(|c| c.is_ascii_uppercase() || c == '_');
         is_plain
