@@ -516,7 +516,8 @@ async fn answering(name: &'static str, arguments: &'static str, text: &'static s
 /// Request with a tool, or for JSON with its schema; every other one for a stream.
 async fn ask(client: &Client, n: usize, calls: bool) -> Answer {
     let schema = json!({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}});
-    let mut body = json!({"model": "m", "stream": n.is_multiple_of(2), "messages": [{"role": "user", "content": "Bonn?"}]});
+    let mut body =
+        json!({"model": "m", "stream": n.is_multiple_of(2), "messages": [{"role": "user", "content": "Bonn?"}]});
     if calls {
         body["tools"] = json!([{"type": "function", "function": {"name": "weather", "parameters": schema}}]);
     } else {

@@ -19,7 +19,7 @@ const TRUNCATED: [&str; 4] = ["length", "max_tokens", "max_output_tokens", "mode
 pub(super) fn tap(live: &Arc<LiveRollout>, exchange: &Exchange) -> Option<AnswerTap> {
     let reading = live.reading.as_ref().filter(|_| exchange.resolved.operation.asks_for_text())?;
     let RequestBody::Held(held) = &exchange.body else { return None };
-    if reading.wants(&held.bytes) { AnswerTap::new(live) } else { None }
+    if reading.wants(&held.bytes) { AnswerTap::new(live.clone()) } else { None }
 }
 
 /// Notes the outcome of an attempt: a failure of the version stays one, whoever answers in the end.

@@ -57,7 +57,7 @@ pub(super) async fn shadow(
     let pair = Arc::new(Pair::new(live.clone(), route.metrics.clone(), request, kind, plan.rules.clone(), kept));
     let begun = clock::instant();
     let before = begun.saturating_duration_since(exchange.started);
-    if let Some(tap) = AnswerTap::new(live) {
+    if let Some(tap) = AnswerTap::new(live.clone()) {
         exchange.taps.get_or_insert_default().rollout = Some(tap);
     }
     exchange.rollout = Some(Box::new(RolloutPart {
@@ -189,7 +189,7 @@ async fn send(
 ) -> Side {
     let (endpoint, ready, slot) = job.target;
     let this = Try::copy(gateway, route, &plan.backend, endpoint, slot);
-    let mut tap = AnswerTap::new(live);
+    let mut tap = AnswerTap::new(live.clone());
     let (outcome, drained) = match open(&this.attempt, ready).await {
         Ok(opened) => {
             if let Some(tap) = &mut tap {

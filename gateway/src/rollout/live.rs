@@ -12,7 +12,7 @@ use siphasher::sip::SipHasher13;
 use spillway_statistics::Version;
 use tokio::sync::Notify;
 
-use super::answers::AnswerReading;
+use super::answers::{AnswerReading, Judged};
 use super::observation::Observation;
 use crate::clock::now_millis;
 
@@ -279,6 +279,16 @@ fn own_place() -> usize {
         OWN.set(Some(place));
         place
     })
+}
+
+impl Judged for LiveRollout {
+    fn reading(&self) -> Option<&AnswerReading> {
+        self.reading.as_ref()
+    }
+
+    fn observe(&self, observation: Observation) {
+        Self::observe(self, observation);
+    }
 }
 
 #[cfg(test)]

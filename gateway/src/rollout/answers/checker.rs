@@ -16,9 +16,8 @@ use super::expected::{Expected, Form};
 use super::given::{Arguments, Call, Choice, Given};
 use super::pair::{Side, WholePair};
 use super::schema::Schemas;
-use super::{Held, TappedAnswer};
+use super::{Held, Judged, TappedAnswer};
 use crate::builtin::{LoadedModel, idle_vector};
-use crate::rollout::live::LiveRollout;
 use crate::rollout::observation::Observation;
 
 /// Answers that wait to be read.
@@ -31,7 +30,7 @@ const EMBED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Work that waits.
 struct Job {
-    live: Arc<LiveRollout>,
+    live: Arc<dyn Judged>,
     work: Work,
 }
 
@@ -90,7 +89,7 @@ impl AnswerChecker {
     }
 
     /// Hands an answer over. Never waits.
-    pub(super) fn check(&self, live: Arc<LiveRollout>, observation: Observation, request: Bytes, answer: TappedAnswer) {
+    pub(super) fn check(&self, live: Arc<dyn Judged>, observation: Observation, request: Bytes, answer: TappedAnswer) {
         let mut held = Held::none(&self.held);
         let has_room = held.add(request.len());
         let one = One { observation, request, answer, _held: held };
@@ -101,14 +100,14 @@ impl AnswerChecker {
 
     /// Hands the answers of a pair over, whose bytes the bounds of copies hold. Never waits: without room, its other figures
     /// count.
-    pub(super) fn compare(&self, live: Arc<LiveRollout>, pair: WholePair) {
+    pub(super) fn compare(&self, live: Arc<dyn Judged>, pair: WholePair) {
         let refused = match self.queue.try_send(Job { live, work: Work::Two(Box::new(pair)) }) {
             Ok(()) => return,
             Err(TrySendError::Full(job) | TrySendError::Closed(job)) => job,
         };
         self.unread.inc();
         if let Job { live, work: Work::Two(pair) } = refused {
-            pair.observe(&live);
+            pair.observe(&*live);
         }
     }
 }
@@ -117,7 +116,7 @@ async fn run(mut jobs: mpsc::Receiver<Job>, unread: Counter) {
     let mut reader = Reader { schemas: Schemas::default(), embedding: Arc::default(), unread };
     while let Some(Job { live, work }) = jobs.recv().await {
         match work {
-            Work::One(one) => reader.one(&live, *one),
+            Work::One(one) => reader.one(&*live, *one),
             Work::Two(pair) => reader.two(&live, *pair),
         }
     }
@@ -132,7 +131,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn one(&mut self, live: &LiveRollout, one: One) {
+    fn one(&mut self, live: &dyn Judged, one: One) {
         let One { mut observation, request, answer, .. } = one;
         let Some(expected) = Expected::read(&request) else { return };
         let body = answer.decoded();
@@ -146,8 +145,8 @@ impl Reader {
         }
     }
 
-    fn judge(&mut self, live: &LiveRollout, expected: &Expected, given: &Given, observation: &mut Observation) {
-        let Some(reading) = &live.reading else { return };
+    fn judge(&mut self, live: &dyn Judged, expected: &Expected, given: &Given, observation: &mut Observation) {
+        let Some(reading) = live.reading() else { return };
         if reading.calls {
             observation.broken_call = is_call_broken(expected, given, &mut self.schemas);
         }
@@ -156,7 +155,7 @@ impl Reader {
         }
     }
 
-    fn two(&mut self, live: &Arc<LiveRollout>, mut pair: WholePair) {
+    fn two(&mut self, live: &Arc<dyn Judged>, mut pair: WholePair) {
         let body = |side: &Side| side.answer.as_ref().and_then(TappedAnswer::decoded).map(Cow::into_owned);
         let (stable, candidate) = (body(&pair.stable), body(&pair.candidate));
         let given = |body: &Option<Vec<u8>>| match pair.kind {
@@ -170,20 +169,20 @@ impl Reader {
             for (given, side) in [(&givens.0, &mut pair.stable), (&givens.1, &mut pair.candidate)] {
                 // What failed is an error, and no answer.
                 if let Some(given) = given.as_ref().filter(|_| !side.observation.is_error) {
-                    self.judge(live, &expected, given, &mut side.observation);
+                    self.judge(&**live, &expected, given, &mut side.observation);
                 }
             }
         }
-        if live.reading.as_ref().is_some_and(|reading| reading.differences) {
+        if live.reading().is_some_and(|reading| reading.differences) {
             let bodies = [(&stable, &givens.0), (&candidate, &givens.1)];
             self.differ(live, &mut pair, bodies);
         }
-        pair.observe(live);
+        pair.observe(&**live);
     }
 
     /// Notes whether the answers of a pair differ. While the texts of another pair are looked at, nothing is noted, whatever this
     /// one says.
-    fn differ(&self, live: &Arc<LiveRollout>, pair: &mut WholePair, bodies: [(&Option<Vec<u8>>, &Option<Given>); 2]) {
+    fn differ(&self, live: &Arc<dyn Judged>, pair: &mut WholePair, bodies: [(&Option<Vec<u8>>, &Option<Given>); 2]) {
         let embedder = pair.rules.embedder.clone().filter(|_| pair.kind == AnswerKind::Text);
         if embedder.is_some() && self.embedding.load(Ordering::Acquire) {
             self.unread.inc();
@@ -208,7 +207,7 @@ impl Reader {
     /// text is embedded even where both are the same, or pairs that differ would be missed more often.
     fn embed(
         &self,
-        live: &Arc<LiveRollout>,
+        live: &Arc<dyn Judged>,
         of: &Observation,
         model: Arc<LoadedModel>,
         least: f64,

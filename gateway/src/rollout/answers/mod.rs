@@ -26,7 +26,6 @@ pub use difference::AnswerKind;
 pub use given::REFUSED;
 pub use pair::{Pair, PairRules, Side};
 
-use super::live::LiveRollout;
 use super::observation::Observation;
 use crate::coding::Coding;
 use crate::protocol::oip::INFERENCE_HEADER_CONTENT_LENGTH;
@@ -99,6 +98,15 @@ impl AnswerReading {
     }
 }
 
+/// Rollout whose answers are read.
+pub trait Judged: std::fmt::Debug + Send + Sync {
+    /// Reading of its answers, where a metric needs it.
+    fn reading(&self) -> Option<&AnswerReading>;
+
+    /// Leaves an observation for the controller. Never waits.
+    fn observe(&self, observation: Observation);
+}
+
 /// Longest answer that the rollout of a file reads, in bytes.
 pub(super) fn max_answer(written: &Rollout) -> usize {
     usize::try_from(written.max_answer.unwrap_or(Rollout::DEFAULT_MAX_ANSWER).0).unwrap_or(usize::MAX)
@@ -107,7 +115,7 @@ pub(super) fn max_answer(written: &Rollout) -> usize {
 /// Tap on an answer that passes.
 #[derive(Debug)]
 pub struct AnswerTap {
-    live: Arc<LiveRollout>,
+    live: Arc<dyn Judged>,
     max: usize,
     unread: Counter,
     bytes: Vec<u8>,
@@ -121,14 +129,15 @@ pub struct AnswerTap {
 
 impl AnswerTap {
     /// Tap on the answer to a request; `None` on a route whose rollout reads none.
-    pub fn new(live: &Arc<LiveRollout>) -> Option<Self> {
-        let reading = live.reading.as_ref()?;
+    pub fn new(live: Arc<dyn Judged>) -> Option<Self> {
+        let reading = live.reading()?;
+        let (max, unread, held) = (reading.max, reading.checker.unread().clone(), Held::none(reading.checker.held()));
         Some(Self {
-            live: live.clone(),
-            max: reading.max,
-            unread: reading.checker.unread().clone(),
+            live,
+            max,
+            unread,
             bytes: Vec::new(),
-            held: Held::none(reading.checker.held()),
+            held,
             is_cut: false,
             is_success: false,
             coding: Coding::Identity,
@@ -174,7 +183,7 @@ impl AnswerTap {
     /// Hands a good answer over, whose request has this body and was counted as `observation`.
     pub fn hand_over(self, observation: &Observation, request: &Bytes) {
         let live = self.live.clone();
-        let Some(reading) = &live.reading else { return };
+        let Some(reading) = live.reading() else { return };
         let observation = Observation {
             is_later: true,
             ..Observation::new(observation.version, observation.epoch, observation.unit)

@@ -8,9 +8,8 @@ use parking_lot::Mutex;
 use spillway_statistics::Version;
 
 use super::difference::AnswerKind;
-use super::{AnswerTap, TappedAnswer};
+use super::{AnswerTap, Judged, TappedAnswer};
 use crate::builtin::LoadedModel;
-use crate::rollout::live::LiveRollout;
 use crate::rollout::observation::Observation;
 use crate::telemetry::{PairEnd, RouteMetrics};
 
@@ -44,7 +43,7 @@ type Kept = Box<dyn Any + Send + Sync>;
 
 /// Pair whose sides come one after the other. One that is dropped before says nothing of either version.
 pub struct Pair {
-    live: Arc<LiveRollout>,
+    live: Arc<dyn Judged>,
     metrics: Arc<RouteMetrics>,
     open: Mutex<Option<Open>>,
 }
@@ -70,7 +69,7 @@ pub(super) struct WholePair {
 
 impl WholePair {
     /// Leaves the figures of both sides.
-    pub(super) fn observe(self, live: &LiveRollout) {
+    pub(super) fn observe(self, live: &dyn Judged) {
         live.observe(self.stable.observation);
         live.observe(self.candidate.observation);
     }
@@ -79,7 +78,7 @@ impl WholePair {
 impl Pair {
     /// Pair of answers to a request. `kept` is dropped when both were compared.
     pub fn new(
-        live: Arc<LiveRollout>,
+        live: Arc<dyn Judged>,
         metrics: Arc<RouteMetrics>,
         request: Bytes,
         kind: AnswerKind,
@@ -107,9 +106,9 @@ impl Pair {
         let Open { request, kind, rules, kept, .. } = open;
         self.metrics.paired(PairEnd::Compared);
         let pair = WholePair { stable, candidate, request, kind, rules, _kept: kept };
-        match &self.live.reading {
+        match self.live.reading() {
             Some(reading) => reading.checker.compare(self.live.clone(), pair),
-            None => pair.observe(&self.live),
+            None => pair.observe(&*self.live),
         }
     }
 }
