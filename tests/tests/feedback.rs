@@ -212,6 +212,8 @@ feedback: {{scopes: [label:all, feedback]}}
     let known = client.chat("m", &[("authorization", &format!("Bearer {acme}")), ("x-request-id", "a")]).await;
     let unknown = client.chat("m", &[("x-request-id", "b")]).await;
     assert!(known.status == 200 && unknown.status == 200);
+    // A request is remembered when it has ended, which its caller may see a moment before.
+    gateway.metric_becomes("spillway_feedback_remembered_requests", 2.0).await;
     let label = async |bearer: &str, body: Value| {
         said(&client.post("/v1/feedback", &[("authorization", bearer)], body.to_string()).await)
     };
@@ -223,6 +225,7 @@ feedback: {{scopes: [label:all, feedback]}}
     assert_eq!(label(&judge, json!({"request_id": "a", "consumer": "acme", "score": 0})).await, ok("replaced"));
     // An id that two callers have sent is named with its consumer.
     client.chat("m", &[("x-request-id", "a")]).await;
+    gateway.metric_becomes("spillway_feedback_remembered_requests", 3.0).await;
     assert_eq!(label(&judge, json!({"request_id": "a", "score": 0})).await, (409, "ambiguous_id".to_owned()));
     assert_eq!(label(&judge, json!({"request_id": "a", "consumer": "acme", "score": 0})).await, ok("unchanged"));
 }
