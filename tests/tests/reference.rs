@@ -94,6 +94,11 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
         let what = format!("{} {path}", operation.method);
         let headers: &[(&str, &str)] = if operation.method == "POST" { &[("x-spillway-admin", "1")] } else { &[] };
         let answer = admin.send(admin.request(operation.method, &path, headers, "")).await;
+        if operation.path == "/api/quality/examples" {
+            // Texts are shown with a token alone, which this gateway has not.
+            assert_eq!(answer.status, operation.answers[1].0, "{what}: {}", answer.text());
+            continue;
+        }
         assert_eq!(answer.status.as_u16(), operation.answers[0].0, "{what}: {}", answer.text());
         assert_eq!(answer.header("content-type"), operation.content_type, "{what}");
         if operation.method == "POST" {
