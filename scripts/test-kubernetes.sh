@@ -71,7 +71,8 @@ for helm in "$BIN/helm3" "$BIN/helm4"; do
     echo "# \`SPILLWAY_UPDATE_DOCS=1 make test-kubernetes\`. It wants a token for operators first:"
     echo "#   kubectl create namespace inference"
     echo "#   kubectl -n inference create secret generic spillway-admin --from-literal=token=\"\$(openssl rand -hex 24)\""
-    sed -e '/^# Source: /d' -e '/helm.sh\/chart/d' -e 's/managed-by: Helm/managed-by: kubectl/' "$work/plain.yaml"
+    # Helm 4 writes empty lines between objects.
+    sed -e '/^$/d' -e '/^# Source: /d' -e '/helm.sh\/chart/d' -e 's/managed-by: Helm/managed-by: kubectl/' "$work/plain.yaml"
   } >"$work/written.yaml"
   if [ -n "${SPILLWAY_UPDATE_DOCS:-}" ]; then
     mkdir -p "$(dirname "$plain")"
