@@ -5,19 +5,16 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::copying::{self, Placed};
 use super::limiting::view;
 use super::translating;
-use super::trying::{Try, copy_attempt};
-use crate::admission::{Order, TargetSelection};
-use crate::balancing::Endpoint;
-use crate::clock::now_millis;
+use super::trying::Try;
 use crate::downstream::ClientSession;
-use crate::exchange::{BodyShare, Exchange, RequestBody};
+use crate::exchange::{BodyShare, Exchange};
 use crate::gateway::Gateway;
-use crate::queueing::WakingSlot;
 use crate::telemetry::MirrorEnd;
 use crate::topology::{MirrorPlan, Route};
-use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
+use crate::upstream::{AttemptOutcome, CutReason, drain, open};
 
 /// Sends the copies of a request: to the mirrors of its route, and to the candidate of a shadow.
 pub(super) async fn copy(
@@ -54,9 +51,7 @@ async fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut Client
 }
 
 struct Copy {
-    endpoint: Arc<Endpoint>,
-    ready: Ready,
-    slot: WakingSlot,
+    placed: Placed,
     /// The body counts as held until the copy has ended.
     _share: Option<Arc<BodyShare>>,
     _place: OwnedSemaphorePermit,
@@ -70,11 +65,7 @@ async fn prepare(
     session: &mut ClientSession,
     exchange: &Exchange,
 ) -> Option<Copy> {
-    let length = match &exchange.body {
-        RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
-        RequestBody::Unread if session.is_body_empty() => 0,
-        RequestBody::Unread => return None,
-    };
+    let length = copying::length(session, exchange)?;
     // A copy is never translated.
     if length > plan.max_body || translating::is_foreign(&plan.backend, exchange) {
         return None;
@@ -82,24 +73,16 @@ async fn prepare(
     // Without a turn for the work there is no copy.
     let cut = translating::without_dropped(&plan.backend, session, exchange).await.ok()?.ok()?;
     let place = plan.permits.clone().try_acquire_owned().ok()?;
-    let mut selection = TargetSelection::new(Order::default());
-    let key = super::affinity::key(&plan.backend, session, exchange);
-    let (endpoint, slot) = selection.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
-    let mut attempt = copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot);
-    attempt.cut = cut.map(Arc::new);
-    let ready = Ready::copy(&attempt, session, exchange)?;
-    let share = match &exchange.body {
-        RequestBody::Held(held) => held.share.clone(),
-        RequestBody::Unread => None,
-    };
-    Some(Copy { endpoint, ready, slot, _share: share, _place: place })
+    let placed = copying::place(gateway, route, &plan.backend, cut, session, exchange)?;
+    Some(Copy { placed, _share: copying::share(exchange), _place: place })
 }
 
 /// Sends the copy. True if it was answered, well or not.
 async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
     // The time of a copy may be shorter than that of the answers: one that is dropped for it says nothing of its server.
-    let this = Try::copy(gateway, route, &plan.backend, copy.endpoint, copy.slot);
-    let (outcome, status) = match open(&this.attempt, copy.ready).await {
+    let Placed { endpoint, ready, slot } = copy.placed;
+    let this = Try::copy(gateway, route, &plan.backend, endpoint, slot);
+    let (outcome, status) = match open(&this.attempt, ready).await {
         Ok(opened) => match drain(&this.attempt, opened, |_| {}).await {
             Some(drained) => (AttemptOutcome::Answered, drained.status),
             None => (AttemptOutcome::Broken(CutReason::UpstreamReset), 0),

@@ -29,6 +29,7 @@ mod begin;
 mod builtin;
 mod comparing;
 mod conclude;
+mod copying;
 mod counting;
 mod direct;
 mod encoding;

@@ -140,7 +140,7 @@ impl From<End> for Failed {
     }
 }
 
-/// What the tap and the outcome have of an answer that was read to its end.
+/// Facts that the tap and the outcome have of an answer that was read to its end.
 fn answered(exchange: Exchange, began: Instant) -> Asked {
     let Exchange { outcome, taps, asked, .. } = exchange;
     let Some(answer) = taps.and_then(|taps| taps.quality).map(Tap::into_answer) else {

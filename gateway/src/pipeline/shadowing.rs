@@ -5,29 +5,28 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::Method;
 use spillway_statistics::Version;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::comparing::{Figures, record};
+use super::copying::{self, Placed};
+use super::reading::held;
 use super::translating;
-use super::trying::{Try, copy_attempt};
-use crate::admission::{Order, TargetSelection};
-use crate::balancing::{Endpoint, Verdict};
-use crate::clock::{self, now_millis};
+use super::trying::Try;
+use crate::balancing::Verdict;
+use crate::clock;
 use crate::downstream::ClientSession;
-use crate::exchange::{BodyShare, Exchange, RequestBody, RolloutPart};
+use crate::exchange::{BodyShare, Exchange, RolloutPart};
 use crate::gateway::Gateway;
 use crate::limits::{Estimate, Used};
 use crate::protocol::Observation as Seen;
 use crate::protocol::{InferenceCall, Operation};
-use crate::queueing::WakingSlot;
 use crate::rollout::{AnswerKind, AnswerTap, LiveRollout, Observation, Pair, Present, Side, Split, UnitOf};
 use crate::snapshot::Snapshot;
 use crate::telemetry::PairEnd;
 use crate::topology::{Route, ShadowPlan};
-use crate::upstream::{AttemptOutcome, CutReason, Drained, Ready, drain, is_server_fault, open};
+use crate::upstream::{AttemptOutcome, CutReason, Drained, drain, is_server_fault, open};
 
 /// Members by which a call refers to what its server keeps of earlier ones, which the candidate does not have.
 const REFERENCES: [&[u8]; 2] = [b"\"previous_response_id\"", b"\"conversation\""];
@@ -52,7 +51,7 @@ pub(super) async fn shadow(
         return route.metrics.paired(PairEnd::Skipped);
     };
     let live = &rollout.live;
-    let request = held(exchange).cloned().unwrap_or_default();
+    let request = held(exchange).unwrap_or_default();
     let kept = Box::new((copy.share, copy.permit));
     let pair = Arc::new(Pair::new(live.clone(), route.metrics.clone(), request, kind, plan.rules.clone(), kept));
     let begun = clock::instant();
@@ -106,7 +105,7 @@ fn kind(route: &Route, plan: &ShadowPlan, session: &ClientSession, exchange: &Ex
     match exchange.resolved.operation {
         Operation::Responses => {
             let body = held(exchange)?;
-            let refers = |name: &&[u8]| memchr::memmem::find(body, name).is_some();
+            let refers = |name: &&[u8]| memchr::memmem::find(&body, name).is_some();
             (!REFERENCES.iter().any(refers)).then_some(AnswerKind::Text)
         }
         operation if operation.asks_for_text() => Some(AnswerKind::Text),
@@ -116,17 +115,10 @@ fn kind(route: &Route, plan: &ShadowPlan, session: &ClientSession, exchange: &Ex
     }
 }
 
-fn held(exchange: &Exchange) -> Option<&Bytes> {
-    match &exchange.body {
-        RequestBody::Held(held) => Some(&held.bytes),
-        RequestBody::Unread => None,
-    }
-}
-
 /// Copy that may be sent.
 struct Copy {
-    /// Endpoint, request and slot; `None` where no endpoint is available.
-    target: Option<(Arc<Endpoint>, Ready, WakingSlot)>,
+    /// Copy with its slot; `None` where no endpoint is available.
+    target: Option<Placed>,
     /// Permit, and the share of the body, which counts as held until the pair was compared.
     permit: OwnedSemaphorePermit,
     share: Option<Arc<BodyShare>>,
@@ -140,36 +132,24 @@ async fn prepare(
     session: &mut ClientSession,
     exchange: &Exchange,
 ) -> Option<Copy> {
-    let length = match held(exchange) {
-        Some(body) => u64::try_from(body.len()).unwrap_or(u64::MAX),
-        None if session.is_body_empty() => 0,
-        None => return None,
-    };
+    let length = copying::length(session, exchange)?;
     // A copy is never translated, and none is begun that would outlive the gateway.
     if length > plan.max_body || gateway.is_draining() || translating::is_foreign(&plan.backend, exchange) {
         return None;
     }
     let permit = plan.permits.clone().try_acquire_owned().ok()?;
-    let share = match &exchange.body {
-        RequestBody::Held(held) => held.share.clone(),
-        RequestBody::Unread => None,
-    };
+    let share = copying::share(exchange);
     if !plan.backend.is_available() {
         return Some(Copy { target: None, permit, share });
     }
     let cut = translating::without_dropped(&plan.backend, session, exchange).await.ok()?.ok()?;
-    let mut selection = TargetSelection::new(Order::default());
-    let key = super::affinity::key(&plan.backend, session, exchange);
-    let (endpoint, slot) = selection.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
-    let mut attempt = copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot);
-    attempt.cut = cut.map(Arc::new);
-    let ready = Ready::copy(&attempt, session, exchange)?;
-    Some(Copy { target: Some((endpoint, ready, slot)), permit, share })
+    let target = copying::place(gateway, route, &plan.backend, cut, session, exchange)?;
+    Some(Copy { target: Some(target), permit, share })
 }
 
 /// Copy under way, with what is needed of its request to measure the answer.
 struct Job {
-    target: (Arc<Endpoint>, Ready, WakingSlot),
+    target: Placed,
     begun: Instant,
     snapshot: Arc<Snapshot>,
     model: Option<String>,
@@ -187,7 +167,7 @@ async fn send(
     job: Job,
     mut observation: Observation,
 ) -> Side {
-    let (endpoint, ready, slot) = job.target;
+    let Placed { endpoint, ready, slot } = job.target;
     let this = Try::copy(gateway, route, &plan.backend, endpoint, slot);
     let mut tap = AnswerTap::new(live.clone());
     let (outcome, drained) = match open(&this.attempt, ready).await {

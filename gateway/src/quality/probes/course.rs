@@ -1,4 +1,4 @@
-//! What is known of the probes at one target, and what a new answer changes about it. Pure: the time is given, nothing is read
+//! Findings about the probes at one target, and what a new answer changes about them. Pure: the time is given, nothing is read
 //! or written.
 
 use std::collections::BTreeMap;
@@ -120,7 +120,7 @@ impl Values {
     }
 }
 
-/// What a provider says about itself in its answers.
+/// Facts that a provider tells about itself in its answers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Provider {

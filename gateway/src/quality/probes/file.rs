@@ -44,12 +44,12 @@ pub enum ProbesError {
     Line {
         /// Number of the line, from 1.
         line: usize,
-        /// What is wrong and what is expected.
+        /// Fault, and what is expected instead.
         reason: String,
     },
 }
 
-/// What is expected of an answer.
+/// Expectation of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Wanted {
     /// A text of this meaning.
@@ -67,7 +67,7 @@ pub(super) struct Probe {
     pub(super) path: PathAndQuery,
     /// Body of the request.
     request: Map<String, Value>,
-    /// What is expected of the answer.
+    /// Expectation of the answer.
     pub(super) wanted: Wanted,
     /// Number by which an edited probe is told from the one before of the same name.
     pub(super) identity: u64,

@@ -1,7 +1,7 @@
 //! Probes: questions with known answers that are asked of each target of a route from time to time, so that a change of its
 //! model, its provider or its words is noticed without a caller's help.
 //!
-//! One task for each route asks, one question at a time for each target, by an [`Asker`] that goes the way of requests. The module
+//! A task for each route asks, one question at a time for each target, by an [`Asker`] that goes the way of requests. The module
 //! owns what is known of the answers and the budget of the questions; both outlive configurations, and the former a restart. It
 //! opens no connection and knows no route: its inputs are the file of probes and the answers.
 
@@ -63,7 +63,7 @@ pub struct Ask {
     pub timeout: Duration,
 }
 
-/// What became of a question.
+/// End of a question.
 #[derive(Debug)]
 pub enum Asked {
     /// A server or model has answered, well or not.
@@ -190,7 +190,7 @@ struct Counts {
     seconds: f64,
 }
 
-/// What is known of the probes of one route. Outlives configurations.
+/// Findings about the probes of one route. Outlives configurations.
 #[derive(Default)]
 struct Known {
     /// State of each target; `None` until it was read from its file.

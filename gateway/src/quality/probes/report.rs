@@ -23,13 +23,13 @@ pub struct ProbesReport {
     pub changes: BTreeMap<String, u64>,
     /// Tokens of these probes and their answers.
     pub tokens: u64,
-    /// What the servers say about themselves, for each model that was asked for.
+    /// Facts that the servers tell about themselves, for each model that was asked for.
     pub providers: Vec<ProviderReport>,
     /// Probes in the order of the file.
     pub probes: Vec<ProbeReport>,
 }
 
-/// What servers say about themselves in answers for one model.
+/// Facts that servers tell about themselves in answers for one model.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProviderReport {

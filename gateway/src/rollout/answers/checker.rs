@@ -270,7 +270,7 @@ fn difference(pair: &WholePair, bodies: [(&Option<Vec<u8>>, &Option<Given>); 2])
     Some(compare(pair.kind, &stable, &candidate, pair.rules.tolerance))
 }
 
-/// Whether any of several findings is a fault: one is enough, and without one all must be known.
+/// Fault among several findings: one is enough, and without one all must be known.
 fn any(findings: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     let mut all = None;
     let mut is_unknown = false;

@@ -1,4 +1,4 @@
-//! Whether two answers to the same request differ. Texts are the same if their words are, JSON if its values are, and numbers
+//! Comparison of two answers to the same request. Texts are the same if their words are, JSON if its values are, and numbers
 //! within a tolerance; marks of one answer alone, such as its id and time, are left out.
 
 use http::HeaderValue;

@@ -137,7 +137,7 @@ impl Process {
         self.tick().await;
     }
 
-    /// One round of the controller in which an exchange with the store is due.
+    /// Round of the controller in which an exchange with the store is due.
     async fn tick(&mut self) {
         self.controller.all.values_mut().for_each(|active| active.synced = None);
         self.controller.finish().await;
