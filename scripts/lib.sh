@@ -126,3 +126,12 @@ vulkan_environment() {
     chmod 700 "$XDG_RUNTIME_DIR"
   fi
 }
+
+# find_program: sets SPILLWAY_BIN, where it is not set, to the program that is built for tests. It is built as they are, with all of the
+# workspace: alone it would have other features, and its dependencies be compiled anew.
+find_program() {
+  [ -z "${SPILLWAY_BIN:-}" ] || return 0
+  scripts/rust.sh
+  cargo build --workspace --bins --locked
+  SPILLWAY_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/debug/spillway"
+}

@@ -16,11 +16,7 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
 scripts/test-tools.sh kubernetes
-[ -n "${SPILLWAY_BIN:-}" ] || {
-  scripts/rust.sh
-  cargo build --locked -p spillway
-  SPILLWAY_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/debug/spillway"
-}
+find_program
 
 # made HELM NAME ARGUMENTS...: what the chart makes, checked.
 made() {

@@ -15,11 +15,7 @@ finish() {
 trap finish EXIT
 
 scripts/system.sh package
-[ -n "${SPILLWAY_BIN:-}" ] || {
-  scripts/rust.sh
-  cargo build --workspace --bins --locked
-  SPILLWAY_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/debug/spillway"
-}
+find_program
 strip -o "$work/program" "$SPILLWAY_BIN"
 
 say "Building the package twice"
