@@ -22,6 +22,7 @@ use serde_json::Value;
 pub use admin::{Operation, operations};
 pub use apis::{BACKENDS, Call, Fate, Kind, calls, check_tests};
 pub use configuration::restarts;
+pub use dashboards::series_of_query;
 pub use examples::{Example, examples};
 pub use metrics::families;
 
