@@ -1,5 +1,6 @@
 //! Names that callers bring, such as those of tensors and labels, in a bounded number of places. Places are shared fairly: a caller
-//! that brings many names loses some to callers that bring few, and none of these loses one to it. Pure: time is given.
+//! that brings many names loses some to callers that bring few, and none of these loses one to it. A name that two callers use counts
+//! half for each, so that two that agree on their names hold no more than two that do not. Pure: time is given.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +29,11 @@ struct Place {
     /// Number of the caller that brought the name. Not stored, since it may be an address: after a restart all names are of one caller.
     #[serde(skip)]
     holder: u64,
-    /// True once another caller has used it too: neither of them alone may lose it.
+    /// True once another caller has used it too.
     is_shared: bool,
+    /// Number of the first other caller that used it; without meaning unless it is shared. Not stored, as that of the holder.
+    #[serde(skip)]
+    other: u64,
     /// True for a name that no caller brought, and which stays.
     is_fixed: bool,
     uses: u64,
@@ -50,6 +54,17 @@ pub(crate) struct Taken {
     pub displaced: Option<Box<str>>,
 }
 
+impl Place {
+    /// Halves of the place that are this caller's.
+    fn halves(&self, caller: u64) -> usize {
+        match (self.is_shared, self.holder == caller, self.other == caller) {
+            (false, true, _) | (true, true, true) => 2,
+            (true, true, _) | (true, _, true) => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// Names in their places.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -58,7 +73,8 @@ pub(crate) struct Places(Vec<Place>);
 impl Places {
     /// Takes a place for a name, or finds the one that it has; `None` where none of `most` places may be taken from another name.
     /// A new name gets a free place; one of a name that is unused or that `is_free` tells; or the least used one of the caller that
-    /// alone holds the most, if that is more than the newcomer's caller would hold with it.
+    /// holds the most, if that is more than the newcomer's caller would hold with it. Of its names, one that nobody else uses goes first,
+    /// then one that it shares with the caller that holds the most besides.
     pub(crate) fn take(&mut self, name: &str, by: Use, most: usize, is_free: impl Fn(usize) -> bool) -> Option<Taken> {
         let is_idle = |place: &Place| by.now.saturating_sub(place.used) > by.idle;
         if let Some(index) = self.index(name) {
@@ -66,7 +82,9 @@ impl Places {
             if is_idle(place) && !place.is_fixed {
                 (place.holder, place.is_shared, place.uses) = (by.caller, false, 0);
             }
-            place.is_shared |= place.holder != by.caller;
+            if !place.is_shared && place.holder != by.caller {
+                (place.is_shared, place.other) = (true, by.caller);
+            }
             (place.uses, place.used) = (place.uses.saturating_add(1), by.now);
             return Some(Taken { index, generation: place.generation, displaced: None });
         }
@@ -74,6 +92,7 @@ impl Places {
             name: name.into(),
             holder: by.caller,
             is_shared: false,
+            other: 0,
             is_fixed: false,
             uses: 1,
             used: by.now,
@@ -88,14 +107,20 @@ impl Places {
         let index = match unused.min_by_key(|(_, place)| place.used) {
             Some((index, _)) => index,
             None => {
-                let held = |caller: u64| open().filter(|(_, place)| !place.is_shared && place.holder == caller).count();
-                let of_one = || open().filter(|(_, place)| !place.is_shared);
-                let greatest = of_one().map(|(_, place)| place.holder).max_by_key(|holder| held(*holder))?;
-                if held(greatest) <= held(by.caller) + 1 {
+                let held = |caller: u64| open().map(|(_, place)| place.halves(caller)).sum::<usize>();
+                let holders = open()
+                    .flat_map(|(_, place)| [place.holder, if place.is_shared { place.other } else { place.holder }]);
+                let greatest = holders.max_by_key(|holder| held(*holder))?;
+                if held(greatest) <= held(by.caller) + 2 {
                     return None;
                 }
-                let its = of_one().filter(|(_, place)| place.holder == greatest);
-                its.min_by_key(|(_, place)| (place.uses, place.used))?.0
+                let its = open().filter(|(_, place)| place.halves(greatest) > 0);
+                its.min_by_key(|(_, place)| {
+                    let partner = if place.holder == greatest { place.other } else { place.holder };
+                    let partners = if place.halves(greatest) == 2 { usize::MAX } else { held(partner) };
+                    (std::cmp::Reverse(partners), place.uses, place.used)
+                })?
+                .0
             }
         };
         let place = self.0.get_mut(index)?;
@@ -110,8 +135,8 @@ impl Places {
             place.is_fixed = fixed.contains(&place.name);
         }
         for name in fixed.iter().filter(|name| self.index(name).is_none()).cloned().collect::<Vec<_>>() {
-            let (holder, is_shared, is_fixed) = (0, false, true);
-            self.0.push(Place { name, holder, is_shared, is_fixed, uses: 0, used: 0, generation: 0 });
+            let (holder, is_shared, other, is_fixed) = (0, false, 0, true);
+            self.0.push(Place { name, holder, is_shared, other, is_fixed, uses: 0, used: 0, generation: 0 });
         }
         self.0.sort_by_key(|place| !place.is_fixed);
         self.0.truncate(most);
@@ -202,6 +227,20 @@ mod tests {
         assert!(places.contains("fixed"));
         places.fix(&["new".into()], 3);
         assert_eq!((places.len(), places.name(0)), (3, Some("new")));
+    }
+
+    #[test]
+    fn two_callers_that_use_the_same_names_do_not_keep_a_third_out() {
+        let mut places = Places::default();
+        for (n, caller) in (0..7).flat_map(|n| [(n, 1), (n, 2)]) {
+            take(&mut places, &format!("both{n}"), by(caller, 0));
+        }
+        take(&mut places, "of two", by(1, 0));
+        take(&mut places, "of two", by(3, 0));
+        let displaced: Vec<_> =
+            (0..8).filter_map(|n| take(&mut places, &format!("d{n}"), by(4, 0))?.displaced).collect();
+        assert!(displaced.len() >= 2, "{displaced:?}");
+        assert!(places.contains("of two"), "those of callers with many go first: {displaced:?}");
     }
 
     proptest! {

@@ -185,6 +185,31 @@ async fn a_client_with_a_full_socket_holds_no_place_of_a_server() {
 }
 
 #[tokio::test]
+async fn the_time_in_which_a_client_does_not_read_is_none_of_the_servers() {
+    // More than all sockets on the way hold.
+    let upstream = Upstream::start(move |_| async move { Some(reply(200, &[], vec![b'x'; 32 << 20])) }).await;
+    let memory = "limits: {bufferedAnswersPerRequest: 64KiB}\n";
+    let gateway = start(NEVER, &(to(&upstream.url()) + memory)).await;
+    let began = Instant::now();
+    let mut deaf = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+    deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    eventually("it is asked", || async { (upstream.count() == 1).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    deaf.read_to_end(&mut Vec::new()).await.unwrap();
+    // One series, since there is one model.
+    let measured = async |of: &str| {
+        let series = format!("gen_ai_client_operation_duration_seconds_{of}{{");
+        let shown = gateway.shown("/metrics").await;
+        let line = shown.lines().find(|line| line.starts_with(&series))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    eventually("it is measured", || async { (measured("count").await? >= 1.0).then_some(()) }).await;
+    let (whole, counted) = (began.elapsed().as_secs_f64(), measured("sum").await.unwrap());
+    // The rest of a second is for what went on before the sockets were full.
+    assert!(counted < whole - 4.0, "{counted} of {whole} seconds are counted");
+}
+
+#[tokio::test]
 async fn a_client_that_takes_nothing_for_its_time_is_cut_whatever_its_route_allows() {
     let endless = endless().await;
     let gateway =

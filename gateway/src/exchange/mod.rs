@@ -178,6 +178,8 @@ pub struct Outcome {
     pub first_token: Option<Duration>,
     /// Time until the server's answer was read whole, where the client took longer to read it.
     pub answered_in: Option<Duration>,
+    /// Time of the attempt in which its server was not read, because the client did not read.
+    pub pause: ReadPause,
     /// True if the client left before the end.
     pub client_gone: bool,
     /// True if the client left while a server or a built-in model worked on its request: the prompt counts as read.
@@ -190,6 +192,33 @@ pub struct Outcome {
     pub broken: bool,
     /// Facts of the socket that an upgrade opened.
     pub socket: Option<SocketOutcome>,
+}
+
+/// Time in which the server of an answer is not read, because too much of the answer waits for its client.
+#[derive(Debug, Default)]
+pub struct ReadPause {
+    since: Option<Instant>,
+    before: Duration,
+}
+
+impl ReadPause {
+    /// Begins a pause, unless one lasts.
+    pub fn begin(&mut self) {
+        self.since.get_or_insert_with(clock::instant);
+    }
+
+    /// Ends the pause; returns true if there was one.
+    pub fn end(&mut self) -> bool {
+        let lasted = self.since.take().map(|since| clock::instant().saturating_duration_since(since));
+        self.before += lasted.unwrap_or_default();
+        lasted.is_some()
+    }
+
+    /// Sum of all pauses, which are over with it.
+    pub fn take(&mut self) -> Duration {
+        self.end();
+        std::mem::take(&mut self.before)
+    }
 }
 
 /// Facts of a socket that are logged and measured when it has ended.

@@ -129,6 +129,8 @@ impl<'a> Try<'a> {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
         let took = exchange.outcome.answered_in.take().unwrap_or_else(|| clock::since(self.attempt.started));
+        // The server wrote no faster than its client read: the pauses are none of its time.
+        let took = took.saturating_sub(exchange.outcome.pause.take());
         conclude::attempt_ended(&mut self.attempt, outcome, exchange, took);
         exchange.place = None;
     }

@@ -2,7 +2,7 @@
 //! client. They are marked, and their usage is that of the whole answer.
 
 use std::pin::pin;
-use std::time::{Duration, Instant as Clock};
+use std::time::Instant as Clock;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -20,7 +20,7 @@ use crate::balancing::Class;
 use crate::clock;
 use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, Unread, WriteLimits, deliver, slice};
-use crate::exchange::{AttemptSlot, Exchange};
+use crate::exchange::{self, AttemptSlot, Exchange};
 use crate::message::ResponseHead;
 use crate::protocol::{ContinueStream, Observe, Said, StreamFraming, Transcribe};
 
@@ -60,7 +60,6 @@ pub async fn pass_rest(
         has_text: false,
         heard: clock::now(),
         unread: Unread::default(),
-        is_paused: false,
         event: None,
     };
     if exchange.is_within_event() {
@@ -176,7 +175,6 @@ struct ResumedStream<'a, 'r> {
     heard: Instant,
     /// Bytes that wait for the client.
     unread: Unread,
-    is_paused: bool,
     /// Event that ended the server's side while the client was slow.
     event: Option<ServerEvent>,
 }
@@ -246,12 +244,8 @@ impl ResumedStream<'_, '_> {
         loop {
             while let Some(next) = slice(&mut part) {
                 exchange.pass(&next);
-                let mut beside = ResumedSide {
-                    rest: self,
-                    most,
-                    place: &mut exchange.place,
-                    answered_in: &mut exchange.outcome.answered_in,
-                };
+                let mut beside =
+                    ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
                 deliver(pin!(session.write_response_body(next, false)), limits, &mut beside).await?;
             }
             match self.unread.take_slice() {
@@ -259,14 +253,11 @@ impl ResumedStream<'_, '_> {
                 None => break,
             }
         }
+        exchange.outcome.pause.end();
         if is_last {
             exchange.pass(&last);
-            let mut beside = ResumedSide {
-                rest: self,
-                most,
-                place: &mut exchange.place,
-                answered_in: &mut exchange.outcome.answered_in,
-            };
+            let mut beside =
+                ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
             deliver(pin!(session.write_response_body(last, true)), limits, &mut beside).await?;
         }
         Ok(())
@@ -307,7 +298,7 @@ struct ResumedSide<'l, 'a, 'r> {
     /// Most bytes of one answer that may wait for the client.
     most: u64,
     place: &'l mut Option<AttemptSlot>,
-    answered_in: &'l mut Option<Duration>,
+    outcome: &'l mut exchange::Outcome,
 }
 
 impl Beside for ResumedSide<'_, '_, '_> {
@@ -316,16 +307,23 @@ impl Beside for ResumedSide<'_, '_, '_> {
         if rest.event.is_some() {
             let is_whole = rest.is_whole();
             if rest.upstream.is_some() || self.place.is_some() {
-                release_early(rest.attempt, &mut rest.upstream, self.place, self.answered_in, rest.sent, is_whole)
-                    .await;
+                release_early(
+                    rest.attempt,
+                    &mut rest.upstream,
+                    self.place,
+                    &mut self.outcome.answered_in,
+                    rest.sent,
+                    is_whole,
+                )
+                .await;
             }
             return std::future::pending().await;
         }
         if !rest.unread.has_room() {
-            rest.is_paused = true;
+            self.outcome.pause.begin();
             return std::future::pending().await;
         }
-        if std::mem::take(&mut rest.is_paused) {
+        if self.outcome.pause.end() {
             // The time that the client took to read is not the server's.
             rest.heard = clock::now();
         }

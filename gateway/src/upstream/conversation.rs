@@ -67,8 +67,6 @@ pub(super) struct ConversationState {
     pub(super) pending: Option<ConversationEvent>,
     /// The server's answer was read whole.
     pub(super) answer_read: bool,
-    /// The server is not read, because too much waits for the client.
-    pub(super) is_paused: bool,
     /// The request carries the caller's own credentials for the server.
     pub(super) callers_account: bool,
     /// Credentials of the gateway's that the server was shown.
@@ -93,7 +91,6 @@ impl ConversationState {
             heard: clock::now(),
             pending: None,
             answer_read: false,
-            is_paused: false,
             callers_account: false,
             shown: SentCredentials::default(),
             sent_host: None,

@@ -327,7 +327,10 @@ impl<'a> Conversation<'_, 'a> {
             }
             match self.passing.unread.take_slice() {
                 Some(more) => part = more,
-                None => return Ok(()),
+                None => {
+                    self.exchange.outcome.pause.end();
+                    return Ok(());
+                }
             }
         }
     }
@@ -601,10 +604,10 @@ impl Beside for ServerSide<'_, '_> {
         }
         let Some(server) = upstream.as_mut() else { return std::future::pending().await };
         if !passing.unread.has_room() {
-            state.is_paused = true;
+            outcome.pause.begin();
             return std::future::pending().await;
         }
-        if std::mem::take(&mut state.is_paused) {
+        if outcome.pause.end() {
             // The time that the client took to read is not the server's.
             state.heard = clock::now();
         }
