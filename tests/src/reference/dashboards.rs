@@ -600,12 +600,12 @@ fn query(short: &str) -> String {
 /// Words of a query outside of texts: names of functions, series and labels.
 fn words(query: &str) -> Vec<&str> {
     let outside = query.split('"').step_by(2);
-    let words = outside.flat_map(|part| part.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$')));
+    let words = outside.flat_map(|part| part.split(|c: char| !(c.is_alphanumeric() || "_$:".contains(c))));
     words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect()
 }
 
 /// Names of a family's samples.
-fn samples(family: &Family) -> Vec<String> {
+fn samples(family: &Family<'_>) -> Vec<String> {
     let name = family.name;
     match family.kind {
         "counter" => vec![format!("{name}_total")],
@@ -636,9 +636,9 @@ const KNOWN: &[&str] = &[
 ];
 
 /// Number of series in a query. Panics on a name in it that no family has.
-pub fn series_of_query(what: &str, query: &str, families: &[Family]) -> usize {
+pub fn series_of_query(what: &str, query: &str, families: &[Family<'_>]) -> usize {
     let words = words(query);
-    let used: Vec<&Family> = families
+    let used: Vec<&Family<'_>> = families
         .iter()
         .filter(|family| samples(family).iter().any(|sample| words.contains(&sample.as_str())))
         .collect();

@@ -458,9 +458,9 @@ fn values_of(files: &[File], value: &str) -> Vec<(String, String)> {
 
 /// Family of the page.
 #[derive(Debug)]
-pub struct Family {
+pub struct Family<'n> {
     /// Name without the ending of its samples.
-    pub name: &'static str,
+    pub name: &'n str,
     /// `counter`, `gauge`, `histogram` or `info`.
     pub kind: &'static str,
     /// Names of its labels.
@@ -468,7 +468,7 @@ pub struct Family {
 }
 
 /// Every family of the page, for tests that read a running gateway, rules or dashboards.
-pub fn families() -> Vec<Family> {
+pub fn families() -> Vec<Family<'static>> {
     let found = found(&sources());
     let rows = GROUPS.iter().flat_map(|(_, rows)| rows.iter());
     let family = |(name, labels, _): &(&'static str, &'static [Label], &str)| Family {
