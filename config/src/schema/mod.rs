@@ -30,7 +30,7 @@ pub use balancing::{
 };
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
-    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls, Tenant,
+    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, KeysByApi, Mtls, Tenant,
 };
 pub use dns::Dns;
 pub use feedback::{Feedback, Remember};
@@ -119,6 +119,13 @@ pub struct Config {
     /// End of the process.
     #[serde(default)]
     pub shutdown: Shutdown,
+}
+
+impl Config {
+    /// True if a route spills when it is saturated.
+    pub fn spills(&self) -> bool {
+        self.routes.iter().any(|route| route.when_saturated.as_ref().is_some_and(|rule| rule.spill_to.is_some()))
+    }
 }
 
 /// Limits of the whole process.

@@ -8,8 +8,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::AdminState;
 use super::backends::{self, backend_samples, reports, samples};
+use super::{AdminState, RunningKeys};
 use crate::audit::Audit;
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
@@ -141,6 +141,12 @@ impl AdminState for AdminView {
     }
     fn rollouts(&self) -> Option<Rollouts> {
         self.gateway.load().as_ref().as_ref().map(|gateway| gateway.rollouts.clone())
+    }
+    fn keys(&self) -> Option<RunningKeys> {
+        let gateway = self.gateway.load();
+        let gateway = gateway.as_ref().as_ref()?;
+        let table = gateway.snapshot.load().identity.issued().cloned();
+        Some(RunningKeys { keys: gateway.issued_keys.clone(), table })
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;

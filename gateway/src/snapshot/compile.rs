@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use spillway_config::Loaded;
-use spillway_config::schema::{Config, IdentityHeaders};
+use spillway_config::schema::{Config, IdentityHeaders, KeysByApi};
 use spillway_filter::{HttpClient, Registry, SharedStates};
 
 use super::compile_backend::BackendCompiler;
@@ -22,7 +22,7 @@ use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::feedback::Feedback;
 use crate::http_client::Http;
-use crate::identity::{Authenticator, IdentityDeps};
+use crate::identity::{Authenticator, IdentityDeps, IssuedKeys};
 use crate::limits::{Limits, Prices};
 use crate::notify::Notifier;
 use crate::quality::Quality;
@@ -63,6 +63,8 @@ pub struct Compiler {
     pub notifier: Arc<Notifier>,
     /// Rollouts of the process.
     pub rollouts: Rollouts,
+    /// Keys of consumers that are made at run time.
+    pub issued_keys: Arc<IssuedKeys>,
     /// Memory and figures of labels.
     pub feedback: Arc<Feedback>,
     purpose: Purpose,
@@ -95,7 +97,12 @@ fn has_budget(config: &Config) -> bool {
     let issuers = config.authentication.iter().flat_map(|a| &a.jwt);
     let of_issuers = issuers.flat_map(|issuer| issuer.plans.values().chain([&issuer.limits]));
     let of_callers = config.consumers.iter().map(|c| &c.limits).chain(config.tenants.iter().map(|t| &t.limits));
-    of_callers.chain(of_issuers).any(|limits| limits.budget.is_some())
+    // A key that is made at run time may have one.
+    keys_by_api(config).is_some() || of_callers.chain(of_issuers).any(|limits| limits.budget.is_some())
+}
+
+fn keys_by_api(config: &Config) -> Option<&KeysByApi> {
+    config.authentication.as_ref().and_then(|authentication| authentication.keys_by_api.as_ref())
 }
 
 /// Headers that carry the consumer and the tenant to backends.
@@ -124,6 +131,7 @@ impl Compiler {
         let notifier = Arc::new(Notifier::new(metrics.clone()));
         Self {
             rollouts,
+            issued_keys: Arc::new(IssuedKeys::new(metrics.clone())),
             downstream,
             limits,
             quality: Arc::new(Quality::new(notifier.clone())),
@@ -180,6 +188,7 @@ impl Compiler {
         let known = previous.map(|p| &p.identity);
         let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, deps);
         let identity = identity.map_err(|e| errors.push(e.to_string())).ok();
+        let identity = self.issued(config, identity, &limits, &commit_steps, &mut errors).await;
         let resolver = self.resolver(config).await?;
         let compiler = BackendCompiler {
             states: &self.states,
@@ -260,6 +269,29 @@ impl Compiler {
             errors.extend(opened.err().map(|e| e.to_string()));
         }
         limits
+    }
+
+    /// Callers with the keys that are made at run time; adds to `errors` why the store of those cannot be used.
+    async fn issued(
+        &self,
+        config: &Config,
+        identity: Option<Authenticator>,
+        limits: &Limits,
+        commit_steps: &CommitSteps,
+        errors: &mut Vec<String>,
+    ) -> Option<Authenticator> {
+        let (settings, store) = (keys_by_api(config), &config.state.store);
+        let prepared = match self.purpose {
+            Purpose::Run => self.issued_keys.prepare(settings, store, commit_steps).await,
+            Purpose::Judge { .. } => IssuedKeys::judge(settings, store).await.map_err(Into::into),
+        };
+        errors.extend(prepared.err().map(|e| e.to_string()));
+        let facts = (config.spills(), !config.prices.is_empty());
+        let issued = |identity: Authenticator| match settings {
+            Some(settings) => identity.with_issued(&self.issued_keys, settings, limits, facts),
+            None => identity,
+        };
+        identity.map(issued)
     }
 
     /// Rollouts with their state from the store; the store is only validated where nothing is to run.

@@ -168,6 +168,12 @@ series! {
         pub authentication_throttled: Counter = "spillway_authentication_throttled", Counter::default();
         /// Verified tokens that are remembered
         pub token_cache_entries: Gauge = "spillway_token_cache_entries", Gauge::default();
+        /// API keys that were made at run time and exist
+        pub api_keys: Gauge = "spillway_api_keys", Gauge::default();
+        /// API keys that may be made at run time (authentication.keysByApi.maxKeys)
+        pub api_keys_limit: Gauge = "spillway_api_keys_limit", Gauge::default();
+        /// 1 while the store of API keys that are made at run time answers
+        pub api_key_store_up: Gauge = "spillway_api_key_store_up", Gauge::default();
         /// Fetches of an issuer's keys that failed
         pub jwks_failures: Counter = "spillway_jwks_failures", Counter::default();
         /// Connections of the admin address that were closed to make room for others
