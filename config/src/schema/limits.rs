@@ -79,7 +79,7 @@ impl ConsumerLimits {
         );
         fault(
             &["budget", "usd"],
-            "no effect without `prices`: give the price of each model",
+            "no effect, because no model has a price: give `prices`, or `priceCatalogue: true`",
             budget.usd.is_some() && !is_priced,
         );
         let is_no_sum = |usd: f64| !usd.is_finite() || usd < 0.0;
@@ -96,7 +96,7 @@ pub struct Budget {
     /// Tokens, read and written.
     #[serde(default)]
     pub tokens: Option<u64>,
-    /// US dollars, by `prices`.
+    /// US dollars, by `prices` and the catalogue of prices.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub usd: Option<f64>,

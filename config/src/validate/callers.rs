@@ -198,7 +198,7 @@ fn certificates<'c>(
 }
 
 fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
-    for (key, message) in limits.faults(cx.index.spills, !cx.config.prices.is_empty()) {
+    for (key, message) in limits.faults(cx.index.spills, cx.config.has_prices()) {
         cx.error(with(&at, key), message);
     }
 }

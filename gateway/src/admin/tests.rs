@@ -59,6 +59,9 @@ impl AdminState for Shown {
     fn keys(&self) -> Option<RunningKeys> {
         None
     }
+    fn costs(&self) -> Option<ShownCosts> {
+        None
+    }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))
     }

@@ -15,6 +15,7 @@ use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
 
 use super::budgets::{Account, BudgetError, Budgets};
 use super::concurrency::ConcurrencyCounts;
+use super::costs::Costs;
 use super::keys::number;
 use super::levels::{Levels, Limit};
 use super::shared::{ClientError, SharedStore, StoreError};
@@ -53,6 +54,7 @@ pub struct Limits {
     metrics: Arc<Metrics>,
     store: Option<Arc<ConfiguredStore>>,
     policies: Arc<Mutex<Policies>>,
+    costs: Arc<Costs>,
 }
 
 /// Values of `RateLimit-Policy` by unit, count and period.
@@ -149,6 +151,7 @@ impl Limits {
             metrics,
             store: None,
             policies: Arc::default(),
+            costs: Arc::default(),
         }
     }
 
@@ -195,6 +198,11 @@ impl Limits {
             }
         };
         Ok(Self { store, policies: Arc::default(), ..self.clone() })
+    }
+
+    /// Costs of answers since the process began.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// True if the shared store is connected, and how many gateways share it; zero without a store.

@@ -101,6 +101,12 @@ fn has_budget(config: &Config) -> bool {
     keys_by_api(config).is_some() || of_callers.chain(of_issuers).any(|limits| limits.budget.is_some())
 }
 
+/// Prices of the configuration, before those of the catalogue where that is on.
+fn prices(config: &Config) -> Result<Prices, String> {
+    let catalogue = config.uses_price_catalogue().then(spillway_config::price_catalogue).transpose()?;
+    Ok(Prices::new(&config.prices, catalogue.unwrap_or_default()))
+}
+
 fn keys_by_api(config: &Config) -> Option<&KeysByApi> {
     config.authentication.as_ref().and_then(|authentication| authentication.keys_by_api.as_ref())
 }
@@ -219,6 +225,7 @@ impl Compiler {
         };
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
+        let prices = prices(config).map_err(|e| SnapshotError::of([e]))?;
         let adopting = self.rollouts.clone();
         commit_steps.add(move || adopting.adopt(rollouts));
         let identity_headers = identity_headers(&authentication.identity_headers);
@@ -229,7 +236,7 @@ impl Compiler {
             feedback,
             identity,
             identity_headers,
-            prices: Prices::new(&config.prices),
+            prices,
             tracer,
             access_log: config.telemetry.logs.access,
             background_tasks: parking_lot::Mutex::new(backends.background_tasks),
@@ -286,7 +293,7 @@ impl Compiler {
             Purpose::Judge { .. } => IssuedKeys::judge(settings, store).await.map_err(Into::into),
         };
         errors.extend(prepared.err().map(|e| e.to_string()));
-        let facts = (config.spills(), !config.prices.is_empty());
+        let facts = (config.spills(), config.has_prices());
         let issued = |identity: Authenticator| match settings {
             Some(settings) => identity.with_issued(&self.issued_keys, settings, limits, facts),
             None => identity,

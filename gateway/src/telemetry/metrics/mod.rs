@@ -27,8 +27,9 @@ pub use self::held::{Count, Running};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
-    BackendSample, BudgetSample, CertificateSample, ClassSample, EndpointSample, EngineSample, FeedbackSample,
-    FeedbackSamples, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample, RolloutSample, Samples,
+    BackendSample, BudgetSample, CertificateSample, ClassSample, CostSample, EndpointSample, EngineSample,
+    FeedbackSample, FeedbackSamples, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample,
+    RolloutSample, Samples,
 };
 pub use self::receivers::ReceiverMetrics;
 use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};
@@ -316,6 +317,7 @@ impl Metrics {
         now::model_memory(&mut now, samples.model_memory);
         now::certificates(&mut now, samples.certificates);
         now::budgets(&mut now, samples.budgets);
+        now::costs(&mut now, samples.costs);
         now::rollouts(&mut now, samples.rollouts);
         if let Some(samples) = samples.feedback {
             now::feedback(&mut now, samples);
