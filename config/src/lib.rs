@@ -32,5 +32,5 @@ pub use keys_file::read_keys;
 pub use load::{FileChecks, FileError, LoadOptions, Loaded, NoFileChecks, load, load_text};
 pub use model_pattern::{ModelPattern, ollama_name};
 pub use origin::Origins;
-pub use price_catalogue::price_catalogue;
+pub use price_catalogue::{CataloguedPrice, catalogued_prices, price_catalogue};
 pub use rules::RouteRules;

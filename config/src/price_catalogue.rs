@@ -39,7 +39,7 @@ struct Figures {
 
 impl CataloguedPrice {
     /// Price of each of the models.
-    fn prices(&self) -> impl Iterator<Item = Price> {
+    pub fn prices(&self) -> impl Iterator<Item = Price> {
         let Figures { input, cached_input, cache_write, cache_write_1h, output } = self.price;
         let price = move |model: &String| Price {
             model: model.clone(),
@@ -60,14 +60,26 @@ fn read() -> Result<Vec<CataloguedPrice>, String> {
     serde_json::from_value(tree.to_json()).map_err(|e| format!("prices.yaml: {e}"))
 }
 
+/// Entries of the catalogue, in their order.
+///
+/// # Errors
+///
+/// The text of the catalogue is wrong, which a test of this crate would have found.
+pub fn catalogued_prices() -> Result<&'static [CataloguedPrice], String> {
+    CATALOGUE.as_ref().map(Vec::as_slice).map_err(Clone::clone)
+}
+
 /// Prices of the catalogue, by the names of their models in small letters.
 ///
 /// # Errors
 ///
 /// The text of the catalogue is wrong, which a test of this crate would have found.
 pub fn price_catalogue() -> Result<HashMap<String, Price>, String> {
-    let all = CATALOGUE.as_ref().map_err(Clone::clone)?;
-    Ok(all.iter().flat_map(CataloguedPrice::prices).map(|price| (price.model.to_lowercase(), price)).collect())
+    Ok(catalogued_prices()?
+        .iter()
+        .flat_map(CataloguedPrice::prices)
+        .map(|price| (price.model.to_lowercase(), price))
+        .collect())
 }
 
 #[cfg(test)]
@@ -78,10 +90,10 @@ mod tests {
 
     #[test]
     fn every_price_has_a_source_and_a_day_and_no_model_has_two() {
-        let all = read().unwrap();
+        let all = catalogued_prices().unwrap();
         assert!(all.len() > 20, "{}", all.len());
         let mut seen = HashSet::new();
-        for entry in &all {
+        for entry in all {
             assert!(url::Url::parse(&entry.source).is_ok_and(|url| url.scheme() == "https"), "{entry:?}");
             assert!(entry.read.unix_seconds() > 1_700_000_000, "{entry:?}");
             for price in entry.prices() {

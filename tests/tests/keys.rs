@@ -18,7 +18,6 @@ use spillway_tests::{
     Client, Gateway, Planted, RawSocket, Redis, SocketServer, Upstream, binary, eventually, opening, python, reply,
     streamed,
 };
-use tokio::io::AsyncWriteExt;
 
 const CHANGE: (&str, &str) = ("x-spillway-admin", "1");
 
@@ -229,7 +228,9 @@ async fn a_key_follows_its_consumer_through_edits() {
     edit(&first.replace("{name: acme, tenant: t}", "{name: acme, models: [n]}"), "config_reloaded").await;
     assert_eq!(asked(&gateway, &key).await, 404, "it may not use the model");
     // Without the settings no such key is accepted, and none is made; with them again they are.
-    edit(&first.replace("authentication: {keysByApi: {}}\n", ""), "config_reloaded").await;
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let of_the_file = first.replace("{name: other}", &format!("{{name: other, keys: [{{sha256: \"{digest}\"}}]}}"));
+    edit(&of_the_file.replace("authentication: {keysByApi: {}}\n", ""), "config_reloaded").await;
     assert_eq!(asked(&gateway, &key).await, 401);
     let (status, refused) = admin(&gateway, "POST", "/api/keys", json!({"consumer": "acme"})).await;
     assert!(status == 409 && refused["detail"].as_str().unwrap().contains("keysByApi"), "{refused}");

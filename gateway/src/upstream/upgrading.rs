@@ -274,8 +274,8 @@ async fn serve(
                     prices: &exchange.snapshot.prices,
                     costs: exchange.snapshot.limits.costs(),
                     payer: Payer {
-                        consumer: exchange.caller.as_ref().map_or("", |caller| &caller.name),
-                        tenant: exchange.caller.as_ref().map_or("", |caller| &caller.tenant),
+                        consumer: exchange.caller.as_ref().map_or("", |caller| &*caller.name),
+                        tenant: exchange.caller.as_ref().map_or("", |caller| &*caller.tenant),
                         route: &attempt.route.name,
                     },
                     asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
