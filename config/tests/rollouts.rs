@@ -248,10 +248,11 @@ fn a_metric_is_one_that_the_servers_have() {
         &inference,
         "17: answers of the Open Inference Protocol have no `outputTokens`",
     );
-    let free =
-        file(TEXTS, &judged("costPerRequest", "1.3x")).replace("prices: [{model: \"*\", input: 1, output: 1}]", "");
-    let errors = common::errors(&free);
-    assert!(errors.iter().any(|e| e.contains("the file has no `prices`")), "{errors:?}");
+    let priced = file(TEXTS, &judged("costPerRequest", "1.3x"));
+    let free = |prices| priced.replace("prices: [{model: \"*\", input: 1, output: 1}]", prices);
+    let errors = common::errors(&free("priceCatalogue: false"));
+    assert!(errors.iter().any(|e| e.contains("no model has a price")), "{errors:?}");
+    assert!(common::judge(&free("")).is_ok());
 }
 
 #[test]

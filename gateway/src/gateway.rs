@@ -12,6 +12,7 @@ use crate::audit::Audit;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
+use crate::identity::IssuedKeys;
 use crate::off_loop::OffLoop;
 use crate::quality::Quality;
 use crate::rollout::Rollouts;
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// Rollouts.
     pub rollouts: Rollouts,
+    /// Keys of consumers that are made at run time.
+    pub issued_keys: Arc<IssuedKeys>,
     /// Certificates from ACME.
     pub acme: Arc<Acme>,
     /// Watch over what callers ask and targets answer.

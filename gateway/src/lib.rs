@@ -42,6 +42,8 @@ pub mod server;
 pub mod signals;
 pub mod snapshot;
 mod sqlite_file;
+mod state_file;
+mod state_server;
 pub mod telemetry;
 pub mod timer;
 pub mod tls;

@@ -159,6 +159,7 @@ pub async fn serve(
         via: Via::new(),
         metrics: metrics.clone(),
         rollouts: compiler.rollouts.clone(),
+        issued_keys: compiler.issued_keys.clone(),
         acme,
         quality: compiler.quality.clone(),
         audit: view.audit.clone(),
@@ -174,7 +175,12 @@ pub async fn serve(
         metrics.clone(),
         notifier.clone(),
     ));
+    let addresses: Vec<SocketAddr> = plans.iter().map(|plan| plan.address).collect();
     listeners.commit(prepared, &gateway);
+    // The first judge, for keys that end before the first edit does.
+    gateway.judge_sockets(&addresses);
+    let judging = gateway.downstream.clone();
+    gateway.issued_keys.on_change(move || judging.sockets.judge_again());
     gateway.quality.probe_by(Arc::new(Prober::new(&gateway)));
     metrics.process.reloaded_at.set(unix_seconds());
     view.listeners.store(Some(listeners.clone()));
@@ -207,6 +213,7 @@ pub async fn serve(
     drain(&gateway, &listeners, &mut signals).await;
     supervisor.stop();
     gateway.rollouts.close().await;
+    gateway.issued_keys.close().await;
     notifier.close().await;
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;

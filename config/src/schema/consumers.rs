@@ -127,6 +127,9 @@ pub enum CertificateIdentity {
 pub struct Authentication {
     /// API keys in headers.
     pub api_key: ApiKeyHeaders,
+    /// API keys that are made and revoked while the gateway runs, through `/api/keys` of the admin address and
+    /// `spillway keys`. Only the keys of the file are accepted when left out.
+    pub keys_by_api: Option<KeysByApi>,
     /// Issuers of tokens that are accepted as `Authorization: Bearer TOKEN`.
     pub jwt: Vec<JwtIssuer>,
     /// Certificates of clients; they identify no caller when left out.
@@ -151,6 +154,25 @@ pub struct ApiKeyHeaders {
 impl Default for ApiKeyHeaders {
     fn default() -> Self {
         Self { headers: ["authorization", "x-api-key", "api-key"].map(str::to_owned).to_vec() }
+    }
+}
+
+/// API keys of consumers of the file that are made while the gateway runs. Their digests are kept in `state.store`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KeysByApi {
+    /// Keys that may exist, at most; a further one is not made.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_keys: u32,
+    /// Time for which the keys that were last read stay valid while `state.store` does not answer: one that was revoked
+    /// through another gateway is accepted here no longer than that. Afterwards these keys are refused with 503 until it
+    /// answers; those of the file are not.
+    pub max_stale: Duration,
+}
+
+impl Default for KeysByApi {
+    fn default() -> Self {
+        Self { max_keys: 10_000, max_stale: Duration::seconds(900) }
     }
 }
 

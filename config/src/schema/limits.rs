@@ -23,7 +23,7 @@ pub enum OnExceeded {
     Shadow,
 }
 
-/// Limits of a consumer, over all its keys; or of a tenant, over all its consumers.
+/// Limits of a consumer, over all its keys; of a tenant, over all its consumers; or of one key that was made at run time.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConsumerLimits {
@@ -44,6 +44,50 @@ pub struct ConsumerLimits {
     pub on_exceeded: OnExceeded,
 }
 
+impl ConsumerLimits {
+    /// Finds what decodes and makes no sense: the keys below the limits at which it stands, with the fault and what to write
+    /// instead. `can_spill` is true where a route of the file spills, `is_priced` where models have prices.
+    pub fn faults(&self, can_spill: bool, is_priced: bool) -> Vec<(&'static [&'static str], &'static str)> {
+        let mut faults: Vec<(&'static [&'static str], &'static str)> = Vec::new();
+        let mut fault = |at, message, is_there| {
+            if is_there {
+                faults.push((at, message));
+            }
+        };
+        fault(
+            &["burst"],
+            "no effect without `requests`, of which this is how many may come at once: add that, or remove this",
+            self.burst.is_some() && self.requests.is_none(),
+        );
+        fault(
+            &["tokenBurst"],
+            "no effect without `tokens`, of which this is how many may be taken at once: add that, or remove this",
+            self.token_burst.is_some() && self.tokens.is_none(),
+        );
+        let is_too_high = |rate: Option<Rate>| rate.is_some_and(|rate| (rate.period / rate.count.get()).is_zero());
+        let too_high = "this rate is too high to be kept; expected at most one in a nanosecond";
+        fault(&["requests"], too_high, is_too_high(self.requests));
+        fault(&["tokens"], too_high, is_too_high(self.tokens));
+        let nobody = "no effect: no route of this file spills; give one `whenSaturated.spillTo`, or write `reject`";
+        fault(&["onExceeded"], nobody, self.on_exceeded == OnExceeded::Spill && !can_spill);
+        let Some(budget) = &self.budget else { return faults };
+        fault(&["budget", "onExceeded"], nobody, budget.on_exceeded == OnExceeded::Spill && !can_spill);
+        fault(
+            &["budget"],
+            "this budget limits nothing; expected `tokens`, `usd` or both",
+            budget.tokens.is_none() && budget.usd.is_none(),
+        );
+        fault(
+            &["budget", "usd"],
+            "no effect, because no model has a price: give `prices`, or `priceCatalogue: true`",
+            budget.usd.is_some() && !is_priced,
+        );
+        let is_no_sum = |usd: f64| !usd.is_finite() || usd < 0.0;
+        fault(&["budget", "usd"], "not a sum of money; expected zero or more", budget.usd.is_some_and(is_no_sum));
+        faults
+    }
+}
+
 /// Budget of a day or a month (UTC). When it is spent, requests are refused with `insufficient_quota`, unless
 /// `onExceeded` says otherwise.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -52,7 +96,7 @@ pub struct Budget {
     /// Tokens, read and written.
     #[serde(default)]
     pub tokens: Option<u64>,
-    /// US dollars, by `prices`.
+    /// US dollars, by `prices` and the catalogue of prices.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub usd: Option<f64>,
@@ -104,7 +148,8 @@ pub struct Price {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct State {
-    /// State of rollouts. Not opened unless a route has one.
+    /// State of rollouts, and the API keys that are made at run time. Not opened unless a route has a rollout or the file has
+    /// `authentication.keysByApi`.
     pub store: StateStore,
     /// Budgets.
     pub budgets: BudgetState,

@@ -30,7 +30,7 @@ pub use balancing::{
 };
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
-    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls, Tenant,
+    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, KeysByApi, Mtls, Tenant,
 };
 pub use dns::Dns;
 pub use feedback::{Feedback, Remember};
@@ -93,9 +93,14 @@ pub struct Config {
     /// Credentials that identify callers.
     #[serde(default)]
     pub authentication: Option<Authentication>,
-    /// Prices of models, for budgets in money.
+    /// Prices of models, for budgets in money and the costs of callers.
     #[serde(default)]
     pub prices: Vec<Price>,
+    /// Prices of the catalogue that ships with the program, for models that no entry of `prices` fits: those that makers of models
+    /// publish. On where there are no `prices`, off where there are some: a model without an entry costs nothing there. A built-in
+    /// model has no price of the catalogue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_catalogue: Option<bool>,
     /// Routes from requests to backends and models.
     pub routes: Vec<Route>,
     /// Labels of answers.
@@ -119,6 +124,23 @@ pub struct Config {
     /// End of the process.
     #[serde(default)]
     pub shutdown: Shutdown,
+}
+
+impl Config {
+    /// True if models that no entry of `prices` fits have the price of the catalogue.
+    pub fn uses_price_catalogue(&self) -> bool {
+        self.price_catalogue.unwrap_or(self.prices.is_empty())
+    }
+
+    /// True if a model may have a price.
+    pub fn has_prices(&self) -> bool {
+        !self.prices.is_empty() || self.uses_price_catalogue()
+    }
+
+    /// True if a route spills when it is saturated.
+    pub fn spills(&self) -> bool {
+        self.routes.iter().any(|route| route.when_saturated.as_ref().is_some_and(|rule| rule.spill_to.is_some()))
+    }
 }
 
 /// Limits of the whole process.

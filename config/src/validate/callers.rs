@@ -3,9 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::ModelPattern;
-use crate::schema::{
-    BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, RedisState, StateStore,
-};
+use crate::schema::{BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, RedisState, StateStore};
 
 use super::index::Index;
 use super::{Context, Segment, at};
@@ -24,8 +22,17 @@ pub(super) fn all(cx: &mut Context<'_>) {
 /// True if any caller could be identified.
 pub(super) fn anybody(cx: &Context<'_>) -> bool {
     let config = cx.config;
-    config.consumers.iter().any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some() || c.mtls.is_some())
+    (makes_keys(config) && !config.consumers.is_empty())
+        || config
+            .consumers
+            .iter()
+            .any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some() || c.mtls.is_some())
         || config.authentication.iter().any(|a| a.jwt.iter().any(|issuer| issuer.claims.is_some()))
+}
+
+/// True if keys of consumers can be made at run time.
+fn makes_keys(config: &Config) -> bool {
+    config.authentication.iter().any(|authentication| authentication.keys_by_api.is_some())
 }
 
 fn with(at: &[Segment], more: &[&str]) -> Vec<Segment> {
@@ -39,7 +46,7 @@ fn consumers(cx: &mut Context<'_>) {
     let mut identities = HashMap::new();
     for (n, consumer) in config.consumers.iter().enumerate() {
         let has_key = !consumer.keys.is_empty() || consumer.keys_file.is_some();
-        if !has_key && consumer.jwt.is_none() && consumer.mtls.is_none() {
+        if !has_key && !makes_keys(config) && consumer.jwt.is_none() && consumer.mtls.is_none() {
             cx.warn(
                 at!["consumers", n],
                 "this consumer has neither key, token nor certificate, and nobody can call as it: give it `keys`",
@@ -191,37 +198,8 @@ fn certificates<'c>(
 }
 
 fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
-    if limits.burst.is_some() && limits.requests.is_none() {
-        cx.error(
-            with(&at, &["burst"]),
-            "no effect without `requests`, of which this is how many may come at once: add that, or remove this",
-        );
-    }
-    if limits.token_burst.is_some() && limits.tokens.is_none() {
-        cx.error(
-            with(&at, &["tokenBurst"]),
-            "no effect without `tokens`, of which this is how many may be taken at once: add that, or remove this",
-        );
-    }
-    for (key, rate) in [("requests", limits.requests), ("tokens", limits.tokens)] {
-        if rate.is_some_and(|rate| (rate.period / rate.count.get()).is_zero()) {
-            cx.error(with(&at, &[key]), "this rate is too high to be kept; expected at most one in a nanosecond");
-        }
-    }
-    let no_spill = !cx.index.spills;
-    let nobody = "no effect: no route of this file spills; give one `whenSaturated.spillTo`, or write `reject`";
-    if limits.on_exceeded == OnExceeded::Spill && no_spill {
-        cx.error(with(&at, &["onExceeded"]), nobody);
-    }
-    let Some(budget) = &limits.budget else { return };
-    if budget.on_exceeded == OnExceeded::Spill && no_spill {
-        cx.error(with(&at, &["budget", "onExceeded"]), nobody);
-    }
-    if budget.tokens.is_none() && budget.usd.is_none() {
-        cx.error(with(&at, &["budget"]), "this budget limits nothing; expected `tokens`, `usd` or both");
-    }
-    if budget.usd.is_some() && cx.config.prices.is_empty() {
-        cx.error(with(&at, &["budget", "usd"]), "no effect without `prices`: give the price of each model");
+    for (key, message) in limits.faults(cx.index.spills, cx.config.has_prices()) {
+        cx.error(with(&at, key), message);
     }
 }
 
@@ -236,6 +214,7 @@ fn authentication(cx: &mut Context<'_>) {
         let message = "no effect, because no listener has `tls.clientCertificates`: add that";
         cx.error(at!["authentication", "mtls"], message);
     }
+    keys_by_api(cx);
     let identity = &authentication.identity_headers;
     for (key, header) in [("consumer", &identity.consumer), ("tenant", &identity.tenant)] {
         if let Some(header) = header {
@@ -248,6 +227,22 @@ fn authentication(cx: &mut Context<'_>) {
             cx.error(at!["authentication", "jwt", n, "issuer"], "duplicate issuer: remove one");
         }
         one_issuer(cx, n, issuer);
+    }
+}
+
+/// Checks the keys that are made at run time: whose they could be, and where they could be made.
+fn keys_by_api(cx: &mut Context<'_>) {
+    let config = cx.config;
+    if !makes_keys(config) {
+        return;
+    }
+    let here = at!["authentication", "keysByApi"];
+    if config.consumers.is_empty() {
+        cx.error(here, "no effect: there are no `consumers` whose keys could be made; add one, or remove this");
+    } else if config.admin.is_none() && matches!(config.state.store, StateStore::File(_)) {
+        cx.error(here, "no effect without `admin`, where keys are made: add that, or remove this");
+    } else if config.authentication.iter().any(|authentication| authentication.api_key.headers.is_empty()) {
+        cx.error(here, "no effect, because `authentication.apiKey.headers` names no header that holds a key: add one");
     }
 }
 

@@ -46,7 +46,7 @@ impl<'c> Index<'c> {
             personal: consumers.iter().flat_map(|c| c.credentials.keys().map(String::as_str)).collect(),
             open: config.routes.iter().filter(is_open).flat_map(backends_of).collect(),
             queued,
-            spills: config.routes.iter().any(|r| r.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some())),
+            spills: config.spills(),
         }
     }
 

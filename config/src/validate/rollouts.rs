@@ -343,8 +343,8 @@ fn metrics(cx: &mut Context<'_>, n: usize, route: &Route, rollout: &Rollout) {
             cx.error(at, message);
             continue;
         }
-        if metric == RolloutMetric::CostPerRequest && cx.config.prices.is_empty() {
-            cx.error(at, "no effect, because the file has no `prices`: add that of the model, or remove this");
+        if metric == RolloutMetric::CostPerRequest && !cx.config.has_prices() {
+            cx.error(at, "no effect, because no model has a price: give `prices`, or remove this");
             continue;
         }
         if metric == RolloutMetric::Feedback && cx.config.feedback.is_none() {

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::AdminState;
+use crate::identity::KEY_PREFIX;
 
 /// Address that a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,9 @@ pub(super) fn who(state: &dyn AdminState) -> &'static str {
     if state.token_matches(None).is_some() { "token" } else { "loopback" }
 }
 
+/// Pages of keys.
+const KEYS_PAGE: &str = "/api/keys";
+
 /// Page with texts of callers.
 const TEXTS: &str = "/api/quality/examples";
 
@@ -39,7 +43,9 @@ pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Req
     let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST);
     if refused || !method.is_safe() || path == TEXTS {
         let who = if refused { "unknown" } else { who(&*state) };
-        state.audit(client, who, method.as_str(), &path, status.as_u16());
+        // Somebody may name a key by the key itself, which no log may have.
+        let path = if path.contains(KEY_PREFIX) { KEYS_PAGE } else { &path };
+        state.audit(client, who, method.as_str(), path, status.as_u16());
     }
     answer
 }

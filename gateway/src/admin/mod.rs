@@ -4,6 +4,9 @@
 
 mod access;
 mod backends;
+mod body;
+mod costs;
+mod keys;
 mod rollouts;
 mod slots;
 #[cfg(test)]
@@ -28,6 +31,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::access::problem;
+pub use self::costs::ShownCosts;
+pub use self::keys::RunningKeys;
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
@@ -76,6 +81,10 @@ pub trait AdminState: Send + Sync + 'static {
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
     /// Rollouts of the process; `None` before the gateway is ready.
     fn rollouts(&self) -> Option<Rollouts>;
+    /// Keys that are made at run time; `None` before the gateway is ready.
+    fn keys(&self) -> Option<RunningKeys>;
+    /// Costs since the process began; `None` before the gateway is ready.
+    fn costs(&self) -> Option<ShownCosts>;
     /// True if the bearer token is the configured one; `None` if no token is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
     /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback` or `unknown`.
@@ -186,6 +195,12 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/quality/{route}/reference", get(reference))
         .route("/api/backends/{backend}/endpoints/{endpoint}/drain", post(drain))
         .route("/api/backends/{backend}/endpoints/{endpoint}/undrain", post(undrain))
+        .route("/api/costs", get(costs::show))
+        .route("/api/keys", get(keys::list))
+        .route("/api/keys", post(keys::create))
+        .route("/api/keys/{id}", get(keys::one))
+        .route("/api/keys/{id}", delete(keys::revoke))
+        .route("/api/keys/{id}/{command}", post(keys::change))
         .route("/api/rollouts", get(rollouts::list))
         .route("/api/rollouts/{name}", get(rollouts::one))
         .route("/api/rollouts/{name}/{command}", post(rollouts::command))
@@ -318,6 +333,8 @@ async fn index() -> &'static str {
      /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
      /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
      /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
+     /api/keys     keys of consumers that were made at run time; POST makes one; DELETE .../{id}; POST .../{id}/rotate, /expire\n\
+     /api/costs    what consumers have used and what that costs; ?format=csv for a spreadsheet\n\
      /api/feedback labels of answers by route and target\n\
      /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
                   .../examples the texts that were kept, with a token; DELETE deletes them\n"

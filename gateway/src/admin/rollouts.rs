@@ -7,12 +7,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
+use super::AdminState;
 use super::access::{self, Client, problem};
-use super::{AdminState, HEADER_TIMEOUT};
+use super::body::{body, starting};
 use crate::rollout::{Command, CommandError, RolloutRecord};
 
-/// Longest body of a command, in bytes: its reason and some spaces.
-const MAX_BODY: usize = 4 << 10;
 /// Longest reason, in characters: it is kept in the history and sent with notifications.
 const MAX_REASON: usize = 500;
 
@@ -80,22 +79,7 @@ pub(super) async fn command(
 /// Reason in the body of a command, which may be empty.
 async fn reason(request: Request) -> Result<Option<String>, Box<Response>> {
     let refuse = |status, detail: &str| Err(Box::new(problem(status, detail)));
-    let reading = axum::body::to_bytes(request.into_body(), MAX_BODY);
-    let body = match tokio::time::timeout(HEADER_TIMEOUT, reading).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(_)) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 4096 bytes, or broke off"),
-        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come within 5 s"),
-    };
-    if body.trim_ascii().is_empty() {
-        return Ok(None);
-    }
-    let order: Order = match serde_json::from_slice(&body) {
-        Ok(order) => order,
-        Err(e) => {
-            let detail = format!("the body is not as expected ({e}); expected {{\"reason\": \"…\"}} or nothing");
-            return refuse(StatusCode::BAD_REQUEST, &detail);
-        }
-    };
+    let order: Order = body(request, "{\"reason\": \"…\"} or nothing").await?.unwrap_or_default();
     let reason = order.reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
     if reason.as_ref().is_some_and(|reason| reason.chars().count() > MAX_REASON) {
         return refuse(StatusCode::BAD_REQUEST, "the reason is longer than 500 characters");
@@ -113,8 +97,4 @@ fn without(record: &RolloutRecord, fields: &[&str]) -> serde_json::Value {
         fields.iter().for_each(|field| drop(shown.remove(*field)));
     }
     shown
-}
-
-fn starting() -> Response {
-    problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway is starting; /readyz says when it serves")
 }

@@ -56,6 +56,12 @@ impl AdminState for Shown {
     fn rollouts(&self) -> Option<Rollouts> {
         Some(Rollouts::new(Arc::new(spillway_filter::NoHttp), Default::default(), Default::default()))
     }
+    fn keys(&self) -> Option<RunningKeys> {
+        None
+    }
+    fn costs(&self) -> Option<ShownCosts> {
+        None
+    }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))
     }

@@ -8,15 +8,16 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::AdminState;
 use super::backends::{self, backend_samples, reports, samples};
+use super::{AdminState, RunningKeys, ShownCosts};
 use crate::audit::Audit;
 use crate::gateway::Gateway;
+use crate::limits::{CostRow, Costs};
 use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::reload::LastEdit;
 use crate::rollout::{self, Rollouts};
-use crate::telemetry::{Metrics, Samples};
+use crate::telemetry::{CostSample, Metrics, Samples};
 
 /// View of the gateway for the admin address, also before the gateway is ready.
 pub struct AdminView {
@@ -30,6 +31,18 @@ pub struct AdminView {
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Vec<String>,
     pub(crate) max_connections: usize,
+}
+
+fn cost_samples(costs: &Costs) -> Vec<CostSample> {
+    let sample = |row: CostRow| CostSample {
+        consumer: row.consumer,
+        tenant: row.tenant,
+        route: row.route,
+        model: row.model,
+        answers: row.answers,
+        nanos: row.nanos,
+    };
+    costs.rows().into_iter().map(sample).collect()
 }
 
 #[async_trait::async_trait]
@@ -61,6 +74,7 @@ impl AdminState for AdminView {
                 let certificates: Vec<_> =
                     shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
                 let budgets = snapshot.identity.budgets();
+                let costs = cost_samples(snapshot.limits.costs());
                 let rollouts = rollout::samples(&gateway.rollouts);
                 let labels = snapshot.feedback.as_ref().map(|plan| plan.state.samples());
                 let log_dropped = gateway.log.dropped();
@@ -71,6 +85,7 @@ impl AdminState for AdminView {
                     endpoints: &endpoints,
                     certificates: &certificates,
                     budgets: &budgets,
+                    costs: &costs,
                     rollouts: &rollouts,
                     feedback: labels.as_ref(),
                     quality: &gateway.quality.samples(),
@@ -141,6 +156,18 @@ impl AdminState for AdminView {
     }
     fn rollouts(&self) -> Option<Rollouts> {
         self.gateway.load().as_ref().as_ref().map(|gateway| gateway.rollouts.clone())
+    }
+    fn keys(&self) -> Option<RunningKeys> {
+        let gateway = self.gateway.load();
+        let gateway = gateway.as_ref().as_ref()?;
+        let table = gateway.snapshot.load().identity.issued().cloned();
+        Some(RunningKeys { keys: gateway.issued_keys.clone(), table })
+    }
+    fn costs(&self) -> Option<ShownCosts> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
+        let costs = snapshot.limits.costs();
+        Some(ShownCosts { since: costs.since, rows: costs.rows() })
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;

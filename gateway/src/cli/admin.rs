@@ -11,8 +11,8 @@ use spillway_config::values::ServerUrl;
 
 /// Longest answer that is read, in bytes: the metrics of a large fleet take some megabytes.
 const MAX_ANSWER: usize = 64 << 20;
-/// Time for one answer: the admin address answers from memory.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one answer: the admin address answers from memory, and waits for a store some seconds at most.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reason why a command that asks a running gateway fails.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +95,11 @@ impl AdminArguments {
         self.ask(Method::POST, path, body.to_string().into()).await
     }
 
+    /// Requests that something is removed; returns the body of the answer.
+    pub(super) async fn delete(&self, path: &str) -> Result<Bytes, ClientError> {
+        self.ask(Method::DELETE, path, Bytes::new()).await
+    }
+
     /// Parses the JSON body of a page.
     pub(super) fn parse<T: serde::de::DeserializeOwned>(&self, page: &[u8]) -> Result<T, ClientError> {
         serde_json::from_slice(page).map_err(|source| ClientError::Content { address: self.admin.clone(), source })
@@ -136,7 +141,7 @@ impl AdminArguments {
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|source| ClientError::Body { address: address(), source })?.to_bytes();
         connection.abort();
-        if status == StatusCode::OK {
+        if status.is_success() {
             return Ok(body);
         }
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();

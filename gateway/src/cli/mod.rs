@@ -5,6 +5,7 @@
 mod admin;
 mod chat;
 mod drift;
+mod keys;
 mod models;
 mod rollout;
 mod top;
@@ -68,9 +69,12 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
-    /// API keys.
+    /// API keys for the configuration.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// API keys that a running gateway makes, rotates and revokes.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Built-in models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -136,6 +140,7 @@ pub fn run(registry: Registry) -> ExitCode {
             }
             Err(e) => fail(FAILED, &e),
         },
+        Command::Keys(command) => keys::run(command),
         Command::Models(command) => models::run(command, &registry),
         Command::Chat(arguments) => chat::run(&arguments, &registry),
         Command::Top { admin, interval, once } => {

@@ -22,7 +22,7 @@ use crate::builtin::Excuse;
 use crate::clock;
 use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
-use crate::limits::{Credential, Estimate, Ledger};
+use crate::limits::{Credential, Estimate, Ledger, Payer};
 use crate::off_loop::OffLoop;
 use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
@@ -494,6 +494,12 @@ impl Exchange {
             scopes: token.map_or(&[], |token| &token.scopes),
             claims: token.map_or(NO_CLAIMS, |token| &token.claims),
         })
+    }
+
+    /// Names that its answer costs something under.
+    pub fn payer(&self) -> Payer<'_> {
+        let (consumer, tenant) = self.caller.as_ref().map_or(("", ""), |caller| (&*caller.name, &*caller.tenant));
+        Payer { consumer, tenant, route: self.route.as_ref().map_or("", |route| route.name.as_str()) }
     }
 
     /// Model that the name in the request stands for, where that is an alias of the caller.

@@ -1,6 +1,6 @@
-//! Table of API keys: SHA-256 digests and their consumers, never a key. The input is the configuration's `consumers`;
-//! the table is built once for a snapshot and only read after that. A look-up costs one hash of the key, however many
-//! consumers there are.
+//! Table of API keys: SHA-256 digests and their consumers, never a key. The inputs are the configuration's `consumers`, or the
+//! keys that were made at run time; a table is built once and only read after that. A look-up costs one hash of the key,
+//! however many consumers there are.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +16,14 @@ use crate::limits::Credential;
 /// Bytes of a digest that select a bucket.
 const PREFIX: usize = 8;
 
+/// SHA-256 of a key.
+pub(super) type KeyHash = [u8; 32];
+
+/// Digest of a key that a caller shows.
+pub(super) fn hash(key: &[u8]) -> KeyHash {
+    Sha256::digest(key).into()
+}
+
 /// Digests with their consumers.
 ///
 /// Timing reveals nothing that helps to find a key. The comparison is of SHA-256 digests, never of keys. To steer it, a
@@ -29,10 +37,17 @@ pub(super) struct Keys {
 }
 
 struct KeyEntry {
-    digest: [u8; 32],
+    digest: KeyHash,
     /// Unix seconds from which on the key is refused.
     expires: u64,
-    consumer: Arc<Consumer>,
+    /// Consumer; `None` where that has left the file, and the key admits nobody.
+    consumer: Option<Arc<Consumer>>,
+}
+
+impl KeyEntry {
+    fn consumer_name(&self) -> Option<&str> {
+        self.consumer.as_ref().map(|consumer| &*consumer.name)
+    }
 }
 
 impl std::fmt::Debug for Keys {
@@ -50,49 +65,59 @@ impl Keys {
             let expires = key.expires.map_or(u64::MAX, |day| day.unix_seconds());
             let bucket = self.buckets.entry(prefix(&digest)).or_default();
             match bucket.iter_mut().find(|entry| entry.digest == digest) {
-                Some(entry) if entry.consumer.name == consumer.name => entry.expires = entry.expires.max(expires),
+                Some(entry) if entry.consumer_name() == Some(&consumer.name) => {
+                    entry.expires = entry.expires.max(expires);
+                }
                 Some(entry) => {
                     return Err(IdentityError::SharedKey {
-                        first: entry.consumer.name.to_string(),
+                        first: entry.consumer_name().unwrap_or_default().to_owned(),
                         second: consumer.name.to_string(),
                     });
                 }
-                None => bucket.push(KeyEntry { digest, expires, consumer: Arc::clone(consumer) }),
+                None => bucket.push(KeyEntry { digest, expires, consumer: Some(Arc::clone(consumer)) }),
             }
         }
         Ok(())
     }
 
-    /// True for a key of the configuration, expired or not.
-    pub(super) fn holds(&self, key: &[u8]) -> bool {
-        let digest: [u8; 32] = Sha256::digest(key).into();
-        let bucket = self.buckets.get(&prefix(&digest)).into_iter().flatten();
-        bucket.fold(false, |held, entry| held | bool::from(entry.digest.ct_eq(&digest)))
+    /// Adds a key that was made at run time; without a consumer it admits nobody.
+    pub(super) fn add_one(&mut self, digest: KeyHash, expires: u64, consumer: Option<Arc<Consumer>>) {
+        self.buckets.entry(prefix(&digest)).or_default().push(KeyEntry { digest, expires, consumer });
+    }
+
+    /// True if there is no key.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
+    /// True for a key of the table, expired or not.
+    pub(super) fn holds(&self, digest: &KeyHash) -> bool {
+        let bucket = self.buckets.get(&prefix(digest)).into_iter().flatten();
+        bucket.fold(false, |held, entry| held | bool::from(entry.digest.ct_eq(digest)))
     }
 
     /// Unix seconds from which on a key of this number does not belong to the consumer: 0 for one that does not at all,
     /// `None` for one without an end.
     pub(super) fn ends(&self, key: Credential, consumer: &str) -> Option<u64> {
         let bucket = self.buckets.get(&key.to_be_bytes()).into_iter().flatten();
-        let last = bucket.filter(|entry| *entry.consumer.name == *consumer).map(|entry| entry.expires).max();
+        let last = bucket.filter(|entry| entry.consumer_name() == Some(consumer)).map(|entry| entry.expires).max();
         Some(last.unwrap_or(0)).filter(|ends| *ends != u64::MAX)
     }
 
     /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key.
-    pub(super) fn find(&self, key: &[u8], now: u64) -> Option<(&Arc<Consumer>, Credential)> {
-        let digest: [u8; 32] = Sha256::digest(key).into();
-        let prefix = prefix(&digest);
+    pub(super) fn find(&self, digest: &KeyHash, now: u64) -> Option<(Arc<Consumer>, Credential)> {
+        let prefix = prefix(digest);
         let mut found = None;
         for entry in self.buckets.get(&prefix)? {
-            if bool::from(entry.digest.ct_eq(&digest)) && now < entry.expires {
-                found = Some((&entry.consumer, u64::from_be_bytes(prefix)));
+            if bool::from(entry.digest.ct_eq(digest)) && now < entry.expires {
+                found = entry.consumer.as_ref();
             }
         }
-        found
+        found.map(|consumer| (consumer.clone(), u64::from_be_bytes(prefix)))
     }
 }
 
-fn prefix(digest: &[u8; 32]) -> [u8; PREFIX] {
+fn prefix(digest: &KeyHash) -> [u8; PREFIX] {
     let mut prefix = [0; PREFIX];
     for (to, from) in prefix.iter_mut().zip(digest) {
         *to = *from;

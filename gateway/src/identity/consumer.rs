@@ -21,6 +21,7 @@ pub struct ModelAlias {
 }
 
 /// Configured identity of a caller.
+#[derive(Clone)]
 pub struct Consumer {
     /// Name in the configuration, or in the claims of a token.
     pub name: Arc<str>,
@@ -35,13 +36,13 @@ pub struct Consumer {
     /// True if texts of its requests may be kept.
     pub keep_examples: bool,
     /// Models that the consumer may name; all of them without a list.
-    models: Option<Vec<ModelPattern>>,
+    models: Option<Arc<[ModelPattern]>>,
     /// The same in small letters.
-    small_models: Option<Vec<ModelPattern>>,
+    small_models: Option<Arc<[ModelPattern]>>,
     /// Models by the consumer's own names for them.
-    aliases: HashMap<Box<str>, Arc<ModelAlias>>,
+    aliases: Arc<HashMap<Box<str>, Arc<ModelAlias>>>,
     /// Credentials that replace a backend's own for requests of the consumer, in the order of the backends' names.
-    credentials: Box<[(Box<str>, Credential)]>,
+    credentials: Arc<[(Box<str>, Credential)]>,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -75,7 +76,7 @@ impl Consumer {
             credentials.push((backend.as_str().into(), value));
         }
         let name: Arc<str> = written.name.as_str().into();
-        let models: Option<Vec<_>> =
+        let models: Option<Arc<[_]>> =
             written.models.as_ref().map(|models| models.iter().map(|model| ModelPattern::new(model)).collect());
         Ok(Self {
             number: crate::limits::number_of_consumer(&name),
@@ -86,7 +87,9 @@ impl Consumer {
             rules,
             small_models: models.as_ref().map(|models| models.iter().map(ModelPattern::in_small_letters).collect()),
             models,
-            aliases: written.model_alias.iter().map(|(name, served)| (name.as_str().into(), alias(served))).collect(),
+            aliases: Arc::new(
+                written.model_alias.iter().map(|(name, served)| (name.as_str().into(), alias(served))).collect(),
+            ),
             credentials: credentials.into(),
         })
     }
@@ -103,9 +106,16 @@ impl Consumer {
             rules,
             models: None,
             small_models: None,
-            aliases: HashMap::new(),
-            credentials: Box::default(),
+            aliases: Arc::default(),
+            credentials: Arc::default(),
         }
+    }
+
+    /// The same consumer with further rules: those of the key by which it calls.
+    pub(super) fn with_rules(&self, further: Rules) -> Self {
+        let mut rules = self.rules.clone();
+        rules.extend(further);
+        Self { rules, ..self.clone() }
     }
 
     /// True if the consumer may name a model; `None` is a request that names none.

@@ -1,5 +1,5 @@
 //! Identifies callers: an API key, a token or a client certificate becomes a [`Consumer`]. The room owns the table of
-//! key digests and the verified tokens of one snapshot. It never keeps, logs or repeats a credential, and never decides
+//! key digests and the verified tokens of one snapshot, and the keys that are made at run time. It never keeps, logs or repeats a credential, and never decides
 //! what a consumer may do. Inputs are the configuration's `consumers` and `authentication`, and the head and address of
 //! a request.
 
@@ -7,6 +7,7 @@ mod api_key;
 mod certificate;
 mod consumer;
 mod failures;
+mod issued;
 mod jwt;
 mod new_key;
 mod tenants;
@@ -23,23 +24,30 @@ use sha2::{Digest, Sha256};
 use spillway_config::schema;
 use spillway_config::schema::RouteAuthentication;
 
-use api_key::Keys;
+use api_key::{KeyHash, Keys};
 use certificate::Certificates;
 pub use consumer::{Consumer, ModelAlias};
 use failures::Failures;
+pub use issued::{
+    IssuedKeys, IssuedKeysError, IssuedTable, KeyCommandError, KeyOrder, KeyState, KeyStoreError, MadeKey, ShownKey,
+};
 pub use jwt::{IdentityDeps, KeyFileError, TokenError};
 use jwt::{TokenVerdict, TokenVerifier};
-pub use new_key::{KeyError, NewKey};
+pub use new_key::{KEY_PREFIX, KeyError, NewKey};
 use spillway_filter::{ErrorKind, Fields, Refusal};
 use tenants::Tenants;
 
 use crate::credentials::CredentialsError;
-use crate::limits::{BudgetRules, Credential, RateTooHigh};
+use crate::limits::{BudgetRules, Credential, Limits, RateTooHigh};
 use crate::telemetry::BudgetSample;
 use crate::tls::{ClientCertificate, TlsError};
 
 /// Longest API key that is examined, bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
+
+/// `Retry-After` of a key that cannot be verified: the end of a store's outage cannot be foreseen, and a second is the shortest
+/// time that the header can express.
+const KEYS_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Content of a verified token.
 #[derive(Debug, Default)]
@@ -83,6 +91,8 @@ pub enum CredentialError {
     Malformed,
     /// The key belongs to no consumer.
     UnknownKey,
+    /// The key may be one that was made at run time, and the store of those does not answer.
+    KeysUnavailable,
     /// The client certificate belongs to no consumer.
     UnknownCertificate,
     /// The client certificate of the connection has expired.
@@ -100,6 +110,7 @@ impl CredentialError {
             Self::Missing => "missing",
             Self::Malformed => "malformed",
             Self::UnknownKey => "unknown_key",
+            Self::KeysUnavailable => "keys_unavailable",
             Self::UnknownCertificate => "unknown_certificate",
             Self::CertificateExpired => "certificate_expired",
             Self::Throttled => "throttled",
@@ -163,7 +174,12 @@ pub enum IdentityError {
 #[derive(Debug)]
 pub struct Authenticator {
     headers: Vec<HeaderName>,
+    /// Keys of the file.
     keys: Keys,
+    /// Keys made at run time; `None` where the file has none of those.
+    issued: Option<Arc<IssuedTable>>,
+    /// Consumers of the file.
+    consumers: Vec<Arc<Consumer>>,
     tokens: TokenVerifier,
     certificates: Certificates,
     failures: Failures,
@@ -212,7 +228,41 @@ impl Authenticator {
         let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), deps.metrics);
         let budgets = BudgetRules::of(compiled.iter().flat_map(|consumer| &consumer.rules).chain(tenants.all()));
         let has_aliases = consumers.iter().any(|consumer| !consumer.model_alias.is_empty());
-        Ok(Self { headers, keys, tokens, certificates, failures, budgets, has_aliases })
+        let (issued, consumers) = (None, compiled);
+        Ok(Self { headers, keys, issued, consumers, tokens, certificates, failures, budgets, has_aliases })
+    }
+
+    /// Accepts keys that are made at run time as well. `facts`: a route of the snapshot spills; models have prices.
+    #[must_use]
+    pub fn with_issued(
+        mut self,
+        issued: &IssuedKeys,
+        settings: &schema::KeysByApi,
+        limits: &Limits,
+        facts: (bool, bool),
+    ) -> Self {
+        self.issued = Some(issued.table(&self.consumers, limits, settings, facts));
+        self
+    }
+
+    /// Keys made at run time; `None` where the file has none of those.
+    pub fn issued(&self) -> Option<&Arc<IssuedTable>> {
+        self.issued.as_ref()
+    }
+
+    /// Finds the consumer of a key, of the file or made at run time.
+    fn find_key(&self, key: &[u8], now: u64) -> Option<(Arc<Consumer>, Credential)> {
+        let digest = api_key::hash(key);
+        self.keys.find(&digest, now).or_else(|| self.issued.as_ref()?.find(&digest, now))
+    }
+
+    /// True for a key that may be one made at run time, while the store of those does not answer.
+    fn may_be_issued(&self, key: &[u8]) -> bool {
+        key.starts_with(KEY_PREFIX.as_bytes()) && self.issued.as_ref().is_some_and(|issued| issued.is_stale())
+    }
+
+    fn holds_key(&self, digest: &KeyHash) -> bool {
+        self.keys.holds(digest) || self.issued.as_ref().is_some_and(|issued| issued.holds(digest))
     }
 
     /// True if a consumer has names of its own for models.
@@ -257,10 +307,11 @@ impl Authenticator {
                 token: Some(bearer.token),
             }));
         }
-        match self.keys.find(credential, now) {
+        match self.find_key(credential, now) {
             Some((consumer, credential)) => {
-                Ok(Some(Identity { consumer: consumer.clone(), header: header.clone(), credential, token: None }))
+                Ok(Some(Identity { consumer, header: header.clone(), credential, token: None }))
             }
+            None if self.may_be_issued(credential) => Err(unverified()),
             None => {
                 let refusal = unauthenticated("The API key is not known here. Check that the whole key was sent.");
                 Err(self.refused(address, refusal, CredentialError::UnknownKey))
@@ -272,7 +323,11 @@ impl Authenticator {
     /// end is known. The times of a certificate are those of its connection, and those of a token are judged when it is shown.
     pub fn ends(&self, proof: &CallerProof, consumer: &str) -> Option<u64> {
         let is_known = match proof {
-            CallerProof::Key(key) => return self.keys.ends(*key, consumer),
+            CallerProof::Key(key) => {
+                let ends = self.keys.ends(*key, consumer);
+                let issued = self.issued.as_ref().filter(|_| ends == Some(0));
+                return issued.map_or(ends, |issued| issued.ends(*key, consumer));
+            }
             CallerProof::Certificate(certificate) => {
                 self.certificates.find(certificate).is_some_and(|(known, _)| *known.name == *consumer)
             }
@@ -354,7 +409,9 @@ impl Authenticator {
         let is_bad = match self.presented(headers) {
             Ok(None) => false,
             Ok(Some(shown)) => {
-                !self.tokens.is_token(shown.credential) && self.keys.find(shown.credential, now).is_none()
+                !self.tokens.is_token(shown.credential)
+                    && self.find_key(shown.credential, now).is_none()
+                    && !self.may_be_issued(shown.credential)
             }
             Err(_) => true,
         };
@@ -371,7 +428,7 @@ impl Authenticator {
                 && if self.tokens.is_token(text) {
                     self.tokens.is_addressed_here(text)
                 } else {
-                    text.len() <= MAX_KEY_BYTES && self.keys.holds(text)
+                    text.len() <= MAX_KEY_BYTES && self.holds_key(&api_key::hash(text))
                 }
         };
         let value = value.trim_ascii();
@@ -470,6 +527,18 @@ fn check_form(key: &[u8], header: &HeaderName, most: usize) -> Result<(), Refusa
 
 fn unauthenticated(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
     Refusal::new(StatusCode::UNAUTHORIZED, ErrorKind::Authentication, "invalid_api_key", message)
+}
+
+/// Refusal of a key that cannot be told from a bad one now; it counts as no guess.
+fn unverified() -> Unidentified {
+    let refusal = Refusal::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Overloaded,
+        "keys_unavailable",
+        "The API key cannot be verified at the moment.",
+    );
+    let reason = CredentialError::KeysUnavailable;
+    Unidentified { refusal: refusal.retry_after(KEYS_WAIT), reason, throttled: false }
 }
 
 fn throttled(wait: std::time::Duration) -> Unidentified {

@@ -1,5 +1,5 @@
-//! Makes API keys for `spillway key new`. The module prints and stores nothing: the command shows a key once, and only
-//! its digest goes into a configuration.
+//! Makes API keys, for `spillway key new` and for keys that are made at run time. The module prints and stores nothing: a key is
+//! shown once, and only its digest is kept.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,7 +8,7 @@ use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
 
 /// First characters of generated keys, by which logs and secret scanners recognise them.
-const PREFIX: &str = "sk-spillway-";
+pub const KEY_PREFIX: &str = "sk-spillway-";
 
 /// New API key with the digest that a configuration stores.
 pub struct NewKey {
@@ -34,7 +34,7 @@ impl NewKey {
     pub fn generate() -> Result<Self, KeyError> {
         let mut secret = [0u8; 32];
         SysRng.try_fill_bytes(&mut secret).map_err(|error| KeyError(error.to_string()))?;
-        let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(secret));
+        let key = format!("{KEY_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret));
         let digest = hex::encode(Sha256::digest(key.as_bytes()));
         Ok(Self { key, digest })
     }

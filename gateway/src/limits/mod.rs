@@ -6,6 +6,7 @@
 mod address_rate;
 mod budgets;
 mod concurrency;
+mod costs;
 mod estimate;
 mod judging;
 mod keys;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use address_rate::AddressRate;
 pub use budgets::BudgetError;
+pub use costs::{CostRow, Costs, Payer};
 pub use estimate::{Estimate, Used};
 pub use judging::{Exhausted, exhausted, reserve};
 pub use keys::{Credential, Subject, network, number_of_address, number_of_consumer};

@@ -2,6 +2,7 @@
 //! whole numbers except for the last rounding.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use spillway_config::ModelPattern;
 use spillway_config::schema::Price;
@@ -13,29 +14,51 @@ const NANOS: f64 = 1000.0;
 
 /// Table of prices.
 #[derive(Debug, Default)]
-pub struct Prices(Vec<(String, ModelPattern, Price)>);
+pub struct Prices {
+    /// Entries of the configuration, in their order.
+    entries: Vec<(String, ModelPattern, Price)>,
+    /// Prices of the catalogue, by the names of their models in small letters.
+    catalogue: HashMap<String, Price>,
+}
 
 impl Prices {
-    /// Compiles the prices of the configuration.
-    pub fn new(written: &[Price]) -> Self {
+    /// Compiles the prices of the configuration. Models that none of them fits have the price of the `catalogue`.
+    pub fn new(written: &[Price], catalogue: HashMap<String, Price>) -> Self {
         let pattern = |price: &Price| ModelPattern::new(&price.model).in_small_letters();
-        Self(written.iter().map(|price| (price.model.clone(), pattern(price), price.clone())).collect())
+        let entries = written.iter().map(|price| (price.model.clone(), pattern(price), price.clone())).collect();
+        Self { entries, catalogue }
+    }
+
+    /// True if no model has a price.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.catalogue.is_empty()
     }
 
     fn find(&self, model: Option<&str>) -> Option<&Price> {
         // A server that takes a name in any letters gets no other price by them.
         let model = model.map(in_small_letters)?;
-        self.0.iter().find(|(_, pattern, _)| pattern.matches(&model)).map(|(_, _, price)| price)
+        let entry = self.entries.iter().find(|(_, pattern, _)| pattern.matches(&model));
+        entry.map(|(_, _, price)| price).or_else(|| self.catalogue.get(&*model))
     }
 
-    /// Cost of an answer. A built-in model costs nothing unless an entry has exactly its name.
-    pub fn of(&self, used: Used, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> u64 {
-        let price = if is_built_in {
-            self.0.iter().find(|(name, _, _)| answered == Some(name.as_str())).map(|(_, _, price)| price)
+    /// Price of an answer: of the model that answered, else of the one asked for. A built-in model has none unless an entry of
+    /// the configuration has exactly its name.
+    fn price_of(&self, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> Option<&Price> {
+        if is_built_in {
+            self.entries.iter().find(|(name, _, _)| answered == Some(name.as_str())).map(|(_, _, price)| price)
         } else {
             self.find(answered).or_else(|| self.find(asked))
-        };
-        price.map_or(0, |price| cost(price, used))
+        }
+    }
+
+    /// Cost of an answer, in billionths of a US dollar.
+    pub fn of(&self, used: Used, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> u64 {
+        self.price_of(answered, asked, is_built_in).map_or(0, |price| cost(price, used))
+    }
+
+    /// Name of the entry by which an answer costs what it does, as `prices` or the catalogue has it: a caller can make none.
+    pub fn name_of(&self, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> Option<&str> {
+        self.price_of(answered, asked, is_built_in).map(|price| price.model.as_str())
     }
 
     /// Expected cost of a request.
@@ -81,12 +104,42 @@ mod tests {
             cache_write_1h: cache_write.map(|_| 6.0),
             output,
         };
-        Prices::new(&[
-            price("gpt-4o-mini", 0.15, Some(0.075), None, 0.60),
-            price("gpt-*", 2.5, None, None, 10.0),
-            price("claude-*", 3.0, Some(0.3), Some(3.75), 15.0),
-            price("*", 1.0, None, None, 1.0),
-        ])
+        Prices::new(
+            &[
+                price("gpt-4o-mini", 0.15, Some(0.075), None, 0.60),
+                price("gpt-*", 2.5, None, None, 10.0),
+                price("claude-*", 3.0, Some(0.3), Some(3.75), 15.0),
+                price("*", 1.0, None, None, 1.0),
+            ],
+            HashMap::new(),
+        )
+    }
+
+    #[test]
+    fn the_catalogue_comes_behind_the_entries_and_prices_no_model_of_ours() {
+        let price = |model: &str, input| Price {
+            model: model.into(),
+            input,
+            cached_input: None,
+            cache_write: None,
+            cache_write_1h: None,
+            output: 1.0,
+        };
+        let catalogue = HashMap::from(["gpt-x", "mini"].map(|name| (name.to_owned(), price(name, 5.0))));
+        let prices = Prices::new(&[price("gpt-*", 2.0)], catalogue);
+        let cost = |model, is_built_in| {
+            let used = Used { input: 1_000_000, ..Used::default() };
+            prices.of(used, Some(model), None, is_built_in)
+        };
+        assert_eq!(cost("GPT-X", false), 2_000_000_000, "the file overrides");
+        assert_eq!(cost("Mini", false), 5_000_000_000);
+        assert_eq!((cost("mini-2", false), cost("mini", true)), (0, 0));
+        let name = |model| prices.name_of(Some(model), None, false);
+        assert_eq!(
+            (name("gpt-whatever-a-caller-sends"), name("MINI"), name("other")),
+            (Some("gpt-*"), Some("mini"), None)
+        );
+        assert!(Prices::default().is_empty() && !prices.is_empty());
     }
 
     #[test]

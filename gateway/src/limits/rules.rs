@@ -15,12 +15,16 @@ use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
 
 use super::budgets::{Account, BudgetError, Budgets};
 use super::concurrency::ConcurrencyCounts;
+use super::costs::Costs;
 use super::keys::number;
 use super::levels::{Levels, Limit};
 use super::shared::{ClientError, SharedStore, StoreError};
 use crate::clock::unix_now;
 use crate::commit_steps::CommitSteps;
 use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
+
+/// Name in metrics of all keys that are made at run time: their number is no bound of a scrape.
+const KEYS_IN_METRICS: &str = "keys";
 
 /// Shared store with the configuration and file that it was made from.
 struct ConfiguredStore {
@@ -50,6 +54,7 @@ pub struct Limits {
     metrics: Arc<Metrics>,
     store: Option<Arc<ConfiguredStore>>,
     policies: Arc<Mutex<Policies>>,
+    costs: Arc<Costs>,
 }
 
 /// Values of `RateLimit-Policy` by unit, count and period.
@@ -103,6 +108,8 @@ struct Counted<'a> {
     by: &'a LimitBy,
     /// Most levels that a rate of the limit keeps.
     keys: usize,
+    /// Name of the owner in metrics: the label, or one that many owners share.
+    metrics: &'a str,
 }
 
 /// Rules of one filter, consumer or tenant.
@@ -144,6 +151,7 @@ impl Limits {
             metrics,
             store: None,
             policies: Arc::default(),
+            costs: Arc::default(),
         }
     }
 
@@ -192,6 +200,11 @@ impl Limits {
         Ok(Self { store, policies: Arc::default(), ..self.clone() })
     }
 
+    /// Costs of answers since the process began.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
+    }
+
     /// True if the shared store is connected, and how many gateways share it; zero without a store.
     pub fn store_seen(&self) -> (bool, u32) {
         self.store.as_ref().map_or((false, 0), |store| store.store.seen())
@@ -213,7 +226,13 @@ impl Limits {
         let by = &spec.by;
         let early = matches!(by, LimitBy::ClientAddress);
         let (mut guards, mut filters) = (Rules::new(), Rules::new());
-        let counted = Counted { label: &label, this: &format!("this {}", spec.subject).into(), by, keys: self.keys };
+        let counted = Counted {
+            label: &label,
+            this: &format!("this {}", spec.subject).into(),
+            by,
+            keys: self.keys,
+            metrics: &label,
+        };
         for (unit, quota) in [(Unit::Requests, spec.requests), (Unit::Tokens, spec.tokens)] {
             let Some(quota) = quota else { continue };
             let rule = self.rate(counted, unit, quota, spec.on_exceeded)?;
@@ -234,7 +253,8 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        let counted = Counted { label, this: &Cow::Borrowed("this consumer"), by: &LimitBy::Consumer, keys: 1 };
+        let counted =
+            Counted { label, this: &Cow::Borrowed("this consumer"), by: &LimitBy::Consumer, keys: 1, metrics: label };
         self.of_callers(counted, limits, commit_steps)
     }
 
@@ -245,7 +265,13 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        let counted = Counted { label, this: &Cow::Borrowed("this consumer"), by: &LimitBy::Consumer, keys: self.keys };
+        let counted = Counted {
+            label,
+            this: &Cow::Borrowed("this consumer"),
+            by: &LimitBy::Consumer,
+            keys: self.keys,
+            metrics: label,
+        };
         self.of_callers(counted, limits, commit_steps)
     }
 
@@ -256,8 +282,28 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        let counted = Counted { label, this: &Cow::Borrowed("this tenant"), by: &LimitBy::Tenant, keys: 1 };
+        let counted =
+            Counted { label, this: &Cow::Borrowed("this tenant"), by: &LimitBy::Tenant, keys: 1, metrics: label };
         self.of_callers(counted, limits, commit_steps)
+    }
+
+    /// Compiles the rules of one key that was made at run time, its budget included. All such keys share their series.
+    pub fn of_key(&self, id: &str, limits: &ConsumerLimits) -> Result<Rules, RateTooHigh> {
+        // The label has a blank, and no name of a consumer has: levels and account are the key's alone.
+        let (label, this) = (format!("key {id}"), "this API key");
+        let counted = Counted {
+            label: &label,
+            this: &Cow::Borrowed(this),
+            by: &LimitBy::Consumer,
+            keys: 1,
+            metrics: KEYS_IN_METRICS,
+        };
+        // The limits of a key never change, so no level has to move to another.
+        let mut rules = self.of_callers(counted, limits, &CommitSteps::default())?;
+        if let Some(budget) = &limits.budget {
+            rules.push(self.budget_of(&label, KEYS_IN_METRICS, this, &label, budget));
+        }
+        Ok(rules)
     }
 
     fn of_callers(
@@ -284,8 +330,12 @@ impl Limits {
 
     /// Compiles the budget of `this` consumer or tenant. `account` is its name among all budgets.
     pub fn budget(&self, label: &str, this: &'static str, account: &str, budget: &Budget) -> Arc<Rule> {
+        self.budget_of(label, label, this, account, budget)
+    }
+
+    fn budget_of(&self, label: &str, metrics: &str, this: &'static str, account: &str, budget: &Budget) -> Arc<Rule> {
         let per = if budget.per == Period::Day { "day" } else { "month" };
-        let name = format!("{label}/budget/{per}");
+        let name = format!("{metrics}/budget/{per}");
         Arc::new(Rule {
             number: number("budget", format!("{account}/{per}").as_bytes()),
             kind: RuleKind::Budget {
@@ -319,7 +369,7 @@ impl Limits {
 
     fn rate(
         &self,
-        Counted { label, this, by, keys }: Counted<'_>,
+        Counted { label, this, by, keys, metrics }: Counted<'_>,
         unit: Unit,
         Quota { rate, burst }: Quota,
         on_exceeded: OnExceeded,
@@ -327,7 +377,8 @@ impl Limits {
         let limit = Limit::new(rate.period / rate.count.get(), burst)
             .ok_or_else(|| RateTooHigh { label: label.to_owned(), rate })?;
         // The period is part of the name, so that two rules of one kind (10/s and 1000/h) do not share a level.
-        let name = format!("{label}/{}/{}", unit.name(), rate.period.as_secs());
+        let rule = format!("{}/{}", unit.name(), rate.period.as_secs());
+        let name = format!("{label}/{rule}");
         let levels = self
             .states
             .get_or_insert(&name, || Levels::new(limit, keys, self.metrics.process.limit_keys_forgotten.clone()));
@@ -335,7 +386,7 @@ impl Limits {
             number: number("rate", name.as_bytes()),
             this: this.clone(),
             policy: self.policy(unit, rate),
-            metrics: self.metrics.limit(&name),
+            metrics: self.metrics.limit(&format!("{metrics}/{rule}")),
             kind: RuleKind::Rate { unit, rate, levels, limit },
             store: self.shared_store(),
             on_exceeded,
@@ -345,7 +396,7 @@ impl Limits {
 
     fn concurrency(
         &self,
-        Counted { label, this, by, .. }: Counted<'_>,
+        Counted { label, this, by, metrics, .. }: Counted<'_>,
         most: NonZeroU32,
         on_exceeded: OnExceeded,
     ) -> Arc<Rule> {
@@ -356,7 +407,7 @@ impl Limits {
             this: this.clone(),
             policy: None,
             store: self.shared_store(),
-            metrics: self.metrics.limit(&name),
+            metrics: self.metrics.limit(&format!("{metrics}/concurrency")),
             on_exceeded,
             by: by.clone(),
         })

@@ -356,10 +356,34 @@ async fn take(
 /// the answer is an error. The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte
 /// would make every prompt free.
 pub(super) fn settle(exchange: &mut Exchange) {
-    if exchange.ledger.counts_tokens() {
-        let used = used(exchange);
-        exchange.ledger.settle(used);
+    let is_priced =
+        exchange.route.as_ref().is_some_and(|route| route.calls_models) && !exchange.snapshot.prices.is_empty();
+    if !is_priced && !exchange.ledger.counts_tokens() {
+        return;
     }
+    let used = used(exchange);
+    exchange.ledger.settle(used);
+    if is_priced && used.tokens() > 0 {
+        count_cost(exchange, used);
+    }
+}
+
+/// Adds an answer to the costs of its caller. What a socket used is counted with each of its answers.
+fn count_cost(exchange: &Exchange, used: Used) {
+    let is_inside = matches!(exchange.outcome.served_by, ServedBy::Model(_));
+    let answered = answered_model(exchange);
+    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    if let Some(model) = exchange.snapshot.prices.name_of(answered.as_deref(), asked, is_inside) {
+        exchange.snapshot.limits.costs().add(exchange.payer(), model, used);
+    }
+}
+
+/// Name of the model that answered, in the spelling that all names of it have in common.
+fn answered_model(exchange: &Exchange) -> Option<Cow<'_, str>> {
+    let is_folded = exchange.asked.as_ref().is_some_and(|asked| asked.is_folded);
+    // The server repeats the spelling that it got.
+    let answered = exchange.outcome.model_answered.as_deref();
+    answered.map(|name| if is_folded { Cow::Owned(OLLAMA.folded_model(name)) } else { Cow::Borrowed(name) })
 }
 
 /// Tokens that a request has used, and their cost.
@@ -378,11 +402,7 @@ pub(super) fn used(exchange: &Exchange) -> Used {
         used.cache_written_1h = o.cache_written_1h_tokens.unwrap_or(0);
         used.output = written(exchange, expected);
         let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-        let is_folded = exchange.asked.as_ref().is_some_and(|asked| asked.is_folded);
-        // The server repeats the spelling that it got.
-        let answered = o.model_answered.as_deref();
-        let answered =
-            answered.map(|name| if is_folded { Cow::Owned(OLLAMA.folded_model(name)) } else { Cow::Borrowed(name) });
+        let answered = answered_model(exchange);
         used.nanos = exchange.snapshot.prices.of(used, answered.as_deref(), asked, is_inside);
     }
     used

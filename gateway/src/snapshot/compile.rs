@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use spillway_config::Loaded;
-use spillway_config::schema::{Config, IdentityHeaders};
+use spillway_config::schema::{Config, IdentityHeaders, KeysByApi};
 use spillway_filter::{HttpClient, Registry, SharedStates};
 
 use super::compile_backend::BackendCompiler;
@@ -22,7 +22,7 @@ use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::feedback::Feedback;
 use crate::http_client::Http;
-use crate::identity::{Authenticator, IdentityDeps};
+use crate::identity::{Authenticator, IdentityDeps, IssuedKeys};
 use crate::limits::{Limits, Prices};
 use crate::notify::Notifier;
 use crate::quality::Quality;
@@ -63,6 +63,8 @@ pub struct Compiler {
     pub notifier: Arc<Notifier>,
     /// Rollouts of the process.
     pub rollouts: Rollouts,
+    /// Keys of consumers that are made at run time.
+    pub issued_keys: Arc<IssuedKeys>,
     /// Memory and figures of labels.
     pub feedback: Arc<Feedback>,
     purpose: Purpose,
@@ -95,7 +97,18 @@ fn has_budget(config: &Config) -> bool {
     let issuers = config.authentication.iter().flat_map(|a| &a.jwt);
     let of_issuers = issuers.flat_map(|issuer| issuer.plans.values().chain([&issuer.limits]));
     let of_callers = config.consumers.iter().map(|c| &c.limits).chain(config.tenants.iter().map(|t| &t.limits));
-    of_callers.chain(of_issuers).any(|limits| limits.budget.is_some())
+    // A key that is made at run time may have one.
+    keys_by_api(config).is_some() || of_callers.chain(of_issuers).any(|limits| limits.budget.is_some())
+}
+
+/// Prices of the configuration, before those of the catalogue where that is on.
+fn prices(config: &Config) -> Result<Prices, String> {
+    let catalogue = config.uses_price_catalogue().then(spillway_config::price_catalogue).transpose()?;
+    Ok(Prices::new(&config.prices, catalogue.unwrap_or_default()))
+}
+
+fn keys_by_api(config: &Config) -> Option<&KeysByApi> {
+    config.authentication.as_ref().and_then(|authentication| authentication.keys_by_api.as_ref())
 }
 
 /// Headers that carry the consumer and the tenant to backends.
@@ -124,6 +137,7 @@ impl Compiler {
         let notifier = Arc::new(Notifier::new(metrics.clone()));
         Self {
             rollouts,
+            issued_keys: Arc::new(IssuedKeys::new(metrics.clone())),
             downstream,
             limits,
             quality: Arc::new(Quality::new(notifier.clone())),
@@ -180,6 +194,7 @@ impl Compiler {
         let known = previous.map(|p| &p.identity);
         let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, deps);
         let identity = identity.map_err(|e| errors.push(e.to_string())).ok();
+        let identity = self.issued(config, identity, &limits, &commit_steps, &mut errors).await;
         let resolver = self.resolver(config).await?;
         let compiler = BackendCompiler {
             states: &self.states,
@@ -210,6 +225,7 @@ impl Compiler {
         };
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
+        let prices = prices(config).map_err(|e| SnapshotError::of([e]))?;
         let adopting = self.rollouts.clone();
         commit_steps.add(move || adopting.adopt(rollouts));
         let identity_headers = identity_headers(&authentication.identity_headers);
@@ -220,7 +236,7 @@ impl Compiler {
             feedback,
             identity,
             identity_headers,
-            prices: Prices::new(&config.prices),
+            prices,
             tracer,
             access_log: config.telemetry.logs.access,
             background_tasks: parking_lot::Mutex::new(backends.background_tasks),
@@ -260,6 +276,29 @@ impl Compiler {
             errors.extend(opened.err().map(|e| e.to_string()));
         }
         limits
+    }
+
+    /// Callers with the keys that are made at run time; adds to `errors` why the store of those cannot be used.
+    async fn issued(
+        &self,
+        config: &Config,
+        identity: Option<Authenticator>,
+        limits: &Limits,
+        commit_steps: &CommitSteps,
+        errors: &mut Vec<String>,
+    ) -> Option<Authenticator> {
+        let (settings, store) = (keys_by_api(config), &config.state.store);
+        let prepared = match self.purpose {
+            Purpose::Run => self.issued_keys.prepare(settings, store, commit_steps).await,
+            Purpose::Judge { .. } => IssuedKeys::judge(settings, store).await.map_err(Into::into),
+        };
+        errors.extend(prepared.err().map(|e| e.to_string()));
+        let facts = (config.spills(), config.has_prices());
+        let issued = |identity: Authenticator| match settings {
+            Some(settings) => identity.with_issued(&self.issued_keys, settings, limits, facts),
+            None => identity,
+        };
+        identity.map(issued)
     }
 
     /// Rollouts with their state from the store; the store is only validated where nothing is to run.

@@ -131,6 +131,16 @@ impl OpenSockets {
         table.last = Some((generation, Box::new(judge)));
     }
 
+    /// Judges the sockets by the last configuration again: a key has changed.
+    pub fn judge_again(&self) {
+        let mut table = self.0.lock();
+        let Table { open, last, .. } = &mut *table;
+        let Some((_, judge)) = last else { return };
+        for socket in open.values_mut() {
+            socket.judged(judge(&socket.facts));
+        }
+    }
+
     /// Ends the sockets that `is_concerned` names at a time, as drained by an operator; `None` lets them go on, until another
     /// end.
     pub fn drain_where(&self, at: Option<Instant>, is_concerned: impl Fn(&SocketFacts) -> bool) {

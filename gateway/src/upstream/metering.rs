@@ -11,7 +11,7 @@ use spillway_filter::Refusal;
 use super::socket_names::SocketNames;
 use crate::clock;
 use crate::exchange::Outcome;
-use crate::limits::{Estimate, Ledger, Prices, TokenRules, Used};
+use crate::limits::{Costs, Estimate, Ledger, Payer, Prices, TokenRules, Used};
 use crate::protocol::{ReadSocket, SocketEvent, SocketMessage, Speaker, Usage, Written};
 use crate::telemetry::{CallStats, ModelMetrics};
 use crate::tunnel::{Messages, Side};
@@ -38,6 +38,8 @@ fn hidden_name() -> Refusal {
 /// Prices, model and rules by which the tokens of a socket are counted.
 pub(super) struct SocketTariff<'e> {
     pub(super) prices: &'e Prices,
+    pub(super) costs: &'e Costs,
+    pub(super) payer: Payer<'e>,
     /// Model that the caller named.
     pub(super) asked: Option<&'e str>,
     pub(super) rules: Arc<TokenRules>,
@@ -227,6 +229,10 @@ impl<'e> SocketMeter<'e> {
     /// Settles what was used, by the reservation that was made for it where there is one.
     fn settle(&mut self, mut used: Used, is_response: bool) {
         used.nanos = self.tariff.prices.of(used, self.outcome.model_answered.as_deref(), self.tariff.asked, false);
+        let model = self.tariff.prices.name_of(self.outcome.model_answered.as_deref(), self.tariff.asked, false);
+        if let Some(model) = model.filter(|_| used.tokens() > 0) {
+            self.tariff.costs.add(self.tariff.payer, model, used);
+        }
         if is_response && std::mem::take(&mut self.is_first) {
             self.opened.settle(used);
         } else if is_response && let Some(mut held) = self.held.pop() {

@@ -25,6 +25,7 @@ use crate::connect::{Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, ServedBy, SocketOutcome};
 use crate::identity::CallerProof;
+use crate::limits::Payer;
 use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{Operation, ReadSocket};
 use crate::telemetry::{RouteMetrics, SocketEnd};
@@ -271,6 +272,12 @@ async fn serve(
             if let Some(reader) = reader(attempt, exchange).filter(|_| upgrade.is_websocket()) {
                 let tariff = SocketTariff {
                     prices: &exchange.snapshot.prices,
+                    costs: exchange.snapshot.limits.costs(),
+                    payer: Payer {
+                        consumer: exchange.caller.as_ref().map_or("", |caller| &*caller.name),
+                        tenant: exchange.caller.as_ref().map_or("", |caller| &*caller.tenant),
+                        route: &attempt.route.name,
+                    },
                     asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
                     rules: upgrade.rules.clone(),
                 };

@@ -39,6 +39,8 @@ const COMMANDED: &[(u16, &str)] = &[
     (503, "The store of rollouts does not answer, or the gateway is starting."),
 ];
 
+const NO_KEYS: &str = "`authentication.keysByApi` is not configured.";
+
 const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
@@ -89,6 +91,79 @@ const OPERATIONS: &[Operation] = &[
         text: "Every backend and its endpoints as they are now.",
         guarded: true,
         answers: &[(200, "`backends`, a list.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/costs",
+        text: "What consumers have used and what that costs, since the process began, by consumer, tenant, route and price ([costs](../how-to/costs.md)). CSV for `?format=csv`, and for `Accept: text/csv`.",
+        guarded: true,
+        answers: &[
+            (200, "`since` and `costs`, a list."),
+            (400, "The format is unknown."),
+            (503, "The gateway is starting."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/keys",
+        text: "Every API key that was made at run time, without the key ([API keys](../how-to/api-keys.md#make-keys-at-run-time)).",
+        guarded: true,
+        answers: &[(200, "`keys`, a list, and `maxKeys`."), (409, NO_KEYS), (503, "The gateway is starting.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/keys",
+        text: "Makes an API key: `consumer`, and where wanted `expires` (RFC 3339) and `limits`, as a consumer has them. The answer alone has the key.",
+        guarded: true,
+        answers: &[
+            (201, "`key`, and what is known of it."),
+            (400, "The body is not as expected, or there is no such consumer."),
+            (403, "The header `x-spillway-admin: 1` is missing."),
+            (409, "There are `maxKeys` keys, or `authentication.keysByApi` is not configured."),
+            (413, "The body is longer than 4096 bytes."),
+            (503, "The store of keys does not answer, or the gateway is starting."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/keys/{id}",
+        text: "One API key that was made at run time, without the key.",
+        guarded: true,
+        answers: &[(200, "The key's record."), (404, "There is no such key."), (409, NO_KEYS)],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "DELETE",
+        path: "/api/keys/{id}",
+        text: "Revokes an API key: it is refused at once here, and within a second by every gateway that shares the store.",
+        guarded: true,
+        answers: &[
+            (200, "`id`, and `revoked`."),
+            (403, "The header `x-spillway-admin: 1` is missing."),
+            (404, "There is no such key."),
+            (409, NO_KEYS),
+            (503, "The store of keys does not answer; the key is as it was, unless the list says otherwise."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/keys/{id}/{command}",
+        text: "`rotate` gives a key another secret, which the answer alone has; the body may have `grace`, the time for which the secret before is accepted too. `expire` ends a key, now or at `at` (RFC 3339); it stays in the list.",
+        guarded: true,
+        answers: &[
+            (200, "What is known of the key; of `rotate` with `key`."),
+            (400, "The body is not as expected."),
+            (403, "The header `x-spillway-admin: 1` is missing."),
+            (404, "There is no such key or command."),
+            (409, "The key has expired, or `authentication.keysByApi` is not configured."),
+            (413, "The body is longer than 4096 bytes."),
+            (503, "The store of keys does not answer, or the gateway is starting."),
+        ],
         content_type: "application/json",
     },
     Operation {

@@ -190,6 +190,11 @@ const ROWS: &[Row] = &[
     ("invalid_type", "A field has another type than the API says.", "Change it; `param` names it."),
     ("invalid_value", "A field has a value that the API does not have.", "Change it; `param` names it."),
     (
+        "keys_unavailable",
+        "The API key may be one that was made at run time, and the store of those does not answer.",
+        "Try again later; the operator looks at `spillway_api_key_store_up`.",
+    ),
+    (
         "loop_detected",
         "The request has passed this gateway before, or sixteen gateways (`x-spillway-hops`, `Via`): a backend points back at it.",
         "Change the URL of the backend.",

@@ -171,6 +171,24 @@ const EVENTS: &[(&str, &str)] = &[
     ("jwks_failed", "The key set of an issuer cannot be fetched or read; the last one stays in use."),
     ("jwks_reached", "The key set of an issuer was fetched after a failure."),
     (
+        "key_change",
+        "An operator has made, rotated, ended or revoked an API key at run time: its id, never the key. `by` is the proof of access and the address.",
+    ),
+    (
+        "key_unreadable",
+        "An API key that was made at run time admits nobody: a later version has written it, or its limits cannot be kept.",
+    ),
+    ("keys_followed", "The store of API keys that are made at run time answers again."),
+    (
+        "keys_not_followed",
+        "The store of API keys that are made at run time does not answer. The keys stay as they are for `keysByApi.maxStale`, and cannot be changed.",
+    ),
+    ("keys_not_written", "At the end of the process the last write to the file of API keys took too long."),
+    (
+        "keys_unknown",
+        "The store of API keys that are made at run time did not answer at the start; those keys are refused with 503 until it does.",
+    ),
+    (
         "limit_store_lost",
         "The shared store of limits did not answer a request; this gateway's share of each limit holds.",
     ),

@@ -37,6 +37,12 @@ const LIMIT: Label = (
         "name of the rule: whose it is, what it counts, and its period in seconds, such as `consumer acme/requests/1`",
     ),
 );
+const COST: &[Label] = &[
+    ("consumer", Text("name of the consumer; empty for anonymous callers, `other` beyond 10,000 rows")),
+    ("tenant", Text("name of its tenant")),
+    ROUTE,
+    ("model", Text("name of the price, as `prices` or the catalogue has it")),
+];
 const OPERATION: Label = ("gen_ai_operation_name", List(&["chat"]));
 const PROVIDER: Label =
     ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
@@ -194,6 +200,8 @@ const GROUPS: &[Group] = &[
             ("spillway_limit_store_gateways", &[], "gateways"),
             ("spillway_limit_store_fallbacks", &[], "requests"),
             ("spillway_limit_settlements_lost", &[], "corrections"),
+            ("spillway_cost_usd", COST, "US dollars"),
+            ("spillway_cost_answers", COST, "answers"),
             (
                 "spillway_budget_spent",
                 &[
@@ -283,6 +291,9 @@ const GROUPS: &[Group] = &[
             ("spillway_authentication_throttled", &[], "requests"),
             ("spillway_token_cache_entries", &[], "tokens"),
             ("spillway_jwks_failures", &[], "fetches"),
+            ("spillway_api_keys", &[], "keys"),
+            ("spillway_api_keys_limit", &[], "keys"),
+            ("spillway_api_key_store_up", &[], "0 or 1"),
             ("spillway_audit_dropped", &[], "lines"),
         ],
     ),

@@ -9,7 +9,6 @@ mod sqlite;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +18,8 @@ use serde::de::DeserializeOwned;
 use super::record::HistoryEntry;
 use super::stored::{Counts, Decided, Stored};
 use crate::limits::ClientError;
+use crate::state_file::FileError;
+use crate::state_server::Unreachable;
 
 pub use self::redis::RedisStore;
 pub use self::sqlite::SqliteStore;
@@ -39,13 +40,8 @@ pub enum StoreError {
     #[error("state.store.redis: {0}")]
     Client(#[from] std::sync::Arc<ClientError>),
     /// The file cannot be used.
-    #[error("state.store: {}: {reason} (the folder must be writable, and one gateway at a time uses a file)", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Fault of the file.
-        reason: String,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A stored document cannot be read.
     #[error("state.store: {what} is damaged: {reason}; remove it from the store to begin anew")]
     Damaged {
@@ -62,6 +58,12 @@ pub enum StoreError {
     /// Another gateway leads this rollout by now.
     #[error("another gateway leads the rollout `{0}`; nothing was changed, try again")]
     NotLeader(String),
+}
+
+impl From<Unreachable> for StoreError {
+    fn from(error: Unreachable) -> Self {
+        Self::Unreachable(error.0)
+    }
 }
 
 /// Counts of the present step by one gateway.

@@ -1,29 +1,24 @@
-//! Redis or Valkey server that several gateways share. The module owns the connection, which it makes on demand. Every call
-//! ends within the time limit, and a server that failed is left alone for a moment.
+//! Rollouts in a Redis or Valkey server that several gateways share.
 //!
 //! The lead of a rollout is a key with the gateway's name that expires unless it is renewed. Writes are scripts that compare
 //! the name and the fencing number, so a leader that was away too long writes nothing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisResult, Script, ScriptInvocation};
+use redis::{Script, ScriptInvocation};
 use spillway_config::schema::RedisState;
 
 use super::{GatewayCounts, KEPT, KEPT_DECISIONS, RolloutStore, StoreError};
 use crate::rollout::record::{HISTORY, HistoryEntry};
 use crate::rollout::stored::{Counts, Decided, Stored};
+use crate::state_server::StateServer;
 
 /// Time for which a lead lasts after its last renewal. Renewed every second, four renewals may be lost.
 const LEAD: Duration = Duration::from_secs(5);
-/// Shortest time limit of a call: documents are larger than the levels of limits, and no request waits for them.
-const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause after a failure: a server that restarts is back within it, and one that is down is not flooded.
-const RETRY: Duration = Duration::from_millis(250);
 /// Most gateways whose counts of one step are kept: more than share a server, with those of processes that have ended.
 const GATEWAYS: u32 = 256;
 /// Time for which counts are kept after the last write or tidying.
@@ -33,24 +28,15 @@ const CLOSING: Duration = Duration::from_secs(1);
 
 /// Store in a Redis server.
 pub struct RedisStore {
-    client: Client,
+    server: StateServer,
     prefix: String,
-    timeout: Duration,
     /// Name of this process among the gateways: a random number.
     me: String,
-    connection: tokio::sync::Mutex<Connection>,
     led: Mutex<BTreeSet<String>>,
     lead: Script,
     save: Script,
     publish: Script,
     release: Script,
-}
-
-/// Connection, or the last failure to make or use one.
-enum Connection {
-    None,
-    Open(MultiplexedConnection),
-    Failed(Instant, String),
 }
 
 impl RedisStore {
@@ -61,12 +47,10 @@ impl RedisStore {
     /// [`StoreError::Client`] where URL, password or authorities cannot be used.
     pub fn new(written: &RedisState, authorities: Option<Vec<u8>>) -> Result<Self, StoreError> {
         Ok(Self {
-            client: crate::limits::redis_client(written, authorities).map_err(Arc::new)?,
+            server: StateServer::new(written, authorities).map_err(Arc::new)?,
             // In braces, so that a cluster keeps all keys in one place and scripts may use them together.
             prefix: format!("{{{}}}:rollout", written.key_prefix),
-            timeout: written.timeout.0.max(LEAST_TIMEOUT),
             me: format!("{:016x}", rand::random::<u64>()),
-            connection: tokio::sync::Mutex::new(Connection::None),
             led: Mutex::default(),
             lead: Script::new(include_str!("lead.lua")),
             save: Script::new(include_str!("save.lua")),
@@ -84,45 +68,8 @@ impl RedisStore {
         self.key(name, &format!("counts:{key}"))
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, StoreError> {
-        let mut connection = self.connection.lock().await;
-        match &*connection {
-            Connection::Open(open) => return Ok(open.clone()),
-            Connection::Failed(at, reason) if at.elapsed() < RETRY => {
-                return Err(StoreError::Unreachable(reason.clone()));
-            }
-            Connection::None | Connection::Failed(..) => {}
-        }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout));
-        match self.client.get_multiplexed_async_connection_with_config(&config).await {
-            Ok(open) => {
-                *connection = Connection::Open(open.clone());
-                Ok(open)
-            }
-            Err(e) => {
-                *connection = Connection::Failed(Instant::now(), e.to_string());
-                Err(StoreError::Unreachable(e.to_string()))
-            }
-        }
-    }
-
-    /// Result of a call; after a failure the next call makes another connection.
-    async fn answered<T>(&self, answer: RedisResult<T>) -> Result<T, StoreError> {
-        match answer {
-            Ok(value) => Ok(value),
-            Err(e) => {
-                *self.connection.lock().await = Connection::Failed(Instant::now(), e.to_string());
-                Err(StoreError::Unreachable(e.to_string()))
-            }
-        }
-    }
-
     async fn invoke(&self, script: &ScriptInvocation<'_>) -> Result<u64, StoreError> {
-        let mut connection = self.connection().await?;
-        let answer = script.invoke_async::<u64>(&mut connection).await;
-        self.answered(answer).await
+        Ok(self.server.invoke(script).await?)
     }
 
     async fn acquire(&self, name: &str, by_force: bool) -> Result<Option<u64>, StoreError> {
@@ -151,13 +98,13 @@ impl RolloutStore for RedisStore {
     }
 
     async fn load(&self, name: &str) -> Result<Option<Stored>, StoreError> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.server.connection().await?;
         let mut both = redis::pipe();
         both.atomic();
         both.cmd("HGET").arg(self.key(name, "state")).arg("document");
         both.cmd("LRANGE").arg(self.key(name, "history")).arg(0).arg(-1);
         let answer = both.query_async::<(Option<Vec<u8>>, Vec<Vec<u8>>)>(&mut connection).await;
-        let (document, history) = self.answered(answer).await?;
+        let (document, history) = self.server.answered(answer).await?;
         let Some(document) = document else { return Ok(None) };
         let mut stored: Stored = super::read(&format!("the rollout `{name}`"), &document)?;
         for entry in history {
@@ -186,13 +133,13 @@ impl RolloutStore for RedisStore {
     }
 
     async fn decided(&self, name: &str, identity: &str) -> Result<Option<Decided>, StoreError> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.server.connection().await?;
         let answer = redis::cmd("HGET")
             .arg(self.key(name, "decided"))
             .arg(identity)
             .query_async::<Option<Vec<u8>>>(&mut connection)
             .await;
-        let found = self.answered(answer).await?;
+        let found = self.server.answered(answer).await?;
         let what = format!("a decision about the rollout `{name}`");
         found.map(|document| super::read(&what, &document)).transpose()
     }
@@ -209,13 +156,13 @@ impl RolloutStore for RedisStore {
     }
 
     async fn gather(&self, name: &str, key: &str) -> Result<Vec<GatewayCounts>, StoreError> {
-        let mut connection = self.connection().await?;
+        let mut connection = self.server.connection().await?;
         let answer = redis::cmd("HGETALL")
             .arg(self.counts_key(name, key))
             .query_async::<Vec<(String, Vec<u8>)>>(&mut connection)
             .await;
         let what = format!("the counts of the rollout `{name}`");
-        let documents = self.answered(answer).await?;
+        let documents = self.server.answered(answer).await?;
         documents.into_iter().map(|(gateway, document)| Ok((gateway, super::read(&what, &document)?))).collect()
     }
 
@@ -237,7 +184,7 @@ impl RolloutStore for RedisStore {
 
     async fn tidy(&self, present: &[(String, String)], _: f64) -> Result<(), StoreError> {
         // What nobody keeps alive expires by itself.
-        let mut connection = self.connection().await?;
+        let mut connection = self.server.connection().await?;
         let mut all = redis::pipe();
         for (name, key) in present {
             for part in ["state", "history", "decided", "decidedAt", "fence"] {
@@ -246,7 +193,7 @@ impl RolloutStore for RedisStore {
             all.cmd("EXPIRE").arg(self.counts_key(name, key)).arg(COUNTS_KEPT.as_secs()).ignore();
         }
         let answer = all.query_async::<()>(&mut connection).await;
-        self.answered(answer).await
+        Ok(self.server.answered(answer).await?)
     }
 
     async fn close(&self) {

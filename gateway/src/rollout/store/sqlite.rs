@@ -3,31 +3,18 @@
 //!
 //! A file has one owner: the gateway that claimed it last. Another one that still has it open is refused at its next write.
 
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::path::Path;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::de::DeserializeOwned;
-use tokio::sync::oneshot;
 
 use super::{GatewayCounts, KEPT, KEPT_DECISIONS, RolloutStore, StoreError};
 use crate::rollout::record::{HISTORY, HistoryEntry};
 use crate::rollout::stored::{Counts, Decided, Stored};
-use crate::sqlite_file;
+use crate::state_file::{self, StateFile};
 
-/// Jobs that wait for the thread: some for each of a thousand rollouts.
-const QUEUE: usize = 4096;
-/// Longest wait for what is queued at the end of the process: longer than the busy timeout of one second.
-const CLOSING: Duration = Duration::from_secs(2);
-/// Longest wait for one read or write, on a disk that is busy. A disk that hangs must not keep a candidate from being aborted.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Mark of the file in its header (`SpwR`), by which a database of another program is told apart.
-const APPLICATION: i64 = 0x5370_7752;
-/// Version of the tables.
-const VERSION: i64 = 1;
 /// Name of the gateway in the file: there is one.
 const GATEWAY: &str = "local";
 
@@ -45,27 +32,11 @@ const TABLES: &str = "
         name TEXT NOT NULL, counted TEXT NOT NULL, gateway TEXT NOT NULL, document TEXT NOT NULL,
         PRIMARY KEY (name, counted, gateway)) WITHOUT ROWID;";
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
-
-/// Fault of a job, before it has the name of the file.
-enum Fault {
-    Sqlite(rusqlite::Error),
-    Store(StoreError),
-}
-
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
-    }
-}
+type Fault = state_file::Fault<StoreError>;
 
 /// Store in an SQLite file.
 pub struct SqliteStore {
-    path: PathBuf,
-    /// Dropped to end the thread.
-    jobs: Mutex<Option<SyncSender<Job>>>,
-    /// Closed once the thread has ended.
-    ended: Mutex<Option<oneshot::Receiver<()>>>,
+    file: StateFile,
     /// Fencing number with which this process owns the file.
     fence: Mutex<Option<u64>>,
 }
@@ -77,27 +48,7 @@ impl SqliteStore {
     ///
     /// [`StoreError::File`] where the file is damaged, of another program or not writable.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |reason: &dyn std::fmt::Display| file_error(path, reason);
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
-        }
-        let mut file = open(path).map_err(|fault| fault.of(path))?;
-        let (jobs, queue) = sync_channel::<Job>(QUEUE);
-        let (running, ended) = oneshot::channel::<()>();
-        let work = move || {
-            while let Ok(job) = queue.recv() {
-                job(&mut file);
-            }
-            drop(file);
-            drop(running);
-        };
-        std::thread::Builder::new().name("rollouts".into()).spawn(work).map_err(|e| failed(&e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            jobs: Mutex::new(Some(jobs)),
-            ended: Mutex::new(Some(ended)),
-            fence: Mutex::new(None),
-        })
+        Ok(Self { file: StateFile::open(path, TABLES, "rollouts")?, fence: Mutex::new(None) })
     }
 
     /// Validates a file as [`Self::open`] does, without making or changing anything.
@@ -106,50 +57,21 @@ impl SqliteStore {
     ///
     /// As [`Self::open`].
     pub fn judge(path: &Path) -> Result<(), StoreError> {
-        if path.exists() {
-            let judged = sqlite_file::open_unchanged(path).map_err(Fault::from).and_then(|file| judge(&file));
-            return judged.map_err(|fault| fault.of(path));
-        }
-        sqlite_file::judge_absent(path).map_err(|reason| file_error(path, &reason))
+        Ok(StateFile::judge(path)?)
     }
 
-    /// Runs a job on the thread.
+    /// Runs a job on the thread of the file.
     async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |file| {
-            // A caller that has gone needs no answer.
-            let _ = answer.send(job(file));
-        });
-        let sent = match &*self.jobs.lock() {
-            Some(jobs) => jobs.try_send(job),
-            None => Err(TrySendError::Disconnected(job)),
-        };
-        match sent {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                return Err(file_error(&self.path, &format!("the disk is slow: {QUEUE} reads and writes wait for it")));
-            }
-            Err(TrySendError::Disconnected(_)) => return Err(file_error(&self.path, &"the store is closed")),
-        }
-        match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(Ok(done)) => done.map_err(|fault| fault.of(&self.path)),
-            Ok(Err(_)) => Err(file_error(&self.path, &"the store is closed")),
-            Err(_) => Err(file_error(&self.path, &"the disk does not answer")),
-        }
+        self.file.run(job).await
     }
 
     /// Makes the disk hang until the sender is dropped.
     #[cfg(test)]
     pub(in crate::rollout) fn hang(&self) -> std::sync::mpsc::Sender<()> {
-        let (hanging, released) = std::sync::mpsc::channel::<()>();
-        let job: Job = Box::new(move |_| {
-            let _ = released.recv();
-        });
-        assert!(self.jobs.lock().as_ref().is_some_and(|jobs| jobs.try_send(job).is_ok()));
-        hanging
+        self.file.hang()
     }
 
     async fn claim(&self) -> Result<u64, StoreError> {
@@ -170,59 +92,6 @@ impl SqliteStore {
     }
 }
 
-impl Fault {
-    fn of(self, path: &Path) -> StoreError {
-        match self {
-            Self::Sqlite(error) => file_error(path, &error),
-            Self::Store(error) => error,
-        }
-    }
-}
-
-fn file_error(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
-    StoreError::File { path: path.to_owned(), reason: reason.to_string() }
-}
-
-/// Opens a file for writing; makes its tables.
-fn open(path: &Path) -> Result<Connection, Fault> {
-    let file = Connection::open(path)?;
-    file.busy_timeout(Duration::from_secs(1))?;
-    judge(&file)?;
-    file.pragma_update(None, "journal_mode", "WAL")?;
-    // A transition must not be undone by a loss of power: the candidate would get requests after its abort.
-    file.pragma_update(None, "synchronous", "FULL")?;
-    file.pragma_update(None, "application_id", APPLICATION)?;
-    file.pragma_update(None, "user_version", VERSION)?;
-    file.execute_batch(TABLES)?;
-    Ok(file)
-}
-
-/// Refuses files that are damaged, of another program or of a later version.
-fn judge(file: &Connection) -> Result<(), Fault> {
-    let refuse = |reason: String| {
-        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOTADB);
-        Err(Fault::Sqlite(rusqlite::Error::SqliteFailure(code, Some(reason))))
-    };
-    let pragma = |name: &str| file.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
-    let tables: i64 =
-        file.query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table'", [], |row| row.get(0))?;
-    if application != APPLICATION && (application != 0 || tables > 0) {
-        return refuse("it is a database of another program; name a file of its own".to_owned());
-    }
-    if application == APPLICATION && version > VERSION {
-        return refuse(format!(
-            "it was written by a later version of the gateway ({version}, this one reads {VERSION})"
-        ));
-    }
-    let checked = file.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
-    let fault = checked.map_or_else(|e| Some(e.to_string()), |checked| Some(checked).filter(|checked| checked != "ok"));
-    if let Some(fault) = fault {
-        return refuse(format!("it is damaged ({fault}); restore it, or remove it to begin anew"));
-    }
-    Ok(())
-}
-
 /// Fencing number of the file's owner.
 fn owner(file: &Connection) -> rusqlite::Result<Option<u64>> {
     let fence = file.query_row("SELECT fence FROM rollout_owner", [], |row| row.get::<_, i64>(0)).optional()?;
@@ -230,7 +99,7 @@ fn owner(file: &Connection) -> rusqlite::Result<Option<u64>> {
 }
 
 fn read<T: DeserializeOwned>(what: &str, document: &str) -> Result<T, Fault> {
-    super::read(what, document.as_bytes()).map_err(Fault::Store)
+    super::read(what, document.as_bytes()).map_err(Fault::Other)
 }
 
 fn keep_history(batch: &Transaction<'_>, name: &str, entries: &[String]) -> rusqlite::Result<()> {
@@ -284,7 +153,7 @@ impl RolloutStore for SqliteStore {
         self.run(move |file| {
             let batch = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
             if owner(&batch)? != Some(fence) {
-                return Err(Fault::Store(StoreError::NotLeader(name)));
+                return Err(Fault::Other(StoreError::NotLeader(name)));
             }
             batch
                 .execute("INSERT OR REPLACE INTO rollouts VALUES (?1, ?2, ?3)", params![name, documents.stored, at])?;
@@ -319,7 +188,7 @@ impl RolloutStore for SqliteStore {
         let (name, key, fence) = (name.to_owned(), key.to_owned(), *self.fence.lock());
         self.run(move |file| {
             if owner(file)? != fence {
-                return Err(Fault::Store(StoreError::NotLeader(name)));
+                return Err(Fault::Other(StoreError::NotLeader(name)));
             }
             let row = "INSERT OR REPLACE INTO rollout_counts VALUES (?1, ?2, ?3, ?4)";
             file.execute(row, params![name, key, GATEWAY, document])?;
@@ -382,10 +251,8 @@ impl RolloutStore for SqliteStore {
     }
 
     async fn close(&self) {
-        drop(self.jobs.lock().take());
-        let Some(ended) = self.ended.lock().take() else { return };
-        if tokio::time::timeout(CLOSING, ended).await.is_err() {
-            tracing::error!(event = "rollouts_not_written", file = %self.path.display(), "the last writes took too long");
+        if let Err(e) = self.file.close().await {
+            tracing::error!(event = "rollouts_not_written", file = %e.path.display(), reason = e.reason);
         }
     }
 }

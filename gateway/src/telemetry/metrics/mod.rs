@@ -27,8 +27,9 @@ pub use self::held::{Count, Running};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
-    BackendSample, BudgetSample, CertificateSample, ClassSample, EndpointSample, EngineSample, FeedbackSample,
-    FeedbackSamples, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample, RolloutSample, Samples,
+    BackendSample, BudgetSample, CertificateSample, ClassSample, CostSample, EndpointSample, EngineSample,
+    FeedbackSample, FeedbackSamples, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample,
+    RolloutSample, Samples,
 };
 pub use self::receivers::ReceiverMetrics;
 use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};
@@ -168,6 +169,12 @@ series! {
         pub authentication_throttled: Counter = "spillway_authentication_throttled", Counter::default();
         /// Verified tokens that are remembered
         pub token_cache_entries: Gauge = "spillway_token_cache_entries", Gauge::default();
+        /// API keys that were made at run time and exist
+        pub api_keys: Gauge = "spillway_api_keys", Gauge::default();
+        /// API keys that may be made at run time (authentication.keysByApi.maxKeys)
+        pub api_keys_limit: Gauge = "spillway_api_keys_limit", Gauge::default();
+        /// 1 while the store of API keys that are made at run time answers
+        pub api_key_store_up: Gauge = "spillway_api_key_store_up", Gauge::default();
         /// Fetches of an issuer's keys that failed
         pub jwks_failures: Counter = "spillway_jwks_failures", Counter::default();
         /// Connections of the admin address that were closed to make room for others
@@ -310,6 +317,7 @@ impl Metrics {
         now::model_memory(&mut now, samples.model_memory);
         now::certificates(&mut now, samples.certificates);
         now::budgets(&mut now, samples.budgets);
+        now::costs(&mut now, samples.costs);
         now::rollouts(&mut now, samples.rollouts);
         if let Some(samples) = samples.feedback {
             now::feedback(&mut now, samples);

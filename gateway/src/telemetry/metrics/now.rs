@@ -277,6 +277,23 @@ pub struct BudgetSample {
     pub units: Vec<(&'static str, u64, u64)>,
 }
 
+/// Costs of one consumer on one route by one price, since the process began.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CostSample {
+    /// Name of the consumer; empty for anonymous callers.
+    pub consumer: String,
+    /// Name of its tenant.
+    pub tenant: String,
+    /// Name of the route.
+    pub route: String,
+    /// Name of the price, as `prices` or the catalogue has it.
+    pub model: String,
+    /// Answers.
+    pub answers: u64,
+    /// Billionths of a US dollar.
+    pub nanos: u64,
+}
+
 /// State of a rollout at a scrape.
 #[derive(Debug, Clone)]
 pub struct RolloutSample {
@@ -313,6 +330,8 @@ pub struct Samples<'s> {
     pub certificates: &'s [CertificateSample],
     /// Budgets.
     pub budgets: &'s [BudgetSample],
+    /// Costs of answers.
+    pub costs: &'s [CostSample],
     /// Rollouts.
     pub rollouts: &'s [RolloutSample],
     /// Labels of answers; `None` where the configuration takes none.
@@ -498,6 +517,24 @@ pub(super) fn budgets(r: &mut Registry, samples: &[BudgetSample]) {
     }
     r.register("spillway_budget_spent", "Amount of a budget spent in its day or month, through this gateway", spent);
     r.register("spillway_budget_limit", "Limit of a budget", limit);
+}
+
+/// Costs of answers, whose rows are bounded where they are kept.
+#[allow(clippy::cast_precision_loss, reason = "2^53 billionths are nine million dollars")]
+pub(super) fn costs(r: &mut Registry, samples: &[CostSample]) {
+    let (dollars, answers) = (FloatCounters::default(), Counters::default());
+    for sample in samples {
+        let series = labels([
+            ("consumer", &sample.consumer),
+            ("tenant", &sample.tenant),
+            ("http_route", &sample.route),
+            ("model", &sample.model),
+        ]);
+        dollars.get_or_create(&series).inc_by(sample.nanos as f64 / 1e9);
+        answers.get_or_create(&series).inc_by(sample.answers);
+    }
+    r.register("spillway_cost_usd", "Cost of answers by the prices of models", dollars);
+    r.register("spillway_cost_answers", "Answers of models that have a price", answers);
 }
 
 /// Probes of all routes.
