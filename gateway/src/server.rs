@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::Loaded;
-use spillway_config::schema::Config;
+use spillway_config::schema::{Admin, Config};
 use spillway_filter::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminView};
+use crate::admin::{self, AdminView, History};
 use crate::audit::Audit;
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
@@ -238,6 +238,9 @@ async fn open_admin(
         token,
         address,
         hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
+        history: Arc::default(),
+        traces_url: written.and_then(|admin| admin.traces_url.clone()),
+        playground: written.is_some_and(Admin::allows_playground),
         max_connections: written.map_or(1, |admin| usize::try_from(admin.max_connections.get()).unwrap_or(usize::MAX)),
     });
     if written.is_some() {
@@ -246,6 +249,8 @@ async fn open_admin(
         let local = listener.local_addr().map_err(failed)?;
         tracing::info!(event = "admin_listening", address = %local);
         tokio::spawn(admin::serve(listener, view.clone(), stop.subscribe()));
+        let (history, sampled): (Arc<History>, _) = (view.history.clone(), view.clone());
+        tokio::spawn(history.run(metrics.clone(), move || sampled.engines(), stop.subscribe()));
     }
     Ok(view)
 }

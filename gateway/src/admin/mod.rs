@@ -4,6 +4,9 @@
 
 mod access;
 mod backends;
+mod dashboard;
+mod history;
+mod overview;
 mod rollouts;
 mod slots;
 #[cfg(test)]
@@ -28,6 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::access::problem;
+pub use self::history::{History, HistoryReport, NoHistory};
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
@@ -59,6 +63,12 @@ pub trait AdminState: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// Running configuration and result of the last edit.
     fn config(&self) -> serde_json::Value;
+    /// Figures of the process as a whole.
+    fn overview(&self) -> serde_json::Value;
+    /// Traffic of the last day.
+    fn history(&self) -> &History;
+    /// Built-in models and their memory.
+    fn models(&self) -> serde_json::Value;
     /// Current state of all backends and their endpoints.
     fn backends(&self) -> serde_json::Value;
     /// Labels of answers by route and target.
@@ -176,8 +186,12 @@ async fn connection(stream: TcpStream, app: Router, mut stopping: watch::Receive
 fn router(state: Arc<dyn AdminState>) -> Router {
     let guarded = Router::new()
         .route("/", get(index))
+        .route("/assets/{name}", get(asset))
         .route("/metrics", get(metrics))
         .route("/api/config", get(config))
+        .route("/api/overview", get(overview))
+        .route("/api/history", get(history_of))
+        .route("/api/models", get(models))
         .route("/api/backends", get(backends))
         .route("/api/feedback", get(feedback))
         .route("/api/quality", get(quality))
@@ -200,10 +214,10 @@ fn router(state: Arc<dyn AdminState>) -> Router {
     open.merge(guarded).layer(middleware::map_response(add_headers)).with_state(state)
 }
 
-/// Forbids browsers to store an answer, or to guess its type.
+/// Forbids browsers to store an answer that does not say how, or to guess its type.
 async fn add_headers(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     answer
 }
@@ -222,6 +236,30 @@ async fn metrics(State(state): State<Arc<dyn AdminState>>) -> Response {
 
 async fn config(State(state): State<Arc<dyn AdminState>>) -> Response {
     axum::Json(state.config()).into_response()
+}
+
+async fn overview(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.overview()).into_response()
+}
+
+async fn models(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.models()).into_response()
+}
+
+/// Part of the history that is asked for.
+#[derive(Deserialize)]
+struct HistoryQuery {
+    window: Option<String>,
+    route: Option<String>,
+}
+
+async fn history_of(State(state): State<Arc<dyn AdminState>>, Query(query): Query<HistoryQuery>) -> Response {
+    let window = query.window.as_deref().unwrap_or("10m");
+    match state.history().read(window, query.route.as_deref()) {
+        Ok(report) => axum::Json(report).into_response(),
+        Err(error @ NoHistory::Window) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(error) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+    }
 }
 
 async fn backends(State(state): State<Arc<dyn AdminState>>) -> Response {
@@ -313,14 +351,25 @@ fn change_drain(state: &dyn AdminState, headers: &HeaderMap, named: &(String, St
     axum::Json(serde_json::json!({"endpoints": endpoints})).into_response()
 }
 
-async fn index() -> &'static str {
-    "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
-     /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
-     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
-     /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
-     /api/feedback labels of answers by route and target\n\
-     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
-                  .../examples the texts that were kept, with a token; DELETE deletes them\n"
+/// Paths of the admin address, for a terminal.
+const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
+    /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
+    /api/overview the process as a whole: traffic, listeners, routes\n\
+    /api/history  traffic of the last ten minutes, three hours or day: ?window=10m, 3h or 24h, &route=NAME\n\
+    /api/models   built-in models: tokens a second, queue, memory\n\
+    /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
+    /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
+    /api/feedback labels of answers by route and target\n\
+    /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
+                 .../examples the texts that were kept, with a token; DELETE deletes them\n";
+
+async fn index(headers: HeaderMap) -> Response {
+    dashboard::root(&headers, PATHS)
+}
+
+async fn asset(headers: HeaderMap, Path(name): Path<String>) -> Response {
+    let unknown = || problem(StatusCode::NOT_FOUND, "the dashboard has no such file; / is its page");
+    dashboard::asset(&headers, &name).unwrap_or_else(unknown)
 }
 
 async fn not_found() -> Response {

@@ -15,6 +15,7 @@ struct Shown {
     loopback: bool,
     audited: Mutex<Vec<String>>,
     dropped: Mutex<usize>,
+    history: History,
 }
 
 #[async_trait::async_trait]
@@ -30,6 +31,15 @@ impl AdminState for Shown {
     }
     fn config(&self) -> serde_json::Value {
         serde_json::json!({"generation": 1})
+    }
+    fn overview(&self) -> serde_json::Value {
+        serde_json::json!({"state": "ready"})
+    }
+    fn history(&self) -> &History {
+        &self.history
+    }
+    fn models(&self) -> serde_json::Value {
+        serde_json::json!({"models": []})
     }
     fn backends(&self) -> serde_json::Value {
         serde_json::json!({"backends": []})
@@ -89,6 +99,7 @@ async fn admin(token: bool, loopback: bool) -> Admin {
         loopback,
         audited: Mutex::default(),
         dropped: Mutex::default(),
+        history: History::default(),
     });
     let stop = watch::Sender::new(false);
     let serving = tokio::spawn(serve(listener, shown.clone(), stop.subscribe()));
@@ -320,4 +331,60 @@ async fn a_command_to_a_rollout_needs_the_header_a_name_and_a_short_reason() {
     let audited = admin.shown.audited.lock().clone();
     assert_eq!(audited[0], "unknown POST /api/rollouts/chat/abort 403");
     assert_eq!(audited[1], "loopback POST /api/rollouts/chat/abort 404");
+}
+
+#[tokio::test]
+async fn a_browser_gets_the_page_without_the_token_and_nothing_else() {
+    let admin = admin(true, false).await;
+    let browser = "Host: gateway.example\r\nAccept: text/html,*/*;q=0.8\r\n";
+    let page = admin.send("GET", "/", browser).await;
+    assert_eq!(page.status, 200);
+    for header in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self';",
+        "frame-ancestors 'none'",
+        "x-content-type-options: nosniff",
+        "cache-control: no-cache",
+        "vary: accept",
+        "etag: \"",
+    ] {
+        assert!(page.head.contains(header), "{header} in {}", page.head);
+    }
+    let module = admin.send("GET", "/assets/main.js", "Host: gateway.example\r\n").await;
+    assert!(module.status == 200 && module.head.contains("content-type: text/javascript"), "{}", module.head);
+    let tag = module.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    for known in [tag.to_owned(), format!("\"other\", W/{tag}"), "*".to_owned()] {
+        let again = admin.send("GET", "/assets/main.js", &format!("If-None-Match: {known}\r\nHost: a\r\n")).await;
+        assert_eq!((again.status, &*again.body), (304, ""), "{known}");
+        assert!(again.head.contains(&format!("etag: {tag}")), "{}", again.head);
+    }
+    assert_eq!(admin.send("GET", "/assets/main.js", "If-None-Match: \"other\"\r\nHost: a\r\n").await.status, 200);
+    assert_eq!(admin.send("HEAD", "/assets/page.css", "Host: a\r\n").await.status, 200);
+    for name in ["index.html", "mod.rs", "..%2Fmod.rs", "%2e%2e", "nothing.js"] {
+        assert_eq!(admin.send("GET", &format!("/assets/{name}"), browser).await.status, 404, "{name}");
+    }
+    // A browser that opens another path gets no further than a program.
+    for (method, path) in [("GET", "/api/config"), ("GET", "/metrics"), ("POST", "/"), ("POST", "/assets/main.js")] {
+        assert_eq!(admin.send(method, path, browser).await.status, 401, "{method} {path}");
+    }
+    assert_eq!(admin.send("GET", "/", "Host: a\r\nAccept: */*\r\n").await.status, 401, "the list needs the token");
+}
+
+#[tokio::test]
+async fn on_loopback_the_page_is_for_loopback_names() {
+    let admin = admin(false, true).await;
+    let page = admin.send("GET", "/", &format!("{LOCAL}Accept: text/html\r\n")).await;
+    assert!(page.status == 200 && page.head.contains("content-type: text/html"), "{}", page.head);
+    let list = admin.send("GET", "/", LOCAL).await;
+    assert!(list.head.contains("content-type: text/plain") && list.body.contains("/metrics"), "{}", list.head);
+    for path in ["/", "/assets/main.js"] {
+        let headers = "Host: evil.example\r\nAccept: text/html\r\n";
+        assert_eq!(admin.send("GET", path, headers).await.status, 421, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn off_loopback_without_a_token_there_is_no_page_either() {
+    let admin = admin(false, false).await;
+    assert_eq!(admin.send("GET", "/", &format!("{LOCAL}Accept: text/html\r\n")).await.status, 401);
 }

@@ -10,13 +10,15 @@ use subtle::ConstantTimeEq;
 
 use super::AdminState;
 use super::backends::{self, backend_samples, reports, samples};
+use super::history::History;
+use super::overview::{self, Shown};
 use crate::audit::Audit;
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::reload::LastEdit;
 use crate::rollout::{self, Rollouts};
-use crate::telemetry::{Metrics, Samples};
+use crate::telemetry::{EngineSample, Metrics, Samples};
 
 /// View of the gateway for the admin address, also before the gateway is ready.
 pub struct AdminView {
@@ -30,6 +32,18 @@ pub struct AdminView {
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Vec<String>,
     pub(crate) max_connections: usize,
+    pub(crate) history: Arc<History>,
+    pub(crate) traces_url: Option<String>,
+    pub(crate) playground: bool,
+}
+
+impl AdminView {
+    /// State of the built-in models.
+    pub fn engines(&self) -> Vec<EngineSample> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        snapshot.map(|snapshot| snapshot.models.iter().map(|model| model.sample()).collect()).unwrap_or_default()
+    }
 }
 
 #[async_trait::async_trait]
@@ -89,6 +103,30 @@ impl AdminState for AdminView {
             "running": running.as_ref().map(|snapshot| snapshot.shown.read()),
             "lastEdit": *self.last_edit.load_full(),
         })
+    }
+    fn overview(&self) -> serde_json::Value {
+        let (gateway, listeners) = (self.gateway.load(), self.listeners.load());
+        let shown = Shown {
+            state: self.readiness().err().unwrap_or("ready"),
+            traces_url: self.traces_url.clone(),
+            playground: self.playground,
+        };
+        let gateway = gateway.as_ref().as_ref().map(|gateway| &**gateway);
+        let report = overview::overview(&self.metrics, &self.history, gateway, listeners.as_deref(), shown);
+        serde_json::json!(report)
+    }
+    fn history(&self) -> &History {
+        &self.history
+    }
+    fn models(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let memory = gateway.as_ref().as_ref().map(|gateway| {
+            let snapshot = gateway.snapshot.load();
+            let memory = snapshot.models.memory();
+            serde_json::json!({"used": memory.taken(), "limit": memory.limit()})
+        });
+        let models = overview::models(self.engines(), &self.history.model_rates());
+        serde_json::json!({"models": models, "memory": memory})
     }
     fn backends(&self) -> serde_json::Value {
         let gateway = self.gateway.load();

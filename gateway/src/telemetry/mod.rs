@@ -21,10 +21,10 @@ pub use label::{
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
-    BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, Count, EndpointMetrics, EndpointSample,
-    EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, ProbeSample,
-    ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteMetrics,
-    Running, Samples,
+    BUCKETS, BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, Count, EndpointMetrics,
+    EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, HTTP_SECONDS, LimitMetrics, ListenerMetrics,
+    MODEL_SECONDS, Metrics, ModelCounts, ModelMetrics, ProbeSample, ProbeTargetSample, QualityFeatureSample,
+    QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts, RouteMetrics, Running, Samples,
 };
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceError, Tracer};
