@@ -13,7 +13,7 @@ use crate::values::{ListenAddress, Secret};
 pub struct Admin {
     /// IP and port; on loopback no token is needed.
     pub address: ListenAddress,
-    /// Bearer token that everything but `/healthz` and `/readyz` asks for. Needed when the address is not loopback.
+    /// Bearer token that everything but `/healthz`, `/readyz` and the files of the dashboard asks for. Needed when the address is not loopback.
     #[serde(default)]
     pub token: Option<Secret>,
     /// Further values of `Host` that are accepted on loopback.

@@ -9,8 +9,9 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
-use super::{AdminState, dashboard};
+use super::{AdminState, HEADER_TIMEOUT, dashboard};
 
 /// Address that a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -119,6 +120,18 @@ fn is_loopback_host(host: &str) -> bool {
 /// True if an entry of `admin.hosts` matches; an entry without a port matches any port.
 fn is_allowed(host: &str, allowed: &str) -> bool {
     !host.is_empty() && (host.eq_ignore_ascii_case(allowed) || name_of(host).eq_ignore_ascii_case(allowed))
+}
+
+/// Reads the body of a request, of at most `most` bytes.
+pub(super) async fn body(request: Request, most: usize) -> Result<Bytes, Box<Response>> {
+    let refuse = |status, detail: &str| Err(Box::new(problem(status, detail)));
+    match tokio::time::timeout(HEADER_TIMEOUT, axum::body::to_bytes(request.into_body(), most)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => {
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is longer than {most} bytes, or broke off"))
+        }
+        Err(_) => refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come within 5 s"),
+    }
 }
 
 pub(super) fn problem(status: StatusCode, detail: &str) -> Response {

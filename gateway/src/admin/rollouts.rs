@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::access::{self, Client, problem};
-use super::{AdminState, HEADER_TIMEOUT};
+use super::{AdminState, starting};
 use crate::rollout::{Command, CommandError, RolloutRecord};
 
 /// Longest body of a command, in bytes: its reason and some spaces.
@@ -80,12 +80,7 @@ pub(super) async fn command(
 /// Reason in the body of a command, which may be empty.
 async fn reason(request: Request) -> Result<Option<String>, Box<Response>> {
     let refuse = |status, detail: &str| Err(Box::new(problem(status, detail)));
-    let reading = axum::body::to_bytes(request.into_body(), MAX_BODY);
-    let body = match tokio::time::timeout(HEADER_TIMEOUT, reading).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(_)) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 4096 bytes, or broke off"),
-        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come within 5 s"),
-    };
+    let body = access::body(request, MAX_BODY).await?;
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
@@ -113,8 +108,4 @@ fn without(record: &RolloutRecord, fields: &[&str]) -> serde_json::Value {
         fields.iter().for_each(|field| drop(shown.remove(*field)));
     }
     shown
-}
-
-fn starting() -> Response {
-    problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway is starting; /readyz says when it serves")
 }

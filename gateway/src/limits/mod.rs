@@ -17,6 +17,7 @@ mod reservation;
 mod rules;
 mod shared;
 mod shared_rules;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -32,3 +33,4 @@ pub use reservation::ReservationRequest;
 pub use rules::{BudgetRules, Limits, RateTooHigh, Rule, Rules};
 pub(crate) use shared::client as redis_client;
 pub use shared::{ClientError, StoreError};
+pub use shown::{BudgetReport, LimitReport, UseReport};

@@ -9,6 +9,7 @@ mod log;
 mod log_throttle;
 mod metrics;
 pub mod names;
+mod tail;
 mod time;
 mod trace;
 
@@ -26,5 +27,6 @@ pub use metrics::{
     MODEL_SECONDS, Metrics, ModelCounts, ModelMetrics, ProbeSample, ProbeTargetSample, QualityFeatureSample,
     QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts, RouteMetrics, Running, Samples,
 };
+pub use tail::{NoStatus, Tail, TailFilter, TailReader};
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceError, Tracer};
