@@ -138,6 +138,7 @@ export async function get(address, signal) {
  * @param {unknown} [body]
  */
 export async function post(address, body) {
+  /** @type {Record<string, string>} */
   const type = body === undefined ? {} : { 'content-type': 'application/json' };
   const answer = await ask(address, {
     method: 'POST',
@@ -156,6 +157,7 @@ export async function post(address, body) {
  * @param {AbortSignal} signal
  */
 export function chat(route, body, key, signal) {
+  /** @type {Record<string, string>} */
   const own = key === '' ? {} : { 'x-spillway-playground-key': key };
   return ask(`api/playground/${encodeURIComponent(route)}`, {
     method: 'POST',
@@ -183,7 +185,8 @@ const MAX_LINE = 1 << 20;
  * @returns {AsyncGenerator<{event: string, data: string}>}
  */
 export async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  // The types of TypeScript do not know that a decoder takes these bytes.
+  const reader = body.pipeThrough(/** @type {any} */ (new TextDecoderStream())).getReader();
   let rest = '';
   let event = '';
   /** @type {string[]} */

@@ -268,6 +268,14 @@ class Plot {
   }
 }
 
+/**
+ * Values without those that are zero beside zeros.
+ * @param {(number | null)[]} values
+ */
+function raised(values) {
+  return values.map((value, n) => (value || values[n - 1] || values[n + 1] ? value : null));
+}
+
 /** Lines and stacked areas over time. */
 export class TimeChart extends Plot {
   /** @param {{title: string, note?: string, format?: (value: number | null) => string}} options */
@@ -309,7 +317,8 @@ export class TimeChart extends Plot {
     this.axes(marks);
     const shapes = [
       ...stacked.map((one) => ({ key: `a${one.name}`, cls: `area ${one.colour}`, d: this.area(one, y) })),
-      ...stacked.map((one) => ({ key: `e${one.name}`, cls: `edge ${one.colour}`, d: this.path(one.high, one.values, y) })),
+      // An edge is drawn only where its area has a height, or it would hide those below.
+      ...stacked.map((one) => ({ key: `e${one.name}`, cls: `edge ${one.colour}`, d: this.path(one.high, stacked.length > 1 ? raised(one.values) : one.values, y) })),
       ...this.series.filter((one) => one.line).map((one) => ({ key: `l${one.name}`, cls: `edge ${one.colour}`, d: this.path(one.values, one.values, y) })),
     ];
     keyed(this.shapes, shapes, (one) => one.key, (one) => {
@@ -585,12 +594,15 @@ export function sparkline() {
  * @property {string} label Text alternative.
  */
 
+/** Sizes of a course: width, height, room for labels at the left and below, in pixels. */
+const SIZES = { normal: [320, 120, 44, 18], wide: [860, 220, 52, 20], small: [140, 36, 0, 0] };
+
 /**
- * Small chart of values over time with a limit, and a band where bounds are known.
- * @param {string} [cls]
+ * Small chart of values over time with a limit, and a band where bounds are known. The small size has no labels.
+ * @param {keyof typeof SIZES} [size]
  */
-export function course(cls = '') {
-  const [w, tall, left, foot] = [320, 120, 44, 16];
+export function course(size = 'normal') {
+  const [w = 0, tall = 0, left = 0, foot = 0] = SIZES[size];
   const zone = s('rect', { class: 'zone' });
   const band = s('path', { class: 'band' });
   const line = s('path', { class: 'edge' });
@@ -598,7 +610,7 @@ export function course(cls = '') {
   const limit = s('line', { class: 'limit', x1: left, x2: w });
   const zero = s('line', { class: 'zero', x1: left, x2: w });
   const labels = s('g');
-  const root = s('svg', { class: `course ${cls}`.trim(), viewBox: `0 0 ${w} ${tall}`, role: 'img' }, zone, zero, band, limit, line, dot, labels);
+  const root = s('svg', { class: `course ${size}`, viewBox: `0 0 ${w} ${tall}`, role: 'img' }, zone, zero, band, limit, line, dot, labels);
   return {
     root,
     /** @param {Course} data */
@@ -607,10 +619,11 @@ export function course(cls = '') {
       const numbers = points.flatMap((point) => [point.y, point.low, point.high]).concat([at, none]).filter(known);
       let [least, most] = [Math.min(...numbers), Math.max(...numbers)];
       if (!known(least)) [least, most] = [0, 1];
-      if (none === undefined) least = Math.min(0, least);
+      const fromZero = none === undefined && size !== 'small';
+      if (fromZero) least = Math.min(0, least);
       const room = (most - least || Math.abs(most) || 1) * 0.12;
       most += room;
-      if (none !== undefined) least -= room;
+      if (!fromZero) least -= room;
       const [first, last] = [points[0]?.x ?? 0, points.at(-1)?.x ?? 1];
       const x = (/** @type {number} */ value) => left + 4 + (last > first ? ((value - first) / (last - first)) * (w - left - 10) : w - left - 10);
       const y = (/** @type {number} */ value) => 6 + (tall - foot - 10) * (1 - (value - least) / (most - least));
@@ -637,13 +650,16 @@ export function course(cls = '') {
       if (bad) {
         for (const [name, value] of [['x', left], ['y', bad.from], ['width', w - left], ['height', Math.max(0, bad.to - bad.from)]]) attr(zone, String(name), value ?? 0);
       }
+      // Beyond half a day the time needs its day.
+      const time = (/** @type {number} */ value) => (last - first > 43_200 ? clock(value, true).slice(5, 16) : clock(value).slice(0, 5));
+      const floor = fromZero ? least : least + room;
       const written = [
         { x: left - 4, y: y(most - room) + 4, anchor: 'end', label: format(most - room) },
-        { x: left - 4, y: y(none === undefined ? least : least + room) + 3, anchor: 'end', label: format(none === undefined ? least : least + room) },
-        { x: left + 4, y: tall - 3, anchor: 'start', label: drawn.length > 1 ? clock(first, last - first > 86400).slice(0, last - first > 86400 ? 10 : 5) : '' },
-        { x: w - 4, y: tall - 3, anchor: 'end', label: drawn.length > 0 ? clock(last).slice(0, 5) : '' },
+        { x: left - 4, y: y(floor) + 3, anchor: 'end', label: format(floor) },
+        { x: left + 4, y: tall - 4, anchor: 'start', label: drawn.length > 1 ? time(first) : '' },
+        { x: w - 4, y: tall - 4, anchor: 'end', label: drawn.length > 0 ? time(last) : '' },
       ];
-      keyed(labels, written, (_, n) => String(n), () => {
+      keyed(labels, size === 'small' ? [] : written, (_, n) => String(n), () => {
         const element = s('text');
         return {
           root: element,

@@ -125,7 +125,7 @@ export function mount(context) {
   const kept = h('p', { class: 'note' }, 'The last good configuration runs on.');
   const last = panel('Last edit', { tools: [mark.root] }, h('div', { class: 'stack' }, terms.root, kept, faults.root));
 
-  const shown = code('Running configuration', true);
+  const shown = code('Text of the running configuration', true);
   const find = search('Find in the configuration', (value) => {
     wanted = value;
     paint(true);

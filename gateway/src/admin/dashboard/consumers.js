@@ -15,7 +15,7 @@ const MAX_PAGES = 10;
 /** @param {string | number | null | undefined} window */
 function over(window) {
   if (window === null || window === undefined || window === '') return '';
-  return ` per ${typeof window === 'number' ? span(window).replace(/ 0 \w+$/, '') : window}`;
+  return ` per ${typeof window === 'number' ? span(window) : window}`;
 }
 
 /**

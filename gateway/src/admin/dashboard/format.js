@@ -76,10 +76,11 @@ export function span(value) {
   if (!known(value)) return NONE;
   const whole = Math.max(0, Math.floor(value));
   const [d, hours, m] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
-  if (d > 0) return `${d} d ${hours} h`;
-  if (hours > 0) return `${hours} h ${m} min`;
-  if (m > 0) return `${m} min ${whole % 60} s`;
-  return `${whole} s`;
+  const parts = [[d, 'd'], [hours, 'h'], [m, 'min'], [whole % 60, 's']];
+  const first = parts.findIndex(([n]) => n !== 0);
+  if (first < 0) return '0 s';
+  const shown = parts.slice(first, first + 2).filter(([n]) => n !== 0);
+  return shown.map(([n, unit]) => `${n} ${unit}`).join(' ');
 }
 
 /**
@@ -115,7 +116,7 @@ export function clock(unix, long) {
 export function ago(unix, now = Date.now() / 1000) {
   if (!known(unix)) return NONE;
   const past = Math.max(0, now - unix);
-  return past < 2 ? 'now' : `${span(past < 60 ? past : past - (past % 60)).replace(/ 0 s$/, '')} ago`;
+  return past < 2 ? 'now' : `${span(past < 60 ? past : past - (past % 60))} ago`;
 }
 
 /**

@@ -70,6 +70,8 @@ export function mount(context) {
     paint();
   });
 
+  context.actions.append(clear, pause);
+
   const columns = ['Time', 'Status', 'Request', 'Route', 'Consumer', 'Served by', 'Took', 'First token', 'Tokens', 'Trace'];
   const body = h('tbody', { role: 'rowgroup' });
   const table = h(
@@ -84,7 +86,7 @@ export function mount(context) {
   const root = h(
     'section',
     { class: 'panel', 'aria-label': 'Live tail' },
-    h('div', { class: 'toolbar panel-head' }, mark.root, line, routes.root, statuses.root, h('label', { class: 'field' }, h('span', null, 'Consumer'), consumer), find.root, h('div', { class: 'tools' }, clear, pause)),
+    h('div', { class: 'toolbar panel-head' }, mark.root, routes.root, statuses.root, h('label', { class: 'field' }, h('span', null, 'Consumer'), consumer), find.root, line),
     box,
   );
 
@@ -205,7 +207,7 @@ export function mount(context) {
         cell('Took', 'num', millis(one.durationMs)),
         cell('First token', 'num', millis(one.ttftMs)),
         cell('Tokens', 'num', tokens),
-        cell('Trace', null, trace ? h('a', { href: trace, target: '_blank', rel: 'noreferrer', 'aria-label': `Trace ${one.traceId}` }, 'Trace ', /** @type {any} */ (arrow())) : (one.traceId ? h('code', { title: one.traceId }, String(one.traceId).slice(0, 8)) : '–')),
+        cell('Trace', null, trace ? h('a', { href: trace, target: '_blank', rel: 'noreferrer', 'aria-label': `Trace ${one.traceId}` }, 'Trace', arrow()) : (one.traceId ? h('code', { title: one.traceId }, String(one.traceId).slice(0, 8)) : '–')),
       ),
     };
   }

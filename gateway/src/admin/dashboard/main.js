@@ -60,8 +60,6 @@ let last = null;
 let answeredAt = 0;
 /** @type {View | null} */
 let view = null;
-/** @type {(typeof PAGES)[number] | null} */
-let page = null;
 let visited = false;
 
 const poller = new Poller(get, report);
@@ -90,7 +88,6 @@ function visit() {
   view?.leave?.();
   const actions = byId('actions');
   actions.replaceChildren();
-  page = next;
   document.title = `${next.title} · Spillway`;
   text(byId('title'), next.title);
   for (const link of byId('nav').querySelectorAll('a')) {

@@ -44,7 +44,7 @@ export function mount(_context) {
       { class: 'panel card model' },
       h('div', { class: 'card-head' }, h('h2', null, first.name), mark.root),
       h('p', { class: 'line' }, speed, h('span', { class: 'note' }, 'tokens a second')),
-      /** @type {any} */ (spark.root),
+      spark.root,
       kvBox,
       load.root,
     );

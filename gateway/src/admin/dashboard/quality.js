@@ -1,7 +1,7 @@
 /** Quality: how far prompts and answers have moved, what probes find, and what callers say. */
 
 import { course } from './charts.js';
-import { attr, h, keyed, show, style, text } from './dom.js';
+import { h, keyed, show, style, text } from './dom.js';
 import { ago, clock, count, known, percent, plural, seconds, short, span, words } from './format.js';
 import { DataTable, facts, panel, pill, select, stateful } from './ui.js';
 
@@ -154,7 +154,7 @@ function feature(first) {
   const drawn = course();
   const bars = h('ul', { class: 'bars' });
   const more = h('details', null, h('summary', null, 'Distribution, before and now'), bars);
-  const root = h('article', { class: 'card' }, h('div', { class: 'card-head' }, h('h3', null, words(first.feature)), mark.root), h('p', { class: 'line' }, value, line), /** @type {any} */ (drawn.root), more);
+  const root = h('article', { class: 'card' }, h('div', { class: 'card-head' }, h('h3', null, words(first.feature)), mark.root), h('p', { class: 'line' }, value, line), drawn.root, more);
   return {
     root,
     /** @param {Feature} now */
@@ -170,7 +170,7 @@ function feature(first) {
         format: short,
         label: `${words(now.feature)}: distance ${short(now.distance)}, limit ${short(now.limit)}, ${plural(points.length, 'point')}${points[0] ? ` since ${clock(points[0].x, true)}` : ''}`,
       });
-      show(/** @type {any} */ (more), now.bars.length > 0);
+      show(more, now.bars.length > 0);
       if (!more.open) return;
       const most = Math.max(1e-9, ...now.bars.flatMap((bar) => [bar.before, bar.recent]));
       keyed(bars, now.bars, (bar) => bar.name, (bar) => {
@@ -212,10 +212,9 @@ function probed(first) {
         label: 'Over time',
         make: (cell) => {
           const drawn = course('small');
-          cell.append(/** @type {any} */ (drawn.root));
+          cell.append(drawn.root);
           return (one) => {
-            show(/** @type {any} */ (cell), true);
-            attr(drawn.root, 'hidden', one.course.length < 2);
+            style(drawn.root, 'display', one.course.length < 2 ? 'none' : '');
             drawn.set({ points: one.course.map(([x, y]) => ({ x, y })), limit: one.limit, worse: 'below', format: short, label: `Similarity of ${one.probe}, last ${short(one.similarity)}` });
           };
         },

@@ -280,7 +280,7 @@ function view(context) {
         cls: 'grow',
         make: (cell) => {
           const [drawn, line] = [interval(), h('span', { class: 'sub' })];
-          cell.append(/** @type {any} */ (drawn.root), line);
+          cell.append(drawn.root, line);
           return (each) => {
             const { limit, zero, worse } = parse(each.threshold);
             drawn.set({ effect: each.effect, lower: each.lower, upper: each.upper, limit, zero, worse, finding: each.finding, label: `${each.sentence || each.finding}; effect ${effect(each.threshold, each.effect)}, bounds ${bounds(each)}` });
@@ -312,9 +312,9 @@ function view(context) {
     metric = value;
     drawSequence();
   });
-  const drawn = course('tall');
+  const drawn = course('wide');
   const verdict = h('p', { class: 'note' });
-  const sequence = panel('Confidence sequence', { note: 'bounds of the effect at each look, valid however often you look', tools: [metrics.root] }, /** @type {any} */ (drawn.root), verdict);
+  const sequence = panel('Confidence sequence', { note: 'bounds of the effect at each look, valid however often you look', tools: [metrics.root] }, drawn.root, verdict);
 
   /**
    * @param {Evidence} each
