@@ -188,9 +188,9 @@ export function busy(hostile = (name) => name) {
   });
   data['/api/models'] = () => ({
     models: [
-      { name: hostile('smollm2'), device: 'CPU, 16 threads', task: 'generate', tokensPerSecond: 212 + 30 * Math.sin(Date.now() / 3000), running: 3, waiting: 1, kvUsed: 6144, kvTotal: 16_384, memoryBytes: 311e6 },
-      { name: 'gemma-3-270m', device: 'NVIDIA H200', task: 'generate', tokensPerSecond: 1843, running: 8, waiting: 0, kvUsed: 21_000, kvTotal: 65_536, memoryBytes: 1.1e9 },
-      { name: 'minilm', device: 'CPU, 16 threads', task: 'embedding', tokensPerSecond: 0, running: 0, waiting: 0, memoryBytes: 92e6 },
+      { name: hostile('smollm2'), device: 'CPU, 16 threads', loaded: true, ready: true, measuredTokensPerSecond: 260, generatedTokens: 412_000, promptTokens: 1.9e6, cachedTokens: 0.8e6, noRoom: 0, waitSeconds: 0.8, kvIdle: 2100, tokensPerSecond: 212 + 30 * Math.sin(Date.now() / 3000), running: 3, waiting: 1, kvUsed: 6144, kvTotal: 16_384, memoryBytes: 311e6 },
+      { name: 'gemma-3-270m', device: 'NVIDIA H200', loaded: true, ready: true, measuredTokensPerSecond: 2100, generatedTokens: 9.1e6, promptTokens: 31e6, cachedTokens: 12e6, noRoom: 3, tokensPerSecond: 1843, running: 8, waiting: 0, kvUsed: 21_000, kvTotal: 65_536, memoryBytes: 1.1e9 },
+      { name: 'minilm', device: 'CPU, 16 threads', loaded: false, ready: false, tokensPerSecond: 0, running: 0, waiting: 0, memoryBytes: 92e6 },
     ],
     memory: { used: 1.5e9, limit: 4e9 },
   });

@@ -15,6 +15,7 @@
  * @property {number} tokensPerSecond
  * @property {{address: string, tls: boolean}[]} listeners
  * @property {{name: string, inFlight: number, requestsPerSecond: number, errorsPerSecond: number}[]} routes
+ * @property {number} [moreRoutes] Routes beyond those listed.
  * @property {string | null} tracesUrl
  * @property {boolean} playground
  */

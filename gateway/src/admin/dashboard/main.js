@@ -284,6 +284,8 @@ document.addEventListener('keydown', (event) => {
   }
 });
 byId('page').addEventListener('pointerdown', () => menu(false));
+// The link of the page that is shown changes no address, and closes the menu too.
+byId('nav').addEventListener('click', (event) => event.target instanceof Element && event.target.closest('a') && menu(false));
 
 document.querySelector('.skip')?.addEventListener('click', (event) => {
   event.preventDefault();

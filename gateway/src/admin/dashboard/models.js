@@ -2,23 +2,42 @@
 
 import { sparkline } from './charts.js';
 import { h, keyed, show, text } from './dom.js';
-import { bytes, count, known, short, words } from './format.js';
+import { bytes, count, known, seconds, short } from './format.js';
 import { facts, meter, panel, pill, stateful } from './ui.js';
 
 /**
  * @typedef {object} Model
  * @property {string} name
- * @property {string} [state]
- * @property {string} [device]
- * @property {string} [task]
+ * @property {boolean} [loaded]
+ * @property {boolean} [ready]
+ * @property {string | null} [device]
+ * @property {string | null} [deviceKind]
  * @property {number | null} [tokensPerSecond]
- * @property {number | null} [promptTokensPerSecond]
+ * @property {number | null} [measuredTokensPerSecond]
  * @property {number | null} [running]
  * @property {number | null} [waiting]
+ * @property {number | null} [waitSeconds]
  * @property {number | null} [kvUsed]
+ * @property {number | null} [kvIdle] Part that only keeps prompts for later.
  * @property {number | null} [kvTotal]
  * @property {number | null} [memoryBytes]
+ * @property {number | null} [generatedTokens]
+ * @property {number | null} [promptTokens]
+ * @property {number | null} [cachedTokens]
+ * @property {number | null} [preemptions]
+ * @property {number | null} [noRoom]
  */
+
+/**
+ * State of a model in a word.
+ * @param {Model} model
+ * @returns {[string, import('./ui.js').Tone]}
+ */
+function stateOf(model) {
+  if (model.loaded === false) return ['not loaded', 'idle'];
+  if (model.ready === false) return ['loading', 'warn'];
+  return (model.running ?? 0) > 0 ? ['answering', 'info'] : ['idle', 'idle'];
+}
 
 /** Speeds of a model that are kept to be drawn. */
 const SPEEDS = 150;
@@ -52,21 +71,23 @@ export function mount(_context) {
       root,
       /** @param {Model} now */
       update(now) {
-        const busy = (now.running ?? 0) > 0;
-        mark.set(now.state ? words(now.state) : busy ? 'Answering' : 'Idle', now.state === 'failed' ? 'bad' : now.state === 'loading' ? 'warn' : busy ? 'info' : 'idle');
+        mark.set(...stateOf(now));
         text(speed, short(now.tokensPerSecond));
         speeds.push(now.tokensPerSecond ?? null);
         if (speeds.length > SPEEDS) speeds.shift();
         spark.set(speeds);
         show(kvBox, known(now.kvTotal) && now.kvTotal > 0);
-        kv.set(now.kvUsed, now.kvTotal, `${short(now.kvUsed)} of ${short(now.kvTotal)} tokens`);
+        const kept = known(now.kvIdle) && now.kvIdle > 0 ? `, ${short(now.kvIdle)} of them kept for later prompts` : '';
+        kv.set(now.kvUsed, now.kvTotal, `${short(now.kvUsed)} of ${short(now.kvTotal)} tokens${kept}`);
         load.set([
           ['Answers running', count(now.running)],
-          ['Waiting', count(now.waiting)],
+          ['Waiting', known(now.waitSeconds) && (now.waiting ?? 0) > 0 ? `${count(now.waiting)}, about ${seconds(now.waitSeconds)}` : count(now.waiting)],
           ['Memory', bytes(now.memoryBytes)],
           ['Runs on', now.device ?? '–'],
-          ...(now.task ? [/** @type {[string, string]} */ (['Task', words(now.task)])] : []),
-          ...(known(now.promptTokensPerSecond) ? [/** @type {[string, string]} */ (['Prompt tokens a second', short(now.promptTokensPerSecond)])] : []),
+          ['Able to write', known(now.measuredTokensPerSecond) && now.measuredTokensPerSecond > 0 ? `${short(now.measuredTokensPerSecond)} tokens a second` : '–'],
+          ['Tokens written', short(now.generatedTokens)],
+          ['Prompt tokens', known(now.cachedTokens) && now.cachedTokens > 0 ? `${short(now.promptTokens)}, ${short(now.cachedTokens)} from the cache` : short(now.promptTokens)],
+          ['Refused for room', count(now.noRoom)],
         ]);
       },
     };

@@ -1,7 +1,7 @@
 /** Overview: how much traffic there is, how it fares, and how fast. */
 
 import { HeatMap, TimeChart, quantile, sparkline, sumOf } from './charts.js';
-import { attr, h, text } from './dom.js';
+import { attr, h, show, text } from './dom.js';
 import { count, known, percent, plural, seconds, short, words } from './format.js';
 import { DataTable, meter, panel, segmented, select, stateful } from './ui.js';
 
@@ -139,12 +139,13 @@ export function mount(context) {
     ],
   });
 
+  const moreRoutes = h('p', { class: 'note', hidden: true });
   const content = h(
     'div',
     { class: 'stack' },
     h('dl', { class: 'tiles' }, Object.values(tiles).map((one) => one.root)),
     h('div', { class: 'grid2' }, traffic.root, spills.root, latency.root, first.root, tokens.root, refused.root),
-    panel('Routes', {}, table.root),
+    panel('Routes', {}, table.root, moreRoutes),
   );
   const state = stateful(content);
 
@@ -153,6 +154,9 @@ export function mount(context) {
     routes.options(overview.routes.map((one) => one.name));
     busiest = Math.max(1e-9, ...overview.routes.map((one) => one.requestsPerSecond));
     table.update(overview.routes);
+    const more = overview.moreRoutes ?? 0;
+    show(moreRoutes, more > 0);
+    text(moreRoutes, `${plural(more, 'quieter route')} not listed.`);
     const one = route === '' ? overview : overview.routes.find((each) => each.name === route);
     const inFlight = one?.inFlight ?? 0;
     const requests = one?.requestsPerSecond ?? 0;
