@@ -52,9 +52,10 @@ class Plot {
    * @param {object} options
    * @param {string} options.title
    * @param {string} [options.note]
+   * @param {string} [options.none] Text for a window without anything.
    * @param {boolean} [options.tall]
    */
-  constructor({ title, note, tall }) {
+  constructor({ title, note, none, tall }) {
     this.title = title;
     this.start = 0;
     this.step = 1;
@@ -78,7 +79,7 @@ class Plot {
     );
     this.rows = h('tbody');
     this.heads = h('tr');
-    this.none = h('p', { class: 'chart-none', hidden: true }, 'No traffic in this window');
+    this.none = h('p', { class: 'chart-none', hidden: true }, h('span', null, none ?? 'No traffic in this window'));
     const table = h('table', null, h('caption', null, title), h('thead', null, this.heads), this.rows);
     this.root = h(
       'figure',
@@ -278,7 +279,7 @@ function raised(values) {
 
 /** Lines and stacked areas over time. */
 export class TimeChart extends Plot {
-  /** @param {{title: string, note?: string, format?: (value: number | null) => string}} options */
+  /** @param {{title: string, note?: string, none?: string, format?: (value: number | null) => string}} options */
   constructor(options) {
     super(options);
     this.format = options.format ?? short;
@@ -402,7 +403,7 @@ const SHADES = 48;
 
 /** Histograms over time: the darker, the more requests; with lines for the median and the 95th percentile. */
 export class HeatMap extends Plot {
-  /** @param {{title: string, note?: string}} options */
+  /** @param {{title: string, note?: string, none?: string}} options */
   constructor(options) {
     super({ ...options, tall: true });
     this.canvas = h('canvas', { class: 'heat', 'aria-hidden': 'true' });

@@ -22,7 +22,7 @@ function diagnostics(edit) {
 }
 
 /** Texts that YAML would read as something else, or not at all. */
-const UNSAFE = /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*[:#]\s.*|.*\s#.*|.*:|.*\s|~|null|true|false|yes|no|on|off|[-+.]?\d[\d_.,:eExXa-fA-F+-]*|[-+]?\.(?:inf|nan))$/is;
+const UNSAFE = /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*[:#]\s.*|.*\s#.*|.*:|.*\s|~|null|true|false|yes|no|on|off|y|n|=|<<|---|\.\.\.|[-+.]?\d[\w.,:+-]*|[-+]?\.(?:inf|nan))$/is;
 
 /**
  * A value as YAML, in the style of the examples.
@@ -52,7 +52,6 @@ export function yaml(value, indent = '') {
 function scalar(value) {
   if (typeof value !== 'string') return String(value);
   // JSON's strings are strings of YAML too.
-  // eslint-disable-next-line no-control-regex
   return UNSAFE.test(value) || /[\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]/.test(value) ? JSON.stringify(value) : value;
 }
 

@@ -112,7 +112,7 @@ function visit() {
   });
   content.replaceChildren(view.root);
   if (last) view.overview?.(last);
-  poller.follow([{ address: () => 'api/overview', paint: paintOverview }, ...view.sources]);
+  poller.follow([{ address: () => 'api/overview', paint: paintOverview, fail: failOverview }, ...view.sources]);
   // A visit moves the focus to the heading, as a new page would; the first load leaves it where it is.
   if (visited) {
     window.scrollTo(0, 0);
@@ -139,6 +139,11 @@ function paintOverview(overview) {
   view?.overview?.(overview);
 }
 
+/** @param {ApiError} error */
+function failOverview(error) {
+  state.set(error.status === 503 ? 'starting' : 'refused', 'warn');
+}
+
 /**
  * Shows whether the gateway answers.
  * @param {ApiError | null} error
@@ -161,6 +166,7 @@ function report(error, retryAt) {
     return;
   }
   attr(content, 'data-stale', true);
+  attr(byId('pause'), 'data-off', true);
   const since = answeredAt === 0 ? '' : ` What you see is of ${clock(answeredAt / 1000)}.`;
   const when = poller.paused ? '' : ` Trying again at ${clock(retryAt / 1000)}.`;
   // Only a change is announced: the text is the same while the wait is.

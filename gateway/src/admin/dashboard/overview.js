@@ -96,11 +96,11 @@ export function mount(context) {
     tokens: tile('Tokens a second'),
   };
   const traffic = new TimeChart({ title: 'Traffic', note: 'requests a second' });
-  const tokens = new TimeChart({ title: 'Tokens', note: 'a second' });
-  const spills = new TimeChart({ title: 'Spills by reason', note: 'requests in each step', format: (value) => short(value) });
-  const refused = new TimeChart({ title: 'Refusals by reason', note: 'requests in each step', format: (value) => short(value) });
+  const tokens = new TimeChart({ title: 'Tokens', note: 'a second', none: 'No tokens in this window' });
+  const spills = new TimeChart({ title: 'Spills by reason', note: 'requests in each step', none: 'No spills in this window' });
+  const refused = new TimeChart({ title: 'Refusals by reason', note: 'requests in each step', none: 'No refusals in this window' });
   const latency = new HeatMap({ title: 'Latency', note: 'arrival to last byte' });
-  const first = new HeatMap({ title: 'Time to first token', note: 'streams of models' });
+  const first = new HeatMap({ title: 'Time to first token', note: 'streams of models', none: 'No streams in this window' });
 
   /** @typedef {import('./api.js').Overview['routes'][number]} Route */
   const link = (/** @type {HTMLElement} */ cell) => {

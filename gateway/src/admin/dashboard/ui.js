@@ -207,9 +207,9 @@ export function stateful(content) {
     },
     /** @param {import('./api.js').ApiError} error */
     fail(error) {
-      const first = error.status === 503 ? 'Not ready yet' : 'This part could not be loaded';
+      if (error.status === 503 && !ready) set('wait', 'Not ready yet', error.message);
       // What was shown stays, with the error above it.
-      set(ready ? 'stale' : 'error', first, error.message);
+      else set(ready ? 'stale' : 'error', 'This part could not be loaded', error.message);
     },
   };
 }
