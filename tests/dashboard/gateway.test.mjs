@@ -12,12 +12,13 @@ consumers:
   - name: acme
     tenant: acme
     keys: [{sha256: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}]
+    limits: {requests: 600/min}
 backends:
   - {name: chat-v1, protocol: openai, endpoints: [{url: "FIRST"}]}
   - {name: chat-v2, protocol: openai, endpoints: [{url: "SECOND"}]}
 routes:
   - name: inside
-    matches: [{headers: [{name: x-inside, value: "yes"}]}]
+    hostnames: [inside.test]
     backendRefs: [{model: smollm2}]
   - name: chat
     matches: [{path: {prefix: /v1}}]
@@ -75,7 +76,7 @@ for (const [view, options] of Object.entries(VIEWS)) {
     };
     for (const name of Object.keys(PAGES)) {
       await go(page, name);
-      await page.locator('main').getByText(says[name]).first().waitFor();
+      await page.locator('main').getByText(says[name]).filter({ visible: true }).first().waitFor();
       await shot(page, `gateway-${view}-${name}`);
       await accessible(page, `${name} in ${view}`);
     }

@@ -76,7 +76,7 @@ export function busy(hostile = (name) => name) {
     const steps = Array.from({ length }, (_, n) => n);
     const requests = steps.map((n) => Math.round(step * 34 * wave(n) * (1 + burst(n))));
     return {
-      stepSeconds: step, start: Math.floor(Date.now() / 1000 / step) * step - step * length, latencyBounds: BOUNDS, requests,
+      stepSeconds: step, start: Math.floor(Date.now() / 1000 / step) * step - step * length, latencyBounds: BOUNDS, firstTokenBounds: BOUNDS, requests,
       errors: steps.map((n) => Math.round(step * (0.2 + 0.25 * next() + 2.2 * burst(n)) * share)),
       spills: {
         full: steps.map((n) => Math.round(step * (0.4 * next() + 6 * burst(n)) * share)),
@@ -84,9 +84,9 @@ export function busy(hostile = (name) => name) {
         unavailable: steps.map((n) => Math.round(step * (n > length * 0.3 && n < length * 0.36 ? 2.2 : 0) * share)),
       },
       refused: { rate_limited: steps.map(() => Math.round(step * 0.5 * next() * share)), no_room: steps.map((n) => Math.round(step * 1.4 * burst(n) * share)) },
-      inputTokens: requests.map((n) => n * 410), outputTokens: requests.map((n) => n * 122),
+      inputTokens: share < 1 ? null : requests.map((n) => n * 410), outputTokens: share < 1 ? null : requests.map((n) => n * 122),
       latency: steps.map((n) => spread(1.6 * (1 + 1.6 * burst(n)), 1.2, requests[n], next)),
-      firstToken: steps.map((n) => spread(0.19 * (1 + 3 * burst(n)), 0.9, requests[n] * 0.8, next)),
+      firstToken: share < 1 ? null : steps.map((n) => spread(0.19 * (1 + 3 * burst(n)), 0.9, requests[n] * 0.8, next)),
     };
   };
   const backends = () => [
@@ -178,13 +178,16 @@ export function busy(hostile = (name) => name) {
       routes: [{ route: names.chat, targets: [{ target: 'chat-70b', labelled: 1204, scores: { count: 1204, mean: 0.82, recentCount: 210, recentMean: 0.79 }, labels: { helpful: 902, [hostile('wrong language')]: 61, 'too long': 40 }, answers: { accuracy: 0.91 } }] }],
     },
   });
+  const limit = (rule, window, most, used, more) => ({ rule, whose: 'consumer', window, limit: most, burst: window ? most : null, used, shared: false, ...more });
+  const budget = (unit, window, most, spent, more) => ({ unit, whose: 'consumer', window, limit: most, spent, shared: false, ...more });
   data['/api/consumers'] = () => ({
     consumers: [
-      { name: hostile('acme-prod'), tenant: 'acme', requestsPerSecond: 18.2, limits: [{ rule: 'requests', window: '1m', limit: 2000, used: 1092 }, { rule: 'tokens', window: '1m', limit: 400_000, used: 391_000 }], budgets: [{ window: '1mo', limit: 5000, spent: 3120.5, unit: 'usd' }], cost: 3120.5 },
-      { name: 'acme-batch', tenant: 'acme', requestsPerSecond: 4.1, limits: [{ rule: 'requests', window: '1m', limit: 600, used: 250 }], budgets: [{ window: '1d', limit: 20_000_000, spent: 17_100_000, unit: 'tokens' }], cost: 402 },
-      { name: 'research', tenant: 'lab', requestsPerSecond: 0.4, limits: [], budgets: [], cost: null },
+      { name: hostile('acme-prod'), tenant: 'acme', priority: 10, limits: [limit('requests', 'min', 2000, 1092), limit('tokens', 'min', 400_000, 391_000), limit('concurrency', null, 64, 41)], budgets: [budget('usd', 'month', 5000, 3120.5)] },
+      { name: 'acme-batch', tenant: 'acme', priority: 0, limits: [limit('requests', 'min', 600, 250)], budgets: [budget('tokens', 'day', 20_000_000, 17_100_000), budget('usd', 'month', null, 402.12)] },
+      { name: 'research', tenant: 'lab', priority: 0, limits: [], budgets: [] },
     ],
     more: 0,
+    tenants: [{ name: 'acme', limits: [limit('requests', 'min', 2400, 1342, { whose: 'tenant' })], budgets: [budget('usd', 'month', 8000, 3522.62, { whose: 'tenant', shared: true })] }],
   });
   data['/api/models'] = () => ({
     models: [
@@ -209,7 +212,7 @@ export function busy(hostile = (name) => name) {
   data['/api/config/history'] = () => ({
     edits: [
       { generation: null, at: began + 270_000, result: 'failed', diagnostics: [{ severity: 'error', file: 'spillway.yaml', line: 23, column: 17, path: 'backends[0].protocol', message: 'unknown value `opneai`' }], errors: [], diff: null },
-      { generation: 14, at: began + 262_000, result: 'ok', diagnostics: [], errors: [], diff: `--- generation 13\n+++ generation 14\n@@ -8,5 +8,6 @@\n backends:\n   - name: chat-70b\n     endpoints:\n-      - url: http://10.0.4.12:8000\n+      - url: ${hostile('http://10.0.4.12:8000')}\n+      - url: http://10.0.4.14:8000\n` },
+      { generation: 14, at: began + 262_000, result: 'ok', diagnostics: [], errors: [], diffCut: false, diff: `-backends[chat-70b].endpoints[1].url: "http://10.0.4.10:8000"\n+backends[chat-70b].endpoints[1].url: "${hostile('http://10.0.4.12:8000')}"\n+backends[chat-70b].endpoints[3].url: "http://10.0.4.14:8000"\n` },
     ],
   });
   data['POST drain'] = (path, body) => {
@@ -248,7 +251,7 @@ export function empty() {
     '/api/rollouts': () => ({ rollouts: [] }),
     '/api/quality': () => ({ routes: [] }),
     '/api/feedback': () => ({ feedback: null }),
-    '/api/consumers': () => ({ consumers: [], more: 0 }),
+    '/api/consumers': () => ({ consumers: [], more: 0, tenants: [] }),
     '/api/models': () => ({ models: [], memory: { used: 0, limit: null } }),
     '/api/config': () => ({ generation: 1, running: {}, lastEdit: { result: 'ok', at: Date.now() / 1000, file: 'spillway.yaml', diagnostics: [], errors: [] } }),
     '/api/config/history': () => ({ edits: [] }),

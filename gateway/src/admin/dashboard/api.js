@@ -29,10 +29,11 @@
  * @property {(number | null)[]} errors
  * @property {Record<string, (number | null)[]>} spills
  * @property {Record<string, (number | null)[]>} refused
- * @property {(number | null)[]} inputTokens
- * @property {(number | null)[]} outputTokens
+ * @property {number[]} [firstTokenBounds]
+ * @property {(number | null)[] | null} inputTokens Null where it is not counted, as of one route.
+ * @property {(number | null)[] | null} outputTokens
  * @property {(number[] | null)[]} latency
- * @property {(number[] | null)[]} firstToken
+ * @property {(number[] | null)[] | null} firstToken
  */
 
 /** Longest wait for an answer, in milliseconds. */

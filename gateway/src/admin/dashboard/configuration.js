@@ -6,7 +6,7 @@ import { button, facts, panel, pill, search, segmented, stateful, toast } from '
 
 /** @typedef {{severity: string, file: string, line: number, column: number, path: string, message: string, help?: string}} Diagnostic */
 /** @typedef {{result: string, at: number, file?: string, diagnostics?: Diagnostic[] | {diagnostics?: Diagnostic[]}, errors?: string[]}} Edit */
-/** @typedef {Edit & {generation?: number | null, diff?: string | null}} PastEdit */
+/** @typedef {Edit & {generation?: number | null, diff?: string | null, diffCut?: boolean}} PastEdit */
 
 /** Most lines that are shown of a configuration or a difference. */
 const MAX_LINES = 20_000;
@@ -103,10 +103,7 @@ function mistakes() {
 
 /** @param {string} line */
 function kindOfDiff(line) {
-  if (line.startsWith('@@')) return 'hunk';
-  if (line.startsWith('+') && !line.startsWith('+++')) return 'add';
-  if (line.startsWith('-') && !line.startsWith('---')) return 'del';
-  return '';
+  return line.startsWith('+') ? 'add' : line.startsWith('-') ? 'del' : '';
 }
 
 /** @param {import('./main.js').Context} context */
@@ -199,7 +196,8 @@ export function mount(context) {
               null,
               h('div', { class: 'line' }, h('strong', null, clock(edit.at, true)), result.root, when),
               n > 0 ? found.root : null,
-              edit.diff ? h('details', null, h('summary', null, `Show ${plural(changes, 'changed line')}`), difference.root) : h('p', { class: 'note' }, failed ? '' : 'Nothing changed in what runs.'),
+              edit.diff ? h('details', null, h('summary', null, `Show ${plural(changes, 'changed line')}`), difference.root, edit.diffCut ? h('p', { class: 'note' }, 'Further lines are cut off.') : null) : null,
+              edit.diff === '' ? h('p', { class: 'note' }, 'Nothing that is shown here differs.') : null,
             );
             return { root, update: (now) => text(when, ago(now.at)) };
           });

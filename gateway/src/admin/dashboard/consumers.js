@@ -2,42 +2,93 @@
 
 import { get } from './api.js';
 import { h, keyed, show, text } from './dom.js';
-import { count, known, plural, short, span } from './format.js';
+import { count, known, plural, short } from './format.js';
 import { button, DataTable, held, meter, panel, search, select, stateful } from './ui.js';
 
-/** @typedef {{rule: string, window?: string | number | null, limit: number, used?: number | null, remaining?: number | null}} Limit */
-/** @typedef {{window: string | number, limit: number, spent: number, unit: string}} Budget */
-/** @typedef {{name: string, tenant?: string | null, requestsPerSecond?: number | null, limits?: Limit[], budgets?: Budget[], cost?: number | null}} Consumer */
+/**
+ * @typedef {object} Limit
+ * @property {string} rule `requests`, `tokens` or `concurrency`.
+ * @property {string} whose `consumer` or `tenant`: those who share it.
+ * @property {string | null} window Period of a rate; null for requests at the same time.
+ * @property {number} limit Most in a period, or at the same time.
+ * @property {number | null} burst Most at once.
+ * @property {number | null} used Part of the burst that has not come back; null where a shared store counts.
+ * @property {boolean} shared
+ */
+
+/**
+ * @typedef {object} Budget
+ * @property {string} unit `tokens` or `usd`.
+ * @property {string} whose
+ * @property {string} window
+ * @property {number | null} limit Null where the unit is counted and not limited.
+ * @property {number} spent
+ * @property {boolean} shared
+ */
+
+/** @typedef {{name: string, limits: Limit[], budgets: Budget[]}} Use */
+/** @typedef {Use & {tenant?: string | null, priority?: number}} Consumer */
+/** @typedef {{consumers: Consumer[], more: number, tenants?: Use[]}} Answer */
 
 /** Most further pages that are kept, so that the list stays bounded. */
 const MAX_PAGES = 10;
-
-/** @param {string | number | null | undefined} window */
-function over(window) {
-  if (window === null || window === undefined || window === '') return '';
-  return ` per ${typeof window === 'number' ? span(window) : window}`;
-}
 
 /**
  * @param {number} value
  * @param {string} unit
  */
 function amount(value, unit) {
-  return unit === 'usd' ? `$${short(value)}` : short(value);
-}
-
-/** @param {Limit} limit */
-function used(limit) {
-  return limit.used ?? (known(limit.remaining) ? limit.limit - limit.remaining : null);
+  return unit === 'usd' ? `$${short(value)}` : `${short(value)} ${unit}`;
 }
 
 /**
  * Greatest share of a limit or budget that is used up.
- * @param {Consumer} one
+ * @param {Use} one
  */
 function tightest(one) {
-  const shares = [...(one.limits ?? []).map((limit) => (used(limit) ?? 0) / limit.limit), ...(one.budgets ?? []).map((budget) => budget.spent / budget.limit)];
+  const shares = [...one.limits.map((limit) => (limit.used ?? 0) / (limit.burst ?? limit.limit)), ...one.budgets.map((budget) => budget.spent / (budget.limit ?? Infinity))];
   return Math.max(0, ...shares.filter(known));
+}
+
+/** @param {{whose: string, shared: boolean}} rule */
+function sharers(rule) {
+  return `${rule.whose === 'tenant' ? ', of the tenant' : ''}${rule.shared ? ', of all gateways' : ''}`;
+}
+
+/** @param {Limit} limit */
+function limitText(limit) {
+  const rate = limit.window === null ? '' : `, ${count(limit.limit)} per ${limit.window}`;
+  const noun = limit.rule === 'concurrency' ? 'requests at the same time' : limit.rule;
+  const used = known(limit.used) ? `${short(limit.used)} of ${short(limit.burst ?? limit.limit)}` : short(limit.limit);
+  return `${used} ${noun}${rate}${sharers(limit)}`;
+}
+
+/** @param {Budget} budget */
+function budgetText(budget) {
+  const most = budget.limit === null ? '' : ` of ${amount(budget.limit, budget.unit)}`;
+  return `${amount(budget.spent, budget.unit)}${most} this ${budget.window}${sharers(budget)}`;
+}
+
+/**
+ * Columns with the use of limits and budgets.
+ * @template {Use} T
+ * @returns {import('./ui.js').Column<T>[]}
+ */
+function uses() {
+  return [
+    {
+      label: 'Limits',
+      cls: 'grow',
+      sort: tightest,
+      make: (cell) => meters(cell, (one) => one.limits.map((limit) => ({ name: `${limit.rule} ${limit.whose} ${limit.window}`, used: limit.used, limit: limit.burst ?? limit.limit, written: limitText(limit) })), 'no limit'),
+    },
+    {
+      label: 'Budgets and cost',
+      cls: 'grow',
+      sort: (one) => Math.max(0, ...one.budgets.filter((budget) => budget.unit === 'usd').map((budget) => budget.spent)),
+      make: (cell) => meters(cell, (one) => one.budgets.map((budget) => ({ name: `${budget.unit} ${budget.whose} ${budget.window}`, used: budget.spent, limit: budget.limit, written: budgetText(budget) })), 'no budget'),
+    },
+  ];
 }
 
 /** @param {import('./main.js').Context} context */
@@ -49,6 +100,8 @@ export function mount(context) {
   /** Pages that the person asked for beyond the first. @type {Consumer[][]} */
   let further = [];
   let more = 0;
+  /** @type {Use[]} */
+  let shared = [];
   const tenants = select('Tenant', 'All tenants', tenant, (value) => {
     tenant = value;
     further = [];
@@ -79,48 +132,22 @@ export function mount(context) {
           };
         },
       },
-      { label: 'Requests a second', cls: 'num', value: (one) => short(one.requestsPerSecond), sort: (one) => one.requestsPerSecond ?? 0 },
-      {
-        label: 'Limits',
-        cls: 'grow',
-        sort: tightest,
-        make: (cell) =>
-          meters(
-            cell,
-            (one) =>
-              (one.limits ?? []).map((limit) => ({
-                name: `${limit.rule}${over(limit.window)}`,
-                used: used(limit),
-                limit: limit.limit,
-                written: `${short(used(limit))} of ${short(limit.limit)} ${limit.rule}${over(limit.window)}`,
-              })),
-            'no limit',
-          ),
-      },
-      {
-        label: 'Budgets',
-        cls: 'grow',
-        make: (cell) =>
-          meters(
-            cell,
-            (one) =>
-              (one.budgets ?? []).map((budget) => ({
-                name: `${budget.unit}${over(budget.window)}`,
-                used: budget.spent,
-                limit: budget.limit,
-                written: `${amount(budget.spent, budget.unit)} of ${amount(budget.limit, budget.unit)}${budget.unit === 'usd' ? '' : ` ${budget.unit}`}${over(budget.window)}`,
-              })),
-            'no budget',
-          ),
-      },
-      { label: 'Cost', cls: 'num', value: (one) => (known(one.cost) ? `$${short(one.cost)}` : '–'), sort: (one) => one.cost ?? -1 },
+      ...uses(),
     ],
   });
   const rest = h('p', { class: 'line' });
   const left = h('span', { class: 'muted' });
   const control = button('Show more', () => void next(), 'small');
   rest.append(left, control);
-  const state = stateful(panel('Use against limits', { note: 'of this process, or of all gateways that share a store' }, table.root, rest));
+  /** @type {DataTable<Use>} */
+  const byTenant = new DataTable({
+    caption: 'Tenants with their limits and budgets',
+    captionHidden: true,
+    keyOf: (one) => one.name,
+    columns: [{ label: 'Tenant', heads: true, value: (one) => one.name, sort: (one) => one.name }, ...uses()],
+  });
+  const tenantsPanel = panel('Tenants', { note: 'limits and budgets that the consumers of a tenant share' }, byTenant.root);
+  const state = stateful(h('div', { class: 'stack' }, panel('Consumers', { note: 'what each has used of what it may' }, table.root, rest), tenantsPanel));
 
   const query = (/** @type {string} */ after) => {
     const parts = new URLSearchParams();
@@ -143,8 +170,10 @@ export function mount(context) {
   function paint() {
     const all = [...first, ...further.flat()];
     const names = all.flatMap((one) => (one.tenant ? [one.tenant] : []));
-    tenants.options([...new Set(names)].sort());
-    if (all.length === 0 && tenant === '') {
+    tenants.options([...new Set([...names, ...shared.map((one) => one.name)])].sort());
+    byTenant.update(shared);
+    show(tenantsPanel, shared.length > 0);
+    if (all.length === 0 && shared.length === 0 && tenant === '') {
       state.empty('No consumers', 'Callers are anonymous. With `consumers` the gateway knows them, and holds each to its limits.');
       return;
     }
@@ -160,8 +189,9 @@ export function mount(context) {
     sources: [
       {
         address: () => query(''),
-        paint: (/** @type {{consumers: Consumer[], more: number}} */ answer) => {
+        paint: (/** @type {Answer} */ answer) => {
           first = answer.consumers;
+          shared = answer.tenants ?? [];
           if (further.length === 0) more = answer.more;
           paint();
         },
@@ -173,19 +203,20 @@ export function mount(context) {
 
 /**
  * Meters in a cell.
+ * @template {Use} T
  * @param {HTMLElement} cell
- * @param {(one: Consumer) => {name: string, used: number | null, limit: number, written: string}[]} of
+ * @param {(one: T) => {name: string, used: number | null, limit: number | null, written: string}[]} of
  * @param {string} none
  */
 function meters(cell, of, none) {
   const list = h('span', { class: 'stack tight' });
   const empty = h('span', { class: 'muted' }, none);
   cell.append(list, empty);
-  return (/** @type {Consumer} */ one) => {
+  return (/** @type {T} */ one) => {
     const all = of(one);
     show(empty, all.length === 0);
-    keyed(list, all, (each) => each.name, (each) => {
-      const bar = meter(each.name);
+    keyed(list, all, (each) => each.name, () => {
+      const bar = meter('used');
       return { root: bar.root, update: (now) => bar.set(now.used, now.limit, now.written) };
     });
   };

@@ -98,14 +98,14 @@ export function mount(_context) {
     sources: [
       {
         address: () => 'api/models',
-        paint: (/** @type {{models: Model[], memory?: {used: number, limit: number | null}}} */ answer) => {
+        paint: (/** @type {{models: Model[], memory?: {used: number, limit: number | null} | null}} */ answer) => {
           if (answer.models.length === 0) {
             state.empty('No built-in models', 'With `models` the gateway answers by itself when every server is full.');
             return;
           }
           const limit = answer.memory?.limit;
           memory.set(answer.memory?.used, limit, `${bytes(answer.memory?.used)}${known(limit) ? ` of ${bytes(limit)}` : ', no limit'}`);
-          show(total, answer.memory !== undefined);
+          show(total, Boolean(answer.memory));
           keyed(list, answer.models, (one) => one.name, card);
           state.ready();
         },

@@ -17,7 +17,7 @@ const OTHER = '_other';
 
 /**
  * Values per second from counts per step.
- * @param {(number | null)[] | undefined} counts
+ * @param {(number | null)[] | null | undefined} counts
  * @param {number} step
  */
 function rate(counts, step) {
@@ -139,12 +139,14 @@ export function mount(context) {
     ],
   });
 
+  const uncounted = h('p', { class: 'note', hidden: true }, 'Tokens and first tokens are counted by model and server, not by route: choose all routes to see them.');
   const moreRoutes = h('p', { class: 'note', hidden: true });
   const content = h(
     'div',
     { class: 'stack' },
     h('dl', { class: 'tiles' }, Object.values(tiles).map((one) => one.root)),
-    h('div', { class: 'grid2' }, traffic.root, spills.root, latency.root, first.root, tokens.root, refused.root),
+    h('div', { class: 'grid2' }, traffic.root, spills.root, latency.root, first.root, refused.root, tokens.root),
+    uncounted,
     panel('Routes', {}, table.root, moreRoutes),
   );
   const state = stateful(content);
@@ -193,18 +195,24 @@ export function mount(context) {
     spills.update({ start, step, series: spilled.length > 0 ? spilled : nothing('Spills') });
     refused.update({ start, step, series: turned.length > 0 ? turned : nothing('Refusals') });
     latency.update({ start, step, bounds: history.latencyBounds, counts: history.latency });
-    first.update({ start, step, bounds: history.latencyBounds, counts: history.firstToken });
+    const firstTokens = history.firstToken ?? [];
+    const firstBounds = history.firstTokenBounds ?? history.latencyBounds;
+    first.update({ start, step, bounds: firstBounds, counts: firstTokens });
+    // Calls of models are counted by backend and model, not by route.
+    const counted = history.firstToken !== null && history.outputTokens !== null;
+    for (const part of [first.root, tokens.root, tiles.first.root, tiles.tokens.root]) show(part, counted);
+    show(uncounted, !counted);
 
     // Figures of the last minute, or of two steps where a step is longer.
     const recent = Math.max(2, Math.ceil(60 / step));
     const tail = (/** @type {(number[] | null)[]} */ rows) => sumOf(rows.slice(-recent));
-    const of = (/** @type {(number[] | null)[]} */ rows, /** @type {number} */ level) => quantile(tail(rows), history.latencyBounds, level)?.value;
+    const of = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds, /** @type {number} */ level) => seconds(quantile(tail(rows), bounds, level)?.value);
     const over = recent * step < 120 ? 'last minute' : `last ${Math.round((recent * step) / 60)} min`;
-    tiles.latency.set(seconds(of(history.latency, 0.95)), `p50 ${seconds(of(history.latency, 0.5))}, ${over}`);
-    tiles.first.set(seconds(of(history.firstToken, 0.95)), `p50 ${seconds(of(history.firstToken, 0.5))}, ${over}`);
-    const course = (/** @type {(number[] | null)[]} */ rows) => rows.map((row) => quantile(row, history.latencyBounds, 0.95)?.value ?? null);
-    tiles.latency.spark(course(history.latency));
-    tiles.first.spark(course(history.firstToken));
+    tiles.latency.set(of(history.latency, history.latencyBounds, 0.95), `p50 ${of(history.latency, history.latencyBounds, 0.5)}, ${over}`);
+    tiles.first.set(of(firstTokens, firstBounds, 0.95), `p50 ${of(firstTokens, firstBounds, 0.5)}, ${over}`);
+    const course = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds) => rows.map((row) => quantile(row, bounds, 0.95)?.value ?? null);
+    tiles.latency.spark(course(history.latency, history.latencyBounds));
+    tiles.first.spark(course(firstTokens, firstBounds));
     tiles.requests.spark(requests);
     tiles.errors.spark(errors);
     tiles.tokens.spark(output.map((n, place) => (n ?? 0) + (input[place] ?? 0)));
