@@ -198,7 +198,6 @@ function askForToken(needed) {
   show(byId('token'), needed);
   show(content, !needed);
   show(byId('actions'), !needed);
-  show(byId('title'), !needed);
   show(byId('sign-out'), hasToken());
 }
 
@@ -223,7 +222,6 @@ byId('token-form').addEventListener('submit', (event) => {
 function askAgain() {
   show(content, true);
   show(byId('actions'), true);
-  show(byId('title'), true);
   visit();
 }
 
