@@ -123,6 +123,7 @@ export function keyed(parent, items, keyOf, create) {
     next.set(key, views.get(key) ?? create(item));
   });
   for (const [key, view] of views) if (!next.has(key)) view.root.remove();
+  const focused = document.activeElement;
   let place = parent.firstElementChild;
   let index = 0;
   for (const view of next.values()) {
@@ -132,6 +133,8 @@ export function keyed(parent, items, keyOf, create) {
     else parent.insertBefore(view.root, place);
   }
   LISTS.set(parent, next);
+  // An element that is moved loses the focus.
+  if (focused instanceof HTMLElement && focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
 }
 
 /**

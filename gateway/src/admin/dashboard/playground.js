@@ -15,6 +15,25 @@ const MAX_ANSWER = 256 * 1024;
 
 let keys = 0;
 
+/**
+ * Model that a chat with a route may name: one that its matches ask for, or one that its targets have; else the route's name.
+ * @param {any} running Running configuration.
+ * @param {string} route
+ * @returns {string}
+ */
+export function modelOf(running, route) {
+  const found = running?.routes?.find((/** @type {any} */ one) => one.name === route);
+  const asked = (found?.matches ?? []).map((/** @type {any} */ one) => one.model).find((/** @type {any} */ one) => typeof one === 'string' && !/[*?[\]\\]/.test(one));
+  if (asked) return asked;
+  for (const target of found?.backendRefs ?? []) {
+    if (typeof target.model === 'string') return target.model;
+    const backend = running?.backends?.find((/** @type {any} */ one) => one.name === target.name);
+    const known = backend?.model ?? backend?.models?.[0]?.name ?? backend?.models?.[0];
+    if (typeof known === 'string') return known;
+  }
+  return route;
+}
+
 /** @param {import('./main.js').Context} context */
 export function mount(context) {
   const field = (/** @type {string} */ label, /** @type {HTMLElement} */ input, hint = '') => {
@@ -22,7 +41,7 @@ export function mount(context) {
     input.id = id;
     return h('div', { class: 'stacked' }, h('label', { for: id }, label), input, hint ? h('span', null, hint) : null);
   };
-  const model = h('input', { type: 'text', autocomplete: 'off', spellcheck: 'false', placeholder: 'as the route decides' });
+  const model = h('input', { type: 'text', autocomplete: 'off', spellcheck: 'false', placeholder: 'of the route' });
   const key = h('input', { type: 'password', autocomplete: 'off', placeholder: 'none' });
   const temperature = h('input', { type: 'number', min: '0', max: '2', step: '0.1', placeholder: 'default' });
   const most = h('input', { type: 'number', min: '1', max: '32768', step: '1', value: '256' });
@@ -34,6 +53,9 @@ export function mount(context) {
   const beside = h('input', { type: 'checkbox' });
   const announced = h('p', { class: 'hidden', role: 'status' });
   stop.disabled = true;
+
+  /** @type {any} */
+  let configured = null;
 
   const panes = [makePane('Answer'), makePane('Beside it')];
   const second = panes[1];
@@ -160,7 +182,7 @@ export function mount(context) {
         const response = await chat(
           to,
           {
-            model: model.value.trim() || to,
+            model: model.value.trim() || modelOf(configured, to),
             messages: before === '' ? sent : [{ role: 'system', content: before }, ...sent],
             stream: true,
             stream_options: { include_usage: true },
@@ -232,7 +254,8 @@ export function mount(context) {
 
   return {
     root: state.root,
-    sources: [],
+    // The configuration names the models; without it the route's name is sent, and the answer says what is wrong.
+    sources: [{ address: () => 'api/config', every: 30, paint: (/** @type {any} */ answer) => (configured = answer.running) }],
     /** @param {import('./api.js').Overview} overview */
     overview(overview) {
       const names = overview.routes.map((one) => one.name).filter((name) => !name.startsWith('_'));
@@ -248,8 +271,7 @@ export function mount(context) {
         const fresh = pane.route.element.options.length === 0;
         pane.route.options(names);
         // The second pane begins with another route than the first.
-        if (fresh) pane.route.element.selectedIndex = Math.min(n, names.length - 1);
-        pane.route.element.dispatchEvent(new Event('change'));
+        if (fresh) pane.route.set(names[Math.min(n, names.length - 1)] ?? '');
       });
       state.ready();
     },

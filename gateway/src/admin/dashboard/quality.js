@@ -51,6 +51,14 @@ import { DataTable, facts, panel, pill, select, stateful } from './ui.js';
 /** Recipes as people name them. */
 const RECIPES = /** @type {Record<string, string>} */ ({ kolmogorovSmirnov: 'Kolmogorov-Smirnov', jensenShannon: 'Jensen-Shannon', cosine: 'cosine' });
 
+/**
+ * Name of a feature; that of a tensor stays as it is.
+ * @param {string} feature
+ */
+function named(feature) {
+  return feature.includes(':') ? feature : words(feature);
+}
+
 /** @param {import('./main.js').Context} context */
 export function mount(context) {
   let route = context.query.get('route') ?? '';
@@ -154,7 +162,7 @@ function feature(first) {
   const drawn = course();
   const bars = h('ul', { class: 'bars' });
   const more = h('details', null, h('summary', null, 'Distribution, before and now'), bars);
-  const root = h('article', { class: 'card' }, h('div', { class: 'card-head' }, h('h3', null, words(first.feature)), mark.root), h('p', { class: 'line' }, value, line), drawn.root, more);
+  const root = h('article', { class: 'card' }, h('div', { class: 'card-head' }, h('h3', null, named(first.feature)), mark.root), h('p', { class: 'line' }, value, line), drawn.root, more);
   return {
     root,
     /** @param {Feature} now */
@@ -168,7 +176,7 @@ function feature(first) {
         limit: now.limit,
         worse: 'above',
         format: short,
-        label: `${words(now.feature)}: distance ${short(now.distance)}, limit ${short(now.limit)}, ${plural(points.length, 'point')}${points[0] ? ` since ${clock(points[0].x, true)}` : ''}`,
+        label: `${named(now.feature)}: distance ${short(now.distance)}, limit ${short(now.limit)}, ${plural(points.length, 'point')}${points[0] ? ` since ${clock(points[0].x, true)}` : ''}`,
       });
       show(more, now.bars.length > 0);
       if (!more.open) return;

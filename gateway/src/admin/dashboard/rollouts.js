@@ -390,7 +390,7 @@ function view(context) {
       for (const each of judged) look(each, Date.now() / 1000, rollout.judgement?.step ?? 0);
       if (!judged.some((each) => each.name === metric)) metric = judged[0]?.name ?? '';
       metrics.options(judged.map((each) => each.name));
-      if (metrics.element.value !== metric) metrics.element.value = metric;
+      metrics.set(metric);
       drawSequence();
       const entries = [...(rollout.history ?? [])].reverse();
       keyed(history, entries, (entry) => `${entry.at} ${entry.event}`, (entry) =>

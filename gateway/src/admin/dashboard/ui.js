@@ -330,7 +330,16 @@ export function select(label, all, value, chosen) {
     if (element.value !== wanted) element.value = wanted;
   };
   options([]);
-  return { root, element, options };
+  return {
+    root,
+    element,
+    options,
+    /** @param {string} choice */
+    set(choice) {
+      wanted = choice;
+      if (element.value !== choice) element.value = choice;
+    },
+  };
 }
 
 /**

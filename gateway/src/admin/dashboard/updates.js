@@ -87,7 +87,7 @@ export class Poller {
     this.abort = new AbortController();
     document.addEventListener('visibilitychange', () => {
       if (document.hidden) this.stop();
-      else this.now();
+      else if (!this.paused) this.now();
     });
   }
 
@@ -146,6 +146,8 @@ export class Poller {
     this.failures = broken ? this.failures + 1 : 0;
     const wait = broken ? (BACKOFF[Math.min(this.failures - 1, BACKOFF.length - 1)] ?? this.period) : this.period;
     this.report(broken, Date.now() + wait);
+    // The report may have led to another page, which asks by itself.
+    if (signal.aborted) return;
     const needsToken = broken && /** @type {any} */ (broken).status === 401;
     if (!this.paused && !needsToken) this.timer = window.setTimeout(() => this.ask(signal), wait);
   }
