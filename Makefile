@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-instructions test-kubernetes test-package test-dist soak fuzz lint bench dist package sbom model
+.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-dashboard test-instructions test-kubernetes test-package test-dist soak fuzz lint bench dist package sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -26,6 +26,9 @@ test-gpu: ## the engine on this machine's GPU: kernels, logits, texts, rates (ei
 
 test-clients: ## other programs, unmodified: LangChain, LiteLLM, AI SDKs, agents, NVIDIA's client before MLServer, GuideLLM (7 GB of packages)
 	@scripts/test-clients.sh
+
+test-dashboard: ## the dashboard in Chromium: pages, changes, accessibility, memory (five minutes once built)
+	@scripts/test-dashboard.sh
 
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
 	@scripts/test-instructions.sh

@@ -45,7 +45,7 @@ or, with Python's openai package:
           messages=[{"role": "user", "content": "Tell me a short story."}]):
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
-  http://127.0.0.1:9901   admin address: /healthz, /readyz, /metrics, /api/config
+  http://127.0.0.1:9901   the dashboard, in a browser; /healthz, /readyz, /metrics
 EOF
   printf '  %-23s the configuration: edit and save it, it is applied at once\n' "$config"
   printf '  Ctrl-C                  stops the gateway\n\n'

@@ -17,7 +17,7 @@ use crate::off_loop::OffLoop;
 use crate::quality::Quality;
 use crate::rollout::Rollouts;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{LogWriter, Metrics, SocketEnd};
+use crate::telemetry::{LogWriter, Metrics, SocketEnd, Tail};
 use crate::tls::Acme;
 use crate::tunnel::{SocketFacts, caller_end, earlier};
 use crate::upstream::Via;
@@ -48,6 +48,8 @@ pub struct Gateway {
     pub quality: Arc<Quality>,
     /// Audit log.
     pub audit: Arc<Audit>,
+    /// Live tail of requests.
+    pub tail: Arc<Tail>,
     /// Writer of log lines.
     pub log: LogWriter,
     /// Format of log lines.

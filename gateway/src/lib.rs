@@ -15,6 +15,7 @@ pub mod connect;
 pub mod credentials;
 pub mod descriptors;
 pub mod downstream;
+pub mod edits;
 pub mod exchange;
 pub mod feedback;
 pub mod framing;

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use serde::Serialize;
 use spillway_config::schema::{Admin, LogFormat};
 use spillway_config::values::Size;
 use spillway_config::{Loaded, Report};
@@ -17,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
+use crate::edits::{Change, Edits, LastEdit};
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
 use crate::load::{FileStates, file_states, file_states_as_read, read};
@@ -28,35 +27,6 @@ const SETTLE_TIME: Duration = Duration::from_millis(200);
 const MAX_SETTLE_TIME: Duration = Duration::from_secs(10);
 /// Time between two looks at the files, beside events of the system: some file systems lose events.
 const POLL: Duration = Duration::from_secs(2);
-
-/// Result of the last edit, for operators.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LastEdit {
-    /// `ok` or `failed`.
-    pub result: &'static str,
-    /// Time of the edit, in Unix seconds.
-    pub at: f64,
-    /// Configuration file.
-    pub file: PathBuf,
-    /// Errors and warnings of the file.
-    pub diagnostics: Report,
-    /// Reasons why a valid file could not be run.
-    pub errors: Vec<String>,
-}
-
-impl LastEdit {
-    /// Result for the configuration that the process began with.
-    pub fn started(path: &Path) -> Self {
-        Self {
-            result: "ok",
-            at: unix_seconds(),
-            file: path.to_owned(),
-            diagnostics: Report::default(),
-            errors: Vec::new(),
-        }
-    }
-}
 
 /// Applies edits of the configuration.
 pub struct Reloader {
@@ -80,8 +50,8 @@ pub struct Reloader {
     pub listeners: Arc<ListenerSet>,
     /// Supervisor of health checks, scrapes and DNS.
     pub supervisor: Arc<Supervisor>,
-    /// Result of the last edit, for operators.
-    pub last_edit: Arc<ArcSwap<LastEdit>>,
+    /// Edits, for operators.
+    pub edits: Arc<Edits>,
 }
 
 /// Outcome of an edit, with the files that it names.
@@ -143,13 +113,16 @@ impl Reloader {
             Ok(Err(mut report)) => {
                 let files = std::mem::take(&mut report.files);
                 self.failed(report, Vec::new());
+                self.edits.keep(None, None);
                 return EditOutcome::Rejected(files);
             }
             Err(e) => {
                 self.failed(Report::default(), vec![e.to_string()]);
+                self.edits.keep(None, None);
                 return EditOutcome::Rejected(Vec::new());
             }
         };
+        let before = self.gateway.snapshot.load_full();
         match self.apply(&loaded).await {
             Ok(generation) => {
                 for warning in &loaded.warnings.diagnostics {
@@ -159,25 +132,28 @@ impl Reloader {
                 self.gateway.metrics.reloads_ok.inc();
                 self.gateway.metrics.process.reloaded_at.set(unix_seconds());
                 let diagnostics = loaded.warnings.clone();
-                self.last_edit.store(Arc::new(LastEdit { diagnostics, ..LastEdit::started(&self.path) }));
+                self.edits.report(LastEdit { diagnostics, ..LastEdit::started(&self.path) });
                 let files = loaded.files.clone();
-                self.clear(loaded).await;
+                self.clear(loaded, before, Some(generation)).await;
                 EditOutcome::Accepted(files)
             }
             Err(errors) => {
                 let errors = errors.iter().map(|error| loaded.origins.redact(error)).collect();
                 self.failed(loaded.warnings.clone(), errors);
-                EditOutcome::Rejected(loaded.files.clone())
+                let files = loaded.files.clone();
+                self.clear(loaded, before, None).await;
+                EditOutcome::Rejected(files)
             }
         }
     }
 
-    /// Gives back what a configuration took to be read, and what only the one before it had: with large ones, on a thread of
-    /// its own.
-    async fn clear(&self, loaded: Arc<Loaded>) {
-        let compiler = self.compiler.clone();
+    /// Keeps what an edit has changed, then gives back what its configuration took to be read, and what only the one before it
+    /// had: with large ones, on a thread of its own.
+    async fn clear(&self, loaded: Arc<Loaded>, before: Arc<Snapshot>, generation: Option<u64>) {
+        let (compiler, edits) = (self.compiler.clone(), self.edits.clone());
         let cleared = tokio::task::spawn_blocking(move || {
-            drop(loaded);
+            edits.keep(generation, Some(Change { before: &before.shown.read(), after: &loaded.shown() }));
+            drop((loaded, before));
             compiler.states.sweep();
             compiler.endpoints.sweep();
             crate::memory::give_back();
@@ -249,12 +225,7 @@ impl Reloader {
             reason.push('\n');
         }
         tracing::error!(event = "config_rejected", file = %self.path.display(), reason = %reason.trim_end(), "the running configuration is kept");
-        self.last_edit.store(Arc::new(LastEdit {
-            result: "failed",
-            diagnostics,
-            errors,
-            ..LastEdit::started(&self.path)
-        }));
+        self.edits.report(LastEdit { result: "failed", diagnostics, errors, ..LastEdit::started(&self.path) });
     }
 }
 

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::Loaded;
-use spillway_config::schema::Config;
+use spillway_config::schema::{Admin, Config};
 use spillway_filter::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminView};
+use crate::admin::{self, AdminView, History, Playground};
 use crate::audit::Audit;
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
+use crate::edits::Edits;
 use crate::exchange::BodyBudget;
 use crate::gateway::{Gateway, RunningCounts};
 use crate::limits::Limits;
@@ -27,7 +28,7 @@ use crate::listener::{FIRST_HEAD, ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
 use crate::pipeline::Prober;
-use crate::reload::{LastEdit, Reloader};
+use crate::reload::Reloader;
 use crate::rollout;
 use crate::signals::Signals;
 use crate::snapshot::{Compiler, SnapshotError};
@@ -113,10 +114,10 @@ pub async fn serve(
     let config = &loaded.config;
     crate::descriptors::adopt(config);
     let metrics = Arc::new(Metrics::new());
-    let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
+    let edits = Arc::new(Edits::started(&path));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
-    let view = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
+    let view = open_admin(config, &metrics, audit, &edits, &stop_admin).await?;
 
     let (workers, _runtimes) = Workers::start(&Handle::current())
         .map_err(|e| ServeError::System(format!("the workers cannot be started: {e}")))?;
@@ -163,6 +164,7 @@ pub async fn serve(
         acme,
         quality: compiler.quality.clone(),
         audit: view.audit.clone(),
+        tail: Arc::default(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         draining: view.draining.clone(),
@@ -198,7 +200,7 @@ pub async fn serve(
         compiler,
         listeners: listeners.clone(),
         supervisor: supervisor.clone(),
-        last_edit,
+        edits,
     };
     // The snapshot has all that requests need of it.
     drop(loaded);
@@ -229,7 +231,7 @@ async fn open_admin(
     config: &Config,
     metrics: &Arc<Metrics>,
     audit: Arc<Audit>,
-    last_edit: &Arc<ArcSwap<LastEdit>>,
+    edits: &Arc<Edits>,
     stop: &watch::Sender<bool>,
 ) -> Result<Arc<AdminView>, ServeError> {
     let written = config.admin.as_ref();
@@ -241,10 +243,14 @@ async fn open_admin(
         draining: Arc::new(AtomicBool::new(false)),
         metrics: metrics.clone(),
         audit,
-        last_edit: last_edit.clone(),
+        edits: edits.clone(),
+        chats: Playground::default(),
         token,
         address,
         hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
+        history: Arc::default(),
+        traces_url: written.and_then(|admin| admin.traces_url.clone()),
+        playground: written.is_some_and(Admin::allows_playground),
         max_connections: written.map_or(1, |admin| usize::try_from(admin.max_connections.get()).unwrap_or(usize::MAX)),
     });
     if written.is_some() {
@@ -253,6 +259,8 @@ async fn open_admin(
         let local = listener.local_addr().map_err(failed)?;
         tracing::info!(event = "admin_listening", address = %local);
         tokio::spawn(admin::serve(listener, view.clone(), stop.subscribe()));
+        let (history, sampled): (Arc<History>, _) = (view.history.clone(), view.clone());
+        tokio::spawn(history.run(metrics.clone(), move || sampled.engines(), stop.subscribe()));
     }
     Ok(view)
 }

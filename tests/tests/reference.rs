@@ -90,10 +90,20 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
     for operation in operations() {
         let path = operation.path.replace("{backend}", "chat").replace("{route}", "chat");
         let path = path.replace("{endpoint}", upstream.url().strip_prefix("http://").unwrap());
+        let path = path.replace("/assets/{name}", "/assets/main.js");
         let path = path.replace("{name}", "chat").replace("{command}", "abort");
         let what = format!("{} {path}", operation.method);
         let headers: &[(&str, &str)] = if operation.method == "POST" { &[("x-spillway-admin", "1")] } else { &[] };
-        let answer = admin.send(admin.request(operation.method, &path, headers, "")).await;
+        let body = if operation.path == "/api/playground/{route}" { "{\"model\":\"m\",\"messages\":[]}" } else { "" };
+        let request = admin.request(operation.method, &path, headers, body);
+        if operation.content_type == "text/event-stream" {
+            // It has no end of its own within a test.
+            let stream = admin.stream(request).await.unwrap();
+            assert_eq!(stream.status.as_u16(), operation.answers[0].0, "{what}");
+            assert_eq!(stream.headers["content-type"], operation.content_type, "{what}");
+            continue;
+        }
+        let answer = admin.send(request).await;
         if operation.path == "/api/quality/examples" {
             // Texts are shown with a token alone, which this gateway has not.
             assert_eq!(answer.status, operation.answers[1].0, "{what}: {}", answer.text());
@@ -103,8 +113,8 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
         assert_eq!(answer.header("content-type"), operation.content_type, "{what}");
         if operation.method == "POST" {
             assert_eq!(admin.post(&path, &[], "").await.status, 403, "{what}");
-            let other = path.replace("/chat/", "/nobody/");
-            assert_eq!(admin.post(&other, headers, "").await.status, 404, "{other}");
+            let other = path.replace("/chat/", "/nobody/").replace("playground/chat", "playground/nobody");
+            assert_eq!(admin.post(&other, headers, body).await.status, 404, "{other}");
         }
         let foreign = admin.send(admin.request(operation.method, &path, &[("host", "example.com")], "")).await;
         assert_eq!(foreign.status == 421, operation.guarded, "{what} for a foreign host: {}", foreign.status);

@@ -74,6 +74,7 @@ const NO_SECRETS: &[&str] = &[
     "listeners[].tls.acme.externalAccount.keyId",
     "listeners[].tls.clientCertificates.caFile",
     "admin.hosts[]",
+    "admin.tracesUrl",
     "backends[].name",
     "backends[].endpoints[].url",
     "backends[].endpointsFile",
@@ -560,7 +561,7 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
                 "externalAccount": {"keyId": "customer", "hmacKey": {"env": hmac}}, "retry": {"base": "300ms", "max": "2s"},
             }}},
         ],
-        "admin": {"address": "127.0.0.1:0", "token": bed.env("admin.token")},
+        "admin": {"address": "127.0.0.1:0", "token": bed.env("admin.token"), "playground": true},
         "backends": [
             {"name": "x", "protocol": "openai", "endpoints": [{"url": world.server.url()}],
              "credentials": {"bearer": bed.env("backends[].credentials.bearer")},
@@ -838,6 +839,11 @@ async fn look(bed: &mut Bed, gateway: &Gateway, token: &str) {
         "/api/backends",
         "/api/rollouts",
         "/api/rollouts/moving",
+        "/api/config/history",
+        "/api/overview",
+        "/api/history?window=3h",
+        "/api/models",
+        "/api/consumers",
         "/nothing?key=",
     ] {
         for (who, header) in [("operator", &right), ("stranger", &wrong)] {
@@ -856,6 +862,35 @@ async fn look(bed: &mut Bed, gateway: &Gateway, token: &str) {
     for header in [&right, &wrong] {
         let headers = [("authorization", header.as_str()), ("x-spillway-admin", "1")];
         bed.answer_of_admin("drain", &admin.post(drain, &headers, "").await);
+    }
+}
+
+/// The live tail until it has told of twenty requests, and of some that it left out.
+async fn watch(admin: std::net::SocketAddr, token: String) -> Vec<u8> {
+    let admin = Client::new(admin);
+    let authorization = format!("Bearer {token}");
+    let request = admin.request("GET", "/api/requests", &[("authorization", &authorization)], Bytes::new());
+    let mut stream = admin.stream(request).await.unwrap();
+    let mut seen = Vec::new();
+    loop {
+        seen.extend_from_slice(&stream.part().await.unwrap().unwrap());
+        let has = |text: &str| String::from_utf8_lossy(&seen).contains(text);
+        if has("event: missed") && String::from_utf8_lossy(&seen).matches("event: request").count() >= 20 {
+            return seen;
+        }
+    }
+}
+
+/// A chat of an operator, as a caller whose key is typed in, and one with a key that nobody has.
+async fn chat(bed: &mut Bed, gateway: &Gateway, token: &str) {
+    let admin = Client::new(gateway.admin);
+    let authorization = format!("Bearer {token}");
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": bed.secret("caller: body")}]}).to_string();
+    for key in [bed.secret("caller: key"), bed.planted.plant("caller: refused key of the playground")] {
+        let headers =
+            [("authorization", authorization.as_str()), ("x-spillway-admin", "1"), ("x-spillway-playground-key", &key)];
+        let answer = admin.post("/api/playground/rest", &headers, body.clone()).await;
+        bed.answer("playground", &answer);
     }
 }
 
@@ -1022,11 +1057,15 @@ async fn a_planted_secret_is_seen_only_where_it_is_sent() {
     let gateway = bed.start(&document, "debug").await;
     eventually("a certificate is issued", || async { gateway.events("certificate_issued").first().cloned() }).await;
     note_keys_of_acme(&mut bed, &gateway.folder().join("acme"));
+    let watching = tokio::spawn(watch(gateway.admin, token.clone()));
     call(&mut bed, &world, &gateway).await;
+    chat(&mut bed, &gateway, &token).await;
     let secure = Secure::new(gateway.listener("secure"), &authority);
     let answer = secure.get("secure.test", "secure.test", "/v1/models?key=x").await.unwrap();
     bed.answer("over TLS", &answer);
     look(&mut bed, &gateway, &token).await;
+    let seen = tokio::time::timeout(Duration::from_secs(30), watching).await.unwrap().unwrap();
+    bed.keep("admin: live tail", seen);
     run_commands(&mut bed, &gateway, &token);
     edit_badly(&mut bed, &gateway, &document, &token).await;
     look(&mut bed, &gateway, &token).await;

@@ -201,6 +201,25 @@ fn admin(cx: &mut Context<'_>) {
     if cx.config.listeners.iter().any(same) {
         cx.error(at!["admin", "address"], "a listener has this address already; expected another port");
     }
+    if admin.traces_url.as_deref().is_some_and(|url| !is_traces_url(url)) {
+        let message = "not the address of a trace; expected one of http or https without a user and with `{trace_id}`, such as \
+                       `http://jaeger.internal:16686/trace/{trace_id}`";
+        cx.error(at!["admin", "tracesUrl"], message);
+    }
+}
+
+/// True for an address that a browser may be sent to, with the place for the id of a trace behind its host.
+fn is_traces_url(text: &str) -> bool {
+    let Some((before, _)) = text.split_once("{trace_id}") else { return false };
+    let is_web = |url: url::Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            // The id does not choose the server.
+            && before.get(url.scheme().len() + 3..).is_some_and(|rest| rest.contains('/'))
+    };
+    url::Url::parse(text).is_ok_and(is_web)
 }
 
 /// Checks that there is memory for bodies, and that the share of a caller can be reached.

@@ -1,5 +1,6 @@
 //! Access to the admin address. On loopback, a request needs a loopback `Host`, so that no web page gets in by a name that
-//! resolves to loopback. Elsewhere, and wherever a token is configured, a request needs the token.
+//! resolves to loopback. Elsewhere, and wherever a token is configured, a request needs the token; only the files of the
+//! dashboard, which are the same everywhere, come without it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::AdminState;
+use super::{AdminState, dashboard};
 use crate::identity::KEY_PREFIX;
 
 /// Address that a request came from.
@@ -60,6 +61,9 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
         .map(|(_, token)| token.trim_ascii());
     match state.token_matches(bearer) {
         Some(true) => return next.run(request).await,
+        Some(false) if dashboard::is_asked(request.method(), request.uri().path(), request.headers()) => {
+            return next.run(request).await;
+        }
         Some(false) => {
             let mut answer = problem(
                 StatusCode::UNAUTHORIZED,

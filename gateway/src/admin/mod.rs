@@ -5,8 +5,15 @@
 mod access;
 mod backends;
 mod body;
+mod consumers;
 mod costs;
+mod dashboard;
+mod history;
 mod keys;
+mod lasting;
+mod overview;
+mod playground;
+mod requests;
 mod rollouts;
 mod slots;
 #[cfg(test)]
@@ -17,6 +24,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Router;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -31,19 +39,26 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::access::problem;
+use self::body::starting;
 pub use self::costs::ShownCosts;
+pub use self::history::{History, HistoryReport, NoHistory};
 pub use self::keys::RunningKeys;
+pub use self::lasting::LastingAnswer;
+use self::lasting::LastingAnswers;
+pub use self::playground::{Chat, NoChat, Playground};
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::rollout::Rollouts;
-use crate::telemetry::LogThrottle;
+use crate::telemetry::{LogThrottle, Tail, TailFilter};
 
 /// Time for a request header, and idle time of a connection until the next one: operators and scrapers are near.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest life of a connection; scrapers open a new one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest life of a connection with an answer that lasts: longer than any such answer whose reader reads.
+const LASTING_TIMEOUT: Duration = Duration::from_secs(900);
 /// Time for the last answer on a connection that reached [`CONNECTION_TIMEOUT`].
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 /// Time for the answers that are being written when the process ends.
@@ -64,6 +79,20 @@ pub trait AdminState: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// Running configuration and result of the last edit.
     fn config(&self) -> serde_json::Value;
+    /// Figures of the process as a whole.
+    fn overview(&self) -> serde_json::Value;
+    /// Traffic of the last day.
+    fn history(&self) -> &History;
+    /// Built-in models and their memory.
+    fn models(&self) -> serde_json::Value;
+    /// The last edits of the configuration, with what each changed.
+    fn edits(&self) -> serde_json::Value;
+    /// Consumers, those of a tenant or all, whose names come behind `after`; `None` before the gateway is ready.
+    fn consumers(&self, tenant: Option<&str>, after: Option<&str>) -> Option<serde_json::Value>;
+    /// Live tail of requests; `None` before the gateway is ready.
+    fn tail(&self) -> Option<Arc<Tail>>;
+    /// Sends a chat through the gateway, whose answer is passed on.
+    async fn chat(&self, chat: Chat, lasting: LastingAnswer) -> Result<Response, NoChat>;
     /// Current state of all backends and their endpoints.
     fn backends(&self) -> serde_json::Value;
     /// Labels of answers by route and target.
@@ -146,16 +175,17 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: 
         let (app, stopping) = (app.clone(), stopping.clone());
         connections.spawn(async move {
             let slot = Arc::new(slot);
-            // All connections share the router; an extension of the request carries the client.
+            // All connections share the router; extensions of the request carry what is of its connection.
             let asking = slot.clone();
-            let app = app.layer(axum::Extension(access::Client(client.ip()))).layer(middleware::map_request(
-                move |request: Request| {
+            let lasting = LastingAnswers::default();
+            let app = app.layer(axum::Extension(access::Client(client.ip())));
+            let app =
+                app.layer(axum::Extension(lasting.clone())).layer(middleware::map_request(move |request: Request| {
                     asking.record_request();
                     std::future::ready(request)
-                },
-            ));
+                }));
             tokio::select! {
-                () = connection(stream, app, stopping) => {}
+                () = connection(stream, app, lasting, stopping) => {}
                 () = slot.must_close() => {}
             }
         });
@@ -164,7 +194,7 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: 
     let _ = tokio::time::timeout(END, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-async fn connection(stream: TcpStream, app: Router, mut stopping: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, app: Router, lasting: LastingAnswers, mut stopping: watch::Receiver<bool>) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
@@ -179,14 +209,28 @@ async fn connection(stream: TcpStream, app: Router, mut stopping: watch::Receive
         _ = stopping.wait_for(|stop| *stop) => {}
     }
     connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = lasting.end() => {}
+        () = tokio::time::sleep(LASTING_TIMEOUT) => {}
+        _ = stopping.wait_for(|stop| *stop) => {}
+    }
     let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
 }
 
 fn router(state: Arc<dyn AdminState>) -> Router {
     let guarded = Router::new()
         .route("/", get(index))
+        .route("/assets/{name}", get(asset))
         .route("/metrics", get(metrics))
         .route("/api/config", get(config))
+        .route("/api/overview", get(overview))
+        .route("/api/history", get(history_of))
+        .route("/api/models", get(models))
+        .route("/api/config/history", get(edits))
+        .route("/api/consumers", get(consumers_of))
+        .route("/api/requests", get(live))
+        .route("/api/playground/{route}", post(chat))
         .route("/api/backends", get(backends))
         .route("/api/feedback", get(feedback))
         .route("/api/quality", get(quality))
@@ -215,10 +259,13 @@ fn router(state: Arc<dyn AdminState>) -> Router {
     open.merge(guarded).layer(middleware::map_response(add_headers)).with_state(state)
 }
 
-/// Forbids browsers to store an answer, or to guess its type.
+/// Forbids browsers to store an answer that does not say how, or to guess its type.
 async fn add_headers(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    // What is no page of the dashboard's is none to be opened.
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     answer
 }
@@ -237,6 +284,104 @@ async fn metrics(State(state): State<Arc<dyn AdminState>>) -> Response {
 
 async fn config(State(state): State<Arc<dyn AdminState>>) -> Response {
     axum::Json(state.config()).into_response()
+}
+
+async fn overview(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.overview()).into_response()
+}
+
+async fn models(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.models()).into_response()
+}
+
+/// Part of the history that is asked for.
+#[derive(Deserialize)]
+struct HistoryQuery {
+    window: Option<String>,
+    route: Option<String>,
+}
+
+async fn history_of(State(state): State<Arc<dyn AdminState>>, Query(query): Query<HistoryQuery>) -> Response {
+    let window = query.window.as_deref().unwrap_or("10m");
+    match state.history().read(window, query.route.as_deref()) {
+        Ok(report) => axum::Json(report).into_response(),
+        Err(error @ NoHistory::Window) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(error) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+    }
+}
+
+async fn edits(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.edits()).into_response()
+}
+
+/// Consumers that are asked for.
+#[derive(Deserialize)]
+struct ConsumersQuery {
+    tenant: Option<String>,
+    after: Option<String>,
+}
+
+async fn consumers_of(State(state): State<Arc<dyn AdminState>>, Query(query): Query<ConsumersQuery>) -> Response {
+    match state.consumers(query.tenant.as_deref(), query.after.as_deref()) {
+        Some(report) => axum::Json(report).into_response(),
+        None => starting(),
+    }
+}
+
+/// Requests that are watched.
+#[derive(Deserialize)]
+struct LiveQuery {
+    route: Option<String>,
+    consumer: Option<String>,
+    status: Option<String>,
+}
+
+async fn live(
+    State(state): State<Arc<dyn AdminState>>,
+    Extension(lasting): Extension<LastingAnswers>,
+    Query(query): Query<LiveQuery>,
+) -> Response {
+    let LiveQuery { route, consumer, status } = query;
+    let filter = TailFilter { route, consumer, status: None };
+    let filter = match status.as_deref().filter(|status| !status.is_empty()) {
+        None => filter,
+        Some(status) => match filter.with_status(status) {
+            Ok(filter) => filter,
+            Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        },
+    };
+    let Some(tail) = state.tail() else { return starting() };
+    let busy = "as many watch requests as may: eight; close another page or stream";
+    requests::stream(&tail, filter, lasting.begin()).unwrap_or_else(|| problem(StatusCode::SERVICE_UNAVAILABLE, busy))
+}
+
+/// Place at which a route is asked, where its own is another.
+#[derive(Deserialize)]
+struct ChatQuery {
+    host: Option<String>,
+    path: Option<String>,
+}
+
+async fn chat(
+    State(state): State<Arc<dyn AdminState>>,
+    Extension(lasting): Extension<LastingAnswers>,
+    Path(route): Path<String>,
+    Query(query): Query<ChatQuery>,
+    request: Request,
+) -> Response {
+    if let Some(refused) = access::refuse_change(request.headers()) {
+        return refused;
+    }
+    let (client, key) = (access::Client::of(&request), playground::key(request.headers()));
+    let body = match body::bytes(request, playground::MAX_BODY).await {
+        Ok(body) => body,
+        Err(refused) => return *refused,
+    };
+    let ChatQuery { host, path } = query;
+    match state.chat(Chat { route, host, path, client, key, body }, lasting.begin()).await {
+        Ok(answer) => answer,
+        Err(error) => problem(error.status(), &error.to_string()),
+    }
 }
 
 async fn backends(State(state): State<Arc<dyn AdminState>>) -> Response {
@@ -328,16 +473,31 @@ fn change_drain(state: &dyn AdminState, headers: &HeaderMap, named: &(String, St
     axum::Json(serde_json::json!({"endpoints": endpoints})).into_response()
 }
 
-async fn index() -> &'static str {
-    "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
-     /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
-     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
-     /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
-     /api/keys     keys of consumers that were made at run time; POST makes one; DELETE .../{id}; POST .../{id}/rotate, /expire\n\
-     /api/costs    what consumers have used and what that costs; ?format=csv for a spreadsheet\n\
-     /api/feedback labels of answers by route and target\n\
-     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
-                  .../examples the texts that were kept, with a token; DELETE deletes them\n"
+/// Paths of the admin address, for a terminal.
+const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
+    /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
+    /api/overview the process as a whole: traffic, listeners, routes\n\
+    /api/history  traffic of the last ten minutes, three hours or day: ?window=10m, 3h or 24h, &route=NAME\n\
+    /api/models   built-in models: tokens a second, queue, memory\n\
+    /api/config/history the last edits, with what each changed\n\
+    /api/consumers consumers and tenants with what they have used: ?tenant=NAME, &after=NAME for the next\n\
+    /api/keys     keys of consumers that were made at run time; POST makes one; DELETE .../{id}; POST .../{id}/rotate, /expire\n\
+    /api/costs    what consumers have used and what that costs; ?format=csv for a spreadsheet\n\
+    /api/requests the requests as they end, an event stream: ?route=NAME, &consumer=NAME, &status=5xx\n\
+    /api/playground/{route} POST of a chat, with x-spillway-playground-key for the caller's key\n\
+    /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
+    /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
+    /api/feedback labels of answers by route and target\n\
+    /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
+                 .../examples the texts that were kept, with a token; DELETE deletes them\n";
+
+async fn index(headers: HeaderMap) -> Response {
+    dashboard::root(&headers, PATHS)
+}
+
+async fn asset(headers: HeaderMap, Path(name): Path<String>) -> Response {
+    let unknown = || problem(StatusCode::NOT_FOUND, "the dashboard has no such file; / is its page");
+    dashboard::asset(&headers, &name).unwrap_or_else(unknown)
 }
 
 async fn not_found() -> Response {

@@ -15,6 +15,8 @@ struct Shown {
     loopback: bool,
     audited: Mutex<Vec<String>>,
     dropped: Mutex<usize>,
+    history: History,
+    tail: Arc<Tail>,
 }
 
 #[async_trait::async_trait]
@@ -30,6 +32,30 @@ impl AdminState for Shown {
     }
     fn config(&self) -> serde_json::Value {
         serde_json::json!({"generation": 1})
+    }
+    fn overview(&self) -> serde_json::Value {
+        serde_json::json!({"state": "ready"})
+    }
+    fn history(&self) -> &History {
+        &self.history
+    }
+    fn models(&self) -> serde_json::Value {
+        serde_json::json!({"models": []})
+    }
+    fn edits(&self) -> serde_json::Value {
+        serde_json::json!({"edits": []})
+    }
+    fn consumers(&self, tenant: Option<&str>, after: Option<&str>) -> Option<serde_json::Value> {
+        Some(serde_json::json!([tenant, after]))
+    }
+    fn tail(&self) -> Option<Arc<Tail>> {
+        Some(self.tail.clone())
+    }
+    async fn chat(&self, chat: Chat, lasting: LastingAnswer) -> Result<Response, NoChat> {
+        drop(lasting);
+        let key = chat.key.as_ref().map(|key| key.to_str().unwrap());
+        let sent = serde_json::json!([chat.route, chat.host, chat.path, key, chat.body.len()]);
+        Ok(axum::Json(sent).into_response())
     }
     fn backends(&self) -> serde_json::Value {
         serde_json::json!({"backends": []})
@@ -95,6 +121,8 @@ async fn admin(token: bool, loopback: bool) -> Admin {
         loopback,
         audited: Mutex::default(),
         dropped: Mutex::default(),
+        history: History::default(),
+        tail: Arc::default(),
     });
     let stop = watch::Sender::new(false);
     let serving = tokio::spawn(serve(listener, shown.clone(), stop.subscribe()));
@@ -326,4 +354,118 @@ async fn a_command_to_a_rollout_needs_the_header_a_name_and_a_short_reason() {
     let audited = admin.shown.audited.lock().clone();
     assert_eq!(audited[0], "unknown POST /api/rollouts/chat/abort 403");
     assert_eq!(audited[1], "loopback POST /api/rollouts/chat/abort 404");
+}
+
+#[tokio::test]
+async fn a_browser_gets_the_page_without_the_token_and_nothing_else() {
+    let admin = admin(true, false).await;
+    let browser = "Host: gateway.example\r\nAccept: text/html,*/*;q=0.8\r\n";
+    let page = admin.send("GET", "/", browser).await;
+    assert_eq!(page.status, 200);
+    for header in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self';",
+        "frame-ancestors 'none'",
+        "x-content-type-options: nosniff",
+        "cache-control: no-cache",
+        "vary: accept",
+        "etag: \"",
+    ] {
+        assert!(page.head.contains(header), "{header} in {}", page.head);
+    }
+    let module = admin.send("GET", "/assets/main.js", "Host: gateway.example\r\n").await;
+    assert!(module.status == 200 && module.head.contains("content-type: text/javascript"), "{}", module.head);
+    let tag = module.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    for known in [tag.to_owned(), format!("\"other\", W/{tag}"), "*".to_owned()] {
+        let again = admin.send("GET", "/assets/main.js", &format!("If-None-Match: {known}\r\nHost: a\r\n")).await;
+        assert_eq!((again.status, &*again.body), (304, ""), "{known}");
+        assert!(again.head.contains(&format!("etag: {tag}")), "{}", again.head);
+    }
+    assert_eq!(admin.send("GET", "/assets/main.js", "If-None-Match: \"other\"\r\nHost: a\r\n").await.status, 200);
+    assert_eq!(admin.send("HEAD", "/assets/page.css", "Host: a\r\n").await.status, 200);
+    for name in ["index.html", "mod.rs", "..%2Fmod.rs", "%2e%2e", "nothing.js"] {
+        assert_eq!(admin.send("GET", &format!("/assets/{name}"), browser).await.status, 404, "{name}");
+    }
+    // A browser that opens another path gets no further than a program.
+    for (method, path) in [("GET", "/api/config"), ("GET", "/metrics"), ("POST", "/"), ("POST", "/assets/main.js")] {
+        assert_eq!(admin.send(method, path, browser).await.status, 401, "{method} {path}");
+    }
+    assert_eq!(admin.send("GET", "/", "Host: a\r\nAccept: */*\r\n").await.status, 401, "the list needs the token");
+}
+
+#[tokio::test]
+async fn on_loopback_the_page_is_for_loopback_names() {
+    let admin = admin(false, true).await;
+    let page = admin.send("GET", "/", &format!("{LOCAL}Accept: text/html\r\n")).await;
+    assert!(page.status == 200 && page.head.contains("content-type: text/html"), "{}", page.head);
+    let list = admin.send("GET", "/", LOCAL).await;
+    assert!(list.head.contains("content-type: text/plain") && list.body.contains("/metrics"), "{}", list.head);
+    for path in ["/", "/assets/main.js"] {
+        let headers = "Host: evil.example\r\nAccept: text/html\r\n";
+        assert_eq!(admin.send("GET", path, headers).await.status, 421, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn off_loopback_without_a_token_there_is_no_page_either() {
+    let admin = admin(false, false).await;
+    assert_eq!(admin.send("GET", "/", &format!("{LOCAL}Accept: text/html\r\n")).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_chat_needs_the_header_and_a_short_body_and_is_audited() {
+    let admin = admin(false, true).await;
+    let post = async |path: &str, headers: &str, body: &str| {
+        let head = format!("{LOCAL}{headers}Content-Length: {}\r\n", body.len());
+        admin.raw(&format!("POST {path} HTTP/1.1\r\nConnection: close\r\n{head}\r\n{body}")).await
+    };
+    let change = "x-spillway-admin: 1\r\n";
+    assert_eq!(post("/api/playground/chat", "", "{}").await.status, 403);
+    let key = format!("{change}x-spillway-playground-key: k\r\n");
+    let sent = post("/api/playground/chat?host=a&path=/b%3Fc", &key, "{}").await;
+    assert_eq!((sent.status, &*sent.body), (200, r#"["chat","a","/b?c","k",2]"#));
+    let long = "x".repeat(playground::MAX_BODY + 1);
+    assert_eq!(post("/api/playground/chat", change, &long).await.status, 413);
+    let audited = admin.shown.audited.lock().clone();
+    assert_eq!(audited[0], "unknown POST /api/playground/chat 403");
+    assert_eq!(audited[1], "loopback POST /api/playground/chat 200");
+}
+
+#[tokio::test]
+async fn a_live_tail_needs_what_all_needs_and_frees_its_place() {
+    let foreign = admin(false, true).await.send("GET", "/api/requests", "Host: evil.example\r\n").await;
+    assert_eq!(foreign.status, 421);
+    let closed = admin(true, true).await;
+    assert_eq!(closed.send("GET", "/api/requests", LOCAL).await.status, 401);
+    assert!(!closed.shown.tail.is_watched());
+    let open = admin(false, true).await;
+    assert_eq!(open.send("GET", "/api/requests?status=none", LOCAL).await.status, 400);
+    let mut stream = TcpStream::connect(open.address).await.unwrap();
+    stream.write_all(format!("GET /api/requests HTTP/1.1\r\n{LOCAL}\r\n").as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert!(open.shown.tail.is_watched());
+    drop(stream);
+    while open.shown.tail.is_watched() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lasting_answer_holds_its_connection_and_not_the_end_of_the_process() {
+    let answers = LastingAnswers::default();
+    let (one, other) = (answers.begin(), answers.clone().begin());
+    let ended = tokio::spawn(async move { answers.end().await });
+    drop(one);
+    tokio::task::yield_now().await;
+    assert!(!ended.is_finished());
+    drop(other);
+    ended.await.unwrap();
+    let admin = admin(false, true).await;
+    let mut stream = TcpStream::connect(admin.address).await.unwrap();
+    stream.write_all(format!("GET /api/requests HTTP/1.1\r\n{LOCAL}\r\n").as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 12]).await.unwrap();
+    admin.stop.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(20), admin.serving).await.expect("it ends").unwrap();
 }

@@ -5,19 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::backends::{self, backend_samples, reports, samples};
+use super::consumers;
+use super::history::History;
+use super::lasting::LastingAnswer;
+use super::overview::{self, Shown};
+use super::playground::{Chat, NoChat, Playground};
 use super::{AdminState, RunningKeys, ShownCosts};
 use crate::audit::Audit;
+use crate::edits::Edits;
 use crate::gateway::Gateway;
 use crate::limits::{CostRow, Costs};
 use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
-use crate::reload::LastEdit;
 use crate::rollout::{self, Rollouts};
-use crate::telemetry::{CostSample, Metrics, Samples};
+use crate::telemetry::{CostSample, EngineSample, Metrics, Samples, Tail};
 
 /// View of the gateway for the admin address, also before the gateway is ready.
 pub struct AdminView {
@@ -26,11 +32,24 @@ pub struct AdminView {
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Arc<Audit>,
-    pub(crate) last_edit: Arc<ArcSwap<LastEdit>>,
+    pub(crate) edits: Arc<Edits>,
+    pub(crate) chats: Playground,
     pub(crate) token: Option<[u8; 32]>,
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Vec<String>,
     pub(crate) max_connections: usize,
+    pub(crate) history: Arc<History>,
+    pub(crate) traces_url: Option<String>,
+    pub(crate) playground: bool,
+}
+
+impl AdminView {
+    /// State of the built-in models.
+    pub fn engines(&self) -> Vec<EngineSample> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        snapshot.map(|snapshot| snapshot.models.iter().map(|model| model.sample()).collect()).unwrap_or_default()
+    }
 }
 
 fn cost_samples(costs: &Costs) -> Vec<CostSample> {
@@ -102,8 +121,50 @@ impl AdminState for AdminView {
         serde_json::json!({
             "generation": running.as_ref().map(|snapshot| snapshot.generation),
             "running": running.as_ref().map(|snapshot| snapshot.shown.read()),
-            "lastEdit": *self.last_edit.load_full(),
+            "lastEdit": *self.edits.last(),
         })
+    }
+    fn overview(&self) -> serde_json::Value {
+        let (gateway, listeners) = (self.gateway.load(), self.listeners.load());
+        let shown = Shown {
+            state: self.readiness().err().unwrap_or("ready"),
+            traces_url: self.traces_url.clone(),
+            playground: self.playground,
+        };
+        let gateway = gateway.as_ref().as_ref().map(|gateway| &**gateway);
+        let report = overview::overview(&self.metrics, &self.history, gateway, listeners.as_deref(), shown);
+        serde_json::json!(report)
+    }
+    fn history(&self) -> &History {
+        &self.history
+    }
+    fn models(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let memory = gateway.as_ref().as_ref().map(|gateway| {
+            let snapshot = gateway.snapshot.load();
+            let memory = snapshot.models.memory();
+            serde_json::json!({"used": memory.taken(), "limit": memory.limit()})
+        });
+        let models = overview::models(self.engines(), &self.history.model_rates());
+        serde_json::json!({"models": models, "memory": memory})
+    }
+    fn edits(&self) -> serde_json::Value {
+        serde_json::json!({"edits": self.edits.kept()})
+    }
+    fn consumers(&self, tenant: Option<&str>, after: Option<&str>) -> Option<serde_json::Value> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
+        Some(serde_json::json!(consumers::report(&snapshot.identity, tenant, after)))
+    }
+    fn tail(&self) -> Option<Arc<Tail>> {
+        self.gateway.load().as_ref().as_ref().map(|gateway| gateway.tail.clone())
+    }
+    async fn chat(&self, chat: Chat, lasting: LastingAnswer) -> Result<Response, NoChat> {
+        if !self.playground {
+            return Err(NoChat::Off);
+        }
+        let gateway = Option::clone(&self.gateway.load()).ok_or(NoChat::Starting)?;
+        self.chats.chat(&gateway, chat, lasting).await
     }
     fn backends(&self) -> serde_json::Value {
         let gateway = self.gateway.load();

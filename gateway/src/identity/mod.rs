@@ -38,7 +38,7 @@ use spillway_filter::{ErrorKind, Fields, Refusal};
 use tenants::Tenants;
 
 use crate::credentials::CredentialsError;
-use crate::limits::{BudgetRules, Credential, Limits, RateTooHigh};
+use crate::limits::{BudgetRules, Credential, Limits, RateTooHigh, Rules};
 use crate::telemetry::BudgetSample;
 use crate::tls::{ClientCertificate, TlsError};
 
@@ -178,12 +178,13 @@ pub struct Authenticator {
     keys: Keys,
     /// Keys made at run time; `None` where the file has none of those.
     issued: Option<Arc<IssuedTable>>,
-    /// Consumers of the file.
-    consumers: Vec<Arc<Consumer>>,
     tokens: TokenVerifier,
     certificates: Certificates,
     failures: Failures,
     budgets: BudgetRules,
+    /// Consumers of the file, in the order of their names.
+    consumers: Box<[Arc<Consumer>]>,
+    tenants: Arc<Tenants>,
     /// True if a consumer has names of its own for models.
     has_aliases: bool,
 }
@@ -228,8 +229,9 @@ impl Authenticator {
         let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), deps.metrics);
         let budgets = BudgetRules::of(compiled.iter().flat_map(|consumer| &consumer.rules).chain(tenants.all()));
         let has_aliases = consumers.iter().any(|consumer| !consumer.model_alias.is_empty());
-        let (issued, consumers) = (None, compiled);
-        Ok(Self { headers, keys, issued, consumers, tokens, certificates, failures, budgets, has_aliases })
+        compiled.sort_by(|a, b| a.name.cmp(&b.name));
+        let (issued, consumers) = (None, compiled.into());
+        Ok(Self { headers, keys, issued, consumers, tokens, certificates, failures, budgets, tenants, has_aliases })
     }
 
     /// Accepts keys that are made at run time as well. `facts`: a route of the snapshot spills; models have prices.
@@ -263,6 +265,28 @@ impl Authenticator {
 
     fn holds_key(&self, digest: &KeyHash) -> bool {
         self.keys.holds(digest) || self.issued.as_ref().is_some_and(|issued| issued.holds(digest))
+    }
+
+    /// Consumers of the file, in the order of their names.
+    pub fn consumers(&self) -> impl Iterator<Item = &Consumer> {
+        self.consumers.iter().map(|consumer| &**consumer)
+    }
+
+    /// Names of the tenants of the file, in order.
+    pub fn tenants(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tenants.names().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Rules that the consumers of a tenant share.
+    pub fn rules_of_tenant(&self, name: &str) -> Rules {
+        self.tenants.rules(name).collect()
+    }
+
+    /// First header in which a key is looked for.
+    pub fn key_header(&self) -> &HeaderName {
+        self.headers.first().unwrap_or(&http::header::AUTHORIZATION)
     }
 
     /// True if a consumer has names of its own for models.

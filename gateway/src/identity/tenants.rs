@@ -12,6 +12,12 @@ use crate::limits::{RateTooHigh, Rule, Rules};
 #[derive(Default)]
 pub(super) struct Tenants(HashMap<String, Rules>);
 
+impl std::fmt::Debug for Tenants {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tenants({})", self.0.len())
+    }
+}
+
 impl Tenants {
     pub(super) fn new(written: &[schema::Tenant], deps: IdentityDeps<'_>) -> Result<Self, RateTooHigh> {
         let rules = |tenant: &schema::Tenant| {

@@ -18,6 +18,7 @@ mod reservation;
 mod rules;
 mod shared;
 mod shared_rules;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -34,3 +35,4 @@ pub use reservation::ReservationRequest;
 pub use rules::{BudgetRules, Limits, RateTooHigh, Rule, Rules};
 pub(crate) use shared::client as redis_client;
 pub use shared::{ClientError, StoreError};
+pub use shown::{BudgetReport, LimitReport, UseReport};

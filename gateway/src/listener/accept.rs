@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -61,7 +62,21 @@ pub struct ListenerSet {
     workers: Workers,
 }
 
+/// Listener as operators see it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerReport {
+    /// Name in logs and metrics.
+    pub name: String,
+    /// Address with the port that is open.
+    pub address: SocketAddr,
+    /// True if clients speak TLS.
+    pub tls: bool,
+}
+
 struct OpenListener {
+    /// Address of the socket.
+    local: SocketAddr,
     plan: Arc<ArcSwap<ListenerPlan>>,
     stop: watch::Sender<bool>,
 }
@@ -110,14 +125,16 @@ impl ListenerSet {
                 listener.plan.store(Arc::new(plan));
                 wanted.insert(key, listener);
             } else if let Some(socket) = socket {
-                if let Ok(local) = socket.local_addr() {
+                let local = socket.local_addr();
+                if let Ok(local) = &local {
                     tracing::info!(event = "listening", listener = %plan.name, address = %local);
                 }
+                let local = local.unwrap_or(plan.address);
                 let plan = Arc::new(ArcSwap::from_pointee(plan));
                 let stop = watch::Sender::new(false);
                 // Ends with its listener, whose sender of `stop` says so, or is dropped.
                 tokio::spawn(accept(socket, plan.clone(), gateway.clone(), self.workers.clone(), stop.subscribe()));
-                wanted.insert(key, OpenListener { plan, stop });
+                wanted.insert(key, OpenListener { local, plan, stop });
             }
         }
         for ((address, _), gone) in open.drain() {
@@ -127,6 +144,17 @@ impl ListenerSet {
         let managed = wanted.values().filter_map(|open| open.plan.load().tls.as_ref()?.managed().cloned());
         gateway.acme.keep(&managed.collect::<Vec<_>>());
         *open = wanted;
+    }
+
+    /// Reports the open listeners, in the order of their names.
+    pub fn reports(&self) -> Vec<ListenerReport> {
+        let report = |open: &OpenListener| {
+            let plan = open.plan.load();
+            ListenerReport { name: plan.name.to_string(), address: open.local, tls: plan.tls.is_some() }
+        };
+        let mut reports: Vec<_> = self.open.lock().values().map(report).collect();
+        reports.sort_by(|a, b| (&a.name, a.address).cmp(&(&b.name, b.address)));
+        reports
     }
 
     /// Samples of the certificates that listeners present.

@@ -12,6 +12,6 @@ mod proxy_protocol;
 mod socket;
 mod stop;
 
-pub use accept::{ListenError, ListenerSet};
+pub use accept::{ListenError, ListenerReport, ListenerSet};
 pub use http1::FIRST_HEAD;
 pub use plan::{ListenerPlan, plans};

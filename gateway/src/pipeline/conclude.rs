@@ -428,12 +428,13 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         hand_over(tap, exchange);
     }
     end_span(session, exchange, status);
-    if exchange.snapshot.access_log {
+    let is_watched = gateway.tail.is_watched();
+    if exchange.snapshot.access_log || is_watched {
         let route = exchange.route.as_ref().map(|route| route.name.as_str());
         let failed = exchange.outcome.failed.as_ref();
         let millis = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         let timestamp = rfc3339_millis(SystemTime::now());
-        AccessRecord {
+        let record = AccessRecord {
             timestamp: &timestamp,
             event: "access",
             request_id: exchange.request_id.to_str().unwrap_or_default(),
@@ -469,8 +470,13 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             socket_end: exchange.outcome.socket.and_then(|socket| Some(socket.end?.as_str())),
             error_code: exchange.outcome.error_code,
             user_agent: head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()),
+        };
+        if is_watched {
+            gateway.tail.show(&record);
         }
-        .write(&gateway.log, gateway.log_format);
+        if exchange.snapshot.access_log {
+            record.write(&gateway.log, gateway.log_format);
+        }
     }
 }
 

@@ -93,7 +93,7 @@ impl AccessRecord<'_> {
     }
 
     /// The line as an object.
-    fn object(&self) -> Vec<u8> {
+    pub(super) fn object(&self) -> Vec<u8> {
         let mut line = ObjectLine::with_capacity(512);
         let text_if_any = |line: &mut ObjectLine, key: &'static str, text: Option<&str>| {
             if let Some(text) = text {
@@ -153,45 +153,11 @@ impl AccessRecord<'_> {
     }
 }
 
-/// Cuts `text` to the length that a line may hold, at a boundary of characters.
-fn clipped(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
-}
-
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
-
-    use super::*;
-
-    #[derive(Clone, Default)]
-    struct Out(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Out {
-        fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().extend_from_slice(part);
-            Ok(part.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn line(record: &AccessRecord<'_>, format: LogFormat) -> String {
-        let out = Out::default();
-        let log = LogWriter::start(out.clone()).unwrap();
-        record.write(&log, format);
-        log.flush();
-        let text = String::from_utf8(out.0.lock().clone()).unwrap();
-        assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
-        text
-    }
-
-    fn record<'a>(path: &'a str, agent: &'a str) -> AccessRecord<'a> {
-        AccessRecord {
+impl<'r> AccessRecord<'r> {
+    /// Record of a request that spilled, for tests.
+    pub(super) fn example(path: &'r str, agent: &'r str) -> Self {
+        Self {
             timestamp: "2026-11-24T12:34:56.000Z",
             event: "access",
             request_id: "r-1",
@@ -229,11 +195,49 @@ mod tests {
             user_agent: Some(agent),
         }
     }
+}
+
+/// Cuts `text` to the length that a line may hold, at a boundary of characters.
+fn clipped(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Out(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Out {
+        fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(part);
+            Ok(part.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn line(record: &AccessRecord<'_>, format: LogFormat) -> String {
+        let out = Out::default();
+        let log = LogWriter::start(out.clone()).unwrap();
+        record.write(&log, format);
+        log.flush();
+        let text = String::from_utf8(out.0.lock().clone()).unwrap();
+        assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
+        text
+    }
 
     #[test]
     fn a_line_is_an_object_whatever_the_caller_sent() {
         let long = "ü".repeat(3000);
-        let text = line(&record("/a\"b\n{\u{1b}\u{9b}31m\u{7f}", &long), LogFormat::Json);
+        let text = line(&AccessRecord::example("/a\"b\n{\u{1b}\u{9b}31m\u{7f}", &long), LogFormat::Json);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         for (key, expected) in [
             ("event", serde_json::json!("access")),
@@ -257,7 +261,7 @@ mod tests {
 
     #[test]
     fn words_stay_on_one_line_too() {
-        let text = line(&record("/a\nfake line\r\u{1b}[31m\u{9b}2J", "agent"), LogFormat::Text);
+        let text = line(&AccessRecord::example("/a\nfake line\r\u{1b}[31m\u{9b}2J", "agent"), LogFormat::Text);
         assert!(
             text.contains(
                 "POST \"/a\\nfake line\\r\\u{1b}[31m\\u{9b}2J\" 200 chat 1.5ms builtin/m spilled=saturated r-1"

@@ -9,6 +9,7 @@ mod log;
 mod log_throttle;
 mod metrics;
 pub mod names;
+mod tail;
 mod time;
 mod trace;
 
@@ -21,10 +22,12 @@ pub use label::{
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
-    BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count, EndpointMetrics,
-    EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics,
-    ModelMetrics, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics,
-    RolloutSample, RouteMetrics, Running, Samples,
+    BUCKETS, BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count,
+    EndpointMetrics, EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, HTTP_SECONDS, LimitMetrics,
+    ListenerMetrics, MODEL_SECONDS, Metrics, ModelCounts, ModelMetrics, ProbeSample, ProbeTargetSample,
+    QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts, RouteMetrics,
+    Running, Samples,
 };
+pub use tail::{NoStatus, Tail, TailFilter, TailReader};
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceError, Tracer};

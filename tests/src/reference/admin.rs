@@ -45,10 +45,18 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
         path: "/",
-        text: "The paths, for a terminal.",
+        text: "The paths, for a terminal; for a browser, whose `Accept` names `text/html`, the [dashboard](../how-to/dashboard.md), which comes without the token.",
         guarded: true,
-        answers: &[(200, "Text.")],
+        answers: &[(200, "Text, or the page."), (304, "The browser has the page.")],
         content_type: "text/plain; charset=utf-8",
+    },
+    Operation {
+        method: "GET",
+        path: "/assets/{name}",
+        text: "A file of the dashboard, which comes without the token.",
+        guarded: true,
+        answers: &[(200, "The file."), (304, "The browser has the file."), (404, "There is no such file.")],
+        content_type: "text/javascript; charset=utf-8",
     },
     Operation {
         method: "GET",
@@ -83,6 +91,82 @@ const OPERATIONS: &[Operation] = &[
             200,
             "`generation` (a number that each edit raises), `running` (the configuration) and `lastEdit`.",
         )],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/config/history",
+        text: "The last ten edits of the configuration, newest first, each with what it changed.",
+        guarded: true,
+        answers: &[(200, "`edits`, a list.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/overview",
+        text: "The process as a whole: traffic of the last five seconds, listeners, and the 200 routes with the most of it.",
+        guarded: true,
+        answers: &[(200, "The report.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/history",
+        text: "Traffic of `?window=`: `10m` (the default), `3h` or `24h`; of `&route=NAME` or of all. The 32 most used routes have a history of their own, the others share that of `_other`.",
+        guarded: true,
+        answers: &[
+            (200, "The history."),
+            (400, "The window is another one."),
+            (404, "No request of the route was counted, or `_other` has it."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/models",
+        text: "Every built-in model as it is now, and the memory of all of them.",
+        guarded: true,
+        answers: &[(200, "`models`, a list, and `memory`: `used` and `limit` in bytes.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/consumers",
+        text: "The consumers of the file with what they have used of limits and budgets, in the order of their names: 200 of them, those of the tenant `?tenant=` or all, behind the name `?after=`.",
+        guarded: true,
+        answers: &[
+            (200, "`consumers`, `more` (the number of those behind them) and `tenants`."),
+            (503, "The gateway is starting."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/requests",
+        text: "Requests as they end, as an event stream: each `request` has the line of the [access log](logs.md#access-log), at most twenty a second; `missed` has the number of others. `?route=`, `?consumer=` and `?status=` (`503`, `5xx`) choose. A stream ends after ten minutes.",
+        guarded: true,
+        answers: &[
+            (200, "The stream."),
+            (400, "`status` is none."),
+            (503, "Eight streams are read already, or the gateway is starting."),
+        ],
+        content_type: "text/event-stream",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/playground/{route}",
+        text: "Sends the body, a chat, to a route as a request of the caller whose key is in `x-spillway-playground-key`, and passes the answer on, whose header `x-spillway-playground` tells it from those below. `?host=` and `?path=` replace those of the route's first plain match. The body has a megabyte at most, the answer ends within five minutes.",
+        guarded: true,
+        answers: &[
+            (200, "The answer of the route, which may have any other status, too."),
+            (400, "The body is no object of JSON, or host or path cannot be sent."),
+            (403, "`admin.playground` does not allow it, or the header `x-spillway-admin: 1` is missing."),
+            (404, "There is no such route."),
+            (409, "Another route would take the request."),
+            (413, "The body is too long."),
+            (502, "The route gave no answer."),
+            (503, "Four chats run already, or the gateway is starting."),
+        ],
         content_type: "application/json",
     },
     Operation {
@@ -302,6 +386,93 @@ const LAST_EDIT: &[(&str, &str)] = &[
     ("errors", "Errors of compiling the configuration, where the file itself is valid."),
 ];
 
+const OVERVIEW: &[(&str, &str)] = &[
+    ("now", "Unix time in seconds."),
+    ("version", "Version of the program."),
+    ("uptimeSeconds", "Time since the process began, in seconds."),
+    ("state", "`ready`, `starting` or `draining`."),
+    ("generation", "Number of the running configuration; `null` while the gateway is starting."),
+    ("inFlight", "Requests in flight."),
+    ("connections", "Open connections of clients."),
+    ("requestsPerSecond", "Requests that ended, by the second."),
+    ("errorsPerSecond", "Those with a status from 500 on, or without an answer."),
+    ("spillsPerSecond", "Those that a fallback answered."),
+    ("tokensPerSecond", "Tokens of answers."),
+    ("listeners", "Open listeners, each with `name`, `address` and `tls`."),
+    (
+        "routes",
+        "Routes, those with the most requests first, each with `name`, `inFlight`, `requestsPerSecond` and `errorsPerSecond`.",
+    ),
+    ("moreRoutes", "Number of further routes."),
+    ("tracesUrl", "`admin.tracesUrl`."),
+    ("playground", "Whether chats are allowed."),
+];
+
+const HISTORY: &[(&str, &str)] = &[
+    ("stepSeconds", "Length of a step, in seconds."),
+    ("start", "Beginning of the first step, in Unix seconds."),
+    ("routes", "Routes with a history of their own."),
+    ("latencyBounds", "Upper bounds of the buckets of `latency`, in seconds."),
+    ("firstTokenBounds", "Upper bounds of the buckets of `firstToken`, in seconds."),
+    ("requests", "Requests that ended, by step."),
+    ("errors", "Those with a status from 500 on, or without an answer."),
+    ("spills", "Requests that a fallback answered, by reason and step."),
+    ("refused", "Requests that a filter ended, by its name, and those that no target could answer, by reason."),
+    ("latency", "Requests by step and bucket of their duration; the last bucket is for those above all bounds."),
+    (
+        "inputTokens",
+        "Tokens of prompts, by step; `null` for one route, since model calls are counted by backend and model.",
+    ),
+    ("outputTokens", "Tokens of answers, likewise."),
+    ("firstToken", "Model calls by step and bucket of the time to their first content, likewise."),
+];
+
+const BUILTIN: &[(&str, &str)] = &[
+    ("name", "Name."),
+    ("loaded", "Whether it is loaded."),
+    ("ready", "Whether it can run now."),
+    ("device", "Name of its device; `null` while it is not loaded."),
+    ("deviceKind", "Kind of the device."),
+    ("tokensPerSecond", "Tokens that it wrote in a second of the last five."),
+    ("measuredTokensPerSecond", "Those that one answer got when the model was loaded."),
+    ("running", "Answers that are being written."),
+    ("waiting", "Requests that wait."),
+    ("waitSeconds", "Estimated wait for a first token, in seconds."),
+    ("kvUsed", "Tokens in the KV cache."),
+    ("kvIdle", "Tokens in it that no answer uses."),
+    ("kvTotal", "Tokens that fit it."),
+    ("memoryBytes", "Memory on the device."),
+    ("generatedTokens", "Tokens written since it was loaded."),
+    ("promptTokens", "Tokens read since then."),
+    ("cachedTokens", "Prompt tokens that the KV cache already held."),
+    ("preemptions", "Answers that lost their part of the KV cache and were read again."),
+    ("faults", "Faults of the device."),
+    ("evictions", "Number of times that it was unloaded for another model."),
+    ("noRoom", "Number of times that it could not be loaded for want of memory."),
+];
+
+const LIMIT: &[(&str, &str)] = &[
+    ("rule", "`requests`, `tokens` or `concurrency`."),
+    ("whose", "`consumer` or `tenant`: those who share it."),
+    ("window", "Period of the rate, as written; `null` for `concurrency`."),
+    ("limit", "Most in the period, or at the same time."),
+    ("burst", "Most at once; `null` for `concurrency`."),
+    (
+        "used",
+        "Part of the burst, or of the requests at the same time, that is used now; `null` where a shared store counts.",
+    ),
+    ("shared", "Whether a shared store counts for several gateways."),
+];
+
+const BUDGET: &[(&str, &str)] = &[
+    ("unit", "`tokens` or `usd`."),
+    ("whose", "`consumer` or `tenant`."),
+    ("window", "`day` or `month`, in UTC."),
+    ("limit", "Most in the window; `null` where this unit is counted and not limited."),
+    ("spent", "Amount spent in the present window; with a shared store, what went through this gateway."),
+    ("shared", "Whether a shared store counts for several gateways."),
+];
+
 const BACKEND: &[(&str, &str)] = &[
     ("name", "Name."),
     ("policy", "How an endpoint is picked (`loadBalancing.policy`)."),
@@ -366,7 +537,12 @@ fn check() {
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
     for (file, nth, rows) in [
-        ("reload", 0, LAST_EDIT),
+        ("gateway/src/edits", 0, LAST_EDIT),
+        ("admin/overview", 0, OVERVIEW),
+        ("admin/overview", 2, BUILTIN),
+        ("admin/history", 0, HISTORY),
+        ("limits/shown", 0, LIMIT),
+        ("limits/shown", 1, BUDGET),
         ("admin/backends", 0, BACKEND),
         ("admin/backends", 1, ENDPOINT),
         ("rollout/record", 5, ROLLOUT),
@@ -394,7 +570,7 @@ pub(super) fn page() -> String {
 
 The paths of the [admin address](configuration/admin.md); [admin-api.openapi.json](admin-api.openapi.json) is the same for programs. On
 loopback, `Host` must be a loopback name or one of `admin.hosts`. Elsewhere, and wherever `admin.token` is written, everything but
-`/healthz` and `/readyz` needs `Authorization: Bearer TOKEN`. A change needs the header `x-spillway-admin: 1` as well. Every change, and
+`/healthz`, `/readyz` and the files of the dashboard needs `Authorization: Bearer TOKEN`. A change needs the header `x-spillway-admin: 1` as well. Every change, and
 every request that is refused, is in the [audit log](logs.md#audit-log). An error is a problem (RFC 9457): `title`, `status`, `detail`.
 
 ```yaml
@@ -454,6 +630,66 @@ curl -s http://127.0.0.1:9901/api/config
 ",
     );
     table(&mut page, "`lastEdit`:", LAST_EDIT);
+    page.push_str(
+        "
+## Edits
+
+```sh
+curl -s http://127.0.0.1:9901/api/config/history
+```
+
+```text
+{\"edits\":[{\"result\":\"ok\"…\"generation\":1,\"diff\":null…
+```
+
+Each of `edits` has the fields of `lastEdit`, with at most a hundred messages, and these:
+
+| field | |
+|---|---|
+| `generation` | Number of the configuration that the edit made; `null` for one that was kept out. |
+| `diff` | Lines of values that are gone (`-`) and that are new (`+`), each with its whole path, such as `+routes[chat].timeouts.request: \"7s\"`; defaults are values, too, and secrets are not shown. `null` for the configuration that the process began with, and for a file that could not be read as one. At most 64 KiB. |
+| `diffCut` | Whether the text ends before the changes do. |
+
+## Overview
+
+```sh
+curl -s http://127.0.0.1:9901/api/overview
+```
+
+```text
+…\"state\":\"ready\",\"generation\":1…
+```
+",
+    );
+    table(&mut page, "The report:", OVERVIEW);
+    page.push_str(
+        "
+## History
+
+```sh
+curl -s 'http://127.0.0.1:9901/api/history?window=10m'
+```
+
+```text
+{\"stepSeconds\":5…
+```
+
+The steps are 5 seconds of ten minutes, a minute of three hours, or five minutes of a day. They are sampled from the [metrics](metrics.md)
+every five seconds, begin anew with the process, and the last one may not be over.
+",
+    );
+    table(&mut page, "A history, whose lists have an element for each step, oldest first:", HISTORY);
+    table(&mut page, "Each of the `models` of `/api/models`:", BUILTIN);
+    page.push_str(
+        "
+## Consumers
+
+Each of `consumers` has `name`, `tenant`, `priority`, `limits` and `budgets`, with those of its tenant; each of `tenants` has `name`,
+`limits` and `budgets`. Consumers that only tokens name are not listed; their tenants are, where the file has limits for them.
+",
+    );
+    table(&mut page, "Each of `limits`:", LIMIT);
+    table(&mut page, "Each of `budgets`:", BUDGET);
     page.push_str(
         "
 ## Backends
@@ -523,8 +759,19 @@ pub(super) fn openapi() -> String {
             |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
         let names = row.path.split('{').skip(1).map(|part| part.split('}').next().unwrap());
         let mut parameters: Vec<Value> = names.map(parameter).collect();
-        if row.path == "/api/quality/examples" {
-            parameters.push(json!({"name": "route", "in": "query", "schema": {"type": "string"}}));
+        let queries: &[&str] = match row.path {
+            "/api/quality/examples" => &["route"],
+            "/api/history" => &["window", "route"],
+            "/api/consumers" => &["tenant", "after"],
+            "/api/requests" => &["route", "consumer", "status"],
+            "/api/playground/{route}" => &["host", "path"],
+            _ => &[],
+        };
+        for name in queries {
+            parameters.push(json!({"name": name, "in": "query", "schema": {"type": "string"}}));
+        }
+        if row.path == "/api/playground/{route}" {
+            parameters.push(json!({"name": "x-spillway-playground-key", "in": "header", "schema": {"type": "string"}}));
         }
         if row.method != "GET" {
             parameters.push(json!({
@@ -537,6 +784,28 @@ pub(super) fn openapi() -> String {
                 "running": {"type": ["object", "null"]},
                 "lastEdit": {"type": "object", "properties": fields(LAST_EDIT)},
             }}),
+            "/api/config/history" => {
+                json!({"type": "object", "properties": {"edits": {"type": "array", "items": {
+                    "type": "object",
+                    "properties": fields(LAST_EDIT),
+                }}}})
+            }
+            "/api/overview" => json!({"type": "object", "properties": fields(OVERVIEW)}),
+            "/api/history" => json!({"type": "object", "properties": fields(HISTORY)}),
+            "/api/models" => json!({"type": "object", "properties": {
+                "models": {"type": "array", "items": {"type": "object", "properties": fields(BUILTIN)}},
+                "memory": {"type": ["object", "null"]},
+            }}),
+            "/api/consumers" => json!({"type": "object", "properties": {
+                "consumers": {"type": "array", "items": {"type": "object", "properties": {
+                    "name": {"type": "string"}, "tenant": {"type": "string"}, "priority": {"type": "integer"},
+                    "limits": {"type": "array", "items": {"type": "object", "properties": fields(LIMIT)}},
+                    "budgets": {"type": "array", "items": {"type": "object", "properties": fields(BUDGET)}},
+                }}},
+                "more": {"type": "integer"},
+                "tenants": {"type": "array", "items": {"type": "object"}},
+            }}),
+            "/api/playground/{route}" => json!({"type": "object"}),
             "/api/backends" => json!({"type": "object", "properties": {"backends": {"type": "array", "items": {
                 "type": "object",
                 "properties": fields(BACKEND),

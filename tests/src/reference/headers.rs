@@ -304,7 +304,21 @@ const GROUPS: &[Group] = &[
     (
         "Admin address",
         "",
-        &[("x-spillway-admin", "`1` is required by every change, so that no web page can make one.")],
+        &[
+            ("x-spillway-admin", "`1` is required by every change, so that no web page can make one."),
+            (
+                "x-spillway-playground-key",
+                "Key of the caller as whom an operator chats with a route, passed on and not kept.",
+            ),
+            ("x-spillway-playground", "`route`: the answer is that of the route which an operator chats with."),
+            ("if-none-match", "`ETag` of a file of the dashboard that the browser has: 304 while it is the same."),
+            (
+                "content-security-policy",
+                "Policy of the dashboard, which loads and asks only the admin address; everything else is no page.",
+            ),
+            ("cross-origin-opener-policy", "`same-origin`, with the dashboard."),
+            ("referrer-policy", "`no-referrer`, with the dashboard."),
+        ],
     ),
 ];
 

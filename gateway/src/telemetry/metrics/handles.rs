@@ -9,9 +9,9 @@ use http::{Method, StatusCode};
 use parking_lot::RwLock;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 
 use super::held::{Count, Holder, Running, held};
+use super::histogram::{BUCKETS, Histogram};
 use super::live::OTHER;
 use super::{Families, Labels, labels};
 use crate::telemetry::label::{
@@ -109,6 +109,32 @@ held! {
     }
 }
 
+/// Counts of a route's requests that have ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RouteCounts {
+    /// Requests with a status from 500 on, or without an answer.
+    pub errors: u64,
+    /// Requests by the buckets of their durations, which are those of [`super::HTTP_SECONDS`].
+    pub latency: [u64; BUCKETS],
+    /// Requests that a fallback answered, by reason.
+    pub spills: Vec<(&'static str, u64)>,
+    /// Requests refused because no target could answer them, by reason.
+    pub sheds: Vec<(&'static str, u64)>,
+    /// Requests that a filter ended, by its name.
+    pub refusals: Vec<(String, u64)>,
+}
+
+/// Counts of the model calls of a backend or a built-in model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ModelCounts {
+    /// Tokens of prompts.
+    pub input: u64,
+    /// Tokens of answers.
+    pub output: u64,
+    /// Calls by the buckets of the time to their first content, which are those of [`super::MODEL_SECONDS`].
+    pub first_token: [u64; BUCKETS],
+}
+
 /// Method (its index in `METHODS`) and status; `None` counts as `other`.
 type MethodStatus = Option<(Option<usize>, u16)>;
 
@@ -134,6 +160,31 @@ impl RouteMetrics {
             durations: RwLock::default(),
             refusals: RwLock::default(),
         }
+    }
+
+    /// Name of the route.
+    pub fn route(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Counts of the requests that have ended, since the process began or the route was added.
+    pub fn counts(&self) -> RouteCounts {
+        let mut counts = RouteCounts::default();
+        for (pair, _, histogram) in self.durations.read().iter() {
+            let ended = histogram.counts();
+            // A request without a status has ended without an answer.
+            if pair.is_some_and(|(_, status)| status == 0 || status >= 500) {
+                counts.errors += ended.iter().sum::<u64>();
+            }
+            for (all, ended) in counts.latency.iter_mut().zip(ended) {
+                *all += ended;
+            }
+        }
+        counts.spills = self.spilled.iter().map(|(reason, count)| (reason.as_str(), count.get())).collect();
+        counts.sheds = self.shed.iter().map(|(reason, count)| (reason.as_str(), count.get())).collect();
+        let refusals = self.refusals.read();
+        counts.refusals = refusals.iter().map(|(filter, _, count)| (filter.clone(), count.get())).collect();
+        counts
     }
 
     /// Counts a request that a fallback answered instead of the route's own backends.
@@ -476,6 +527,16 @@ impl ModelMetrics {
             key: key.to_owned(),
             own,
         }
+    }
+
+    /// Name of the provider and of the backend or model, unique among all.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Counts of the calls that have ended.
+    pub fn counts(&self) -> ModelCounts {
+        ModelCounts { input: self.input.sum(), output: self.output.sum(), first_token: self.first_chunk.counts() }
     }
 
     /// Records a call that has ended.

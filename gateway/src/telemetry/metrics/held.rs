@@ -27,7 +27,8 @@ impl Count {
         self.0.fetch_add(times, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    /// Value now.
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -45,6 +46,11 @@ impl Running {
     /// Subtracts one.
     pub fn dec(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Value now.
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Adds a number, which may be negative.
@@ -87,7 +93,7 @@ impl Values<'_, '_> {
 
     /// Writes a number that rises and falls.
     pub(super) fn running(&mut self, running: &Running) -> Written {
-        self.encoder.encode_family(&self.own)?.encode_gauge(&running.0.load(Ordering::Relaxed))
+        self.encoder.encode_family(&self.own)?.encode_gauge(&running.get())
     }
 }
 

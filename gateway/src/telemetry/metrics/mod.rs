@@ -3,6 +3,7 @@
 
 mod handles;
 mod held;
+mod histogram;
 mod limits;
 mod live;
 mod now;
@@ -18,12 +19,15 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use self::handles::{CallStats, EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics};
+pub use self::handles::{
+    CallStats, EndpointMetrics, ListenerMetrics, ModelCounts, ModelMetrics, QueueMetrics, RouteCounts, RouteMetrics,
+};
 pub use self::held::{Count, Running};
+pub use self::histogram::{BUCKETS, HTTP_SECONDS, MODEL_SECONDS};
+use self::histogram::{Histogram, TOKEN_COUNTS};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
@@ -44,19 +48,21 @@ type Gauges = Family<Labels, Gauge>;
 type FloatGauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
-/// Buckets of HTTP durations in seconds (OpenTelemetry semantic conventions, `http.server.request.duration`).
+/// Histograms with labels, on one scale.
+fn histograms(scale: fn() -> Histogram) -> Histograms {
+    Histograms::new_with_constructor(scale)
+}
+
 fn http_seconds() -> Histogram {
-    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0])
+    Histogram::new(&HTTP_SECONDS)
 }
 
-/// Buckets of model durations in seconds (`gen_ai.client.operation.duration`).
 fn model_seconds() -> Histogram {
-    Histogram::new((0..14).map(|n| 0.01 * f64::from(1 << n)))
+    Histogram::new(&MODEL_SECONDS)
 }
 
-/// Buckets of token counts (`gen_ai.client.token.usage`): powers of four up to 4^13.
 fn token_counts() -> Histogram {
-    Histogram::new((0..14).map(|n| 4f64.powi(n)))
+    Histogram::new(&TOKEN_COUNTS)
 }
 
 /// Declares series: field, type, metric name and first value. The doc of a field is the help text of its metric. Fields of
@@ -97,11 +103,11 @@ series! {
     /// Series with labels, for what a configuration names, and the handles on them that are in use.
     struct Families {
         /// Arrival to last byte
-        requests: Histograms = "http_server_request_duration_seconds", Histograms::new_with_constructor(http_seconds);
+        requests: Histograms = "http_server_request_duration_seconds", histograms(http_seconds);
         /// Requests in the queue
         queue_depth: Gauges = "spillway_queue_depth", Gauges::default();
         /// Time in the queue by outcome
-        queue_wait: Histograms = "spillway_queue_wait_seconds", Histograms::new_with_constructor(http_seconds);
+        queue_wait: Histograms = "spillway_queue_wait_seconds", histograms(http_seconds);
         /// Requests that a filter ended
         filter_refusals: Counters = "spillway_filter_refusals", Counters::default();
         /// Requests in flight at an endpoint
@@ -125,17 +131,17 @@ series! {
         /// Requests that are no HTTP/1 or break a limit of its framing, by reason; their connections are closed
         malformed: Counters = "spillway_malformed_requests", Counters::default();
         /// Tokens of a call
-        tokens: Histograms = "gen_ai_client_token_usage", Histograms::new_with_constructor(token_counts);
+        tokens: Histograms = "gen_ai_client_token_usage", histograms(token_counts);
         /// Duration of a model call
-        operation: Histograms = "gen_ai_client_operation_duration_seconds", Histograms::new_with_constructor(model_seconds);
+        operation: Histograms = "gen_ai_client_operation_duration_seconds", histograms(model_seconds);
         /// Arrival to the first content
-        first_chunk: Histograms = "gen_ai_client_operation_time_to_first_chunk_seconds", Histograms::new_with_constructor(model_seconds);
+        first_chunk: Histograms = "gen_ai_client_operation_time_to_first_chunk_seconds", histograms(model_seconds);
         /// Submission to the last token of a built-in model
-        engine_request: Histograms = "gen_ai_server_request_duration_seconds", Histograms::new_with_constructor(model_seconds);
+        engine_request: Histograms = "gen_ai_server_request_duration_seconds", histograms(model_seconds);
         /// Submission to the first token of a built-in model
-        engine_first_token: Histograms = "gen_ai_server_time_to_first_token_seconds", Histograms::new_with_constructor(model_seconds);
+        engine_first_token: Histograms = "gen_ai_server_time_to_first_token_seconds", histograms(model_seconds);
         /// Time for each further token of a built-in model
-        engine_per_token: Histograms = "gen_ai_server_time_per_output_token_seconds", Histograms::new_with_constructor(model_seconds);
+        engine_per_token: Histograms = "gen_ai_server_time_per_output_token_seconds", histograms(model_seconds);
         /// Edits of the configuration by result
         reloads: Counters = "spillway_config_reloads", Counters::default();
         /// Ended rollouts by result
@@ -306,6 +312,21 @@ impl Metrics {
             let (provider, name) = parts(key);
             ModelMetrics::new(&self.families, key, provider, name)
         })
+    }
+
+    /// Time at which the process began.
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// Handles on the series of all routes.
+    pub fn routes(&self) -> Vec<Arc<RouteMetrics>> {
+        self.families.live_routes.all()
+    }
+
+    /// Handles on the series of all model calls.
+    pub fn models(&self) -> Vec<Arc<ModelMetrics>> {
+        self.families.live_models.all()
     }
 
     /// Text for a scrape; reads the samples that other rooms keep.
