@@ -115,7 +115,7 @@ async fn the_command_line_makes_lists_rotates_ends_and_revokes() {
     assert_eq!(code, 0, "{printed}{told}");
     let (about, key) = printed.split_once("\nkey: ").unwrap();
     let (id, key) = (about.split_whitespace().next().unwrap(), key.trim());
-    assert!(about.contains("active  acme") && about.contains("concurrency 3, requests 1/h"), "{about}");
+    assert!(about.contains("active  acme") && about.contains("requests 1/h, concurrency 3"), "{about}");
     assert_eq!((asked(&gateway, key).await, asked(&gateway, key).await), (200, 429));
     let (_, listed, _) = keys(&gateway, &["list"]).await;
     assert!(listed.contains(id) && !listed.contains(key), "{listed}");
