@@ -87,8 +87,8 @@ pub enum KeyCommandError {
     /// The system has no random bytes.
     #[error(transparent)]
     Random(#[from] KeyError),
-    /// The store failed.
-    #[error(transparent)]
+    /// The store failed, or its answer was lost.
+    #[error("{0}; look at the list of keys before you try again")]
     Store(#[from] KeyStoreError),
 }
 
