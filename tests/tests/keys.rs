@@ -251,7 +251,7 @@ async fn what_a_key_began_goes_on_and_what_comes_after_its_end_does_not() {
     let (parts, stream) = tokio::sync::mpsc::channel(4);
     let stream = std::sync::Mutex::new(Some(stream));
     let upstream = Upstream::start(move |seen| {
-        let stream = stream.lock().unwrap().take().filter(|_| seen.method == "POST");
+        let stream = if seen.method == "POST" { stream.lock().unwrap().take() } else { None };
         let answer = stream
             .map_or_else(|| reply(204, &[], ""), |stream| streamed(&[("content-type", "text/event-stream")], stream));
         async move { Some(answer) }
