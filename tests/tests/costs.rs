@@ -121,11 +121,12 @@ routes: [{{name: r, backendRefs: [{{name: x}}]}}]
     // 600 tokens at 0.15, 400 at 0.075 and 100 at 0.6 dollars for a million, as the catalogue says of gpt-4o-mini.
     let catalogued = json!(0.00018);
     let own = "prices: [{model: gpt-4o, input: 1, output: 1}]";
+    let both = format!("{own}\npriceCatalogue: true");
     for (prices, expected) in [
         ("", Some(catalogued.clone())),
         ("priceCatalogue: false", None),
         (own, None),
-        (&format!("{own}\npriceCatalogue: true"), Some(catalogued)),
+        (both.as_str(), Some(catalogued)),
         ("prices: [{model: \"*\", input: 1, output: 1}]\npriceCatalogue: true", Some(json!(0.0011))),
     ] {
         let gateway = Gateway::start(&yaml(prices)).await;

@@ -238,7 +238,8 @@ fn line(key: &Key) -> String {
         }
     }
     if let Some(serde_json::Value::Object(limits)) = &key.limits {
-        let set = limits.iter().filter(|(_, value)| !value.is_null() && *value != "reject");
+        // That a request over a limit is refused goes without saying.
+        let set = limits.iter().filter(|(_, value)| *value != "reject");
         let set: Vec<String> = set.map(|(name, value)| format!("{name} {}", plain(value))).collect();
         line.push_str(&format!("  limits {}", set.join(", ")));
     }
@@ -246,7 +247,14 @@ fn line(key: &Key) -> String {
 }
 
 fn plain(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Object(entries) => {
+            let set = entries.iter().filter(|(_, value)| *value != "reject");
+            set.map(|(name, value)| format!("{name} {}", plain(value))).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -258,7 +266,7 @@ mod tests {
         let page = json!({
             "id": "key-1", "state": "active", "key": "sk-spillway-secret", "consumer": "acme",
             "createdAt": "2026-12-01T00:00:00.000Z",
-            "limits": {"requests": "5/min", "burst": null, "onExceeded": "reject"},
+            "limits": {"requests": "5/min", "onExceeded": "reject"},
         });
         let key: Key = serde_json::from_value(page).unwrap();
         assert_eq!(line(&key), "key-1  active  acme  made 2026-12-01T00:00:00.000Z  limits requests 5/min");

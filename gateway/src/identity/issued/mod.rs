@@ -87,8 +87,8 @@ pub enum KeyCommandError {
     /// The system has no random bytes.
     #[error(transparent)]
     Random(#[from] KeyError),
-    /// The store failed.
-    #[error(transparent)]
+    /// The store failed, or its answer was lost.
+    #[error("{0}; look at the list of keys before you try again")]
     Store(#[from] KeyStoreError),
 }
 
@@ -139,9 +139,9 @@ pub struct ShownKey {
     /// Time until which the secret before the last rotation is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_until: Option<String>,
-    /// Limits of the key.
+    /// Limits of the key, in the form of `consumers[].limits`: those that are set.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<ConsumerLimits>,
+    pub limits: Option<serde_json::Value>,
 }
 
 /// State of a key.
@@ -570,6 +570,20 @@ fn document(record: &KeyRecord) -> Result<String, KeyCommandError> {
     serde_json::to_string(record).map_err(|e| KeyCommandError::Limits(e.to_string()))
 }
 
+/// Limits without those that are not set.
+fn set_limits(limits: &ConsumerLimits) -> serde_json::Value {
+    fn without_nulls(value: serde_json::Value) -> serde_json::Value {
+        match value {
+            serde_json::Value::Object(entries) => {
+                let set = entries.into_iter().filter(|(_, value)| !value.is_null());
+                set.map(|(key, value)| (key, without_nulls(value))).collect()
+            }
+            other => other,
+        }
+    }
+    without_nulls(serde_json::to_value(limits).unwrap_or_default())
+}
+
 /// Key as operators see it.
 fn show(id: &str, record: Option<&KeyRecord>, table: &IssuedTable, now: u64) -> ShownKey {
     let state = match record {
@@ -581,7 +595,8 @@ fn show(id: &str, record: Option<&KeyRecord>, table: &IssuedTable, now: u64) -> 
     let time = |seconds: u64| {
         rfc3339_millis(UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::now()))
     };
-    let previous = record.and_then(|record| record.previous.as_ref()).filter(|previous| previous.until > now);
+    let previous = record.filter(|record| !record.is_expired(now)).and_then(|record| record.previous.as_ref());
+    let previous = previous.filter(|previous| previous.until > now);
     ShownKey {
         id: id.to_owned(),
         consumer: record.map(|record| record.consumer.clone()),
@@ -591,6 +606,6 @@ fn show(id: &str, record: Option<&KeyRecord>, table: &IssuedTable, now: u64) -> 
         expires: record.and_then(|record| record.expires).map(time),
         rotated_at: record.and_then(|record| record.rotated_at).map(time),
         previous_until: previous.map(|previous| time(previous.until)),
-        limits: record.and_then(|record| record.limits.clone()),
+        limits: record.and_then(|record| record.limits.as_ref()).map(set_limits),
     }
 }

@@ -23,7 +23,7 @@ use crate::tls::TlsError;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// The server does not answer.
-    #[error("state.store.redis: {0}; look at the list of keys before you try again")]
+    #[error("state.store.redis: {0}")]
     Unreachable(String),
     /// The client of the server cannot be made.
     #[error("state.store.redis: {0}")]
