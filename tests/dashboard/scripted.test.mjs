@@ -292,7 +292,7 @@ test('commands of a rollout ask for a reason', async (t) => {
   await page.getByRole('button', { name: 'Resume', exact: true }).click();
   await page.getByRole('dialog').getByRole('button', { name: 'Resume' }).click();
   await page.getByRole('button', { name: 'Pause', exact: true }).waitFor();
-  await page.getByLabel('Metric').selectOption('firstTokenP95');
+  await page.getByLabel('Metric', { exact: true }).selectOption('firstTokenP95');
   await page.getByRole('img', { name: /^First token p95: effect 1.15×, bounds 0.96× to 1.38×/ }).waitFor();
   assert.deepEqual(complaints, []);
 });

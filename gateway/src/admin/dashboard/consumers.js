@@ -50,43 +50,56 @@ function tightest(one) {
   return Math.max(0, ...shares.filter(known));
 }
 
-/** @param {{whose: string, shared: boolean}} rule */
-function sharers(rule) {
-  return `${rule.whose === 'tenant' ? ', of the tenant' : ''}${rule.shared ? ', of all gateways' : ''}`;
+/**
+ * Who shares a rule of a consumer or a tenant.
+ * @param {{whose: string, shared: boolean}} rule
+ * @param {string} of
+ */
+function sharers(rule, of) {
+  return `${rule.whose === of ? '' : `, of the ${rule.whose}`}${rule.shared ? ', of all gateways' : ''}`;
 }
 
-/** @param {Limit} limit */
-function limitText(limit) {
-  const rate = limit.window === null ? '' : `, ${count(limit.limit)} per ${limit.window}`;
+/**
+ * @param {Limit} limit
+ * @param {string} of
+ */
+function limitText(limit, of) {
   const noun = limit.rule === 'concurrency' ? 'requests at the same time' : limit.rule;
-  const used = known(limit.used) ? `${short(limit.used)} of ${short(limit.burst ?? limit.limit)}` : short(limit.limit);
-  return `${used} ${noun}${rate}${sharers(limit)}`;
+  const most = limit.burst ?? limit.limit;
+  // Where the burst is the rate, one figure says both.
+  const rate = limit.window === null ? '' : most === limit.limit ? ` per ${limit.window}` : ` at once, ${short(limit.limit)} per ${limit.window}`;
+  return `${known(limit.used) ? `${short(limit.used)} of ${short(most)}` : short(most)} ${noun}${rate}${sharers(limit, of)}`;
 }
 
-/** @param {Budget} budget */
-function budgetText(budget) {
-  const most = budget.limit === null ? '' : ` of ${amount(budget.limit, budget.unit)}`;
-  return `${amount(budget.spent, budget.unit)}${most} this ${budget.window}${sharers(budget)}`;
+/**
+ * @param {Budget} budget
+ * @param {string} of
+ */
+function budgetText(budget, of) {
+  const when = budget.window === 'day' ? 'today' : `this ${budget.window}`;
+  const spent = budget.limit === null ? amount(budget.spent, budget.unit) : `${amount(budget.spent, budget.unit).split(' ')[0]} of ${amount(budget.limit, budget.unit)}`;
+  return `${spent} ${when}${sharers(budget, of)}`;
 }
 
 /**
  * Columns with the use of limits and budgets.
  * @template {Use} T
+ * @param {'consumer' | 'tenant'} of
  * @returns {import('./ui.js').Column<T>[]}
  */
-function uses() {
+function uses(of) {
   return [
     {
       label: 'Limits',
       cls: 'grow',
       sort: tightest,
-      make: (cell) => meters(cell, (one) => one.limits.map((limit) => ({ name: `${limit.rule} ${limit.whose} ${limit.window}`, used: limit.used, limit: limit.burst ?? limit.limit, written: limitText(limit) })), 'no limit'),
+      make: (cell) => meters(cell, (one) => one.limits.map((limit) => ({ name: `${limit.rule} ${limit.whose} ${limit.window}`, used: limit.used, limit: limit.burst ?? limit.limit, written: limitText(limit, of) })), 'no limit'),
     },
     {
       label: 'Budgets and cost',
       cls: 'grow',
       sort: (one) => Math.max(0, ...one.budgets.filter((budget) => budget.unit === 'usd').map((budget) => budget.spent)),
-      make: (cell) => meters(cell, (one) => one.budgets.map((budget) => ({ name: `${budget.unit} ${budget.whose} ${budget.window}`, used: budget.spent, limit: budget.limit, written: budgetText(budget) })), 'no budget'),
+      make: (cell) => meters(cell, (one) => one.budgets.map((budget) => ({ name: `${budget.unit} ${budget.whose} ${budget.window}`, used: budget.spent, limit: budget.limit, written: budgetText(budget, of) })), 'no budget'),
     },
   ];
 }
@@ -132,7 +145,7 @@ export function mount(context) {
           };
         },
       },
-      ...uses(),
+      ...uses('consumer'),
     ],
   });
   const rest = h('p', { class: 'line' });
@@ -144,7 +157,7 @@ export function mount(context) {
     caption: 'Tenants with their limits and budgets',
     captionHidden: true,
     keyOf: (one) => one.name,
-    columns: [{ label: 'Tenant', heads: true, value: (one) => one.name, sort: (one) => one.name }, ...uses()],
+    columns: [{ label: 'Tenant', heads: true, value: (one) => one.name, sort: (one) => one.name }, ...uses('tenant')],
   });
   const tenantsPanel = panel('Tenants', { note: 'limits and budgets that the consumers of a tenant share' }, byTenant.root);
   const state = stateful(h('div', { class: 'stack' }, panel('Consumers', { note: 'what each has used of what it may' }, table.root, rest), tenantsPanel));

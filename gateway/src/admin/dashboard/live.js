@@ -1,7 +1,7 @@
 /** Live: requests as they end, with filters and links to their traces. */
 
 import { ApiError, events, open } from './api.js';
-import { attr, h, keyed, show, text } from './dom.js';
+import { attr, h, keyed, newId, show, text } from './dom.js';
 import { clock, count, known, plural, seconds, unix } from './format.js';
 import { arrow, button, facts, pill, search, select, sheet } from './ui.js';
 import { forget, update } from './updates.js';
@@ -50,7 +50,7 @@ export function mount(context) {
   const routes = select('Route', 'All', filters.route, (value) => choose({ route: value }));
   const statuses = select('Status', 'All', filters.status, (value) => choose({ status: value }));
   statuses.options(CLASSES);
-  const consumer = h('input', { type: 'text', autocomplete: 'off', spellcheck: 'false', value: filters.consumer, size: '14' });
+  const consumer = h('input', { id: newId('field'), type: 'text', autocomplete: 'off', spellcheck: 'false', value: filters.consumer, size: '14' });
   consumer.addEventListener('change', () => choose({ consumer: consumer.value.trim() }));
   const find = search('Find in what is shown', (value) => {
     wanted = value;
@@ -86,7 +86,7 @@ export function mount(context) {
   const root = h(
     'section',
     { class: 'panel', 'aria-label': 'Live tail' },
-    h('div', { class: 'toolbar panel-head' }, mark.root, routes.root, statuses.root, h('label', { class: 'field' }, h('span', null, 'Consumer'), consumer), find.root, line),
+    h('div', { class: 'toolbar panel-head' }, mark.root, routes.root, statuses.root, h('div', { class: 'field' }, h('label', { for: consumer.id }, 'Consumer'), consumer), find.root, line),
     box,
   );
 

@@ -389,7 +389,7 @@ function view(context) {
       table.update(judged);
       for (const each of judged) look(each, Date.now() / 1000, rollout.judgement?.step ?? 0);
       if (!judged.some((each) => each.name === metric)) metric = judged[0]?.name ?? '';
-      metrics.options(judged.map((each) => each.name));
+      metrics.options(judged.map((each) => each.name), words);
       metrics.set(metric);
       drawSequence();
       const entries = [...(rollout.history ?? [])].reverse();

@@ -318,15 +318,18 @@ export function segmented(label, choices, value, chosen) {
 export function select(label, all, value, chosen) {
   const id = newId('select');
   const element = h('select', { id, onchange: () => chosen(element.value) });
-  const root = h('label', { class: 'field', for: id }, h('span', null, label), element);
+  const root = h('div', { class: 'field' }, h('label', { for: id }, label), element);
   let wanted = value;
   element.addEventListener('change', () => (wanted = element.value));
-  /** @param {string[]} names */
-  const options = (names) => {
+  /**
+   * @param {string[]} names
+   * @param {(name: string) => string} [written]
+   */
+  const options = (names, written = (name) => name) => {
     const listed = all === '' ? names : ['', ...names];
     // A choice that is gone stays in the list, so that the page keeps saying what it shows.
     if (wanted !== '' && !listed.includes(wanted)) listed.push(wanted);
-    keyed(element, listed, (name) => name || '\u0001', (name) => ({ root: h('option', { value: name }, name || all) }));
+    keyed(element, listed, (name) => name || '\u0001', (name) => ({ root: h('option', { value: name }, name === '' ? all : written(name)) }));
     if (element.value !== wanted) element.value = wanted;
   };
   options([]);
@@ -351,7 +354,7 @@ export function search(label, changed) {
   const id = newId('search');
   const element = h('input', { id, type: 'search', autocomplete: 'off', spellcheck: 'false', placeholder: label });
   element.addEventListener('input', () => changed(element.value.trim().toLowerCase()));
-  return { root: h('label', { class: 'field', for: id }, h('span', { class: 'hidden' }, label), element), element };
+  return { root: h('div', { class: 'field' }, h('label', { class: 'hidden', for: id }, label), element), element };
 }
 
 /**
