@@ -2,7 +2,7 @@
 
 import { HeatMap, TimeChart, quantile, sparkline, sumOf } from './charts.js';
 import { attr, h, show, text } from './dom.js';
-import { count, known, percent, plural, seconds, short, words } from './format.js';
+import { count, known, percent, plural, seconds, short, span, words } from './format.js';
 import { DataTable, meter, panel, segmented, select, stateful } from './ui.js';
 
 const WINDOWS = [
@@ -207,9 +207,9 @@ export function mount(context) {
     const recent = Math.max(2, Math.ceil(60 / step));
     const tail = (/** @type {(number[] | null)[]} */ rows) => sumOf(rows.slice(-recent));
     const of = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds, /** @type {number} */ level) => seconds(quantile(tail(rows), bounds, level)?.value);
-    const over = recent * step < 120 ? 'last minute' : `last ${Math.round((recent * step) / 60)} min`;
-    tiles.latency.set(of(history.latency, history.latencyBounds, 0.95), `p50 ${of(history.latency, history.latencyBounds, 0.5)}, ${over}`);
-    tiles.first.set(of(firstTokens, firstBounds, 0.95), `p50 ${of(firstTokens, firstBounds, 0.5)}, ${over}`);
+    const over = span(recent * step);
+    tiles.latency.set(of(history.latency, history.latencyBounds, 0.95), `p50 ${of(history.latency, history.latencyBounds, 0.5)} · ${over}`);
+    tiles.first.set(of(firstTokens, firstBounds, 0.95), `p50 ${of(firstTokens, firstBounds, 0.5)} · ${over}`);
     const course = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds) => rows.map((row) => quantile(row, bounds, 0.95)?.value ?? null);
     tiles.latency.spark(course(history.latency, history.latencyBounds));
     tiles.first.spark(course(firstTokens, firstBounds));
@@ -219,7 +219,7 @@ export function mount(context) {
     const all = history.requests.map((_, n) => Object.values(history.spills ?? {}).reduce((sum, values) => sum + (values[n] ?? 0), 0));
     tiles.spills.spark(all);
     const mean = (/** @type {(number | null)[]} */ values) => total(values.slice(-recent)) / Math.max(1, Math.min(recent, values.length));
-    tiles.spills.set(short(mean(all) / step), `${plural(total(all), 'spill')} in the window`);
+    tiles.spills.set(short(mean(all) / step), `${count(total(all))} in the window`);
     tiles.tokens.set(short(mean(output)), `written; ${short(mean(input))} read`);
     state.ready();
   }
