@@ -46,7 +46,10 @@ function amount(value, unit) {
  * @param {Use} one
  */
 function tightest(one) {
-  const shares = [...one.limits.map((limit) => (limit.used ?? 0) / (limit.burst ?? limit.limit)), ...one.budgets.map((budget) => budget.spent / (budget.limit ?? Infinity))];
+  const shares = [
+    ...one.limits.map((limit) => (limit.used ?? 0) / (limit.burst ?? limit.limit)),
+    ...one.budgets.map((budget) => budget.spent / (budget.limit ?? Infinity)),
+  ];
   return Math.max(0, ...shares.filter(known));
 }
 
@@ -67,7 +70,12 @@ function limitText(limit, of) {
   const noun = limit.rule === 'concurrency' ? 'requests at the same time' : limit.rule;
   const most = limit.burst ?? limit.limit;
   // Where the burst is the rate, one figure says both.
-  const rate = limit.window === null ? '' : most === limit.limit ? ` per ${limit.window}` : ` at once, ${short(limit.limit)} per ${limit.window}`;
+  const rate =
+    limit.window === null
+      ? ''
+      : most === limit.limit
+        ? ` per ${limit.window}`
+        : ` at once, ${short(limit.limit)} per ${limit.window}`;
   return `${known(limit.used) ? `${short(limit.used)} of ${short(most)}` : short(most)} ${noun}${rate}${sharers(limit, of)}`;
 }
 
@@ -77,7 +85,10 @@ function limitText(limit, of) {
  */
 function budgetText(budget, of) {
   const when = budget.window === 'day' ? 'today' : `this ${budget.window}`;
-  const spent = budget.limit === null ? amount(budget.spent, budget.unit) : `${amount(budget.spent, budget.unit).split(' ')[0]} of ${amount(budget.limit, budget.unit)}`;
+  const spent =
+    budget.limit === null
+      ? amount(budget.spent, budget.unit)
+      : `${amount(budget.spent, budget.unit).split(' ')[0]} of ${amount(budget.limit, budget.unit)}`;
   return `${spent} ${when}${sharers(budget, of)}`;
 }
 
@@ -93,13 +104,36 @@ function uses(of) {
       label: 'Limits',
       cls: 'grow',
       sort: tightest,
-      make: (cell) => meters(cell, (one) => one.limits.map((limit) => ({ name: `${limit.rule} ${limit.whose} ${limit.window}`, used: limit.used, limit: limit.burst ?? limit.limit, written: limitText(limit, of) })), 'no limit'),
+      make: (cell) =>
+        meters(
+          cell,
+          (one) =>
+            one.limits.map((limit) => ({
+              name: `${limit.rule} ${limit.whose} ${limit.window}`,
+              used: limit.used,
+              limit: limit.burst ?? limit.limit,
+              written: limitText(limit, of),
+            })),
+          'no limit',
+        ),
     },
     {
       label: 'Budgets and cost',
       cls: 'grow',
-      sort: (one) => Math.max(0, ...one.budgets.filter((budget) => budget.unit === 'usd').map((budget) => budget.spent)),
-      make: (cell) => meters(cell, (one) => one.budgets.map((budget) => ({ name: `${budget.unit} ${budget.whose} ${budget.window}`, used: budget.spent, limit: budget.limit, written: budgetText(budget, of) })), 'no budget'),
+      sort: (one) =>
+        Math.max(0, ...one.budgets.filter((budget) => budget.unit === 'usd').map((budget) => budget.spent)),
+      make: (cell) =>
+        meters(
+          cell,
+          (one) =>
+            one.budgets.map((budget) => ({
+              name: `${budget.unit} ${budget.whose} ${budget.window}`,
+              used: budget.spent,
+              limit: budget.limit,
+              written: budgetText(budget, of),
+            })),
+          'no budget',
+        ),
     },
   ];
 }
@@ -159,8 +193,19 @@ export function mount(context) {
     keyOf: (one) => one.name,
     columns: [{ label: 'Tenant', heads: true, value: (one) => one.name, sort: (one) => one.name }, ...uses('tenant')],
   });
-  const tenantsPanel = panel('Tenants', { note: 'limits and budgets that the consumers of a tenant share' }, byTenant.root);
-  const state = stateful(h('div', { class: 'stack' }, panel('Consumers', { note: 'what each has used of what it may' }, table.root, rest), tenantsPanel));
+  const tenantsPanel = panel(
+    'Tenants',
+    { note: 'limits and budgets that the consumers of a tenant share' },
+    byTenant.root,
+  );
+  const state = stateful(
+    h(
+      'div',
+      { class: 'stack' },
+      panel('Consumers', { note: 'what each has used of what it may' }, table.root, rest),
+      tenantsPanel,
+    ),
+  );
 
   const query = (/** @type {string} */ after) => {
     const parts = new URLSearchParams();
@@ -187,12 +232,22 @@ export function mount(context) {
     byTenant.update(shared);
     show(tenantsPanel, shared.length > 0);
     if (all.length === 0 && shared.length === 0 && tenant === '') {
-      state.empty('No consumers', 'Callers are anonymous. With `consumers` the gateway knows them, and holds each to its limits.');
+      state.empty(
+        'No consumers',
+        'Callers are anonymous. With `consumers` the gateway knows them, and holds each to its limits.',
+      );
       return;
     }
-    table.update(all.filter((one) => wanted === '' || `${one.name} ${one.tenant ?? ''}`.toLowerCase().includes(wanted)));
+    table.update(
+      all.filter((one) => wanted === '' || `${one.name} ${one.tenant ?? ''}`.toLowerCase().includes(wanted)),
+    );
     show(rest, more > 0);
-    text(left, further.length >= MAX_PAGES ? `${plural(more, 'further consumer')}: choose a tenant to see them.` : `${count(more)} more. Those below the first page keep the figures of the time they were asked for.`);
+    text(
+      left,
+      further.length >= MAX_PAGES
+        ? `${plural(more, 'further consumer')}: choose a tenant to see them.`
+        : `${count(more)} more. Those below the first page keep the figures of the time they were asked for.`,
+    );
     show(control, further.length < MAX_PAGES);
     state.ready();
   }
@@ -228,9 +283,14 @@ function meters(cell, of, none) {
   return (/** @type {T} */ one) => {
     const all = of(one);
     show(empty, all.length === 0);
-    keyed(list, all, (each) => each.name, () => {
-      const bar = meter('used');
-      return { root: bar.root, update: (now) => bar.set(now.used, now.limit, now.written) };
-    });
+    keyed(
+      list,
+      all,
+      (each) => each.name,
+      () => {
+        const bar = meter('used');
+        return { root: bar.root, update: (now) => bar.set(now.used, now.limit, now.written) };
+      },
+    );
   };
 }

@@ -87,7 +87,12 @@ export class DataTable {
       this.body,
     );
     this.empty = h('p', { class: 'none', hidden: true }, empty ?? 'Nothing here.');
-    this.root = h('div', { class: 'table-wrap', role: 'region', 'aria-label': caption, tabindex: '0' }, table, this.empty);
+    this.root = h(
+      'div',
+      { class: 'table-wrap', role: 'region', 'aria-label': caption, tabindex: '0' },
+      table,
+      this.empty,
+    );
     // Only a region that scrolls needs to be a stop of the Tab key.
     new ResizeObserver(() => this.fit()).observe(this.root);
   }
@@ -161,7 +166,13 @@ export function panel(title, options = {}, ...children) {
   return h(
     'section',
     { class: `panel ${options.cls ?? ''}`.trim(), 'aria-labelledby': id },
-    h('div', { class: 'panel-head' }, head, options.note && h('p', { class: 'note' }, options.note), options.tools ?? []),
+    h(
+      'div',
+      { class: 'panel-head' },
+      head,
+      options.note && h('p', { class: 'note' }, options.note),
+      options.tools ?? [],
+    ),
     ...children,
   );
 }
@@ -329,7 +340,12 @@ export function select(label, all, value, chosen) {
     const listed = all === '' ? names : ['', ...names];
     // A choice that is gone stays in the list, so that the page keeps saying what it shows.
     if (wanted !== '' && !listed.includes(wanted)) listed.push(wanted);
-    keyed(element, listed, (name) => name || '\u0001', (name) => ({ root: h('option', { value: name }, name === '' ? all : written(name)) }));
+    keyed(
+      element,
+      listed,
+      (name) => name || '\u0001',
+      (name) => ({ root: h('option', { value: name }, name === '' ? all : written(name)) }),
+    );
     if (element.value !== wanted) element.value = wanted;
   };
   options([]);
@@ -394,16 +410,24 @@ export function facts(cls = 'terms') {
     root,
     /** @param {[string, string][]} pairs */
     set(pairs) {
-      keyed(root, pairs, ([name]) => name, ([name]) => {
-        const value = h('dd');
-        return { root: h('div', null, h('dt', null, name), value), update: ([, written]) => text(value, written) };
-      });
+      keyed(
+        root,
+        pairs,
+        ([name]) => name,
+        ([name]) => {
+          const value = h('dd');
+          return { root: h('div', null, h('dt', null, name), value), update: ([, written]) => text(value, written) };
+        },
+      );
     },
   };
 }
 
 /** Arrow that stands for a link to another place. */
 export function arrow() {
-  return s('svg', { viewBox: '0 0 12 12', class: 'arrow', 'aria-hidden': 'true' }, s('path', { d: 'M3 9l6-6M4.5 3H9v4.5' }));
+  return s(
+    'svg',
+    { viewBox: '0 0 12 12', class: 'arrow', 'aria-hidden': 'true' },
+    s('path', { d: 'M3 9l6-6M4.5 3H9v4.5' }),
+  );
 }
-
