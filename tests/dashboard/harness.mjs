@@ -59,23 +59,6 @@ export function launch() {
  */
 export async function visit(browser, address, options = VIEWS.light) {
   const context = await browser.newContext({ reducedMotion: 'reduce', ...options });
-  if (process.env.SPILLWAY_DEV_PAGE) {
-    // DEV
-    const F = process.env.SPILLWAY_DEV_PAGE; // DEV
-    const T = { html: 'text/html', js: 'text/javascript', css: 'text/css', svg: 'image/svg+xml' }; // DEV
-    const csp =
-      "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"; // DEV
-    await context.route(
-      (url) => url.pathname === '/' || url.pathname.startsWith('/assets/'),
-      (route) => {
-        const n = new URL(route.request().url()).pathname.replace('/assets/', '').replace(/^\/$/, 'index.html');
-        return route.fulfill({
-          path: F + n,
-          headers: { 'content-type': T[n.split('.').at(-1)], 'content-security-policy': csp },
-        });
-      },
-    ); // DEV
-  } // DEV
   const page = await context.newPage();
   const complaints = [];
   page.on('console', (message) => {
