@@ -324,6 +324,24 @@ test('the running configuration is shown as YAML that says the same', async (t) 
       '.NaN',
       '2026-12-01',
       '127.0.0.1:8080',
+      '10s',
+      '1m',
+      '32KiB',
+      '1:30',
+      '1:8080',
+      '0.5x',
+      '5e',
+      '1e',
+      '.5',
+      '5.',
+      '0b11',
+      '017',
+      '089',
+      '-0x1f',
+      '[::1]:80',
+      '::1',
+      '190:20:30.15',
+      '2026-12-01T00:00:00Z',
       'http://a:1/b?c=d#e',
       '\u2028',
       '---',
@@ -348,6 +366,31 @@ test('the running configuration is shown as YAML that says the same', async (t) 
   const written = await page.evaluate(async (it) => (await import('/assets/configuration.js')).yaml(it), value);
   assert.deepEqual(parseYaml(written), value);
   assert.deepEqual(parseYaml(written, { version: '1.1' }), value);
+});
+
+test('keys that are not set are left out of the configuration until they are asked for', async (t) => {
+  const data = busy();
+  const config = data['/api/config'];
+  data['/api/config'] = () => {
+    const answer = config();
+    answer.running.listeners[0] = {
+      ...answer.running.listeners[0],
+      tls: null,
+      limits: { most: null, kinds: [] },
+      via: false,
+      port: 0,
+    };
+    return answer;
+  };
+  const { page } = await start(t, { data, at: '#/configuration' });
+  const shown = page.getByRole('region', { name: 'Text of the running configuration' });
+  await shown.getByText('via: false').waitFor();
+  assert.doesNotMatch(await shown.textContent(), /tls|limits/);
+  assert.match(await shown.textContent(), /port: 0/);
+  await page.getByLabel('Keys that are not set').check();
+  await shown.getByText('tls: null').waitFor();
+  await page.getByText('JSON', { exact: true }).click();
+  await shown.getByText('"tls": null').waitFor();
 });
 
 test('quantiles are those of the histogram', async (t) => {

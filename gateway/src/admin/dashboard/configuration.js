@@ -23,7 +23,10 @@ function diagnostics(edit) {
 
 /** Texts that YAML would read as something else, or not at all. */
 const UNSAFE =
-  /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*[:#]\s.*|.*\s#.*|.*:|.*\s|~|null|true|false|yes|no|on|off|y|n|=|<<|---|\.\.\.|[-+.]?\d[\w.,:+-]*|[-+]?\.(?:inf|nan))$/is;
+  /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*:\s.*|.*\s#.*|.*:|.*\s|~|null|true|false|yes|no|on|off|y|n|=|<<|---|\.\.\.)$/is;
+/** Texts that YAML 1.1 or 1.2 would read as a number or a date. */
+const NUMBER =
+  /^(?:[-+]?(?:\.?\d[\d_]*|\d[\d_]*\.[\d_]*)(?:e[-+]?\d*)?|[-+]?0[xob][\da-f_]+|[-+]?\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?|\d{4}-\d.*|[-+]?\.(?:inf|nan))$/i;
 
 /**
  * A value as YAML, in the style of the examples.
@@ -55,9 +58,23 @@ export function yaml(value, indent = '') {
 function scalar(value) {
   if (typeof value !== 'string') return String(value);
   // JSON's strings are strings of YAML too.
-  return UNSAFE.test(value) || /[\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]/.test(value)
+  return UNSAFE.test(value) || NUMBER.test(value) || /[\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]/.test(value)
     ? JSON.stringify(value)
     : value;
+}
+
+/**
+ * A value without keys that are not set: null, and empty lists and mappings.
+ * @param {unknown} value
+ * @returns {unknown}
+ */
+export function setKeys(value) {
+  if (Array.isArray(value)) return value.map(setKeys);
+  if (value === null || typeof value !== 'object') return value;
+  const kept = Object.entries(value)
+    .map(([key, one]) => [key, setKeys(one)])
+    .filter(([, one]) => one !== null && (typeof one !== 'object' || Object.keys(one).length > 0));
+  return Object.fromEntries(kept);
 }
 
 /** Text with numbered lines, of which only those that differ are replaced. */
@@ -176,9 +193,22 @@ export function mount(context) {
       paint(true);
     },
   );
+  const unset = h('input', { type: 'checkbox', onchange: () => paint(true) });
   const whole = panel(
     'Running configuration',
-    { note: 'without its secrets', tools: [h('div', { class: 'tools' }, find.root, choice, copy)] },
+    {
+      note: 'without its secrets',
+      tools: [
+        h(
+          'div',
+          { class: 'tools' },
+          h('label', { class: 'check' }, unset, 'Keys that are not set'),
+          find.root,
+          choice,
+          copy,
+        ),
+      ],
+    },
     shown.root,
   );
 
@@ -192,7 +222,8 @@ export function mount(context) {
     const source = JSON.stringify(running);
     if (!force && source === paintedAs) return;
     paintedAs = source;
-    written = form === 'json' ? JSON.stringify(running, null, 2) : yaml(running).trimStart();
+    const value = unset.checked ? running : setKeys(running);
+    written = form === 'json' ? JSON.stringify(value, null, 2) : yaml(value).trimStart();
     shown.set(written, (line) => (wanted !== '' && line.toLowerCase().includes(wanted) ? 'hit' : ''));
   }
 

@@ -3,7 +3,7 @@
 import { post } from './api.js';
 import { course, interval } from './charts.js';
 import { attr, h, keyed, show, style, text } from './dom.js';
-import { ago, clock, count, known, plural, short, words } from './format.js';
+import { ago, clock, count, known, percent, plural, seconds, short, words } from './format.js';
 import { button, confirm, DataTable, facts, held, panel, pill, select, stateful, toast } from './ui.js';
 
 /**
@@ -400,7 +400,7 @@ function view(context) {
     metric = value;
     drawSequence();
   });
-  const drawn = course('wide');
+  const drawn = course(matchMedia('(max-width: 640px)').matches ? 'normal' : 'wide');
   const verdict = h('p', { class: 'note' });
   const sequence = panel(
     'Confidence sequence',
@@ -523,6 +523,17 @@ function view(context) {
 }
 
 /**
+ * Figure of a metric with its unit.
+ * @param {string} metric
+ * @param {number | null} value
+ */
+function measured(metric, value) {
+  if (/^(latency|firstToken)/.test(metric)) return seconds(value);
+  if (/(Rate|Errors|Difference)$/.test(metric)) return percent(value);
+  return metric === 'costPerRequest' ? `$${short(value)}` : short(value);
+}
+
+/**
  * @param {HTMLElement} cell
  * @param {(each: Evidence) => Evidence['stable']} of
  */
@@ -531,7 +542,7 @@ function figure(cell, of) {
   cell.append(value, requests);
   return (/** @type {Evidence} */ each) => {
     const { estimate, requests: n } = of(each);
-    text(value, n > 0 ? short(estimate) : '–');
+    text(value, n > 0 ? measured(each.name, estimate) : '–');
     text(requests, plural(n, 'request'));
   };
 }
