@@ -13,7 +13,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use spillway_tests::{Authority, Gateway, binary, minilm, model, with_template};
+use spillway_tests::{Authority, Gateway, Upstream, binary, minilm, model, reply, with_template};
 
 /// Configuration that both commands must refuse.
 struct Bad {
@@ -369,4 +369,68 @@ routes:
     })
     .unwrap();
     assert_eq!(shown["generation"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_of_a_file_are_asked_through_a_gateway_and_their_answers_checked() {
+    let server = Upstream::start(|seen| async move {
+        let asked: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let said = match asked["messages"][0]["content"].as_str().unwrap() {
+            "capital" => "Paris.",
+            "json" => "{\"city\": \"Rome\"}",
+            _ => "five\u{1b}[31m",
+        };
+        let message = serde_json::json!({"role": "assistant", "content": said});
+        let answer = serde_json::json!({"model": asked["model"], "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
+        Some(reply(200, &[("content-type", "application/json")], answer.to_string()))
+    })
+    .await;
+    let (key, digest) = spillway_tests::new_key();
+    let gateway = Gateway::start(&format!(
+        "consumers: [{{name: ci, keys: [{{sha256: {digest}}}]}}]
+backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: canary, matches: [{{headers: [{{name: x-version, exact: canary}}]}}], retry: {{attempts: 0}}, backendRefs: [{{name: b}}]}}]
+",
+        server.url()
+    ))
+    .await;
+    let cases = [
+        r#"{"name": "capital", "prompt": "capital", "contains": "Paris", "regex": "^Paris"}"#,
+        r#"{"name": "json", "prompt": "json", "jsonSchema": {"type": "object", "required": ["city"]}}"#,
+        r#"{"name": "sum", "prompt": "sum", "equals": "4"}"#,
+    ];
+    let file = gateway.folder().join("cases.jsonl");
+    let url = format!("http://{}", gateway.address);
+    let ask = |cases: &[&str], more: &[&str]| {
+        std::fs::write(&file, cases.join("\n")).unwrap();
+        let arguments =
+            ["eval-set", "cases.jsonl", "--url", &url, "--model", "m", "--header", "x-version: canary", "--key", &key];
+        told_apart(&[&arguments, more].concat(), gateway.folder())
+    };
+    let (told, warned, code) = ask(&cases, &[]);
+    assert_eq!(code, Some(3), "{told}{warned}");
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].starts_with("ok ") && lines[0].ends_with("  capital"), "{told}");
+    assert!(lines[2].starts_with("FAILED ") && lines[2].contains("sum: the text is \"five"), "{told}");
+    assert!(!told.contains('\u{1b}'), "no answer acts on the terminal: {told:?}");
+    assert_eq!(lines[3], "2 of 3 passed (66.7 %), 1 failed, 0 without an answer");
+    assert_eq!(ask(&cases, &["--min-pass", "0.6"]).2, Some(0));
+    let (told, _, code) = ask(&cases[..2], &["--json"]);
+    assert_eq!(code, Some(0), "{told}");
+    let report: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&report["passed"], &report["share"], &report["cases"][1]["name"]),
+        (&2.into(), &1.0.into(), &"json".into())
+    );
+    assert_eq!((&report["cases"][1]["result"], &report["cases"][1]["status"]), (&"passed".into(), &200.into()));
+    // The route needs the header and the key; a refusal is an answer that fails its check.
+    let arguments = ["eval-set", "cases.jsonl", "--url", &url, "--model", "m"];
+    let (told, _, code) = told_apart(&arguments, gateway.folder());
+    assert!(code == Some(3) && told.contains("status 401"), "{told}");
+    // Nobody there, and a file that is none.
+    let (told, _, code) = told_apart(&["eval-set", "cases.jsonl", "--url", "http://127.0.0.1:1"], gateway.folder());
+    assert!(code == Some(1) && told.lines().next().unwrap().starts_with("ERROR "), "{told}");
+    let (_, said, code) = ask(&[r#"{"prompt": "a"}"#], &[]);
+    assert!(code == Some(2) && said.contains("cases.jsonl: line 1: expected one of `equals`"), "{said}");
+    assert_eq!(ask(&cases, &["--header", "no-colon"]).2, Some(2));
 }

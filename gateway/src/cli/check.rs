@@ -25,7 +25,7 @@ const RULES: [(Severity, &str, &str); 2] = [
 
 /// Form of what is found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum CheckFormat {
     /// Words for a terminal.
     #[default]
     Text,
@@ -71,14 +71,14 @@ impl<'f> Input<'f> {
 }
 
 /// Findings about one configuration.
-struct Judged {
+struct CheckedFile {
     name: PathBuf,
     report: Report,
     /// Reasons not to run it that have no place in the file.
     faults: Vec<String>,
 }
 
-impl Judged {
+impl CheckedFile {
     fn counts(&self) -> (usize, usize) {
         let (errors, warnings) = self.report.counts();
         (errors + self.faults.len(), warnings)
@@ -102,7 +102,7 @@ impl Judged {
 }
 
 /// Judges files and prints what is found.
-pub(super) fn run(files: &[PathBuf], registry: &Arc<Registry>, offline: bool, format: Format) -> ExitCode {
+pub(super) fn run(files: &[PathBuf], registry: &Arc<Registry>, offline: bool, format: CheckFormat) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let mut all = Vec::new();
     for file in files {
@@ -125,8 +125,8 @@ pub(super) fn run(files: &[PathBuf], registry: &Arc<Registry>, offline: bool, fo
             };
             faults = judged.err().unwrap_or_default();
         }
-        let judged = Judged { name: input.name().to_owned(), report, faults };
-        if format == Format::Text {
+        let judged = CheckedFile { name: input.name().to_owned(), report, faults };
+        if format == CheckFormat::Text {
             eprint!("{}", judged.report);
             for fault in &judged.faults {
                 eprintln!("error: {fault}\n");
@@ -136,10 +136,10 @@ pub(super) fn run(files: &[PathBuf], registry: &Arc<Registry>, offline: bool, fo
         all.push(judged);
     }
     match format {
-        Format::Text => {}
-        Format::Json => println!("{}", written(&json_of(&all))),
-        Format::Sarif => println!("{}", written(&sarif_of(&all))),
-        Format::Github => print!("{}", commands_of(&all)),
+        CheckFormat::Text => {}
+        CheckFormat::Json => println!("{}", written(&json_of(&all))),
+        CheckFormat::Sarif => println!("{}", written(&sarif_of(&all))),
+        CheckFormat::Github => print!("{}", commands_of(&all)),
     }
     if all.iter().all(|judged| judged.counts().0 == 0) { ExitCode::SUCCESS } else { ExitCode::from(WRONG) }
 }
@@ -148,8 +148,8 @@ fn written(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
-fn json_of(all: &[Judged]) -> Value {
-    let file = |judged: &Judged| {
+fn json_of(all: &[CheckedFile]) -> Value {
+    let file = |judged: &CheckedFile| {
         let (errors, warnings) = judged.counts();
         let diagnostics: Vec<Diagnostic> = judged.diagnostics().collect();
         json!({
@@ -160,7 +160,7 @@ fn json_of(all: &[Judged]) -> Value {
 }
 
 /// SARIF log of one run (OASIS, Static Analysis Results Interchange Format 2.1.0).
-fn sarif_of(all: &[Judged]) -> Value {
+fn sarif_of(all: &[CheckedFile]) -> Value {
     let rules = RULES.map(|(severity, id, text)| {
         json!({
             "id": id,
@@ -168,7 +168,7 @@ fn sarif_of(all: &[Judged]) -> Value {
             "defaultConfiguration": {"level": level(severity)},
         })
     });
-    let results: Vec<Value> = all.iter().flat_map(Judged::diagnostics).map(|found| result(&found)).collect();
+    let results: Vec<Value> = all.iter().flat_map(CheckedFile::diagnostics).map(|found| result(&found)).collect();
     json!({
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
@@ -190,17 +190,18 @@ fn level(severity: Severity) -> &'static str {
 fn result(found: &Diagnostic) -> Value {
     let place = RULES.iter().position(|(severity, _, _)| *severity == found.severity).unwrap_or_default();
     let id = RULES.get(place).map_or("", |(_, id, _)| id);
-    let mut physical = json!({"artifactLocation": {"uri": uri(&found.file)}});
-    if found.line > 0 {
-        // The end is the column behind the last one.
-        let column = found.column.max(1);
-        physical["region"] =
-            json!({"startLine": found.line, "startColumn": column, "endColumn": column + found.width.max(1)});
-    }
-    let mut location = json!({"physicalLocation": physical});
-    if !found.path.is_empty() {
-        location["logicalLocations"] = json!([{"fullyQualifiedName": found.path}]);
-    }
+    let file = json!({"uri": uri(&found.file)});
+    // The end is the column behind the last one.
+    let column = found.column.max(1);
+    let region = json!({"startLine": found.line, "startColumn": column, "endColumn": column + found.width.max(1)});
+    let physical = match found.line {
+        0 => json!({"artifactLocation": file}),
+        _ => json!({"artifactLocation": file, "region": region}),
+    };
+    let location = match found.path.as_str() {
+        "" => json!({"physicalLocation": physical}),
+        path => json!({"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": path}]}),
+    };
     json!({
         "ruleId": id, "ruleIndex": place, "level": level(found.severity),
         "message": {"text": text(found)}, "locations": [location],
@@ -232,7 +233,7 @@ fn uri(file: &Path) -> String {
 
 /// Workflow commands of GitHub Actions. All text is escaped, since a file may come from a stranger: a line of it must not be read
 /// as a command.
-fn commands_of(all: &[Judged]) -> String {
+fn commands_of(all: &[CheckedFile]) -> String {
     let mut out = String::new();
     for judged in all {
         for found in judged.diagnostics() {
@@ -267,7 +268,7 @@ fn property(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn judged() -> Judged {
+    fn judged() -> CheckedFile {
         let diagnostic = Diagnostic {
             severity: Severity::Warning,
             file: "a b/über,x.yaml".into(),
@@ -280,7 +281,7 @@ mod tests {
             source: String::new(),
         };
         let report = Report { diagnostics: vec![diagnostic], files: Vec::new() };
-        Judged { name: "/etc/spill\nway.yaml".into(), report, faults: vec!["two\nlines".to_owned()] }
+        CheckedFile { name: "/etc/spill\nway.yaml".into(), report, faults: vec!["two\nlines".to_owned()] }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) struct DiffArguments {
 /// Kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-enum Kind {
+enum ChangeKind {
     Added,
     Removed,
     Changed,
@@ -49,13 +49,13 @@ enum Kind {
 /// Change of an entry with a name, or of a key that has no entries.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Change {
+struct ConfigChange {
     /// Top-level key, such as `routes`.
     section: String,
     /// Name of the entry; `None` for a part without names.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-    kind: Kind,
+    kind: ChangeKind,
     /// True if the gateway must be restarted for it.
     needs_restart: bool,
     /// Values that change, of a changed entry.
@@ -76,7 +76,7 @@ struct ValueChange {
 
 /// What the gateway says of its configuration.
 #[derive(serde::Deserialize)]
-struct Shown {
+struct RunningConfig {
     running: Option<Value>,
 }
 
@@ -109,11 +109,11 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
 
 async fn running(admin: &AdminArguments) -> Result<Option<Value>, ClientError> {
     let page = admin.get("/api/config").await?;
-    Ok(admin.parse::<Shown>(&page)?.running.filter(|running| !running.is_null()))
+    Ok(admin.parse::<RunningConfig>(&page)?.running.filter(|running| !running.is_null()))
 }
 
 /// Changes from one configuration to another.
-fn changes(old: &Value, new: &Value) -> Vec<Change> {
+fn changes(old: &Value, new: &Value) -> Vec<ConfigChange> {
     let empty = Map::new();
     let [old, new] = [old, new].map(|whole| whole.as_object().unwrap_or(&empty));
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -130,7 +130,13 @@ fn changes(old: &Value, new: &Value) -> Vec<Change> {
                 if !values.is_empty() {
                     let fixed = values.iter().any(|value| is_fixed(&joined(section, &value.path)));
                     let section = section.clone();
-                    found.push(Change { section, name: None, kind: Kind::Changed, needs_restart: fixed, values });
+                    found.push(ConfigChange {
+                        section,
+                        name: None,
+                        kind: ChangeKind::Changed,
+                        needs_restart: fixed,
+                        values,
+                    });
                 }
             }
         }
@@ -166,8 +172,8 @@ fn entries(list: &Value) -> Option<Vec<(String, &Value)>> {
     named.collect()
 }
 
-fn of_entries(section: &str, before: &[(String, &Value)], after: &[(String, &Value)], found: &mut Vec<Change>) {
-    let entry = |name: &str, kind, values| Change {
+fn of_entries(section: &str, before: &[(String, &Value)], after: &[(String, &Value)], found: &mut Vec<ConfigChange>) {
+    let entry = |name: &str, kind, values| ConfigChange {
         section: section.to_owned(),
         name: Some(name.to_owned()),
         kind,
@@ -176,18 +182,18 @@ fn of_entries(section: &str, before: &[(String, &Value)], after: &[(String, &Val
     };
     for (name, value) in before {
         match after.iter().find(|(other, _)| other == name) {
-            None => found.push(entry(name, Kind::Removed, Vec::new())),
+            None => found.push(entry(name, ChangeKind::Removed, Vec::new())),
             Some((_, now)) => {
                 let mut values = Vec::new();
                 compare("", value, now, &mut values);
                 if !values.is_empty() {
-                    found.push(entry(name, Kind::Changed, values));
+                    found.push(entry(name, ChangeKind::Changed, values));
                 }
             }
         }
     }
     for (name, _) in after.iter().filter(|(name, _)| !before.iter().any(|(other, _)| other == name)) {
-        found.push(entry(name, Kind::Added, Vec::new()));
+        found.push(entry(name, ChangeKind::Added, Vec::new()));
     }
     // The order decides between routes that match alike.
     let order = |list: &[(String, &Value)], other: &[(String, &Value)]| -> Vec<Value> {
@@ -198,7 +204,7 @@ fn of_entries(section: &str, before: &[(String, &Value)], after: &[(String, &Val
     if from != to {
         let values = vec![ValueChange { path: "order".to_owned(), from: Some(from.into()), to: Some(to.into()) }];
         let section = section.to_owned();
-        found.push(Change { section, name: None, kind: Kind::Changed, needs_restart: false, values });
+        found.push(ConfigChange { section, name: None, kind: ChangeKind::Changed, needs_restart: false, values });
     }
 }
 
@@ -219,7 +225,7 @@ fn compare(path: &str, old: &Value, new: &Value, found: &mut Vec<ValueChange>) {
             (Some(named_before), Some(named_after)) if !(before.is_empty() || after.is_empty()) => {
                 let known = named_before.len();
                 for (name, value) in &named_before {
-                    let now = named_after.iter().find(|(other, _)| other == name).map_or(&Value::Null, |(_, now)| now);
+                    let now = named_after.iter().find(|(other, _)| other == name).map_or(&Value::Null, |(_, now)| *now);
                     compare(&format!("{path}[{name}]"), value, now, found);
                 }
                 for (name, value) in named_after.iter().filter(|(n, _)| !named_before.iter().any(|(o, _)| o == n)) {
@@ -252,7 +258,7 @@ fn value_change(path: &str, old: &Value, new: &Value) -> ValueChange {
 }
 
 /// Changes as a person reads them.
-fn words(changes: &[Change]) -> String {
+fn words(changes: &[ConfigChange]) -> String {
     let mut out = String::new();
     let mut section = "";
     for change in changes {
@@ -262,9 +268,9 @@ fn words(changes: &[Change]) -> String {
         }
         let restart = if change.needs_restart { " (needs a restart: an edit of it is refused)" } else { "" };
         let mark = match change.kind {
-            Kind::Added => '+',
-            Kind::Removed => '-',
-            Kind::Changed => '~',
+            ChangeKind::Added => '+',
+            ChangeKind::Removed => '-',
+            ChangeKind::Changed => '~',
         };
         // Escaped, so that no name acts on the terminal.
         let indent = match &change.name {

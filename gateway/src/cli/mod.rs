@@ -7,6 +7,7 @@ mod chat;
 mod check;
 mod diff;
 mod drift;
+mod eval_set;
 mod models;
 mod rollout;
 mod top;
@@ -64,10 +65,12 @@ enum Command {
         offline: bool,
         /// The form of what is found; `json`, `sarif` and `github` go to standard output alone.
         #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-        format: check::Format,
+        format: check::CheckFormat,
     },
     /// Show what an edited configuration would change in a running gateway, without applying it.
     Diff(diff::DiffArguments),
+    /// Ask the questions of a file, and check their answers.
+    EvalSet(eval_set::EvalSetArguments),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// API keys.
@@ -124,6 +127,7 @@ pub fn run(registry: Registry) -> ExitCode {
         Command::Serve { config } => serve(config, registry),
         Command::Check { files, offline, format } => check::run(&files, &registry, offline, format),
         Command::Diff(arguments) => diff::run(&arguments, &registry),
+        Command::EvalSet(arguments) => eval_set::run(&arguments),
         Command::Schema => {
             let schema = spillway_config::json_schema(&*registry);
             println!("{}", serde_json::to_string_pretty(&schema).unwrap_or_default());

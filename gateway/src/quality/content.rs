@@ -20,8 +20,8 @@ use crate::telemetry::{Span, names};
 const MOST_CONTENT: usize = 16 << 10;
 /// Bytes of answers that are being collected, and of exchanges that wait to be read.
 const MOST_WAITING: usize = 16 << 20;
-/// Exchanges that wait to be read.
-const MOST_EXCHANGES: usize = 256;
+/// Exchanges that wait to be read: each has a thread of the blocking ones for a millisecond or two.
+const MOST_EXCHANGES: usize = 64;
 /// Longest wait for the last exchanges at the end of the process.
 const LAST: Duration = Duration::from_secs(1);
 /// Time between two looks at what is left of them.
@@ -42,7 +42,7 @@ pub struct ContentTap {
 }
 
 /// Exchange that waits to be read, counted until it is dropped.
-struct Exchange {
+struct ContentJob {
     body: Option<Bytes>,
     answer: AnswerBytes,
     is_whole: bool,
@@ -52,7 +52,7 @@ struct Exchange {
     _waiting: Waiting,
 }
 
-impl Drop for Exchange {
+impl Drop for ContentJob {
     fn drop(&mut self) {
         self.contents.exchanges.fetch_sub(1, Ordering::AcqRel);
     }
@@ -96,7 +96,7 @@ impl ContentTap {
             return;
         };
         let finish = finish.map(str::to_owned);
-        let exchange = Exchange { body, answer, is_whole, finish, contents, _waiting: waiting };
+        let exchange = ContentJob { body, answer, is_whole, finish, contents, _waiting: waiting };
         tokio::task::spawn_blocking(move || {
             exchange.show(&mut span);
             span.end_at(ended);
@@ -104,7 +104,7 @@ impl ContentTap {
     }
 }
 
-impl Exchange {
+impl ContentJob {
     fn show(&self, span: &mut Span) {
         let mut is_cut = false;
         if let Some(prompt) = self.body.as_deref().and_then(Prompt::read_turns) {
@@ -115,8 +115,9 @@ impl Exchange {
                 }
             }
             if !prompt.instructions.is_empty() {
-                let part = part(&prompt.instructions, MOST_CONTENT, &mut is_cut);
-                span.set_long(names::GEN_AI_SYSTEM_INSTRUCTIONS, json!([part]).to_string());
+                let content = content(&prompt.instructions, MOST_CONTENT, &mut is_cut);
+                let part = json!([{"type": "text", "content": content}]);
+                span.set_long(names::GEN_AI_SYSTEM_INSTRUCTIONS, part.to_string());
             }
         } else {
             is_cut |= self.body.is_none();
@@ -126,9 +127,11 @@ impl Exchange {
             is_cut |= self.answer.is_cut;
             if !said.text.is_empty() {
                 let finish = self.finish.as_deref().or(said.finish.as_deref());
-                let part = part(&said.text, MOST_CONTENT, &mut is_cut);
-                let message =
-                    json!({"role": "assistant", "parts": [part], "finish_reason": finish.unwrap_or("unknown")});
+                let content = content(&said.text, MOST_CONTENT, &mut is_cut);
+                let message = json!({
+                    "role": "assistant", "parts": [{"type": "text", "content": content}],
+                    "finish_reason": finish.unwrap_or("unknown"),
+                });
                 span.set_long(names::GEN_AI_OUTPUT_MESSAGES, json!([message]).to_string());
             }
         }
@@ -147,22 +150,22 @@ fn messages(turns: &VecDeque<Turn>, is_cut: &mut bool) -> Vec<Value> {
             *is_cut = true;
             break;
         }
-        let part = part(&turn.text, room, is_cut);
-        room = room.saturating_sub(part["content"].as_str().map_or(0, str::len));
-        messages.push_front(json!({"role": &*turn.role, "parts": [part]}));
+        let content = content(&turn.text, room, is_cut);
+        room = room.saturating_sub(content.len());
+        messages.push_front(json!({"role": &*turn.role, "parts": [{"type": "text", "content": content}]}));
     }
     messages.into()
 }
 
 /// Text without what looks like personal data or a credential, of at most so many bytes.
-fn part(text: &Text, most: usize, is_cut: &mut bool) -> Value {
+fn content(text: &Text, most: usize, is_cut: &mut bool) -> String {
     *is_cut |= text.is_cut();
     let mut content = text.kept(true);
     if content.len() > most {
         *is_cut = true;
         content.truncate(content.floor_char_boundary(most));
     }
-    json!({"type": "text", "content": content})
+    content
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use crate::clock::unix_fraction;
 
 /// Histogram of one series. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Latency(Arc<Buckets>);
+pub(super) struct Latency(Arc<LatencyBuckets>);
 
 #[derive(Debug)]
-struct Buckets {
+struct LatencyBuckets {
     bounds: &'static [f64],
     /// Observations of each bucket alone.
     counts: Box<[AtomicU64]>,
@@ -39,7 +39,7 @@ struct Exemplar {
 impl Latency {
     fn new(bounds: &'static [f64]) -> Self {
         let counts = std::iter::repeat_with(AtomicU64::default).take(bounds.len() + 1).collect();
-        Self(Arc::new(Buckets { bounds, counts, sum: AtomicU64::new(0), exemplars: Mutex::default() }))
+        Self(Arc::new(LatencyBuckets { bounds, counts, sum: AtomicU64::new(0), exemplars: Mutex::default() }))
     }
 
     /// Records a duration, with the trace of its request if that is sent.
@@ -64,7 +64,7 @@ impl Latency {
     }
 }
 
-impl Buckets {
+impl LatencyBuckets {
     #[cold]
     fn note(&self, bucket: usize, exemplar: Exemplar) {
         let mut exemplars = self.exemplars.lock();
@@ -127,7 +127,13 @@ impl LatencyHistograms {
 }
 
 /// Writes one series, whose labels are `labels`.
-fn encode(out: &mut String, name: &str, labels: &str, buckets: &Buckets, with_exemplars: bool) -> std::fmt::Result {
+fn encode(
+    out: &mut String,
+    name: &str,
+    labels: &str,
+    buckets: &LatencyBuckets,
+    with_exemplars: bool,
+) -> std::fmt::Result {
     let counts: Vec<u64> = buckets.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
     let sum = f64::from_bits(buckets.sum.load(Ordering::Relaxed));
     writeln!(out, "{name}_sum{{{labels}}} {sum:?}")?;

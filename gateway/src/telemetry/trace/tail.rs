@@ -23,12 +23,12 @@ thread_local! {
 
 /// Spans of one request until its end.
 pub(super) struct Tail {
-    state: Mutex<State>,
+    state: Mutex<TailState>,
     queue: Arc<SpanQueue>,
 }
 
 #[derive(Default)]
-struct State {
+struct TailState {
     decision: Option<bool>,
     spans: Vec<SpanData>,
     /// Spans that found no room.
