@@ -60,7 +60,7 @@ telemetry: {{serverTiming: {timing}}}
     let client = gateway.client();
     // The second waits for the slot of the first.
     let (first, second) = tokio::join!(client.get("/web"), client.get("/web"));
-    let waited = |headers| millis(headers, "queue").unwrap();
+    let waited = |headers: &HeaderMap| millis(headers, "queue").unwrap();
     assert!(waited(&first.headers).max(waited(&second.headers)) > 0.0, "{:?} {:?}", first.headers, second.headers);
     for answer in [&first, &second] {
         let fields: Vec<_> = answer.headers.get_all("server-timing").iter().collect();

@@ -633,6 +633,8 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
 /// Adds the times of an answer (W3C Server Timing). What a server says of its own time stays beside it.
 #[cold]
 fn show_times(out: &mut ResponseHead, exchange: &Exchange) {
+    // The work of this poll is a part of it.
+    clock::renew();
     let took = clock::since(exchange.started);
     let queued = exchange.outcome.queued.unwrap_or_default().min(took);
     // Attempts beside each other are counted once, as is a wait between two of them.
