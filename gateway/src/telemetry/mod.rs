@@ -13,7 +13,7 @@ mod tail;
 mod time;
 mod trace;
 
-pub use access_log::AccessRecord;
+pub use access_log::{AccessRecord, LoggedHeaders};
 pub use json::write_line;
 pub use label::{
     AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,
@@ -24,10 +24,10 @@ pub use log_throttle::LogThrottle;
 pub use metrics::{
     BUCKETS, BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count,
     EndpointMetrics, EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, HTTP_SECONDS, LimitMetrics,
-    ListenerMetrics, MODEL_SECONDS, Metrics, ModelCounts, ModelMetrics, ProbeSample, ProbeTargetSample,
+    ListenerMetrics, MODEL_SECONDS, Metrics, MetricsFormat, ModelCounts, ModelMetrics, ProbeSample, ProbeTargetSample,
     QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts, RouteMetrics,
     Running, Samples,
 };
 pub use tail::{NoStatus, Tail, TailFilter, TailReader};
 pub use time::rfc3339_millis;
-pub use trace::{Span, SpanKind, TraceError, Tracer};
+pub use trace::{Span, SpanKind, TraceEnd, TraceError, Tracer};

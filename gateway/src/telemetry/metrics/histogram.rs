@@ -23,11 +23,11 @@ pub struct Scale {
 
 /// Buckets of HTTP durations in seconds (OpenTelemetry semantic conventions, `http.server.request.duration`).
 pub static HTTP_SECONDS: Scale =
-    Scale { bounds: [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0], units: 1e7 };
+    Scale { bounds: [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0], units: 1e9 };
 /// Buckets of model durations in seconds (`gen_ai.client.operation.duration`).
 pub static MODEL_SECONDS: Scale = Scale {
     bounds: [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92],
-    units: 1e7,
+    units: 1e9,
 };
 /// Buckets of token counts (`gen_ai.client.token.usage`): powers of four up to 4^13.
 pub(super) static TOKEN_COUNTS: Scale = Scale {
@@ -67,19 +67,31 @@ impl Histogram {
         Self(Arc::new(Counted { scale, buckets: Default::default(), sum: AtomicU64::new(0) }))
     }
 
-    /// Counts a value, which is not negative.
+    /// Counts a value, which is not negative; returns the index of its bucket.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "no value is negative, and a cast saturates"
     )]
-    pub(super) fn observe(&self, value: f64) {
+    pub(super) fn observe(&self, value: f64) -> usize {
         let Counted { scale, buckets, sum } = &*self.0;
         let bucket = scale.bounds.iter().position(|bound| value <= *bound).unwrap_or(MAX_BOUNDS);
-        if let Some(bucket) = buckets.get(bucket) {
-            bucket.fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = buckets.get(bucket) {
+            count.fetch_add(1, Ordering::Relaxed);
         }
         sum.fetch_add((value * scale.units).round() as u64, Ordering::Relaxed);
+        bucket
+    }
+
+    /// Upper bounds of the buckets; a last one has none.
+    pub(super) fn bounds(&self) -> &'static [f64] {
+        &self.0.scale.bounds
+    }
+
+    /// Sum of all values, in their own unit.
+    #[allow(clippy::cast_precision_loss, reason = "a sum above 2^53 needs no last digits")]
+    pub(super) fn total(&self) -> f64 {
+        self.sum() as f64 / self.0.scale.units
     }
 
     /// Values in each bucket.
@@ -98,13 +110,11 @@ impl TypedMetric for Histogram {
 }
 
 impl EncodeMetric for Histogram {
-    #[allow(clippy::cast_precision_loss, reason = "a sum above 2^53 needs no last digits")]
     fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
         let counts = self.counts();
-        let bounds = self.0.scale.bounds.iter().copied().chain([f64::INFINITY]);
+        let bounds = self.bounds().iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        let sum = self.sum() as f64 / self.0.scale.units;
-        encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
+        encoder.encode_histogram::<NoLabelSet>(self.total(), counts.iter().sum(), &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {

@@ -4,9 +4,11 @@
 mod handles;
 mod held;
 mod histogram;
+mod latency;
 mod limits;
 mod live;
 mod now;
+mod plain;
 mod receivers;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ pub use self::handles::{
 pub use self::held::{Count, Running};
 pub use self::histogram::{BUCKETS, HTTP_SECONDS, MODEL_SECONDS};
 use self::histogram::{Histogram, TOKEN_COUNTS};
+use self::latency::{LatencyHistograms, latencies};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
@@ -40,6 +43,25 @@ use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};
 
 /// Provider name of built-in models.
 const ENGINE: &str = "spillway";
+
+/// Form of the text for a scrape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricsFormat {
+    /// OpenMetrics 1.0, with exemplars.
+    OpenMetrics,
+    /// Text format 0.0.4 of Prometheus.
+    Text,
+}
+
+impl MetricsFormat {
+    /// Media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
 
 /// Label names with their values.
 type Labels = Vec<(&'static str, String)>;
@@ -99,11 +121,21 @@ macro_rules! series {
     };
 }
 
+latencies! {
+    /// Metrics of durations whose buckets lead to traces.
+    struct Latencies {
+        /// Arrival to last byte
+        requests: LatencyHistograms = "http_server_request_duration_seconds", &HTTP_SECONDS;
+        /// Duration of a model call
+        operation: LatencyHistograms = "gen_ai_client_operation_duration_seconds", &MODEL_SECONDS;
+        /// Arrival to the first content
+        first_chunk: LatencyHistograms = "gen_ai_client_operation_time_to_first_chunk_seconds", &MODEL_SECONDS;
+    }
+}
+
 series! {
     /// Series with labels, for what a configuration names, and the handles on them that are in use.
     struct Families {
-        /// Arrival to last byte
-        requests: Histograms = "http_server_request_duration_seconds", histograms(http_seconds);
         /// Requests in the queue
         queue_depth: Gauges = "spillway_queue_depth", Gauges::default();
         /// Time in the queue by outcome
@@ -132,10 +164,6 @@ series! {
         malformed: Counters = "spillway_malformed_requests", Counters::default();
         /// Tokens of a call
         tokens: Histograms = "gen_ai_client_token_usage", histograms(token_counts);
-        /// Duration of a model call
-        operation: Histograms = "gen_ai_client_operation_duration_seconds", histograms(model_seconds);
-        /// Arrival to the first content
-        first_chunk: Histograms = "gen_ai_client_operation_time_to_first_chunk_seconds", histograms(model_seconds);
         /// Submission to the last token of a built-in model
         engine_request: Histograms = "gen_ai_server_request_duration_seconds", histograms(model_seconds);
         /// Submission to the first token of a built-in model
@@ -152,6 +180,7 @@ series! {
         bodies: Counters = "spillway_request_bodies_refused", Counters::default();
     }
     {
+        latencies: Latencies,
         live_limits: Arc<Live<LimitMetrics>>,
         live_routes: Arc<Live<RouteMetrics>>,
         live_queues: Live<QueueMetrics>,
@@ -330,7 +359,7 @@ impl Metrics {
     }
 
     /// Text for a scrape; reads the samples that other rooms keep.
-    pub fn encode(&self, samples: &Samples<'_>) -> String {
+    pub fn encode(&self, samples: &Samples<'_>, format: MetricsFormat) -> String {
         let mut now = Registry::default();
         now::backends(&mut now, samples.backends);
         now::endpoints(&mut now, samples.endpoints);
@@ -356,9 +385,13 @@ impl Metrics {
         let mut text = String::with_capacity(16 << 10);
         // Writing to a string does not fail.
         let _ = encode_registry(&mut text, &self.registry)
+            .and_then(|()| self.families.latencies.encode(&mut text, format == MetricsFormat::OpenMetrics))
             .and_then(|()| encode_registry(&mut text, &now))
             .and_then(|()| encode_eof(&mut text));
-        text
+        match format {
+            MetricsFormat::OpenMetrics => text,
+            MetricsFormat::Text => plain::written(&text),
+        }
     }
 }
 
