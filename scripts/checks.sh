@@ -31,9 +31,9 @@ check_unsafe() {
     }' scripts/unsafe.txt - >&2
 }
 
-check_scripts() { shellcheck -x scripts/*.sh .ci/run; }
+check_scripts() { shellcheck -x scripts/*.sh .ci/run deploy/pipelines/steps/*.sh; }
 
-check_workflows() { "$BIN/actionlint"; }
+check_workflows() { "$BIN/actionlint" && "$BIN/actionlint" deploy/pipelines/github-actions.yaml; }
 
 static_checks() {
   stage "formatting (cargo fmt)" check_formatting
