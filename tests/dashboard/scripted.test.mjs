@@ -110,8 +110,9 @@ test('a gateway that is gone is said, what was shown stays, and it comes back', 
   assert.ok(await page.getByRole('rowheader', { name: /10\.0\.4\.11/ }).isVisible());
   await accessible(page, 'a page without its gateway');
   await shot(page, 'disconnected');
-  await context.setOffline(false);
   await page.getByRole('button', { name: 'Try now' }).click();
+  await page.getByText('The gateway does not answer.').waitFor();
+  await context.setOffline(false);
   await page.getByText('The gateway does not answer.').waitFor({ state: 'hidden' });
   await page.getByLabel('State of the gateway').getByText('ready').waitFor();
 });
@@ -196,7 +197,7 @@ test('the theme is that of the system until one is chosen', async (t) => {
   const theme = () => page.evaluate(() => document.documentElement.dataset.theme);
   assert.equal(await theme(), 'dark');
   await page.emulateMedia({ colorScheme: 'light' });
-  assert.equal(await theme(), 'light');
+  await page.waitForFunction(() => document.documentElement.dataset.theme === 'light');
   await page.getByRole('button', { name: 'Theme: system' }).click();
   await page.getByRole('button', { name: 'Theme: light' }).click();
   assert.equal(await theme(), 'dark');
