@@ -92,6 +92,18 @@ test('names and errors of the API never become HTML', async (t) => {
   assert.deepEqual(complaints, []);
 });
 
+for (const [view, options] of Object.entries({ light: VIEWS.light, phone: VIEWS.phone })) {
+  test(`long names stay within the screen: ${view}`, async (t) => {
+    const { page } = await start(t, { data: busy((name) => name + 'x'.repeat(160)), view: options });
+    for (const name of Object.keys(PAGES)) {
+      await go(page, name);
+      if (name === 'live') await page.getByRole('rowheader').first().waitFor();
+      await shot(page, `long-${view}-${name}`);
+      await accessible(page, `long names of ${name} in ${view}`);
+    }
+  });
+}
+
 test('a trace is linked to by http alone', async (t) => {
   const data = busy();
   const overview = data['/api/overview'];
@@ -110,8 +122,9 @@ test('a gateway that is gone is said, what was shown stays, and it comes back', 
   assert.ok(await page.getByRole('rowheader', { name: /10\.0\.4\.11/ }).isVisible());
   await accessible(page, 'a page without its gateway');
   await shot(page, 'disconnected');
-  await context.setOffline(false);
   await page.getByRole('button', { name: 'Try now' }).click();
+  await page.getByText('The gateway does not answer.').waitFor();
+  await context.setOffline(false);
   await page.getByText('The gateway does not answer.').waitFor({ state: 'hidden' });
   await page.getByLabel('State of the gateway').getByText('ready').waitFor();
 });
@@ -196,7 +209,7 @@ test('the theme is that of the system until one is chosen', async (t) => {
   const theme = () => page.evaluate(() => document.documentElement.dataset.theme);
   assert.equal(await theme(), 'dark');
   await page.emulateMedia({ colorScheme: 'light' });
-  assert.equal(await theme(), 'light');
+  await page.waitForFunction(() => document.documentElement.dataset.theme === 'light');
   await page.getByRole('button', { name: 'Theme: system' }).click();
   await page.getByRole('button', { name: 'Theme: light' }).click();
   assert.equal(await theme(), 'dark');
