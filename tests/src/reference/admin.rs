@@ -453,7 +453,8 @@ fn check() {
     let files = files(&["gateway/src"]);
     let mut routes = Vec::new();
     for file in files.iter().filter(|file| file.path.starts_with("gateway/src/admin")) {
-        for call in calls(&file.code, ".route") {
+        // A handle on the series of a route has a method of that name, without arguments.
+        for call in calls(&file.code, ".route").into_iter().filter(|call| call.arguments.len() > 1) {
             let method = call.arguments[1].split('(').next().unwrap().to_ascii_uppercase();
             routes.push(format!("{method} {}", literal(&call.arguments[0]).unwrap()));
         }
