@@ -27,7 +27,7 @@ test-gpu: ## the engine on this machine's GPU: kernels, logits, texts, rates (ei
 test-clients: ## other programs, unmodified: LangChain, LiteLLM, AI SDKs, agents, NVIDIA's client before MLServer, GuideLLM (7 GB of packages)
 	@scripts/test-clients.sh
 
-test-dashboard: ## the dashboard in Chromium: pages, changes, accessibility, memory (five minutes once built)
+test-dashboard: ## the dashboard in Chromium: pages, changes, accessibility, memory (seven minutes once built)
 	@scripts/test-dashboard.sh
 
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)

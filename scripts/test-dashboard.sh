@@ -58,7 +58,7 @@ fi
 
 types() { "$FOLDER/node_modules/.bin/tsc" --project tests/dashboard/jsconfig.json; }
 # One file after the other: Chromium, the gateway and its model share the machine.
-pages() { node --test --test-concurrency=1 --test-force-exit ${1:+--test-name-pattern="$1"} tests/dashboard/*.test.mjs; }
+pages() { node --test --test-reporter=spec --test-concurrency=1 --test-force-exit ${1:+--test-name-pattern="$1"} tests/dashboard/*.test.mjs; }
 rm -rf "$FOLDER/shots"
 stage "types" types
 stage "pages" pages "$@"

@@ -26,7 +26,17 @@ export const SHOTS = needed('SPILLWAY_TEST_SHOTS');
 mkdirSync(SHOTS, { recursive: true });
 
 /** All pages, with the heading that each must show. */
-export const PAGES = { overview: 'Overview', live: 'Live', consumers: 'Consumers', backends: 'Backends', models: 'Models', rollouts: 'Rollouts', quality: 'Quality', configuration: 'Configuration', playground: 'Playground' };
+export const PAGES = {
+  overview: 'Overview',
+  live: 'Live',
+  consumers: 'Consumers',
+  backends: 'Backends',
+  models: 'Models',
+  rollouts: 'Rollouts',
+  quality: 'Quality',
+  configuration: 'Configuration',
+  playground: 'Playground',
+};
 
 /** Views in which each page is checked. */
 export const VIEWS = {
@@ -38,7 +48,10 @@ export const VIEWS = {
 
 export function launch() {
   const sandbox = process.getuid?.() === 0 ? ['--no-sandbox'] : [];
-  return chromium.launch({ executablePath: needed('SPILLWAY_TEST_CHROMIUM'), args: [...sandbox, '--disable-dev-shm-usage', '--js-flags=--expose-gc'] });
+  return chromium.launch({
+    executablePath: needed('SPILLWAY_TEST_CHROMIUM'),
+    args: [...sandbox, '--disable-dev-shm-usage', '--js-flags=--expose-gc'],
+  });
 }
 
 /**
@@ -46,12 +59,6 @@ export function launch() {
  */
 export async function visit(browser, address, options = VIEWS.light) {
   const context = await browser.newContext({ reducedMotion: 'reduce', ...options });
-  if (process.env.SPILLWAY_DEV_PAGE) { // DEV
-    const F = process.env.SPILLWAY_DEV_PAGE; // DEV
-    const T = { html: 'text/html', js: 'text/javascript', css: 'text/css', svg: 'image/svg+xml' }; // DEV
-    const csp = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"; // DEV
-    await context.route((url) => url.pathname === '/' || url.pathname.startsWith('/assets/'), (route) => { const n = new URL(route.request().url()).pathname.replace('/assets/', '').replace(/^\/$/, 'index.html'); return route.fulfill({ path: F + n, headers: { 'content-type': T[n.split('.').at(-1)], 'content-security-policy': csp } }); }); // DEV
-  } // DEV
   const page = await context.newPage();
   const complaints = [];
   page.on('console', (message) => {
@@ -59,7 +66,9 @@ export async function visit(browser, address, options = VIEWS.light) {
   });
   page.on('pageerror', (error) => complaints.push(String(error.stack ?? error)));
   await page.addInitScript(() => {
-    document.addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+    document.addEventListener('securitypolicyviolation', (event) =>
+      console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`),
+    );
   });
   await page.goto(address);
   return { page, context, complaints, close: () => context.close() };
@@ -76,14 +85,18 @@ export async function go(page, name) {
 
 /** Waits until no part of the page is loading. */
 export async function settled(page) {
-  await page.waitForFunction(() => ![...document.querySelectorAll('.state[data-kind="loading"]')].some((one) => one.checkVisibility()));
+  await page.waitForFunction(
+    () => ![...document.querySelectorAll('.state[data-kind="loading"]')].some((one) => one.checkVisibility()),
+  );
 }
 
 /** Checks the page with axe, and that nothing is wider than the screen. */
 export async function accessible(page, what) {
   await page.evaluate(axe);
   const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
-  const said = found.violations.map((one) => `${one.id}: ${one.help}\n  ${one.nodes.map((node) => node.html.slice(0, 200)).join('\n  ')}`);
+  const said = found.violations.map(
+    (one) => `${one.id}: ${one.help}\n  ${one.nodes.map((node) => node.html.slice(0, 200)).join('\n  ')}`,
+  );
   assert.deepEqual(said, [], `axe finds faults of ${what}`);
   const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   assert.ok(over <= 0, `${what} is ${over} px wider than the screen`);
@@ -104,7 +117,9 @@ export async function freePort() {
 
 /** Address of this machine that is not on loopback. */
 export function outward() {
-  const found = Object.values(networkInterfaces()).flat().find((one) => one && one.family === 'IPv4' && !one.internal);
+  const found = Object.values(networkInterfaces())
+    .flat()
+    .find((one) => one && one.family === 'IPv4' && !one.internal);
   if (!found) throw new Error('this machine has no IPv4 address besides loopback, which the test of the token needs');
   return found.address;
 }
@@ -115,11 +130,26 @@ export async function chatServer(name) {
     request.resume();
     request.on('end', () => {
       response.writeHead(200, { 'content-type': 'application/json' });
-      response.end(JSON.stringify({ id: 'c', object: 'chat.completion', created: 1, model: name, choices: [{ index: 0, message: { role: 'assistant', content: name }, finish_reason: 'stop' }], usage: { prompt_tokens: 8, completion_tokens: 3, total_tokens: 11 } }));
+      response.end(
+        JSON.stringify({
+          id: 'c',
+          object: 'chat.completion',
+          created: 1,
+          model: name,
+          choices: [{ index: 0, message: { role: 'assistant', content: name }, finish_reason: 'stop' }],
+          usage: { prompt_tokens: 8, completion_tokens: 3, total_tokens: 11 },
+        }),
+      );
     });
   });
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-  return { url: `http://127.0.0.1:${server.address().port}`, close: () => { server.closeAllConnections(); server.close(); } };
+  return {
+    url: `http://127.0.0.1:${server.address().port}`,
+    close: () => {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
 }
 
 /**
@@ -129,7 +159,15 @@ export async function gateway(configuration) {
   const folder = mkdtempSync(join(tmpdir(), 'spillway-dashboard-'));
   const [port, admin] = [await freePort(), await freePort()];
   const file = join(folder, 'spillway.yaml');
-  const write = (text) => writeFileSync(file, text.replaceAll('PORT', port).replaceAll('ADMIN', admin).replaceAll('FOLDER', folder).replaceAll('MODEL', needed('SPILLWAY_TEST_MODEL')));
+  const write = (text) =>
+    writeFileSync(
+      file,
+      text
+        .replaceAll('PORT', port)
+        .replaceAll('ADMIN', admin)
+        .replaceAll('FOLDER', folder)
+        .replaceAll('MODEL', needed('SPILLWAY_TEST_MODEL')),
+    );
   write(configuration);
   const child = spawn(needed('SPILLWAY_BIN'), ['serve', '-c', file], { stdio: ['ignore', 'pipe', 'pipe'] });
   let log = '';
@@ -149,7 +187,10 @@ export async function gateway(configuration) {
   };
   for (;;) {
     if (child.exitCode !== null) throw new Error(`the gateway ended:\n${log}`);
-    const ready = await fetch(`${self.address}readyz`).then((answer) => answer.ok, () => false);
+    const ready = await fetch(`${self.address}readyz`).then(
+      (answer) => answer.ok,
+      () => false,
+    );
     if (ready) return self;
     await new Promise((resolve) => setTimeout(resolve, 50));
   }

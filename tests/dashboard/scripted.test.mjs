@@ -23,7 +23,11 @@ for (const [view, options] of Object.entries(VIEWS)) {
     const { page, complaints } = await start(t, { view: options });
     for (const name of Object.keys(PAGES)) {
       await go(page, name);
-      if (name === 'live') await page.getByRole('link', { name: /^Trace/ }).first().waitFor();
+      if (name === 'live')
+        await page
+          .getByRole('link', { name: /^Trace/ })
+          .first()
+          .waitFor();
       await shot(page, `${view}-${name}`);
       await accessible(page, `${name} in ${view}`);
     }
@@ -34,8 +38,15 @@ for (const [view, options] of Object.entries(VIEWS)) {
 test('each page of an empty gateway says what is not there', async (t) => {
   const { page, complaints } = await start(t, { data: empty() });
   const says = {
-    overview: 'No traffic in this window', live: 'No request has ended', consumers: 'Callers are anonymous', backends: 'No backends', models: 'No built-in models',
-    rollouts: 'No rollouts', quality: 'No route is watched', configuration: 'The process runs what it began with.', playground: 'The playground is off',
+    overview: 'No traffic in this window',
+    live: 'No request has ended',
+    consumers: 'Callers are anonymous',
+    backends: 'No backends',
+    models: 'No built-in models',
+    rollouts: 'No rollouts',
+    quality: 'No route is watched',
+    configuration: 'The process runs what it began with.',
+    playground: 'The playground is off',
   };
   for (const [name, text] of Object.entries(says)) {
     await go(page, name);
@@ -52,12 +63,16 @@ test('names and errors of the API never become HTML', async (t) => {
   for (const name of Object.keys(PAGES)) {
     await go(page, name);
     if (name === 'configuration') await page.getByText('Show 3 changed lines').click();
-    if (name === 'quality') for (const more of await page.getByText('Distribution, before and now').all()) await more.click();
+    if (name === 'quality')
+      for (const more of await page.getByText('Distribution, before and now').all()) await more.click();
     await page.getByText('onerror=').first().waitFor({ state: 'attached' });
     assert.equal(await page.locator('main img, main script, dialog img').count(), 0, name);
     assert.equal(await page.evaluate(() => globalThis.hit), undefined, name);
     if (name === 'backends') {
-      await page.getByRole('button', { name: /^Drain/ }).first().click();
+      await page
+        .getByRole('button', { name: /^Drain/ })
+        .first()
+        .click();
       await page.getByRole('dialog').getByText('onerror=').waitFor();
       await page.keyboard.press('Escape');
     }
@@ -95,8 +110,9 @@ test('a gateway that is gone is said, what was shown stays, and it comes back', 
   assert.ok(await page.getByRole('rowheader', { name: /10\.0\.4\.11/ }).isVisible());
   await accessible(page, 'a page without its gateway');
   await shot(page, 'disconnected');
-  await context.setOffline(false);
   await page.getByRole('button', { name: 'Try now' }).click();
+  await page.getByText('The gateway does not answer.').waitFor();
+  await context.setOffline(false);
   await page.getByText('The gateway does not answer.').waitFor({ state: 'hidden' });
   await page.getByLabel('State of the gateway').getByText('ready').waitFor();
 });
@@ -181,7 +197,7 @@ test('the theme is that of the system until one is chosen', async (t) => {
   const theme = () => page.evaluate(() => document.documentElement.dataset.theme);
   assert.equal(await theme(), 'dark');
   await page.emulateMedia({ colorScheme: 'light' });
-  assert.equal(await theme(), 'light');
+  await page.waitForFunction(() => document.documentElement.dataset.theme === 'light');
   await page.getByRole('button', { name: 'Theme: system' }).click();
   await page.getByRole('button', { name: 'Theme: light' }).click();
   assert.equal(await theme(), 'dark');
@@ -199,7 +215,8 @@ test('updates come at most four times a second, and none while the tab is hidden
   await page.evaluate(() => {
     globalThis.begins = [];
     new PerformanceObserver((list) => {
-      for (const entry of list.getEntries()) if (entry.name === 'spillway-update') globalThis.begins.push(entry.startTime);
+      for (const entry of list.getEntries())
+        if (entry.name === 'spillway-update') globalThis.begins.push(entry.startTime);
     }).observe({ entryTypes: ['measure'] });
   });
   await page.waitForFunction(() => globalThis.begins.length > 8);
@@ -253,28 +270,137 @@ for (const name of ['overview', 'live', 'rollouts', 'models']) {
     const first = await used();
     await rounds(130);
     const last = await used();
-    console.log(`    ${name}: ${(first.heap / 1e6).toFixed(2)} MB and ${first.nodes} nodes after 170 rounds, ${(last.heap / 1e6).toFixed(2)} MB and ${last.nodes} after 300`);
+    console.log(
+      `    ${name}: ${(first.heap / 1e6).toFixed(2)} MB and ${first.nodes} nodes after 170 rounds, ${(last.heap / 1e6).toFixed(2)} MB and ${last.nodes} after 300`,
+    );
     assert.ok(last.heap < first.heap + 700_000, `the heap grew from ${first.heap} to ${last.heap} bytes`);
     assert.ok(last.nodes < first.nodes * 1.1 + 50, `the nodes grew from ${first.nodes} to ${last.nodes}`);
-    assert.ok(last.listeners < first.listeners * 1.1 + 20, `the listeners grew from ${first.listeners} to ${last.listeners}`);
+    assert.ok(
+      last.listeners < first.listeners * 1.1 + 20,
+      `the listeners grew from ${first.listeners} to ${last.listeners}`,
+    );
   });
 }
 
 test('the running configuration is shown as YAML that says the same', async (t) => {
   const { page } = await start(t);
   const value = {
-    texts: ['', ' a', 'a ', 'yes', 'No', '~', 'null', '1', '1e3', '0x1f', '12:30:00', '-', '- a', '? b', ': c', 'a: b', 'a #b', '#c', 'a:', '*x', '&y', '!z', '%d', '@e', '`f', '[g', '{h', '"i', "'j", 'k\nl', 'tab\there', '\u0007', 'é ü 漢字', '=', '<<', '.inf', '.NaN', '2026-12-01', '127.0.0.1:8080', 'http://a:1/b?c=d#e', '\u2028', '---', '...', '|', '>', 'on', 'plain words', '😀', '+1', '0o17', '1_000', 'y', 'N'],
-    numbers: [0, -1, 1.5, 1e21, 1e-9], truths: [true, false, null], empty: { list: [], map: {}, lists: [[], [[]], [1, [2, { a: [3] }]]] },
-    nested: [{ a: { b: [{ c: 1, d: [{ e: null }] }] }, f: 2 }, [{ g: 1 }, 'h']], 'key: odd': { '': 1, '- x': 2, yes: 3, 'a\nb': 4 },
+    texts: [
+      '',
+      ' a',
+      'a ',
+      'yes',
+      'No',
+      '~',
+      'null',
+      '1',
+      '1e3',
+      '0x1f',
+      '12:30:00',
+      '-',
+      '- a',
+      '? b',
+      ': c',
+      'a: b',
+      'a #b',
+      '#c',
+      'a:',
+      '*x',
+      '&y',
+      '!z',
+      '%d',
+      '@e',
+      '`f',
+      '[g',
+      '{h',
+      '"i',
+      "'j",
+      'k\nl',
+      'tab\there',
+      '\u0007',
+      'é ü 漢字',
+      '=',
+      '<<',
+      '.inf',
+      '.NaN',
+      '2026-12-01',
+      '127.0.0.1:8080',
+      '10s',
+      '1m',
+      '32KiB',
+      '1:30',
+      '1:8080',
+      '0.5x',
+      '5e',
+      '1e',
+      '.5',
+      '5.',
+      '0b11',
+      '017',
+      '089',
+      '-0x1f',
+      '[::1]:80',
+      '::1',
+      '190:20:30.15',
+      '2026-12-01T00:00:00Z',
+      'http://a:1/b?c=d#e',
+      '\u2028',
+      '---',
+      '...',
+      '|',
+      '>',
+      'on',
+      'plain words',
+      '😀',
+      '+1',
+      '0o17',
+      '1_000',
+      'y',
+      'N',
+    ],
+    numbers: [0, -1, 1.5, 1e21, 1e-9],
+    truths: [true, false, null],
+    empty: { list: [], map: {}, lists: [[], [[]], [1, [2, { a: [3] }]]] },
+    nested: [{ a: { b: [{ c: 1, d: [{ e: null }] }] }, f: 2 }, [{ g: 1 }, 'h']],
+    'key: odd': { '': 1, '- x': 2, yes: 3, 'a\nb': 4 },
   };
   const written = await page.evaluate(async (it) => (await import('/assets/configuration.js')).yaml(it), value);
   assert.deepEqual(parseYaml(written), value);
   assert.deepEqual(parseYaml(written, { version: '1.1' }), value);
 });
 
+test('keys that are not set are left out of the configuration until they are asked for', async (t) => {
+  const data = busy();
+  const config = data['/api/config'];
+  data['/api/config'] = () => {
+    const answer = config();
+    answer.running.listeners[0] = {
+      ...answer.running.listeners[0],
+      tls: null,
+      limits: { most: null, kinds: [] },
+      via: false,
+      port: 0,
+    };
+    return answer;
+  };
+  const { page } = await start(t, { data, at: '#/configuration' });
+  const shown = page.getByRole('region', { name: 'Text of the running configuration' });
+  await shown.getByText('via: false').waitFor();
+  assert.doesNotMatch(await shown.textContent(), /tls|limits/);
+  assert.match(await shown.textContent(), /port: 0/);
+  await page.getByLabel('Keys that are not set').check();
+  await shown.getByText('tls: null').waitFor();
+  await page.getByText('JSON', { exact: true }).click();
+  await shown.getByText('"tls": null').waitFor();
+});
+
 test('quantiles are those of the histogram', async (t) => {
   const { page } = await start(t);
-  const of = (counts, bounds, level) => page.evaluate(async (it) => (await import('/assets/charts.js')).quantile(...it)?.value ?? null, [counts, bounds, level]);
+  const of = (counts, bounds, level) =>
+    page.evaluate(
+      async (it) => (await import('/assets/charts.js')).quantile(...it)?.value ?? null,
+      [counts, bounds, level],
+    );
   assert.equal(await of([0, 0, 0], [1, 2], 0.5), null);
   assert.equal(await of(null, [1, 2], 0.5), null);
   assert.equal(await of([10, 0, 0], [1, 2], 0.5), 0.5);
@@ -292,7 +418,89 @@ test('commands of a rollout ask for a reason', async (t) => {
   await page.getByRole('button', { name: 'Resume', exact: true }).click();
   await page.getByRole('dialog').getByRole('button', { name: 'Resume' }).click();
   await page.getByRole('button', { name: 'Pause', exact: true }).waitFor();
-  await page.getByLabel('Metric').selectOption('firstTokenP95');
+  await page.getByLabel('Metric', { exact: true }).selectOption('firstTokenP95');
   await page.getByRole('img', { name: /^First token p95: effect 1.15×, bounds 0.96× to 1.38×/ }).waitFor();
   assert.deepEqual(complaints, []);
+});
+
+test('an event stream is read however it is cut', async (t) => {
+  const { page } = await start(t);
+  const read = (chunks) =>
+    page.evaluate(async (parts) => {
+      const { events } = await import('/assets/api.js');
+      const bytes = parts.map((part) =>
+        typeof part === 'string' ? new TextEncoder().encode(part) : new Uint8Array(part),
+      );
+      const stream = new ReadableStream({
+        start(controller) {
+          bytes.forEach((one) => controller.enqueue(one));
+          controller.close();
+        },
+      });
+      const seen = [];
+      for await (const one of events(stream)) seen.push([one.event, one.data]);
+      return seen;
+    }, chunks);
+  const whole =
+    ': hello\nevent: request\ndata: {"a":1}\n\ndata: x\ndata:  y\n\nevent: missed\r\ndata: 2\r\n\r\ndata: é\n\ndata: cut';
+  const expected = [
+    ['request', '{"a":1}'],
+    ['message', 'x\n y'],
+    ['missed', '2'],
+    ['message', 'é'],
+  ];
+  assert.deepEqual(await read([whole]), expected);
+  // Byte by byte, so that a character and a line break are cut too.
+  assert.deepEqual(await read([...new TextEncoder().encode(whole)].map((byte) => [byte])), expected);
+});
+
+test('a tail that is too fast says how many requests are not shown', async (t) => {
+  const data = busy();
+  data.missed = 1234;
+  const { page } = await start(t, { data, at: '#/live' });
+  await page.getByText('1,234 not shown, because they came too fast').waitFor();
+});
+
+test('one route has no figures of tokens, and the page says why', async (t) => {
+  const { page } = await start(t, { at: '#/overview?route=chat' });
+  await page.getByText('Tokens and first tokens are counted by model and server').waitFor();
+  assert.equal(await page.getByRole('slider', { name: 'Tokens' }).count(), 0);
+  await page.getByLabel('Route', { exact: true }).selectOption('');
+  await page.getByRole('slider', { name: 'Tokens' }).waitFor();
+});
+
+test('an address that is no page leads to one', async (t) => {
+  const { page, complaints } = await start(t, { at: '#/rollouts/%ZZ?x=%' });
+  await page.getByText('This part could not be loaded').waitFor();
+  await page.goto(page.url().replace(/#.*/, '#/nowhere'));
+  await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
+  // The console lists the answer 404 for a rollout that is not there.
+  assert.deepEqual(
+    complaints.filter((one) => !one.includes('404')),
+    [],
+  );
+});
+
+test('a model is named for each route of the playground', async (t) => {
+  const { page } = await start(t);
+  const of = (running, route) =>
+    page.evaluate(async (it) => (await import('/assets/playground.js')).modelOf(...it), [running, route]);
+  const running = {
+    backends: [{ name: 'b', model: 'own' }, { name: 'c' }],
+    routes: [
+      { name: 'asked', matches: [{ model: 'gpt-*' }, { model: 'gpt-4' }], backendRefs: [{ name: 'b' }] },
+      { name: 'inside', backendRefs: [{ model: 'smollm2' }] },
+      { name: 'server', backendRefs: [{ name: 'c' }, { name: 'b' }] },
+      { name: 'unknown', backendRefs: [{ name: 'c' }] },
+    ],
+  };
+  for (const [route, model] of [
+    ['asked', 'gpt-4'],
+    ['inside', 'smollm2'],
+    ['server', 'own'],
+    ['unknown', 'unknown'],
+    ['gone', 'gone'],
+  ])
+    assert.equal(await of(running, route), model);
+  assert.equal(await of(null, 'x'), 'x');
 });

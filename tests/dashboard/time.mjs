@@ -24,7 +24,9 @@ const load = setInterval(() => {
     request(`${spillway.traffic}/${sent % 20}/x`, { agent }, (answer) => {
       answered += 1;
       answer.resume();
-    }).on('error', () => {}).end();
+    })
+      .on('error', () => {})
+      .end();
   }
 }, 10);
 
@@ -33,7 +35,8 @@ const { page } = await visit(browser, spillway.address);
 await page.evaluate(() => {
   globalThis.updates = [];
   new PerformanceObserver((list) => {
-    for (const entry of list.getEntries()) if (entry.name === 'spillway-update') globalThis.updates.push(entry.duration);
+    for (const entry of list.getEntries())
+      if (entry.name === 'spillway-update') globalThis.updates.push(entry.duration);
   }).observe({ entryTypes: ['measure'] });
 });
 console.log('page            updates/s   median ms   p95 ms   longest ms');
@@ -46,7 +49,9 @@ for (const name of Object.keys(PAGES)) {
   const took = (performance.now() - from) / 1000;
   const all = (await page.evaluate(() => globalThis.updates)).sort((a, b) => a - b);
   const at = (level) => (all[Math.min(all.length - 1, Math.floor(level * all.length))] ?? 0).toFixed(2);
-  console.log(`${name.padEnd(15)} ${(all.length / took).toFixed(2).padStart(9)} ${at(0.5).padStart(11)} ${at(0.95).padStart(8)} ${at(1).padStart(12)}`);
+  console.log(
+    `${name.padEnd(15)} ${(all.length / took).toFixed(2).padStart(9)} ${at(0.5).padStart(11)} ${at(0.95).padStart(8)} ${at(1).padStart(12)}`,
+  );
 }
 console.log(`load: ${Math.round(answered / ((performance.now() - begin) / 1000))} requests a second were answered`);
 clearInterval(load);

@@ -80,7 +80,10 @@ export function mount(context) {
    */
   async function change(backend, endpoint, control) {
     const back = endpoint.drained;
-    const running = endpoint.inFlight === 0 ? 'Nothing runs there now.' : `${plural(endpoint.inFlight, 'running request')} will finish.`;
+    const running =
+      endpoint.inFlight === 0
+        ? 'Nothing runs there now.'
+        : `${plural(endpoint.inFlight, 'running request')} will finish.`;
     const agreed = await confirm({
       title: `${back ? 'Return' : 'Drain'} ${endpoint.endpoint}?`,
       body: back
@@ -92,7 +95,9 @@ export function mount(context) {
     if (!agreed) return;
     await held(control, async () => {
       const name = endpoint.address ?? endpoint.endpoint;
-      await post(`api/backends/${encodeURIComponent(backend)}/endpoints/${encodeURIComponent(name)}/${back ? 'undrain' : 'drain'}`);
+      await post(
+        `api/backends/${encodeURIComponent(backend)}/endpoints/${encodeURIComponent(name)}/${back ? 'undrain' : 'drain'}`,
+      );
       toast(back ? `${endpoint.endpoint} is back in service.` : `${endpoint.endpoint} is drained.`);
       context.refresh();
     });
@@ -104,8 +109,15 @@ export function mount(context) {
     const queue = meter('pending');
     const retries = meter('retries');
     const status = pill();
-    const named = (/** @type {string} */ label, /** @type {HTMLElement} */ value) => h('div', null, h('dt', null, label), h('dd', null, value));
-    const figures = h('dl', { class: 'terms' }, named('In flight', load.root), named('Waiting in queues', queue.root), named('Retries on their way', retries.root));
+    const named = (/** @type {string} */ label, /** @type {HTMLElement} */ value) =>
+      h('div', null, h('dt', null, label), h('dd', null, value));
+    const figures = h(
+      'dl',
+      { class: 'terms' },
+      named('In flight', load.root),
+      named('Waiting in queues', queue.root),
+      named('Retries on their way', retries.root),
+    );
     const table = new DataTable({
       caption: `Endpoints of ${first.name}`,
       captionHidden: true,
@@ -122,7 +134,10 @@ export function mount(context) {
             return (one) => {
               text(name, one.endpoint);
               const tier = one.priority > 0 ? ` · tier ${one.priority}` : '';
-              text(url, `${one.url === one.endpoint ? '' : one.url}${one.weight === 1 ? '' : ` · weight ${short(one.weight)}`}${tier}`);
+              text(
+                url,
+                `${one.url === one.endpoint ? '' : one.url}${one.weight === 1 ? '' : ` · weight ${short(one.weight)}`}${tier}`,
+              );
             };
           },
         },
@@ -144,10 +159,20 @@ export function mount(context) {
           make: (cell) => {
             const bar = meter('in flight');
             cell.append(bar.root);
-            return (one) => bar.set(one.inFlight, one.limit, known(one.limit) ? `${count(one.inFlight)} of ${count(one.limit)}` : count(one.inFlight));
+            return (one) =>
+              bar.set(
+                one.inFlight,
+                one.limit,
+                known(one.limit) ? `${count(one.inFlight)} of ${count(one.limit)}` : count(one.inFlight),
+              );
           },
         },
-        { label: 'Latency', cls: 'num', value: (one) => seconds(known(one.latencyMs) ? one.latencyMs / 1000 : null), sort: (one) => one.latencyMs ?? -1 },
+        {
+          label: 'Latency',
+          cls: 'num',
+          value: (one) => seconds(known(one.latencyMs) ? one.latencyMs / 1000 : null),
+          sort: (one) => one.latencyMs ?? -1,
+        },
         { label: 'Queue', cls: 'num', value: (one) => count(one.waiting), sort: (one) => one.waiting ?? -1 },
         { label: 'KV cache', cls: 'num', value: (one) => percent(one.kvCache), sort: (one) => one.kvCache ?? -1 },
         {
@@ -158,7 +183,8 @@ export function mount(context) {
             cell.append(cause, when);
             return (one) => {
               text(cause, one.lastError ? words(one.lastError.cause) : '–');
-              const times = known(one.ejections) && one.ejections > 0 ? `, ejected ${plural(one.ejections, 'time')}` : '';
+              const times =
+                known(one.ejections) && one.ejections > 0 ? `, ejected ${plural(one.ejections, 'time')}` : '';
               text(when, one.lastError ? `${ago(unix(one.lastError.time))}${times}` : '');
             };
           },
@@ -186,9 +212,13 @@ export function mount(context) {
     return {
       root,
       update: (/** @type {Backend} */ backend) => {
-        status.set(backend.panic ? 'panic: ejections ignored' : backend.available ? 'available' : 'no endpoint', backend.panic ? 'warn' : backend.available ? 'good' : 'bad');
+        status.set(
+          backend.panic ? 'panic: ejections ignored' : backend.available ? 'available' : 'no endpoint',
+          backend.panic ? 'warn' : backend.available ? 'good' : 'bad',
+        );
         text(policy, words(backend.policy));
-        const of = (/** @type {number} */ used, /** @type {number | undefined} */ most) => (known(most) ? `${count(used)} of ${count(most)}` : `${count(used)}, no limit`);
+        const of = (/** @type {number} */ used, /** @type {number | undefined} */ most) =>
+          known(most) ? `${count(used)} of ${count(most)}` : `${count(used)}, no limit`;
         load.set(backend.inFlight, backend.maxInFlight, of(backend.inFlight, backend.maxInFlight));
         queue.set(backend.pending, backend.maxPending, of(backend.pending, backend.maxPending));
         retries.set(backend.retries, backend.maxRetries, of(backend.retries, backend.maxRetries));
@@ -213,14 +243,19 @@ export function mount(context) {
       ['Waiting', count(backends.reduce((sum, one) => sum + one.pending, 0))],
     ]);
     const fits = (/** @type {Backend} */ backend, /** @type {Endpoint} */ one) =>
-      (!trouble || isInTrouble(one)) && (wanted === '' || `${backend.name} ${one.endpoint} ${one.url} ${one.state}`.toLowerCase().includes(wanted));
+      (!trouble || isInTrouble(one)) &&
+      (wanted === '' || `${backend.name} ${one.endpoint} ${one.url} ${one.state}`.toLowerCase().includes(wanted));
     const narrow = trouble || wanted !== '';
     const listed = backends
       .map((backend) => ({ ...backend, endpoints: backend.endpoints.filter((one) => fits(backend, one)) }))
       .filter((backend) => !narrow || backend.endpoints.length > 0);
     keyed(list, listed, (backend) => backend.name, card);
     show(none, listed.length === 0);
-    if (backends.length === 0) state.empty('No backends', 'The configuration has only built-in models and answers of its own. They are under Models.');
+    if (backends.length === 0)
+      state.empty(
+        'No backends',
+        'The configuration has only built-in models and answers of its own. They are under Models.',
+      );
     else state.ready();
   }
 

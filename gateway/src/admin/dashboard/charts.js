@@ -74,7 +74,16 @@ class Plot {
     this.when = h('span', { class: 'when' });
     this.plot = h(
       'div',
-      { class: tall ? 'plot tall' : 'plot', role: 'slider', tabindex: '0', 'aria-labelledby': id, 'aria-valuemin': '0', 'aria-valuenow': '0', 'aria-valuemax': '0', 'aria-valuetext': 'no data yet' },
+      {
+        class: tall ? 'plot tall' : 'plot',
+        role: 'slider',
+        tabindex: '0',
+        'aria-labelledby': id,
+        'aria-valuemin': '0',
+        'aria-valuenow': '0',
+        'aria-valuemax': '0',
+        'aria-valuetext': 'no data yet',
+      },
       this.svg,
     );
     this.rows = h('tbody');
@@ -132,7 +141,16 @@ class Plot {
     const page = Math.max(1, Math.round(this.length / 10));
     const now = this.index ?? this.length - 1;
     /** @type {Record<string, number>} */
-    const to = { ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, PageDown: now - page, PageUp: now + page, Home: 0, End: this.length - 1 };
+    const to = {
+      ArrowLeft: now - 1,
+      ArrowDown: now - 1,
+      ArrowRight: now + 1,
+      ArrowUp: now + 1,
+      PageDown: now - page,
+      PageUp: now + page,
+      Home: 0,
+      End: this.length - 1,
+    };
     const index = to[event.key];
     if (event.key === 'Escape') this.move(null);
     if (index === undefined) return;
@@ -169,18 +187,34 @@ class Plot {
     attr(this.line, 'visibility', index === null ? 'hidden' : 'visible');
     if (index !== null) {
       const x = this.cursorAt(index);
-      for (const [name, value] of [['x1', x], ['x2', x], ['y1', MARGIN.top], ['y2', this.height - MARGIN.bottom]]) {
+      for (const [name, value] of [
+        ['x1', x],
+        ['x2', x],
+        ['y1', MARGIN.top],
+        ['y2', this.height - MARGIN.bottom],
+      ]) {
         attr(this.line, String(name), /** @type {number} */ (value));
       }
     }
     text(this.when, index === null ? '' : clock(this.start + index * this.step));
     // The newest step is still being counted; the one before it is whole.
     const shown = this.length === 0 ? [] : this.figures(index ?? Math.max(0, this.length - 2));
-    keyed(this.legend, shown, (one) => one.name, (one) => {
-      const value = h('b');
-      const root = h('li', null, h('i', { class: `swatch ${one.colour}`, 'aria-hidden': 'true' }), h('span', null, one.name), value);
-      return { root, update: (now) => text(value, now.written) };
-    });
+    keyed(
+      this.legend,
+      shown,
+      (one) => one.name,
+      (one) => {
+        const value = h('b');
+        const root = h(
+          'li',
+          null,
+          h('i', { class: `swatch ${one.colour}`, 'aria-hidden': 'true' }),
+          h('span', null, one.name),
+          value,
+        );
+        return { root, update: (now) => text(value, now.written) };
+      },
+    );
   }
 
   /** @param {number} index */
@@ -190,35 +224,46 @@ class Plot {
 
   /** Draws the marks of both axes. `marks` are places and texts of the vertical one. */
   axes(/** @type {{y: number, label: string}[]} */ marks) {
-    const times = this.length < 2 ? [] : timeMarks(this.start, this.start + (this.length - 1) * this.step, this.inner.width);
+    const times =
+      this.length < 2 ? [] : timeMarks(this.start, this.start + (this.length - 1) * this.step, this.inner.width);
     const right = this.width - MARGIN.right;
-    keyed(this.grid, marks, (_, n) => String(n), () => {
-      const line = s('line', { x1: MARGIN.left });
-      const label = s('text', { x: MARGIN.left - 8, 'text-anchor': 'end' });
-      return {
-        root: s('g', null, line, label),
-        update: (mark) => {
-          attr(line, 'x2', right);
-          attr(line, 'y1', mark.y.toFixed(1));
-          attr(line, 'y2', mark.y.toFixed(1));
-          attr(label, 'y', (mark.y + 3.5).toFixed(1));
-          text(label, mark.label);
-        },
-      };
-    });
+    keyed(
+      this.grid,
+      marks,
+      (_, n) => String(n),
+      () => {
+        const line = s('line', { x1: MARGIN.left });
+        const label = s('text', { x: MARGIN.left - 8, 'text-anchor': 'end' });
+        return {
+          root: s('g', null, line, label),
+          update: (mark) => {
+            attr(line, 'x2', right);
+            attr(line, 'y1', mark.y.toFixed(1));
+            attr(line, 'y2', mark.y.toFixed(1));
+            attr(label, 'y', (mark.y + 3.5).toFixed(1));
+            text(label, mark.label);
+          },
+        };
+      },
+    );
     const span = (this.length - 1) * this.step;
-    keyed(this.marks, times, (_, n) => String(n), () => {
-      const label = s('text', { 'text-anchor': 'middle' });
-      return {
-        root: label,
-        update: (time) => {
-          const x = MARGIN.left + ((time - this.start) / span) * this.inner.width;
-          attr(label, 'x', Math.min(right - 14, Math.max(MARGIN.left + 14, x)).toFixed(1));
-          attr(label, 'y', this.height - 5);
-          text(label, clock(time).slice(0, 5));
-        },
-      };
-    });
+    keyed(
+      this.marks,
+      times,
+      (_, n) => String(n),
+      () => {
+        const label = s('text', { 'text-anchor': 'middle' });
+        return {
+          root: label,
+          update: (time) => {
+            const x = MARGIN.left + ((time - this.start) / span) * this.inner.width;
+            attr(label, 'x', Math.min(right - 14, Math.max(MARGIN.left + 14, x)).toFixed(1));
+            attr(label, 'y', this.height - 5);
+            text(label, clock(time).slice(0, 5));
+          },
+        };
+      },
+    );
   }
 
   /** Fills the table for screen readers: a few rows over the window. */
@@ -226,20 +271,35 @@ class Plot {
     const rows = Math.min(ROWS, this.length);
     const picked = Array.from({ length: rows }, (_, n) => Math.floor(((n + 1) * this.length) / rows) - 1);
     const names = this.length === 0 ? [] : this.figures(0).map((one) => one.name);
-    keyed(this.heads, ['Time', ...names], (name) => name, (name) => ({ root: h('th', { scope: 'col' }, name) }));
-    keyed(this.rows, picked, (_, n) => String(n), () => {
-      const root = h('tr');
-      return {
-        root,
-        update: (index) => {
-          const cells = [clock(this.start + index * this.step), ...this.figures(index).map((one) => one.written)];
-          keyed(root, cells, (_, n) => String(n), () => {
-            const cell = h('td');
-            return { root: cell, update: (written) => text(cell, written) };
-          });
-        },
-      };
-    });
+    keyed(
+      this.heads,
+      ['Time', ...names],
+      (name) => name,
+      (name) => ({ root: h('th', { scope: 'col' }, name) }),
+    );
+    keyed(
+      this.rows,
+      picked,
+      (_, n) => String(n),
+      () => {
+        const root = h('tr');
+        return {
+          root,
+          update: (index) => {
+            const cells = [clock(this.start + index * this.step), ...this.figures(index).map((one) => one.written)];
+            keyed(
+              root,
+              cells,
+              (_, n) => String(n),
+              () => {
+                const cell = h('td');
+                return { root: cell, update: (written) => text(cell, written) };
+              },
+            );
+          },
+        };
+      },
+    );
   }
 
   /**
@@ -297,7 +357,11 @@ export class TimeChart extends Plot {
 
   /** @param {number} index */
   figures(index) {
-    return this.series.map((one) => ({ name: one.name, colour: one.colour, written: this.format(one.values[index] ?? null) }));
+    return this.series.map((one) => ({
+      name: one.name,
+      colour: one.colour,
+      written: this.format(one.values[index] ?? null),
+    }));
   }
 
   draw() {
@@ -319,13 +383,24 @@ export class TimeChart extends Plot {
     const shapes = [
       ...stacked.map((one) => ({ key: `a${one.name}`, cls: `area ${one.colour}`, d: this.area(one, y) })),
       // An edge is drawn only where its area has a height, or it would hide those below.
-      ...stacked.map((one) => ({ key: `e${one.name}`, cls: `edge ${one.colour}`, d: this.path(one.high, stacked.length > 1 ? raised(one.values) : one.values, y) })),
-      ...this.series.filter((one) => one.line).map((one) => ({ key: `l${one.name}`, cls: `edge ${one.colour}`, d: this.path(one.values, one.values, y) })),
+      ...stacked.map((one) => ({
+        key: `e${one.name}`,
+        cls: `edge ${one.colour}`,
+        d: this.path(one.high, stacked.length > 1 ? raised(one.values) : one.values, y),
+      })),
+      ...this.series
+        .filter((one) => one.line)
+        .map((one) => ({ key: `l${one.name}`, cls: `edge ${one.colour}`, d: this.path(one.values, one.values, y) })),
     ];
-    keyed(this.shapes, shapes, (one) => one.key, (one) => {
-      const root = s('path', { class: one.cls });
-      return { root, update: (now) => attr(root, 'd', now.d) };
-    });
+    keyed(
+      this.shapes,
+      shapes,
+      (one) => one.key,
+      (one) => {
+        const root = s('path', { class: one.cls });
+        return { root, update: (now) => attr(root, 'd', now.d) };
+      },
+    );
     this.point_out();
   }
 
@@ -354,7 +429,8 @@ export class TimeChart extends Plot {
    */
   area(one, y) {
     if (one.high.length === 0) return '';
-    const point = (/** @type {number} */ value, /** @type {number} */ n) => `${this.x(n).toFixed(1)} ${y(value).toFixed(1)}`;
+    const point = (/** @type {number} */ value, /** @type {number} */ n) =>
+      `${this.x(n).toFixed(1)} ${y(value).toFixed(1)}`;
     const back = one.low.map(point).reverse();
     return `M${one.high.map(point).join('L')}L${back.join('L')}Z`;
   }
@@ -478,22 +554,27 @@ export class HeatMap extends Plot {
       { cls: 'edge heat-mid', level: 0.5 },
       { cls: 'edge heat-high', level: 0.95 },
     ];
-    keyed(this.shapes, lines, (one) => one.cls, (one) => {
-      const root = s('path', { class: one.cls });
-      return {
-        root,
-        update: ({ level }) => {
-          let d = '';
-          let pen = 'M';
-          this.counts.forEach((row, n) => {
-            const found = quantile(row, this.bounds, level);
-            if (found) d += `${pen}${this.x(n).toFixed(1)} ${y(Math.min(high, Math.max(low, found.row))).toFixed(1)}`;
-            pen = found ? 'L' : 'M';
-          });
-          attr(root, 'd', d);
-        },
-      };
-    });
+    keyed(
+      this.shapes,
+      lines,
+      (one) => one.cls,
+      (one) => {
+        const root = s('path', { class: one.cls });
+        return {
+          root,
+          update: ({ level }) => {
+            let d = '';
+            let pen = 'M';
+            this.counts.forEach((row, n) => {
+              const found = quantile(row, this.bounds, level);
+              if (found) d += `${pen}${this.x(n).toFixed(1)} ${y(Math.min(high, Math.max(low, found.row))).toFixed(1)}`;
+              pen = found ? 'L' : 'M';
+            });
+            attr(root, 'd', d);
+          },
+        };
+      },
+    );
     style(this.canvas, 'inset', `${MARGIN.top}px auto auto ${MARGIN.left}px`);
     style(this.canvas, 'inline-size', `${width}px`);
     style(this.canvas, 'block-size', `${height}px`);
@@ -571,14 +652,21 @@ function shades(element) {
 export function sparkline() {
   const area = s('path', { class: 'area' });
   const edge = s('path', { class: 'edge' });
-  const root = s('svg', { class: 'spark', viewBox: '0 0 100 28', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, area, edge);
+  const root = s(
+    'svg',
+    { class: 'spark', viewBox: '0 0 100 28', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
+    area,
+    edge,
+  );
   return {
     root,
     /** @param {(number | null)[]} values */
     set(values) {
       const most = Math.max(1e-9, ...values.map((value) => value ?? 0));
       const last = Math.max(1, values.length - 1);
-      const points = values.map((value, n) => `${((n / last) * 100).toFixed(1)} ${(26 - ((value ?? 0) / most) * 24).toFixed(1)}`);
+      const points = values.map(
+        (value, n) => `${((n / last) * 100).toFixed(1)} ${(26 - ((value ?? 0) / most) * 24).toFixed(1)}`,
+      );
       attr(edge, 'd', points.length < 2 ? '' : `M${points.join('L')}`);
       attr(area, 'd', points.length < 2 ? '' : `M0 28L${points.join('L')}L100 28Z`);
     },
@@ -611,13 +699,26 @@ export function course(size = 'normal') {
   const limit = s('line', { class: 'limit', x1: left, x2: w });
   const zero = s('line', { class: 'zero', x1: left, x2: w });
   const labels = s('g');
-  const root = s('svg', { class: `course ${size}`, viewBox: `0 0 ${w} ${tall}`, role: 'img' }, zone, zero, band, limit, line, dot, labels);
+  const root = s(
+    'svg',
+    { class: `course ${size}`, viewBox: `0 0 ${w} ${tall}`, role: 'img' },
+    zone,
+    zero,
+    band,
+    limit,
+    line,
+    dot,
+    labels,
+  );
   return {
     root,
     /** @param {Course} data */
     set({ points, limit: at, zero: none, worse, format, label }) {
       attr(root, 'aria-label', label);
-      const numbers = points.flatMap((point) => [point.y, point.low, point.high]).concat([at, none]).filter(known);
+      const numbers = points
+        .flatMap((point) => [point.y, point.low, point.high])
+        .concat([at, none])
+        .filter(known);
       let [least, most] = [Math.min(...numbers), Math.max(...numbers)];
       if (!known(least)) [least, most] = [0, 1];
       const fromZero = none === undefined && size !== 'small';
@@ -626,10 +727,17 @@ export function course(size = 'normal') {
       most += room;
       if (!fromZero) least -= room;
       const [first, last] = [points[0]?.x ?? 0, points.at(-1)?.x ?? 1];
-      const x = (/** @type {number} */ value) => left + 4 + (last > first ? ((value - first) / (last - first)) * (w - left - 10) : w - left - 10);
+      const x = (/** @type {number} */ value) =>
+        left + 4 + (last > first ? ((value - first) / (last - first)) * (w - left - 10) : w - left - 10);
       const y = (/** @type {number} */ value) => 6 + (tall - foot - 10) * (1 - (value - least) / (most - least));
       const drawn = points.filter((point) => known(point.y));
-      attr(line, 'd', drawn.length < 2 ? '' : `M${drawn.map((point) => `${x(point.x).toFixed(1)} ${y(point.y ?? 0).toFixed(1)}`).join('L')}`);
+      attr(
+        line,
+        'd',
+        drawn.length < 2
+          ? ''
+          : `M${drawn.map((point) => `${x(point.x).toFixed(1)} ${y(point.y ?? 0).toFixed(1)}`).join('L')}`,
+      );
       const end = drawn.at(-1);
       attr(dot, 'visibility', end ? 'visible' : 'hidden');
       if (end) {
@@ -640,19 +748,32 @@ export function course(size = 'normal') {
       const high = bounded.map((point) => `${x(point.x).toFixed(1)} ${y(point.high ?? most).toFixed(1)}`);
       const low = bounded.map((point) => `${x(point.x).toFixed(1)} ${y(point.low ?? least).toFixed(1)}`);
       attr(band, 'd', bounded.length < 2 ? '' : `M${high.join('L')}L${low.reverse().join('L')}Z`);
-      for (const [element, value] of /** @type {[SVGElement, number | null | undefined][]} */ ([[limit, at], [zero, none]])) {
+      for (const [element, value] of /** @type {[SVGElement, number | null | undefined][]} */ ([
+        [limit, at],
+        [zero, none],
+      ])) {
         attr(element, 'visibility', known(value) ? 'visible' : 'hidden');
         if (!known(value)) continue;
         attr(element, 'y1', y(value).toFixed(1));
         attr(element, 'y2', y(value).toFixed(1));
       }
-      const bad = known(at) && worse ? { from: worse === 'above' ? 6 : y(at), to: worse === 'above' ? y(at) : tall - foot - 4 } : null;
+      const bad =
+        known(at) && worse
+          ? { from: worse === 'above' ? 6 : y(at), to: worse === 'above' ? y(at) : tall - foot - 4 }
+          : null;
       attr(zone, 'visibility', bad ? 'visible' : 'hidden');
       if (bad) {
-        for (const [name, value] of [['x', left], ['y', bad.from], ['width', w - left], ['height', Math.max(0, bad.to - bad.from)]]) attr(zone, String(name), value ?? 0);
+        for (const [name, value] of [
+          ['x', left],
+          ['y', bad.from],
+          ['width', w - left],
+          ['height', Math.max(0, bad.to - bad.from)],
+        ])
+          attr(zone, String(name), value ?? 0);
       }
       // Beyond half a day the time needs its day.
-      const time = (/** @type {number} */ value) => (last - first > 43_200 ? clock(value, true).slice(5, 16) : clock(value).slice(0, 5));
+      const time = (/** @type {number} */ value) =>
+        last - first > 43_200 ? clock(value, true).slice(5, 16) : clock(value).slice(0, 5);
       const floor = fromZero ? least : least + room;
       const written = [
         { x: left - 4, y: y(most - room) + 4, anchor: 'end', label: format(most - room) },
@@ -660,18 +781,23 @@ export function course(size = 'normal') {
         { x: left + 4, y: tall - 4, anchor: 'start', label: drawn.length > 1 ? time(first) : '' },
         { x: w - 4, y: tall - 4, anchor: 'end', label: drawn.length > 0 ? time(last) : '' },
       ];
-      keyed(labels, size === 'small' ? [] : written, (_, n) => String(n), () => {
-        const element = s('text');
-        return {
-          root: element,
-          update: (one) => {
-            attr(element, 'x', one.x);
-            attr(element, 'y', one.y.toFixed(1));
-            attr(element, 'text-anchor', one.anchor);
-            text(element, one.label);
-          },
-        };
-      });
+      keyed(
+        labels,
+        size === 'small' ? [] : written,
+        (_, n) => String(n),
+        () => {
+          const element = s('text');
+          return {
+            root: element,
+            update: (one) => {
+              attr(element, 'x', one.x);
+              attr(element, 'y', one.y.toFixed(1));
+              attr(element, 'text-anchor', one.anchor);
+              text(element, one.label);
+            },
+          };
+        },
+      );
     },
   };
 }
@@ -685,7 +811,16 @@ export function interval() {
   const limit = s('line', { class: 'limit', y1: 2, y2: tall - 2 });
   const bar = s('rect', { class: 'bounds', y: mid - 4, height: 8, rx: 4 });
   const dot = s('circle', { class: 'dot', cy: mid, r: 4.5 });
-  const root = s('svg', { class: 'interval', viewBox: `0 0 ${w} ${tall}`, role: 'img' }, zone, axis, zero, bar, limit, dot);
+  const root = s(
+    'svg',
+    { class: 'interval', viewBox: `0 0 ${w} ${tall}`, role: 'img' },
+    zone,
+    axis,
+    zero,
+    bar,
+    limit,
+    dot,
+  );
   return {
     root,
     /** @param {{effect: number | null, lower: number | null, upper: number | null, zero: number | null, limit: number | null, worse: 'above' | 'below', label: string, finding: string}} data */
@@ -697,7 +832,11 @@ export function interval() {
       const reach = Math.max(1e-9, ...near.map((value) => Math.abs(value - (none ?? 0)))) * 2;
       const centre = none ?? 0;
       const x = (/** @type {number} */ value) => Math.min(w, Math.max(0, w / 2 + ((value - centre) / reach) * (w / 2)));
-      const place = (/** @type {SVGElement} */ element, /** @type {number | null} */ value, /** @type {string[]} */ ...names) => {
+      const place = (
+        /** @type {SVGElement} */ element,
+        /** @type {number | null} */ value,
+        /** @type {string[]} */ ...names
+      ) => {
         attr(element, 'visibility', known(value) ? 'visible' : 'hidden');
         if (known(value)) names.forEach((name) => attr(element, name, x(value).toFixed(1)));
       };

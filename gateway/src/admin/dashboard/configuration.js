@@ -22,7 +22,11 @@ function diagnostics(edit) {
 }
 
 /** Texts that YAML would read as something else, or not at all. */
-const UNSAFE = /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*[:#]\s.*|.*\s#.*|.*:|.*\s|~|null|true|false|yes|no|on|off|y|n|=|<<|---|\.\.\.|[-+.]?\d[\w.,:+-]*|[-+]?\.(?:inf|nan))$/is;
+const UNSAFE =
+  /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*:\s.*|.*\s#.*|.*:|.*\s|~|null|true|false|yes|no|on|off|y|n|=|<<|---|\.\.\.)$/is;
+/** Texts that YAML 1.1 or 1.2 would read as a number or a date. */
+const NUMBER =
+  /^(?:[-+]?(?:\.?\d[\d_]*|\d[\d_]*\.[\d_]*)(?:e[-+]?\d*)?|[-+]?0[xob][\da-f_]+|[-+]?\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?|\d{4}-\d.*|[-+]?\.(?:inf|nan))$/i;
 
 /**
  * A value as YAML, in the style of the examples.
@@ -33,12 +37,14 @@ const UNSAFE = /^(?:|[-?:](?:\s.*)?|[\s"'#&*!|>%@`{}[\],].*|.*[:#]\s.*|.*\s#.*|.
 export function yaml(value, indent = '') {
   if (Array.isArray(value)) {
     if (value.length === 0) return ' []\n';
-    return `\n${value.map((one) => {
-      const inner = yaml(one, `${indent}  `);
-      // The first key of a mapping stands beside the dash.
-      const block = inner.startsWith('\n') && one !== null && typeof one === 'object' && !Array.isArray(one);
-      return `${indent}-${block ? ` ${inner.slice(1 + indent.length + 2)}` : inner}`;
-    }).join('')}`;
+    return `\n${value
+      .map((one) => {
+        const inner = yaml(one, `${indent}  `);
+        // The first key of a mapping stands beside the dash.
+        const block = inner.startsWith('\n') && one !== null && typeof one === 'object' && !Array.isArray(one);
+        return `${indent}-${block ? ` ${inner.slice(1 + indent.length + 2)}` : inner}`;
+      })
+      .join('')}`;
   }
   if (value !== null && typeof value === 'object') {
     const entries = Object.entries(value);
@@ -52,12 +58,33 @@ export function yaml(value, indent = '') {
 function scalar(value) {
   if (typeof value !== 'string') return String(value);
   // JSON's strings are strings of YAML too.
-  return UNSAFE.test(value) || /[\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]/.test(value) ? JSON.stringify(value) : value;
+  return UNSAFE.test(value) || NUMBER.test(value) || /[\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]/.test(value)
+    ? JSON.stringify(value)
+    : value;
+}
+
+/**
+ * A value without keys that are not set: null, and empty lists and mappings.
+ * @param {unknown} value
+ * @returns {unknown}
+ */
+export function setKeys(value) {
+  if (Array.isArray(value)) return value.map(setKeys);
+  if (value === null || typeof value !== 'object') return value;
+  const kept = Object.entries(value)
+    .map(([key, one]) => [key, setKeys(one)])
+    .filter(([, one]) => one !== null && (typeof one !== 'object' || Object.keys(one).length > 0));
+  return Object.fromEntries(kept);
 }
 
 /** Text with numbered lines, of which only those that differ are replaced. */
 function code(label = '', numbered = false) {
-  const root = h('pre', { class: `code ${numbered ? 'numbered' : ''}`.trim(), tabindex: '0', role: 'region', 'aria-label': label });
+  const root = h('pre', {
+    class: `code ${numbered ? 'numbered' : ''}`.trim(),
+    tabindex: '0',
+    role: 'region',
+    'aria-label': label,
+  });
   /** @type {string[]} */
   let shown = [];
   return {
@@ -89,12 +116,28 @@ function mistakes() {
     /** @param {Edit} edit */
     set(edit) {
       const all = [
-        ...diagnostics(edit).map((one) => ({ tone: one.severity === 'error' ? 'bad' : 'warn', where: `${one.file}${one.line > 0 ? `:${one.line}:${one.column}` : ''}${one.path ? ` · ${one.path}` : ''}`, message: one.message, help: one.help ?? '' })),
+        ...diagnostics(edit).map((one) => ({
+          tone: one.severity === 'error' ? 'bad' : 'warn',
+          where: `${one.file}${one.line > 0 ? `:${one.line}:${one.column}` : ''}${one.path ? ` · ${one.path}` : ''}`,
+          message: one.message,
+          help: one.help ?? '',
+        })),
         ...(edit.errors ?? []).map((message) => ({ tone: 'bad', where: edit.file ?? '', message, help: '' })),
       ];
-      keyed(list, all, (one) => `${one.where} ${one.message}`, (one) => ({
-        root: h('li', { 'data-tone': one.tone }, h('span', { class: 'where' }, one.where), h('strong', null, one.message), one.help ? h('p', { class: 'muted' }, one.help) : null),
-      }));
+      keyed(
+        list,
+        all,
+        (one) => `${one.where} ${one.message}`,
+        (one) => ({
+          root: h(
+            'li',
+            { 'data-tone': one.tone },
+            h('span', { class: 'where' }, one.where),
+            h('strong', null, one.message),
+            one.help ? h('p', { class: 'muted' }, one.help) : null,
+          ),
+        }),
+      );
       show(list, all.length > 0);
       return all.length;
     },
@@ -127,18 +170,47 @@ export function mount(context) {
     paint(true);
     shown.root.querySelector('[data-kind="hit"]')?.scrollIntoView({ block: 'center' });
   });
-  const copy = button('Copy', async () => {
-    await navigator.clipboard.writeText(written);
-    toast('The configuration is copied.');
-  }, 'small');
+  const copy = button(
+    'Copy',
+    async () => {
+      await navigator.clipboard.writeText(written);
+      toast('The configuration is copied.');
+    },
+    'small',
+  );
   // Off loopback without TLS browsers have no clipboard.
   show(copy, Boolean(navigator.clipboard));
-  const choice = segmented('Form', [{ value: 'yaml', label: 'YAML' }, { value: 'json', label: 'JSON' }], form, (value) => {
-    form = value;
-    context.remember({ as: value === 'yaml' ? '' : value });
-    paint(true);
-  });
-  const whole = panel('Running configuration', { note: 'without its secrets', tools: [h('div', { class: 'tools' }, find.root, choice, copy)] }, shown.root);
+  const choice = segmented(
+    'Form',
+    [
+      { value: 'yaml', label: 'YAML' },
+      { value: 'json', label: 'JSON' },
+    ],
+    form,
+    (value) => {
+      form = value;
+      context.remember({ as: value === 'yaml' ? '' : value });
+      paint(true);
+    },
+  );
+  const unset = h('input', { type: 'checkbox', onchange: () => paint(true) });
+  const whole = panel(
+    'Running configuration',
+    {
+      note: 'without its secrets',
+      tools: [
+        h(
+          'div',
+          { class: 'tools' },
+          h('label', { class: 'check' }, unset, 'Keys that are not set'),
+          find.root,
+          choice,
+          copy,
+        ),
+      ],
+    },
+    shown.root,
+  );
 
   const edits = h('ol', { class: 'edits' });
   const noEdits = h('p', { class: 'none' }, 'The process runs what it began with.');
@@ -150,7 +222,8 @@ export function mount(context) {
     const source = JSON.stringify(running);
     if (!force && source === paintedAs) return;
     paintedAs = source;
-    written = form === 'json' ? JSON.stringify(running, null, 2) : yaml(running).trimStart();
+    const value = unset.checked ? running : setKeys(running);
+    written = form === 'json' ? JSON.stringify(value, null, 2) : yaml(value).trimStart();
     shown.set(written, (line) => (wanted !== '' && line.toLowerCase().includes(wanted) ? 'hit' : ''));
   }
 
@@ -181,26 +254,41 @@ export function mount(context) {
         address: () => 'api/config/history',
         every: 2,
         paint: (/** @type {{edits: PastEdit[]}} */ answer) => {
-          keyed(edits, answer.edits, (edit) => `${edit.generation} ${edit.at}`, (edit) => {
-            const failed = edit.result !== 'ok';
-            const result = pill();
-            result.set(failed ? 'refused' : 'in use from then', failed ? 'bad' : 'good');
-            const found = mistakes();
-            const n = found.set(edit);
-            const changes = (edit.diff ?? '').split('\n').filter((line) => ['add', 'del'].includes(kindOfDiff(line))).length;
-            const difference = code(`Difference of the edit at ${clock(edit.at)}`);
-            if (edit.diff) difference.set(edit.diff, kindOfDiff);
-            const when = h('span', { class: 'muted' });
-            const root = h(
-              'li',
-              null,
-              h('div', { class: 'line' }, h('strong', null, clock(edit.at, true)), result.root, when),
-              n > 0 ? found.root : null,
-              edit.diff ? h('details', null, h('summary', null, `Show ${plural(changes, 'changed line')}`), difference.root, edit.diffCut ? h('p', { class: 'note' }, 'Further lines are cut off.') : null) : null,
-              edit.diff === '' ? h('p', { class: 'note' }, 'Nothing that is shown here differs.') : null,
-            );
-            return { root, update: (now) => text(when, ago(now.at)) };
-          });
+          keyed(
+            edits,
+            answer.edits,
+            (edit) => `${edit.generation} ${edit.at}`,
+            (edit) => {
+              const failed = edit.result !== 'ok';
+              const result = pill();
+              result.set(failed ? 'refused' : 'in use from then', failed ? 'bad' : 'good');
+              const found = mistakes();
+              const n = found.set(edit);
+              const changes = (edit.diff ?? '')
+                .split('\n')
+                .filter((line) => ['add', 'del'].includes(kindOfDiff(line))).length;
+              const difference = code(`Difference of the edit at ${clock(edit.at)}`);
+              if (edit.diff) difference.set(edit.diff, kindOfDiff);
+              const when = h('span', { class: 'muted' });
+              const root = h(
+                'li',
+                null,
+                h('div', { class: 'line' }, h('strong', null, clock(edit.at, true)), result.root, when),
+                n > 0 ? found.root : null,
+                edit.diff
+                  ? h(
+                      'details',
+                      null,
+                      h('summary', null, `Show ${plural(changes, 'changed line')}`),
+                      difference.root,
+                      edit.diffCut ? h('p', { class: 'note' }, 'Further lines are cut off.') : null,
+                    )
+                  : null,
+                edit.diff === '' ? h('p', { class: 'note' }, 'Nothing that is shown here differs.') : null,
+              );
+              return { root, update: (now) => text(when, ago(now.at)) };
+            },
+          );
           show(noEdits, answer.edits.length === 0);
         },
         fail: (/** @type {import('./api.js').ApiError} */ error) => {

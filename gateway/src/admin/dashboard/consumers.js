@@ -46,47 +46,94 @@ function amount(value, unit) {
  * @param {Use} one
  */
 function tightest(one) {
-  const shares = [...one.limits.map((limit) => (limit.used ?? 0) / (limit.burst ?? limit.limit)), ...one.budgets.map((budget) => budget.spent / (budget.limit ?? Infinity))];
+  const shares = [
+    ...one.limits.map((limit) => (limit.used ?? 0) / (limit.burst ?? limit.limit)),
+    ...one.budgets.map((budget) => budget.spent / (budget.limit ?? Infinity)),
+  ];
   return Math.max(0, ...shares.filter(known));
 }
 
-/** @param {{whose: string, shared: boolean}} rule */
-function sharers(rule) {
-  return `${rule.whose === 'tenant' ? ', of the tenant' : ''}${rule.shared ? ', of all gateways' : ''}`;
+/**
+ * Who shares a rule of a consumer or a tenant.
+ * @param {{whose: string, shared: boolean}} rule
+ * @param {string} of
+ */
+function sharers(rule, of) {
+  return `${rule.whose === of ? '' : `, of the ${rule.whose}`}${rule.shared ? ', of all gateways' : ''}`;
 }
 
-/** @param {Limit} limit */
-function limitText(limit) {
-  const rate = limit.window === null ? '' : `, ${count(limit.limit)} per ${limit.window}`;
+/**
+ * @param {Limit} limit
+ * @param {string} of
+ */
+function limitText(limit, of) {
   const noun = limit.rule === 'concurrency' ? 'requests at the same time' : limit.rule;
-  const used = known(limit.used) ? `${short(limit.used)} of ${short(limit.burst ?? limit.limit)}` : short(limit.limit);
-  return `${used} ${noun}${rate}${sharers(limit)}`;
+  const most = limit.burst ?? limit.limit;
+  // Where the burst is the rate, one figure says both.
+  const rate =
+    limit.window === null
+      ? ''
+      : most === limit.limit
+        ? ` per ${limit.window}`
+        : ` at once, ${short(limit.limit)} per ${limit.window}`;
+  return `${known(limit.used) ? `${short(limit.used)} of ${short(most)}` : short(most)} ${noun}${rate}${sharers(limit, of)}`;
 }
 
-/** @param {Budget} budget */
-function budgetText(budget) {
-  const most = budget.limit === null ? '' : ` of ${amount(budget.limit, budget.unit)}`;
-  return `${amount(budget.spent, budget.unit)}${most} this ${budget.window}${sharers(budget)}`;
+/**
+ * @param {Budget} budget
+ * @param {string} of
+ */
+function budgetText(budget, of) {
+  const when = budget.window === 'day' ? 'today' : `this ${budget.window}`;
+  const spent =
+    budget.limit === null
+      ? amount(budget.spent, budget.unit)
+      : `${amount(budget.spent, budget.unit).split(' ')[0]} of ${amount(budget.limit, budget.unit)}`;
+  return `${spent} ${when}${sharers(budget, of)}`;
 }
 
 /**
  * Columns with the use of limits and budgets.
  * @template {Use} T
+ * @param {'consumer' | 'tenant'} of
  * @returns {import('./ui.js').Column<T>[]}
  */
-function uses() {
+function uses(of) {
   return [
     {
       label: 'Limits',
       cls: 'grow',
       sort: tightest,
-      make: (cell) => meters(cell, (one) => one.limits.map((limit) => ({ name: `${limit.rule} ${limit.whose} ${limit.window}`, used: limit.used, limit: limit.burst ?? limit.limit, written: limitText(limit) })), 'no limit'),
+      make: (cell) =>
+        meters(
+          cell,
+          (one) =>
+            one.limits.map((limit) => ({
+              name: `${limit.rule} ${limit.whose} ${limit.window}`,
+              used: limit.used,
+              limit: limit.burst ?? limit.limit,
+              written: limitText(limit, of),
+            })),
+          'no limit',
+        ),
     },
     {
       label: 'Budgets and cost',
       cls: 'grow',
-      sort: (one) => Math.max(0, ...one.budgets.filter((budget) => budget.unit === 'usd').map((budget) => budget.spent)),
-      make: (cell) => meters(cell, (one) => one.budgets.map((budget) => ({ name: `${budget.unit} ${budget.whose} ${budget.window}`, used: budget.spent, limit: budget.limit, written: budgetText(budget) })), 'no budget'),
+      sort: (one) =>
+        Math.max(0, ...one.budgets.filter((budget) => budget.unit === 'usd').map((budget) => budget.spent)),
+      make: (cell) =>
+        meters(
+          cell,
+          (one) =>
+            one.budgets.map((budget) => ({
+              name: `${budget.unit} ${budget.whose} ${budget.window}`,
+              used: budget.spent,
+              limit: budget.limit,
+              written: budgetText(budget, of),
+            })),
+          'no budget',
+        ),
     },
   ];
 }
@@ -132,7 +179,7 @@ export function mount(context) {
           };
         },
       },
-      ...uses(),
+      ...uses('consumer'),
     ],
   });
   const rest = h('p', { class: 'line' });
@@ -144,10 +191,21 @@ export function mount(context) {
     caption: 'Tenants with their limits and budgets',
     captionHidden: true,
     keyOf: (one) => one.name,
-    columns: [{ label: 'Tenant', heads: true, value: (one) => one.name, sort: (one) => one.name }, ...uses()],
+    columns: [{ label: 'Tenant', heads: true, value: (one) => one.name, sort: (one) => one.name }, ...uses('tenant')],
   });
-  const tenantsPanel = panel('Tenants', { note: 'limits and budgets that the consumers of a tenant share' }, byTenant.root);
-  const state = stateful(h('div', { class: 'stack' }, panel('Consumers', { note: 'what each has used of what it may' }, table.root, rest), tenantsPanel));
+  const tenantsPanel = panel(
+    'Tenants',
+    { note: 'limits and budgets that the consumers of a tenant share' },
+    byTenant.root,
+  );
+  const state = stateful(
+    h(
+      'div',
+      { class: 'stack' },
+      panel('Consumers', { note: 'what each has used of what it may' }, table.root, rest),
+      tenantsPanel,
+    ),
+  );
 
   const query = (/** @type {string} */ after) => {
     const parts = new URLSearchParams();
@@ -174,12 +232,22 @@ export function mount(context) {
     byTenant.update(shared);
     show(tenantsPanel, shared.length > 0);
     if (all.length === 0 && shared.length === 0 && tenant === '') {
-      state.empty('No consumers', 'Callers are anonymous. With `consumers` the gateway knows them, and holds each to its limits.');
+      state.empty(
+        'No consumers',
+        'Callers are anonymous. With `consumers` the gateway knows them, and holds each to its limits.',
+      );
       return;
     }
-    table.update(all.filter((one) => wanted === '' || `${one.name} ${one.tenant ?? ''}`.toLowerCase().includes(wanted)));
+    table.update(
+      all.filter((one) => wanted === '' || `${one.name} ${one.tenant ?? ''}`.toLowerCase().includes(wanted)),
+    );
     show(rest, more > 0);
-    text(left, further.length >= MAX_PAGES ? `${plural(more, 'further consumer')}: choose a tenant to see them.` : `${count(more)} more. Those below the first page keep the figures of the time they were asked for.`);
+    text(
+      left,
+      further.length >= MAX_PAGES
+        ? `${plural(more, 'further consumer')}: choose a tenant to see them.`
+        : `${count(more)} more. Those below the first page keep the figures of the time they were asked for.`,
+    );
     show(control, further.length < MAX_PAGES);
     state.ready();
   }
@@ -215,9 +283,14 @@ function meters(cell, of, none) {
   return (/** @type {T} */ one) => {
     const all = of(one);
     show(empty, all.length === 0);
-    keyed(list, all, (each) => each.name, () => {
-      const bar = meter('used');
-      return { root: bar.root, update: (now) => bar.set(now.used, now.limit, now.written) };
-    });
+    keyed(
+      list,
+      all,
+      (each) => each.name,
+      () => {
+        const bar = meter('used');
+        return { root: bar.root, update: (now) => bar.set(now.used, now.limit, now.written) };
+      },
+    );
   };
 }

@@ -134,7 +134,8 @@ export function keyed(parent, items, keyOf, create) {
   }
   LISTS.set(parent, next);
   // An element that is moved loses the focus.
-  if (focused instanceof HTMLElement && focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+  if (focused instanceof HTMLElement && focused !== document.activeElement && parent.contains(focused))
+    focused.focus({ preventScroll: true });
 }
 
 /**

@@ -76,7 +76,12 @@ export function span(value) {
   if (!known(value)) return NONE;
   const whole = Math.max(0, Math.floor(value));
   const [d, hours, m] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
-  const parts = [[d, 'd'], [hours, 'h'], [m, 'min'], [whole % 60, 's']];
+  const parts = [
+    [d, 'd'],
+    [hours, 'h'],
+    [m, 'min'],
+    [whole % 60, 's'],
+  ];
   const first = parts.findIndex(([n]) => n !== 0);
   if (first < 0) return '0 s';
   const shown = parts.slice(first, first + 2).filter(([n]) => n !== 0);

@@ -1,7 +1,7 @@
 /** Live: requests as they end, with filters and links to their traces. */
 
 import { ApiError, events, open } from './api.js';
-import { attr, h, keyed, show, text } from './dom.js';
+import { attr, h, keyed, newId, show, text } from './dom.js';
 import { clock, count, known, plural, seconds, unix } from './format.js';
 import { arrow, button, facts, pill, search, select, sheet } from './ui.js';
 import { forget, update } from './updates.js';
@@ -30,7 +30,11 @@ const millis = (ms) => seconds(known(ms) ? ms / 1000 : null);
 
 /** @param {import('./main.js').Context} context */
 export function mount(context) {
-  const filters = { route: context.query.get('route') ?? '', status: context.query.get('status') ?? '', consumer: context.query.get('consumer') ?? '' };
+  const filters = {
+    route: context.query.get('route') ?? '',
+    status: context.query.get('status') ?? '',
+    consumer: context.query.get('consumer') ?? '',
+  };
   let wanted = '';
   let paused = false;
   let left = false;
@@ -50,7 +54,14 @@ export function mount(context) {
   const routes = select('Route', 'All', filters.route, (value) => choose({ route: value }));
   const statuses = select('Status', 'All', filters.status, (value) => choose({ status: value }));
   statuses.options(CLASSES);
-  const consumer = h('input', { type: 'text', autocomplete: 'off', spellcheck: 'false', value: filters.consumer, size: '14' });
+  const consumer = h('input', {
+    id: newId('field'),
+    type: 'text',
+    autocomplete: 'off',
+    spellcheck: 'false',
+    value: filters.consumer,
+    size: '14',
+  });
   consumer.addEventListener('change', () => choose({ consumer: consumer.value.trim() }));
   const find = search('Find in what is shown', (value) => {
     wanted = value;
@@ -72,21 +83,64 @@ export function mount(context) {
 
   context.actions.append(clear, pause);
 
-  const columns = ['Time', 'Status', 'Request', 'Route', 'Consumer', 'Served by', 'Took', 'First token', 'Tokens', 'Trace'];
+  const columns = [
+    'Time',
+    'Status',
+    'Request',
+    'Route',
+    'Consumer',
+    'Served by',
+    'Took',
+    'First token',
+    'Tokens',
+    'Trace',
+  ];
   const body = h('tbody', { role: 'rowgroup' });
   const table = h(
     'table',
     { class: 'data', role: 'table' },
     h('caption', { class: 'hidden' }, 'Requests that ended, newest first'),
-    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, columns.map((name) => h('th', { scope: 'col', role: 'columnheader', class: ['Took', 'First token', 'Tokens'].includes(name) ? 'num' : null }, name)))),
+    h(
+      'thead',
+      { role: 'rowgroup' },
+      h(
+        'tr',
+        { role: 'row' },
+        columns.map((name) =>
+          h(
+            'th',
+            {
+              scope: 'col',
+              role: 'columnheader',
+              class: ['Took', 'First token', 'Tokens'].includes(name) ? 'num' : null,
+            },
+            name,
+          ),
+        ),
+      ),
+    ),
     body,
   );
   const none = h('p', { class: 'none' });
-  const box = h('div', { class: 'table-wrap tail', role: 'region', 'aria-label': 'Requests', tabindex: '0' }, table, none);
+  const box = h(
+    'div',
+    { class: 'table-wrap tail', role: 'region', 'aria-label': 'Requests', tabindex: '0' },
+    table,
+    none,
+  );
   const root = h(
     'section',
     { class: 'panel', 'aria-label': 'Live tail' },
-    h('div', { class: 'toolbar panel-head' }, mark.root, routes.root, statuses.root, h('label', { class: 'field' }, h('span', null, 'Consumer'), consumer), find.root, line),
+    h(
+      'div',
+      { class: 'toolbar panel-head' },
+      mark.root,
+      routes.root,
+      statuses.root,
+      h('div', { class: 'field' }, h('label', { for: consumer.id }, 'Consumer'), consumer),
+      find.root,
+      line,
+    ),
     box,
   );
 
@@ -182,7 +236,13 @@ export function mount(context) {
         .map(([name, value]) => [name, typeof value === 'string' ? value : JSON.stringify(value)]),
     );
     const trace = context.traceLink(one.traceId);
-    sheet(`${one.method ?? ''} ${one.path ?? ''}`.trim(), list.root, trace ? h('p', { class: 'after' }, h('a', { href: trace, target: '_blank', rel: 'noreferrer' }, 'Open its trace')) : null);
+    sheet(
+      `${one.method ?? ''} ${one.path ?? ''}`.trim(),
+      list.root,
+      trace
+        ? h('p', { class: 'after' }, h('a', { href: trace, target: '_blank', rel: 'noreferrer' }, 'Open its trace'))
+        : null,
+    );
   }
 
   /** @param {Request} one */
@@ -191,8 +251,15 @@ export function mount(context) {
     status.set(String(one.status), tone(one.status));
     const trace = context.traceLink(one.traceId);
     const served = one.servedBy ?? '–';
-    const cell = (/** @type {string} */ label, /** @type {string | null} */ cls, /** @type {import('./dom.js').Child[]} */ ...children) => h('td', { role: 'cell', class: cls, 'data-label': label }, ...children);
-    const tokens = known(one.promptTokens) || known(one.completionTokens) ? `${count(one.promptTokens)} + ${count(one.completionTokens)}` : '–';
+    const cell = (
+      /** @type {string} */ label,
+      /** @type {string | null} */ cls,
+      /** @type {import('./dom.js').Child[]} */ ...children
+    ) => h('td', { role: 'cell', class: cls, 'data-label': label }, ...children);
+    const tokens =
+      known(one.promptTokens) || known(one.completionTokens)
+        ? `${count(one.promptTokens)} + ${count(one.completionTokens)}`
+        : '–';
     const said = one.spilled ? `spilled: ${one.spilled}` : (one.errorCode ?? one.cause ?? '');
     return {
       root: h(
@@ -200,23 +267,50 @@ export function mount(context) {
         { role: 'row' },
         cell('Time', 'nowrap', clock(unix(one.timestamp))),
         cell('Status', 'nowrap', status.root),
-        h('th', { scope: 'row', role: 'rowheader', class: 'path' }, h('button', { type: 'button', class: 'link', onclick: () => details(one) }, `${one.method ?? ''} ${one.path ?? ''}`)),
+        h(
+          'th',
+          { scope: 'row', role: 'rowheader', class: 'path' },
+          h(
+            'button',
+            { type: 'button', class: 'link', onclick: () => details(one) },
+            `${one.method ?? ''} ${one.path ?? ''}`,
+          ),
+        ),
         cell('Route', null, one.route ?? '–'),
         cell('Consumer', null, one.consumer ?? '–'),
         cell('Served by', null, served, said ? h('span', { class: 'sub' }, said) : null),
         cell('Took', 'num', millis(one.durationMs)),
         cell('First token', 'num', millis(one.ttftMs)),
         cell('Tokens', 'num', tokens),
-        cell('Trace', null, trace ? h('a', { href: trace, target: '_blank', rel: 'noreferrer', 'aria-label': `Trace ${one.traceId}` }, 'Trace', arrow()) : (one.traceId ? h('code', { title: one.traceId }, String(one.traceId).slice(0, 8)) : '–')),
+        cell(
+          'Trace',
+          null,
+          trace
+            ? h(
+                'a',
+                { href: trace, target: '_blank', rel: 'noreferrer', 'aria-label': `Trace ${one.traceId}` },
+                'Trace',
+                arrow(),
+              )
+            : one.traceId
+              ? h('code', { title: one.traceId }, String(one.traceId).slice(0, 8))
+              : '–',
+        ),
       ),
     };
   }
 
   function paint() {
-    const shown = wanted === '' ? rows : rows.filter((one) => Object.values(one).join(' ').toLowerCase().includes(wanted));
+    const shown =
+      wanted === '' ? rows : rows.filter((one) => Object.values(one).join(' ').toLowerCase().includes(wanted));
     keyed(body, shown, (one) => one.key, row);
     show(none, shown.length === 0);
-    text(none, rows.length > 0 ? 'No request that is kept has this text.' : 'No request has ended since this page was opened. New ones appear here by themselves.');
+    text(
+      none,
+      rows.length > 0
+        ? 'No request that is kept has this text.'
+        : 'No request has ended since this page was opened. New ones appear here by themselves.',
+    );
     tell();
   }
 
@@ -228,7 +322,8 @@ export function mount(context) {
   return {
     root,
     sources: [],
-    overview: (/** @type {import('./api.js').Overview} */ overview) => routes.options(overview.routes.map((one) => one.name)),
+    overview: (/** @type {import('./api.js').Overview} */ overview) =>
+      routes.options(overview.routes.map((one) => one.name)),
     leave() {
       left = true;
       stream.abort();

@@ -40,13 +40,49 @@ import * as rollouts from './rollouts.js';
 const PAGES = [
   { name: 'overview', title: 'Overview', group: 'Traffic', icon: 'M2 13V9m4 4V4m4 9V7m4 6V2', mount: overview.mount },
   { name: 'live', title: 'Live', group: 'Traffic', icon: 'M1.5 8h3l2-5 3 10 2-5h3', mount: live.mount },
-  { name: 'consumers', title: 'Consumers', group: 'Traffic', icon: 'M8 8a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM2.5 14c.6-2.6 2.8-4 5.5-4s4.9 1.4 5.5 4', mount: consumers.mount },
-  { name: 'backends', title: 'Backends', group: 'Serving', icon: 'M2.5 2.5h11v4h-11zM2.5 9.5h11v4h-11zM5 4.5h.01M5 11.5h.01', mount: backends.mount },
-  { name: 'models', title: 'Models', group: 'Serving', icon: 'M8 1.5l5.5 3.200v6.600L8 14.5l-5.5-3.200V4.700zM2.5 4.700L8 8l5.5-3.300M8 8v6.5', mount: models.mount },
+  {
+    name: 'consumers',
+    title: 'Consumers',
+    group: 'Traffic',
+    icon: 'M8 8a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM2.5 14c.6-2.6 2.8-4 5.5-4s4.9 1.4 5.5 4',
+    mount: consumers.mount,
+  },
+  {
+    name: 'backends',
+    title: 'Backends',
+    group: 'Serving',
+    icon: 'M2.5 2.5h11v4h-11zM2.5 9.5h11v4h-11zM5 4.5h.01M5 11.5h.01',
+    mount: backends.mount,
+  },
+  {
+    name: 'models',
+    title: 'Models',
+    group: 'Serving',
+    icon: 'M8 1.5l5.5 3.200v6.600L8 14.5l-5.5-3.200V4.700zM2.5 4.700L8 8l5.5-3.300M8 8v6.5',
+    mount: models.mount,
+  },
   { name: 'rollouts', title: 'Rollouts', group: 'Change', icon: 'M2 13h3V9h3V6h3V3h3', mount: rollouts.mount },
-  { name: 'quality', title: 'Quality', group: 'Change', icon: 'M1.5 12c3 0 3-8 6.5-8s3.5 8 6.5 8', mount: quality.mount },
-  { name: 'configuration', title: 'Configuration', group: 'Change', icon: 'M5.5 4L2 8l3.5 4m5-8L14 8l-3.5 4', mount: configuration.mount },
-  { name: 'playground', title: 'Playground', group: 'Try', icon: 'M2.5 3h11v8h-6l-3 2.5V11h-2z', mount: playground.mount },
+  {
+    name: 'quality',
+    title: 'Quality',
+    group: 'Change',
+    icon: 'M1.5 12c3 0 3-8 6.5-8s3.5 8 6.5 8',
+    mount: quality.mount,
+  },
+  {
+    name: 'configuration',
+    title: 'Configuration',
+    group: 'Change',
+    icon: 'M5.5 4L2 8l3.5 4m5-8L14 8l-3.5 4',
+    mount: configuration.mount,
+  },
+  {
+    name: 'playground',
+    title: 'Playground',
+    group: 'Try',
+    icon: 'M2.5 3h11v8h-6l-3 2.5V11h-2z',
+    mount: playground.mount,
+  },
 ];
 
 const content = byId('content');
@@ -67,13 +103,16 @@ const poller = new Poller(get, report);
 /** Parts of the hash. */
 function place() {
   const [path = '', query = ''] = location.hash.replace(/^#\/?/, '').split('?');
-  const parts = path.split('/').filter(Boolean).map((part) => {
-    try {
-      return decodeURIComponent(part);
-    } catch {
-      return part;
-    }
-  });
+  const parts = path
+    .split('/')
+    .filter(Boolean)
+    .map((part) => {
+      try {
+        return decodeURIComponent(part);
+      } catch {
+        return part;
+      }
+    });
   return { name: parts[0] ?? '', path: parts.slice(1), query: new URLSearchParams(query) };
 }
 
@@ -134,7 +173,11 @@ function paintOverview(overview) {
   last = overview;
   const tone = overview.state === 'ready' ? 'good' : 'warn';
   state.set(overview.state, tone);
-  const parts = [`v${overview.version}`, `up ${span(overview.uptimeSeconds)}`, plural(overview.connections, 'connection')];
+  const parts = [
+    `v${overview.version}`,
+    `up ${span(overview.uptimeSeconds)}`,
+    plural(overview.connections, 'connection'),
+  ];
   text(byId('facts'), parts.join('  ·  '));
   view?.overview?.(overview);
 }
@@ -173,7 +216,11 @@ function report(error, retryAt) {
   const message = `${error.message}${since}`;
   if (banner.dataset.message !== message) {
     banner.dataset.message = message;
-    banner.replaceChildren(h('span', null, message), h('span', { class: 'when', 'aria-hidden': 'true' }), button('Try now', () => poller.now(), 'small'));
+    banner.replaceChildren(
+      h('span', null, message),
+      h('span', { class: 'when', 'aria-hidden': 'true' }),
+      button('Try now', () => poller.now(), 'small'),
+    );
   }
   const wait = banner.querySelector('.when');
   if (wait) text(wait, when);
@@ -289,7 +336,10 @@ document.addEventListener('keydown', (event) => {
 });
 byId('page').addEventListener('pointerdown', () => menu(false));
 // The link of the page that is shown changes no address, and closes the menu too.
-byId('nav').addEventListener('click', (event) => event.target instanceof Element && event.target.closest('a') && menu(false));
+byId('nav').addEventListener(
+  'click',
+  (event) => event.target instanceof Element && event.target.closest('a') && menu(false),
+);
 
 document.querySelector('.skip')?.addEventListener('click', (event) => {
   event.preventDefault();
@@ -301,7 +351,12 @@ for (const group of new Set(PAGES.map((one) => one.group))) {
     h(
       'li',
       null,
-      h('a', { href: `#/${one.name}` }, s('svg', { viewBox: '0 0 16 16', 'aria-hidden': 'true' }, s('path', { d: one.icon })), one.title),
+      h(
+        'a',
+        { href: `#/${one.name}` },
+        s('svg', { viewBox: '0 0 16 16', 'aria-hidden': 'true' }, s('path', { d: one.icon })),
+        one.title,
+      ),
     ),
   );
   const id = `nav-${group.toLowerCase()}`;

@@ -81,12 +81,27 @@ export function mount(_context) {
         kv.set(now.kvUsed, now.kvTotal, `${short(now.kvUsed)} of ${short(now.kvTotal)} tokens${kept}`);
         load.set([
           ['Answers running', count(now.running)],
-          ['Waiting', known(now.waitSeconds) && (now.waiting ?? 0) > 0 ? `${count(now.waiting)}, about ${seconds(now.waitSeconds)}` : count(now.waiting)],
+          [
+            'Waiting',
+            known(now.waitSeconds) && (now.waiting ?? 0) > 0
+              ? `${count(now.waiting)}, about ${seconds(now.waitSeconds)}`
+              : count(now.waiting),
+          ],
           ['Memory', bytes(now.memoryBytes)],
           ['Runs on', now.device ?? '–'],
-          ['Able to write', known(now.measuredTokensPerSecond) && now.measuredTokensPerSecond > 0 ? `${short(now.measuredTokensPerSecond)} tokens a second` : '–'],
+          [
+            'Able to write',
+            known(now.measuredTokensPerSecond) && now.measuredTokensPerSecond > 0
+              ? `${short(now.measuredTokensPerSecond)} tokens a second`
+              : '–',
+          ],
           ['Tokens written', short(now.generatedTokens)],
-          ['Prompt tokens', known(now.cachedTokens) && now.cachedTokens > 0 ? `${short(now.promptTokens)}, ${short(now.cachedTokens)} from the cache` : short(now.promptTokens)],
+          [
+            'Prompt tokens',
+            known(now.cachedTokens) && now.cachedTokens > 0
+              ? `${short(now.promptTokens)}, ${short(now.cachedTokens)} from the cache`
+              : short(now.promptTokens),
+          ],
           ['Refused for room', count(now.noRoom)],
         ]);
       },
@@ -104,7 +119,11 @@ export function mount(_context) {
             return;
           }
           const limit = answer.memory?.limit;
-          memory.set(answer.memory?.used, limit, `${bytes(answer.memory?.used)}${known(limit) ? ` of ${bytes(limit)}` : ', no limit'}`);
+          memory.set(
+            answer.memory?.used,
+            limit,
+            `${bytes(answer.memory?.used)}${known(limit) ? ` of ${bytes(limit)}` : ', no limit'}`,
+          );
           show(total, Boolean(answer.memory));
           keyed(list, answer.models, (one) => one.name, card);
           state.ready();

@@ -2,7 +2,7 @@
 
 import { HeatMap, TimeChart, quantile, sparkline, sumOf } from './charts.js';
 import { attr, h, show, text } from './dom.js';
-import { count, known, percent, plural, seconds, short, words } from './format.js';
+import { count, known, percent, plural, seconds, short, span, words } from './format.js';
 import { DataTable, meter, panel, segmented, select, stateful } from './ui.js';
 
 const WINDOWS = [
@@ -38,7 +38,11 @@ function total(counts) {
  */
 function byReason(reasons) {
   const names = Object.keys(reasons ?? {}).sort();
-  const used = names.map((name, n) => ({ name: words(name), colour: COLOURS[n % COLOURS.length] ?? 'c7', values: reasons?.[name] ?? [] }));
+  const used = names.map((name, n) => ({
+    name: words(name),
+    colour: COLOURS[n % COLOURS.length] ?? 'c7',
+    values: reasons?.[name] ?? [],
+  }));
   const shown = used.filter((one) => total(one.values) > 0).sort((a, b) => total(b.values) - total(a.values));
   if (shown.length <= COLOURS.length) return shown;
   const rest = shown.slice(COLOURS.length - 1);
@@ -55,7 +59,14 @@ function tile(label, cls = '') {
   const value = h('span');
   const sub = h('span', { class: 'sub' });
   const spark = sparkline();
-  const root = h('div', { class: `tile ${cls}`.trim() }, h('dt', null, label), h('dd', null, value), h('dd', { class: 'sub' }, sub), spark.root);
+  const root = h(
+    'div',
+    { class: `tile ${cls}`.trim() },
+    h('dt', null, label),
+    h('dd', null, value),
+    h('dd', { class: 'sub' }, sub),
+    spark.root,
+  );
   return {
     root,
     /**
@@ -97,10 +108,22 @@ export function mount(context) {
   };
   const traffic = new TimeChart({ title: 'Traffic', note: 'requests a second' });
   const tokens = new TimeChart({ title: 'Tokens', note: 'a second', none: 'No tokens in this window' });
-  const spills = new TimeChart({ title: 'Spills by reason', note: 'requests in each step', none: 'No spills in this window' });
-  const refused = new TimeChart({ title: 'Refusals by reason', note: 'requests in each step', none: 'No refusals in this window' });
+  const spills = new TimeChart({
+    title: 'Spills by reason',
+    note: 'requests in each step',
+    none: 'No spills in this window',
+  });
+  const refused = new TimeChart({
+    title: 'Refusals by reason',
+    note: 'requests in each step',
+    none: 'No refusals in this window',
+  });
   const latency = new HeatMap({ title: 'Latency', note: 'arrival to last byte' });
-  const first = new HeatMap({ title: 'Time to first token', note: 'streams of models', none: 'No streams in this window' });
+  const first = new HeatMap({
+    title: 'Time to first token',
+    note: 'streams of models',
+    none: 'No streams in this window',
+  });
 
   /** @typedef {import('./api.js').Overview['routes'][number]} Route */
   const link = (/** @type {HTMLElement} */ cell) => {
@@ -129,7 +152,12 @@ export function mount(context) {
           return (item) => bar.set(item.requestsPerSecond, busiest * 1.4, short(item.requestsPerSecond));
         },
       },
-      { label: 'Errors a second', cls: 'num', value: (item) => short(item.errorsPerSecond), sort: (item) => item.errorsPerSecond },
+      {
+        label: 'Errors a second',
+        cls: 'num',
+        value: (item) => short(item.errorsPerSecond),
+        sort: (item) => item.errorsPerSecond,
+      },
       {
         label: 'Error share',
         cls: 'num',
@@ -139,12 +167,20 @@ export function mount(context) {
     ],
   });
 
-  const uncounted = h('p', { class: 'note', hidden: true }, 'Tokens and first tokens are counted by model and server, not by route: choose all routes to see them.');
+  const uncounted = h(
+    'p',
+    { class: 'note', hidden: true },
+    'Tokens and first tokens are counted by model and server, not by route: choose all routes to see them.',
+  );
   const moreRoutes = h('p', { class: 'note', hidden: true });
   const content = h(
     'div',
     { class: 'stack' },
-    h('dl', { class: 'tiles' }, Object.values(tiles).map((one) => one.root)),
+    h(
+      'dl',
+      { class: 'tiles' },
+      Object.values(tiles).map((one) => one.root),
+    ),
     h('div', { class: 'grid2' }, traffic.root, spills.root, latency.root, first.root, refused.root, tokens.root),
     uncounted,
     panel('Routes', {}, table.root, moreRoutes),
@@ -206,20 +242,28 @@ export function mount(context) {
     // Figures of the last minute, or of two steps where a step is longer.
     const recent = Math.max(2, Math.ceil(60 / step));
     const tail = (/** @type {(number[] | null)[]} */ rows) => sumOf(rows.slice(-recent));
-    const of = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds, /** @type {number} */ level) => seconds(quantile(tail(rows), bounds, level)?.value);
-    const over = recent * step < 120 ? 'last minute' : `last ${Math.round((recent * step) / 60)} min`;
-    tiles.latency.set(of(history.latency, history.latencyBounds, 0.95), `p50 ${of(history.latency, history.latencyBounds, 0.5)}, ${over}`);
-    tiles.first.set(of(firstTokens, firstBounds, 0.95), `p50 ${of(firstTokens, firstBounds, 0.5)}, ${over}`);
-    const course = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds) => rows.map((row) => quantile(row, bounds, 0.95)?.value ?? null);
+    const of = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds, /** @type {number} */ level) =>
+      seconds(quantile(tail(rows), bounds, level)?.value);
+    const over = span(recent * step);
+    tiles.latency.set(
+      of(history.latency, history.latencyBounds, 0.95),
+      `p50 ${of(history.latency, history.latencyBounds, 0.5)} · ${over}`,
+    );
+    tiles.first.set(of(firstTokens, firstBounds, 0.95), `p50 ${of(firstTokens, firstBounds, 0.5)} · ${over}`);
+    const course = (/** @type {(number[] | null)[]} */ rows, /** @type {number[]} */ bounds) =>
+      rows.map((row) => quantile(row, bounds, 0.95)?.value ?? null);
     tiles.latency.spark(course(history.latency, history.latencyBounds));
     tiles.first.spark(course(firstTokens, firstBounds));
     tiles.requests.spark(requests);
     tiles.errors.spark(errors);
     tiles.tokens.spark(output.map((n, place) => (n ?? 0) + (input[place] ?? 0)));
-    const all = history.requests.map((_, n) => Object.values(history.spills ?? {}).reduce((sum, values) => sum + (values[n] ?? 0), 0));
+    const all = history.requests.map((_, n) =>
+      Object.values(history.spills ?? {}).reduce((sum, values) => sum + (values[n] ?? 0), 0),
+    );
     tiles.spills.spark(all);
-    const mean = (/** @type {(number | null)[]} */ values) => total(values.slice(-recent)) / Math.max(1, Math.min(recent, values.length));
-    tiles.spills.set(short(mean(all) / step), `${plural(total(all), 'spill')} in the window`);
+    const mean = (/** @type {(number | null)[]} */ values) =>
+      total(values.slice(-recent)) / Math.max(1, Math.min(recent, values.length));
+    tiles.spills.set(short(mean(all) / step), `${count(total(all))} in the window`);
     tiles.tokens.set(short(mean(output)), `written; ${short(mean(input))} read`);
     state.ready();
   }

@@ -23,7 +23,9 @@ let keys = 0;
  */
 export function modelOf(running, route) {
   const found = running?.routes?.find((/** @type {any} */ one) => one.name === route);
-  const asked = (found?.matches ?? []).map((/** @type {any} */ one) => one.model).find((/** @type {any} */ one) => typeof one === 'string' && !/[*?[\]\\]/.test(one));
+  const asked = (found?.matches ?? [])
+    .map((/** @type {any} */ one) => one.model)
+    .find((/** @type {any} */ one) => typeof one === 'string' && !/[*?[\]\\]/.test(one));
   if (asked) return asked;
   for (const target of found?.backendRefs ?? []) {
     if (typeof target.model === 'string') return target.model;
@@ -68,12 +70,31 @@ export function mount(context) {
       'details',
       null,
       h('summary', null, 'Key, model and settings'),
-      h('div', { class: 'fields after' }, field('Key of a consumer', key, 'Goes with each request, and is kept nowhere.'), field('Model', model), field('Temperature', temperature), field('Most tokens of an answer', most)),
+      h(
+        'div',
+        { class: 'fields after' },
+        field('Key of a consumer', key, 'Goes with each request, and is kept nowhere.'),
+        field('Model', model),
+        field('Temperature', temperature),
+        field('Most tokens of an answer', most),
+      ),
       field('System message', system),
     ),
   );
-  const board = h('div', { class: 'panes' }, panes.map((pane) => pane.root));
-  const state = stateful(h('div', { class: 'stack' }, panel('Chat', { note: 'through the gateway’s own pipeline, as a caller' }, form), board, announced));
+  const board = h(
+    'div',
+    { class: 'panes' },
+    panes.map((pane) => pane.root),
+  );
+  const state = stateful(
+    h(
+      'div',
+      { class: 'stack' },
+      panel('Chat', { note: 'through the gateway’s own pipeline, as a caller' }, form),
+      board,
+      announced,
+    ),
+  );
 
   beside.addEventListener('change', () => second && show(second.root, beside.checked));
   if (second) show(second.root, false);
@@ -107,27 +128,42 @@ export function mount(context) {
     /** @type {AbortController | null} */
     let running = null;
     const route = select('Route', '', '', () => {});
-    const thread = h('div', { class: 'thread', tabindex: '0', role: 'log', 'aria-live': 'off', 'aria-label': `Chat, ${title.toLowerCase()}` });
+    const thread = h('div', {
+      class: 'thread',
+      tabindex: '0',
+      role: 'log',
+      'aria-live': 'off',
+      'aria-label': `Chat, ${title.toLowerCase()}`,
+    });
     const none = h('p', { class: 'none' }, 'The answer appears here as it is written.');
     const figures = h('p', { class: 'pane-facts' });
     const root = panel(title, { tools: [route.root] }, none, thread, figures);
 
     function paint() {
       const stuck = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 40;
-      keyed(thread, turns, (turn) => turn.key, (turn) => {
-        const element = h('div', { class: 'turn', 'data-role': turn.role });
-        const who = h('span', { class: 'hidden' }, `${turn.role === 'user' ? 'You' : turn.role === 'error' ? 'Error' : 'Answer'}: `);
-        const words = document.createTextNode('');
-        element.append(who, words);
-        return {
-          root: element,
-          update: (now) => {
-            if (words.nodeValue !== now.content) words.nodeValue = now.content;
-            attr(element, 'data-role', now.role);
-            attr(element, 'data-streaming', running !== null && now === turns.at(-1) && now.role === 'assistant');
-          },
-        };
-      });
+      keyed(
+        thread,
+        turns,
+        (turn) => turn.key,
+        (turn) => {
+          const element = h('div', { class: 'turn', 'data-role': turn.role });
+          const who = h(
+            'span',
+            { class: 'hidden' },
+            `${turn.role === 'user' ? 'You' : turn.role === 'error' ? 'Error' : 'Answer'}: `,
+          );
+          const words = document.createTextNode('');
+          element.append(who, words);
+          return {
+            root: element,
+            update: (now) => {
+              if (words.nodeValue !== now.content) words.nodeValue = now.content;
+              attr(element, 'data-role', now.role);
+              attr(element, 'data-streaming', running !== null && now === turns.at(-1) && now.role === 'assistant');
+            },
+          };
+        },
+      );
       show(none, turns.length === 0);
       show(thread, turns.length > 0);
       if (stuck) thread.scrollTop = thread.scrollHeight;
@@ -135,10 +171,15 @@ export function mount(context) {
 
     /** @param {[string, string][]} pairs */
     function tell(pairs) {
-      keyed(figures, pairs, ([label]) => label, ([label]) => {
-        const value = h('b');
-        return { root: h('span', null, `${label} `, value), update: ([, written]) => text(value, written) };
-      });
+      keyed(
+        figures,
+        pairs,
+        ([label]) => label,
+        ([label]) => {
+          const value = h('b');
+          return { root: h('span', null, `${label} `, value), update: ([, written]) => text(value, written) };
+        },
+      );
     }
 
     /**
@@ -151,7 +192,11 @@ export function mount(context) {
       const { signal } = running;
       /** @type {Turn} */
       const answer = { role: 'assistant', content: '', key: String((keys += 1)) };
-      turns = [...turns, /** @type {Turn} */ ({ role: 'user', content: asked, key: String((keys += 1)) }), answer].slice(-TURNS);
+      turns = [
+        ...turns,
+        /** @type {Turn} */ ({ role: 'user', content: asked, key: String((keys += 1)) }),
+        answer,
+      ].slice(-TURNS);
       paint();
       thread.scrollTop = thread.scrollHeight;
       const begin = performance.now();
@@ -171,13 +216,19 @@ export function mount(context) {
           ...(named ? [/** @type {[string, string]} */ (['model', named])] : []),
           ...(firstAt > 0 ? [/** @type {[string, string]} */ (['first token', seconds(firstAt)])] : []),
           ['took', seconds(took())],
-          ...(known(tokens) ? [/** @type {[string, string]} */ (['tokens', `${usage ? '' : 'about '}${count(tokens)}`])] : []),
-          ...(known(tokens) && firstAt > 0 && writing > 0.05 ? [/** @type {[string, string]} */ (['tokens a second', short(tokens / writing)])] : []),
+          ...(known(tokens)
+            ? [/** @type {[string, string]} */ (['tokens', `${usage ? '' : 'about '}${count(tokens)}`])]
+            : []),
+          ...(known(tokens) && firstAt > 0 && writing > 0.05
+            ? [/** @type {[string, string]} */ (['tokens a second', short(tokens / writing)])]
+            : []),
           ...(id ? [/** @type {[string, string]} */ (['request', id])] : []),
         ]);
       };
       try {
-        const sent = turns.filter((turn) => turn !== answer && turn.role !== 'error' && turn.content !== '').map(({ role, content }) => ({ role, content }));
+        const sent = turns
+          .filter((turn) => turn !== answer && turn.role !== 'error' && turn.content !== '')
+          .map(({ role, content }) => ({ role, content }));
         const before = system.value.trim();
         const response = await chat(
           to,
@@ -224,7 +275,10 @@ export function mount(context) {
         const why = error instanceof Error ? error.message : String(error);
         // What was written stays above the error.
         if (answer.content === '') Object.assign(answer, { role: 'error', content: why });
-        else turns = [...turns, /** @type {Turn} */ ({ role: 'error', content: why, key: String((keys += 1)) })].slice(-TURNS);
+        else
+          turns = [...turns, /** @type {Turn} */ ({ role: 'error', content: why, key: String((keys += 1)) })].slice(
+            -TURNS,
+          );
         return `${to}: ${why}`;
       } finally {
         if (running?.signal === signal) running = null;
@@ -255,12 +309,17 @@ export function mount(context) {
   return {
     root: state.root,
     // The configuration names the models; without it the route's name is sent, and the answer says what is wrong.
-    sources: [{ address: () => 'api/config', every: 30, paint: (/** @type {any} */ answer) => (configured = answer.running) }],
+    sources: [
+      { address: () => 'api/config', every: 30, paint: (/** @type {any} */ answer) => (configured = answer.running) },
+    ],
     /** @param {import('./api.js').Overview} overview */
     overview(overview) {
       const names = overview.routes.map((one) => one.name).filter((name) => !name.startsWith('_'));
       if (!overview.playground) {
-        state.empty('The playground is off', 'Set `admin.playground: true` to let operators send chats from this page.');
+        state.empty(
+          'The playground is off',
+          'Set `admin.playground: true` to let operators send chats from this page.',
+        );
         return;
       }
       if (names.length === 0) {

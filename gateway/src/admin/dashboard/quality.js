@@ -49,7 +49,11 @@ import { DataTable, facts, panel, pill, select, stateful } from './ui.js';
  */
 
 /** Recipes as people name them. */
-const RECIPES = /** @type {Record<string, string>} */ ({ kolmogorovSmirnov: 'Kolmogorov-Smirnov', jensenShannon: 'Jensen-Shannon', cosine: 'cosine' });
+const RECIPES = /** @type {Record<string, string>} */ ({
+  kolmogorovSmirnov: 'Kolmogorov-Smirnov',
+  jensenShannon: 'Jensen-Shannon',
+  cosine: 'cosine',
+});
 
 /**
  * Name of a feature; that of a tensor stays as it is.
@@ -78,10 +82,18 @@ export function mount(context) {
   function paint() {
     choice.options(routes.map((one) => one.route));
     if (routes.length === 0) {
-      state.empty('No route is watched', 'A route with `quality` compares what callers ask and targets answer with a reference.');
+      state.empty(
+        'No route is watched',
+        'A route with `quality` compares what callers ask and targets answer with a reference.',
+      );
       return;
     }
-    keyed(list, routes.filter((one) => route === '' || one.route === route), (one) => one.route, card);
+    keyed(
+      list,
+      routes.filter((one) => route === '' || one.route === route),
+      (one) => one.route,
+      card,
+    );
     state.ready();
   }
 
@@ -115,9 +127,17 @@ function card(first) {
     update(now) {
       const drifted = now.targets.flatMap((target) => target.features).filter((one) => one.drifted).length;
       const failing = now.probes.flatMap((target) => target.probes).filter((one) => one.passing === false).length;
-      const parts = [drifted > 0 ? plural(drifted, 'feature has drifted', 'features have drifted') : '', failing > 0 ? plural(failing, 'probe fails', 'probes fail') : ''].filter(Boolean);
+      const parts = [
+        drifted > 0 ? plural(drifted, 'feature has drifted', 'features have drifted') : '',
+        failing > 0 ? plural(failing, 'probe fails', 'probes fail') : '',
+      ].filter(Boolean);
       mark.set(parts.join(', ') || 'as before', parts.length > 0 ? 'bad' : 'good');
-      const reference = now.reference === 'window' ? `the ${span(now.windowSeconds)} before` : now.reference === 'file' ? 'a file' : now.reference;
+      const reference =
+        now.reference === 'window'
+          ? `the ${span(now.windowSeconds)} before`
+          : now.reference === 'file'
+            ? 'a file'
+            : now.reference;
       terms.set([
         ['Compared with', reference],
         ['Recent', `${span(now.recentSeconds)} to ${span(now.recentSeconds * 2)}`],
@@ -138,17 +158,36 @@ function target(first) {
   const line = h('p', { class: 'note' });
   const cards = h('div', { class: 'cards' });
   const none = h('p', { class: 'none' }, 'No request has been looked at yet.');
-  const root = h('div', { class: 'stack' }, h('div', { class: 'line' }, h('h3', null, first.target), line), cards, none);
+  const root = h(
+    'div',
+    { class: 'stack' },
+    h('div', { class: 'line' }, h('h3', null, first.target), line),
+    cards,
+    none,
+  );
   return {
     root,
     /** @param {Route['targets'][number]} now */
     update(now) {
-      const signals = Object.entries(now.signals).filter(([, n]) => n > 0).map(([name, n]) => `${words(name).toLowerCase()} ${count(n)}`);
-      const reference = now.referenceRows === null ? 'is the reference itself' : `${plural(now.referenceRows, 'request')} in the reference`;
-      text(line, `${plural(now.rows, 'recent request')}, ${reference}${signals.length > 0 ? ` · signs: ${signals.join(', ')}` : ''}`);
+      const signals = Object.entries(now.signals)
+        .filter(([, n]) => n > 0)
+        .map(([name, n]) => `${words(name).toLowerCase()} ${count(n)}`);
+      const reference =
+        now.referenceRows === null
+          ? 'is the reference itself'
+          : `${plural(now.referenceRows, 'request')} in the reference`;
+      text(
+        line,
+        `${plural(now.rows, 'recent request')}, ${reference}${signals.length > 0 ? ` · signs: ${signals.join(', ')}` : ''}`,
+      );
       // Those that have drifted first, then the nearest to their limit.
       const rank = (/** @type {Feature} */ one) => (one.drifted ? 10 : 0) + (one.distance ?? 0) / (one.limit || 1);
-      keyed(cards, [...now.features].sort((a, b) => rank(b) - rank(a)), (one) => one.feature, feature);
+      keyed(
+        cards,
+        [...now.features].sort((a, b) => rank(b) - rank(a)),
+        (one) => one.feature,
+        feature,
+      );
       show(none, now.features.length === 0);
     },
   };
@@ -162,14 +201,27 @@ function feature(first) {
   const drawn = course();
   const bars = h('ul', { class: 'bars' });
   const more = h('details', null, h('summary', null, 'Distribution, before and now'), bars);
-  const root = h('article', { class: 'card' }, h('div', { class: 'card-head' }, h('h3', null, named(first.feature)), mark.root), h('p', { class: 'line' }, value, line), drawn.root, more);
+  const root = h(
+    'article',
+    { class: 'card' },
+    h('div', { class: 'card-head' }, h('h3', null, named(first.feature)), mark.root),
+    h('p', { class: 'line' }, value, line),
+    drawn.root,
+    more,
+  );
   return {
     root,
     /** @param {Feature} now */
     update(now) {
-      mark.set(now.drifted ? 'drifted' : now.judged ? 'as before' : 'too few', now.drifted ? 'bad' : now.judged ? 'good' : 'idle');
+      mark.set(
+        now.drifted ? 'drifted' : now.judged ? 'as before' : 'too few',
+        now.drifted ? 'bad' : now.judged ? 'good' : 'idle',
+      );
       text(value, short(now.distance));
-      text(line, `limit ${short(now.limit)}${now.recipe ? ` · ${RECIPES[now.recipe] ?? words(now.recipe)}` : ''} · ${now.side}`);
+      text(
+        line,
+        `limit ${short(now.limit)}${now.recipe ? ` · ${RECIPES[now.recipe] ?? words(now.recipe)}` : ''} · ${now.side}`,
+      );
       const points = now.course.map(([x, y]) => ({ x, y }));
       drawn.set({
         points,
@@ -181,18 +233,23 @@ function feature(first) {
       show(more, now.bars.length > 0);
       if (!more.open) return;
       const most = Math.max(1e-9, ...now.bars.flatMap((bar) => [bar.before, bar.recent]));
-      keyed(bars, now.bars, (bar) => bar.name, (bar) => {
-        const [before, recent, figures] = [h('i'), h('i'), h('span')];
-        const name = h('span', { title: bar.name }, bar.name);
-        return {
-          root: h('li', null, name, h('span', { class: 'pair', 'aria-hidden': 'true' }, before, recent), figures),
-          update: (each) => {
-            style(before, 'inline-size', `${((each.before / most) * 100).toFixed(1)}%`);
-            style(recent, 'inline-size', `${((each.recent / most) * 100).toFixed(1)}%`);
-            text(figures, `${percent(each.before)} → ${percent(each.recent)}`);
-          },
-        };
-      });
+      keyed(
+        bars,
+        now.bars,
+        (bar) => bar.name,
+        (bar) => {
+          const [before, recent, figures] = [h('i'), h('i'), h('span')];
+          const name = h('span', { title: bar.name }, bar.name);
+          return {
+            root: h('li', null, name, h('span', { class: 'pair', 'aria-hidden': 'true' }, before, recent), figures),
+            update: (each) => {
+              style(before, 'inline-size', `${((each.before / most) * 100).toFixed(1)}%`);
+              style(recent, 'inline-size', `${((each.recent / most) * 100).toFixed(1)}%`);
+              text(figures, `${percent(each.before)} → ${percent(each.recent)}`);
+            },
+          };
+        },
+      );
     },
   };
 }
@@ -212,10 +269,18 @@ function probed(first) {
         make: (cell) => {
           const mark = pill();
           cell.append(mark.root);
-          return (one) => mark.set(one.passing === null ? 'not yet' : one.passing ? 'as expected' : 'fails', one.passing === null ? 'idle' : one.passing ? 'good' : 'bad');
+          return (one) =>
+            mark.set(
+              one.passing === null ? 'not yet' : one.passing ? 'as expected' : 'fails',
+              one.passing === null ? 'idle' : one.passing ? 'good' : 'bad',
+            );
         },
       },
-      { label: 'Similarity', cls: 'num', value: (one) => (one.judgedBy === 'exact' ? 'exact' : `${short(one.similarity)} of ${short(one.limit)}`) },
+      {
+        label: 'Similarity',
+        cls: 'num',
+        value: (one) => (one.judgedBy === 'exact' ? 'exact' : `${short(one.similarity)} of ${short(one.limit)}`),
+      },
       {
         label: 'Over time',
         make: (cell) => {
@@ -223,7 +288,13 @@ function probed(first) {
           cell.append(drawn.root);
           return (one) => {
             style(drawn.root, 'display', one.course.length < 2 ? 'none' : '');
-            drawn.set({ points: one.course.map(([x, y]) => ({ x, y })), limit: one.limit, worse: 'below', format: short, label: `Similarity of ${one.probe}, last ${short(one.similarity)}` });
+            drawn.set({
+              points: one.course.map(([x, y]) => ({ x, y })),
+              limit: one.limit,
+              worse: 'below',
+              format: short,
+              label: `Similarity of ${one.probe}, last ${short(one.similarity)}`,
+            });
           };
         },
       },
@@ -232,14 +303,26 @@ function probed(first) {
       { label: 'Last', cls: 'num', value: (one) => ago(one.at) },
     ],
   });
-  const root = h('div', { class: 'stack' }, h('div', { class: 'line' }, h('h3', null, `Probes of ${first.target}`), line), table.root);
+  const root = h(
+    'div',
+    { class: 'stack' },
+    h('div', { class: 'line' }, h('h3', null, `Probes of ${first.target}`), line),
+    table.root,
+  );
   return {
     root,
     /** @param {Route['probes'][number]} now */
     update(now) {
-      const named = now.providers.flatMap((one) => [one.models.at(-1)?.value, one.fingerprints.at(-1)?.value]).filter(Boolean);
-      const wait = known(now.next) ? `next round in ${span(now.next - Date.now() / 1000)}` : 'the first round is to come';
-      text(line, `${wait}, ${plural(now.tokens, 'token')} so far${named.length > 0 ? ` · servers name ${named.join(', ')}` : ''}`);
+      const named = now.providers
+        .flatMap((one) => [one.models.at(-1)?.value, one.fingerprints.at(-1)?.value])
+        .filter(Boolean);
+      const wait = known(now.next)
+        ? `next round in ${span(now.next - Date.now() / 1000)}`
+        : 'the first round is to come';
+      text(
+        line,
+        `${wait}, ${plural(now.tokens, 'token')} so far${named.length > 0 ? ` · servers name ${named.join(', ')}` : ''}`,
+      );
       table.update(now.probes);
     },
   };
@@ -259,7 +342,12 @@ function feedback() {
       { label: 'Route', heads: true, value: (one) => one.route },
       { label: 'Target', value: (one) => one.target },
       { label: 'Labelled', cls: 'num', value: (one) => count(one.labelled), sort: (one) => one.labelled },
-      { label: 'Mean score', cls: 'num', value: (one) => short(one.scores?.mean), sort: (one) => one.scores?.mean ?? -1 },
+      {
+        label: 'Mean score',
+        cls: 'num',
+        value: (one) => short(one.scores?.mean),
+        sort: (one) => one.scores?.mean ?? -1,
+      },
       { label: 'Since the last change', cls: 'num', value: (one) => short(one.scores?.recentMean ?? one.scores?.mean) },
       { label: 'Right answers', cls: 'num', value: (one) => percent(one.answers?.accuracy) },
       {
@@ -283,7 +371,10 @@ function feedback() {
         state.empty('No feedback is taken', 'With `feedback` callers label the answers that they got.');
         return;
       }
-      text(line, `${count(now.memory.requests)} of ${plural(now.memory.capacity, 'request')} are remembered and may be labelled.`);
+      text(
+        line,
+        `${count(now.memory.requests)} of ${plural(now.memory.capacity, 'request')} are remembered and may be labelled.`,
+      );
       table.update(now.routes.flatMap(({ route, targets }) => targets.map((one) => ({ ...one, route }))));
       state.ready();
     },

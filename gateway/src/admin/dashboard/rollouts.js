@@ -3,7 +3,7 @@
 import { post } from './api.js';
 import { course, interval } from './charts.js';
 import { attr, h, keyed, show, style, text } from './dom.js';
-import { ago, clock, count, known, plural, short, words } from './format.js';
+import { ago, clock, count, known, percent, plural, seconds, short, words } from './format.js';
 import { button, confirm, DataTable, facts, held, panel, pill, select, stateful, toast } from './ui.js';
 
 /**
@@ -64,9 +64,25 @@ import { button, confirm, DataTable, facts, held, panel, pill, select, stateful,
 /** @typedef {{x: number, y: number | null, low: number | null, high: number | null, step: number, requests: number}} Look */
 
 /** @type {Record<string, import('./ui.js').Tone>} */
-const TONES = { waiting: 'idle', running: 'info', paused: 'warn', inconclusive: 'warn', promoted: 'good', aborted: 'bad' };
+const TONES = {
+  waiting: 'idle',
+  running: 'info',
+  paused: 'warn',
+  inconclusive: 'warn',
+  promoted: 'good',
+  aborted: 'bad',
+};
 /** @type {Record<string, import('./ui.js').Tone>} */
-const EVENTS = { begun: 'info', stepUp: 'info', promoted: 'good', aborted: 'bad', paused: 'warn', inconclusive: 'warn', gateRefused: 'bad', gateAgreed: 'good' };
+const EVENTS = {
+  begun: 'info',
+  stepUp: 'info',
+  promoted: 'good',
+  aborted: 'bad',
+  paused: 'warn',
+  inconclusive: 'warn',
+  gateRefused: 'bad',
+  gateAgreed: 'good',
+};
 /** Commands with the states that allow them. */
 const COMMANDS = [
   { name: 'promote', label: 'Promote', cls: 'primary', states: ['running', 'paused', 'inconclusive', 'waiting'] },
@@ -114,7 +130,8 @@ function bounds(one) {
  * @param {Evidence} one
  */
 function progress(one) {
-  const part = (/** @type {number | null} */ ln, /** @type {number | null} */ needed) => (known(ln) && known(needed) && needed > 0 ? Math.min(1, Math.max(0, ln / needed)) : 0);
+  const part = (/** @type {number | null} */ ln, /** @type {number | null} */ needed) =>
+    known(ln) && known(needed) && needed > 0 ? Math.min(1, Math.max(0, ln / needed)) : 0;
   const [worse, fine] = [part(one.lnWorse, one.lnWorseNeeded), part(one.lnFine, one.lnFineNeeded)];
   return worse > fine ? `${Math.round(worse * 100)}% to worse` : `${Math.round(fine * 100)}% to fine`;
 }
@@ -141,33 +158,58 @@ export function mount(context) {
   /** @param {{rollouts: Rollout[]}} answer */
   function list({ rollouts }) {
     if (rollouts.length === 0) {
-      state.empty('No rollouts', 'A route with `rollout` moves its traffic to a candidate step by step, and judges it on the way.');
+      state.empty(
+        'No rollouts',
+        'A route with `rollout` moves its traffic to a candidate step by step, and judges it on the way.',
+      );
       return;
     }
     if (chosen === '' || (wanted === undefined && !rollouts.some((each) => each.name === chosen))) {
       chosen = rollouts[0]?.name ?? '';
       context.refresh();
     }
-    keyed(picker, rollouts, (each) => each.name, (each) => {
-      const [mark, line, steps] = [pill(), h('span', { class: 'note' }), h('span', { class: 'steps', 'aria-hidden': 'true' })];
-      const root = h('a', { href: `#/rollouts/${encodeURIComponent(each.name)}` }, h('span', { class: 'row' }, h('b', null, each.name), mark.root), steps, line);
-      return {
-        root,
-        update: (now) => {
-          mark.set(words(now.state), TONES[now.state] ?? 'idle');
-          text(line, `${short(now.weight)}% ${now.strategy === 'shadow' ? 'copied to' : 'to'} ${now.candidate} · step ${step(now)}`);
-          bars(steps, now);
-          attr(root, 'aria-current', now.name === chosen ? 'true' : null);
-        },
-      };
-    });
+    keyed(
+      picker,
+      rollouts,
+      (each) => each.name,
+      (each) => {
+        const [mark, line, steps] = [
+          pill(),
+          h('span', { class: 'note' }),
+          h('span', { class: 'steps', 'aria-hidden': 'true' }),
+        ];
+        const root = h(
+          'a',
+          { href: `#/rollouts/${encodeURIComponent(each.name)}` },
+          h('span', { class: 'row' }, h('b', null, each.name), mark.root),
+          steps,
+          line,
+        );
+        return {
+          root,
+          update: (now) => {
+            mark.set(words(now.state), TONES[now.state] ?? 'idle');
+            text(
+              line,
+              `${short(now.weight)}% ${now.strategy === 'shadow' ? 'copied to' : 'to'} ${now.candidate} · step ${step(now)}`,
+            );
+            bars(steps, now);
+            attr(root, 'aria-current', now.name === chosen ? 'true' : null);
+          },
+        };
+      },
+    );
     state.ready();
   }
 
   return {
     root: state.root,
     sources: [
-      { address: () => 'api/rollouts', paint: list, fail: (/** @type {import('./api.js').ApiError} */ error) => state.fail(error) },
+      {
+        address: () => 'api/rollouts',
+        paint: list,
+        fail: (/** @type {import('./api.js').ApiError} */ error) => state.fail(error),
+      },
       {
         address: () => (chosen === '' ? 'api/rollouts' : `api/rollouts/${encodeURIComponent(chosen)}`),
         paint: (/** @type {any} */ answer) => {
@@ -186,7 +228,14 @@ export function mount(context) {
  * @param {Rollout} rollout
  */
 function bars(place, rollout) {
-  const done = rollout.state === 'promoted' ? rollout.steps : rollout.state === 'aborted' ? 0 : rollout.startedAt === null ? 0 : rollout.step + 1;
+  const done =
+    rollout.state === 'promoted'
+      ? rollout.steps
+      : rollout.state === 'aborted'
+        ? 0
+        : rollout.startedAt === null
+          ? 0
+          : rollout.step + 1;
   const all = Array.from({ length: Math.min(rollout.steps, 24) }, (_, n) => n);
   keyed(place, all, String, () => {
     const root = h('i');
@@ -221,7 +270,9 @@ function view(context) {
     const shadow = rollout.strategy === 'shadow';
     /** @type {Record<string, string>} */
     const says = {
-      promote: shadow ? 'Copies end, and the candidate is recorded as fine.' : `${rollout.candidate} gets all requests, whatever the evidence says. The rollout ends.`,
+      promote: shadow
+        ? 'Copies end, and the candidate is recorded as fine.'
+        : `${rollout.candidate} gets all requests, whatever the evidence says. The rollout ends.`,
       abort: `${rollout.candidate} gets no request from now on. The rollout ends.`,
       pause: 'No further step is taken. The candidate is judged on, and may still be aborted.',
       resume: 'The rollout goes on with its steps.',
@@ -236,7 +287,10 @@ function view(context) {
     });
     if (!agreed) return;
     await held(control, async () => {
-      await post(`api/rollouts/${encodeURIComponent(rollout.name)}/${command.name}`, agreed.reason === '' ? undefined : { reason: agreed.reason });
+      await post(
+        `api/rollouts/${encodeURIComponent(rollout.name)}/${command.name}`,
+        agreed.reason === '' ? undefined : { reason: agreed.reason },
+      );
       toast(`${rollout.name}: ${command.name} is done.`);
       context.refresh();
     });
@@ -245,11 +299,24 @@ function view(context) {
   const part = h('span', { class: 'share-part' });
   const left = h('span');
   const right = h('span', { class: 'muted' });
-  const share = h('div', null, h('div', { class: 'share-text' }, left, right), h('div', { class: 'share', 'aria-hidden': 'true' }, part));
+  const share = h(
+    'div',
+    null,
+    h('div', { class: 'share-text' }, left, right),
+    h('div', { class: 'share', 'aria-hidden': 'true' }, part),
+  );
   const steps = h('div', { class: 'steps', 'aria-hidden': 'true' });
   const reason = h('p', { class: 'reason' });
   const terms = facts();
-  const top = h('section', { class: 'panel stack', 'aria-label': 'Rollout' }, h('div', { class: 'panel-head' }, head, mark.root, buttons), share, steps, reason, terms.root);
+  const top = h(
+    'section',
+    { class: 'panel stack', 'aria-label': 'Rollout' },
+    h('div', { class: 'panel-head' }, head, mark.root, buttons),
+    share,
+    steps,
+    reason,
+    terms.root,
+  );
 
   const sentence = h('p', { class: 'note' });
   const table = new DataTable({
@@ -268,13 +335,21 @@ function view(context) {
             text(name, words(each.name));
             const { worse, kind } = parse(each.threshold);
             const written = String(each.threshold).replace('x', '×');
-            text(limit, kind === 'figure' ? `worse above ${written}` : `worse ${worse === 'above' ? 'past' : 'below'} ${written}`);
+            text(
+              limit,
+              kind === 'figure' ? `worse above ${written}` : `worse ${worse === 'above' ? 'past' : 'below'} ${written}`,
+            );
           };
         },
       },
       { label: 'Stable', cls: 'num', make: (cell) => figure(cell, (each) => each.stable) },
       { label: 'Candidate', cls: 'num', make: (cell) => figure(cell, (each) => each.candidate) },
-      { label: 'Effect', cls: 'num', value: (each) => (each.stable.requests + each.candidate.requests > 0 ? effect(each.threshold, each.effect) : '–') },
+      {
+        label: 'Effect',
+        cls: 'num',
+        value: (each) =>
+          each.stable.requests + each.candidate.requests > 0 ? effect(each.threshold, each.effect) : '–',
+      },
       {
         label: 'Where the true effect is',
         cls: 'grow',
@@ -283,7 +358,16 @@ function view(context) {
           cell.append(drawn.root, line);
           return (each) => {
             const { limit, zero, worse } = parse(each.threshold);
-            drawn.set({ effect: each.effect, lower: each.lower, upper: each.upper, limit, zero, worse, finding: each.finding, label: `${each.sentence || each.finding}; effect ${effect(each.threshold, each.effect)}, bounds ${bounds(each)}` });
+            drawn.set({
+              effect: each.effect,
+              lower: each.lower,
+              upper: each.upper,
+              limit,
+              zero,
+              worse,
+              finding: each.finding,
+              label: `${each.sentence || each.finding}; effect ${effect(each.threshold, each.effect)}, bounds ${bounds(each)}`,
+            });
             text(line, bounds(each));
           };
         },
@@ -295,7 +379,11 @@ function view(context) {
           cell.append(finding.root, line);
           return (each) => {
             finding.set(each.finding, each.finding === 'fine' ? 'good' : each.finding === 'worse' ? 'bad' : 'idle');
-            const needs = known(each.more) ? `${count(each.more)} more requests` : each.candidate.requests === 0 || each.stable.requests === 0 ? 'needs requests' : 'out of reach';
+            const needs = known(each.more)
+              ? `${count(each.more)} more requests`
+              : each.candidate.requests === 0 || each.stable.requests === 0
+                ? 'needs requests'
+                : 'out of reach';
             text(line, each.finding === 'undecided' ? `${progress(each)}, ${needs}` : '');
           };
         },
@@ -312,9 +400,14 @@ function view(context) {
     metric = value;
     drawSequence();
   });
-  const drawn = course('wide');
+  const drawn = course(matchMedia('(max-width: 640px)').matches ? 'normal' : 'wide');
   const verdict = h('p', { class: 'note' });
-  const sequence = panel('Confidence sequence', { note: 'bounds of the effect at each look, valid however often you look', tools: [metrics.root] }, drawn.root, verdict);
+  const sequence = panel(
+    'Confidence sequence',
+    { note: 'bounds of the effect at each look, valid however often you look', tools: [metrics.root] },
+    drawn.root,
+    verdict,
+  );
 
   /**
    * @param {Evidence} each
@@ -349,7 +442,14 @@ function view(context) {
 
   const history = h('ol', { class: 'timeline' });
   const none = h('p', { class: 'none' }, 'Nothing has happened yet.');
-  const root = h('div', { class: 'stack' }, top, panel('Evidence', {}, sentence, table.root), sequence, panel('History', { note: 'newest first' }, history, none));
+  const root = h(
+    'div',
+    { class: 'stack' },
+    top,
+    panel('Evidence', {}, sentence, table.root),
+    sequence,
+    panel('History', { note: 'newest first' }, history, none),
+  );
 
   return {
     root,
@@ -370,7 +470,12 @@ function view(context) {
       for (const { command, control } of commands) show(control, command.states.includes(rollout.state));
       const shadow = rollout.strategy === 'shadow';
       text(left, `${rollout.candidate} · ${short(rollout.weight)}%${shadow ? ' copied' : ''}`);
-      text(right, shadow ? `${rollout.stable.join(', ')} answers all callers` : `${rollout.stable.join(', ')} · ${short(100 - rollout.weight)}%`);
+      text(
+        right,
+        shadow
+          ? `${rollout.stable.join(', ')} answers all callers`
+          : `${rollout.stable.join(', ')} · ${short(100 - rollout.weight)}%`,
+      );
       style(part, 'inline-size', `${Math.min(100, Math.max(0, rollout.weight))}%`);
       bars(steps, rollout);
       text(reason, rollout.reason);
@@ -378,7 +483,9 @@ function view(context) {
         ['Strategy', words(rollout.strategy)],
         ['Step', step(rollout)],
         ['Began', rollout.startedAt === null ? 'not yet' : ago(rollout.startedAt)],
-        ...(rollout.endedAt === null ? [/** @type {[string, string]} */ (['In this step for', ago(rollout.stepAt).replace(' ago', '')])] : [/** @type {[string, string]} */ (['Ended', ago(rollout.endedAt)])]),
+        ...(rollout.endedAt === null
+          ? [/** @type {[string, string]} */ (['In this step for', ago(rollout.stepAt).replace(' ago', '')])]
+          : [/** @type {[string, string]} */ (['Ended', ago(rollout.endedAt)])]),
         [shadow ? 'Pairs compared' : 'Requests, candidate', count(rollout.candidateRequests)],
         ...(shadow ? [] : [/** @type {[string, string]} */ (['Requests, stable', count(rollout.stableRequests)])]),
         ['False alarms at most', `${short(rollout.falseAlarm * 100)}%`],
@@ -389,12 +496,18 @@ function view(context) {
       table.update(judged);
       for (const each of judged) look(each, Date.now() / 1000, rollout.judgement?.step ?? 0);
       if (!judged.some((each) => each.name === metric)) metric = judged[0]?.name ?? '';
-      metrics.options(judged.map((each) => each.name));
+      metrics.options(
+        judged.map((each) => each.name),
+        words,
+      );
       metrics.set(metric);
       drawSequence();
       const entries = [...(rollout.history ?? [])].reverse();
-      keyed(history, entries, (entry) => `${entry.at} ${entry.event}`, (entry) =>
-        ({
+      keyed(
+        history,
+        entries,
+        (entry) => `${entry.at} ${entry.event}`,
+        (entry) => ({
           root: h(
             'li',
             { 'data-tone': EVENTS[entry.event] ?? 'idle' },
@@ -402,10 +515,22 @@ function view(context) {
             h('time', { datetime: new Date(entry.at * 1000).toISOString() }, clock(entry.at, true)),
             h('p', null, entry.reason),
           ),
-        }));
+        }),
+      );
       show(none, entries.length === 0);
     },
   };
+}
+
+/**
+ * Figure of a metric with its unit.
+ * @param {string} metric
+ * @param {number | null} value
+ */
+function measured(metric, value) {
+  if (/^(latency|firstToken)/.test(metric)) return seconds(value);
+  if (/(Rate|Errors|Difference)$/.test(metric)) return percent(value);
+  return metric === 'costPerRequest' ? `$${short(value)}` : short(value);
 }
 
 /**
@@ -417,7 +542,7 @@ function figure(cell, of) {
   cell.append(value, requests);
   return (/** @type {Evidence} */ each) => {
     const { estimate, requests: n } = of(each);
-    text(value, n > 0 ? short(estimate) : '–');
+    text(value, n > 0 ? measured(each.name, estimate) : '–');
     text(requests, plural(n, 'request'));
   };
 }

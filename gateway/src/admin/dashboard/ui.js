@@ -87,7 +87,12 @@ export class DataTable {
       this.body,
     );
     this.empty = h('p', { class: 'none', hidden: true }, empty ?? 'Nothing here.');
-    this.root = h('div', { class: 'table-wrap', role: 'region', 'aria-label': caption, tabindex: '0' }, table, this.empty);
+    this.root = h(
+      'div',
+      { class: 'table-wrap', role: 'region', 'aria-label': caption, tabindex: '0' },
+      table,
+      this.empty,
+    );
     // Only a region that scrolls needs to be a stop of the Tab key.
     new ResizeObserver(() => this.fit()).observe(this.root);
   }
@@ -161,7 +166,13 @@ export function panel(title, options = {}, ...children) {
   return h(
     'section',
     { class: `panel ${options.cls ?? ''}`.trim(), 'aria-labelledby': id },
-    h('div', { class: 'panel-head' }, head, options.note && h('p', { class: 'note' }, options.note), options.tools ?? []),
+    h(
+      'div',
+      { class: 'panel-head' },
+      head,
+      options.note && h('p', { class: 'note' }, options.note),
+      options.tools ?? [],
+    ),
     ...children,
   );
 }
@@ -318,15 +329,23 @@ export function segmented(label, choices, value, chosen) {
 export function select(label, all, value, chosen) {
   const id = newId('select');
   const element = h('select', { id, onchange: () => chosen(element.value) });
-  const root = h('label', { class: 'field', for: id }, h('span', null, label), element);
+  const root = h('div', { class: 'field' }, h('label', { for: id }, label), element);
   let wanted = value;
   element.addEventListener('change', () => (wanted = element.value));
-  /** @param {string[]} names */
-  const options = (names) => {
+  /**
+   * @param {string[]} names
+   * @param {(name: string) => string} [written]
+   */
+  const options = (names, written = (name) => name) => {
     const listed = all === '' ? names : ['', ...names];
     // A choice that is gone stays in the list, so that the page keeps saying what it shows.
     if (wanted !== '' && !listed.includes(wanted)) listed.push(wanted);
-    keyed(element, listed, (name) => name || '\u0001', (name) => ({ root: h('option', { value: name }, name || all) }));
+    keyed(
+      element,
+      listed,
+      (name) => name || '\u0001',
+      (name) => ({ root: h('option', { value: name }, name === '' ? all : written(name)) }),
+    );
     if (element.value !== wanted) element.value = wanted;
   };
   options([]);
@@ -351,7 +370,7 @@ export function search(label, changed) {
   const id = newId('search');
   const element = h('input', { id, type: 'search', autocomplete: 'off', spellcheck: 'false', placeholder: label });
   element.addEventListener('input', () => changed(element.value.trim().toLowerCase()));
-  return { root: h('label', { class: 'field', for: id }, h('span', { class: 'hidden' }, label), element), element };
+  return { root: h('div', { class: 'field' }, h('label', { class: 'hidden', for: id }, label), element), element };
 }
 
 /**
@@ -391,16 +410,24 @@ export function facts(cls = 'terms') {
     root,
     /** @param {[string, string][]} pairs */
     set(pairs) {
-      keyed(root, pairs, ([name]) => name, ([name]) => {
-        const value = h('dd');
-        return { root: h('div', null, h('dt', null, name), value), update: ([, written]) => text(value, written) };
-      });
+      keyed(
+        root,
+        pairs,
+        ([name]) => name,
+        ([name]) => {
+          const value = h('dd');
+          return { root: h('div', null, h('dt', null, name), value), update: ([, written]) => text(value, written) };
+        },
+      );
     },
   };
 }
 
 /** Arrow that stands for a link to another place. */
 export function arrow() {
-  return s('svg', { viewBox: '0 0 12 12', class: 'arrow', 'aria-hidden': 'true' }, s('path', { d: 'M3 9l6-6M4.5 3H9v4.5' }));
+  return s(
+    'svg',
+    { viewBox: '0 0 12 12', class: 'arrow', 'aria-hidden': 'true' },
+    s('path', { d: 'M3 9l6-6M4.5 3H9v4.5' }),
+  );
 }
-
