@@ -463,7 +463,7 @@ fn check() {
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
     for (file, nth, rows) in [
-        ("gateway/src/edits", 0, LAST_EDIT),
+        ("edits", 0, LAST_EDIT),
         ("admin/overview", 0, OVERVIEW),
         ("admin/overview", 2, BUILTIN),
         ("admin/history", 0, HISTORY),
