@@ -110,7 +110,10 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
             continue;
         }
         assert_eq!(answer.status.as_u16(), operation.answers[0].0, "{what}: {}", answer.text());
-        assert_eq!(answer.header("content-type"), operation.content_type, "{what}");
+        // Of the playground it is that of the server.
+        if operation.path != "/api/playground/{route}" {
+            assert_eq!(answer.header("content-type"), operation.content_type, "{what}");
+        }
         if operation.method == "POST" {
             assert_eq!(admin.post(&path, &[], "").await.status, 403, "{what}");
             let other = path.replace("/chat/", "/nobody/").replace("playground/chat", "playground/nobody");

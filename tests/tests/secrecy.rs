@@ -1104,10 +1104,17 @@ async fn spoil(bed: &mut Bed, gateway: &Gateway, name: &str) {
     }
     let before = gateway.edits();
     std::fs::write(&file, format!("{digest} {literal}\n")).unwrap();
-    assert_eq!(gateway.reloads(before).await["event"], "config_rejected", "{name}");
+    edit_ends(gateway, before, "config_rejected").await;
     let before = gateway.edits();
     std::fs::write(&file, good).unwrap();
-    assert_eq!(gateway.reloads(before).await["event"], "config_reloaded", "{name}");
+    edit_ends(gateway, before, "config_reloaded").await;
+}
+
+/// Waits until an edit has ended so. One that was under way may end first, in either way.
+async fn edit_ends(gateway: &Gateway, mut before: usize, event: &str) {
+    while gateway.reloads(before).await["event"] != event {
+        before = gateway.edits();
+    }
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ impl Watching {
             tokio::select! {
                 line = self.reader.next() => {
                     self.silent = 0;
-                    return Some([b"event: request\ndata: ", &line[..], b"\n\n"].concat().into());
+                    return Some([b"event: request\ndata: ".as_slice(), &*line, b"\n\n"].concat().into());
                 }
                 now = self.looks.tick() => {
                     if now >= self.ends {

@@ -528,7 +528,8 @@ fn check() {
     let files = files(&["gateway/src"]);
     let mut routes = Vec::new();
     for file in files.iter().filter(|file| file.path.starts_with("gateway/src/admin")) {
-        for call in calls(&file.code, ".route") {
+        // A handle on the series of a route has a method of that name, without arguments.
+        for call in calls(&file.code, ".route").into_iter().filter(|call| call.arguments.len() > 1) {
             let method = call.arguments[1].split('(').next().unwrap().to_ascii_uppercase();
             routes.push(format!("{method} {}", literal(&call.arguments[0]).unwrap()));
         }
@@ -537,7 +538,7 @@ fn check() {
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
     for (file, nth, rows) in [
-        ("gateway/src/edits", 0, LAST_EDIT),
+        ("edits", 0, LAST_EDIT),
         ("admin/overview", 0, OVERVIEW),
         ("admin/overview", 2, BUILTIN),
         ("admin/history", 0, HISTORY),
