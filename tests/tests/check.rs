@@ -424,9 +424,11 @@ routes: [{{name: canary, matches: [{{headers: [{{name: x-version, exact: canary}
     );
     assert_eq!((&report["cases"][1]["result"], &report["cases"][1]["status"]), (&"passed".into(), &200.into()));
     // The route needs the header and the key; a refusal is an answer that fails its check.
-    let arguments = ["eval-set", "cases.jsonl", "--url", &url, "--model", "m"];
-    let (told, _, code) = told_apart(&arguments, gateway.folder());
-    assert!(code == Some(3) && told.contains("status 401"), "{told}");
+    for (header, status) in [("x-version: canary", "status 401"), ("x-version: other", "status 404")] {
+        let arguments = ["eval-set", "cases.jsonl", "--url", &url, "--header", header];
+        let (told, _, code) = told_apart(&arguments, gateway.folder());
+        assert!(code == Some(3) && told.contains(status), "{told}");
+    }
     // Nobody there, and a file that is none.
     let (told, _, code) = told_apart(&["eval-set", "cases.jsonl", "--url", "http://127.0.0.1:1"], gateway.folder());
     assert!(code == Some(1) && told.lines().next().unwrap().starts_with("ERROR "), "{told}");
