@@ -92,6 +92,18 @@ test('names and errors of the API never become HTML', async (t) => {
   assert.deepEqual(complaints, []);
 });
 
+for (const [view, options] of Object.entries({ light: VIEWS.light, phone: VIEWS.phone })) {
+  test(`long names stay within the screen: ${view}`, async (t) => {
+    const { page } = await start(t, { data: busy((name) => name + 'x'.repeat(160)), view: options });
+    for (const name of Object.keys(PAGES)) {
+      await go(page, name);
+      if (name === 'live') await page.getByRole('rowheader').first().waitFor();
+      await shot(page, `long-${view}-${name}`);
+      await accessible(page, `long names of ${name} in ${view}`);
+    }
+  });
+}
+
 test('a trace is linked to by http alone', async (t) => {
   const data = busy();
   const overview = data['/api/overview'];

@@ -284,7 +284,7 @@ export function mount(context) {
         cell('Tokens', 'num', tokens),
         cell(
           'Trace',
-          null,
+          'nowrap',
           trace
             ? h(
                 'a',
