@@ -131,11 +131,12 @@ routes: [{{name: inside, backendRefs: [{{model: small}}]}}]",
     assert_eq!(answer.status, 200, "{}", answer.text());
     let models = eventually("the tokens are counted", || async {
         let models = shown(&gateway, "/api/models").await;
-        (models["models"][0]["generatedTokens"].as_u64() > Some(0)).then_some(models)
+        let small = &models["models"][0];
+        (small["generatedTokens"].as_u64() > Some(0) && small["running"] == 0).then_some(models)
     })
     .await;
     let small = &models["models"][0];
-    assert_eq!((&small["name"], &small["loaded"], &small["running"]), (&json!("small"), &json!(true), &json!(0)));
+    assert_eq!((&small["name"], &small["loaded"]), (&json!("small"), &json!(true)));
     assert!(small["memoryBytes"].as_u64() > Some(0) && small["kvTotal"].as_u64() >= Some(256), "{small}");
     assert!(models["memory"]["used"].as_u64() > Some(0) && models["memory"]["limit"].is_u64(), "{models}");
 }
