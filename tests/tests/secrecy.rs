@@ -599,7 +599,7 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
             "store": {"redis": {"url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}}},
         },
         "telemetry": {
-            "tracing": {"otlp": {"endpoint": world.collector.url()}, "captureContent": true},
+            "tracing": {"otlp": {"endpoint": world.collector.url()}},
             "audit": {"perAddress": "6000/min"},
             "logs": {"headers": ["authorization", "x-api-key", "api-key", "cookie", "user-agent"]},
         },

@@ -25,7 +25,7 @@ const WORK: Duration = Duration::from_millis(60);
 
 /// Milliseconds of a metric in the gateway's own `Server-Timing`, which is the last.
 fn millis(headers: &HeaderMap, name: &str) -> Option<f64> {
-    let field = headers.get_all("server-timing").iter().last()?.to_str().unwrap();
+    let field = headers.get_all("server-timing").iter().next_back()?.to_str().unwrap();
     let metric = field.split(", ").find_map(|metric| metric.strip_prefix(name)?.strip_prefix(";dur="));
     Some(metric.unwrap_or_else(|| panic!("{name} in {field}")).parse().unwrap())
 }

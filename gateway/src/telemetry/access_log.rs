@@ -385,7 +385,7 @@ mod tests {
         let written = |names: &[&str], redacted: &[&str], format| {
             let logged = logs(names, redacted).unwrap();
             let headers = Some(logged.of(&headers, is_secret));
-            line(&AccessRecord { headers, ..record("/", "agent") }, format)
+            line(&AccessRecord { headers, ..AccessRecord::example("/", "agent") }, format)
         };
         let some = written(&["X-Tenant", "absent", "x-user", "authorization"], &["x-USER"], LogFormat::Json);
         let some: serde_json::Value = serde_json::from_str(&some).unwrap();
@@ -410,7 +410,7 @@ mod tests {
         let logged = LoggedHeaders::new(&logs).unwrap();
         let shown = logged.of(&headers, |_| false);
         assert!(shown.is_cut);
-        let text = line(&AccessRecord { headers: Some(shown), ..record("/", "agent") }, LogFormat::Json);
+        let text = line(&AccessRecord { headers: Some(shown), ..AccessRecord::example("/", "agent") }, LogFormat::Json);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
             (&value["requestHeadersCut"], value["requestHeaders"]["x-0"].as_str().unwrap().len()),

@@ -152,10 +152,10 @@ mod tests {
         let (route, model) = (metrics.route("a"), metrics.model("openai", "b"));
         let mut readings = Readings::default();
         assert_eq!(readings.read(&metrics), (Vec::new(), Figures::default()));
-        route.ended(&Method::POST, 200, Duration::from_millis(20));
-        route.ended(&Method::POST, 503, Duration::from_millis(1));
-        route.ended(&Method::GET, 0, Duration::from_millis(1));
-        route.ended(&Method::GET, 499, Duration::from_millis(1));
+        route.ended(&Method::POST, 200, Duration::from_millis(20), None);
+        route.ended(&Method::POST, 503, Duration::from_millis(1), None);
+        route.ended(&Method::GET, 0, Duration::from_millis(1), None);
+        route.ended(&Method::GET, 499, Duration::from_millis(1), None);
         route.spilled(SpillReason::Saturated);
         route.shed(SpillReason::Unavailable);
         route.refused_by("rateLimit");
@@ -178,7 +178,7 @@ mod tests {
         // Another route of the name begins anew, and a route that is gone is forgotten.
         drop((route, model));
         let again = metrics.route("a");
-        again.ended(&Method::POST, 200, Duration::ZERO);
+        again.ended(&Method::POST, 200, Duration::ZERO, None);
         assert_eq!(readings.read(&metrics).0[0].1.requests(), 1);
         drop(again);
         readings.read(&metrics);

@@ -288,9 +288,9 @@ mod tests {
         let (metrics, history) = (Metrics::new(), History::default());
         let (a, b) = (metrics.route("a"), metrics.route("b"));
         history.sample(&metrics, &[], 1_000_000);
-        a.ended(&Method::GET, 200, Duration::from_secs(20));
+        a.ended(&Method::GET, 200, Duration::from_secs(20), None);
         a.spilled(SpillReason::Saturated);
-        b.ended(&Method::GET, 500, Duration::from_millis(1));
+        b.ended(&Method::GET, 500, Duration::from_millis(1), None);
         history.sample(&metrics, &[], 1_000_005);
         history.sample(&metrics, &[], 1_000_010);
         let all = history.read("10m", None).unwrap();
@@ -313,7 +313,7 @@ mod tests {
         let (metrics, history) = (Metrics::new(), History::default());
         let a = metrics.route("a");
         for _ in 0..10 {
-            a.ended(&Method::GET, 502, Duration::ZERO);
+            a.ended(&Method::GET, 502, Duration::ZERO, None);
             a.spilled(SpillReason::Unavailable);
         }
         history.sample(&metrics, &[], 1_000_000);
@@ -340,7 +340,8 @@ mod tests {
     fn the_most_used_routes_have_rings_and_the_others_share_theirs() {
         let (metrics, history) = (Metrics::new(), History::default());
         let routes: Vec<_> = (0..MAX_ROUTES + 8).map(|n| metrics.route(&format!("r{n:02}"))).collect();
-        let ask = |n: usize, times: usize| (0..times).for_each(|_| routes[n].ended(&Method::GET, 200, Duration::ZERO));
+        let ask =
+            |n: usize, times: usize| (0..times).for_each(|_| routes[n].ended(&Method::GET, 200, Duration::ZERO, None));
         for n in 0..MAX_ROUTES {
             ask(n, 10 + n);
         }
