@@ -24,11 +24,11 @@ pub struct Scale {
 
 /// Buckets of HTTP durations in seconds (OpenTelemetry semantic conventions, `http.server.request.duration`).
 pub static HTTP_SECONDS: Scale =
-    Scale { bounds: [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0], units: 1e9 };
+    Scale { bounds: [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0], units: 1e7 };
 /// Buckets of model durations in seconds (`gen_ai.client.operation.duration`).
 pub static MODEL_SECONDS: Scale = Scale {
     bounds: [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92],
-    units: 1e9,
+    units: 1e7,
 };
 /// Buckets of token counts (`gen_ai.client.token.usage`): powers of four up to 4^13.
 pub(super) static TOKEN_COUNTS: Scale = Scale {

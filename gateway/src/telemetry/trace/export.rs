@@ -20,7 +20,7 @@ use parking_lot::RwLock;
 use tokio::runtime::{Handle, Runtime};
 
 use super::plan::TracePlan;
-use super::tail::{HeldSpans, Tail};
+use super::tail::{HeldSpans, KeptSpans, Tail};
 use super::{MAX_TEXT, TraceError};
 use crate::telemetry::{LogThrottle, names};
 
@@ -217,9 +217,8 @@ fn long_text(attribute: &KeyValue) -> usize {
     }
 }
 
-impl SpanQueue {
-    /// Queues a span for the collector.
-    pub(super) fn send(&self, mut span: SpanData) {
+impl KeptSpans for SpanQueue {
+    fn send(&self, mut span: SpanData) {
         // A span counts as waiting until the processor has taken it off its queue, so that the queue is never full.
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= QUEUE {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
@@ -235,9 +234,12 @@ impl SpanQueue {
         self.batches.read().on_end(span);
     }
 
-    /// Counts spans that are not sent.
-    pub(super) fn lost(&self, spans: usize, why: &dyn std::fmt::Display) {
+    fn lost(&self, spans: usize, why: &dyn std::fmt::Display) {
         self.lost.add(spans, why);
+    }
+
+    fn held(&self) -> &HeldSpans {
+        &self.held
     }
 }
 

@@ -9,8 +9,6 @@ use opentelemetry::trace::{SpanContext, TraceFlags};
 use opentelemetry_sdk::trace::SpanData;
 use parking_lot::Mutex;
 
-use super::export::SpanQueue;
-
 /// Most spans that are held of one request: retries and filters make some ten.
 const MAX_OF_ONE: usize = 64;
 /// Most spans that are held of all requests, of at most some kilobytes each.
@@ -21,10 +19,20 @@ thread_local! {
     static ENDING: RefCell<Option<Arc<Tail>>> = const { RefCell::new(None) };
 }
 
+/// Queue of the spans that are kept.
+pub(super) trait KeptSpans: Send + Sync {
+    /// Queues a span for the collector.
+    fn send(&self, span: SpanData);
+    /// Counts spans that are not sent, with the reason.
+    fn lost(&self, spans: usize, why: &dyn std::fmt::Display);
+    /// Number of spans whose requests have not ended.
+    fn held(&self) -> &HeldSpans;
+}
+
 /// Spans of one request until its end.
 pub(super) struct Tail {
     state: Mutex<TailState>,
-    queue: Arc<SpanQueue>,
+    queue: Arc<dyn KeptSpans>,
 }
 
 #[derive(Default)]
@@ -55,7 +63,7 @@ impl HeldSpans {
 }
 
 impl Tail {
-    pub(super) fn new(queue: Arc<SpanQueue>) -> Arc<Self> {
+    pub(super) fn new(queue: Arc<dyn KeptSpans>) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), queue })
     }
 
@@ -81,7 +89,7 @@ impl Tail {
                 self.queue.send(sampled(span));
             }
             Some(false) => {}
-            None if state.spans.len() < MAX_OF_ONE && self.queue.held.grow() => state.spans.push(span),
+            None if state.spans.len() < MAX_OF_ONE && self.queue.held().grow() => state.spans.push(span),
             None => state.lost += 1,
         }
     }
@@ -93,7 +101,7 @@ impl Tail {
             state.decision = Some(is_kept);
             (std::mem::take(&mut state.spans), std::mem::take(&mut state.lost))
         };
-        self.queue.held.shrink(spans.len());
+        self.queue.held().shrink(spans.len());
         if is_kept {
             for span in spans {
                 self.queue.send(sampled(span));
@@ -112,7 +120,8 @@ impl Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        self.queue.held.shrink(self.state.get_mut().spans.len());
+        let spans = self.state.get_mut().spans.len();
+        self.queue.held().shrink(spans);
     }
 }
 
