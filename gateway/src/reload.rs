@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
-use spillway_config::schema::{Admin, LogFormat};
+use spillway_config::schema::{Admin, LogFormat, MetricsPage};
 use spillway_config::values::Size;
 use spillway_config::{Loaded, Report};
 use tokio::sync::mpsc;
@@ -28,6 +28,17 @@ const SETTLE_TIME: Duration = Duration::from_millis(200);
 const MAX_SETTLE_TIME: Duration = Duration::from_secs(10);
 /// Time between two looks at the files, beside events of the system: some file systems lose events.
 const POLL: Duration = Duration::from_secs(2);
+
+/// Keys that an edit cannot change.
+pub const FIXED_KEYS: [&str; 7] = [
+    "admin",
+    "telemetry.logs.format",
+    "telemetry.metrics.address",
+    "telemetry.metrics.maxConnections",
+    "limits.bufferedAnswers",
+    "limits.limitKeys",
+    "limits.modelMemory",
+];
 
 /// Result of the last edit, for operators.
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +77,8 @@ pub struct Reloader {
     pub admin: Option<Admin>,
     /// Log format since start; cannot be changed.
     pub log_format: LogFormat,
+    /// Address of the metrics since start; cannot be changed.
+    pub metrics: MetricsPage,
     /// Memory for answers that wait for their clients, since start; cannot be changed.
     pub buffered_answers: Size,
     /// Memory for all models since start; cannot be changed.
@@ -187,22 +200,22 @@ impl Reloader {
 
     async fn apply(&self, loaded: &Arc<Loaded>) -> Result<u64, Vec<String>> {
         let config = &loaded.config;
-        let mut fixed = Vec::new();
-        if config.admin != self.admin {
-            fixed.push("`admin` cannot be changed while the gateway runs: restart it".to_owned());
-        }
-        if config.telemetry.logs.format != self.log_format {
-            fixed.push("`telemetry.logs.format` cannot be changed while the gateway runs: restart it".to_owned());
-        }
-        if config.limits.buffered_answers != self.buffered_answers {
-            fixed.push("`limits.bufferedAnswers` cannot be changed while the gateway runs: restart it".to_owned());
-        }
-        if config.limits.limit_keys != self.limit_keys {
-            fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());
-        }
-        if config.limits.model_memory != self.model_memory {
-            fixed.push("`limits.modelMemory` cannot be changed while the gateway runs: restart it".to_owned());
-        }
+        let metrics = &config.telemetry.metrics;
+        let is_other = [
+            config.admin != self.admin,
+            config.telemetry.logs.format != self.log_format,
+            metrics.address != self.metrics.address,
+            metrics.max_connections != self.metrics.max_connections,
+            config.limits.buffered_answers != self.buffered_answers,
+            config.limits.limit_keys != self.limit_keys,
+            config.limits.model_memory != self.model_memory,
+        ];
+        let fixed: Vec<String> = FIXED_KEYS
+            .into_iter()
+            .zip(is_other)
+            .filter(|(_, is_other)| *is_other)
+            .map(|(key, _)| format!("`{key}` cannot be changed while the gateway runs: restart it"))
+            .collect();
         if !fixed.is_empty() {
             return Err(fixed);
         }

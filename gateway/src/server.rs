@@ -60,6 +60,16 @@ pub enum ServeError {
         /// Reason.
         source: std::io::Error,
     },
+    /// The address of the metrics cannot be opened.
+    #[error(
+        "telemetry.metrics: cannot listen on {address}: {source} (another process may have the port; `ss -ltnp` shows which)"
+    )]
+    Metrics {
+        /// Configured address.
+        address: SocketAddr,
+        /// Reason.
+        source: std::io::Error,
+    },
     /// The token of the admin address cannot be read.
     #[error("admin.token: {0}")]
     Token(String),
@@ -126,6 +136,7 @@ pub async fn serve(
     let downstream =
         Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));
     let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
+    let contents = compiler.contents.clone();
     let (notifier, notices) = (compiler.notifier.clone(), compiler.rollouts.subscribe());
     let compiler = Arc::new(compiler);
     let acme = Arc::new(Acme::new(metrics.clone()));
@@ -185,6 +196,7 @@ pub async fn serve(
         path,
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
+        metrics: config.telemetry.metrics.clone(),
         buffered_answers: config.limits.buffered_answers,
         limit_keys: config.limits.limit_keys,
         model_memory: config.limits.model_memory,
@@ -211,6 +223,7 @@ pub async fn serve(
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;
     gateway.quality.stop().await;
+    contents.finish().await;
     let tracer = gateway.snapshot.load().tracer.clone();
     let _ = tokio::task::spawn_blocking(move || tracer.flush()).await;
     tracing::info!(event = "stopped");
@@ -239,6 +252,7 @@ async fn open_admin(
         address,
         hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
         max_connections: written.map_or(1, |admin| usize::try_from(admin.max_connections.get()).unwrap_or(usize::MAX)),
+        open_metrics: config.telemetry.metrics.open_metrics,
     });
     if written.is_some() {
         let failed = |source| ServeError::Admin { address, source };
@@ -246,6 +260,15 @@ async fn open_admin(
         let local = listener.local_addr().map_err(failed)?;
         tracing::info!(event = "admin_listening", address = %local);
         tokio::spawn(admin::serve(listener, view.clone(), stop.subscribe()));
+    }
+    if let Some(address) = config.telemetry.metrics.address {
+        let address = address.0;
+        let failed = |source| ServeError::Metrics { address, source };
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        tracing::info!(event = "metrics_listening", address = %local);
+        let most = usize::try_from(config.telemetry.metrics.max_connections.get()).unwrap_or(usize::MAX);
+        tokio::spawn(admin::serve_metrics(listener, most, view.clone(), stop.subscribe()));
     }
     Ok(view)
 }

@@ -30,6 +30,8 @@ const NOBODY: u16 = 8089;
 /// Ports of the gateway's listeners.
 const LISTENERS: [u16; 2] = [8080, 8443];
 const ADMIN: u16 = 9901;
+/// Address of the metrics alone.
+const METRICS: u16 = 9902;
 const REDIS: u16 = 6379;
 
 /// How long a server takes to write a completion: what is to be full for a moment, hedged or too late needs one.
@@ -160,7 +162,7 @@ impl World {
             servers.push(server);
         }
         let redis = Redis::start();
-        ports.extend(LISTENERS.iter().chain(&[NOBODY]).map(|port| (*port, free_port())));
+        ports.extend(LISTENERS.iter().chain(&[NOBODY, METRICS]).map(|port| (*port, free_port())));
         ports.insert(REDIS, redis.port);
         Self { files: Files::new(), ports, _servers: servers, _redis: redis }
     }

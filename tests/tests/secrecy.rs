@@ -74,6 +74,8 @@ const NO_SECRETS: &[&str] = &[
     "listeners[].tls.acme.externalAccount.keyId",
     "listeners[].tls.clientCertificates.caFile",
     "admin.hosts[]",
+    "telemetry.logs.headers[]",
+    "telemetry.logs.redactHeaders[]",
     "backends[].name",
     "backends[].endpoints[].url",
     "backends[].endpointsFile",
@@ -595,7 +597,11 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
             // The same server, which has one password.
             "store": {"redis": {"url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}}},
         },
-        "telemetry": {"tracing": {"otlp": {"endpoint": world.collector.url()}}, "audit": {"perAddress": "6000/min"}},
+        "telemetry": {
+            "tracing": {"otlp": {"endpoint": world.collector.url()}},
+            "audit": {"perAddress": "6000/min"},
+            "logs": {"headers": ["authorization", "x-api-key", "api-key", "cookie", "user-agent"]},
+        },
         "routes": [asked, answers, route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
     })
 }
@@ -1097,7 +1103,7 @@ async fn a_planted_secret_is_not_told_where_its_server_is_away() {
     }
     // The same lines in words.
     let mut in_words = document.clone();
-    in_words["telemetry"]["logs"] = json!({"format": "text"});
+    in_words["telemetry"]["logs"]["format"] = json!("text");
     std::fs::write(folder.join("words.yaml"), yaml(&in_words)).unwrap();
     let (out, errors) = (folder.join("words.out"), folder.join("words.err"));
     let mut child = Command::new(binary())

@@ -27,6 +27,6 @@ pub struct Admin {
 }
 
 /// Operators, scrapers and probes are few.
-fn max_connections() -> NonZeroU32 {
+pub(super) fn max_connections() -> NonZeroU32 {
     NonZeroU32::MIN.saturating_add(63)
 }

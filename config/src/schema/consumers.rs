@@ -42,7 +42,8 @@ pub struct Consumer {
     /// it. With `models`, both names must be in that list.
     #[serde(default)]
     pub model_alias: BTreeMap<String, String>,
-    /// False where no text of its requests may be kept as an example (`routes[].quality.keepExamples`).
+    /// False where no text of its requests may be kept as an example (`routes[].quality.keepExamples`), nor in traces
+    /// (`telemetry.tracing.captureContent`).
     #[serde(default = "yes")]
     pub keep_examples: bool,
     /// Limits of the consumer.

@@ -54,7 +54,9 @@ pub use routes::{
     Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, UnknownCalls,
     WhenSaturated, WhenUnavailable,
 };
-pub use telemetry::{AuditLog, CallersDecide, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+pub use telemetry::{
+    AuditLog, CallersDecide, Keep, LogFormat, Logs, MetricsPage, Otlp, OtlpProtocol, Telemetry, Tracing,
+};
 
 use std::num::NonZeroU32;
 

@@ -1,20 +1,46 @@
-//! `telemetry`: traces and logs. Metrics are always at the admin address.
+//! `telemetry`: traces, metrics, logs, and what answers say of their times. Metrics are always at the admin address too.
+
+use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::Rate;
+use crate::values::{Duration, ListenAddress, Rate};
 
-/// Traces and logs.
+/// Traces, metrics and logs.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Telemetry {
     /// Traces; the standard OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER_ARG work where this is silent.
     pub tracing: Option<Tracing>,
+    /// Form of the metrics, and a further address for them.
+    pub metrics: MetricsPage,
     /// Logs, on standard output.
     pub logs: Logs,
     /// The audit log: refused credentials, and what is changed through the admin address.
     pub audit: AuditLog,
+    /// Sends a header `Server-Timing` with each answer: milliseconds in the queue, with servers and built-in models, and in
+    /// the gateway itself, until the head of the answer. Callers so learn how loaded servers are.
+    pub server_timing: bool,
+}
+
+/// Form of the metrics, and a further address for them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MetricsPage {
+    /// True for OpenMetrics text, whose histograms of durations lead to traces (exemplars). False for the text format 0.0.4 of
+    /// Prometheus, without them, for programs that read nothing else.
+    pub open_metrics: bool,
+    /// Address that serves `/metrics` alone, and asks for no token. Needs a restart to change.
+    pub address: Option<ListenAddress>,
+    /// Most open connections at that address, as `admin.maxConnections`. Needs a restart to change.
+    pub max_connections: NonZeroU32,
+}
+
+impl Default for MetricsPage {
+    fn default() -> Self {
+        Self { open_metrics: true, address: None, max_connections: super::admin::max_connections() }
+    }
 }
 
 /// Limits on the audit log, so that refused callers cannot fill a disk. Lines beyond them are counted.
@@ -51,6 +77,35 @@ pub struct Tracing {
     /// Callers whose `traceparent` decides that a request is traced.
     #[serde(default)]
     pub callers_decide: CallersDecide,
+    /// Requests whose traces are sent whatever `sampleRatio` and the caller say. The decision is made at the end of a request,
+    /// so servers behind the gateway are told that it is not sampled.
+    #[serde(default)]
+    pub keep: Keep,
+    /// Adds the texts of model calls to their spans, as `gen_ai.input.messages`, `gen_ai.output.messages` and
+    /// `gen_ai.system_instructions`. What looks like personal data or a credential is redacted, as in kept examples. Not for
+    /// consumers with `keepExamples: false`.
+    #[serde(default)]
+    pub capture_content: bool,
+}
+
+/// Requests whose traces are always sent.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Keep {
+    /// Those that end with an error: a status of 500 or more, an error inside an answer, an answer that breaks off.
+    pub errors: bool,
+    /// Those that a built-in model or another backend answers in place of the route's own.
+    pub spilled: bool,
+    /// Those that take longer than this, from arrival to last byte; of sockets, to the answer that opens them.
+    pub slower_than: Option<Duration>,
+}
+
+impl Keep {
+    /// True if some requests are kept.
+    #[must_use]
+    pub fn is_some(&self) -> bool {
+        self.errors || self.spilled || self.slower_than.is_some()
+    }
 }
 
 /// Callers whose `traceparent` decides that a request is traced. That a request is not traced may be decided by any caller,
@@ -99,11 +154,16 @@ pub struct Logs {
     pub format: LogFormat,
     /// Logs a line for each request.
     pub access: bool,
+    /// Headers of requests that its line shows, under `requestHeaders`; `"*"` stands for all of them. At most 8 KiB of a request.
+    pub headers: Vec<String>,
+    /// Those of `headers` whose values are replaced by `[redacted]`. Headers that may hold credentials always are:
+    /// `authorization`, `cookie`, key headers, and names with words such as `token` or `secret`.
+    pub redact_headers: Vec<String>,
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { format: LogFormat::Json, access: true }
+        Self { format: LogFormat::Json, access: true, headers: Vec::new(), redact_headers: Vec::new() }
     }
 }
 

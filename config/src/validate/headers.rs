@@ -22,6 +22,9 @@ pub(super) fn all(cx: &mut Context<'_>) {
     for (n, route) in config.routes.iter().enumerate() {
         of_route(n, route, &mut rules);
     }
+    for (n, name) in config.telemetry.logs.headers.iter().enumerate() {
+        rules.push((at!["telemetry", "logs", "headers", n], name.clone(), Severity::Warning));
+    }
     for (at, name, severity) in rules {
         let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else { continue };
         let (message, help) = match names.sender(&header) {

@@ -33,6 +33,9 @@ use crate::reporter::MAX_MISTAKES;
 use crate::schema::Config;
 use crate::values::Secret;
 
+/// Word for every header in `telemetry.logs.headers`.
+const ALL_HEADERS: &str = "*";
+
 /// Names that a message about an unknown one lists at most.
 const MOST_NAMES: usize = 20;
 
@@ -277,10 +280,62 @@ fn name<'n>(
 }
 
 fn telemetry(cx: &mut Context<'_>) {
+    logged_headers(cx);
+    metrics_address(cx);
     let Some(tracing) = &cx.config.telemetry.tracing else { return };
     let endpoint = &tracing.otlp.endpoint;
     if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
         let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
         cx.error(at!["telemetry", "tracing", "otlp", "endpoint"], message);
+    }
+    if tracing.keep.slower_than.is_some_and(|limit| limit.0.is_zero()) {
+        let message = "every request is slower than 0s: write `sampleRatio: 1.0`, or a longer time";
+        cx.error(at!["telemetry", "tracing", "keep", "slowerThan"], message);
+    }
+}
+
+/// Checks that no other part of the configuration has the address of the metrics.
+fn metrics_address(cx: &mut Context<'_>) {
+    let Some(address) = &cx.config.telemetry.metrics.address else { return };
+    let at = at!["telemetry", "metrics", "address"];
+    if address.0.port() == 0 {
+        return;
+    }
+    if cx.config.listeners.iter().any(|listener| listener.address == *address) {
+        cx.error(at, "a listener has this address already; expected another port");
+    } else if cx.config.admin.as_ref().is_some_and(|admin| admin.address == *address) {
+        cx.error(
+            at,
+            "the admin address is the same, and serves `/metrics` already: expected another port, or remove this",
+        );
+    }
+}
+
+/// Checks the headers that lines of the access log show.
+fn logged_headers(cx: &mut Context<'_>) {
+    let logs = &cx.config.telemetry.logs;
+    let is_name = |name: &str| http::HeaderName::from_bytes(name.as_bytes()).is_ok();
+    for (n, name) in logs.headers.iter().enumerate() {
+        let at = at!["telemetry", "logs", "headers", n];
+        if name == ALL_HEADERS && logs.headers.len() > 1 {
+            cx.error(at, "`*` stands for every header: remove the others");
+        } else if name != ALL_HEADERS && !is_name(name) {
+            cx.error(at, format!("`{name}` is no name of a header; expected one such as `x-tenant`, or `*` for all"));
+        }
+    }
+    if !logs.headers.is_empty() && !logs.access {
+        cx.error(at!["telemetry", "logs", "headers"], "no effect without lines for requests: write `access: true`");
+    }
+    let is_logged =
+        |name: &str| logs.headers.iter().any(|shown| shown == ALL_HEADERS || shown.eq_ignore_ascii_case(name));
+    for (n, name) in logs.redact_headers.iter().enumerate() {
+        let at = at!["telemetry", "logs", "redactHeaders", n];
+        if !is_name(name) {
+            cx.error(at, format!("`{name}` is no name of a header; expected one such as `x-user`"));
+        } else if !is_logged(name) {
+            let message = format!("`{name}` is not logged at all, since `telemetry.logs.headers` does not name it");
+            let help = Some("remove it here, or name it there".to_owned());
+            cx.add(Finding { at, severity: Severity::Warning, message, help });
+        }
     }
 }

@@ -55,8 +55,8 @@ const MAX_FIELDS: usize = 64;
 pub trait AdminState: Send + Sync + 'static {
     /// Readiness of the gateway; the error is the reason in one word.
     fn readiness(&self) -> Result<(), &'static str>;
-    /// Metrics as OpenMetrics text.
-    fn metrics(&self) -> String;
+    /// Metrics as text, with its media type in front.
+    fn metrics(&self) -> (&'static str, String);
     /// Running configuration and result of the last edit.
     fn config(&self) -> serde_json::Value;
     /// Current state of all backends and their endpoints.
@@ -91,9 +91,30 @@ pub trait AdminState: Send + Sync + 'static {
 }
 
 /// Serves until `stop` is true; then answers that are being written have [`END`] to finish.
-pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: watch::Receiver<bool>) {
-    let app = router(state.clone());
-    let slots = ConnectionSlots::new(state.max_connections());
+pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, stop: watch::Receiver<bool>) {
+    let (app, most) = (router(state.clone()), state.max_connections());
+    accept(listener, app, most, state, stop).await;
+}
+
+/// As [`serve`], for `/metrics` alone, without a token, on at most `most` connections.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    most: usize,
+    state: Arc<dyn AdminState>,
+    stop: watch::Receiver<bool>,
+) {
+    let app = metrics_router(state.clone());
+    accept(listener, app, most, state, stop).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    app: Router,
+    most: usize,
+    state: Arc<dyn AdminState>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let slots = ConnectionSlots::new(most);
     let mut connections = JoinSet::new();
     let mut spare = Spare::new();
     let (failures, shortages) = (LogThrottle::default(), LogThrottle::default());
@@ -200,6 +221,15 @@ fn router(state: Arc<dyn AdminState>) -> Router {
     open.merge(guarded).layer(middleware::map_response(add_headers)).with_state(state)
 }
 
+fn metrics_router(state: Arc<dyn AdminState>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "unknown page; this address has /metrics alone") })
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::map_response(add_headers))
+        .with_state(state)
+}
+
 /// Forbids browsers to store an answer, or to guess its type.
 async fn add_headers(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
@@ -216,8 +246,8 @@ async fn ready(State(state): State<Arc<dyn AdminState>>) -> Response {
 }
 
 async fn metrics(State(state): State<Arc<dyn AdminState>>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], state.metrics()).into_response()
+    let (content_type, text) = state.metrics();
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
 async fn config(State(state): State<Arc<dyn AdminState>>) -> Response {

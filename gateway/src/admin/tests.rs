@@ -22,8 +22,8 @@ impl AdminState for Shown {
     fn readiness(&self) -> Result<(), &'static str> {
         *self.readiness.lock()
     }
-    fn metrics(&self) -> String {
-        "up 1\n# EOF\n".to_owned()
+    fn metrics(&self) -> (&'static str, String) {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", "up 1\n# EOF\n".to_owned())
     }
     fn audit(&self, _: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
         self.audited.lock().push(format!("{who} {method} {path} {status}"));

@@ -16,7 +16,7 @@ use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::reload::LastEdit;
 use crate::rollout::{self, Rollouts};
-use crate::telemetry::{Metrics, Samples};
+use crate::telemetry::{Metrics, MetricsFormat, Samples};
 
 /// View of the gateway for the admin address, also before the gateway is ready.
 pub struct AdminView {
@@ -30,6 +30,8 @@ pub struct AdminView {
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Vec<String>,
     pub(crate) max_connections: usize,
+    /// Form of the metrics before the gateway is ready.
+    pub(crate) open_metrics: bool,
 }
 
 #[async_trait::async_trait]
@@ -43,9 +45,13 @@ impl AdminState for AdminView {
             Ok(())
         }
     }
-    fn metrics(&self) -> String {
-        match self.gateway.load().as_ref() {
-            None => self.metrics.encode(&Samples::default()),
+    fn metrics(&self) -> (&'static str, String) {
+        let running = self.gateway.load();
+        let is_open =
+            running.as_ref().as_ref().map_or(self.open_metrics, |gateway| gateway.snapshot.load().open_metrics);
+        let format = if is_open { MetricsFormat::OpenMetrics } else { MetricsFormat::Text };
+        let text = match running.as_ref() {
+            None => self.metrics.encode(&Samples::default(), format),
             Some(gateway) => {
                 let snapshot = gateway.snapshot.load();
                 let engines: Vec<_> = snapshot.models.iter().map(|model| model.sample()).collect();
@@ -64,7 +70,7 @@ impl AdminState for AdminView {
                 let rollouts = rollout::samples(&gateway.rollouts);
                 let labels = snapshot.feedback.as_ref().map(|plan| plan.state.samples());
                 let log_dropped = gateway.log.dropped();
-                self.metrics.encode(&Samples {
+                let samples = Samples {
                     engines: &engines,
                     model_memory: (snapshot.models.memory().taken(), snapshot.models.memory().limit()),
                     backends: &backends,
@@ -77,9 +83,11 @@ impl AdminState for AdminView {
                     quality_write_failures: gateway.quality.write_failures(),
                     quality_panics: gateway.quality.panics(),
                     log_dropped,
-                })
+                };
+                self.metrics.encode(&samples, format)
             }
-        }
+        };
+        (format.content_type(), text)
     }
     fn config(&self) -> serde_json::Value {
         let gateway = self.gateway.load();

@@ -137,6 +137,9 @@ pub struct Outcome {
     pub served_by: ServedBy,
     /// Time in a queue; `None` where the request did not wait.
     pub queued: Option<Duration>,
+    /// Time with servers and built-in models before the head of the answer, as far as it is known: of a server that answers,
+    /// only with `telemetry.serverTiming`.
+    pub at_targets: Duration,
     /// Reason for which a built-in model or stand-in answers; `None` where the route's own backends do.
     pub spilled: Option<SpillReason>,
     /// Reason for which the spill of the route did not take the request, and the field at fault if there is one.
@@ -214,6 +217,11 @@ impl Outcome {
         self.unreported = Written::default();
         (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);
         (self.first_token, self.excuse) = (None, None);
+    }
+
+    /// Counts time with a server or built-in model.
+    pub fn was_at_target(&mut self, took: Duration) {
+        self.at_targets = self.at_targets.saturating_add(took);
     }
 
     /// Records that the server told an error in an answer of success, which other servers would have sent with this status.

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use spillway_filter::Fields;
 
-use crate::quality::Tap;
+use crate::quality::{ContentTap, Tap};
 use crate::rollout::AnswerTap;
 
 /// Taps on the answer of an exchange.
@@ -13,6 +13,8 @@ pub struct Taps {
     pub quality: Option<Tap>,
     /// Tap of the rollout of the route.
     pub rollout: Option<AnswerTap>,
+    /// Tap of the exchange's span.
+    pub content: Option<ContentTap>,
 }
 
 impl Taps {
@@ -24,6 +26,9 @@ impl Taps {
         if let Some(tap) = &mut self.rollout {
             tap.head(status, headers);
         }
+        if let Some(tap) = &mut self.content {
+            tap.answer().head(status, headers);
+        }
     }
 
     /// Notes a part of the answer.
@@ -33,6 +38,9 @@ impl Taps {
         }
         if let Some(tap) = &mut self.rollout {
             tap.part(part);
+        }
+        if let Some(tap) = &mut self.content {
+            tap.answer().part(part);
         }
     }
 }

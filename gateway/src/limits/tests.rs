@@ -110,7 +110,7 @@ fn a_burst_passes_and_then_the_rate() {
     assert!(passes(&rules, &Asked { consumer: Some("b"), ..Asked::default() }), "another has its own level");
     assert!(
         metrics
-            .encode(&Samples::default())
+            .encode(&Samples::default(), crate::telemetry::MetricsFormat::OpenMetrics)
             .contains("spillway_limit_refusals_total{limit=\"consumer a/requests/60\"} 1")
     );
 }
@@ -203,7 +203,7 @@ fn a_limit_on_trial_only_counts() {
     for _ in 0..3 {
         assert!(passes(&rules, &asked));
     }
-    let text = metrics.encode(&Samples::default());
+    let text = metrics.encode(&Samples::default(), crate::telemetry::MetricsFormat::OpenMetrics);
     assert!(text.contains("spillway_limit_shadow_refusals_total{limit=\"consumer a/requests/3600\"} 2"), "{text}");
     assert!(text.contains("spillway_limit_shadow_refusals_total{limit=\"consumer a/tokens/3600\"} 3"), "{text}");
     assert!(text.contains("spillway_limit_refusals_total{limit=\"consumer a/tokens/3600\"} 0"), "{text}");

@@ -98,7 +98,7 @@ fn send(notifier: &Notifier, subject: &str, id: &str) {
 /// Waits until a series has this value.
 async fn metric(metrics: &Metrics, series: &str, value: u64) {
     let line = format!("{series} {value}");
-    let text = || metrics.encode(&Samples::default());
+    let text = || metrics.encode(&Samples::default(), crate::telemetry::MetricsFormat::OpenMetrics);
     let becomes = async {
         while !text().lines().any(|shown| shown == line) {
             tokio::time::sleep(Duration::from_millis(5)).await;

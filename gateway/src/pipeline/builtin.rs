@@ -12,6 +12,7 @@ use super::reading::{held, read_chat, tenant, unsupported_endpoint};
 use super::rewritten::api_path;
 use super::{counting, encoding, inferring};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
+use crate::clock;
 use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
@@ -94,6 +95,7 @@ pub(super) async fn pass(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     exchange.outcome.begin_answer();
+    let began = clock::instant();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let head = tokio::select! {
         biased;
@@ -103,6 +105,7 @@ pub(super) async fn pass(
             return Err(exchange.left_at_work());
         }
     };
+    exchange.outcome.was_at_target(clock::since(began));
     let head = match head {
         Ok(head) => head,
         Err(refusal) => {

@@ -17,8 +17,8 @@ use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
 use crate::protocol::Written;
-use crate::quality::{Ended, Tap};
-use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
+use crate::quality::{ContentTap, Contents, Ended, Tap};
+use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, TraceEnd, names, rfc3339_millis};
 use crate::topology::{Backend, Route, TargetKind};
 use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure, TimeLimit, is_server_fault};
 
@@ -86,6 +86,7 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, excha
                 cache_written: exchange.outcome.cache_written_tokens,
                 output: exchange.outcome.completion_tokens,
                 first: exchange.outcome.first_token,
+                trace: exchange.span.sent_trace(),
             };
             metrics.called(tokens, took);
         }
@@ -95,6 +96,8 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, excha
                 set_model_outcome(&mut span, exchange);
             }
         }
+    } else {
+        exchange.outcome.was_at_target(took);
     }
     if let Some(error) = error(outcome).or(exchange.outcome.reported.map(|_| "reported_error")) {
         span.error(error);
@@ -338,6 +341,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
             cache_written: None,
             output: Some(report.completion_tokens),
             first: exchange.outcome.first_token,
+            trace: exchange.span.sent_trace(),
         };
         report.metrics.called(tokens, report.took.unwrap_or_else(|| clock::since(report.submitted)));
     }
@@ -375,15 +379,16 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
     if let Doubt::Pending(first) = std::mem::take(&mut exchange.doubt) {
         count_doubted(&first, Verdict::ServerError, exchange);
     }
-    let head = session.req_header();
     let took = clock::since(exchange.started);
     // The 499 of nginx: the client left before it got a status.
     let status =
         if exchange.outcome.client_gone && exchange.outcome.status == 0 { 499 } else { exchange.outcome.status };
+    // The life of a socket is no time of an answer.
+    let answered = exchange.outcome.socket.map_or(took, |socket| socket.opened_after);
+    end_span(session, exchange, status, answered);
+    let head = session.req_header();
     if let Some(route) = &exchange.route {
-        // The life of a socket is no time of an answer.
-        let answered = exchange.outcome.socket.map_or(took, |socket| socket.opened_after);
-        route.metrics.ended(&head.method, status, answered);
+        route.metrics.ended(&head.method, status, answered, exchange.span.sent_trace());
         if let Some(filter) = &exchange.refused_by {
             route.metrics.refused_by(filter);
         }
@@ -427,7 +432,6 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
     if let Some(tap) = exchange.taps.as_mut().and_then(|taps| taps.quality.take()) {
         hand_over(tap, exchange);
     }
-    end_span(session, exchange, status);
     if exchange.snapshot.access_log {
         let route = exchange.route.as_ref().map(|route| route.name.as_str());
         let failed = exchange.outcome.failed.as_ref();
@@ -469,9 +473,41 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
             socket_end: exchange.outcome.socket.and_then(|socket| Some(socket.end?.as_str())),
             error_code: exchange.outcome.error_code,
             user_agent: head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()),
+            headers: exchange.snapshot.logged_headers.as_ref().map(|logged| {
+                logged.of(&head.headers, |name| exchange.snapshot.caller_headers.may_hold_credential(name))
+            }),
         }
         .write(&gateway.log, gateway.log_format);
     }
+    if let Some(tap) = exchange.taps.as_mut().and_then(|taps| taps.content.take()) {
+        show_content(tap, exchange);
+    }
+}
+
+/// Taps an exchange whose span shows its texts, unless its consumer wants none to be kept.
+#[cold]
+pub(super) fn tap_content(contents: &Arc<Contents>, session: &ClientSession, exchange: &mut Exchange) {
+    let may_be_kept = exchange.caller.as_ref().is_none_or(|caller| caller.keep_examples);
+    let has_text = exchange.resolved.operation.asks_for_text() && !exchange.is_grpc;
+    if exchange.span.is_recording() && may_be_kept && has_text {
+        let tap = contents.tap(&session.req_header().headers);
+        exchange.taps.get_or_insert_default().content = Some(tap);
+    }
+}
+
+/// Gives the span of an exchange to the reader of its texts, which ends it.
+fn show_content(tap: ContentTap, exchange: &mut Exchange) {
+    if exchange.span.sent_trace().is_none() {
+        return;
+    }
+    let span = std::mem::replace(&mut exchange.span, Span::none());
+    let body = match &exchange.body {
+        RequestBody::Held(held) => Some(&held.bytes),
+        RequestBody::Unread => None,
+    };
+    let outcome = &exchange.outcome;
+    let is_whole = outcome.status != 0 && !outcome.client_gone && !outcome.broken;
+    tap.end(body, is_whole, outcome.finish_reason.as_deref(), span);
 }
 
 /// Hands an exchange that was drawn over to those who look at it.
@@ -498,7 +534,7 @@ fn hand_over(tap: Tap, exchange: &Exchange) {
     });
 }
 
-fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16) {
+fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16, took: Duration) {
     if !exchange.span.is_recording() {
         return;
     }
@@ -549,9 +585,11 @@ fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16) {
         }
         set_model_outcome(&mut span, exchange);
     }
-    if status >= 500 || exchange.outcome.broken || exchange.outcome.reported.is_some() {
+    let is_error = status >= 500 || exchange.outcome.broken || exchange.outcome.reported.is_some();
+    if is_error {
         span.error(exchange.outcome.error_code.unwrap_or("upstream_status"));
     }
+    span.decide(TraceEnd { is_error, is_spilled: exchange.outcome.spilled.is_some(), took });
     exchange.span = span;
 }
 

@@ -8,6 +8,7 @@ use http::{StatusCode, header};
 use super::direct::Direct;
 use super::reading::unsupported_endpoint;
 use crate::builtin::{self, LoadedModel, SpillError};
+use crate::clock;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
@@ -22,11 +23,13 @@ pub(super) async fn count(
     exchange: &mut Exchange,
 ) -> Result<Direct, End> {
     exchange.outcome.begin_answer();
+    let began = clock::instant();
     let counted = tokio::select! {
         biased;
         counted = builtin::count_tokens(model, request, deadline) => counted,
         _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
     };
+    exchange.outcome.was_at_target(clock::since(began));
     let tokens = match counted {
         Ok(tokens) => tokens,
         Err(SpillError::Busy(_)) => return Ok(Direct::NoRoom),

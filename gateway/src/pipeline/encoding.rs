@@ -9,6 +9,7 @@ use spillway_filter::Refusal;
 use super::direct::{Direct, name_for_caller};
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
+use crate::clock;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
@@ -81,11 +82,13 @@ pub(super) async fn encoded(
 ) -> Result<Encoding, End> {
     exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    let began = clock::instant();
     let encoded = tokio::select! {
         biased;
         encoded = builtin::encode(model, request, what, deadline) => encoded,
         _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
     };
+    exchange.outcome.was_at_target(clock::since(began));
     match encoded {
         Ok((encoded, tokens)) => {
             exchange.outcome.model_answered = Some(model.name().to_owned());

@@ -41,6 +41,7 @@ pub(super) async fn race<'a>(
     let (backend, move_on) = (first.attempt.backend, first.attempt.move_on);
     let mut running = FuturesUnordered::new();
     let mut begun = 0;
+    let (first_began, before) = (first.attempt.started, exchange.outcome.at_targets);
     let mut next = Some(first);
     let mut due = clock::now();
     loop {
@@ -71,6 +72,9 @@ pub(super) async fn race<'a>(
             Some((winner, Ok(opened))) => {
                 // The losers' time counts for nothing, and their slots are free at once.
                 running.clear();
+                // Tries beside each other take their time once; that of the winner's own is counted with its answer.
+                let alone = winner.attempt.started.saturating_duration_since(first_began);
+                exchange.outcome.at_targets = before.saturating_add(alone);
                 let backend = winner.attempt.backend;
                 return (backend, winner.relay(opened, session, exchange).await);
             }
@@ -78,6 +82,7 @@ pub(super) async fn race<'a>(
                 let backend = lost.attempt.backend;
                 lost.conclude(&outcome, exchange);
                 if running.is_empty() {
+                    exchange.outcome.at_targets = before.saturating_add(clock::since(first_began));
                     return (backend, outcome);
                 }
             }

@@ -164,6 +164,9 @@ async fn serve(
         let tap = Tap::new(sampling.clone(), &session.req_header().headers);
         exchange.taps.get_or_insert_default().quality = Some(tap);
     }
+    if let Some(contents) = &route.contents {
+        conclude::tap_content(contents, session, exchange);
+    }
     if let Some((filter, refusal)) = exchange.over_limit.take() {
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
     }

@@ -1,8 +1,10 @@
 //! Facts of one request and its answer, read from their bytes: what is counted. The texts are dropped here.
 
+use std::borrow::Cow;
+
 use super::feature::{Feature, Side};
 use super::pane::{Pane, WORD_BUCKETS};
-use super::sampled::Sampled;
+use super::sampled::{AnswerBytes, Sampled};
 use super::signals::{Signal, is_refusal};
 use super::texts::{Prompt, Said, Text};
 use crate::coding::Coding;
@@ -113,6 +115,20 @@ fn is_label(text: &str) -> bool {
     text.len() <= LABEL && !text.contains(char::is_whitespace)
 }
 
+/// Body of an answer without its coding, or its beginning where not all of it is there; `None` where it cannot be decoded.
+/// `is_whole` is true for an answer that has reached its end.
+pub(super) fn decoded(answer: &AnswerBytes, is_whole: bool) -> Option<Cow<'_, [u8]>> {
+    if answer.coding == Coding::Identity {
+        return Some(Cow::Borrowed(&answer.bytes));
+    }
+    let is_all = is_whole && !answer.is_cut;
+    let plain = match answer.coding.decode(&answer.bytes, MOST_DECODED) {
+        Err(_) if !is_all => answer.coding.decode_beginning(&answer.bytes, MOST_DECODED),
+        plain => plain.ok(),
+    };
+    plain.map(Cow::from)
+}
+
 impl Facts {
     /// Reads a request and its answer.
     pub(super) fn of(sampled: &Sampled) -> Self {
@@ -182,27 +198,11 @@ impl Facts {
         if let Some(tokens) = sampled.completion_tokens.filter(|_| sampled.is_whole) {
             self.numbers.push((Feature::AnswerTokens, float(tokens)));
         }
-        let decoded;
-        let body: &[u8] = if sampled.answer.coding == Coding::Identity {
-            &sampled.answer.bytes
-        } else {
-            let answer = &sampled.answer;
-            let is_all = sampled.is_whole && !answer.is_cut;
-            let plain = match answer.coding.decode(&answer.bytes, MOST_DECODED) {
-                Err(_) if !is_all => answer.coding.decode_beginning(&answer.bytes, MOST_DECODED),
-                plain => plain.ok(),
-            };
-            match plain {
-                Some(plain) => {
-                    decoded = plain;
-                    &decoded
-                }
-                None => {
-                    self.is_unreadable = true;
-                    return;
-                }
-            }
+        let Some(plain) = decoded(&sampled.answer, sampled.is_whole) else {
+            self.is_unreadable = true;
+            return;
         };
+        let body: &[u8] = &plain;
         if let Operation::Inference(InferenceCall::Infer) = sampled.operation {
             if sampled.is_whole && !sampled.answer.is_cut {
                 let headers = length_field(sampled.answer.json.as_ref());

@@ -5,6 +5,7 @@
 //! beginning of an answer. Memory is bounded: two megabytes a route. Probes ([`Asker`]) are questions of the gateway's own. The
 //! room changes no request, and knows no socket and no route; its inputs are bytes of bodies and the rules of the configuration.
 
+mod content;
 mod examples;
 mod facts;
 mod feature;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+pub use content::{ContentTap, Contents};
 pub use examples::{Example, Keeping};
 pub use feature::Feature;
 pub use probes::{

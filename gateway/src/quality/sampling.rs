@@ -81,6 +81,8 @@ pub struct Tap {
     answer: AnswerBytes,
     /// Memory of the answer's bytes; `None` once there was no room for them.
     memory: Option<Waiting>,
+    /// Most bytes that its counter may have.
+    most: usize,
 }
 
 impl Tap {
@@ -95,7 +97,13 @@ impl Tap {
         let answer =
             AnswerBytes { bytes: Vec::new(), is_cut: false, coding: Coding::Identity, json: None, is_success: false };
         let memory = Some(Waiting { bytes: 0, all: Arc::default() });
-        Self { sampling: None, request_json: request.get(&INFERENCE_HEADER_CONTENT_LENGTH).cloned(), answer, memory }
+        let request_json = request.get(&INFERENCE_HEADER_CONTENT_LENGTH).cloned();
+        Self { sampling: None, request_json, answer, memory, most: MOST_WAITING }
+    }
+
+    /// Tap on a request with these headers whose answer, and those of others, take at most `most` bytes together.
+    pub(super) fn within(request: &Fields, all: Arc<AtomicUsize>, most: usize) -> Self {
+        Self { memory: Some(Waiting { bytes: 0, all }), most, ..Self::alone(request) }
     }
 
     /// Notes the head of the answer.
@@ -114,7 +122,7 @@ impl Tap {
         let kept = part.get(..room.min(part.len())).unwrap_or_default();
         if answer.bytes.capacity() - answer.bytes.len() < kept.len() {
             let wanted = (answer.bytes.len() + kept.len()).next_power_of_two().min(MOST_ANSWER);
-            if !memory.grow(wanted - answer.bytes.capacity(), MOST_WAITING) {
+            if !memory.grow(wanted - answer.bytes.capacity(), self.most) {
                 (self.memory, answer.bytes) = (None, Vec::new());
                 return;
             }
@@ -128,9 +136,14 @@ impl Tap {
         self.answer
     }
 
+    /// Beginning of the answer with its memory; `None` where there was no room.
+    pub(super) fn into_parts(self) -> Option<(AnswerBytes, Waiting)> {
+        Some((self.answer, self.memory?))
+    }
+
     /// Hands the exchange over, if a target has answered it with success.
     pub fn end(self, ended: Ended<'_>) {
-        let Self { sampling, request_json, answer, memory } = self;
+        let Self { sampling, request_json, answer, memory, most: _ } = self;
         let Some(sampling) = sampling.filter(|_| answer.is_success && !ended.served_by.is_empty()) else { return };
         let Some(memory) = memory else {
             sampling.counters.dropped.fetch_add(1, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 //! turn. Unknown members are skipped, so a field that the gateway does not know hides nothing. Memory is bounded: of each text
 //! the beginning is kept and the rest is counted.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use serde::Deserialize;
@@ -36,10 +37,14 @@ impl Text {
         self.characters = all;
     }
 
+    /// True if there is more than the beginning.
+    pub(super) fn is_cut(&self) -> bool {
+        self.characters > u64::try_from(self.start.chars().count()).unwrap_or(u64::MAX)
+    }
+
     /// Beginning as it may be kept: of a text that was cut without its last part.
     pub(super) fn kept(&self, redacts: bool) -> String {
-        let is_cut = self.characters > u64::try_from(self.start.chars().count()).unwrap_or(u64::MAX);
-        let text = if is_cut { without_cut_end(&self.start) } else { &self.start };
+        let text = if self.is_cut() { without_cut_end(&self.start) } else { &self.start };
         if redacts { redacted(text) } else { text.to_owned() }
     }
 
@@ -62,11 +67,35 @@ pub(super) struct Prompt {
     pub is_answered: bool,
     /// True if an assistant has answered the last one.
     has_answer: bool,
+    /// Last turns of the conversation; `None` where they are not asked for.
+    pub turns: Option<VecDeque<Turn>>,
+    /// Instructions beside the conversation.
+    pub instructions: Text,
 }
 
+/// Text of a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// Role as the request names it.
+    pub role: Box<str>,
+    /// Text.
+    pub text: Text,
+}
+
+/// Turns of a conversation that are kept, the last ones.
+const MOST_TURNS: usize = 64;
+
 impl Prompt {
-    fn turn(&mut self, role: Role, text: Text) {
+    fn turn(&mut self, role: Role, name: &str, text: Text) {
         self.characters = self.characters.saturating_add(text.characters);
+        if role == Role::Instructions {
+            self.instructions.append(&text);
+        } else if let Some(turns) = &mut self.turns {
+            if turns.len() == MOST_TURNS {
+                turns.pop_front();
+            }
+            turns.push_back(Turn { role: name.into(), text: text.clone() });
+        }
         match role {
             Role::User if !text.is_empty() => {
                 let last = std::mem::replace(&mut self.last, text);
@@ -74,13 +103,22 @@ impl Prompt {
                 self.is_answered = std::mem::take(&mut self.has_answer);
             }
             Role::Assistant => self.has_answer = true,
-            Role::User | Role::Other => {}
+            Role::User | Role::Other | Role::Instructions => {}
         }
     }
 
     /// Reads the body of a request; `None` for one that is no JSON object.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
-        let mut prompt = Self::default();
+        Self::default().read_body(body)
+    }
+
+    /// As [`Self::read`], with the turns of the conversation.
+    pub(super) fn read_turns(body: &[u8]) -> Option<Self> {
+        Self { turns: Some(VecDeque::new()), ..Self::default() }.read_body(body)
+    }
+
+    fn read_body(self, body: &[u8]) -> Option<Self> {
+        let mut prompt = self;
         let mut reader = serde_json::Deserializer::from_slice(body);
         Body(&mut prompt).deserialize(&mut reader).ok()?;
         Some(prompt)
@@ -92,6 +130,19 @@ enum Role {
     User,
     Assistant,
     Other,
+    /// Instructions beside the conversation.
+    Instructions,
+}
+
+impl Role {
+    /// Name in OpenTelemetry's conventions.
+    fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Other | Self::Instructions => "system",
+        }
+    }
 }
 
 /// Text of an answer.
@@ -190,9 +241,10 @@ impl<'de> Visitor<'de> for Body<'_> {
                 "messages" | "input" | "prompt" | "query" => {
                     map.next_value_seed(Turns { prompt: self.0, role: Role::User })?
                 }
-                "system" | "instructions" | "documents" => {
-                    map.next_value_seed(Turns { prompt: self.0, role: Role::Other })?;
+                "system" | "instructions" => {
+                    map.next_value_seed(Turns { prompt: self.0, role: Role::Instructions })?;
                 }
+                "documents" => map.next_value_seed(Turns { prompt: self.0, role: Role::Other })?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -246,7 +298,7 @@ impl<'de> Visitor<'de> for Turns<'_> {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
         let mut whole = Text::default();
         whole.push(text);
-        self.prompt.turn(self.role, whole);
+        self.prompt.turn(self.role, self.role.name(), whole);
         Ok(())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
@@ -255,14 +307,17 @@ impl<'de> Visitor<'de> for Turns<'_> {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let (mut role, mut text) = (self.role, Text::default());
+        let mut name = None;
         while let Some(key) = map.next_key::<Word>()? {
             match key.0.as_str() {
                 "role" => {
-                    role = match map.next_value::<Word>()?.0.as_str() {
+                    let word = map.next_value::<Word>()?.0;
+                    role = match word.as_str() {
                         "user" | "human" => Role::User,
                         "assistant" | "model" => Role::Assistant,
                         _ => Role::Other,
                     };
+                    name = Some(word).filter(|word| !word.is_empty());
                 }
                 "content" | "text" => text.append(&map.next_value::<Piece>()?.text),
                 _ => {
@@ -270,7 +325,7 @@ impl<'de> Visitor<'de> for Turns<'_> {
                 }
             }
         }
-        self.prompt.turn(role, text);
+        self.prompt.turn(role, name.as_deref().unwrap_or(role.name()), text);
         Ok(())
     }
 }

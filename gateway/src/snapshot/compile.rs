@@ -25,9 +25,9 @@ use crate::http_client::Http;
 use crate::identity::{Authenticator, IdentityDeps};
 use crate::limits::{Limits, Prices};
 use crate::notify::Notifier;
-use crate::quality::Quality;
+use crate::quality::{Contents, Quality};
 use crate::rollout::{PreparedRollouts, RolloutPlan, Rollouts};
-use crate::telemetry::{Metrics, Tracer};
+use crate::telemetry::{LoggedHeaders, Metrics, Tracer};
 
 /// Configuration that passed validation and still cannot run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,8 @@ pub struct Compiler {
     pub limits: Limits,
     /// Sketches of what callers ask and targets answer.
     pub quality: Arc<Quality>,
+    /// Reader of texts for spans.
+    pub contents: Arc<Contents>,
     /// Client for requests that the gateway itself makes.
     pub http: Arc<dyn HttpClient>,
     /// Receivers of events.
@@ -127,6 +129,7 @@ impl Compiler {
             downstream,
             limits,
             quality: Arc::new(Quality::new(notifier.clone())),
+            contents: Arc::default(),
             notifier,
             http,
             feedback,
@@ -207,6 +210,7 @@ impl Compiler {
             origins: &loaded.origins,
             feedback: &self.feedback,
             quality: &self.quality,
+            contents: &self.contents,
         };
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
@@ -223,6 +227,9 @@ impl Compiler {
             prices: Prices::new(&config.prices),
             tracer,
             access_log: config.telemetry.logs.access,
+            open_metrics: config.telemetry.metrics.open_metrics,
+            logged_headers: LoggedHeaders::new(&config.telemetry.logs),
+            server_timing: config.telemetry.server_timing,
             background_tasks: parking_lot::Mutex::new(backends.background_tasks),
             backends: backends.by_name.into_values().collect(),
             models,

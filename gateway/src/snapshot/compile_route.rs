@@ -21,7 +21,7 @@ use crate::feedback::{Feedback, RouteLabels, Targets};
 use crate::limits::{Limits, Rules};
 use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, PROBLEM};
 use crate::quality::{
-    Keeping, Plan, ProbePlan, ProbedTarget, ProbesError, Quality, Reference, ReferenceError, ReferenceFile,
+    Contents, Keeping, Plan, ProbePlan, ProbedTarget, ProbesError, Quality, Reference, ReferenceError, ReferenceFile,
     Rules as QualityRules,
 };
 use crate::queueing::{Queue, Room};
@@ -97,6 +97,7 @@ pub(super) struct RouteCompiler<'a> {
     /// Memory and figures of labels.
     pub(super) feedback: &'a Arc<Feedback>,
     pub(super) quality: &'a Arc<Quality>,
+    pub(super) contents: &'a Arc<Contents>,
 }
 
 /// Filters of a route, by the time at which they run.
@@ -131,11 +132,13 @@ impl RouteCompiler<'_> {
         let mut plans = Vec::new();
         let numbers = RouteRules::numbers(&rules);
         let mut labelled = Targets::default();
+        let captures = self.config.telemetry.tracing.as_ref().is_some_and(|tracing| tracing.capture_content);
         for (number, ((written, own), same)) in routes.iter().zip(&rules).zip(numbers).enumerate() {
             let added = self.route(written).and_then(|route| {
                 let plan = written.quality.as_ref().map(|quality| self.plan(&route, quality)).transpose()?;
                 let route = Route {
                     sampling: plan.as_ref().map(|plan| self.quality.sampling(plan)),
+                    contents: (captures && route.calls_models).then(|| self.contents.clone()),
                     rules: same,
                     judges_path: own.judges_path(),
                     environment: environment(self.origins, number, written),
@@ -211,6 +214,7 @@ impl RouteCompiler<'_> {
             rules: 0,
             judges_path: false,
             sampling: None,
+            contents: None,
             dialect: if body.calls_models { dialect_of(&targets) } else { PROBLEM },
             calls_models: body.calls_models,
             authentication: written.authentication.unwrap_or(self.default_authentication()),

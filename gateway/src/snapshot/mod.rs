@@ -25,7 +25,7 @@ use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
 use crate::routing::RouteTable;
-use crate::telemetry::{CertificateSample, Tracer};
+use crate::telemetry::{CertificateSample, LoggedHeaders, Tracer};
 use crate::topology::{Backend, FeedbackPlan};
 
 /// Compiled configuration.
@@ -46,6 +46,12 @@ pub struct Snapshot {
     pub tracer: Tracer,
     /// True if each request is logged.
     pub access_log: bool,
+    /// True if metrics are OpenMetrics text.
+    pub open_metrics: bool,
+    /// Headers that lines of requests show; `None` where there are none.
+    pub logged_headers: Option<Box<LoggedHeaders>>,
+    /// True if answers say how long they took (`telemetry.serverTiming`).
+    pub server_timing: bool,
     /// Checks, scrapes and DNS to start when the snapshot is active.
     pub background_tasks: parking_lot::Mutex<Vec<BackgroundTasks>>,
     /// All backends, for the admin API.

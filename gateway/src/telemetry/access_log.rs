@@ -1,13 +1,97 @@
 //! Access log: a line for each request that has ended, made on the thread that ended it and queued for the log's writer.
 //! Writing never waits. Texts of callers and upstreams are shortened, and their control characters are escaped.
 
-use spillway_config::schema::LogFormat;
+use http::HeaderName;
+use spillway_config::schema::{LogFormat, Logs};
+use spillway_filter::{Fields, NameSet};
 
 use super::LogWriter;
 use super::json::ObjectLine;
 
 /// Longest text of a caller or an upstream in a line, in bytes: longer paths and agents say no more and fill disks.
 const MAX_TEXT: usize = 1024;
+
+/// Most bytes of names and values of headers in a line.
+const MAX_HEADERS: usize = 8 << 10;
+/// Value that stands for one that is not shown.
+const REDACTED: &str = "[redacted]";
+
+/// Headers of requests that lines show, from the configuration.
+#[derive(Debug)]
+pub struct LoggedHeaders {
+    /// Names; `None` for all.
+    names: Option<Vec<HeaderName>>,
+    redacted: NameSet,
+}
+
+/// Headers of one request as its line shows them.
+#[derive(Debug, Default)]
+pub struct ShownHeaders<'a> {
+    values: Vec<(&'a HeaderName, String)>,
+    /// True if some were left out.
+    is_cut: bool,
+}
+
+impl LoggedHeaders {
+    /// Reads the configuration; `None` where no header is shown.
+    pub fn new(logs: &Logs) -> Option<Box<Self>> {
+        let names = |names: &[String]| -> Vec<_> {
+            // Validation has refused what is no name; `*` is one.
+            names.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect()
+        };
+        let is_all = logs.headers.iter().any(|name| name == "*");
+        let shown = names(&logs.headers);
+        let redacted = names(&logs.redact_headers).into_iter().collect();
+        (logs.access && !shown.is_empty()).then(|| Box::new(Self { names: (!is_all).then_some(shown), redacted }))
+    }
+
+    /// Headers of a request; `is_secret` is true for one that may hold a credential.
+    pub fn of<'a>(&'a self, headers: &'a Fields, is_secret: impl Fn(&HeaderName) -> bool) -> ShownHeaders<'a> {
+        let mut shown = ShownHeaders::default();
+        let mut room = MAX_HEADERS;
+        let mut show = |name: &'a HeaderName| {
+            if shown.values.iter().any(|(known, _)| *known == name) {
+                return;
+            }
+            let mut values = headers.get_all(name).iter().peekable();
+            if values.peek().is_none() {
+                return;
+            }
+            // A client of WebSocket in a browser has no other place for its key.
+            let is_redacted = self.redacted.contains(name)
+                || is_secret(name)
+                || *name == http::header::SEC_WEBSOCKET_PROTOCOL
+                || *name == http::header::PROXY_AUTHORIZATION;
+            let mut text = String::new();
+            for value in values {
+                if is_redacted {
+                    text.push_str(REDACTED);
+                    break;
+                }
+                if !text.is_empty() {
+                    text.push_str(", ");
+                }
+                text.push_str(clipped(&String::from_utf8_lossy(value.as_bytes())));
+                if text.len() > MAX_TEXT {
+                    break;
+                }
+            }
+            let text = clipped(&text).to_owned();
+            match room.checked_sub(name.as_str().len() + text.len()) {
+                Some(left) => {
+                    room = left;
+                    shown.values.push((name, text));
+                }
+                None => shown.is_cut = true,
+            }
+        };
+        match &self.names {
+            Some(names) => names.iter().for_each(&mut show),
+            None => headers.keys().for_each(&mut show),
+        }
+        shown
+    }
+}
 
 /// Fields of a line. The query of the path is not logged: it may hold secrets.
 #[derive(Debug)]
@@ -54,6 +138,17 @@ pub struct AccessRecord<'a> {
     pub socket_end: Option<&'static str>,
     pub error_code: Option<&'static str>,
     pub user_agent: Option<&'a str>,
+    /// Headers of the request; `None` where none are shown.
+    pub headers: Option<ShownHeaders<'a>>,
+}
+
+impl ShownHeaders<'_> {
+    /// Headers for a line of words.
+    fn words(&self) -> String {
+        // Debug escapes control characters.
+        let words = self.values.iter().map(|(name, text)| format!(" {name}={text:?}"));
+        words.chain(self.is_cut.then(|| " headers_cut".to_owned())).collect()
+    }
 }
 
 impl AccessRecord<'_> {
@@ -66,7 +161,7 @@ impl AccessRecord<'_> {
                 let mut line = Vec::with_capacity(512);
                 let written = writeln!(
                     line,
-                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{}{} {}",
+                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{}{}{} {}",
                     self.timestamp,
                     self.client,
                     clipped(self.method),
@@ -83,6 +178,7 @@ impl AccessRecord<'_> {
                     self.cause.map(|cause| format!(" cause={cause}")).unwrap_or_default(),
                     self.failed_endpoint.map(|at| format!(" failed={at}")).unwrap_or_default(),
                     self.limit.map(|limit| format!(" limit={limit}")).unwrap_or_default(),
+                    self.headers.as_ref().map(ShownHeaders::words).unwrap_or_default(),
                     self.request_id,
                 );
                 if written.is_ok() {
@@ -149,6 +245,12 @@ impl AccessRecord<'_> {
         text_if_any(&mut line, "socketEnd", self.socket_end);
         text_if_any(&mut line, "errorCode", self.error_code);
         text_if_any(&mut line, "userAgent", self.user_agent);
+        if let Some(headers) = &self.headers {
+            line.object("requestHeaders", headers.values.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+            if headers.is_cut {
+                line.value("requestHeadersCut", true);
+            }
+        }
         line.end()
     }
 }
@@ -227,6 +329,7 @@ mod tests {
             socket_end: None,
             error_code: None,
             user_agent: Some(agent),
+            headers: None,
         }
     }
 
@@ -253,6 +356,63 @@ mod tests {
         assert!(!text.trim_end().contains(char::is_control), "no terminal obeys it: {text:?}");
         assert!(value.get("traceId").is_none() && value.get("errorCode").is_none());
         assert_eq!(value["userAgent"].as_str().unwrap().len(), MAX_TEXT);
+    }
+
+    #[test]
+    fn headers_are_shown_by_name_and_secrets_never() {
+        let logs = |names: &[&str], redacted: &[&str]| {
+            let all = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+            LoggedHeaders::new(&Logs { headers: all(names), redact_headers: all(redacted), ..Logs::default() })
+        };
+        assert!(logs(&[], &["x-user"]).is_none());
+        let pairs = [
+            ("x-tenant", "a\u{9b}"),
+            ("X-User", "me"),
+            ("x-tenant", "b"),
+            ("authorization", "Bearer s3cret"),
+            ("sec-websocket-protocol", "openai-insecure-api-key.s3cret"),
+            ("accept", "*/*"),
+        ];
+        let headers: Fields = pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), http::HeaderValue::from_bytes(value.as_bytes()).unwrap()))
+            .collect();
+        let is_secret = |name: &HeaderName| name == "authorization";
+        let written = |names: &[&str], redacted: &[&str], format| {
+            let logged = logs(names, redacted).unwrap();
+            let headers = Some(logged.of(&headers, is_secret));
+            line(&AccessRecord { headers, ..record("/", "agent") }, format)
+        };
+        let some = written(&["X-Tenant", "absent", "x-user", "authorization"], &["x-USER"], LogFormat::Json);
+        let some: serde_json::Value = serde_json::from_str(&some).unwrap();
+        let expected =
+            serde_json::json!({"x-tenant": "a\u{9b}, b", "x-user": "[redacted]", "authorization": "[redacted]"});
+        assert_eq!((&some["requestHeaders"], some.get("requestHeadersCut")), (&expected, None));
+        let all = written(&["*"], &[], LogFormat::Json);
+        assert!(!all.contains("s3cret"), "{all}");
+        let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+        assert_eq!((&all["requestHeaders"]["accept"], &all["requestHeaders"]["x-user"]), (&"*/*".into(), &"me".into()));
+        assert_eq!(all["requestHeaders"]["sec-websocket-protocol"], "[redacted]");
+        let words = written(&["x-tenant", "authorization"], &[], LogFormat::Text);
+        assert!(words.contains(r#" x-tenant="a\u{9b}, b" authorization="[redacted]" r-1"#), "{words}");
+    }
+
+    #[test]
+    fn headers_of_a_request_do_not_make_a_line_long() {
+        let headers: Fields = (0..100)
+            .map(|n| (format!("x-{n}").parse().unwrap(), http::HeaderValue::from_bytes(&[b'v'; 4000]).unwrap()))
+            .collect();
+        let logs = Logs { headers: vec!["*".to_owned()], ..Logs::default() };
+        let logged = LoggedHeaders::new(&logs).unwrap();
+        let shown = logged.of(&headers, |_| false);
+        assert!(shown.is_cut);
+        let text = line(&AccessRecord { headers: Some(shown), ..record("/", "agent") }, LogFormat::Json);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&value["requestHeadersCut"], value["requestHeaders"]["x-0"].as_str().unwrap().len()),
+            (&true.into(), MAX_TEXT)
+        );
+        assert!(text.len() < 2 * MAX_HEADERS, "{} bytes", text.len());
     }
 
     #[test]

@@ -31,14 +31,14 @@ impl ObjectLine {
         Self(out)
     }
 
-    fn key(&mut self, key: &'static str) {
-        for part in [if self.0.len() > 1 { ",\"" } else { "\"" }, key, "\":"] {
+    fn key(&mut self, key: &str) {
+        for part in [if self.0.ends_with(b"{") { "\"" } else { ",\"" }, key, "\":"] {
             self.0.extend_from_slice(part.as_bytes());
         }
     }
 
     /// Adds a text.
-    pub(super) fn text(&mut self, key: &'static str, text: &str) {
+    pub(super) fn text(&mut self, key: &str, text: &str) {
         self.key(key);
         // Without an early end, so that many bytes are compared at a time.
         let is_plain = text.bytes().fold(true, |is_plain, byte| is_plain & is_written_as_it_is(byte));
@@ -59,6 +59,16 @@ impl ObjectLine {
             self.0.truncate(before);
             self.0.extend_from_slice(b"null");
         }
+    }
+
+    /// Adds an object of texts, whose keys have nothing to escape.
+    pub(super) fn object<'t>(&mut self, key: &str, texts: impl Iterator<Item = (&'t str, &'t str)>) {
+        self.key(key);
+        self.0.push(b'{');
+        for (key, text) in texts {
+            self.text(key, text);
+        }
+        self.0.push(b'}');
     }
 
     /// Ends the object and the line.

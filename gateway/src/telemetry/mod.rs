@@ -12,7 +12,7 @@ pub mod names;
 mod time;
 mod trace;
 
-pub use access_log::AccessRecord;
+pub use access_log::{AccessRecord, LoggedHeaders};
 pub use json::write_line;
 pub use label::{
     AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,
@@ -22,9 +22,9 @@ pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
     BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, Count, EndpointMetrics, EndpointSample,
-    EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, ProbeSample,
-    ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteMetrics,
-    Running, Samples,
+    EngineSample, FeedbackSample, FeedbackSamples, LimitMetrics, ListenerMetrics, Metrics, MetricsFormat, ModelMetrics,
+    ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample,
+    RouteMetrics, Running, Samples,
 };
 pub use time::rfc3339_millis;
-pub use trace::{Span, SpanKind, TraceError, Tracer};
+pub use trace::{Span, SpanKind, TraceEnd, TraceError, Tracer};

@@ -16,7 +16,7 @@ use crate::builtin::LoadedModel;
 use crate::feedback::RouteLabels;
 use crate::limits::Rules;
 use crate::protocol::{Dialect, ModelCard, PROBLEM};
-use crate::quality::Sampling;
+use crate::quality::{Contents, Sampling};
 use crate::queueing::Queue;
 use crate::rollout::{LiveRollout, PairRules};
 use crate::telemetry::RouteMetrics;
@@ -109,6 +109,8 @@ pub struct Route {
     pub matched_models: Option<Vec<ModelPattern>>,
     /// Sampling of its requests; `None` where they are not watched.
     pub sampling: Option<Arc<Sampling>>,
+    /// Reader of the texts for the spans of its requests; `None` where those show none.
+    pub contents: Option<Arc<Contents>>,
     /// Series of its metrics.
     pub metrics: Arc<RouteMetrics>,
     /// Targets whose answers callers may label; `None` where the configuration takes no labels of the route's answers.
@@ -387,6 +389,7 @@ impl Route {
             metrics,
             labels: None,
             sampling: None,
+            contents: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -60,6 +61,8 @@ pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Limits in the fields of the IETF's draft (draft-ietf-httpapi-ratelimit-headers).
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// Times of an answer (W3C Server Timing).
+static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// A request header as filters change it.
 struct RequestHeaders<'a> {
@@ -627,9 +630,30 @@ fn show_limits(out: &mut ResponseHead, exchange: &Exchange) {
     }
 }
 
+/// Adds the times of an answer (W3C Server Timing). What a server says of its own time stays beside it.
+#[cold]
+fn show_times(out: &mut ResponseHead, exchange: &Exchange) {
+    // The work of this poll is a part of it.
+    clock::renew();
+    let took = clock::since(exchange.started);
+    let queued = exchange.outcome.queued.unwrap_or_default().min(took);
+    // Attempts beside each other are counted once, as is a wait between two of them.
+    let at_targets = exchange.outcome.at_targets.min(took.saturating_sub(queued));
+    let own = took.saturating_sub(queued).saturating_sub(at_targets);
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    let (queued, at_targets, own) = (millis(queued), millis(at_targets), millis(own));
+    let text = format!("queue;dur={queued:.3}, upstream;dur={at_targets:.3}, gateway;dur={own:.3}");
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+        let _ = out.append_header(SERVER_TIMING.clone(), value);
+    }
+}
+
 /// Adds the headers of every answer: the request id, the limits, and those of the filters and their observers.
 pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
+    if exchange.snapshot.server_timing {
+        show_times(out, exchange);
+    }
     if let Some(name) = exchange.dialect.request_id_header() {
         let _ = out.insert_header(name.clone(), exchange.request_id.clone());
     }

@@ -199,6 +199,7 @@ impl<'e> SocketMeter<'e> {
                 cache_written: usage.cache_written_tokens,
                 output: Some(usage.completion_tokens),
                 first,
+                trace: None,
             };
             metrics.called(tokens, now.saturating_duration_since(began));
         }

@@ -226,6 +226,9 @@ impl<'a> Conversation<'_, 'a> {
         self.state.shown.strip(&mut head);
         let (client, sent_host) = (self.session.req_header(), self.state.sent_host.as_ref());
         filter_server_response(&mut head, self.attempt, client, self.exchange, sent_host);
+        if self.exchange.snapshot.server_timing {
+            self.exchange.outcome.was_at_target(clock::since(self.attempt.started));
+        }
         let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
         if let Some(dropped) = self.attempt.dropped() {
             let _ = out.insert_header(DROPPED.clone(), dropped.clone());

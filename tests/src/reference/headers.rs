@@ -250,6 +250,10 @@ const GROUPS: &[Group] = &[
                 "x-spillway-dropped",
                 "Fields of the request that the server which answered did not get (`backends[].dropFields`, translation), or that the built-in model does not know and has ignored; other marks than letters, digits and `_-.[]` are percent-encoded.",
             ),
+            (
+                "server-timing",
+                "Milliseconds in the queue, with servers and built-in models, and in the gateway, until the head of the answer (`telemetry.serverTiming`). A field of the server stays beside it.",
+            ),
             ("allow", "`POST`, where another method asks for the path of [feedback](../how-to/feedback.md) (405)."),
             (
                 "x-ratelimit-limit-requests",

@@ -65,6 +65,11 @@ const ACCESS: &[(&str, &str)] = &[
         "Limit that was reached, as in the configuration: a time (`backends[].timeouts.firstByte`), or the one that left no room (`maxInFlight`).",
     ),
     ("userAgent", "`User-Agent`, at most 1,024 bytes."),
+    (
+        "requestHeaders",
+        "Headers of `telemetry.logs.headers` by name, those that came several times joined by commas; values of at most 1,024 bytes. `[redacted]` where the value may be a credential, or `redactHeaders` names it.",
+    ),
+    ("requestHeadersCut", "`true` where headers were left out, because they are longer than 8 KiB."),
 ];
 
 /// Fields of a line of the audit log.
@@ -100,6 +105,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("admin_change", "An endpoint was drained or put back."),
     ("admin_descriptors_spent", "No file descriptor was left for the admin address. Raise the limit of open files."),
     ("admin_listening", "The admin address takes connections."),
+    ("metrics_listening", "The address of the metrics alone takes connections."),
     ("answer_not_written", "An answer of a built-in model could not be written in the API of its caller: report it."),
     ("attempts_spent", "The last attempt of a request failed."),
     (

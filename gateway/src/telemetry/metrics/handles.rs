@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use opentelemetry::trace::TraceId;
 use parking_lot::RwLock;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::held::{Count, Holder, Running, held};
+use super::latency::Latency;
 use super::live::OTHER;
 use super::{Families, Labels, labels};
 use crate::telemetry::label::{
@@ -64,7 +66,7 @@ pub struct RouteMetrics {
     mirrored: ByLabel<MirrorEnd, Count>,
     paired: ByLabel<PairEnd, Count>,
     /// Durations by method and status, added as they occur.
-    durations: RwLock<Vec<(MethodStatus, Labels, Histogram)>>,
+    durations: RwLock<Vec<(MethodStatus, Labels, Latency)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
 }
 
@@ -187,13 +189,13 @@ impl RouteMetrics {
         counter.inc();
     }
 
-    /// Records a request that has ended.
-    pub fn ended(&self, method: &Method, status: u16, took: Duration) {
+    /// Records a request that has ended, with its trace if that is sent.
+    pub fn ended(&self, method: &Method, status: u16, took: Duration, trace: Option<TraceId>) {
         let Some(families) = &self.families else { return };
         let seconds = took.as_secs_f64();
         let pair = (METHODS.iter().position(|known| known == method), status);
         if let Some((_, _, histogram)) = self.durations.read().iter().find(|(known, _, _)| *known == Some(pair)) {
-            histogram.observe(seconds);
+            histogram.observe(seconds, trace);
             return;
         }
         let mut durations = self.durations.write();
@@ -202,12 +204,12 @@ impl RouteMetrics {
             Some((_, _, histogram)) => histogram.clone(),
             None => {
                 let own = self.duration_labels(pair);
-                let histogram = families.requests.get_or_create_owned(&own);
+                let histogram = families.latencies.requests.get_or_create_owned(&own);
                 durations.push((pair, own, histogram.clone()));
                 histogram
             }
         };
-        histogram.observe(seconds);
+        histogram.observe(seconds, trace);
     }
 
     fn duration_labels(&self, pair: MethodStatus) -> Labels {
@@ -239,7 +241,7 @@ impl Drop for RouteMetrics {
         let Some(f) = self.families.take() else { return };
         f.live_routes.gone(&self.name, || {
             for (_, own, _) in self.durations.get_mut().iter() {
-                f.requests.remove(own);
+                f.latencies.requests.remove(own);
             }
             for (_, own, _) in self.refusals.get_mut().iter() {
                 f.filter_refusals.remove(own);
@@ -421,6 +423,8 @@ pub struct CallStats {
     pub output: Option<u64>,
     /// Time from arrival to the first content.
     pub first: Option<Duration>,
+    /// Trace of the request, if that is sent.
+    pub trace: Option<TraceId>,
 }
 
 /// Further series of a built-in model.
@@ -443,8 +447,8 @@ pub struct ModelMetrics {
     cached: Histogram,
     cache_written: Histogram,
     output: Histogram,
-    duration: Histogram,
-    first_chunk: Histogram,
+    duration: Latency,
+    first_chunk: Latency,
     engine: Option<EngineMetrics>,
     families: Arc<Families>,
     key: String,
@@ -465,8 +469,8 @@ impl ModelMetrics {
             cached: tokens(CACHED_INPUT),
             cache_written: tokens(CACHE_CREATION_INPUT),
             output: tokens(OUTPUT),
-            duration: families.operation.get_or_create_owned(&own),
-            first_chunk: families.first_chunk.get_or_create_owned(&own),
+            duration: families.latencies.operation.get_or_create_owned(&own),
+            first_chunk: families.latencies.first_chunk.get_or_create_owned(&own),
             engine: (provider == super::ENGINE).then(|| EngineMetrics {
                 request: families.engine_request.get_or_create_owned(&own),
                 first_token: families.engine_first_token.get_or_create_owned(&own),
@@ -492,9 +496,9 @@ impl ModelMetrics {
             }
         }
         if let Some(first) = call.first {
-            self.first_chunk.observe(first.as_secs_f64());
+            self.first_chunk.observe(first.as_secs_f64(), call.trace);
         }
-        self.duration.observe(took.as_secs_f64());
+        self.duration.observe(took.as_secs_f64(), call.trace);
     }
 
     /// Records answers that the engine has written, of `tokens` tokens each: the first token `first` after submission, the
@@ -517,8 +521,10 @@ impl Drop for ModelMetrics {
             for kind in [INPUT, CACHED_INPUT, CACHE_CREATION_INPUT, OUTPUT] {
                 f.tokens.remove(&with(own, "gen_ai_token_type", kind));
             }
-            for family in [&f.operation, &f.first_chunk, &f.engine_request, &f.engine_first_token, &f.engine_per_token]
-            {
+            for family in [&f.latencies.operation, &f.latencies.first_chunk] {
+                family.remove(own);
+            }
+            for family in [&f.engine_request, &f.engine_first_token, &f.engine_per_token] {
                 family.remove(own);
             }
         });

@@ -3,9 +3,11 @@
 
 mod handles;
 mod held;
+mod latency;
 mod limits;
 mod live;
 mod now;
+mod plain;
 mod receivers;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::handles::{CallStats, EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics};
 pub use self::held::{Count, Running};
+use self::latency::{LatencyHistograms, latencies};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
@@ -36,6 +39,25 @@ use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};
 /// Provider name of built-in models.
 const ENGINE: &str = "spillway";
 
+/// Form of the text for a scrape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricsFormat {
+    /// OpenMetrics 1.0, with exemplars.
+    OpenMetrics,
+    /// Text format 0.0.4 of Prometheus.
+    Text,
+}
+
+impl MetricsFormat {
+    /// Media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
 /// Label names with their values.
 type Labels = Vec<(&'static str, String)>;
 type Counters = Family<Labels, Counter>;
@@ -44,13 +66,16 @@ type FloatGauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
 /// Buckets of HTTP durations in seconds (OpenTelemetry semantic conventions, `http.server.request.duration`).
+const HTTP_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Buckets of model durations in seconds (`gen_ai.client.operation.duration`): doubled from one to the next.
+const MODEL_SECONDS: &[f64] = &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
 fn http_seconds() -> Histogram {
-    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0])
+    Histogram::new(HTTP_SECONDS.iter().copied())
 }
 
-/// Buckets of model durations in seconds (`gen_ai.client.operation.duration`).
 fn model_seconds() -> Histogram {
-    Histogram::new((0..14).map(|n| 0.01 * f64::from(1 << n)))
+    Histogram::new(MODEL_SECONDS.iter().copied())
 }
 
 /// Buckets of token counts (`gen_ai.client.token.usage`): powers of four up to 4^13.
@@ -92,11 +117,21 @@ macro_rules! series {
     };
 }
 
+latencies! {
+    /// Metrics of durations whose buckets lead to traces.
+    struct Latencies {
+        /// Arrival to last byte
+        requests: LatencyHistograms = "http_server_request_duration_seconds", HTTP_SECONDS;
+        /// Duration of a model call
+        operation: LatencyHistograms = "gen_ai_client_operation_duration_seconds", MODEL_SECONDS;
+        /// Arrival to the first content
+        first_chunk: LatencyHistograms = "gen_ai_client_operation_time_to_first_chunk_seconds", MODEL_SECONDS;
+    }
+}
+
 series! {
     /// Series with labels, for what a configuration names, and the handles on them that are in use.
     struct Families {
-        /// Arrival to last byte
-        requests: Histograms = "http_server_request_duration_seconds", Histograms::new_with_constructor(http_seconds);
         /// Requests in the queue
         queue_depth: Gauges = "spillway_queue_depth", Gauges::default();
         /// Time in the queue by outcome
@@ -125,10 +160,6 @@ series! {
         malformed: Counters = "spillway_malformed_requests", Counters::default();
         /// Tokens of a call
         tokens: Histograms = "gen_ai_client_token_usage", Histograms::new_with_constructor(token_counts);
-        /// Duration of a model call
-        operation: Histograms = "gen_ai_client_operation_duration_seconds", Histograms::new_with_constructor(model_seconds);
-        /// Arrival to the first content
-        first_chunk: Histograms = "gen_ai_client_operation_time_to_first_chunk_seconds", Histograms::new_with_constructor(model_seconds);
         /// Submission to the last token of a built-in model
         engine_request: Histograms = "gen_ai_server_request_duration_seconds", Histograms::new_with_constructor(model_seconds);
         /// Submission to the first token of a built-in model
@@ -145,6 +176,7 @@ series! {
         bodies: Counters = "spillway_request_bodies_refused", Counters::default();
     }
     {
+        latencies: Latencies,
         live_limits: Arc<Live<LimitMetrics>>,
         live_routes: Arc<Live<RouteMetrics>>,
         live_queues: Live<QueueMetrics>,
@@ -302,7 +334,7 @@ impl Metrics {
     }
 
     /// Text for a scrape; reads the samples that other rooms keep.
-    pub fn encode(&self, samples: &Samples<'_>) -> String {
+    pub fn encode(&self, samples: &Samples<'_>, format: MetricsFormat) -> String {
         let mut now = Registry::default();
         now::backends(&mut now, samples.backends);
         now::endpoints(&mut now, samples.endpoints);
@@ -327,9 +359,13 @@ impl Metrics {
         let mut text = String::with_capacity(16 << 10);
         // Writing to a string does not fail.
         let _ = encode_registry(&mut text, &self.registry)
+            .and_then(|()| self.families.latencies.encode(&mut text, format == MetricsFormat::OpenMetrics))
             .and_then(|()| encode_registry(&mut text, &now))
             .and_then(|()| encode_eof(&mut text));
-        text
+        match format {
+            MetricsFormat::OpenMetrics => text,
+            MetricsFormat::Text => plain::written(&text),
+        }
     }
 }
 

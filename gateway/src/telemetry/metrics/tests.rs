@@ -13,9 +13,9 @@ fn has(text: &str, line: &str) -> bool {
 fn a_scrape_shows_what_happened() {
     let metrics = Metrics::new();
     let route = metrics.route("chat");
-    route.ended(&Method::POST, 200, Duration::from_millis(20));
-    route.ended(&Method::from_bytes(b"BREW").unwrap(), 404, Duration::from_millis(20));
-    route.ended(&Method::from_bytes(b"BOIL").unwrap(), 404, Duration::from_millis(20));
+    route.ended(&Method::POST, 200, Duration::from_millis(20), None);
+    route.ended(&Method::from_bytes(b"BREW").unwrap(), 404, Duration::from_millis(20), None);
+    route.ended(&Method::from_bytes(b"BOIL").unwrap(), 404, Duration::from_millis(20), None);
     route.spilled(SpillReason::Saturated);
     route.shed(SpillReason::Unavailable);
     route.refused_by("rateLimit");
@@ -27,12 +27,15 @@ fn a_scrape_shows_what_happened() {
     inside.generated(Duration::from_millis(15), Duration::from_millis(80), 3);
     metrics.spans_dropped.fetch_add(2, Ordering::Relaxed);
     let certificate = |ends| CertificateSample { place: "public".into(), certificate: "a.test".into(), ends };
-    let text = metrics.encode(&Samples {
+    let samples = Samples {
         engines: &[EngineSample { model: "m".into(), generated: 7, ..EngineSample::default() }],
         certificates: &[certificate(1_800_000_009), certificate(1_800_000_000)],
         log_dropped: 3,
         ..Samples::default()
-    });
+    };
+    let text = metrics.encode(&samples, MetricsFormat::OpenMetrics);
+    let older = metrics.encode(&samples, MetricsFormat::Text);
+    assert!(has(&older, "# TYPE spillway_spills_total counter") && !older.contains("# EOF"), "{older}");
     for line in [
         r#"http_server_request_duration_seconds_bucket{le="0.025",http_request_method="POST",http_route="chat",http_response_status_code="200"} 1"#,
         r#"http_server_request_duration_seconds_count{http_request_method="POST",http_route="chat",http_response_status_code="200"} 1"#,
@@ -56,7 +59,7 @@ fn a_scrape_shows_what_happened() {
 
 #[test]
 fn the_process_tells_what_it_uses() {
-    let text = Metrics::new().encode(&Samples::default());
+    let text = Metrics::new().encode(&Samples::default(), MetricsFormat::OpenMetrics);
     for name in [
         "process_resident_memory_bytes",
         "process_open_fds",
@@ -74,7 +77,7 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
     let metrics = Metrics::new();
     let old = (metrics.route("gone"), metrics.endpoint("b", "http://gone"), metrics.listener("gone"));
     let old_model = metrics.model("openai", "gone");
-    old.0.ended(&Method::GET, 200, Duration::ZERO);
+    old.0.ended(&Method::GET, 200, Duration::ZERO, None);
     old.0.refused_by("rateLimit");
     let kept = metrics.route("kept");
     kept.retries.inc();
@@ -82,10 +85,13 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
     let again = metrics.route("kept");
     drop(kept);
     again.retries.inc();
-    assert!(has(&metrics.encode(&Samples::default()), r#"spillway_retries_total{http_route="kept"} 2"#));
-    assert!(metrics.encode(&Samples::default()).contains("gone"));
+    assert!(has(
+        &metrics.encode(&Samples::default(), MetricsFormat::OpenMetrics),
+        r#"spillway_retries_total{http_route="kept"} 2"#
+    ));
+    assert!(metrics.encode(&Samples::default(), MetricsFormat::OpenMetrics).contains("gone"));
     drop((old, old_model));
-    let text = metrics.encode(&Samples::default());
+    let text = metrics.encode(&Samples::default(), MetricsFormat::OpenMetrics);
     assert!(!text.contains("gone"), "{text}");
     assert!(text.contains("kept"));
 }
@@ -94,10 +100,12 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
 fn a_model_that_is_gone_shows_nothing_and_one_that_was_reloaded_counts_anew() {
     let metrics = Metrics::new();
     let sample = |generated| [EngineSample { model: "m".into(), generated, active: 1, ..EngineSample::default() }];
-    let text = |engines: &[EngineSample]| metrics.encode(&Samples { engines, ..Samples::default() });
+    let text = |engines: &[EngineSample]| {
+        metrics.encode(&Samples { engines, ..Samples::default() }, MetricsFormat::OpenMetrics)
+    };
     assert!(has(&text(&sample(7)), r#"spillway_engine_generated_tokens_total{model="m"} 7"#));
     assert!(has(&text(&sample(2)), r#"spillway_engine_generated_tokens_total{model="m"} 2"#));
-    assert!(!metrics.encode(&Samples::default()).contains("model=\"m\""));
+    assert!(!metrics.encode(&Samples::default(), MetricsFormat::OpenMetrics).contains("model=\"m\""));
 }
 
 #[test]
@@ -105,10 +113,10 @@ fn no_upstream_can_make_series_without_end() {
     let metrics = Metrics::new();
     let route = metrics.route("r");
     for status in 200..1000 {
-        route.ended(&Method::GET, status, Duration::ZERO);
+        route.ended(&Method::GET, status, Duration::ZERO, None);
         route.refused_by(&format!("filter{status}"));
     }
-    let text = metrics.encode(&Samples::default());
+    let text = metrics.encode(&Samples::default(), MetricsFormat::OpenMetrics);
     assert_eq!(text.matches("http_server_request_duration_seconds_count{").count(), 65);
     let rest = r#"http_server_request_duration_seconds_count{http_request_method="_OTHER",http_route="r",http_response_status_code="other"} 736"#;
     assert!(has(&text, rest), "{text}");
@@ -120,6 +128,6 @@ fn names_cannot_break_the_text() {
     let metrics = Metrics::new();
     let route = metrics.route("a\"} 1\\\nspillway_fake 1");
     route.retries.inc();
-    let text = metrics.encode(&Samples::default());
+    let text = metrics.encode(&Samples::default(), MetricsFormat::OpenMetrics);
     assert!(has(&text, r#"spillway_retries_total{http_route="a\"} 1\\\nspillway_fake 1"} 1"#), "{text}");
 }

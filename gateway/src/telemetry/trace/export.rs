@@ -7,22 +7,28 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use opentelemetry::{Context, Key, KeyValue};
+use opentelemetry::trace::{Link, SpanKind, TraceId};
+use opentelemetry::{Context, Key, KeyValue, Value};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, SamplingResult, SdkTracerProvider, ShouldSample,
+    Span, SpanData, SpanExporter, SpanProcessor,
 };
+use parking_lot::RwLock;
 use tokio::runtime::{Handle, Runtime};
 
-use super::TraceError;
 use super::plan::TracePlan;
-use crate::telemetry::LogThrottle;
+use super::tail::{HeldSpans, KeptSpans, Tail};
+use super::{MAX_TEXT, TraceError};
+use crate::telemetry::{LogThrottle, names};
 
 /// Most spans that wait for the collector; further ones are dropped. With at most some kilobytes a span (`MAX_TEXT`) these
 /// are some 20 MB in the worst case.
 pub(super) const QUEUE: usize = 4096;
+/// Most bytes of the texts of model calls in spans that wait; further spans go without.
+const MAX_LONG_TEXTS: usize = 16 << 20;
 /// Longest time for one export, from the connection to the collector's answer: batches behind it wait as long.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two batches: spans wait this long for others to be sent with them.
@@ -33,6 +39,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Provider and runtime of one plan. Dropping the pipeline sends its waiting spans in the background.
 pub(super) struct Pipeline {
     pub(super) provider: SdkTracerProvider,
+    pub(super) queue: Arc<SpanQueue>,
     runtime: Option<ExportRuntime>,
 }
 
@@ -79,17 +86,22 @@ impl Pipeline {
         };
         let waiting = Arc::new(AtomicUsize::new(0));
         let lost = Arc::new(LostSpans { dropped: dropped.clone(), log: LogThrottle::default() });
-        let bounded = BoundedExporter { exporter, handle, waiting: waiting.clone(), lost: lost.clone() };
+        let long_texts = Arc::new(AtomicUsize::new(0));
+        let (texts, of_exporter) = (long_texts.clone(), lost.clone());
+        let bounded =
+            BoundedExporter { exporter, handle, waiting: waiting.clone(), long_texts: texts, lost: of_exporter };
         let batch = BatchConfigBuilder::default().with_max_queue_size(QUEUE).with_scheduled_delay(EXPORT_EVERY).build();
-        let batches = BatchSpanProcessor::builder(bounded).with_batch_config(batch).build();
+        let batches = RwLock::new(BatchSpanProcessor::builder(bounded).with_batch_config(batch).build());
+        let queue = Arc::new(SpanQueue { batches, waiting, long_texts, lost, held: HeldSpans::default() });
         let ratio = Sampler::TraceIdRatioBased(plan.ratio);
+        // `Tracer::server_span` has applied the decision of the caller: its trace id must not decide again.
+        let sampler = HeadSampler { sampler: Sampler::ParentBased(Box::new(ratio)), keeps: plan.keep.is_some() };
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(CountingProcessor { batches, waiting, lost })
-            // `Tracer::server_span` has applied the decision of the caller: its trace id must not decide again.
-            .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+            .with_span_processor(CountingProcessor(queue.clone()))
+            .with_sampler(sampler)
             .with_resource(resource())
             .build();
-        Ok(Self { provider, runtime: Some(runtime) })
+        Ok(Self { provider, queue, runtime: Some(runtime) })
     }
 
     /// Sends waiting spans, for at most [`FLUSH`]. Spans that end later are not sent.
@@ -156,35 +168,104 @@ impl LostSpans {
     }
 }
 
-/// Bounds the queue in front of the batch processor, which would drop spans without counting them.
-#[derive(Debug)]
-struct CountingProcessor {
-    batches: BatchSpanProcessor,
-    waiting: Arc<AtomicUsize>,
-    lost: Arc<LostSpans>,
+/// Samples requests when they begin. With `keeps`, the others are recorded, since their ends may decide otherwise.
+#[derive(Debug, Clone)]
+struct HeadSampler {
+    sampler: Sampler,
+    keeps: bool,
 }
 
-impl SpanProcessor for CountingProcessor {
-    fn on_start(&self, span: &mut Span, cx: &Context) {
-        self.batches.on_start(span, cx);
+impl ShouldSample for HeadSampler {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let mut result = self.sampler.should_sample(parent, trace, name, kind, attributes, links);
+        if self.keeps && result.decision == SamplingDecision::Drop {
+            result.decision = SamplingDecision::RecordOnly;
+        }
+        result
     }
-    fn on_end(&self, span: SpanData) {
+}
+
+/// Bounded queue in front of the batch processor, which would drop spans without counting them.
+#[derive(Debug)]
+pub(super) struct SpanQueue {
+    batches: RwLock<BatchSpanProcessor>,
+    waiting: Arc<AtomicUsize>,
+    /// Bytes of long texts in the spans that wait.
+    long_texts: Arc<AtomicUsize>,
+    lost: Arc<LostSpans>,
+    /// Spans whose requests have not ended.
+    pub(super) held: HeldSpans,
+}
+
+/// Bytes of the texts in a span that are longer than those that every span may have.
+fn long_texts(span: &SpanData) -> usize {
+    span.attributes.iter().map(long_text).sum()
+}
+
+fn long_text(attribute: &KeyValue) -> usize {
+    match &attribute.value {
+        Value::String(text) if text.as_str().len() > MAX_TEXT => text.as_str().len(),
+        _ => 0,
+    }
+}
+
+impl KeptSpans for SpanQueue {
+    fn send(&self, mut span: SpanData) {
         // A span counts as waiting until the processor has taken it off its queue, so that the queue is never full.
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= QUEUE {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             self.lost.add(1, &"too many spans wait");
+            return;
+        }
+        let bytes = long_texts(&span);
+        if bytes > 0 && self.long_texts.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) > MAX_LONG_TEXTS {
+            self.long_texts.fetch_sub(bytes, Ordering::AcqRel);
+            span.attributes.retain(|attribute| long_text(attribute) == 0);
+            span.attributes.push(KeyValue::new(names::SPILLWAY_CONTENT_DROPPED, true));
+        }
+        self.batches.read().on_end(span);
+    }
+
+    fn lost(&self, spans: usize, why: &dyn std::fmt::Display) {
+        self.lost.add(spans, why);
+    }
+
+    fn held(&self) -> &HeldSpans {
+        &self.held
+    }
+}
+
+/// Gives the spans that end to the queue, or to the requests that they belong to.
+#[derive(Debug)]
+struct CountingProcessor(Arc<SpanQueue>);
+
+impl SpanProcessor for CountingProcessor {
+    fn on_start(&self, span: &mut Span, cx: &Context) {
+        self.0.batches.read().on_start(span, cx);
+    }
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() {
+            self.0.send(span);
         } else {
-            self.batches.on_end(span);
+            Tail::take(span);
         }
     }
     fn force_flush(&self) -> OTelSdkResult {
-        self.batches.force_flush()
+        self.0.batches.read().force_flush()
     }
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.batches.shutdown_with_timeout(timeout)
+        self.0.batches.read().shutdown_with_timeout(timeout)
     }
     fn set_resource(&mut self, resource: &Resource) {
-        self.batches.set_resource(resource);
+        self.0.batches.write().set_resource(resource);
     }
 }
 
@@ -193,6 +274,7 @@ struct BoundedExporter<E> {
     exporter: E,
     handle: Handle,
     waiting: Arc<AtomicUsize>,
+    long_texts: Arc<AtomicUsize>,
     lost: Arc<LostSpans>,
 }
 
@@ -206,6 +288,7 @@ impl<E: SpanExporter + 'static> SpanExporter for BoundedExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         self.waiting.fetch_sub(spans, Ordering::AcqRel);
+        self.long_texts.fetch_sub(batch.iter().map(long_texts).sum(), Ordering::AcqRel);
         let limited = {
             let _inside = self.handle.enter();
             tokio::time::timeout(EXPORT_TIMEOUT, self.exporter.export(batch))

@@ -4,13 +4,15 @@
 mod context;
 mod export;
 mod plan;
+mod tail;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use opentelemetry::trace::{
@@ -25,6 +27,7 @@ use spillway_filter::{Fields, Headers};
 use self::context::{TRACEPARENT, TRACESTATE, decided, parent_of, trace_of};
 use self::export::Pipeline;
 use self::plan::TracePlan;
+use self::tail::Tail;
 use super::names;
 
 /// Longest text of an attribute or event, in bytes. Callers choose paths and agents; spans that wait for a collector must
@@ -96,7 +99,10 @@ impl Tracer {
             Context::new().with_remote_span_context(decided(&parent, is_sampled))
         });
         let span = active.tracer.build_with_context(builder, &context);
-        Span { span: SpanState::Ours(Box::new(span)), tracer: Some(active.clone()) }
+        // Recorded without being sampled: its end decides.
+        let may_be_kept = span.is_recording() && !span.span_context().is_sampled();
+        let tail = may_be_kept.then(|| Tail::new(active.pipeline.queue.clone()));
+        Span { span: SpanState::Ours(Box::new(OurSpan { span, tail })), tracer: Some(active.clone()) }
     }
 
     /// Starts a span of a series that makes up one trace: the first 24 bytes of `series` are the ids of the trace and of what its
@@ -112,7 +118,7 @@ impl Tracer {
         let name = clipped(name.to_owned().into(), MAX_NAME);
         let builder = SpanBuilder::from_name(name).with_kind(OtelSpanKind::Internal).with_start_time(start);
         let span = active.tracer.build_with_context(builder, &Context::new().with_remote_span_context(parent));
-        Span { span: SpanState::Ours(Box::new(span)), tracer: Some(active.clone()) }
+        Span { span: SpanState::Ours(Box::new(OurSpan { span, tail: None })), tracer: Some(active.clone()) }
     }
 
     /// Sends waiting spans, for a bounded time, at the end of the process. Spans that end later are not sent.
@@ -153,7 +159,58 @@ enum SpanState {
     Untouched(TraceId),
     /// Not sampled: the decision is passed upstream.
     Passed(SpanContext),
-    Ours(Box<opentelemetry_sdk::trace::Span>),
+    Ours(Box<OurSpan>),
+}
+
+/// Span that is recorded, or whose context is passed on.
+struct OurSpan {
+    span: opentelemetry_sdk::trace::Span,
+    /// Spans of its request, where the end of that decides whether they are sent.
+    tail: Option<Arc<Tail>>,
+}
+
+impl OurSpan {
+    fn end(&mut self, end: Option<SystemTime>) {
+        let Self { span, tail } = self;
+        let mut end = || match end {
+            Some(end) => span.end_with_timestamp(end),
+            None => span.end(),
+        };
+        match tail {
+            Some(tail) => tail.collect(end),
+            None => end(),
+        }
+    }
+}
+
+impl Drop for OurSpan {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+impl Deref for OurSpan {
+    type Target = opentelemetry_sdk::trace::Span;
+    fn deref(&self) -> &Self::Target {
+        &self.span
+    }
+}
+
+impl DerefMut for OurSpan {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.span
+    }
+}
+
+/// Facts of a request that has ended, by which its trace may be kept.
+#[derive(Debug, Clone, Copy)]
+pub struct TraceEnd {
+    /// True if it ended with an error.
+    pub is_error: bool,
+    /// True if a built-in model or another backend answered in place of the route's own.
+    pub is_spilled: bool,
+    /// Time from its arrival to the last byte of its answer, or until its socket was open.
+    pub took: Duration,
 }
 
 /// Span that ends when dropped. Calls on a span that is not recorded do nothing.
@@ -201,7 +258,8 @@ impl Span {
                 }
                 let context = Context::new().with_remote_span_context(parent.span_context().clone());
                 let span = active.tracer.build_with_context(builder, &context);
-                Self { span: SpanState::Ours(Box::new(span)), tracer: Some(active.clone()) }
+                let tail = parent.tail.clone();
+                Self { span: SpanState::Ours(Box::new(OurSpan { span, tail })), tracer: Some(active.clone()) }
             }
             (SpanState::Ours(parent), _) => {
                 Self { span: SpanState::Passed(parent.span_context().clone()), tracer: None }
@@ -218,6 +276,15 @@ impl Span {
             && span.is_recording()
         {
             span.set_attribute(KeyValue::new(key, clipped_value(value.into())));
+        }
+    }
+
+    /// Sets an attribute to a text that may be longer than others. The caller bounds it.
+    pub fn set_long(&mut self, key: &'static str, text: String) {
+        if let SpanState::Ours(span) = &mut self.span
+            && span.is_recording()
+        {
+            span.set_attribute(KeyValue::new(key, text));
         }
     }
 
@@ -251,8 +318,25 @@ impl Span {
     /// Ends the span at a time other than now.
     pub fn end_at(mut self, end: SystemTime) {
         if let SpanState::Ours(span) = &mut self.span {
-            span.end_with_timestamp(end);
+            span.end(Some(end));
         }
+    }
+
+    /// Decides whether the spans of a request are sent that was not sampled when it began. Called on its server span.
+    pub fn decide(&self, end: TraceEnd) {
+        let (SpanState::Ours(span), Some(active)) = (&self.span, &self.tracer) else { return };
+        let Some(tail) = &span.tail else { return };
+        let keep = &active.plan.keep;
+        let is_slow = keep.slower_than.is_some_and(|limit| end.took > limit.0);
+        tail.decide((keep.errors && end.is_error) || (keep.spilled && end.is_spilled) || is_slow);
+    }
+
+    /// Id of the trace, if its spans are sent.
+    pub fn sent_trace(&self) -> Option<TraceId> {
+        let SpanState::Ours(span) = &self.span else { return None };
+        let context = span.span_context();
+        let is_sent = context.is_sampled() || span.tail.as_ref().is_some_and(|tail| tail.is_kept());
+        is_sent.then(|| context.trace_id())
     }
 
     fn context(&self) -> Option<&SpanContext> {

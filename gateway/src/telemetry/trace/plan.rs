@@ -2,7 +2,7 @@
 //! (OpenTelemetry specification, "Environment Variable Specification"). A variable with an unsupported value is logged
 //! and counts as unset, as that specification asks.
 
-use spillway_config::schema::{CallersDecide, Tracing};
+use spillway_config::schema::{CallersDecide, Keep, Tracing};
 
 /// Settings that a tracer is built from. Equal plans make equal tracers.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +13,8 @@ pub(super) struct TracePlan {
     pub ratio: f64,
     /// Callers whose sampling decision takes precedence.
     pub parent: Parent,
+    /// Requests whose traces are sent whatever was decided when they began.
+    pub keep: Keep,
 }
 
 /// Callers whose sampling decision counts.
@@ -35,7 +37,8 @@ impl TracePlan {
                     CallersDecide::TrustedProxies => Parent::TrustedProxies,
                     CallersDecide::Everyone => Parent::Everyone,
                 };
-                Some(Self { endpoint: tracing.otlp.endpoint.clone(), ratio: tracing.sample_ratio, parent })
+                let (endpoint, keep) = (tracing.otlp.endpoint.clone(), tracing.keep.clone());
+                Some(Self { endpoint, ratio: tracing.sample_ratio, parent, keep })
             }
             None => Self::from_variables(|name| variable(name).filter(|value| !value.is_empty())),
         }
@@ -75,7 +78,7 @@ impl TracePlan {
             return None;
         }
         let (parent, ratio) = sampler(&variable);
-        Some(Self { endpoint, ratio, parent })
+        Some(Self { endpoint, ratio, parent, keep: Keep::default() })
     }
 }
 
@@ -122,7 +125,8 @@ mod tests {
     #[test]
     fn the_standard_variables_work_where_the_file_is_silent() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
-        let of = |parent, ratio| Some(TracePlan { endpoint: "http://c:4317".into(), ratio, parent });
+        let of =
+            |parent, ratio| Some(TracePlan { endpoint: "http://c:4317".into(), ratio, parent, keep: Keep::default() });
         assert_eq!(plan(&[]), None);
         assert_eq!(plan(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), None, "empty is unset");
         assert_eq!(plan(&[endpoint]), of(Parent::TrustedProxies, 1.0));
@@ -145,9 +149,12 @@ mod tests {
         for (callers_decide, parent) in
             [(CallersDecide::TrustedProxies, Parent::TrustedProxies), (CallersDecide::Everyone, Parent::Everyone)]
         {
-            let tracing = Tracing { otlp: otlp.clone(), sample_ratio: 0.5, callers_decide };
+            let keep = Keep { errors: true, ..Keep::default() };
+            let capture_content = false;
+            let tracing =
+                Tracing { otlp: otlp.clone(), sample_ratio: 0.5, callers_decide, keep: keep.clone(), capture_content };
             let plan = TracePlan::new(Some(&tracing), |_| Some("none".into())).unwrap();
-            assert_eq!(plan, TracePlan { endpoint: "http://f:4317".into(), ratio: 0.5, parent });
+            assert_eq!(plan, TracePlan { endpoint: "http://f:4317".into(), ratio: 0.5, parent, keep });
         }
     }
 }

@@ -6,7 +6,7 @@ use opentelemetry::trace::{SpanId, Status};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::SpanData;
 use parking_lot::Mutex;
-use spillway_config::schema::{CallersDecide, Otlp, OtlpProtocol};
+use spillway_config::schema::{CallersDecide, Keep, Otlp, OtlpProtocol};
 use spillway_filter::Fields;
 
 use super::plan::Parent;
@@ -34,8 +34,11 @@ fn kept(ratio: f64) -> (Tracer, Kept) {
 }
 
 fn kept_by(parent: Parent, ratio: f64) -> (Tracer, Kept) {
+    kept_with(TracePlan { endpoint: String::new(), ratio, parent, keep: Keep::default() })
+}
+
+fn kept_with(plan: TracePlan) -> (Tracer, Kept) {
     let kept = Kept::default();
-    let plan = TracePlan { endpoint: String::new(), ratio, parent };
     let pipeline = Pipeline::build(&plan, &Arc::default(), || Ok(kept.clone())).unwrap();
     (Tracer { active: Some(Arc::new(ActiveTracer::new(plan, pipeline))) }, kept)
 }
@@ -184,8 +187,91 @@ fn what_a_caller_sends_does_not_make_spans_long() {
     assert!(size < 8 * MAX_TEXT, "{size} bytes");
 }
 
+#[test]
+fn requests_are_kept_by_how_they_end() {
+    let keep = Keep { errors: true, spilled: true, slower_than: Some(spillway_config::values::Duration::seconds(5)) };
+    let plan = TracePlan { endpoint: String::new(), ratio: 0.0, parent: Parent::TrustedProxies, keep };
+    let (tracer, kept) = kept_with(plan);
+    let good = TraceEnd { is_error: false, is_spilled: false, took: Duration::from_secs(5) };
+    let slow = TraceEnd { took: Duration::from_millis(5_001), ..good };
+    let not_sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let ends = [good, TraceEnd { is_error: true, ..good }, TraceEnd { is_spilled: true, ..good }, slow];
+    for (number, end) in ends.into_iter().enumerate() {
+        let mut server = tracer.server_span(&headers(&[("traceparent", not_sampled)]), false, SystemTime::now());
+        assert!(server.is_recording() && server.sent_trace().is_none());
+        server.set("number", i64::try_from(number).unwrap());
+        let attempt = server.child("attempt", SpanKind::Client);
+        let mut upstream = Fields::default();
+        attempt.inject(&mut upstream);
+        assert!(upstream["traceparent"].to_str().unwrap().ends_with("-00"), "nothing is promised to servers");
+        drop(attempt.child_at("inner", SpanKind::Internal, SystemTime::now()));
+        drop(attempt);
+        let late = server.child("late", SpanKind::Internal);
+        server.decide(end);
+        assert_eq!(server.sent_trace().is_some(), number > 0, "{end:?}");
+        drop(server);
+        late.end_at(SystemTime::now());
+    }
+    // A request that is given up without an end leaves nothing.
+    let server = tracer.server_span(&Fields::default(), false, SystemTime::now());
+    drop(server.child("attempt", SpanKind::Client));
+    drop(server);
+    let queue = tracer.active.as_ref().unwrap().pipeline.queue.clone();
+    tracer.flush();
+    let spans = kept.0.lock();
+    let mut seen: Vec<&str> = spans.iter().map(|span| &*span.name).collect();
+    seen.sort_unstable();
+    assert_eq!(
+        seen,
+        [
+            "attempt", "attempt", "attempt", "inner", "inner", "inner", "late", "late", "late", "request", "request",
+            "request"
+        ]
+    );
+    assert!(spans.iter().all(|span| span.span_context.is_sampled()));
+    let servers = spans.iter().filter(|span| span.name == "request");
+    let numbers: Vec<_> = servers.map(|span| text(span, "number").unwrap().into_owned()).collect();
+    assert_eq!(numbers, ["1", "2", "3"]);
+    assert_eq!(format!("{:?}", queue.held), "HeldSpans(0)");
+}
+
+#[test]
+fn one_request_holds_a_bounded_number_of_spans() {
+    let keep = Keep { errors: true, ..Keep::default() };
+    let plan = TracePlan { endpoint: String::new(), ratio: 0.0, parent: Parent::TrustedProxies, keep };
+    let (tracer, kept) = kept_with(plan);
+    let server = tracer.server_span(&Fields::default(), false, SystemTime::now());
+    for _ in 0..1000 {
+        drop(server.child("attempt", SpanKind::Client));
+    }
+    server.decide(TraceEnd { is_error: true, is_spilled: false, took: Duration::ZERO });
+    drop(server);
+    tracer.flush();
+    assert_eq!(kept.0.lock().len(), 65, "64 of them, and its own");
+}
+
+#[test]
+fn texts_of_model_calls_that_wait_are_bounded_together() {
+    let (tracer, kept) = kept(1.0);
+    const LONG: usize = 64 << 10;
+    for _ in 0..600 {
+        let mut span = tracer.server_span(&Fields::default(), false, SystemTime::now());
+        span.set_long(names::GEN_AI_INPUT_MESSAGES, "x".repeat(LONG));
+        span.set(names::GEN_AI_REQUEST_MODEL, "m");
+    }
+    tracer.flush();
+    let spans = kept.0.lock();
+    assert_eq!(spans.len(), 600);
+    for span in spans.iter() {
+        let is_dropped = text(span, names::SPILLWAY_CONTENT_DROPPED).is_some();
+        assert_ne!(text(span, names::GEN_AI_INPUT_MESSAGES).is_some(), is_dropped);
+        assert_eq!(text(span, names::GEN_AI_REQUEST_MODEL).unwrap(), "m");
+    }
+}
+
 fn tracing(otlp: Otlp, sample_ratio: f64) -> Tracing {
-    Tracing { otlp, sample_ratio, callers_decide: CallersDecide::TrustedProxies }
+    let (callers_decide, keep) = (CallersDecide::TrustedProxies, Keep::default());
+    Tracing { otlp, sample_ratio, callers_decide, keep, capture_content: false }
 }
 
 fn exporting_to(address: std::net::SocketAddr) -> (Tracer, Arc<AtomicU64>) {
