@@ -49,6 +49,33 @@ impl Http {
         Ok(tokio::time::timeout(timeout, sent).await.map_err(|_| late(timeout))??.into_parts().0)
     }
 
+    /// Sends a request and returns the whole answer, of at most `most` bytes, within `timeout`.
+    ///
+    /// # Errors
+    /// No connection, no answer in time, a longer one, or no HTTP.
+    pub async fn whole(
+        &self,
+        request: http::Request<Bytes>,
+        most: usize,
+        timeout: Duration,
+    ) -> Result<http::Response<Bytes>, HttpError> {
+        let answered = async {
+            let (head, mut body) = self.send(without_user(request)).await?.into_parts();
+            let mut whole = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|e| HttpError(e.to_string()))?;
+                if let Some(part) = frame.data_ref() {
+                    if whole.len() + part.len() > most {
+                        return Err(HttpError(format!("the answer is longer than {most} bytes")));
+                    }
+                    whole.extend_from_slice(part);
+                }
+            }
+            Ok(http::Response::from_parts(head, whole.freeze()))
+        };
+        tokio::time::timeout(timeout, answered).await.unwrap_or_else(|_| Err(late(timeout)))
+    }
+
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Incoming>, HttpError> {
         self.client().request(request.map(Full::new)).await.map_err(|e| HttpError(with_causes(&e)))
     }
@@ -103,27 +130,8 @@ impl HttpClient for Http {
     }
 
     fn call(&self, request: http::Request<Bytes>, timeout: Duration) -> Call {
-        let (client, request) = (self.clone(), without_user(request));
-        Box::pin(async move {
-            let answered = async {
-                let (head, mut body) = client.send(request).await?.into_parts();
-                let mut whole = BytesMut::new();
-                while let Some(frame) = body.frame().await {
-                    let frame = frame.map_err(|e| HttpError(e.to_string()))?;
-                    if let Some(part) = frame.data_ref() {
-                        if whole.len() + part.len() > MAX_ANSWER {
-                            return Err(HttpError(format!("the answer is longer than {MAX_ANSWER} bytes")));
-                        }
-                        whole.extend_from_slice(part);
-                    }
-                }
-                Ok(http::Response::from_parts(head, whole.freeze()))
-            };
-            match tokio::time::timeout(timeout, answered).await {
-                Ok(answered) => answered,
-                Err(_) => Err(late(timeout)),
-            }
-        })
+        let client = self.clone();
+        Box::pin(async move { client.whole(request, MAX_ANSWER, timeout).await })
     }
 }
 

@@ -13,7 +13,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use spillway_tests::{Authority, binary, minilm, model, with_template};
+use spillway_tests::{Authority, Gateway, Upstream, binary, minilm, model, reply, with_template};
 
 /// Configuration that both commands must refuse.
 struct Bad {
@@ -245,4 +245,194 @@ routes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]
     for part in ["characters that no header may have", "text: "] {
         assert!(told.contains(part), "{part} is missing in\n{told}");
     }
+}
+
+/// Output, errors and exit code of the program.
+fn told_apart(arguments: &[&str], folder: &Path) -> (String, String, Option<i32>) {
+    let out = Command::new(binary()).args(arguments).current_dir(folder).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(out.stdout), text(out.stderr), out.status.code())
+}
+
+#[test]
+fn findings_have_forms_for_programs_and_no_line_of_a_file_becomes_a_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) =
+        (with(""), format!("{LISTENER}{BACKEND}routes:\n  - backendRefs: [{{name: \"nobody\\n::error::x\"}}]\n"));
+    std::fs::write(folder.path().join("good.yaml"), good).unwrap();
+    std::fs::write(folder.path().join("bad,one.yaml"), bad).unwrap();
+    let check = |format: &str| {
+        let arguments = ["check", "--format", format, "good.yaml", "bad,one.yaml"];
+        let (stdout, stderr, code) = told_apart(&arguments, folder.path());
+        assert_eq!(code, Some(2), "{format}");
+        assert_eq!(stderr, "", "{format}: nothing beside the document");
+        stdout
+    };
+    let json: serde_json::Value = serde_json::from_str(&check("json")).unwrap();
+    assert_eq!((&json["files"][0]["file"], &json["files"][0]["ok"]), (&"good.yaml".into(), &true.into()));
+    let bad = &json["files"][1];
+    assert_eq!((&bad["ok"], &bad["errors"]), (&false.into(), &1.into()), "{bad}");
+    let found = &bad["diagnostics"][0];
+    assert_eq!((&found["severity"], &found["line"]), (&"error".into(), &4.into()), "{found}");
+    assert_eq!(found["path"], "routes[0].backendRefs[0].name");
+
+    let sarif: serde_json::Value = serde_json::from_str(&check("sarif")).unwrap();
+    assert_eq!((&sarif["version"], &sarif["runs"][0]["tool"]["driver"]["name"]), (&"2.1.0".into(), &"spillway".into()));
+    let results = sarif["runs"][0]["results"].as_array().unwrap();
+    assert_eq!((results.len(), &results[0]["level"]), (1, &"error".into()));
+    let place = &results[0]["locations"][0];
+    assert_eq!(place["physicalLocation"]["artifactLocation"]["uri"], "bad%2Cone.yaml");
+    assert_eq!(place["physicalLocation"]["region"]["startLine"], 4);
+    assert_eq!(place["physicalLocation"]["region"]["startColumn"], found["column"]);
+    assert_eq!(place["logicalLocations"][0]["fullyQualifiedName"], found["path"]);
+
+    let github = check("github");
+    let lines: Vec<&str> = github.lines().collect();
+    assert_eq!(lines[0], "spillway check: good.yaml: ok (0 warnings)");
+    assert!(lines[1].starts_with("::error file=bad%2Cone.yaml,line=4,endLine=4,col="), "{github}");
+    assert!(
+        lines[1].contains(",title=routes[0].backendRefs[0].name::") && lines[1].contains("%0A::error::x"),
+        "{github}"
+    );
+    assert_eq!((lines[2], lines.len()), ("spillway check: bad,one.yaml: 1 error, 0 warnings", 3));
+
+    let (stdout, stderr, code) = told_apart(&["check", "good.yaml"], folder.path());
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), ("good.yaml: ok (0 warnings)\n", "", Some(0)));
+    assert_eq!(told_apart(&["check", "--format", "xml", "good.yaml"], folder.path()).2, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_is_told_before_it_is_made() {
+    let yaml = |weight: u32, more: &str, admin: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+admin: {{address: \"{admin}\", token: {{file: token}}}}
+consumers: [{{name: acme, keys: [{{sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}}]}}]
+backends:
+  - {{name: one, endpoints: [{{url: \"http://127.0.0.1:1\"}}], credentials: {{bearer: {{file: bearer}}}}}}
+  - {{name: two, endpoints: [{{url: \"http://127.0.0.1:2\"}}]}}
+routes:
+  - {{name: chat, backendRefs: [{{name: one, weight: {weight}}}, {{name: two, weight: 5}}]}}
+{more}"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for (name, secret) in [("token", "s3cret-admin-token"), ("bearer", "s3cret-bearer"), ("other", "s3cret-other")] {
+        std::fs::write(folder.path().join(name), secret).unwrap();
+    }
+    let gateway = Gateway::start_in(folder, &yaml(95, "", "127.0.0.1:0")).await;
+    let diff = |text: String, more: &[&str]| {
+        std::fs::write(gateway.folder().join("edited.yaml"), text).unwrap();
+        let url = format!("http://{}", gateway.admin);
+        let arguments = [&["diff", "edited.yaml", "--admin", &url, "--token", "s3cret-admin-token"], more].concat();
+        told_apart(&arguments, gateway.folder())
+    };
+    let same = diff(yaml(95, "", "127.0.0.1:0"), &[]);
+    assert_eq!((same.0.as_str(), same.2), ("no change\n", Some(0)), "{}", same.1);
+    let route = "  - {name: more, matches: [{path: {prefix: /more}}], backendRefs: [{name: two}]}\n";
+    let (told, warned, code) = diff(yaml(80, route, "127.0.0.1:1"), &[]);
+    assert_eq!(code, Some(0), "{warned}");
+    for line in [
+        "admin",
+        "  (needs a restart: an edit of it is refused)",
+        "  address: 127.0.0.1:0 -> 127.0.0.1:1",
+        "routes",
+        "  ~ chat",
+        "      backendRefs[one].weight: 95 -> 80",
+        "  + more",
+    ] {
+        assert!(told.lines().any(|told| told == line), "{line} in\n{told}");
+    }
+    let (json, _, _) = diff(yaml(80, route, "127.0.0.1:0"), &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let expected = serde_json::json!([
+        {"section": "routes", "name": "chat", "kind": "changed", "needsRestart": false,
+            "values": [{"path": "backendRefs[one].weight", "from": 95, "to": 80}]},
+        {"section": "routes", "name": "more", "kind": "added", "needsRestart": false},
+    ]);
+    assert_eq!(json["changes"], expected);
+    // The place of a secret is told, and no secret.
+    let (told, warned, _) = diff(yaml(95, "", "127.0.0.1:0").replace("file: bearer", "file: other"), &[]);
+    assert!(
+        told.contains("credentials.bearer.file") && !format!("{told}{warned}").contains("s3cret"),
+        "{told}{warned}"
+    );
+    // A wrong file is refused as by `check`, and nothing was applied.
+    assert_eq!(diff(yaml(95, "", "127.0.0.1:0").replace("backendRefs", "backendRef"), &[]).2, Some(2));
+    assert_eq!(gateway.edits(), 0);
+    let (_, said, code) = told_apart(&["diff", "edited.yaml", "--admin", "http://127.0.0.1:1"], gateway.folder());
+    assert_eq!(code, Some(2), "the file comes first: {said}");
+    let shown: serde_json::Value = serde_json::from_str(&{
+        let client = spillway_tests::Client::new(gateway.admin);
+        let request = client.request("GET", "/api/config", &[("authorization", "Bearer s3cret-admin-token")], "");
+        client.send(request).await.text()
+    })
+    .unwrap();
+    assert_eq!(shown["generation"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_of_a_file_are_asked_through_a_gateway_and_their_answers_checked() {
+    let server = Upstream::start(|seen| async move {
+        let asked: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let said = match asked["messages"][0]["content"].as_str().unwrap() {
+            "capital" => "Paris.",
+            "json" => "{\"city\": \"Rome\"}",
+            _ => "five\u{1b}[31m",
+        };
+        let message = serde_json::json!({"role": "assistant", "content": said});
+        let answer = serde_json::json!({"model": asked["model"], "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
+        Some(reply(200, &[("content-type", "application/json")], answer.to_string()))
+    })
+    .await;
+    let (key, digest) = spillway_tests::new_key();
+    let gateway = Gateway::start(&format!(
+        "consumers: [{{name: ci, keys: [{{sha256: {digest}}}]}}]
+backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: canary, matches: [{{headers: [{{name: x-version, exact: canary}}]}}], retry: {{attempts: 0}}, backendRefs: [{{name: b}}]}}]
+",
+        server.url()
+    ))
+    .await;
+    let cases = [
+        r#"{"name": "capital", "prompt": "capital", "contains": "Paris", "regex": "^Paris"}"#,
+        r#"{"name": "json", "prompt": "json", "jsonSchema": {"type": "object", "required": ["city"]}}"#,
+        r#"{"name": "sum", "prompt": "sum", "equals": "4"}"#,
+    ];
+    let file = gateway.folder().join("cases.jsonl");
+    let url = format!("http://{}", gateway.address);
+    let ask = |cases: &[&str], more: &[&str]| {
+        std::fs::write(&file, cases.join("\n")).unwrap();
+        let arguments =
+            ["eval-set", "cases.jsonl", "--url", &url, "--model", "m", "--header", "x-version: canary", "--key", &key];
+        told_apart(&[&arguments, more].concat(), gateway.folder())
+    };
+    let (told, warned, code) = ask(&cases, &[]);
+    assert_eq!(code, Some(3), "{told}{warned}");
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].starts_with("ok ") && lines[0].ends_with("  capital"), "{told}");
+    assert!(lines[2].starts_with("FAILED ") && lines[2].contains("sum: the text is \"five"), "{told}");
+    assert!(!told.contains('\u{1b}'), "no answer acts on the terminal: {told:?}");
+    assert_eq!(lines[3], "2 of 3 passed (66.7 %), 1 failed, 0 without an answer");
+    assert_eq!(ask(&cases, &["--min-pass", "0.6"]).2, Some(0));
+    let (told, _, code) = ask(&cases[..2], &["--json"]);
+    assert_eq!(code, Some(0), "{told}");
+    let report: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&report["passed"], &report["share"], &report["cases"][1]["name"]),
+        (&2.into(), &1.0.into(), &"json".into())
+    );
+    assert_eq!((&report["cases"][1]["result"], &report["cases"][1]["status"]), (&"passed".into(), &200.into()));
+    // The route needs the header and the key; a refusal is an answer that fails its check.
+    for (header, status) in [("x-version: canary", "status 401"), ("x-version: other", "status 404")] {
+        let arguments = ["eval-set", "cases.jsonl", "--url", &url, "--header", header];
+        let (told, _, code) = told_apart(&arguments, gateway.folder());
+        assert!(code == Some(3) && told.contains(status), "{told}");
+    }
+    // Nobody there, and a file that is none.
+    let (told, _, code) = told_apart(&["eval-set", "cases.jsonl", "--url", "http://127.0.0.1:1"], gateway.folder());
+    assert!(code == Some(1) && told.lines().next().unwrap().starts_with("ERROR "), "{told}");
+    let (_, said, code) = ask(&[r#"{"prompt": "a"}"#], &[]);
+    assert!(code == Some(2) && said.contains("cases.jsonl: line 1: expected one of `equals`"), "{said}");
+    assert_eq!(ask(&cases, &["--header", "no-colon"]).2, Some(2));
 }

@@ -182,7 +182,7 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
 
 /// Text of a model for a terminal: control characters other than line breaks and tabs are replaced, so that a model cannot
 /// move the cursor, set the title or write to the clipboard.
-fn harmless(text: &str) -> Cow<'_, str> {
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     if text.contains(acts) { Cow::Owned(text.replace(acts, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }

@@ -4,7 +4,10 @@
 
 mod admin;
 mod chat;
+mod check;
+mod diff;
 mod drift;
+mod eval_set;
 mod models;
 mod rollout;
 mod top;
@@ -15,13 +18,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
-use spillway_config::values::Size;
-use spillway_config::{Loaded, Report};
 use spillway_filter::Registry;
 
 use self::admin::{AdminArguments, ClientError, segment};
 use crate::identity::NewKey;
-use crate::load::{file_states_as_read, read, read_text};
+use crate::load::{file_states_as_read, read};
 use crate::signals::Signals;
 use crate::{server, telemetry};
 
@@ -29,9 +30,6 @@ use crate::{server, telemetry};
 const FAILED: u8 = 1;
 /// Exit code of wrong usage or configuration.
 const WRONG: u8 = 2;
-
-/// Name of standard input in messages.
-const STANDARD_INPUT: &str = "<stdin>";
 
 /// Files that are tried as configuration if none is named.
 const CONFIG_FILES: [&str; 2] = ["./spillway.yaml", "/etc/spillway/spillway.yaml"];
@@ -65,7 +63,14 @@ enum Command {
         /// Report missing files and unset variables as warnings.
         #[arg(long)]
         offline: bool,
+        /// The form of what is found; `json`, `sarif` and `github` go to standard output alone.
+        #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+        format: check::CheckFormat,
     },
+    /// Show what an edited configuration would change in a running gateway, without applying it.
+    Diff(diff::DiffArguments),
+    /// Ask the questions of a file, and check their answers.
+    EvalSet(eval_set::EvalSetArguments),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// API keys.
@@ -120,7 +125,9 @@ pub fn run(registry: Registry) -> ExitCode {
     let registry = Arc::new(registry);
     match Arguments::parse().command {
         Command::Serve { config } => serve(config, registry),
-        Command::Check { files, offline } => check(&files, &registry, offline),
+        Command::Check { files, offline, format } => check::run(&files, &registry, offline, format),
+        Command::Diff(arguments) => diff::run(&arguments, &registry),
+        Command::EvalSet(arguments) => eval_set::run(&arguments),
         Command::Schema => {
             let schema = spillway_config::json_schema(&*registry);
             println!("{}", serde_json::to_string_pretty(&schema).unwrap_or_default());
@@ -181,78 +188,6 @@ async fn drain(admin: &AdminArguments, backend: &str, endpoint: &str, undo: bool
 fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("{message}");
     ExitCode::from(code)
-}
-
-/// Configuration that `check` reads.
-enum Input<'f> {
-    /// A file.
-    File(&'f Path),
-    /// Standard input, read once.
-    Standard(std::io::Result<String>),
-}
-
-impl<'f> Input<'f> {
-    fn of(file: &'f Path) -> Self {
-        if file == Path::new("-") {
-            Self::Standard(spillway_config::read_input(std::io::stdin().lock()))
-        } else {
-            Self::File(file)
-        }
-    }
-
-    fn name(&self) -> &'f Path {
-        match self {
-            Self::File(file) => file,
-            Self::Standard(_) => Path::new(STANDARD_INPUT),
-        }
-    }
-
-    fn read(&self, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
-        match self {
-            Self::File(file) => read(file, registry, offline),
-            Self::Standard(Ok(text)) => read_text(self.name(), text, registry, offline),
-            Self::Standard(Err(e)) => Err(Report::of_file(self.name(), format!("cannot read standard input: {e}"))),
-        }
-    }
-}
-
-fn check(files: &[PathBuf], registry: &Arc<Registry>, offline: bool) -> ExitCode {
-    let mut code = ExitCode::SUCCESS;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    for file in files {
-        let input = Input::of(file);
-        let read_file = input.read(registry, offline);
-        let report = match &read_file {
-            Ok(loaded) => &loaded.warnings,
-            Err(report) => report,
-        };
-        eprint!("{report}");
-        let (mut errors, warnings) = report.counts();
-        // Missing files were reported as warnings; without them the rest cannot be compiled.
-        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || input.read(registry, false).is_ok()) {
-            if offline {
-                // The memory of this machine says nothing of the machine that will serve.
-                loaded.config.limits.model_memory.get_or_insert(Size(u64::MAX));
-            }
-            let judged = match &runtime {
-                Ok(runtime) => runtime.block_on(server::judge(&loaded, registry, true)),
-                Err(e) => Err(vec![format!("the runtime cannot be started: {e}")]),
-            };
-            for error in judged.err().into_iter().flatten() {
-                errors += 1;
-                eprintln!("error: {error}\n");
-            }
-        }
-        let ok = errors == 0;
-        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        if ok {
-            println!("{}: ok ({})", input.name().display(), count(warnings, "warning"));
-        } else {
-            println!("{}: {}, {}", input.name().display(), count(errors, "error"), count(warnings, "warning"));
-            code = ExitCode::from(WRONG);
-        }
-    }
-    code
 }
 
 fn find_config(named: Option<PathBuf>) -> Result<PathBuf, NoConfig> {

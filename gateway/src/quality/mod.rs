@@ -6,6 +6,7 @@
 //! room changes no request, and knows no socket and no route; its inputs are bytes of bodies and the rules of the configuration.
 
 mod content;
+mod eval_set;
 mod examples;
 mod facts;
 mod feature;
@@ -33,6 +34,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 pub use content::{ContentTap, Contents};
+pub use eval_set::EvalCase;
 pub use examples::{Example, Keeping};
 pub use feature::Feature;
 pub use probes::{

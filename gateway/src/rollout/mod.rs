@@ -38,7 +38,7 @@ use answers::{AnswerChecker, AnswerReading};
 
 use crate::feedback::{LabelSink, Score};
 use crate::restarting;
-pub use answers::{AnswerKind, AnswerTap, Pair, PairRules, REFUSED, Side};
+pub use answers::{AnswerKind, AnswerTap, Pair, PairRules, REFUSED, Side, answer_text, satisfies};
 pub use command::{Command, CommandError};
 use course::Course;
 pub use live::{LiveRollout, Present, Split, UnitOf};

@@ -11,17 +11,21 @@ const CODES: &[(u8, &str)] = &[
     (0, "Success. `serve` ends with it after a signal."),
     (
         1,
-        "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded. Of `rollout status NAME` and `--wait`: the rollout is aborted.",
+        "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded, a question of `eval-set` without an answer. Of `rollout status NAME` and `--wait`: the rollout is aborted.",
     ),
     (2, "Wrong usage or a wrong configuration; nothing was started. A rollout that does not exist."),
-    (3, "Of `rollout status NAME` and `--wait`: the rollout is paused or inconclusive."),
+    (
+        3,
+        "Of `rollout status NAME` and `--wait`: the rollout is paused or inconclusive. Of `eval-set`: fewer answers passed than `--min-pass`.",
+    ),
     (4, "Of `rollout --wait`: `--timeout` is over."),
 ];
 
 const VARIABLES: &[(&str, &str)] = &[
     ("SPILLWAY_CONFIG", "The configuration, where `-c` is left out."),
-    ("SPILLWAY_ADMIN", "The admin address that `top`, `drain`, `drift` and `rollout` ask."),
+    ("SPILLWAY_ADMIN", "The admin address that `top`, `drain`, `diff`, `drift` and `rollout` ask."),
     ("SPILLWAY_ADMIN_TOKEN", "Its token (`admin.token`)."),
+    ("SPILLWAY_API_KEY", "The key with which `eval-set` asks."),
     ("SPILLWAY_LOG", "Filter of the process log: `info`, `debug`, `spillway=debug`."),
     ("RUST_LOG", "The same, where `SPILLWAY_LOG` is not set."),
     (

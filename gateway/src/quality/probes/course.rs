@@ -38,7 +38,7 @@ pub(super) struct Seen {
 
 /// Outcome of a probe.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Outcome {
+pub(in crate::quality) enum Outcome {
     /// The answer is as near to what is expected.
     Similar(f64),
     /// The values are those that are expected.

@@ -116,44 +116,15 @@ fn parse(text: &str) -> Result<Vec<Probe>, ProbesError> {
 
 impl Probe {
     fn parse(line: &str, number: usize) -> Result<Self, String> {
-        let line: Line = serde_json::from_str(line).map_err(|e| {
-            // Every text is of one line: its number is that of the file.
-            let text = e.to_string();
-            let told = text.rsplit_once(" at line 1").map_or(text.as_str(), |(told, _)| told);
-            format!("column {}: {told}", e.column())
-        })?;
+        let line: Line = serde_json::from_str(line).map_err(|e| line_error(&e))?;
         if line.check.is_some() {
             return Err(
                 "`check` (an expression) is not supported by this version; use `expected` or `exact`".to_owned()
             );
         }
-        let name = line.name.unwrap_or_else(|| format!("line {number}"));
-        if name.is_empty() || name.len() > MOST_NAME || name.chars().any(char::is_control) {
-            return Err(format!("`name` must have 1 to {MOST_NAME} bytes and no control characters"));
-        }
-        let path = line.path.as_deref().unwrap_or(CHAT);
-        let path: PathAndQuery = path
-            .parse()
-            .ok()
-            .filter(|_| path.starts_with('/'))
-            .ok_or("`path` is no path; expected one such as /v1/chat/completions")?;
-        let ResolvedOperation { operation, model_place, .. } = resolve(path.path());
-        let mut request = match (line.prompt, line.request) {
-            (Some(prompt), None) => question(&prompt, path.path())?,
-            (None, Some(request)) => request,
-            _ => return Err("expected either `prompt` or `request`".to_owned()),
-        };
-        if let Some(model) = line.model {
-            request.insert("model".to_owned(), model.into());
-        }
-        let is_call = operation.asks_for_text()
-            || matches!(
-                operation,
-                Operation::Embeddings | Operation::Rerank | Operation::Inference(InferenceCall::Infer)
-            );
-        if !is_call || model_place == ModelPlace::Message {
-            return Err(format!("`path`: `{path}` is no call of a model with a body of JSON that the gateway knows"));
-        }
+        let name = checked_name(line.name, number)?;
+        let (path, request) = request_of(line.path.as_deref(), line.prompt, line.request, line.model)?;
+        let operation = resolve(path.path()).operation;
         let wanted = match (line.expected, line.exact) {
             (Some(_), None) if !operation.asks_for_text() => {
                 return Err("`expected` compares texts, and the answer has none; use `exact`".to_owned());
@@ -175,13 +146,7 @@ impl Probe {
 
     /// Body of the request for a target that knows its model by the name `model`, where the probe itself names none.
     pub(super) fn body(&self, model: Option<&str>) -> Bytes {
-        let mut request = self.request.clone();
-        if let Some(model) = model
-            && resolve(self.path.path()).model_place == ModelPlace::Body
-        {
-            request.entry("model").or_insert_with(|| model.into());
-        }
-        Value::Object(request).to_string().into()
+        with_model(&self.request, &self.path, model)
     }
 
     /// Tokens that the prompt and the answer may have, at about.
@@ -192,6 +157,64 @@ impl Probe {
         let prompt = u64::try_from(Value::Object(request.clone()).to_string().len()).unwrap_or(u64::MAX);
         (prompt / BYTES_A_TOKEN).saturating_add(answer)
     }
+}
+
+/// Fault of a line of JSON.
+pub(in crate::quality) fn line_error(e: &serde_json::Error) -> String {
+    // Every text is of one line: its number is that of the file.
+    let text = e.to_string();
+    let told = text.rsplit_once(" at line 1").map_or(text.as_str(), |(told, _)| told);
+    format!("column {}: {told}", e.column())
+}
+
+/// Name of the question in a line, by its number where it has none.
+pub(in crate::quality) fn checked_name(name: Option<String>, number: usize) -> Result<String, String> {
+    let name = name.unwrap_or_else(|| format!("line {number}"));
+    if name.is_empty() || name.len() > MOST_NAME || name.chars().any(char::is_control) {
+        return Err(format!("`name` must have 1 to {MOST_NAME} bytes and no control characters"));
+    }
+    Ok(name)
+}
+
+/// Path and body of a call of a model: one that asks `prompt`, or `request` as it is.
+pub(in crate::quality) fn request_of(
+    path: Option<&str>,
+    prompt: Option<String>,
+    request: Option<Map<String, Value>>,
+    model: Option<String>,
+) -> Result<(PathAndQuery, Map<String, Value>), String> {
+    let path = path.unwrap_or(CHAT);
+    let path: PathAndQuery = path
+        .parse()
+        .ok()
+        .filter(|_| path.starts_with('/'))
+        .ok_or("`path` is no path; expected one such as /v1/chat/completions")?;
+    let ResolvedOperation { operation, model_place, .. } = resolve(path.path());
+    let mut request = match (prompt, request) {
+        (Some(prompt), None) => question(&prompt, path.path())?,
+        (None, Some(request)) => request,
+        _ => return Err("expected either `prompt` or `request`".to_owned()),
+    };
+    if let Some(model) = model {
+        request.insert("model".to_owned(), model.into());
+    }
+    let is_call = operation.asks_for_text()
+        || matches!(operation, Operation::Embeddings | Operation::Rerank | Operation::Inference(InferenceCall::Infer));
+    if !is_call || model_place == ModelPlace::Message {
+        return Err(format!("`path`: `{path}` is no call of a model with a body of JSON that the gateway knows"));
+    }
+    Ok((path, request))
+}
+
+/// Body of a request for a target that knows its model by the name `model`, where the request itself names none.
+pub(in crate::quality) fn with_model(request: &Map<String, Value>, path: &PathAndQuery, model: Option<&str>) -> Bytes {
+    let mut request = request.clone();
+    if let Some(model) = model
+        && resolve(path.path()).model_place == ModelPlace::Body
+    {
+        request.entry("model").or_insert_with(|| model.into());
+    }
+    Value::Object(request).to_string().into()
 }
 
 /// Request that asks one question, in the API of the path.
@@ -225,7 +248,8 @@ fn resolve(path: &str) -> ResolvedOperation {
     ResolvedOperation::of(&Method::POST, path).on_models()
 }
 
-fn pointers(fields: Map<String, Value>) -> Result<Vec<(String, Value)>, String> {
+/// Values by JSON pointers.
+pub(in crate::quality) fn pointers(fields: Map<String, Value>) -> Result<Vec<(String, Value)>, String> {
     if fields.is_empty() {
         return Err("`exact` is empty; expected values by JSON pointers such as /choices/0/message/content".to_owned());
     }

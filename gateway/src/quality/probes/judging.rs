@@ -93,7 +93,8 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn exact(body: &[u8], fields: &[(String, Value)]) -> Outcome {
+/// Judges an answer by the values at JSON pointers.
+pub(in crate::quality) fn exact(body: &[u8], fields: &[(String, Value)]) -> Outcome {
     let Ok(answer) = serde_json::from_slice::<Value>(body) else {
         return Outcome::Wrong("the answer is not one value of JSON".to_owned());
     };

@@ -27,8 +27,11 @@ use spillway_config::schema;
 use tokio::task::AbortHandle;
 
 use self::budget::Budget;
-use self::course::{Outcome, ProbeEvent, Seen, TargetState};
+pub(super) use self::course::Outcome;
+use self::course::{ProbeEvent, Seen, TargetState};
 use self::file::{Probe, Wanted};
+pub(super) use self::file::{checked_name, line_error, pointers, request_of, with_model};
+pub(super) use self::judging::exact;
 use super::files;
 use super::notices::{Notice, Notices};
 use crate::builtin::LoadedModel;

@@ -35,6 +35,16 @@ const MOST_REQUEST: usize = 1 << 20;
 /// Bytes of requests and answers of all routes that are held for this at a time.
 const MOST_HELD: usize = 64 << 20;
 
+/// Text of an answer of a model API, whole or streamed; `None` for one that cannot be read or reports an error.
+pub fn answer_text(body: &[u8]) -> Option<String> {
+    given::Given::read(body).map(|given| given.text())
+}
+
+/// True if a value is of a JSON Schema; `None` where the schema cannot be used, or the check would take too long.
+pub fn satisfies(schema: &serde_json::Value, value: &serde_json::Value) -> Option<bool> {
+    schema::Schemas::default().holds(schema, value)
+}
+
 /// Bytes that are held, given back on drop.
 #[derive(Debug)]
 struct Held {
