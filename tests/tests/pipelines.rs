@@ -90,7 +90,7 @@ async fn canary(folder: &Path, gateway: &Gateway) -> (i32, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_goes_from_its_evaluation_to_all_requests_or_back() {
     let (v1, good, bad) = (server(Some("Rome")).await, server(Some("Paris")).await, server(None).await);
-    let gateway = Gateway::start(&routes(&v1, None)).await;
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &routes(&v1, None)).await;
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let write = |name: &str, text: &str| std::fs::write(here.join(name), text).unwrap();

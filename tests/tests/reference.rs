@@ -60,6 +60,7 @@ fn yaml(upstream: &Upstream) -> String {
   - {{name: chat, protocol: openai, endpoints: [{{url: \"{0}\"}}]}}
   - {{name: next, protocol: openai, endpoints: [{{url: \"{0}\"}}]}}
 models: [{{name: smollm2, source: \"{1}\", contextLength: 256, device: cpu}}]
+authentication: {{keysByApi: {{}}}}
 consumers:
   - name: acme
     keys: [{{sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}}]
@@ -82,6 +83,15 @@ notifications:
     )
 }
 
+/// Body that asks for a key.
+const KEY_ORDER: &str = "{\"consumer\":\"acme\"}";
+
+/// Makes a key at run time; returns its id.
+async fn made_key(admin: &Client) -> String {
+    let answer = admin.post("/api/keys", &[("x-spillway-admin", "1")], KEY_ORDER).await;
+    answer.json()["id"].as_str().unwrap().to_owned()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_paths_of_the_admin_address_answer_as_documented() {
     let upstream = Upstream::fixed(200, "{}").await;
@@ -91,10 +101,16 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
         let path = operation.path.replace("{backend}", "chat").replace("{route}", "chat");
         let path = path.replace("{endpoint}", upstream.url().strip_prefix("http://").unwrap());
         let path = path.replace("/assets/{name}", "/assets/main.js");
-        let path = path.replace("{name}", "chat").replace("{command}", "abort");
+        let is_of_keys = operation.path.starts_with("/api/keys");
+        let path = path.replace("{name}", "chat").replace("{command}", if is_of_keys { "rotate" } else { "abort" });
+        let path = if path.contains("{id}") { path.replace("{id}", &made_key(&admin).await) } else { path };
         let what = format!("{} {path}", operation.method);
-        let headers: &[(&str, &str)] = if operation.method == "POST" { &[("x-spillway-admin", "1")] } else { &[] };
-        let body = if operation.path == "/api/playground/{route}" { "{\"model\":\"m\",\"messages\":[]}" } else { "" };
+        let headers: &[(&str, &str)] = if operation.method == "GET" { &[] } else { &[("x-spillway-admin", "1")] };
+        let body = match operation.path {
+            "/api/playground/{route}" => "{\"model\":\"m\",\"messages\":[]}",
+            "/api/keys" if operation.method == "POST" => KEY_ORDER,
+            _ => "",
+        };
         let request = admin.request(operation.method, &path, headers, body);
         if operation.content_type == "text/event-stream" {
             // It has no end of its own within a test.
@@ -117,7 +133,10 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
         if operation.method == "POST" {
             assert_eq!(admin.post(&path, &[], "").await.status, 403, "{what}");
             let other = path.replace("/chat/", "/nobody/").replace("playground/chat", "playground/nobody");
-            assert_eq!(admin.post(&other, headers, body).await.status, 404, "{other}");
+            let other = if is_of_keys { other.replace("/rotate", "/turn") } else { other };
+            if other != path {
+                assert_eq!(admin.post(&other, headers, body).await.status, 404, "{other}");
+            }
         }
         let foreign = admin.send(admin.request(operation.method, &path, &[("host", "example.com")], "")).await;
         assert_eq!(foreign.status == 421, operation.guarded, "{what} for a foreign host: {}", foreign.status);
