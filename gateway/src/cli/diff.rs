@@ -92,7 +92,13 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
         }
         match running(&arguments.admin).await {
             Ok(Some(running)) => {
-                let changes = changes(&running, &loaded.shown());
+                let mut edited = loaded.shown();
+                if let Some(folder) =
+                    std::path::absolute(&arguments.file).ok().as_deref().and_then(std::path::Path::parent)
+                {
+                    settle_paths(&running, &mut edited, folder);
+                }
+                let changes = changes(&running, &edited);
                 if arguments.json {
                     let all = serde_json::json!({ "changes": changes });
                     println!("{}", serde_json::to_string_pretty(&all).unwrap_or_default());
@@ -110,6 +116,37 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
 async fn running(admin: &AdminArguments) -> Result<Option<Value>, ClientError> {
     let page = admin.get("/api/config").await?;
     Ok(admin.parse::<RunningConfig>(&page)?.running.filter(|running| !running.is_null()))
+}
+
+/// Writes paths in the folder of the edited file as the gateway has them in its own: the file may be a copy elsewhere, and the gateway's
+/// folder for state another one.
+fn settle_paths(running: &Value, edited: &mut Value, folder: &std::path::Path) {
+    let mut paths = Vec::new();
+    visit(&mut running.clone(), &mut |text| {
+        if text.starts_with('/') {
+            paths.push(std::mem::take(text));
+        }
+    });
+    visit(edited, &mut |text| {
+        let Ok(place) = std::path::Path::new(&*text).strip_prefix(folder) else { return };
+        // The folder itself ends every path.
+        if place.as_os_str().is_empty() {
+            return;
+        }
+        if let Some(same) = paths.iter().find(|path| std::path::Path::new(path).ends_with(place)) {
+            text.clone_from(same);
+        }
+    });
+}
+
+/// Calls `each` with every text in a value.
+fn visit(value: &mut Value, each: &mut impl FnMut(&mut String)) {
+    match value {
+        Value::String(text) => each(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| visit(item, each)),
+        Value::Object(members) => members.values_mut().for_each(|member| visit(member, each)),
+        _ => {}
+    }
 }
 
 /// Changes from one configuration to another.
@@ -329,6 +366,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn paths_in_the_folder_of_a_copy_are_those_of_the_gateway() {
+        let running =
+            json!({"state": {"store": "/var/lib/spillway/state/spillway.db"}, "tls": ["/etc/spillway/a.pem"]});
+        let mut edited =
+            json!({"state": {"store": "/work/state/spillway.db"}, "tls": ["/work/a.pem", "/work/b.pem", "/work"]});
+        settle_paths(&running, &mut edited, std::path::Path::new("/work"));
+        let expected = json!({"state": running["state"], "tls": ["/etc/spillway/a.pem", "/work/b.pem", "/work"]});
+        assert_eq!(edited, expected);
+    }
 
     #[test]
     fn entries_are_told_by_name_and_values_by_path() {
