@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs missing system packages, and only those. Usage: scripts/system.sh run|test|bench|image|aarch64|instructions|package
+# Installs missing system packages, and only those. Usage: scripts/system.sh run|test|bench|image|aarch64|instructions|package|dashboard
 # Debian 12 and 13, Ubuntu 22.04 and 24.04; elsewhere it prints the packages to install. Upgrades nothing but Mesa's
 # own libraries where Debian 12's newer Mesa is used (SPILLWAY_MESA=stable keeps to the release's own).
 set -euo pipefail
@@ -47,6 +47,7 @@ case "$profile" in
     fi
     ;;
   instructions) need valgrind valgrind ;;
+  dashboard) have google-chrome || have chromium-browser || need chromium chromium ;;
   package)
     need systemd systemd-analyze
     need binutils strip
@@ -57,7 +58,7 @@ case "$profile" in
     [ -e /usr/aarch64-linux-gnu/lib/crt1.o ] || missing+=(libc6-dev-arm64-cross)
     need qemu-user-static qemu-aarch64-static
     ;;
-  *) die "unknown profile '$profile': run, test, bench, image, aarch64, instructions or package" ;;
+  *) die "unknown profile '$profile': run, test, bench, image, aarch64, instructions, package or dashboard" ;;
 esac
 
 if [ "${#missing[@]}" -eq 0 ] && [ -z "$mesa" ]; then exit 0; fi

@@ -43,9 +43,10 @@ packages() {
   (cd "$FOLDER" && npm ls --depth 0) | sed -n '2,$s/^[^ ]* /    /p'
 }
 
+scripts/system.sh test
+[ -n "${SPILLWAY_TEST_CHROMIUM:-}" ] || scripts/system.sh dashboard
 find_chromium
 packages
-scripts/system.sh test
 scripts/model.sh
 find_program
 export SPILLWAY_BIN SPILLWAY_TEST_CHROMIUM SPILLWAY_TEST_DASHBOARD="$FOLDER" SPILLWAY_TEST_SHOTS="$FOLDER/shots"
