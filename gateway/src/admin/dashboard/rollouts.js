@@ -119,6 +119,14 @@ function effect(threshold, value) {
   return kind === 'difference' && value >= 0 ? `+${short(value)}` : short(value);
 }
 
+/**
+ * Effect, once the candidate has answered: before, the gateway has none to tell.
+ * @param {Evidence} each
+ */
+function shownEffect(each) {
+  return each.candidate.requests > 0 ? each.effect : null;
+}
+
 /** @param {Evidence} one */
 function bounds(one) {
   if (!known(one.lower) && !known(one.upper)) return 'no bounds yet';
@@ -348,7 +356,7 @@ function view(context) {
         label: 'Effect',
         cls: 'num',
         value: (each) =>
-          each.stable.requests + each.candidate.requests > 0 ? effect(each.threshold, each.effect) : '–',
+          each.candidate.requests > 0 ? effect(each.threshold, each.effect) : '–',
       },
       {
         label: 'Where the true effect is',
@@ -359,14 +367,14 @@ function view(context) {
           return (each) => {
             const { limit, zero, worse } = parse(each.threshold);
             drawn.set({
-              effect: each.effect,
+              effect: shownEffect(each),
               lower: each.lower,
               upper: each.upper,
               limit,
               zero,
               worse,
               finding: each.finding,
-              label: `${each.sentence || each.finding}; effect ${effect(each.threshold, each.effect)}, bounds ${bounds(each)}`,
+              label: `${each.sentence || each.finding}; effect ${effect(each.threshold, shownEffect(each))}, bounds ${bounds(each)}`,
             });
             text(line, bounds(each));
           };
@@ -420,7 +428,7 @@ function view(context) {
     const last = list.at(-1);
     const requests = each.candidate.requests + each.stable.requests;
     if (last && (last.x >= at || (last.step === inStep && last.requests === requests))) return;
-    list.push({ x: at, y: each.effect, low: each.lower, high: each.upper, step: inStep, requests });
+    list.push({ x: at, y: shownEffect(each), low: each.lower, high: each.upper, step: inStep, requests });
     if (list.length > LOOKS) list.shift();
   }
 
@@ -435,7 +443,7 @@ function view(context) {
       zero: zero ?? undefined,
       worse,
       format: (value) => effect(each.threshold, value),
-      label: `${words(each.name)}: effect ${effect(each.threshold, each.effect)}, bounds ${bounds(each)}, limit ${each.threshold}`,
+      label: `${words(each.name)}: effect ${effect(each.threshold, shownEffect(each))}, bounds ${bounds(each)}, limit ${each.threshold}`,
     });
     text(verdict, each.sentence);
   }
