@@ -74,7 +74,7 @@ struct ValueChange {
     to: Option<Value>,
 }
 
-/// What the gateway says of its configuration.
+/// Configuration that the gateway runs, as it tells it.
 #[derive(serde::Deserialize)]
 struct RunningConfig {
     running: Option<Value>,

@@ -227,7 +227,7 @@ fn print(shared: &Shared, page: &[u8]) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// One line about a key.
+/// Line about a key.
 fn line(key: &Key) -> String {
     let mut line = format!("{}  {}  {}", key.id, key.state, key.consumer.as_deref().unwrap_or("-"));
     for (name, value) in

@@ -111,7 +111,7 @@ impl Consumer {
         }
     }
 
-    /// The same consumer with further rules: those of the key by which it calls.
+    /// Copy of the consumer with further rules: those of the key by which it calls.
     pub(super) fn with_rules(&self, further: Rules) -> Self {
         let mut rules = self.rules.clone();
         rules.extend(further);

@@ -108,7 +108,7 @@ pub struct KeyOrder {
 pub struct MadeKey {
     /// The key, for the caller.
     pub key: String,
-    /// What is known of it.
+    /// Facts about the key, without its secret.
     #[serde(flatten)]
     pub shown: ShownKey,
 }

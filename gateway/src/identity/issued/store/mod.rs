@@ -67,7 +67,7 @@ pub(super) struct Change {
 /// Effect of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
-    /// It is stored, under this revision.
+    /// Stored, under this revision.
     Done(u64),
     /// There are as many keys as may exist; nothing is changed.
     Full,
