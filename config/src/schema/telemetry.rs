@@ -92,11 +92,11 @@ pub struct Tracing {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Keep {
-    /// Those that end with an error: a status of 500 or more, an error inside an answer, an answer that breaks off.
+    /// Requests that end with an error: a status of 500 or more, an error inside an answer, an answer that breaks off.
     pub errors: bool,
-    /// Those that a built-in model or another backend answers in place of the route's own.
+    /// Requests that a built-in model or another backend answers in place of the route's own.
     pub spilled: bool,
-    /// Those that take longer than this, from arrival to last byte; of sockets, to the answer that opens them.
+    /// Requests that take longer than this, from arrival to last byte; of sockets, to the answer that opens them.
     pub slower_than: Option<Duration>,
 }
 
@@ -156,7 +156,7 @@ pub struct Logs {
     pub access: bool,
     /// Headers of requests that its line shows, under `requestHeaders`; `"*"` stands for all of them. At most 8 KiB of a request.
     pub headers: Vec<String>,
-    /// Those of `headers` whose values are replaced by `[redacted]`. Headers that may hold credentials always are:
+    /// Names among `headers` whose values are replaced by `[redacted]`. Headers that may hold credentials always are:
     /// `authorization`, `cookie`, key headers, and names with words such as `token` or `secret`.
     pub redact_headers: Vec<String>,
 }

@@ -65,6 +65,16 @@ pub(super) struct AdminArguments {
     token: Option<String>,
 }
 
+/// Gateway that is asked for a page, and the form in which the page is shown.
+#[derive(Args)]
+pub(super) struct PageArguments {
+    #[command(flatten)]
+    pub(super) admin: AdminArguments,
+    /// Print JSON, as the admin address answers.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// A name as a segment of a path: all bytes that could end one are escaped.
 pub(super) fn segment(text: &str) -> String {
     let escape = |byte: u8| match byte {

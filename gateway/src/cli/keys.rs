@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use spillway_config::values::{Duration, Rate};
 
-use super::admin::{AdminArguments, ClientError, segment};
+use super::admin::{ClientError, PageArguments, segment};
 use super::{FAILED, WRONG, block_on, fail};
 use crate::identity::KEY_PREFIX;
 
@@ -24,12 +24,12 @@ pub(super) enum KeysCommand {
         #[command(flatten)]
         limits: Box<Limits>,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// List the keys.
     List {
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Give a key a new secret; print it, once.
     Rotate {
@@ -39,14 +39,14 @@ pub(super) enum KeysCommand {
         #[arg(long, value_name = "TIME")]
         grace: Option<Duration>,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Remove a key: it is refused from now on.
     Revoke {
         #[command(flatten)]
         key: KeyId,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// End a key, now or at a time; it stays in the list.
     Expire {
@@ -56,7 +56,7 @@ pub(super) enum KeysCommand {
         #[arg(long, value_name = "TIME")]
         at: Option<String>,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
 }
 
@@ -88,15 +88,6 @@ pub(super) struct Limits {
     /// Period of the budget: day or month.
     #[arg(long, value_name = "PERIOD", default_value = "month", value_parser = ["day", "month"])]
     per: String,
-}
-
-#[derive(Args)]
-pub(super) struct Shared {
-    #[command(flatten)]
-    admin: AdminArguments,
-    /// Print JSON, as the admin address answers.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Parts of an answer that are shown.
@@ -213,7 +204,7 @@ async fn carry_out(command: KeysCommand) -> Result<(), ClientError> {
 }
 
 /// Prints a key; its secret, where the answer has it, on a line of its own.
-fn print(shared: &Shared, page: &[u8]) -> Result<(), ClientError> {
+fn print(shared: &PageArguments, page: &[u8]) -> Result<(), ClientError> {
     if shared.json {
         println!("{}", String::from_utf8_lossy(page));
         return Ok(());

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use spillway_config::values;
 use tokio::time::Instant;
 
-use super::admin::{AdminArguments, ClientError, segment};
+use super::admin::{ClientError, PageArguments, segment};
 use super::{FAILED, WRONG, block_on, fail};
 use crate::rollout::Command;
 use crate::telemetry::rfc3339_millis;
@@ -38,7 +38,7 @@ pub(super) enum RolloutCommand {
         #[command(flatten)]
         wait: Wait,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Begin an ended rollout anew.
     Start {
@@ -47,14 +47,14 @@ pub(super) enum RolloutCommand {
         #[command(flatten)]
         wait: Wait,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Take no further step; the candidate is judged on.
     Pause {
         #[command(flatten)]
         order: Order,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// End a pause, or go on without enough evidence.
     Resume {
@@ -63,7 +63,7 @@ pub(super) enum RolloutCommand {
         #[command(flatten)]
         wait: Wait,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Give the candidate all requests, and end.
     Promote {
@@ -72,21 +72,21 @@ pub(super) enum RolloutCommand {
         #[command(flatten)]
         wait: Wait,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Give the candidate no request, and end.
     Abort {
         #[command(flatten)]
         order: Order,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
     /// Show what a rollout has done, with the reasons.
     History {
         /// The rollout, which has the name of its route.
         name: String,
         #[command(flatten)]
-        shared: Shared,
+        shared: PageArguments,
     },
 }
 
@@ -108,15 +108,6 @@ pub(super) struct Wait {
     /// Longest wait, such as 30m.
     #[arg(long, value_name = "TIME", default_value = "1h", requires = "wait")]
     timeout: values::Duration,
-}
-
-#[derive(Args)]
-pub(super) struct Shared {
-    #[command(flatten)]
-    admin: AdminArguments,
-    /// Print JSON, as the admin address answers.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Rollouts in the list.
@@ -263,7 +254,7 @@ fn path_of(name: &str) -> String {
 }
 
 /// Page of a rollout; with `--wait`, once nothing more happens by itself. Tells on standard error what happens meanwhile.
-async fn waited(shared: &Shared, name: &str, wait: &Wait, first: Option<Bytes>) -> Result<Bytes, Failure> {
+async fn waited(shared: &PageArguments, name: &str, wait: &Wait, first: Option<Bytes>) -> Result<Bytes, Failure> {
     let path = path_of(name);
     let mut page = match first {
         Some(page) => page,
@@ -323,7 +314,7 @@ fn code(state: &str) -> ExitCode {
     }
 }
 
-async fn list(shared: &Shared) -> Result<ExitCode, ClientError> {
+async fn list(shared: &PageArguments) -> Result<ExitCode, ClientError> {
     let page = shared.admin.get("/api/rollouts").await?;
     let list: List = shared.admin.parse(&page)?;
     if shared.json {
@@ -349,7 +340,7 @@ async fn list(shared: &Shared) -> Result<ExitCode, ClientError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(shared: &Shared, page: &Bytes) -> Result<ExitCode, ClientError> {
+fn show(shared: &PageArguments, page: &Bytes) -> Result<ExitCode, ClientError> {
     let record: Record = shared.admin.parse(page)?;
     let code = code(&record.state);
     if shared.json {
@@ -387,7 +378,7 @@ fn show(shared: &Shared, page: &Bytes) -> Result<ExitCode, ClientError> {
     Ok(code)
 }
 
-async fn history(shared: &Shared, name: &str) -> Result<ExitCode, ClientError> {
+async fn history(shared: &PageArguments, name: &str) -> Result<ExitCode, ClientError> {
     let page = shared.admin.get(&path_of(name)).await?;
     if shared.json {
         let record: serde_json::Value = shared.admin.parse(&page)?;

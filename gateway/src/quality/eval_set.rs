@@ -48,7 +48,7 @@ enum EvalCheck {
     Schema(Value),
 }
 
-/// One text, or several.
+/// Text, or several of them.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneOrMore {
