@@ -43,7 +43,7 @@ backends:
     );
     let mut route = "routes:\n  - name: chat\n    backendRefs: [{name: v1}]\n".to_owned();
     if let Some((name, server)) = candidate {
-        let hold = "steps: [{weight: 50, hold: {requests: 20}}], abortWhen: {errorRate: \"+0.05\"}";
+        let hold = "steps: [{weight: 50, hold: {requests: 500}}], abortWhen: {errorRate: \"+0.05\"}";
         yaml += &format!("  - {{name: {name}, protocol: openai, endpoints: [{{url: \"{}\"}}]}}\n", server.url());
         route = format!(
             "routes:\n  - name: chat\n    backendRefs: [{{name: v1}}, {{name: {name}, weight: 0}}]\n    rollout: {{to: {name}, {hold}}}\n"

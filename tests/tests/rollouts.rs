@@ -248,7 +248,7 @@ async fn a_candidate_that_truncates_or_refuses_its_answers_is_aborted() {
 #[tokio::test]
 async fn an_equal_candidate_is_promoted_through_its_steps_and_no_sticky_caller_flips_back() {
     let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v2").await);
-    let rollout = "steps: [{weight: 20, hold: {requests: 30}}, {weight: 60, hold: {for: 1ms, requests: 30}}, {weight: 100}], \
+    let rollout = "steps: [{weight: 20, hold: {requests: 100}}, {weight: 60, hold: {for: 1ms, requests: 100}}, {weight: 100}], \
                    abortWhen: {errorRate: \"+0.3\"}";
     let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), rollout)).await;
     let client = gateway.client();
