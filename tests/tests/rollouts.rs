@@ -11,6 +11,7 @@
 )]
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -753,18 +754,22 @@ async fn tensors_of_a_shadow_are_compared_within_the_tolerance() {
     }
 }
 
-/// Two real llama.cpp servers, one of them with another chat template: the first answers the callers, the other gets copies, and
-/// the pairs are compared.
-#[tokio::test]
-async fn a_shadow_over_two_real_servers_is_aborted_for_its_other_answers() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("other.gguf");
+/// Two real llama.cpp servers of one model; the second has a chat template after which the model goes on counting.
+fn right_and_wrong_template(folder: &Path) -> (LlamaServer, LlamaServer) {
+    let file = folder.join("other.gguf");
     with_template(
         &model(),
         &file,
         Some("{%- for message in messages %}{{ message.content }}{%- endfor %} 1 2 3 4 5 6 7"),
     );
-    let (v1, v2) = (LlamaServer::start(2), LlamaServer::start_with(2, &["--model", file.to_str().unwrap()]));
+    (LlamaServer::start(2), LlamaServer::start_with(2, &["--model", file.to_str().unwrap()]))
+}
+
+/// The first server answers the callers, the other gets copies, and the pairs are compared.
+#[tokio::test]
+async fn a_shadow_over_two_real_servers_is_aborted_for_its_other_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (v1, v2) = right_and_wrong_template(folder.path());
     let rollout = shadow(100, 1_000_000, "abortWhen: {shadowDifference: 0.1}, shadow: {timeout: 5m}");
     let gateway = Gateway::start(&models(&v1.url, &v2.url, &rollout)).await;
     let send = async |client: &Client, n: usize| {
@@ -776,4 +781,37 @@ async fn a_shadow_over_two_real_servers_is_aborted_for_its_other_answers() {
     assert!(record["reason"].as_str().unwrap().contains("shadowDifference"), "{record:#}");
     let share = record["judgement"]["metrics"][0]["candidate"]["estimate"].as_f64();
     assert!(share > Some(0.5), "{record:#}");
+}
+
+/// A canary whose template is wrong does not find an end; the version that stays answers in a sentence. After the abort every
+/// caller gets that sentence, and a candidate that is the same server as the stable one is promoted.
+#[tokio::test]
+async fn a_canary_over_two_real_servers_is_aborted_for_its_endless_answers_and_an_equal_one_is_promoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (v1, v2) = right_and_wrong_template(folder.path());
+    let same = LlamaServer::start(2);
+    let asked = json!({
+        "model": "m", "max_tokens": 12, "temperature": 0,
+        "messages": [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+    })
+    .to_string();
+    let ask = async |client: &Client, n: usize| {
+        let (user, kind) = (n.to_string(), "application/json");
+        client.post("/v1/chat/completions", &[("content-type", kind), ("x-user", &user)], asked.clone()).await
+    };
+    let rollout = "steps: [{weight: 50, hold: {requests: 60}}], abortWhen: {truncationRate: \"+0.3\"}";
+    let configuration = |candidate: &LlamaServer| models(&v1.url, &candidate.url, rollout);
+
+    let gateway = Gateway::start(&configuration(&v2)).await;
+    let (record, statuses) = until_by(&gateway, "aborted", ask).await;
+    assert_eq!(statuses.keys().collect::<Vec<_>>(), [&200]);
+    assert!(record["reason"].as_str().unwrap().contains("truncationRate"), "{record:#}");
+    for n in 0..8 {
+        let answer = ask(&gateway.client(), n).await.json();
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    }
+
+    let gateway = Gateway::start(&configuration(&same)).await;
+    let (record, _) = until_by(&gateway, "promoted", ask).await;
+    assert!(!events(&record).contains(&"aborted"), "{record:#}");
 }
