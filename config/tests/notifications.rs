@@ -30,7 +30,7 @@ fn a_receiver_needs_a_url_that_can_be_called() {
         ("ftp://ops.test/hidden", "2: the scheme is neither http nor https; expected https://HOST/PATH"),
         (
             "https://u:hidden@ops.test/",
-            "2: a user or password in the URL is not sent: remove it, the receiver knows the gateway by its signature",
+            "2: a user or password in the URL is not sent, and would be readable in the file: remove it",
         ),
     ] {
         assert_eq!(one(&format!("url: \"{url}\"")), [expected]);

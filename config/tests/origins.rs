@@ -100,10 +100,10 @@ fn a_default_of_the_file_is_shown_and_what_replaces_it_is_not() {
     let text = "listeners: [{address: \"127.0.0.1:0\"}]
 backends: [{name: \"${UNSET:-written-here}\", model: \"${SET:-other}\", endpoints: [{url: \"http://127.0.0.1:1\"}]}]
 routes: [{backendRefs: [{name: written-here}]}]
-telemetry: {tracing: {otlp: {endpoint: \"http://user:pass@127.0.0.1:4317\"}}}
+state: {limits: {redis: {url: \"redis://user@127.0.0.1:1/0\"}}}
 ";
     let shown = load(text, &env).unwrap_or_else(|report| panic!("{report}")).shown();
     assert_eq!(shown["backends"][0]["name"], "written-here");
     assert_eq!(shown["backends"][0]["model"], "${SET:-other}");
-    assert_eq!(shown["telemetry"]["tracing"]["otlp"]["endpoint"], "http://***@127.0.0.1:4317");
+    assert_eq!(shown["state"]["limits"]["redis"]["url"], "redis://***@127.0.0.1:1/0");
 }

@@ -545,8 +545,7 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
     let (server, client) = files_of_the_configuration(bed, world, authority);
     let (asked, answers) = routes_with_secrets(bed, world);
     let route = |name: &str, backend: &str| json!({"name": name, "matches": [{"path": {"prefix": format!("/{name}")}}], "backendRefs": [{"name": backend}]});
-    let keys = ["authentication.jwt[].jwks.url"; 2].map(|place| bed.reference(place));
-    let keys = format!("{}/keys?key={}", world.issuer.url().replace("//", &format!("//user:{}@", keys[0])), keys[1]);
+    let keys = format!("{}/keys?key={}", world.issuer.url(), bed.reference("authentication.jwt[].jwks.url"));
     let probe = format!("/health?key={}", bed.reference("backends[].healthCheck.http.path"));
     let metrics = format!("/metrics?key={}", bed.reference("backends[].capacity.queueDepth.metricsPath"));
     json!({
@@ -654,7 +653,7 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
         "authentication": "optional",
         "filters": [
             {"rateLimit": {"by": {"value": format!("request.path + '{}'", text(bed, "filters[].rateLimit.by.value"))}, "requests": "10000/s"}},
-            {"externalAuthorization": {"url": format!("http://user:{}@{}/{}", text(bed, "filters[].externalAuthorization.url"), world.judge.address, text(bed, "filters[].externalAuthorization.url")), "timeout": "5s"}},
+            {"externalAuthorization": {"url": format!("http://{}/{}", world.judge.address, text(bed, "filters[].externalAuthorization.url")), "timeout": "5s"}},
             {"authorize": format!("request.headers['x-match'] != '{}'", text(bed, "filters[].authorize"))},
             {"cel": {"deny": format!("request.headers['x-match'] == '{}'", text(bed, "filters[].cel.deny")), "status": 403, "message": "no"}},
             {"mirror": {"backend": "copies", "percent": 100}},
@@ -686,12 +685,11 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
 fn away(bed: &mut Bed, nobody: &str) -> Value {
     let host = nobody.trim_start_matches("http://").to_owned();
     let url = |bed: &mut Bed, scheme: &str, path: &str, place: &str| {
-        let (user, key) = (bed.reference(place), bed.reference(place));
-        format!("{scheme}://user:{user}@{host}/{path}?key={key}")
+        format!("{scheme}://{host}/{path}?key={}", bed.reference(place))
     };
     let redis = format!("redis://{host}");
-    let endpoint = format!("http://user:{}@{host}", bed.reference("telemetry.tracing.otlp.endpoint"));
-    let judge = format!("http://user:{}@{host}", bed.reference("routes[].filters[].externalAuthorization.url"));
+    let endpoint = format!("http://{host}/{}", bed.reference("telemetry.tracing.otlp.endpoint"));
+    let judge = format!("http://{host}/{}", bed.reference("routes[].filters[].externalAuthorization.url"));
     json!({
         "listeners": [
             {"name": "plain", "address": "127.0.0.1:0"},

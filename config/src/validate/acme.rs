@@ -14,6 +14,7 @@ pub(super) fn check(cx: &mut Context<'_>, n: usize, acme: &Acme) {
             format!("`{}` is not the URL of an authority's directory; expected one with https://", acme.directory);
         cx.error(below("directory"), message);
     }
+    super::without_login(cx, below("directory"), &acme.directory);
     if acme.domains.is_empty() || acme.domains.len() > MAX_DOMAINS {
         cx.error(
             below("domains"),

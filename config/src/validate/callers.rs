@@ -258,6 +258,14 @@ fn is_http_url(text: &str) -> bool {
 
 fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
     let here = at!["authentication", "jwt", n];
+    // Budgets of such an issuer's consumers would be those of tenants and keys, whose accounts begin with these words.
+    if matches!(issuer.issuer.as_str(), "tenant" | "key") {
+        let message = format!(
+            "`{}` stands for the gateway's own; expected the `iss` of the tokens, such as https://id.example.com",
+            issuer.issuer
+        );
+        cx.error(with(&here, &["issuer"]), message);
+    }
     if issuer.audiences.is_empty() {
         let message = "at least one audience is needed: without one, tokens made for other services would be accepted";
         cx.error(with(&here, &["audiences"]), message);
@@ -282,7 +290,9 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
             let message = "not a URL at which keys can be found: give `jwks: {url: ...}` or `jwks: {file: ...}`";
             cx.error(with(&here, &["issuer"]), message);
         }
+        None => super::without_login(cx, with(&here, &["issuer"]), &issuer.issuer),
         Some(Jwks { url: Some(url), file: None, refresh }) => {
+            super::without_login(cx, with(&here, &["jwks", "url"]), url);
             if !is_http_url(url) {
                 cx.error(
                     with(&here, &["jwks", "url"]),
@@ -298,7 +308,6 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
         }
         Some(Jwks { url: None, file: Some(_), .. }) => {}
         Some(_) => cx.error(with(&here, &["jwks"]), "found both or none; expected exactly one of `url` and `file`"),
-        None => {}
     }
     if let Some(file) = &issuer.ca_file {
         let asked = match &issuer.jwks {

@@ -211,14 +211,24 @@ fn admin(cx: &mut Context<'_>) {
     }
 }
 
+fn has_login(url: &url::Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+/// Checks that a URL to which the gateway sends requests has no user and password. The message does not quote it.
+fn without_login(cx: &mut Context<'_>, at: Vec<Segment>, text: &str) {
+    if url::Url::parse(text).is_ok_and(|url| has_login(&url)) {
+        cx.error(at, "a user or password in the URL is not sent, and would be readable in the file: remove it");
+    }
+}
+
 /// True for an address that a browser may be sent to, with the place for the id of a trace behind its host.
 fn is_traces_url(text: &str) -> bool {
     let Some((before, _)) = text.split_once("{trace_id}") else { return false };
     let is_web = |url: url::Url| {
         matches!(url.scheme(), "http" | "https")
             && url.has_host()
-            && url.username().is_empty()
-            && url.password().is_none()
+            && !has_login(&url)
             // The id does not choose the server.
             && before.get(url.scheme().len() + 3..).is_some_and(|rest| rest.contains('/'))
     };
@@ -307,6 +317,7 @@ fn telemetry(cx: &mut Context<'_>) {
         let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
         cx.error(at!["telemetry", "tracing", "otlp", "endpoint"], message);
     }
+    without_login(cx, at!["telemetry", "tracing", "otlp", "endpoint"], endpoint);
     if tracing.keep.slower_than.is_some_and(|limit| limit.0.is_zero()) {
         let message = "every request is slower than 0s: write `sampleRatio: 1.0`, or a longer time";
         cx.error(at!["telemetry", "tracing", "keep", "slowerThan"], message);

@@ -227,6 +227,7 @@ fn steps(cx: &mut Context<'_>, n: usize, rollout: &Rollout) {
                     );
                     cx.error(at!["routes", n, "rollout", "steps", s, "gate", "url"], message);
                 }
+                super::without_login(cx, at!["routes", n, "rollout", "steps", s, "gate", "url"], &gate.url);
                 if gate.timeout.is_some_and(|timeout| timeout.0.is_zero() || timeout > LONGEST_GATE) {
                     let message = format!("expected above zero and at most {LONGEST_GATE}: it is asked again");
                     cx.error(at!["routes", n, "rollout", "steps", s, "gate", "timeout"], message);

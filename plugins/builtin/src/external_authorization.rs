@@ -64,7 +64,7 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
 
 struct Compiled {
     url: String,
-    /// Server without path and credentials, for logs.
+    /// Server without path, for logs.
     server: String,
     forward: Vec<HeaderName>,
     copy: Vec<HeaderName>,
@@ -81,6 +81,10 @@ fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
             return Err(vec![FieldError::at(["url"], message)]);
         }
     };
+    if !url.username().is_empty() || url.password().is_some() {
+        let message = "a user or password in the URL is not sent, and would be readable in the file: remove it";
+        errors.push(FieldError::at(["url"], message));
+    }
     if config.timeout.0.is_zero() || config.timeout.0.as_secs() > 10 {
         errors.push(FieldError::at(["timeout"], "must be above zero and at most 10s: every request waits for it"));
     }
