@@ -10,7 +10,7 @@
 #   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
 #   scripts/bench.sh policies                                   cost and quality of balancing policies, in simulated time
 #   scripts/bench.sh growth [COUNT]                             what grows with the configuration
-# SPILLWAY_BENCH_PROFILE=release builds faster and measures the binary of `make run`.
+# SPILLWAY_BENCH_PROFILE=release builds faster, without link-time optimisation.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

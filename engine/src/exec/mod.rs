@@ -6,6 +6,7 @@
 //! running answers go through the same operations together.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod plain;
 

@@ -3,6 +3,7 @@
 use crate::artifact::ModelFile;
 use crate::device::{self, CPU, DeviceChoice, HangSource};
 use crate::exec::cpu::{Cores, Cpu, CpuUnit};
+#[cfg(feature = "gpu")]
 use crate::exec::gpu::Gpu;
 use crate::exec::{Executor, Sizes};
 use crate::{DeviceInfo, LoadError, LoadOptions};
@@ -62,6 +63,16 @@ pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
     }
 }
 
+#[cfg(not(feature = "gpu"))]
+fn on_gpu<M>(
+    _: Sizes,
+    _: &LoadOptions,
+    _: &dyn Fn(&mut dyn Executor) -> Result<M, LoadError>,
+) -> Result<ModelOnDevice<M>, LoadError> {
+    Err(device::unsupported())
+}
+
+#[cfg(feature = "gpu")]
 fn on_gpu<M>(
     sizes: Sizes,
     options: &LoadOptions,

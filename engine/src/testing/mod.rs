@@ -6,6 +6,7 @@ pub(crate) mod gguf;
 mod hold;
 mod judge;
 mod judge_encoders;
+#[cfg(feature = "gpu")]
 pub(crate) mod real_size;
 mod same_weights;
 mod seeds;

@@ -15,7 +15,7 @@ mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
@@ -42,7 +42,7 @@ struct NoConfig;
 
 /// A programmable reverse proxy and inference gateway that answers from a model of its own when its backends are full.
 #[derive(Parser)]
-#[command(name = "spillway", version, max_term_width = 100)]
+#[command(name = "spillway", version = version(), max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -114,7 +114,7 @@ enum Command {
     /// Watch and steer the rollouts of a running gateway.
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
-    /// Print the version.
+    /// Print the version, and what this build lacks.
     Version,
 }
 
@@ -122,6 +122,17 @@ enum Command {
 enum KeyCommand {
     /// Make a key; print it and the digest that a configuration stores.
     New,
+}
+
+/// Version, and below it what this build was told to leave out.
+fn version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let parts = [(cfg!(feature = "gpu"), "GPUs for built-in models")];
+        let lacking: Vec<_> = parts.iter().filter(|(is_there, _)| !is_there).map(|(_, part)| *part).collect();
+        let version = env!("CARGO_PKG_VERSION");
+        if lacking.is_empty() { version.to_owned() } else { format!("{version}\nwithout {}", lacking.join(", ")) }
+    });
+    &TEXT
 }
 
 /// Runs the command that the arguments name, with these filters.
@@ -158,7 +169,7 @@ pub fn run(registry: Registry) -> ExitCode {
         Command::Drain { backend, endpoint, undo, admin } => client(drain(&admin, &backend, &endpoint, undo)),
         Command::Rollout(command) => rollout::run(command),
         Command::Version => {
-            println!("spillway {}", env!("CARGO_PKG_VERSION"));
+            println!("spillway {}", version());
             ExitCode::SUCCESS
         }
     }
