@@ -49,6 +49,7 @@ pub use self::playground::{Chat, NoChat, Playground};
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
+use crate::handover::{HandOverReport, NoHandOver};
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::rollout::Rollouts;
 use crate::telemetry::{LogThrottle, Tail, TailFilter};
@@ -114,6 +115,10 @@ pub trait AdminState: Send + Sync + 'static {
     fn keys(&self) -> Option<RunningKeys>;
     /// Costs since the process began; `None` before the gateway is ready.
     fn costs(&self) -> Option<ShownCosts>;
+    /// Begins a hand-over to a new process; returns its number.
+    async fn begin_hand_over(&self) -> Result<u32, NoHandOver>;
+    /// Hand-overs of this process.
+    fn hand_overs(&self) -> HandOverReport;
     /// True if the bearer token is the configured one; `None` if no token is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
     /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback` or `unknown`.
@@ -266,6 +271,8 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/keys/{id}", get(keys::one))
         .route("/api/keys/{id}", delete(keys::revoke))
         .route("/api/keys/{id}/{command}", post(keys::change))
+        .route("/api/upgrade", get(hand_overs))
+        .route("/api/upgrade", post(hand_over))
         .route("/api/rollouts", get(rollouts::list))
         .route("/api/rollouts/{name}", get(rollouts::one))
         .route("/api/rollouts/{name}/{command}", post(rollouts::command))
@@ -503,6 +510,29 @@ fn change_drain(state: &dyn AdminState, headers: &HeaderMap, named: &(String, St
     axum::Json(serde_json::json!({"endpoints": endpoints})).into_response()
 }
 
+async fn hand_overs(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.hand_overs()).into_response()
+}
+
+async fn hand_over(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap) -> Response {
+    if let Some(refused) = access::refuse_change(&headers) {
+        return refused;
+    }
+    match state.begin_hand_over().await {
+        Ok(pid) => {
+            tracing::info!(event = "admin_change", action = "upgrade", pid);
+            (StatusCode::ACCEPTED, axum::Json(state.hand_overs())).into_response()
+        }
+        Err(error @ (NoHandOver::Starting | NoHandOver::Leaving)) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+        }
+        Err(error @ (NoHandOver::UnderWay(_) | NoHandOver::FirstProcess)) => {
+            problem(StatusCode::CONFLICT, &error.to_string())
+        }
+        Err(error @ NoHandOver::NotStarted(_)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
 /// Paths of the admin address, for a terminal.
 const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
     /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
@@ -517,6 +547,7 @@ const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz 
     /api/playground/{route} POST of a chat, with x-spillway-playground-key for the caller's key\n\
     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
     /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
+    /api/upgrade  hand-overs to a new process; POST begins one\n\
     /api/feedback labels of answers by route and target\n\
     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
                  .../examples the texts that were kept, with a token; DELETE deletes them\n";

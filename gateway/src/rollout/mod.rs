@@ -101,6 +101,8 @@ struct Adopted {
     pending: Option<Vec<Prepared>>,
     /// True once the process has a configuration: a rollout of a later one is new, not one that a restart resumes.
     is_running: bool,
+    /// True where the store has gone on since the first configuration was prepared.
+    is_outdated: bool,
 }
 
 impl Adopted {
@@ -134,6 +136,10 @@ enum Order {
     },
     /// Answer of a gate that was asked at this run and step of the rollout of this identity.
     Gate { name: String, identity: String, asked: (u64, u32), answer: machine::GateAnswer },
+    /// Writes everything and goes on: a new process reads it.
+    Exchange(oneshot::Sender<()>),
+    /// Decides again, in place of a new process that is gone.
+    Lead,
     /// Writes everything and ends.
     Close(oneshot::Sender<()>),
 }
@@ -278,6 +284,10 @@ impl Rollouts {
         // The controller compares the newest with what it has: one that it never saw needs no end.
         let before = adopted.pending.take().unwrap_or_default();
         let mut all = prepared.all;
+        if std::mem::take(&mut adopted.is_outdated) {
+            // The controller reads them before it does anything.
+            all.iter_mut().for_each(|one| one.course = None);
+        }
         for one in &mut all {
             if one.course.is_none()
                 && let Some(earlier) = before
@@ -317,6 +327,29 @@ impl Rollouts {
         };
         if let Err(e) = std::thread::Builder::new().name("rollouts".into()).spawn(run) {
             tracing::error!(event = "rollouts_not_started", reason = %e, "weights stay as they are");
+        }
+    }
+
+    /// Has the first configuration read the store again when it becomes active: until then another process goes on.
+    pub fn begin_as_successor(&self) {
+        self.0.adopted.lock().is_outdated = true;
+    }
+
+    /// Writes what was counted, for a new process to read. This process decides until that one does, which the store sees to.
+    /// False where that took too long.
+    pub async fn exchange(&self) -> bool {
+        if self.0.orders.lock().is_some() {
+            return true;
+        }
+        let (written, done) = oneshot::channel();
+        let exchange = async { self.0.commands.send(Order::Exchange(written)).await.is_ok() && done.await.is_ok() };
+        tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(false)
+    }
+
+    /// Decides again: a new process that may have begun to is gone.
+    pub async fn lead_again(&self) {
+        if self.0.orders.lock().is_none() {
+            let _ = tokio::time::timeout(PATIENCE, self.0.commands.send(Order::Lead)).await;
         }
     }
 

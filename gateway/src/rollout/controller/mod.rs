@@ -71,6 +71,11 @@ pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, orders: &mut mpsc
                 Some(Order::Gate { name, identity, asked, answer }) => {
                     controller.gate_answered(&name, &identity, asked, &answer).await;
                 }
+                Some(Order::Exchange(written)) => {
+                    controller.exchange().await;
+                    let _ = written.send(());
+                }
+                Some(Order::Lead) => controller.lead_again().await,
                 Some(Order::Close(closed)) => {
                     controller.close().await;
                     let _ = closed.send(());
@@ -702,6 +707,30 @@ impl Controller {
         }
         active.fence = Some(fence);
         Ok(fence)
+    }
+
+    /// Writes what was counted.
+    async fn exchange(&mut self) {
+        self.finish().await;
+        let names: Vec<String> = self.all.keys().cloned().collect();
+        for name in names {
+            let Some(mut active) = self.all.remove(&name) else { continue };
+            active.count();
+            if let Err(e) = self.sync(&mut active).await {
+                self.not_written(&name, &e);
+            }
+            self.all.insert(name, active);
+        }
+    }
+
+    /// Takes the file back that a new process may have claimed. A shared store gives the lead of one that is gone away by itself.
+    async fn lead_again(&mut self) {
+        for (name, active) in self.all.iter_mut().filter(|_| !self.is_shared) {
+            if let Err(e) = self.store.take_lead(name).await {
+                tracing::error!(event = "rollout_not_written", rollout = name, reason = %e);
+            }
+            (active.fence, active.synced) = (None, None);
+        }
     }
 
     /// Writes what is left.
