@@ -242,7 +242,7 @@ impl Scene {
 
 /// Whether a command asks a running gateway.
 fn asks_a_gateway(command: &str) -> bool {
-    ["curl ", "spillway top", "spillway drain", "spillway drift", "spillway keys ", "spillway rollout", "kill -"]
+    ["curl ", "spillway top", "spillway drain", "spillway drift", "spillway keys ", "spillway rollout", "spillway upgrade", "kill -"]
         .iter()
         .any(|asks| command.contains(asks))
 }
