@@ -265,6 +265,26 @@ async fn an_old_process_ends_with_its_last_stream_and_its_idle_connections_are_s
     assert_ne!(u64::from(old), shown["pid"].as_u64().unwrap());
 }
 
+#[tokio::test]
+async fn sigterm_to_an_old_process_gives_its_streams_the_time_of_a_drain_and_leaves_the_new_one_alone() {
+    let (upstream, _open) = server().await;
+    let gateway = Gateway::start(&(plain(&upstream) + "shutdown: {drainTimeout: 200ms}\n")).await;
+    let client = gateway.client();
+    let mut stream = client.stream(client.request("GET", "/stream", &[], "")).await.unwrap();
+    stream.part().await.unwrap().unwrap();
+    let (code, said) = gateway.upgrade().await;
+    assert_eq!(code, Some(0), "{said}");
+    gateway.signal("QUIT");
+    eventually("a further hand-over is refused", || async {
+        (gateway.events("hand_over_refused").len() == 1).then_some(())
+    })
+    .await;
+    gateway.signal("TERM");
+    eventually("the old process ends", || async { (!gateway.events("stopped").is_empty()).then_some(()) }).await;
+    assert_eq!(gateway.events("drain_timeout").len(), 1, "{}", gateway.log());
+    assert_eq!(client.get("/").await.text(), "fine");
+}
+
 /// Token counts of a chat's answer.
 fn usage(prompt: u64, completion: u64) -> serde_json::Value {
     serde_json::json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})

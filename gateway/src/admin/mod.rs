@@ -62,6 +62,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 const LASTING_TIMEOUT: Duration = Duration::from_secs(900);
 /// Time for the last answer on a connection that reached [`CONNECTION_TIMEOUT`].
 const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// Time for requests on connections that were open when the address closed: their clients could not know.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
 /// Time for the answers that are being written when the process ends.
 const END: Duration = Duration::from_millis(200);
 /// Pause after a failed accept.
@@ -133,7 +135,8 @@ pub trait AdminState: Send + Sync + 'static {
     fn connections_dropped(&self, count: usize);
 }
 
-/// Serves until `stop` is true; then answers that are being written have [`END`] to finish.
+/// Serves until `stop` is true; then open connections have [`LAST_REQUEST`] for a request, and answers that are being written
+/// [`END`] to finish.
 pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, stop: watch::Receiver<bool>) {
     let (app, most) = (router(state.clone()), state.max_connections());
     accept(listener, app, most, state, stop).await;
@@ -161,7 +164,7 @@ async fn accept(
     let mut connections = JoinSet::new();
     let mut spare = Spare::new();
     let (failures, shortages) = (LogThrottle::default(), LogThrottle::default());
-    let stopping = stop.clone();
+    let closing = watch::Sender::new(false);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -198,7 +201,7 @@ async fn accept(
         spare.refill();
         let (slot, dropped) = slots.acquire(client.ip().to_canonical());
         state.connections_dropped(dropped);
-        let (app, stopping) = (app.clone(), stopping.clone());
+        let (app, stopping) = (app.clone(), closing.subscribe());
         connections.spawn(async move {
             let slot = Arc::new(slot);
             // All connections share the router; extensions of the request carry what is of its connection.
@@ -217,7 +220,11 @@ async fn accept(
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(END, async { while connections.join_next().await.is_some() {} }).await;
+    let mut ended = pin!(async { while connections.join_next().await.is_some() {} });
+    if tokio::time::timeout(LAST_REQUEST, ended.as_mut()).await.is_err() {
+        closing.send_replace(true);
+        let _ = tokio::time::timeout(END, ended).await;
+    }
 }
 
 async fn connection(stream: TcpStream, app: Router, lasting: LastingAnswers, mut stopping: watch::Receiver<bool>) {

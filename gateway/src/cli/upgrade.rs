@@ -20,6 +20,8 @@ const PAGE: &str = "/api/upgrade";
 const POLL: Duration = Duration::from_millis(250);
 /// Looks in a row that may fail: the admin address changes its process meanwhile.
 const MISSES: u32 = 20;
+/// Reason that the gateway does not show.
+const UNKNOWN: &str = "its log says why";
 
 /// Arguments of `upgrade`.
 #[derive(Args)]
@@ -53,7 +55,7 @@ pub(super) fn run(arguments: &UpgradeArguments) -> ExitCode {
             Ok(code) => code,
             Err(e @ ClientError::Refused { status, .. }) => match status {
                 StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => fail(REFUSED, &e),
-                StatusCode::INTERNAL_SERVER_ERROR => fail(NOT_UPGRADED, &e),
+                StatusCode::INTERNAL_SERVER_ERROR => not_upgraded(&e.to_string()),
                 _ => fail(FAILED, &e),
             },
             Err(e) => fail(FAILED, &e),
@@ -65,7 +67,7 @@ async fn upgrade(admin: &AdminArguments) -> Result<ExitCode, ClientError> {
     let begun: Report = admin.parse(&admin.post(PAGE).await?)?;
     let (old, Some(new)) = (begun.pid, begun.successor) else {
         // It has failed already.
-        return Ok(not_upgraded(begun.failed));
+        return Ok(not_upgraded(&begun.failed.map_or_else(|| UNKNOWN.to_owned(), |failed| failed.error)));
     };
     eprintln!("process {old} starts process {new}");
     let mut misses = 0;
@@ -92,12 +94,11 @@ async fn upgrade(admin: &AdminArguments) -> Result<ExitCode, ClientError> {
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(failed) = report.failed.filter(|failed| failed.pid == new) {
-            return Ok(not_upgraded(Some(failed)));
+            return Ok(not_upgraded(&failed.error));
         }
     }
 }
 
-fn not_upgraded(failed: Option<Failed>) -> ExitCode {
-    let why = failed.map_or_else(|| "the log of the gateway says why".to_owned(), |failed| failed.error);
+fn not_upgraded(why: &str) -> ExitCode {
     fail(NOT_UPGRADED, &format!("the gateway goes on with the process that it had: {why}"))
 }
