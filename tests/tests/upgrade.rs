@@ -188,9 +188,10 @@ async fn upgrade_under_load(upgrades: usize, rate: u32, streams: usize) {
         let now = gateway.serving().await;
         assert!(now != before && said.contains(&format!("process {now} serves")), "{said}");
         let seen = load.answered.load(Ordering::Relaxed);
-        eventually("requests go on", || async {
+        eventually("requests go on", || {
             assert!(clients.try_join_next().is_none(), "a client failed");
-            (load.answered.load(Ordering::Relaxed) > seen + 200).then_some(())
+            let goes_on = load.answered.load(Ordering::Relaxed) > seen + 200;
+            async move { goes_on.then_some(()) }
         })
         .await;
     }
