@@ -48,9 +48,9 @@ struct FailedHandOver {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HandOverReport {
-    /// Number of this process.
+    /// Number of the process that serves: this one, until it has handed over.
     pid: u32,
-    /// Number of the process that hands this one's place to; `null` where none is under way.
+    /// Number of the process that is to follow it; `null` where no hand-over is under way.
     successor: Option<u32>,
     /// Last hand-over that failed.
     failed: Option<FailedHandOver>,
@@ -90,6 +90,12 @@ impl HandOvers {
     /// Records that a new process was started.
     pub fn started(&self, pid: u32) {
         self.report.lock().successor = Some(pid);
+    }
+
+    /// Records that a new process serves.
+    pub fn handed_over(&self, pid: u32) {
+        let mut report = self.report.lock();
+        (report.pid, report.successor) = (pid, None);
     }
 
     /// Records that a new process failed.

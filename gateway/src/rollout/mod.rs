@@ -24,6 +24,7 @@ pub mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -88,6 +89,8 @@ struct Shared {
     lost: Counter,
     /// Reader of answers.
     answers: Arc<AnswerChecker>,
+    /// True from the last exchange before a hand-over on: a new process decides, and must not be overtaken by this one.
+    is_leaving: AtomicBool,
 }
 
 /// Rollouts of the running configuration.
@@ -158,6 +161,7 @@ impl Rollouts {
             http,
             lost,
             answers: Arc::new(AnswerChecker::new(unread)),
+            is_leaving: AtomicBool::new(false),
         }))
     }
 
@@ -190,6 +194,10 @@ impl Rollouts {
     ) -> Result<RolloutRecord, CommandError> {
         if self.get(name).is_none() {
             return Err(CommandError::UnknownRollout { name: name.to_owned() });
+        }
+        if self.0.is_leaving.load(Ordering::Acquire) {
+            let why = "a new process takes over at this moment; ask again".to_owned();
+            return Err(CommandError::Store(StoreError::Unreachable(why)));
         }
         let (reply, answered) = oneshot::channel();
         let order = Order::Command { name: name.to_owned(), command, by: by.to_owned(), reason, reply };
@@ -335,12 +343,13 @@ impl Rollouts {
         self.0.adopted.lock().is_outdated = true;
     }
 
-    /// Writes what was counted, for a new process to read. This process decides until that one does, which the store sees to.
-    /// False where that took too long.
+    /// Writes what was counted, for a new process to read. This process decides until that one does, which the store sees to, and
+    /// takes no command any more. False where that took too long.
     pub async fn exchange(&self) -> bool {
         if self.0.orders.lock().is_some() {
             return true;
         }
+        self.0.is_leaving.store(true, Ordering::Release);
         let (written, done) = oneshot::channel();
         let exchange = async { self.0.commands.send(Order::Exchange(written)).await.is_ok() && done.await.is_ok() };
         tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(false)
@@ -348,6 +357,7 @@ impl Rollouts {
 
     /// Decides again: a new process that may have begun to is gone.
     pub async fn lead_again(&self) {
+        self.0.is_leaving.store(false, Ordering::Release);
         if self.0.orders.lock().is_none() {
             let _ = tokio::time::timeout(PATIENCE, self.0.commands.send(Order::Lead)).await;
         }

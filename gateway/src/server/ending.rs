@@ -135,6 +135,7 @@ impl HandingOver {
                     let pid = under_way.take().map_or(0, |(pid, ..)| pid);
                     match done {
                         Ok(pid) => {
+                            self.hand_overs.handed_over(pid);
                             tracing::info!(event = "handed_over", pid, requests = self.gateway.running());
                             return Ending::HandedOver(pid);
                         }

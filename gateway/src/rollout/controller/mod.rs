@@ -201,6 +201,11 @@ struct Controller {
 }
 
 impl Controller {
+    /// True where a new process decides, or is about to.
+    fn is_leaving(&self) -> bool {
+        self.shared.is_leaving.load(Ordering::Acquire)
+    }
+
     /// True while there is nothing to do but by an order or an edit.
     fn is_idle(&self) -> bool {
         self.all.is_empty() && self.endings.is_empty() && self.is_swept
@@ -457,7 +462,8 @@ impl Controller {
                 _ => {}
             }
         }
-        if active.course.is_none() || (active.fence.is_none() && !active.is_cut_off) {
+        let may_decide = active.fence.is_some() || (active.is_cut_off && !self.is_leaving());
+        if active.course.is_none() || !may_decide {
             return;
         }
         match self.decide(active).await {
@@ -477,7 +483,7 @@ impl Controller {
         active.synced = Some(Instant::now());
         let name = active.plan.name().to_owned();
         self.know(active).await?;
-        let fence = if active.unsaved.is_empty() {
+        let fence = if active.unsaved.is_empty() || self.is_leaving() {
             self.store.lead(&name).await?
         } else {
             // An abort that was made while the store failed is stored, whoever decides by now.
