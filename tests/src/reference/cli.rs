@@ -129,8 +129,7 @@ pub(super) fn page(help: &dyn Fn(&[&str]) -> String) -> String {
         let is_plain = text.chars().all(|c| c.is_ascii_uppercase() || c == '_');
         is_plain
             && (["SPILLWAY_", "OTEL_", "XDG_"].iter().any(|prefix| text.starts_with(prefix))
-                || *text == "HOME"
-                || *text == "RUST_LOG")
+                || ["HOME", "RUST_LOG", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET"].contains(&text.as_str()))
     };
     let all: Vec<String> = files.iter().flat_map(|file| literals(&file.code)).collect();
     let rows: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
