@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 test-gpu test-clients test-dashboard test-instructions test-kubernetes test-package test-dist soak fuzz lint bench dist package sbom model
+.PHONY: help run demo test test-upgrades test-image test-aarch64 test-gpu test-clients test-dashboard test-instructions test-kubernetes test-package test-dist soak fuzz lint bench dist package sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -14,6 +14,9 @@ demo: ## the gateway before two llama.cpp servers, with Jaeger: spill and a whol
 
 test: ## formatting, lints, licences, unit tests, end-to-end tests with real programs
 	@scripts/test.sh
+
+test-upgrades: ## 20 hand-overs of the release binary under 2,000 requests a second and 50 open streams
+	@scripts/test-upgrades.sh
 
 test-image: ## the Dockerfile's steps in debootstrapped roots, and the image tried (root; some fifteen minutes)
 	@scripts/test-image.sh

@@ -45,7 +45,8 @@ say "The service of systemd"
 unit="$work/root/usr/lib/systemd/system/spillway.service"
 grep -q '^ExecStart=/usr/bin/spillway ' "$unit" || die "the unit in the package runs another program"
 sed "s#/usr/bin/spillway#$work/root/usr/bin/spillway#" "$unit" >"$work/spillway.service"
-systemd-analyze verify "$work/spillway.service" || die "systemd does not take the unit"
+cp "$work/root/usr/lib/systemd/system/spillway.socket" "$work/spillway.socket"
+systemd-analyze verify "$work/spillway.service" "$work/spillway.socket" || die "systemd does not take the unit"
 # In tenths: systemd calls the exposure of a service below 2.0 OK.
 systemd-analyze security --offline=true --threshold=20 "$work/spillway.service" >"$work/exposure" 2>&1 || {
   tail -n 40 "$work/exposure"

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::LogFormat;
@@ -54,8 +54,8 @@ pub struct Gateway {
     pub log: LogWriter,
     /// Format of log lines.
     pub log_format: LogFormat,
-    /// True from SIGTERM on; the admin address and listeners report it.
-    pub draining: Arc<AtomicBool>,
+    /// Phase of the process; the admin address and listeners report a drain.
+    pub phase: Arc<Phase>,
     /// Running requests and open connections.
     pub counts: RunningCounts,
 }
@@ -106,7 +106,12 @@ impl Gateway {
 
     /// True from SIGTERM on.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.phase.is_draining()
+    }
+
+    /// True from SIGTERM or a hand-over on: connections end with the answer to their next request.
+    pub fn is_leaving(&self) -> bool {
+        self.phase.is_leaving()
     }
 
     /// Number of requests in flight.
@@ -117,6 +122,35 @@ impl Gateway {
     /// Number of open client connections.
     pub fn connections(&self) -> usize {
         self.counts.connections.load(Ordering::Acquire)
+    }
+}
+
+/// Phase of the process: it serves, has handed over to a new process, or drains. Read once for each request.
+#[derive(Debug, Default)]
+pub struct Phase(AtomicU8);
+
+impl Phase {
+    const HANDED_OVER: u8 = 1;
+    const DRAINING: u8 = 2;
+
+    /// A new process takes the connections from now on. Nobody is told to send no more: they get there by themselves.
+    pub fn hand_over(&self) {
+        self.0.fetch_max(Self::HANDED_OVER, Ordering::AcqRel);
+    }
+
+    /// The process tells load balancers that it ends.
+    pub fn drain(&self) {
+        self.0.fetch_max(Self::DRAINING, Ordering::AcqRel);
+    }
+
+    /// True from SIGTERM on.
+    pub fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::DRAINING
+    }
+
+    /// True from SIGTERM or a hand-over on.
+    pub fn is_leaving(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
     }
 }
 

@@ -20,6 +20,7 @@ pub mod exchange;
 pub mod feedback;
 pub mod framing;
 pub mod gateway;
+pub mod handover;
 pub mod http_client;
 pub mod identity;
 pub mod idle_thread;

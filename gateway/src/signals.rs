@@ -1,5 +1,5 @@
 //! Signals of the process. Owns every handler, from before the configuration is read to the end of the process: SIGTERM and
-//! SIGINT end the process, SIGHUP reloads. Every other signal whose default would end the process is ignored and logged,
+//! SIGINT end the process, SIGHUP reloads, SIGQUIT hands over to a new process. Every other signal whose default would end the process is ignored and logged,
 //! except those that report a fault of the program itself (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSYS, SIGTRAP).
 //! SIGPIPE is ignored by Rust's runtime; a broken connection is an error of the write.
 
@@ -10,10 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind};
 
 use crate::telemetry::LogThrottle;
 
-/// Signals that have no meaning for the gateway and would end it by default (signal(7)). SIGQUIT is reserved for handing
-/// over to a new process.
+/// Signals that have no meaning for the gateway and would end it by default (signal(7)).
 const MEANINGLESS: &[(libc::c_int, &str)] = &[
-    (libc::SIGQUIT, "SIGQUIT"),
     (libc::SIGUSR1, "SIGUSR1"),
     (libc::SIGUSR2, "SIGUSR2"),
     (libc::SIGALRM, "SIGALRM"),
@@ -36,6 +34,7 @@ pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Option<Signal>,
+    quit: Option<Signal>,
 }
 
 impl Signals {
@@ -46,6 +45,7 @@ impl Signals {
             terminate: handled(SignalKind::terminate())?,
             interrupt: handled(SignalKind::interrupt())?,
             hang_up: Some(handled(SignalKind::hangup())?),
+            quit: Some(handled(SignalKind::quit())?),
         };
         let mut ignored = Vec::new();
         for (number, name) in meaningless() {
@@ -61,6 +61,11 @@ impl Signals {
     /// Returns the receiver of SIGHUP; `None` if it was returned before.
     pub fn take_hang_up(&mut self) -> Option<Signal> {
         self.hang_up.take()
+    }
+
+    /// Returns the receiver of SIGQUIT; `None` if it was returned before.
+    pub fn take_quit(&mut self) -> Option<Signal> {
+        self.quit.take()
     }
 
     /// Waits for SIGTERM or SIGINT; returns the name of the signal.
@@ -113,7 +118,7 @@ async fn report(mut ignored: Vec<Ignored>) {
         for Ignored { signal, name, log } in &mut ignored {
             while let Poll::Ready(Some(())) = signal.poll_recv(cx) {
                 log.add(1, |times| {
-                    tracing::warn!(event = "signal_ignored", signal = %name, times, "the gateway has no use for it: SIGHUP reloads, SIGTERM and SIGINT end it");
+                    tracing::warn!(event = "signal_ignored", signal = %name, times, "the gateway has no use for it: SIGHUP reloads, SIGQUIT hands over to a new process, SIGTERM and SIGINT end it");
                 });
             }
         }
@@ -139,6 +144,7 @@ mod tests {
             libc::SIGTERM,
             libc::SIGINT,
             libc::SIGHUP,
+            libc::SIGQUIT,
             libc::SIGKILL,
             libc::SIGCHLD,
         ];

@@ -93,14 +93,19 @@ impl Gateway {
     }
 
     /// As [`Self::start_in`], with a command that runs the program with the arguments that are added to it.
-    pub async fn start_by(mut command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
+    pub async fn start_by(command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
+        Self::start_with_input(command, Stdio::null(), folder, yaml).await
+    }
+
+    /// As [`Self::start_by`], with an open file as standard input.
+    pub async fn start_with_input(mut command: Command, input: Stdio, folder: tempfile::TempDir, yaml: &str) -> Self {
         std::fs::write(folder.path().join("spillway.yaml"), whole(yaml)).unwrap();
         let mut child = command
             .args(["serve", "-c", "spillway.yaml"])
             .current_dir(folder.path())
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .env("TEST_SECRET", "upstream-secret")
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
@@ -224,6 +229,30 @@ impl Gateway {
         assert!(sent.success());
     }
 
+    /// Hands over to a new process by the command `upgrade`; its exit code and what it says.
+    pub async fn upgrade(&self) -> (Option<i32>, String) {
+        let mut command = Command::new(binary());
+        command.args(["upgrade", "--admin", &format!("http://{}", self.admin)]);
+        let ran = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let said = [ran.stdout, ran.stderr].concat();
+        (ran.status.code(), String::from_utf8(said).unwrap())
+    }
+
+    /// Number of the process that serves, which is another one after a hand-over.
+    pub async fn serving(&self) -> u32 {
+        let shown: serde_json::Value = serde_json::from_str(&self.shown("/api/upgrade").await).unwrap();
+        shown["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    /// Processes that this one and its successors have started and that run.
+    pub fn successors(&self) -> Vec<u32> {
+        let started = self.events("hand_over_started");
+        let all = started.iter().filter_map(|event| u32::try_from(event["pid"].as_u64()?).ok());
+        // A number may belong to another process by now.
+        let folder = self.folder.path().canonicalize().unwrap();
+        all.filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder)).collect()
+    }
+
     /// Waits for the end of the process.
     pub async fn wait(mut self) -> (ExitStatus, String) {
         let status = eventually("the gateway ends", || {
@@ -260,6 +289,9 @@ pub fn whole(yaml: &str) -> String {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        for successor in self.successors() {
+            let _ = Command::new("kill").args(["-s", "KILL", &successor.to_string()]).status();
+        }
         self.close_log();
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -242,9 +242,18 @@ impl Scene {
 
 /// Whether a command asks a running gateway.
 fn asks_a_gateway(command: &str) -> bool {
-    ["curl ", "spillway top", "spillway drain", "spillway drift", "spillway keys ", "spillway rollout", "kill -"]
-        .iter()
-        .any(|asks| command.contains(asks))
+    [
+        "curl ",
+        "spillway top",
+        "spillway drain",
+        "spillway drift",
+        "spillway keys ",
+        "spillway rollout",
+        "spillway upgrade",
+        "kill -",
+    ]
+    .iter()
+    .any(|asks| command.contains(asks))
 }
 
 /// Whether a command is one that no test runs, and then what it names is there.

@@ -309,6 +309,56 @@ async fn a_candidate_that_is_down_hurts_nobody_and_is_aborted() {
 }
 
 #[tokio::test]
+async fn a_hand_over_in_the_middle_resumes_at_the_same_step_with_every_count_and_goes_on() {
+    let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v2").await);
+    let rollout = "steps: [{weight: 30, hold: {requests: 20}}, {weight: 60, hold: {requests: 1000000}}], \
+                   abortWhen: {errorRate: \"+0.3\"}";
+    let gateway = Gateway::start(&plain(&v1.url(), &v2.url(), rollout)).await;
+    let client = gateway.client();
+    eventually("the second step has counts", || async {
+        for _ in 0..20 {
+            client.get("/").await;
+        }
+        let record = record(&gateway).await;
+        (record["step"] == 1 && record["candidateRequests"].as_u64().unwrap() > 100).then_some(())
+    })
+    .await;
+    let counts = |record: &Value| {
+        ["candidateRequests", "stableRequests"].map(|key| record[key].as_u64().unwrap()).iter().sum::<u64>()
+    };
+    let mut known = 0;
+    for n in 0..3 {
+        // What was counted a moment ago comes along, also what the next write of counts would have had.
+        for _ in 0..30 {
+            client.get("/").await;
+        }
+        let before = record(&gateway).await;
+        let (code, said) = gateway.upgrade().await;
+        assert_eq!(code, Some(0), "{said}");
+        let sent = v1.count() + v2.count();
+        let after = eventually("the rollout is looked at", || async {
+            let record = record(&gateway).await;
+            (counts(&record) >= counts(&before)).then_some(record)
+        })
+        .await;
+        for key in ["state", "step", "weight", "identity", "run", "epoch", "startedAt"] {
+            assert_eq!(after[key], before[key], "{key}: {before:#} {after:#}");
+        }
+        assert!(
+            counts(&after) <= u64::try_from(sent).unwrap() && counts(&after) >= known + 30,
+            "hand-over {n}: {after:#}"
+        );
+        known = counts(&after);
+        assert_eq!(events(&after), ["begun", "stepUp"], "{after:#}");
+    }
+    // The process that serves decides.
+    let promoted = Client::new(gateway.admin)
+        .post("/api/rollouts/r/promote", &[("x-spillway-admin", "1"), ("content-type", "application/json")], "")
+        .await;
+    assert_eq!(promoted.json()["state"], "promoted", "{}", promoted.text());
+}
+
+#[tokio::test]
 async fn a_crash_in_the_middle_resumes_at_the_same_step_with_the_counts() {
     let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v2").await);
     let rollout = "steps: [{weight: 30, hold: {requests: 20}}, {weight: 60, hold: {requests: 1000000}}], \

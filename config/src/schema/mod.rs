@@ -204,10 +204,37 @@ pub struct Shutdown {
     pub delay: Duration,
     /// Time for running requests once the drain has begun.
     pub drain_timeout: Duration,
+    /// Hand-over to a new process.
+    pub hand_over: HandOver,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { delay: Duration::seconds(0), drain_timeout: Duration::seconds(30) }
+        Self { delay: Duration::seconds(0), drain_timeout: Duration::seconds(30), hand_over: HandOver::default() }
+    }
+}
+
+/// Hand-over to a new process, which SIGQUIT and `spillway upgrade` begin.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HandOver {
+    /// Longest wait for the new process to be ready, the loading of its models included. Past it the new process is ended, and
+    /// this one goes on.
+    pub start_timeout: Duration,
+    /// Time after a hand-over for which idle connections of clients are kept: the next request on each is answered, with
+    /// `Connection: close`. Longer than the pause of most clients between two requests.
+    pub idle_timeout: Duration,
+    /// Time after a hand-over for running requests and sockets of the old process. SIGTERM to the old process shortens it to
+    /// `shutdown.drainTimeout`.
+    pub drain_timeout: Duration,
+}
+
+impl Default for HandOver {
+    fn default() -> Self {
+        Self {
+            start_timeout: Duration::seconds(600),
+            idle_timeout: Duration::seconds(30),
+            drain_timeout: Duration::seconds(3_600),
+        }
     }
 }

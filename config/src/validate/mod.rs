@@ -18,6 +18,7 @@ mod paths;
 mod quality;
 mod rollouts;
 mod routes;
+mod shutdown;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -177,6 +178,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     named(cx);
     listeners::all(cx);
     dns::all(cx);
+    shutdown::all(cx);
     admin(cx);
     names(cx);
     callers::all(cx);

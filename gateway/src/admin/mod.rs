@@ -49,6 +49,7 @@ pub use self::playground::{Chat, NoChat, Playground};
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
+use crate::handover::{HandOverReport, NoHandOver};
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::rollout::Rollouts;
 use crate::telemetry::{LogThrottle, Tail, TailFilter};
@@ -61,6 +62,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 const LASTING_TIMEOUT: Duration = Duration::from_secs(900);
 /// Time for the last answer on a connection that reached [`CONNECTION_TIMEOUT`].
 const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// Time for requests on connections that were open when the address closed: their clients could not know.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
 /// Time for the answers that are being written when the process ends.
 const END: Duration = Duration::from_millis(200);
 /// Pause after a failed accept.
@@ -114,6 +117,10 @@ pub trait AdminState: Send + Sync + 'static {
     fn keys(&self) -> Option<RunningKeys>;
     /// Costs since the process began; `None` before the gateway is ready.
     fn costs(&self) -> Option<ShownCosts>;
+    /// Begins a hand-over to a new process; returns its number.
+    async fn begin_hand_over(&self) -> Result<u32, NoHandOver>;
+    /// Hand-overs of this process.
+    fn hand_overs(&self) -> HandOverReport;
     /// True if the bearer token is the configured one; `None` if no token is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
     /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback` or `unknown`.
@@ -128,7 +135,8 @@ pub trait AdminState: Send + Sync + 'static {
     fn connections_dropped(&self, count: usize);
 }
 
-/// Serves until `stop` is true; then answers that are being written have [`END`] to finish.
+/// Serves until `stop` is true; then open connections have [`LAST_REQUEST`] for a request, and answers that are being written
+/// [`END`] to finish.
 pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, stop: watch::Receiver<bool>) {
     let (app, most) = (router(state.clone()), state.max_connections());
     accept(listener, app, most, state, stop).await;
@@ -156,7 +164,7 @@ async fn accept(
     let mut connections = JoinSet::new();
     let mut spare = Spare::new();
     let (failures, shortages) = (LogThrottle::default(), LogThrottle::default());
-    let stopping = stop.clone();
+    let closing = watch::Sender::new(false);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -193,7 +201,7 @@ async fn accept(
         spare.refill();
         let (slot, dropped) = slots.acquire(client.ip().to_canonical());
         state.connections_dropped(dropped);
-        let (app, stopping) = (app.clone(), stopping.clone());
+        let (app, stopping) = (app.clone(), closing.subscribe());
         connections.spawn(async move {
             let slot = Arc::new(slot);
             // All connections share the router; extensions of the request carry what is of its connection.
@@ -212,7 +220,11 @@ async fn accept(
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(END, async { while connections.join_next().await.is_some() {} }).await;
+    let mut ended = pin!(async { while connections.join_next().await.is_some() {} });
+    if tokio::time::timeout(LAST_REQUEST, ended.as_mut()).await.is_err() {
+        closing.send_replace(true);
+        let _ = tokio::time::timeout(END, ended).await;
+    }
 }
 
 async fn connection(stream: TcpStream, app: Router, lasting: LastingAnswers, mut stopping: watch::Receiver<bool>) {
@@ -266,6 +278,8 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/keys/{id}", get(keys::one))
         .route("/api/keys/{id}", delete(keys::revoke))
         .route("/api/keys/{id}/{command}", post(keys::change))
+        .route("/api/upgrade", get(hand_overs))
+        .route("/api/upgrade", post(hand_over))
         .route("/api/rollouts", get(rollouts::list))
         .route("/api/rollouts/{name}", get(rollouts::one))
         .route("/api/rollouts/{name}/{command}", post(rollouts::command))
@@ -503,6 +517,29 @@ fn change_drain(state: &dyn AdminState, headers: &HeaderMap, named: &(String, St
     axum::Json(serde_json::json!({"endpoints": endpoints})).into_response()
 }
 
+async fn hand_overs(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.hand_overs()).into_response()
+}
+
+async fn hand_over(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap) -> Response {
+    if let Some(refused) = access::refuse_change(&headers) {
+        return refused;
+    }
+    match state.begin_hand_over().await {
+        Ok(pid) => {
+            tracing::info!(event = "admin_change", action = "upgrade", pid);
+            (StatusCode::ACCEPTED, axum::Json(state.hand_overs())).into_response()
+        }
+        Err(error @ (NoHandOver::Starting | NoHandOver::Leaving)) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+        }
+        Err(error @ (NoHandOver::UnderWay(_) | NoHandOver::FirstProcess)) => {
+            problem(StatusCode::CONFLICT, &error.to_string())
+        }
+        Err(error @ NoHandOver::NotStarted(_)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
 /// Paths of the admin address, for a terminal.
 const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
     /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
@@ -517,6 +554,7 @@ const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz 
     /api/playground/{route} POST of a chat, with x-spillway-playground-key for the caller's key\n\
     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
     /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\
+    /api/upgrade  hand-overs to a new process; POST begins one\n\
     /api/feedback labels of answers by route and target\n\
     /api/quality  what callers ask and targets answer, and how far it has moved; .../{route}/reference for a file;\n\
                  .../examples the texts that were kept, with a token; DELETE deletes them\n";

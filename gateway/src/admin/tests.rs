@@ -88,6 +88,12 @@ impl AdminState for Shown {
     fn costs(&self) -> Option<ShownCosts> {
         None
     }
+    async fn begin_hand_over(&self) -> Result<u32, NoHandOver> {
+        Err(NoHandOver::Starting)
+    }
+    fn hand_overs(&self) -> HandOverReport {
+        crate::handover::HandOvers::new().0.report()
+    }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))
     }

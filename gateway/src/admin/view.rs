@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::response::Response;
@@ -18,7 +17,8 @@ use super::playground::{Chat, NoChat, Playground};
 use super::{AdminState, RunningKeys, ShownCosts};
 use crate::audit::Audit;
 use crate::edits::Edits;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Phase};
+use crate::handover::{HandOverReport, HandOvers, NoHandOver};
 use crate::limits::{CostRow, Costs};
 use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
@@ -29,7 +29,8 @@ use crate::telemetry::{CostSample, EngineSample, Metrics, MetricsFormat, Samples
 pub struct AdminView {
     pub(crate) gateway: ArcSwap<Option<Arc<Gateway>>>,
     pub(crate) listeners: ArcSwapOption<ListenerSet>,
-    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) phase: Arc<Phase>,
+    pub(crate) hand_overs: Arc<HandOvers>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) edits: Arc<Edits>,
@@ -69,7 +70,7 @@ fn cost_samples(costs: &Costs) -> Vec<CostSample> {
 #[async_trait::async_trait]
 impl AdminState for AdminView {
     fn readiness(&self) -> Result<(), &'static str> {
-        if self.draining.load(Ordering::Acquire) {
+        if self.phase.is_draining() {
             Err("draining")
         } else if self.gateway.load().is_none() {
             Err("starting")
@@ -237,6 +238,15 @@ impl AdminState for AdminView {
         let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
         let costs = snapshot.limits.costs();
         Some(ShownCosts { since: costs.since, rows: costs.rows() })
+    }
+    async fn begin_hand_over(&self) -> Result<u32, NoHandOver> {
+        if self.gateway.load().is_none() {
+            return Err(NoHandOver::Starting);
+        }
+        self.hand_overs.begin().await
+    }
+    fn hand_overs(&self) -> HandOverReport {
+        self.hand_overs.report()
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;

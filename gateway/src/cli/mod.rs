@@ -1,4 +1,5 @@
-//! Command line. Exit codes: 0 success, 1 a failure while running, 2 wrong usage or configuration; `rollout` has more.
+//! Command line. Exit codes: 0 success, 1 a failure while running, 2 wrong usage or configuration; `rollout` and `upgrade` have
+//! more.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
@@ -12,6 +13,7 @@ mod keys;
 mod models;
 mod rollout;
 mod top;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +24,7 @@ use clap::{Parser, Subcommand};
 use spillway_filter::Registry;
 
 use self::admin::{AdminArguments, ClientError, segment};
+use crate::handover::{self, Launch, Program};
 use crate::identity::NewKey;
 use crate::load::{file_states_as_read, read};
 use crate::signals::Signals;
@@ -114,6 +117,8 @@ enum Command {
     /// Watch and steer the rollouts of a running gateway.
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
+    /// Hand a running gateway over to a new process of the program as it is installed now, without a failed request.
+    Upgrade(upgrade::UpgradeArguments),
     /// Print the version, and what this build lacks.
     Version,
 }
@@ -168,6 +173,7 @@ pub fn run(registry: Registry) -> ExitCode {
         Command::Drift(command) => client(drift::run(command)),
         Command::Drain { backend, endpoint, undo, admin } => client(drain(&admin, &backend, &endpoint, undo)),
         Command::Rollout(command) => rollout::run(command),
+        Command::Upgrade(arguments) => upgrade::run(&arguments),
         Command::Version => {
             println!("spillway {}", version());
             ExitCode::SUCCESS
@@ -224,6 +230,17 @@ fn cache_dir() -> Option<PathBuf> {
 }
 
 fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
+    // Before anything else opens a descriptor.
+    let program = Program::running();
+    let (inherited, predecessor) = match handover::inherit() {
+        Ok(inherited) => inherited,
+        Err(e) => return fail(FAILED, &e),
+    };
+    let launch = Launch { program, inherited: Arc::new(inherited), predecessor };
+    let fail = |code: u8, message: &dyn std::fmt::Display| {
+        launch.failed(message);
+        fail(code, message)
+    };
     let path = match find_config(config) {
         Ok(path) => path,
         Err(e) => return fail(WRONG, &e),
@@ -261,7 +278,8 @@ fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
         Err(e) => return fail(FAILED, &e),
     };
     raise_file_limit();
-    let serving = server::serve(absolute(&path), loaded, states, registry, log.clone(), cache_dir(), signals);
+    let process = server::Process { signals, launch: &launch };
+    let serving = server::serve(absolute(&path), loaded, states, registry, log.clone(), cache_dir(), process);
     let served = runtime.block_on(serving);
     // Tasks that still run after the drain do not keep the process.
     runtime.shutdown_background();

@@ -159,6 +159,11 @@ impl Http1Session {
         }
     }
 
+    /// True if a part of the next request has come.
+    pub fn has_begun(&self) -> bool {
+        self.read.bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+    }
+
     /// Error of a request that breaks the framing.
     fn violated(&self, violation: Violation) -> Box<Error> {
         self.metrics.malformed(reason(violation));

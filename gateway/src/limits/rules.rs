@@ -210,6 +210,12 @@ impl Limits {
         self.store.as_ref().map_or((false, 0), |store| store.store.seen())
     }
 
+    /// Writes budgets to their file and reads what another process has spent of them, for a bounded time; false where that
+    /// failed. Blocks.
+    pub fn exchange(&self) -> bool {
+        self.budgets.exchange()
+    }
+
     /// Writes budgets to their file, for a bounded time.
     pub fn close(&self) {
         self.budgets.close();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
+use socket2::{SockRef, Socket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -19,6 +20,7 @@ use super::permit::{ConnectionCounts, ConnectionPermit};
 use super::plan::ListenerPlan;
 use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
 use crate::gateway::Gateway;
+use crate::handover::{Inherited, Place};
 use crate::telemetry::{CertificateSample, ConnectionRefusal, LogThrottle};
 use crate::workers::Workers;
 
@@ -60,6 +62,8 @@ pub struct ListenerSet {
     open: Mutex<HashMap<ListenerKey, OpenListener>>,
     stop: watch::Sender<bool>,
     workers: Workers,
+    /// Sockets that were passed to the process, which listeners use in place of new ones.
+    inherited: Arc<Inherited>,
 }
 
 /// Listener as operators see it.
@@ -79,12 +83,16 @@ struct OpenListener {
     local: SocketAddr,
     plan: Arc<ArcSwap<ListenerPlan>>,
     stop: watch::Sender<bool>,
+    /// Ends the accept loop, and leaves open connections alone.
+    leave: watch::Sender<bool>,
+    /// Socket, to be passed to a new process; `None` once one has it.
+    socket: Option<Arc<TcpListener>>,
 }
 
 impl ListenerSet {
-    /// Makes an empty set, whose HTTP/1 connections `workers` serve.
-    pub fn new(workers: Workers) -> Self {
-        Self { open: Mutex::default(), stop: watch::Sender::new(false), workers }
+    /// Makes an empty set, whose HTTP/1 connections `workers` serve. Listeners use the `inherited` sockets of their places.
+    pub fn new(workers: Workers, inherited: Arc<Inherited>) -> Self {
+        Self { open: Mutex::default(), stop: watch::Sender::new(false), workers, inherited }
     }
 
     /// Binds the listeners that are not open yet. Nothing is served and nothing is closed.
@@ -99,7 +107,9 @@ impl ListenerSet {
                 let socket = if open.contains_key(&key) {
                     None
                 } else {
-                    Some(bind(plan.address).map_err(|source| ListenError {
+                    let inherited = self.inherited.take(Place::Listener(key.0, key.1));
+                    let socket = inherited.map_or_else(|| bind(plan.address), TcpListener::from_std);
+                    Some(socket.map_err(|source| ListenError {
                         name: plan.name.to_string(),
                         address: plan.address,
                         source,
@@ -131,10 +141,13 @@ impl ListenerSet {
                 }
                 let local = local.unwrap_or(plan.address);
                 let plan = Arc::new(ArcSwap::from_pointee(plan));
-                let stop = watch::Sender::new(false);
-                // Ends with its listener, whose sender of `stop` says so, or is dropped.
-                tokio::spawn(accept(socket, plan.clone(), gateway.clone(), self.workers.clone(), stop.subscribe()));
-                wanted.insert(key, OpenListener { local, plan, stop });
+                let (stop, leave) = (watch::Sender::new(false), watch::Sender::new(false));
+                let socket = Arc::new(socket);
+                // Ends with its listener, whose senders of `stop` and `leave` say so, or are dropped.
+                let ends = Ends { stop: stop.subscribe(), leave: leave.subscribe() };
+                let accepting = accept(socket.clone(), plan.clone(), gateway.clone(), self.workers.clone(), ends);
+                tokio::spawn(accepting);
+                wanted.insert(key, OpenListener { local, plan, stop, leave, socket: Some(socket) });
             }
         }
         for ((address, _), gone) in open.drain() {
@@ -168,6 +181,28 @@ impl ListenerSet {
         samples
     }
 
+    /// Copies of the sockets of all listeners, with their places.
+    ///
+    /// # Errors
+    ///
+    /// The system has no descriptor left.
+    pub fn sockets(&self) -> std::io::Result<Vec<(Place, Socket)>> {
+        let open = self.open.lock();
+        let copies = open.iter().filter_map(|(key, listener)| {
+            let socket = listener.socket.as_ref()?;
+            Some(SockRef::from(&**socket).try_clone().map(|copy| (Place::Listener(key.0, key.1), copy)))
+        });
+        copies.collect()
+    }
+
+    /// Accepts no further connection but those that wait already: a new process does. Open connections go on.
+    pub fn leave(&self) {
+        for listener in self.open.lock().values_mut() {
+            listener.leave.send_replace(true);
+            listener.socket = None;
+        }
+    }
+
     /// Closes all listeners: no further connection is accepted but those that wait already, and open connections take no further
     /// request but one whose head has come.
     pub fn stop(&self) {
@@ -179,7 +214,7 @@ impl ListenerSet {
 }
 
 fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
+    use socket2::{Domain, Protocol, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -192,12 +227,13 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 async fn accept(
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     plan: Arc<ArcSwap<ListenerPlan>>,
     gateway: Arc<Gateway>,
     workers: Workers,
-    stop: watch::Receiver<bool>,
+    ends: Ends,
 ) {
+    let stop = ends.stop.clone();
     let counts = Arc::new(ConnectionCounts::default());
     let mut name = plan.load().name.clone();
     let mut metrics = gateway.metrics.listener(&name);
@@ -208,12 +244,12 @@ async fn accept(
             tracing::warn!(event = "descriptors_spent", listener, times, "a client's connection was closed: raise the limit of open files (`ulimit -n`) or lower `limits.maxConnections`");
         });
     };
-    let mut closing = Closing { stop: stop.clone(), left: BACKLOG };
+    let mut closing = Closing { ends, left: BACKLOG };
     loop {
         let Some(accepted) = closing.accept(&socket).await else { return };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
-            Err(e) if is_shortage(&e) && !is_client_waiting(&socket) => {
+            Err(e) if is_shortage(&e) && !is_client_waiting(&*socket) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -274,10 +310,31 @@ async fn accept(
     }
 }
 
+/// Ends of an accept loop. Each has come where it is true, and where its sender is dropped with the listener.
+struct Ends {
+    /// End of the loop and of all connections that it has accepted.
+    stop: watch::Receiver<bool>,
+    /// End of the loop alone.
+    leave: watch::Receiver<bool>,
+}
+
+impl Ends {
+    fn have_come(&self) -> bool {
+        [&self.stop, &self.leave].into_iter().any(|end| *end.borrow() || end.has_changed().is_err())
+    }
+
+    async fn come(&mut self) {
+        tokio::select! {
+            _ = self.stop.wait_for(|stop| *stop) => {}
+            _ = self.leave.wait_for(|leave| *leave) => {}
+        }
+    }
+}
+
 /// End of an accept loop. Connections that the system has taken for the listener are accepted before it closes: the system would
 /// reset them.
 struct Closing {
-    stop: watch::Receiver<bool>,
+    ends: Ends,
     /// Most connections that are accepted after the end has come.
     left: i32,
 }
@@ -285,13 +342,12 @@ struct Closing {
 impl Closing {
     /// Accepts the next connection; `None` where the listener is to close and none waits.
     async fn accept(&mut self, socket: &TcpListener) -> Option<std::io::Result<(TcpStream, SocketAddr)>> {
-        // The sender is dropped with its listener.
-        let is_closing = *self.stop.borrow() || self.stop.has_changed().is_err();
+        let is_closing = self.ends.have_come();
         self.left -= i32::from(is_closing);
         tokio::select! {
             biased;
             accepted = socket.accept(), if self.left >= 0 => Some(accepted),
-            _ = self.stop.wait_for(|stop| *stop) => None,
+            () = self.ends.come() => None,
         }
     }
 }
@@ -313,8 +369,9 @@ mod tests {
     async fn connections_that_wait_are_accepted_before_a_listener_closes() {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
-        let stop = watch::Sender::new(false);
-        let mut closing = Closing { stop: stop.subscribe(), left: 2 };
+        let (stop, leave) = (watch::Sender::new(false), watch::Sender::new(false));
+        let ends = || Ends { stop: stop.subscribe(), leave: leave.subscribe() };
+        let mut closing = Closing { ends: ends(), left: 2 };
         let mut clients = Vec::new();
         for _ in 0..4 {
             clients.push(TcpStream::connect(address).await.unwrap());
@@ -324,10 +381,16 @@ mod tests {
         for expected in [true, true, false, false] {
             assert_eq!(closing.accept(&socket).await.is_some(), expected, "no more than are left");
         }
-        let (_stop, ended) = watch::channel(false);
-        let mut closing = Closing { stop: ended, left: 9 };
+        stop.send_replace(false);
+        leave.send_replace(true);
+        let mut closing = Closing { ends: ends(), left: 9 };
         assert!(matches!(closing.accept(&socket).await, Some(Ok(_))));
-        drop(_stop);
+        assert!(closing.accept(&socket).await.is_none(), "another process accepts");
+        leave.send_replace(false);
+        let _client = TcpStream::connect(address).await.unwrap();
+        let mut closing = Closing { ends: ends(), left: 9 };
+        assert!(matches!(closing.accept(&socket).await, Some(Ok(_))));
+        drop((stop, leave));
         assert!(closing.accept(&socket).await.is_none(), "the listener is gone");
     }
 }

@@ -21,7 +21,8 @@ use crate::telemetry::{ListenerMetrics, MalformedReason};
 /// Longest time for which an unread body is read and dropped to keep the connection: half a second, some round trips.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Time for the first head on a connection that had waited when its listener closed. Its client could not know.
+/// Time for the first head on a connection that had waited when its listener closed, and for the rest of one that had begun.
+/// Its client could not know.
 pub const FIRST_HEAD: Duration = Duration::from_millis(250);
 
 /// Serves requests until the connection ends or `stop` is raised.
@@ -50,7 +51,7 @@ pub(super) async fn serve(
                 read = http1.read_request() => break Some(read),
                 () = ending.as_mut(), if !is_ending => {
                     is_ending = true;
-                    if !is_first {
+                    if !is_first && !http1.has_begun() {
                         break None;
                     }
                     timer.set(clock::now() + FIRST_HEAD);
@@ -73,8 +74,9 @@ pub(super) async fn serve(
                 break;
             }
         }
-        // During `shutdown.delay` too: a connection that is still kept at its end would be closed under a request.
-        if *stop.borrow() || gateway.is_draining() {
+        // During `shutdown.delay` and after a hand-over too: a connection that is still kept at its end would be closed under a
+        // request.
+        if *stop.borrow() || gateway.is_leaving() {
             http1.close_after();
         }
         let ended = match challenge(&gateway, &session) {

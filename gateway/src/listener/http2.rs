@@ -89,8 +89,9 @@ pub(super) async fn serve(
             h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
             continue;
         }
-        // A session that was resumed with an expired certificate: its requests are refused for that.
-        if !draining && connection.certificate_has_ended() {
+        // A session that was resumed with an expired certificate: its requests are refused for that. And a connection of a
+        // process that leaves: its client opens the next one elsewhere.
+        if !draining && (gateway.is_leaving() || connection.certificate_has_ended()) {
             h2.graceful_shutdown();
             draining = true;
         }

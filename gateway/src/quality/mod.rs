@@ -301,6 +301,26 @@ impl Quality {
         }
     }
 
+    /// Stores what has changed and writes nothing more: a new process goes on with what is stored. Requests that end here meanwhile
+    /// are not counted. Probes end too. False where that took too long.
+    pub async fn pause(&self) -> bool {
+        self.prober.stop().await;
+        if self.waiting.lock().is_some() {
+            return true;
+        }
+        let (done, stored) = oneshot::channel();
+        let pausing = async { self.queue.send(Message::Pause(done)).await.is_ok() && stored.await.is_ok() };
+        tokio::time::timeout(ANSWER, pausing).await.unwrap_or(false)
+    }
+
+    /// Goes on after [`Self::pause`]: there is no new process.
+    pub async fn resume(&self) {
+        self.prober.run();
+        if self.waiting.lock().is_none() {
+            let _ = tokio::time::timeout(ANSWER, self.queue.send(Message::Resume)).await;
+        }
+    }
+
     /// Stores what has changed, at the end of the process.
     pub async fn stop(&self) {
         if self.waiting.lock().is_some() {

@@ -57,6 +57,10 @@ pub(super) enum Message {
     Reference(String, oneshot::Sender<Option<ReferenceFile>>),
     /// The process ends; what has changed is written first.
     Stop(oneshot::Sender<()>),
+    /// Stores what has changed, and neither counts nor writes from then on.
+    Pause(oneshot::Sender<()>),
+    /// Counts and writes again.
+    Resume,
     /// A defect, to test what follows.
     #[cfg(test)]
     Panic,
@@ -111,6 +115,8 @@ pub(super) struct Worker {
     embedding: Option<Embedding>,
     embedded: Option<Instant>,
     unwritten: LogThrottle,
+    /// True while another process owns the files.
+    is_paused: bool,
 }
 
 /// Starts the thread of the task.
@@ -159,6 +165,7 @@ impl Worker {
             embedding: None,
             embedded: None,
             unwritten: LogThrottle::default(),
+            is_paused: false,
         }
     }
 
@@ -177,7 +184,9 @@ impl Worker {
                 message = messages.recv() => match message {
                     None => break,
                     Some(Message::Sampled(route, sampled, waiting)) => {
-                        self.sampled(&route, *sampled);
+                        if !self.is_paused {
+                            self.sampled(&route, *sampled);
+                        }
                         drop(waiting);
                     }
                     Some(Message::Adopt(watched, folder)) => {
@@ -200,6 +209,12 @@ impl Worker {
                         let delete = |file: &mut Examples| file.delete(route.as_deref()).map_err(|e| e.to_string());
                         let _ = answer.send(self.examples.as_mut().map_or(Ok(0), delete));
                     }
+                    Some(Message::Pause(done)) => {
+                        self.write();
+                        self.is_paused = true;
+                        let _ = done.send(());
+                    }
+                    Some(Message::Resume) => self.is_paused = false,
                     Some(Message::Stop(done)) => {
                         self.write();
                         let _ = done.send(());
@@ -252,6 +267,9 @@ impl Worker {
 
     /// Deletes examples that are too old, or of routes that keep none.
     fn expire(&mut self) {
+        if self.is_paused {
+            return;
+        }
         let Some(file) = &mut self.examples else { return };
         let rules = self.routes.iter().filter_map(|(name, kept)| Some((&**name, kept.watched.keeping?)));
         if let Err(e) = file.expire(now(), &rules.collect::<Vec<_>>()) {
@@ -367,6 +385,9 @@ impl Worker {
     }
 
     fn write(&mut self) {
+        if self.is_paused {
+            return;
+        }
         for (name, kept) in &mut self.routes {
             if !std::mem::take(&mut kept.is_dirty) {
                 continue;

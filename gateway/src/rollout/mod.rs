@@ -24,6 +24,7 @@ pub mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -88,6 +89,8 @@ struct Shared {
     lost: Counter,
     /// Reader of answers.
     answers: Arc<AnswerChecker>,
+    /// True from the last exchange before a hand-over on: a new process decides, and must not be overtaken by this one.
+    is_leaving: AtomicBool,
 }
 
 /// Rollouts of the running configuration.
@@ -101,6 +104,8 @@ struct Adopted {
     pending: Option<Vec<Prepared>>,
     /// True once the process has a configuration: a rollout of a later one is new, not one that a restart resumes.
     is_running: bool,
+    /// True where the store has gone on since the first configuration was prepared.
+    is_outdated: bool,
 }
 
 impl Adopted {
@@ -134,6 +139,10 @@ enum Order {
     },
     /// Answer of a gate that was asked at this run and step of the rollout of this identity.
     Gate { name: String, identity: String, asked: (u64, u32), answer: machine::GateAnswer },
+    /// Writes everything and goes on: a new process reads it.
+    Exchange(oneshot::Sender<()>),
+    /// Decides again, in place of a new process that is gone.
+    Lead,
     /// Writes everything and ends.
     Close(oneshot::Sender<()>),
 }
@@ -152,6 +161,7 @@ impl Rollouts {
             http,
             lost,
             answers: Arc::new(AnswerChecker::new(unread)),
+            is_leaving: AtomicBool::new(false),
         }))
     }
 
@@ -184,6 +194,10 @@ impl Rollouts {
     ) -> Result<RolloutRecord, CommandError> {
         if self.get(name).is_none() {
             return Err(CommandError::UnknownRollout { name: name.to_owned() });
+        }
+        if self.0.is_leaving.load(Ordering::Acquire) {
+            let why = "a new process takes over at this moment; ask again".to_owned();
+            return Err(CommandError::Store(StoreError::Unreachable(why)));
         }
         let (reply, answered) = oneshot::channel();
         let order = Order::Command { name: name.to_owned(), command, by: by.to_owned(), reason, reply };
@@ -278,6 +292,10 @@ impl Rollouts {
         // The controller compares the newest with what it has: one that it never saw needs no end.
         let before = adopted.pending.take().unwrap_or_default();
         let mut all = prepared.all;
+        if std::mem::take(&mut adopted.is_outdated) {
+            // The controller reads them before it does anything.
+            all.iter_mut().for_each(|one| one.course = None);
+        }
         for one in &mut all {
             if one.course.is_none()
                 && let Some(earlier) = before
@@ -317,6 +335,31 @@ impl Rollouts {
         };
         if let Err(e) = std::thread::Builder::new().name("rollouts".into()).spawn(run) {
             tracing::error!(event = "rollouts_not_started", reason = %e, "weights stay as they are");
+        }
+    }
+
+    /// Has the first configuration read the store again when it becomes active: until then another process goes on.
+    pub fn begin_as_successor(&self) {
+        self.0.adopted.lock().is_outdated = true;
+    }
+
+    /// Writes what was counted, for a new process to read. This process decides until that one does, which the store sees to, and
+    /// takes no command any more. False where that took too long.
+    pub async fn exchange(&self) -> bool {
+        if self.0.orders.lock().is_some() {
+            return true;
+        }
+        self.0.is_leaving.store(true, Ordering::Release);
+        let (written, done) = oneshot::channel();
+        let exchange = async { self.0.commands.send(Order::Exchange(written)).await.is_ok() && done.await.is_ok() };
+        tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(false)
+    }
+
+    /// Decides again: a new process that may have begun to is gone.
+    pub async fn lead_again(&self) {
+        self.0.is_leaving.store(false, Ordering::Release);
+        if self.0.orders.lock().is_none() {
+            let _ = tokio::time::timeout(PATIENCE, self.0.commands.send(Order::Lead)).await;
         }
     }
 

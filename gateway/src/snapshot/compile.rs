@@ -253,6 +253,7 @@ impl Compiler {
             downstream: self.downstream.clone(),
             drain_timeout: config.shutdown.drain_timeout.0,
             shutdown_delay: config.shutdown.delay.0,
+            hand_over: config.shutdown.hand_over.clone(),
             shown: ShownConfig::new(&loaded.shown()),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates: backends.certificates,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use spillway_config::schema::HandOver;
 
 pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub use compile::{Compiler, SnapshotError};
@@ -66,6 +67,8 @@ pub struct Snapshot {
     pub drain_timeout: Duration,
     /// Time after SIGTERM for which requests are still taken.
     pub shutdown_delay: Duration,
+    /// Times of a hand-over to a new process.
+    pub hand_over: HandOver,
     /// The configuration as the admin API shows it, without secrets and digests.
     pub shown: ShownConfig,
     /// Number of the snapshot in this process, from 1 on.

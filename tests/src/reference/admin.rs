@@ -345,6 +345,28 @@ const OPERATIONS: &[Operation] = &[
         answers: COMMANDED,
         content_type: "application/json",
     },
+    Operation {
+        method: "GET",
+        path: "/api/upgrade",
+        text: "The process that serves, the one that is to follow it, and the last hand-over that failed ([upgrade](../how-to/upgrade.md)).",
+        guarded: true,
+        answers: &[(200, "The process and its hand-overs.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/upgrade",
+        text: "Begins a hand-over to a new process. It is under way when the answer comes; `GET` shows how it goes.",
+        guarded: true,
+        answers: &[
+            (202, "The new process is started; `successor` is its number."),
+            (403, "The header `x-spillway-admin: 1` is missing."),
+            (409, "A hand-over is under way, or this is process 1 of its container."),
+            (500, "The program cannot be started."),
+            (503, "The gateway starts, or ends."),
+        ],
+        content_type: "application/json",
+    },
 ];
 
 const ROLLOUT: &[(&str, &str)] = &[
@@ -815,6 +837,13 @@ pub(super) fn openapi() -> String {
                 "type": "object",
                 "properties": fields(ROLLOUT),
             }}}}),
+            "/api/upgrade" => json!({"type": "object", "properties": {
+                "pid": {"type": "integer"},
+                "successor": {"type": ["integer", "null"]},
+                "failed": {"type": ["object", "null"], "properties": {
+                    "pid": {"type": "integer"}, "at": {"type": "string"}, "error": {"type": "string"},
+                }},
+            }}),
             path if path.starts_with("/api/rollouts/") => json!({"type": "object", "properties": fields(ROLLOUT)}),
             path if path.ends_with("drain") => {
                 json!({"type": "object", "properties": {"endpoints": {"type": "array", "items": {

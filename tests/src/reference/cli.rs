@@ -16,14 +16,14 @@ const CODES: &[(u8, &str)] = &[
     (2, "Wrong usage or a wrong configuration; nothing was started. A rollout, key or consumer that does not exist."),
     (
         3,
-        "Of `rollout status NAME` and `--wait`: the rollout is paused or inconclusive. Of `eval-set`: fewer answers passed than `--min-pass`.",
+        "Of `rollout status NAME` and `--wait`: the rollout is paused or inconclusive. Of `eval-set`: fewer answers passed than `--min-pass`. Of `upgrade`: the new process failed, and the one before goes on.",
     ),
-    (4, "Of `rollout --wait`: `--timeout` is over."),
+    (4, "Of `rollout --wait`: `--timeout` is over. Of `upgrade`: the gateway refuses to begin."),
 ];
 
 const VARIABLES: &[(&str, &str)] = &[
     ("SPILLWAY_CONFIG", "The configuration, where `-c` is left out."),
-    ("SPILLWAY_ADMIN", "The admin address that `top`, `drain`, `diff`, `drift`, `keys` and `rollout` ask."),
+    ("SPILLWAY_ADMIN", "The admin address that `top`, `drain`, `diff`, `drift`, `keys`, `rollout` and `upgrade` ask."),
     ("SPILLWAY_ADMIN_TOKEN", "Its token (`admin.token`)."),
     ("SPILLWAY_API_KEY", "The key with which `eval-set` asks."),
     ("SPILLWAY_LOG", "Filter of the process log: `info`, `debug`, `spillway=debug`."),
@@ -38,6 +38,13 @@ const VARIABLES: &[(&str, &str)] = &[
     (
         "SPILLWAY_CPU_UNIT",
         "Vector unit for models on the CPU (`AVX2`, `NEON`, `portable`, ...); the fastest when not set.",
+    ),
+    ("LISTEN_FDS", "Number of the sockets, from descriptor 3 on, that systemd has opened for the process."),
+    ("LISTEN_PID", "Process that these are for; any other leaves them alone."),
+    ("NOTIFY_SOCKET", "Socket of systemd that is told when the gateway is ready, hands over or ends."),
+    (
+        "SPILLWAY_HAND_OVER",
+        "Written by the gateway itself, for the process that it hands over to ([upgrade](../how-to/upgrade.md)).",
     ),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "Collector of traces, where `telemetry.tracing` is not written."),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "The same; goes before it."),
@@ -122,8 +129,7 @@ pub(super) fn page(help: &dyn Fn(&[&str]) -> String) -> String {
         let is_plain = text.chars().all(|c| c.is_ascii_uppercase() || c == '_');
         is_plain
             && (["SPILLWAY_", "OTEL_", "XDG_"].iter().any(|prefix| text.starts_with(prefix))
-                || *text == "HOME"
-                || *text == "RUST_LOG")
+                || ["HOME", "RUST_LOG", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET"].contains(&text.as_str()))
     };
     let all: Vec<String> = files.iter().flat_map(|file| literals(&file.code)).collect();
     let rows: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();

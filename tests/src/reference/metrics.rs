@@ -306,6 +306,7 @@ const GROUPS: &[Group] = &[
             ("spillway_descriptor_shortages", &[("side", List(&["clients", "servers", "admin"]))], "connections"),
             ("spillway_client_write_timeouts", &[], "clients"),
             ("spillway_workers_stalled", &[], "workers"),
+            ("spillway_hand_overs_failed", &[], "hand-overs"),
             ("spillway_admin_connections_dropped", &[], "connections"),
             ("spillway_buffered_body_bytes", &[], "bytes"),
             ("spillway_buffered_answer_bytes", &[], "bytes"),

@@ -1,18 +1,19 @@
-//! SQLite file of budgets. One thread reads accounts on demand and writes changes in batches. The module owns the
-//! connection; inputs are accounts and commands.
+//! SQLite file of budgets. One thread reads accounts on demand and adds what was spent in batches. Two processes may do so at
+//! a time, of which one hands over to the other: a batch adds to what is there, and each process reads what the other one has
+//! added. The module owns the connection; inputs are accounts and commands.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use spillway_config::schema::Period;
 
-use super::account::WindowSpend;
+use super::account::{Added, WindowSpend};
 use super::calendar::{DAY, window};
 use super::{Account, Accounts, BudgetKey, FileCommand};
 use crate::clock::unix_now;
@@ -25,7 +26,11 @@ const WRITE_EVERY: Duration = Duration::from_millis(500);
 const KEPT: (u64, u64) = (62, 2);
 
 /// Open file, used by one thread at a time.
-pub(super) struct File(Connection);
+pub(super) struct File {
+    file: Connection,
+    /// SQLite's number of the content, which changes when another process writes (`PRAGMA data_version`).
+    seen: i64,
+}
 
 fn name(period: Period) -> &'static str {
     if period == Period::Day { "day" } else { "month" }
@@ -42,7 +47,9 @@ impl File {
                 consumer TEXT NOT NULL, period TEXT NOT NULL, window INTEGER NOT NULL,
                 tokens INTEGER NOT NULL, nanos INTEGER NOT NULL, PRIMARY KEY (consumer, period)) WITHOUT ROWID",
         )?;
-        Ok(Self(file))
+        // Before anything is read: what another process writes from now on is read again.
+        let seen = data_version(&file)?;
+        Ok(Self { file, seen })
     }
 
     /// Validates that a file holds budgets and may be written, without changing anything.
@@ -57,25 +64,21 @@ impl File {
 
     /// Reads at most `most` accounts, the bound of those in memory; true if there are more.
     pub(super) fn read_some(&self, most: usize) -> rusqlite::Result<(Vec<(BudgetKey, WindowSpend)>, bool)> {
-        let mut rows = self.0.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
+        let mut rows = self.file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
         let mut rows = rows.query([])?;
         let mut read = Vec::new();
         while let Some(row) = rows.next()? {
             if read.len() == most {
                 return Ok((read, true));
             }
-            let period = if row.get::<_, String>(1)? == "day" { Period::Day } else { Period::Month };
-            read.push((
-                (row.get(0)?, period),
-                WindowSpend { window: count(row, 2)?, tokens: count(row, 3)?, nanos: count(row, 4)? },
-            ));
+            read.push(spend_of(row)?);
         }
         Ok((read, false))
     }
 
     fn read(&self, account: &Account) -> rusqlite::Result<()> {
         let text = "SELECT window, tokens, nanos FROM budgets WHERE consumer = ?1 AND period = ?2";
-        let mut row = self.0.prepare(text)?;
+        let mut row = self.file.prepare(text)?;
         let spent = row.query_row(params![account.consumer, name(account.period)], |row| {
             Ok(WindowSpend { window: count(row, 0)?, tokens: count(row, 1)?, nanos: count(row, 2)? })
         });
@@ -99,6 +102,7 @@ impl File {
         };
         let mut next = Instant::now();
         let mut tidied = None;
+        let mut waiting: Option<SyncSender<bool>> = None;
         loop {
             let is_last = match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(FileCommand::Read(account)) => {
@@ -113,6 +117,10 @@ impl File {
                     }
                     false
                 }
+                Ok(FileCommand::Exchange(done)) => {
+                    waiting = Some(done);
+                    false
+                }
                 Ok(FileCommand::Begin) | Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => true,
             };
@@ -120,6 +128,10 @@ impl File {
             let done = self.batch(accounts, tidied != Some(today));
             if done.is_ok() {
                 tidied = Some(today);
+            }
+            if let Some(waiting) = waiting.take() {
+                // Whoever waited may have gone.
+                let _ = waiting.try_send(done.is_ok());
             }
             report(done);
             if is_last {
@@ -129,7 +141,8 @@ impl File {
         }
     }
 
-    /// Reads the accounts that wait for it and writes those that have changed.
+    /// Reads the accounts that wait for it, adds what was spent of those that have changed, and reads what another process has
+    /// spent meanwhile.
     fn batch(&mut self, accounts: &Mutex<Accounts>, forget_old: bool) -> rusqlite::Result<()> {
         let unread = |account: &&Arc<Account>| !account.read.load(Ordering::Acquire);
         let waiting: Vec<_> = accounts.lock().table.values().filter(unread).cloned().collect();
@@ -140,43 +153,97 @@ impl File {
             account.read.load(Ordering::Acquire) && account.changed.swap(false, Ordering::AcqRel)
         };
         let changed: Vec<_> = accounts.lock().table.values().filter(has_changed).cloned().collect();
-        let written = self.write(&changed);
-        if written.is_err() {
-            for account in &changed {
-                account.changed.store(true, Ordering::Release);
+        let added: Vec<_> = changed.iter().map(|account| account.take_unwritten()).collect();
+        match self.add(&changed, &added) {
+            Ok(after) => {
+                for (account, spent) in changed.iter().zip(after) {
+                    account.count_in(Some(spent));
+                }
             }
-        } else if forget_old {
+            Err(e) => {
+                for (account, (window, added)) in changed.iter().zip(added) {
+                    account.give_back(window, added);
+                }
+                return Err(e);
+            }
+        }
+        if forget_old {
             let now = unix_now();
             let oldest = |period, kept| i64::try_from(window(period, now).0.saturating_sub(kept)).unwrap_or(0);
-            self.0.execute(
+            self.file.execute(
                 "DELETE FROM budgets WHERE (period = 'day' AND window < ?1) OR (period = 'month' AND window < ?2)",
                 params![oldest(Period::Day, KEPT.0), oldest(Period::Month, KEPT.1)],
             )?;
         }
-        written
+        self.follow(accounts)
     }
 
-    fn write(&mut self, changed: &[Arc<Account>]) -> rusqlite::Result<()> {
-        if changed.is_empty() {
+    /// Reads the accounts in memory again where another process has written the file.
+    fn follow(&mut self, accounts: &Mutex<Accounts>) -> rusqlite::Result<()> {
+        let version = data_version(&self.file)?;
+        if version == self.seen {
             return Ok(());
         }
-        let batch = self.0.transaction()?;
-        {
-            let mut row = batch.prepare("INSERT OR REPLACE INTO budgets VALUES (?1, ?2, ?3, ?4, ?5)")?;
-            for account in changed {
-                let spent = *account.spent.lock();
-                let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-                row.execute(params![
-                    account.consumer,
-                    name(account.period),
-                    count(spent.window),
-                    count(spent.tokens),
-                    count(spent.nanos)
-                ])?;
+        // The other process may have made accounts that this one has not seen.
+        accounts.lock().more_in_file = true;
+        let mut rows = self.file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
+        let mut rows = rows.query([])?;
+        while let Some(row) = rows.next()? {
+            let (key, spent) = spend_of(row)?;
+            let known = accounts.lock().table.get(&key).cloned();
+            if let Some(account) = known {
+                account.count_in(Some(spent));
             }
         }
-        batch.commit()
+        self.seen = version;
+        Ok(())
     }
+
+    /// Adds amounts to accounts; returns what each of them has spent then.
+    fn add(&mut self, changed: &[Arc<Account>], added: &[(u64, Added)]) -> rusqlite::Result<Vec<WindowSpend>> {
+        if changed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch = self.file.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut after = Vec::with_capacity(changed.len());
+        {
+            // The first one that enters a day or month begins it; an amount of one that is over is not counted.
+            let mut row = batch.prepare(
+                "INSERT INTO budgets VALUES (?1, ?2, ?3, max(?4, 0), max(?5, 0))
+                 ON CONFLICT (consumer, period) DO UPDATE SET
+                    window = max(window, excluded.window),
+                    tokens = CASE WHEN window < excluded.window THEN excluded.tokens
+                        WHEN window > excluded.window THEN tokens
+                        ELSE CAST(min(max(tokens + ?4, 0), 9223372036854775807) AS INTEGER) END,
+                    nanos = CASE WHEN window < excluded.window THEN excluded.nanos
+                        WHEN window > excluded.window THEN nanos
+                        ELSE CAST(min(max(nanos + ?5, 0), 9223372036854775807) AS INTEGER) END
+                 RETURNING window, tokens, nanos",
+            )?;
+            for (account, (window, added)) in changed.iter().zip(added) {
+                let window = i64::try_from(*window).unwrap_or(i64::MAX);
+                let values = params![account.consumer, name(account.period), window, added.tokens, added.nanos];
+                let spent = row.query_row(values, |row| {
+                    Ok(WindowSpend { window: count(row, 0)?, tokens: count(row, 1)?, nanos: count(row, 2)? })
+                })?;
+                after.push(spent);
+            }
+        }
+        batch.commit()?;
+        Ok(after)
+    }
+}
+
+/// Account of a row and what is spent of it.
+fn spend_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<(BudgetKey, WindowSpend)> {
+    let period = if row.get::<_, String>(1)? == "day" { Period::Day } else { Period::Month };
+    let spent = WindowSpend { window: count(row, 2)?, tokens: count(row, 3)?, nanos: count(row, 4)? };
+    Ok(((row.get(0)?, period), spent))
+}
+
+/// Number of a file's content for one connection: another one after another connection has written.
+fn data_version(file: &Connection) -> rusqlite::Result<i64> {
+    file.pragma_query_value(None, "data_version", |row| row.get(0))
 }
 
 fn count(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {

@@ -14,8 +14,8 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
@@ -34,6 +34,8 @@ use crate::sqlite_file;
 const READS: usize = 1024;
 /// Longest wait for the last batch at the end of the process, seconds: longer than SQLite's busy timeout of one.
 const LAST_BATCH: Duration = Duration::from_secs(2);
+/// Pause of an exchange while the queue of commands is full: the thread empties it in milliseconds.
+const EXCHANGE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Reason why the file of budgets cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,8 @@ enum FileCommand {
     Begin,
     /// Reads an account.
     Read(Arc<Account>),
+    /// Writes what was spent and reads what another process has spent, then says whether that was done.
+    Exchange(SyncSender<bool>),
 }
 
 /// Open file of budgets that is not in use yet.
@@ -134,7 +138,7 @@ impl Budgets {
         }
         for ((consumer, period), spent) in opened.rows {
             match accounts.table.entry((consumer, period)) {
-                // The rule was made before the file was installed: its reservations since then come on top.
+                // The rule was made before the file was installed: what it has reserved since then comes on top.
                 Entry::Occupied(account) => account.get().count_in(Some(spent)),
                 Entry::Vacant(vacant) => {
                     let account = Account::new(&vacant.key().0, period, spent, true);
@@ -171,6 +175,25 @@ impl Budgets {
                     let _ = writer.commands.try_send(FileCommand::Read(account.clone()));
                 }
                 account
+            }
+        }
+    }
+
+    /// Writes what was spent, and reads what another process has spent, for a bounded time. False where that failed.
+    pub(super) fn exchange(&self) -> bool {
+        let Some(commands) = self.writer.lock().as_ref().map(|writer| writer.commands.clone()) else { return true };
+        let (done, wait) = sync_channel(1);
+        // Commands that wait are read within the interval of a batch.
+        let until = Instant::now() + LAST_BATCH;
+        let mut command = FileCommand::Exchange(done);
+        loop {
+            match commands.try_send(command) {
+                Ok(()) => return wait.recv_timeout(until.saturating_duration_since(Instant::now())) == Ok(true),
+                Err(TrySendError::Full(returned)) if Instant::now() < until => {
+                    command = returned;
+                    std::thread::sleep(EXCHANGE_PAUSE);
+                }
+                Err(_) => return false,
             }
         }
     }

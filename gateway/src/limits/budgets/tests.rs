@@ -64,6 +64,43 @@ fn what_is_spent_survives_a_restart() {
     assert!(again.open(&folder.path().join("other.db")).is_err());
 }
 
+/// As of a gateway that hands over to another one: both spend for a while, and each must know of the other.
+#[test]
+fn two_processes_add_to_one_file_and_see_what_the_other_has_spent() {
+    let now = unix_now();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("budgets.db");
+    let (old, new) = (Budgets::new(8, Counter::default()), Budgets::new(8, Counter::default()));
+    install(&old, &path);
+    let most = (Some(1_000), None);
+    let account = old.account("a", Period::Day);
+    assert!(account.take(tokens(100), most, now));
+    let day = account.window(now);
+    // The new one has read the file while the old one goes on.
+    let opened = new.open(&path).unwrap().unwrap();
+    assert!(account.take(tokens(400), most, now));
+    assert!(old.account("late", Period::Day).take(tokens(5), most, now));
+    assert!(old.exchange());
+    new.install(opened);
+    assert!(new.exchange());
+    let successor = new.account("a", Period::Day);
+    assert_eq!(successor.spent(now), tokens(500));
+    assert!(!successor.take(tokens(501), most, now), "what the old one has spent is not there to be spent again");
+    assert!(successor.take(tokens(300), most, now));
+    // A stream of the old one ends, with more than was reserved for it, and one with less.
+    account.settle(tokens(100), tokens(140), day);
+    account.settle(tokens(400), tokens(250), day);
+    old.close();
+    assert!(new.exchange());
+    assert_eq!(successor.spent(now), tokens(690));
+    successor.settle(tokens(300), tokens(10), day);
+    new.close();
+    let (mut rows, _) = File::open(&path).unwrap().read_some(8).unwrap();
+    rows.sort_by(|(a, _), (b, _)| a.0.cmp(&b.0));
+    let of: Vec<_> = rows.iter().map(|((consumer, _), spent)| (consumer.as_str(), spent.tokens)).collect();
+    assert_eq!(of, [("a", 400), ("late", 5)]);
+}
+
 #[tokio::test]
 async fn what_is_forgotten_in_memory_is_read_again() {
     let now = unix_now();

@@ -259,7 +259,7 @@ impl Prober {
     }
 
     /// Replaces the running tasks by those of the routes as they are now.
-    fn run(&self) {
+    pub(super) fn run(&self) {
         let Some(asker) = self.0.asker.get() else { return };
         let mut tasks = self.0.tasks.lock();
         tasks.drain(..).for_each(|task| task.abort());

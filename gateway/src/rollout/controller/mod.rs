@@ -6,6 +6,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -71,6 +72,11 @@ pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, orders: &mut mpsc
                 Some(Order::Gate { name, identity, asked, answer }) => {
                     controller.gate_answered(&name, &identity, asked, &answer).await;
                 }
+                Some(Order::Exchange(written)) => {
+                    controller.exchange().await;
+                    let _ = written.send(());
+                }
+                Some(Order::Lead) => controller.lead_again().await,
                 Some(Order::Close(closed)) => {
                     controller.close().await;
                     let _ = closed.send(());
@@ -196,6 +202,11 @@ struct Controller {
 }
 
 impl Controller {
+    /// True where a new process decides, or is about to.
+    fn is_leaving(&self) -> bool {
+        self.shared.is_leaving.load(Ordering::Acquire)
+    }
+
     /// True while there is nothing to do but by an order or an edit.
     fn is_idle(&self) -> bool {
         self.all.is_empty() && self.endings.is_empty() && self.is_swept
@@ -452,7 +463,8 @@ impl Controller {
                 _ => {}
             }
         }
-        if active.course.is_none() || (active.fence.is_none() && !active.is_cut_off) {
+        let may_decide = active.fence.is_some() || (active.is_cut_off && !self.is_leaving());
+        if active.course.is_none() || !may_decide {
             return;
         }
         match self.decide(active).await {
@@ -472,7 +484,7 @@ impl Controller {
         active.synced = Some(Instant::now());
         let name = active.plan.name().to_owned();
         self.know(active).await?;
-        let fence = if active.unsaved.is_empty() {
+        let fence = if active.unsaved.is_empty() || self.is_leaving() {
             self.store.lead(&name).await?
         } else {
             // An abort that was made while the store failed is stored, whoever decides by now.
@@ -702,6 +714,30 @@ impl Controller {
         }
         active.fence = Some(fence);
         Ok(fence)
+    }
+
+    /// Writes what was counted.
+    async fn exchange(&mut self) {
+        self.finish().await;
+        let names: Vec<String> = self.all.keys().cloned().collect();
+        for name in names {
+            let Some(mut active) = self.all.remove(&name) else { continue };
+            active.count();
+            if let Err(e) = self.sync(&mut active).await {
+                self.not_written(&name, &e);
+            }
+            self.all.insert(name, active);
+        }
+    }
+
+    /// Takes the file back that a new process may have claimed. A shared store gives the lead of one that is gone away by itself.
+    async fn lead_again(&mut self) {
+        for (name, active) in self.all.iter_mut().filter(|_| !self.is_shared) {
+            if let Err(e) = self.store.take_lead(name).await {
+                tracing::error!(event = "rollout_not_written", rollout = name, reason = %e);
+            }
+            (active.fence, active.synced) = (None, None);
+        }
     }
 
     /// Writes what is left.

@@ -238,6 +238,8 @@ series! {
         pub buffered_answer_bytes: Gauge = "spillway_buffered_answer_bytes", Gauge::default();
         /// Connections closed because the client did not read its answer within writeTimeout
         pub write_timeouts: Counter = "spillway_client_write_timeouts", Counter::default();
+        /// Hand-overs to a new process that failed
+        pub hand_overs_failed: Counter = "spillway_hand_overs_failed", Counter::default();
         /// Workers that stand still
         pub workers_stalled: Gauge = "spillway_workers_stalled", Gauge::default();
     }

@@ -1,10 +1,10 @@
 //! Start and end of the process.
 
-use std::net::SocketAddr;
+mod ending;
+
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
@@ -22,27 +22,23 @@ use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::edits::Edits;
 use crate::exchange::BodyBudget;
-use crate::gateway::{Gateway, RunningCounts};
+use crate::gateway::{Gateway, Phase, RunningCounts};
+use crate::handover::{Gone, HandOvers, Inherited, Launch, Place, systemd};
 use crate::limits::Limits;
-use crate::listener::{FIRST_HEAD, ListenError, ListenerSet};
+use crate::listener::{ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
 use crate::pipeline::Prober;
 use crate::reload::Reloader;
 use crate::rollout;
 use crate::signals::Signals;
-use crate::snapshot::{Compiler, SnapshotError};
+use crate::snapshot::{Compiler, Snapshot, SnapshotError};
 use crate::telemetry::{LogWriter, Metrics};
 use crate::tls::Acme;
 use crate::upstream::Via;
 use crate::workers::Workers;
 
-/// Time between two looks at the progress of a drain: no request waits for it.
-const DRAIN_POLL: Duration = Duration::from_millis(20);
-/// Time for requests to end with an error after the drain timeout.
-const END_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time for idle connections to close in order.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+use ending::{Ending, HandOverRequests, HandingOver};
 
 /// Reason why the gateway cannot start or continue.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +70,9 @@ pub enum ServeError {
     /// The token of the admin address cannot be read.
     #[error("admin.token: {0}")]
     Token(String),
+    /// The process that was to hand over is gone.
+    #[error("hand-over: {0}")]
+    Predecessor(#[from] Gone),
     /// The system refused a resource.
     #[error("{0}")]
     System(String),
@@ -112,6 +111,9 @@ fn token_of(config: &Config) -> Result<Option<[u8; 32]>, ServeError> {
 /// reported at once. Then the snapshot is compiled and models are loaded; requests are served last.
 ///
 /// SIGTERM and SIGINT end the gateway at any time: at once during the start, after the drain once requests are served.
+///
+/// A process with a predecessor uses its sockets, and stays in the background until that process hands over: the admin address
+/// answers only then. It ends where that process does before.
 pub async fn serve(
     path: PathBuf,
     loaded: Loaded,
@@ -119,31 +121,49 @@ pub async fn serve(
     registry: Arc<Registry>,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
-    mut signals: Signals,
+    Process { mut signals, launch }: Process<'_>,
 ) -> Result<(), ServeError> {
     let config = &loaded.config;
+    let predecessor = launch.predecessor.as_ref();
     crate::descriptors::adopt(config);
     let metrics = Arc::new(Metrics::new());
     let edits = Arc::new(Edits::started(&path));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
-    let view = open_admin(config, &metrics, audit, &edits, &stop_admin).await?;
+    let (hand_overs, orders) = HandOvers::new();
+    let view = view_of(config, &metrics, audit, &edits, hand_overs)?;
+    let mut admin = AdminSockets::open(config, &launch.inherited)?;
+    if predecessor.is_none() {
+        admin.serve(config, &view, &stop_admin)?;
+    }
 
     let (workers, _runtimes) = Workers::start(&Handle::current())
         .map_err(|e| ServeError::System(format!("the workers cannot be started: {e}")))?;
     let _watched = workers.watch(&metrics.process.workers_stalled);
-    let listeners = Arc::new(ListenerSet::new(workers));
+    let listeners = Arc::new(ListenerSet::new(workers, launch.inherited.clone()));
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let downstream =
         Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));
     let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
     let contents = compiler.contents.clone();
     let (notifier, notices) = (compiler.notifier.clone(), compiler.rollouts.subscribe());
+    if predecessor.is_some() {
+        compiler.rollouts.begin_as_successor();
+    }
     let compiler = Arc::new(compiler);
     let acme = Arc::new(Acme::new(metrics.clone()));
     let plans = crate::listener::plans(config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
-    let compiled = match signals.unless_ended(compiler.compile(&loaded, None)).await {
+    let compiling = async {
+        let Some(predecessor) = predecessor else { return Ok(compiler.compile(&loaded, None).await?) };
+        let snapshot = tokio::select! {
+            compiled = compiler.compile(&loaded, None) => compiled?,
+            gone = predecessor.gone() => return Err(gone.into()),
+        };
+        predecessor.ready().await?;
+        Ok(snapshot)
+    };
+    let compiled: Result<Snapshot, ServeError> = match signals.unless_ended(compiling).await {
         Ok(compiled) => compiled,
         Err(signal) => {
             tracing::info!(event = "stopping", signal, "the gateway had not begun to serve");
@@ -156,6 +176,13 @@ pub async fn serve(
     let snapshot = compiled?;
 
     snapshot.commit_steps.run();
+    if predecessor.is_some() {
+        let known = limits.clone();
+        // What the predecessor has written until now.
+        if !tokio::task::spawn_blocking(move || known.exchange()).await.unwrap_or(false) {
+            tracing::warn!(event = "hand_over_behind", budgets = false);
+        }
+    }
     let supervisor = Arc::new(Supervisor::default());
     supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
     let gateway = Arc::new(Gateway {
@@ -178,7 +205,7 @@ pub async fn serve(
         tail: Arc::default(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
-        draining: view.draining.clone(),
+        phase: view.phase.clone(),
         counts: RunningCounts::default(),
     });
     let reporting = gateway.clone();
@@ -198,6 +225,14 @@ pub async fn serve(
     metrics.process.reloaded_at.set(unix_seconds());
     view.listeners.store(Some(listeners.clone()));
     view.gateway.store(Arc::new(Some(gateway.clone())));
+    match predecessor {
+        Some(predecessor) => {
+            admin.serve(config, &view, &stop_admin)?;
+            predecessor.serving();
+        }
+        None => systemd::ready(),
+    }
+    launch.inherited.close_rest();
     tracing::info!(event = "ready", version = env!("CARGO_PKG_VERSION"), config = %path.display());
 
     let reloader = Reloader {
@@ -219,12 +254,34 @@ pub async fn serve(
     crate::memory::give_back();
     let (reload, requests) = tokio::sync::mpsc::channel(1);
     let watching = tokio::spawn(reloader.run(states, requests));
-    wait_for_end(&reload, &mut signals).await;
+    let mut requests = HandOverRequests::new(&mut signals, orders);
+    let handing_over = HandingOver {
+        gateway: gateway.clone(),
+        listeners: listeners.clone(),
+        limits: limits.clone(),
+        program: launch.program.clone(),
+        admin_sockets: admin.kept,
+        hand_overs: view.hand_overs.clone(),
+    };
+    let ending = handing_over.wait_for_end(&reload, &mut signals, &mut requests).await;
 
+    let refusing = tokio::spawn(requests.refuse());
     watching.abort();
     gateway.acme.stop();
-    gateway.quality.stop_probes().await;
-    drain(&gateway, &listeners, &mut signals).await;
+    drop(handing_over);
+    match ending {
+        Ending::Signal(_) => {
+            systemd::stopping();
+            gateway.quality.stop_probes().await;
+            ending::drain(&gateway, &listeners, &mut signals).await;
+        }
+        Ending::HandedOver(pid) => {
+            systemd::main_process(pid);
+            stop_admin.send_replace(true);
+            ending::leave(&gateway, &listeners, &mut signals).await;
+        }
+    }
+    refusing.abort();
     supervisor.stop();
     gateway.rollouts.close().await;
     gateway.issued_keys.close().await;
@@ -240,20 +297,86 @@ pub async fn serve(
     Ok(())
 }
 
-async fn open_admin(
+/// Signals and origin of the process.
+pub struct Process<'l> {
+    /// Signals.
+    pub signals: Signals,
+    /// Program and what was passed to it.
+    pub launch: &'l Launch,
+}
+
+/// Sockets of the admin address and of the metrics: open from the start on, served once the process may.
+#[derive(Default)]
+struct AdminSockets {
+    admin: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    /// Copies, to be passed to a new process.
+    kept: Vec<(Place, TcpListener)>,
+}
+
+impl AdminSockets {
+    fn open(config: &Config, inherited: &Inherited) -> Result<Self, ServeError> {
+        let mut sockets = Self::default();
+        if let Some(admin) = &config.admin {
+            let address = admin.address.0;
+            let socket = sockets.open_one(Place::Admin(address), address, inherited);
+            sockets.admin = Some(socket.map_err(|source| ServeError::Admin { address, source })?);
+        }
+        if let Some(address) = config.telemetry.metrics.address {
+            let address = address.0;
+            let socket = sockets.open_one(Place::Metrics(address), address, inherited);
+            sockets.metrics = Some(socket.map_err(|source| ServeError::Metrics { address, source })?);
+        }
+        Ok(sockets)
+    }
+
+    fn open_one(&mut self, place: Place, address: SocketAddr, inherited: &Inherited) -> std::io::Result<TcpListener> {
+        let socket = inherited.take(place).map_or_else(|| TcpListener::bind(address), Ok)?;
+        socket.set_nonblocking(true)?;
+        self.kept.push((place, socket.try_clone()?));
+        Ok(socket)
+    }
+
+    /// Begins to serve. Further calls do nothing.
+    fn serve(&mut self, config: &Config, view: &Arc<AdminView>, stop: &watch::Sender<bool>) -> Result<(), ServeError> {
+        if let Some(socket) = self.admin.take() {
+            let failed = |source| ServeError::Admin { address: view.address, source };
+            let listener = tokio::net::TcpListener::from_std(socket).map_err(failed)?;
+            let local = listener.local_addr().map_err(failed)?;
+            tracing::info!(event = "admin_listening", address = %local);
+            tokio::spawn(admin::serve(listener, view.clone(), stop.subscribe()));
+            let (history, sampled): (Arc<History>, _) = (view.history.clone(), view.clone());
+            tokio::spawn(history.run(view.metrics.clone(), move || sampled.engines(), stop.subscribe()));
+        }
+        if let Some(socket) = self.metrics.take() {
+            let configured = config.telemetry.metrics.address.map_or(view.address, |address| address.0);
+            let failed = |source| ServeError::Metrics { address: configured, source };
+            let listener = tokio::net::TcpListener::from_std(socket).map_err(failed)?;
+            let local = listener.local_addr().map_err(failed)?;
+            tracing::info!(event = "metrics_listening", address = %local);
+            let most = usize::try_from(config.telemetry.metrics.max_connections.get()).unwrap_or(usize::MAX);
+            tokio::spawn(admin::serve_metrics(listener, most, view.clone(), stop.subscribe()));
+        }
+        Ok(())
+    }
+}
+
+/// View of the gateway for the admin address.
+fn view_of(
     config: &Config,
     metrics: &Arc<Metrics>,
     audit: Arc<Audit>,
     edits: &Arc<Edits>,
-    stop: &watch::Sender<bool>,
+    hand_overs: HandOvers,
 ) -> Result<Arc<AdminView>, ServeError> {
     let written = config.admin.as_ref();
     let token = token_of(config)?;
     let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
-    let view = Arc::new(AdminView {
+    Ok(Arc::new(AdminView {
         gateway: ArcSwap::from_pointee(None),
         listeners: ArcSwapOption::empty(),
-        draining: Arc::new(AtomicBool::new(false)),
+        phase: Arc::new(Phase::default()),
+        hand_overs: Arc::new(hand_overs),
         metrics: metrics.clone(),
         audit,
         edits: edits.clone(),
@@ -266,97 +389,5 @@ async fn open_admin(
         playground: written.is_some_and(Admin::allows_playground),
         max_connections: written.map_or(1, |admin| usize::try_from(admin.max_connections.get()).unwrap_or(usize::MAX)),
         open_metrics: config.telemetry.metrics.open_metrics,
-    });
-    if written.is_some() {
-        let failed = |source| ServeError::Admin { address, source };
-        let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
-        let local = listener.local_addr().map_err(failed)?;
-        tracing::info!(event = "admin_listening", address = %local);
-        tokio::spawn(admin::serve(listener, view.clone(), stop.subscribe()));
-        let (history, sampled): (Arc<History>, _) = (view.history.clone(), view.clone());
-        tokio::spawn(history.run(metrics.clone(), move || sampled.engines(), stop.subscribe()));
-    }
-    if let Some(address) = config.telemetry.metrics.address {
-        let address = address.0;
-        let failed = |source| ServeError::Metrics { address, source };
-        let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
-        let local = listener.local_addr().map_err(failed)?;
-        tracing::info!(event = "metrics_listening", address = %local);
-        let most = usize::try_from(config.telemetry.metrics.max_connections.get()).unwrap_or(usize::MAX);
-        tokio::spawn(admin::serve_metrics(listener, most, view.clone(), stop.subscribe()));
-    }
-    Ok(view)
-}
-
-/// Waits for SIGTERM or SIGINT; SIGHUP reloads.
-async fn wait_for_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut Signals) {
-    let mut hang_up = signals.take_hang_up();
-    let name = loop {
-        let asked = async {
-            match &mut hang_up {
-                Some(hang_up) => hang_up.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            name = signals.end() => break name,
-            _ = asked => {
-                // One waiting reload covers all requests that come meanwhile.
-                let _ = reload.try_send(());
-            }
-        }
-    };
-    tracing::info!(event = "stopping", signal = name);
-}
-
-/// Reports that the gateway drains, and goes on taking requests for `shutdown.delay`: load balancers need some time until
-/// they send no more. A further SIGINT ends the wait.
-async fn announce_drain(gateway: &Gateway, signals: &mut Signals) {
-    gateway.draining.store(true, Ordering::Release);
-    let delay = gateway.snapshot.load().shutdown_delay;
-    if delay.is_zero() {
-        return;
-    }
-    tracing::info!(event = "drain_delayed", seconds = delay.as_secs_f64(), "requests are still taken");
-    tokio::select! {
-        () = tokio::time::sleep(delay) => {}
-        () = signals.end_at_once() => {}
-    }
-}
-
-/// Waits for running requests, up to the drain timeout. Then it ends the rest: event streams with an error event, requests
-/// without an answer with 503. A further SIGINT, as a person at a terminal sends it, ends the wait; a further SIGTERM does
-/// not, because supervisors repeat and forward it.
-async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals) {
-    announce_drain(gateway, signals).await;
-    listeners.stop();
-    let limit = gateway.snapshot.load().drain_timeout;
-    let started = Instant::now();
-    let again = signals.end_at_once();
-    tokio::pin!(again);
-    let begins = |since: Instant| gateway.connections() > 0 && since.elapsed() < FIRST_HEAD + DRAIN_POLL;
-    while gateway.running() > 0 || begins(started) {
-        if started.elapsed() >= limit {
-            tracing::warn!(event = "drain_timeout", requests = gateway.running(), seconds = limit.as_secs_f64());
-            break;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(DRAIN_POLL) => {}
-            () = &mut again => break,
-        }
-    }
-    if gateway.running() > 0 {
-        gateway.downstream.ending.begin();
-        wait_while(END_TIMEOUT, || gateway.running() > 0).await;
-    }
-    // The last answer is written; its connection needs a moment to close in order.
-    tokio::time::sleep(DRAIN_POLL).await;
-    wait_while(CLOSE_TIMEOUT, || gateway.connections() > 0).await;
-}
-
-async fn wait_while(limit: Duration, goes_on: impl Fn() -> bool) {
-    let started = Instant::now();
-    while goes_on() && started.elapsed() < limit {
-        tokio::time::sleep(DRAIN_POLL).await;
-    }
+    }))
 }
