@@ -2,11 +2,15 @@
 
 import { after, before, test } from 'node:test';
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { accessible, chat, chatServer, gateway, go, launch, outward, PAGES, shot, VIEWS, visit } from './harness.mjs';
 
 const CONFIGURATION = `
 listeners: [{name: public, address: "127.0.0.1:PORT"}]
 admin: {address: "127.0.0.1:ADMIN"}
+state: {store: {file: FOLDER/state.db}}
+authentication: {keysByApi: {}}
+prices: [{model: "v*", input: 2, output: 10}]
 models: [{name: smollm2, source: "MODEL"}]
 consumers:
   - name: acme
@@ -77,6 +81,8 @@ for (const [view, options] of Object.entries(VIEWS)) {
       overview: 'chat',
       live: 'connected',
       consumers: 'acme',
+      keys: 'No keys',
+      costs: 'Costs',
       backends: 'chat-v1',
       models: 'smollm2',
       rollouts: 'chat-v2',
@@ -195,6 +201,35 @@ test('a rollout is aborted with a reason', async (t) => {
   assert.deepEqual(complaints, []);
 });
 
+test('a key that the page makes opens the gateway, and what it costs is shown and saved', async (t) => {
+  const { page, complaints } = await open(t, '#/keys');
+  await page.getByRole('button', { name: 'Make a key' }).click();
+  await page.getByRole('dialog').getByLabel('Consumer', { exact: true }).fill('acme');
+  await page.getByRole('dialog').getByText('Limits and budget of the key').click();
+  await page.getByRole('dialog').getByLabel('Requests', { exact: true }).fill('1000/min');
+  await page.getByRole('button', { name: 'Make the key' }).click();
+  const key = await page.getByRole('dialog').getByLabel('Key', { exact: true }).inputValue();
+  assert.match(key, /^sk-spillway-/);
+  await page.getByRole('button', { name: 'Close' }).click();
+  assert.equal((await chat(spillway.traffic, {}, { 'x-api-key': key })).status, 200);
+  await page.getByText('1000/min requests').waitFor();
+  await page.getByText(/^(now|.* ago)$/).nth(1).waitFor();
+  await accessible(page, 'a key of a gateway');
+  await shot(page, 'gateway-keys');
+  await page.getByRole('button', { name: /^Revoke key-/ }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click();
+  await page.getByText('No keys', { exact: true }).waitFor();
+  assert.equal((await chat(spillway.traffic, {}, { 'x-api-key': key })).status, 401);
+  await go(page, 'costs');
+  await page.getByRole('rowheader', { name: 'acme' }).waitFor();
+  await accessible(page, 'costs of a gateway');
+  const saving = page.waitForEvent('download');
+  await page.getByRole('link', { name: 'Download CSV' }).click();
+  const saved = await (await saving).path();
+  assert.match(readFileSync(saved, 'utf8'), /^consumer,tenant,route,model,.*\r\nacme,acme,chat,v\*,/);
+  assert.deepEqual(complaints, []);
+});
+
 test('off loopback the page asks for the token', async (t) => {
   const host = outward();
   process.env.SPILLWAY_TEST_TOKEN = 'a-token-of-this-test';
@@ -227,6 +262,12 @@ test('off loopback the page asks for the token', async (t) => {
   // The token outlives a reload of the tab, and not the tab.
   await page.reload();
   await page.getByRole('button', { name: `Return ${name}` }).waitFor();
+  // A link cannot send the token: the page fetches the file and saves it.
+  await chat(other.traffic, {});
+  await go(page, 'costs');
+  const saving = page.waitForEvent('download');
+  await page.getByRole('link', { name: 'Download CSV' }).click();
+  assert.match(readFileSync(await (await saving).path(), 'utf8'), /^consumer,tenant/);
   await page.getByRole('button', { name: 'Forget token' }).click();
   await field.waitFor();
   // The console lists refusals of the token (401), and that a browser heeds one header of the answers with TLS alone.

@@ -30,6 +30,8 @@ export const PAGES = {
   overview: 'Overview',
   live: 'Live',
   consumers: 'Consumers',
+  keys: 'Keys',
+  costs: 'Costs',
   backends: 'Backends',
   models: 'Models',
   rollouts: 'Rollouts',

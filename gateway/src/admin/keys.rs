@@ -103,7 +103,8 @@ fn answer(done: Result<Response, Box<Response>>) -> Response {
 pub(super) async fn list(State(state): State<Arc<dyn AdminState>>) -> Response {
     answer(running(&*state).map(|(keys, table)| {
         let shown = keys.list(&table);
-        axum::Json(serde_json::json!({ "keys": shown, "maxKeys": table.most() })).into_response()
+        let shown = serde_json::json!({ "keys": shown, "maxKeys": table.most(), "storeAnswers": keys.store_answers() });
+        axum::Json(shown).into_response()
     }))
 }
 

@@ -236,7 +236,7 @@ impl AdminState for AdminView {
         let gateway = self.gateway.load();
         let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
         let costs = snapshot.limits.costs();
-        Some(ShownCosts { since: costs.since, rows: costs.rows() })
+        Some(ShownCosts { since: costs.since, rows: costs.rows(), unpriced: costs.unpriced() })
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;

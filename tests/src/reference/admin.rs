@@ -183,7 +183,7 @@ const OPERATIONS: &[Operation] = &[
         text: "What consumers have used and what that costs, since the process began, by consumer, tenant, route and price ([costs](../how-to/costs.md)). CSV for `?format=csv`, and for `Accept: text/csv`.",
         guarded: true,
         answers: &[
-            (200, "`since` and `costs`, a list."),
+            (200, "`since`, `costs`, a list, and `unpriced`, the answers of servers without a price."),
             (400, "The format is unknown."),
             (503, "The gateway is starting."),
         ],
@@ -194,7 +194,7 @@ const OPERATIONS: &[Operation] = &[
         path: "/api/keys",
         text: "Every API key that was made at run time, without the key ([API keys](../how-to/api-keys.md#make-keys-at-run-time)).",
         guarded: true,
-        answers: &[(200, "`keys`, a list, and `maxKeys`."), (409, NO_KEYS), (503, "The gateway is starting.")],
+        answers: &[(200, "`keys`, a list, `maxKeys`, and `storeAnswers`: false while the list is that of the last reading."), (409, NO_KEYS), (503, "The gateway is starting.")],
         content_type: "application/json",
     },
     Operation {

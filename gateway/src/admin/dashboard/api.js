@@ -152,6 +152,35 @@ export async function post(address, body) {
 }
 
 /**
+ * Asks to remove a thing.
+ * @param {string} address
+ */
+export async function remove(address) {
+  const answer = await ask(address, {
+    method: 'DELETE',
+    headers: headers(CHANGE),
+    signal: AbortSignal.timeout(TIMEOUT),
+  });
+  return answer.json();
+}
+
+/**
+ * Saves an answer as a file of the person, where a link could not send the token.
+ * @param {string} address
+ * @param {string} name
+ */
+export async function download(address, name) {
+  const answer = await ask(address, { headers: headers(), signal: AbortSignal.timeout(TIMEOUT) });
+  const made = URL.createObjectURL(await answer.blob());
+  const link = document.createElement('a');
+  link.href = made;
+  link.download = name;
+  link.click();
+  // The download has taken the bytes by then.
+  setTimeout(() => URL.revokeObjectURL(made), TIMEOUT);
+}
+
+/**
  * Sends a chat to a route. The answer is read by its caller.
  * @param {string} route
  * @param {unknown} body

@@ -9,6 +9,8 @@ import { Poller } from './updates.js';
 import * as backends from './backends.js';
 import * as configuration from './configuration.js';
 import * as consumers from './consumers.js';
+import * as costs from './costs.js';
+import * as keys from './keys.js';
 import * as live from './live.js';
 import * as models from './models.js';
 import * as overview from './overview.js';
@@ -46,6 +48,20 @@ const PAGES = [
     group: 'Traffic',
     icon: 'M8 8a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM2.5 14c.6-2.6 2.8-4 5.5-4s4.9 1.4 5.5 4',
     mount: consumers.mount,
+  },
+  {
+    name: 'keys',
+    title: 'Keys',
+    group: 'Traffic',
+    icon: 'M10.500 2a3.500 3.500 0 1 0 0 7 3.500 3.500 0 0 0 0-7zM8 8l-6 6m2-2l1.500 1.500M5.500 10.500L7 12',
+    mount: keys.mount,
+  },
+  {
+    name: 'costs',
+    title: 'Costs',
+    group: 'Traffic',
+    icon: 'M8 1.500v13M11.500 4.500C11 3.500 9.800 3 8 3 6 3 4.700 4 4.700 5.500c0 3.500 6.800 1.500 6.800 5 0 1.500-1.500 2.500-3.500 2.500s-3.300-.7-3.800-2',
+    mount: costs.mount,
   },
   {
     name: 'backends',
