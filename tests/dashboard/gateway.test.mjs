@@ -8,7 +8,7 @@ import { accessible, chat, chatServer, gateway, go, launch, outward, PAGES, shot
 const CONFIGURATION = `
 listeners: [{name: public, address: "127.0.0.1:PORT"}]
 admin: {address: "127.0.0.1:ADMIN"}
-state: {store: {file: FOLDER/state.db}}
+state: {store: "FOLDER/state.db"}
 authentication: {keysByApi: {}}
 prices: [{model: "v*", input: 2, output: 10}]
 models: [{name: smollm2, source: "MODEL"}]
