@@ -3,7 +3,7 @@
 import { after, before, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { accessible, chat, chatServer, gateway, go, launch, outward, PAGES, shot, VIEWS, visit } from './harness.mjs';
+import { accessible, chat, chatServer, freePort, gateway, go, launch, loginIssuer, outward, PAGES, shot, VIEWS, visit } from './harness.mjs';
 
 const CONFIGURATION = `
 listeners: [{name: public, address: "127.0.0.1:PORT"}]
@@ -228,6 +228,64 @@ test('a key that the page makes opens the gateway, and what it costs is shown an
   const saved = await (await saving).path();
   assert.match(readFileSync(saved, 'utf8'), /^consumer,tenant,route,model,.*\r\nacme,acme,chat,v\*,/);
   assert.deepEqual(complaints, []);
+});
+
+test('a person logs in at an issuer, changes something and signs out', async (t) => {
+  const admin = await freePort();
+  // The browser goes to another site, localhost, and comes back, as it does with an issuer on the internet.
+  const issuer = await loginIssuer(`http://127.0.0.1:${admin}/auth/callback`);
+  t.after(issuer.close);
+  process.env.SPILLWAY_TEST_TOKEN = 'a-token-of-this-test';
+  process.env.SPILLWAY_TEST_CLIENT_SECRET = 'a secret & more';
+  const other = await gateway(
+    CONFIGURATION.replace('FIRST', servers[0].url)
+      .replace('SECOND', servers[1].url)
+      .replace(
+        'admin: {address: "127.0.0.1:ADMIN"}',
+        `admin:
+  address: "127.0.0.1:ADMIN"
+  token: {env: SPILLWAY_TEST_TOKEN}
+  oidc:
+    issuer: ${issuer.url}
+    clientId: spillway
+    clientSecret: {env: SPILLWAY_TEST_CLIENT_SECRET}
+    publicUrl: http://127.0.0.1:ADMIN
+    scopes: [email, groups]
+    allow: [{claim: groups, values: [operators]}]`,
+      ),
+    admin,
+  );
+  t.after(() => other.close());
+  const { page, context, complaints } = await open(t, '#/backends', VIEWS.light, other.address);
+  const link = page.getByRole('link', { name: 'Sign in' });
+  issuer.groups = ['guests'];
+  await link.click();
+  await page.getByPlaceholder('Enter any login').fill('ann');
+  await page.getByPlaceholder('and password').fill('any');
+  await page.getByRole('button', { name: 'Sign-in' }).click();
+  await page.getByRole('button', { name: 'Continue' }).click();
+  await page.getByText('You are known to the issuer, and not among those who may use this gateway').waitFor();
+  await accessible(page, 'a login that is refused');
+  await shot(page, 'gateway-login-refused');
+  issuer.groups = ['operators'];
+  await page.getByRole('link', { name: 'Sign in again' }).click();
+  const out = page.getByRole('button', { name: 'Sign out ann@example.com' });
+  await out.waitFor();
+  const session = (await context.cookies()).find((one) => one.name === 'spillway-session');
+  assert.deepEqual([session.httpOnly, session.sameSite], [true, 'Strict']);
+  await page.goto(`${other.address}#/backends`);
+  const name = servers[0].url;
+  await page.getByRole('button', { name: `Drain ${name}` }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Drain' }).click();
+  await page.getByText(`${name} is drained.`).waitFor();
+  await shot(page, 'gateway-login');
+  await out.click();
+  await link.waitFor();
+  await page.reload();
+  await link.waitFor();
+  // The console lists the refusals, and what the pages of the issuer lack.
+  const own = complaints.filter((one) => one.includes(other.address) && !/40[13]|favicon|Cross-Origin-Opener/.test(one));
+  assert.deepEqual(own, []);
 });
 
 test('off loopback the page asks for the token', async (t) => {

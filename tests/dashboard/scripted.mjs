@@ -831,6 +831,18 @@ export async function scripted(first = busy()) {
     };
     const json = (body, status = 200) => send(status, 'application/json', JSON.stringify(body));
     try {
+      if (url.pathname === '/auth/session') return json(data.proofs ?? { login: false, token: false, person: null });
+      if (url.pathname === '/auth/logout' && request.headers['x-spillway-admin'] === '1') {
+        data.proofs = { ...data.proofs, person: null };
+        return json({ signedOut: true });
+      }
+      if (data.proofs?.login && data.proofs.person === null && url.pathname.startsWith('/api/'))
+        return json({ title: 'Unauthorized', status: 401, detail: 'log in at /auth/login' }, 401);
+      if (url.pathname === '/auth/login') {
+        data.proofs = { ...data.proofs, person: data.person };
+        response.writeHead(303, { location: '/' });
+        return response.end();
+      }
       if (!url.pathname.startsWith('/api/')) {
         const name = url.pathname === '/' ? 'index.html' : url.pathname.replace('/assets/', '');
         return send(200, TYPES[name.split('.').at(-1)] ?? 'text/plain', await readFile(FILES + name));

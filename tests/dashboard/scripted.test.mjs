@@ -255,6 +255,32 @@ test('updates come at most four times a second, and none while the tab is hidden
   await page.waitForFunction((n) => globalThis.begins.length > n, updates);
 });
 
+test('a person signs in, comes back to the page, and signs out', async (t) => {
+  const data = busy();
+  data.person = 'ann@example.com <img src=x>';
+  data.proofs = { login: true, token: true, person: null };
+  const { page, complaints } = await start(t, { data, at: '#/backends' });
+  const link = page.getByRole('link', { name: 'Sign in' });
+  await link.waitFor();
+  await page.getByLabel('Token', { exact: true }).waitFor();
+  await accessible(page, 'the choice of token or login');
+  await shot(page, 'login');
+  await link.click();
+  await page.getByRole('rowheader', { name: /10\.0\.4\.11/ }).waitFor();
+  assert.match(page.url(), /#\/backends$/);
+  const out = page.getByRole('button', { name: 'Sign out ann@example.com' });
+  await out.waitFor();
+  await accessible(page, 'a page of a person');
+  data.proofs.token = false;
+  await out.click();
+  await link.waitFor();
+  assert.ok(!(await page.getByLabel('Token', { exact: true }).isVisible()), 'a gateway without a token asks for none');
+  assert.deepEqual(
+    complaints.filter((one) => !one.includes('401')),
+    [],
+  );
+});
+
 /** Row of a table by the name in its head. */
 const rowOf = (page, name, within = page) =>
   within.getByRole('row').filter({ has: page.getByRole('rowheader', { name }) });

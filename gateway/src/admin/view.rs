@@ -15,7 +15,7 @@ use super::history::History;
 use super::lasting::LastingAnswer;
 use super::overview::{self, Shown};
 use super::playground::{Chat, NoChat, Playground};
-use super::{AdminState, RunningKeys, ShownCosts};
+use super::{AdminState, Login, RunningKeys, ShownCosts};
 use crate::audit::Audit;
 use crate::edits::Edits;
 use crate::gateway::Gateway;
@@ -35,6 +35,7 @@ pub struct AdminView {
     pub(crate) edits: Arc<Edits>,
     pub(crate) chats: Playground,
     pub(crate) token: Option<[u8; 32]>,
+    pub(crate) login: Option<Arc<Login>>,
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Vec<String>,
     pub(crate) max_connections: usize,
@@ -245,6 +246,9 @@ impl AdminState for AdminView {
     }
     fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
         self.audit.admin(client, who, method, path, status);
+    }
+    fn login(&self) -> Option<&Arc<Login>> {
+        self.login.as_ref()
     }
     fn is_loopback(&self) -> bool {
         self.address.ip().is_loopback()

@@ -109,7 +109,7 @@ async function problem(answer) {
 async function ask(address, options) {
   let answer;
   try {
-    answer = await fetch(address, { cache: 'no-store', credentials: 'omit', redirect: 'error', ...options });
+    answer = await fetch(address, { cache: 'no-store', credentials: 'same-origin', redirect: 'error', ...options });
   } catch (error) {
     if (options.signal?.aborted && options.signal.reason?.name === 'AbortError') throw error;
     throw new ApiError('The gateway does not answer.', 0);

@@ -1,10 +1,10 @@
 /** Frame of the dashboard: pages by hash, state of the gateway and of the connection, token, theme. */
 
-import { ApiError, get, hasToken, setToken } from './api.js';
+import { ApiError, get, hasToken, post, setToken } from './api.js';
 import { attr, byId, h, s, show, text } from './dom.js';
 import { repaint } from './charts.js';
 import { clock, plural, span } from './format.js';
-import { button, pill } from './ui.js';
+import { button, pill, toast } from './ui.js';
 import { Poller } from './updates.js';
 import * as backends from './backends.js';
 import * as configuration from './configuration.js';
@@ -219,7 +219,7 @@ function report(error, retryAt) {
     attr(byId('pause'), 'data-off', null);
     return;
   }
-  state.set(needsToken ? 'token needed' : 'disconnected', needsToken ? 'warn' : 'bad');
+  state.set(needsToken ? 'not signed in' : 'disconnected', needsToken ? 'warn' : 'bad');
   if (needsToken) {
     show(banner, false);
     return;
@@ -243,10 +243,40 @@ function report(error, retryAt) {
   show(banner, true);
 }
 
+/** Key under which the place is kept that a person has left to sign in. */
+const PLACE = 'spillway-place';
+
+/**
+ * Proofs that the gateway takes, and the person who has signed in.
+ * @type {{login: boolean, token: boolean, person: string | null}}
+ */
+let proofs = { login: false, token: true, person: null };
+
+async function askForProofs() {
+  try {
+    proofs = await get('auth/session');
+  } catch {
+    // The page works with what it knows; the next refusal asks again.
+  }
+  show(byId('login'), proofs.login);
+  show(byId('token-part'), proofs.token || !proofs.login);
+  nameSignOut();
+  // Where there is no field for a token, the link takes its place.
+  if (proofs.login && !proofs.token && !byId('token').hidden) byId('login-link').focus();
+}
+
+function nameSignOut() {
+  const person = hasToken() ? null : proofs.person;
+  text(byId('sign-out'), person === null ? 'Forget token' : `Sign out ${person}`);
+  show(byId('sign-out'), person !== null || hasToken());
+}
+
 /** @param {boolean} needed */
 function askForToken(needed) {
   const box = byId('token');
   if (needed && box.hidden) {
+    proofs.person = null;
+    void askForProofs();
     view?.leave?.();
     const field = /** @type {HTMLInputElement} */ (byId('token-value'));
     text(byId('token-error'), hasToken() ? 'The gateway does not accept this token.' : '');
@@ -261,7 +291,7 @@ function askForToken(needed) {
   show(byId('token'), needed);
   show(content, !needed);
   show(byId('actions'), !needed);
-  show(byId('sign-out'), hasToken());
+  nameSignOut();
 }
 
 byId('token-form').addEventListener('submit', (event) => {
@@ -288,10 +318,38 @@ function askAgain() {
   visit();
 }
 
-byId('sign-out').addEventListener('click', () => {
-  setToken(null);
+byId('sign-out').addEventListener('click', async () => {
+  if (hasToken()) setToken(null);
+  else {
+    try {
+      await post('auth/logout');
+    } catch (error) {
+      toast(error instanceof Error ? error.message : String(error), 'bad');
+      return;
+    }
+  }
+  await askForProofs();
   poller.now();
 });
+
+byId('login-link').addEventListener('click', () => {
+  try {
+    sessionStorage.setItem(PLACE, location.hash);
+  } catch {
+    // Without storage the person comes back to the first page.
+  }
+});
+
+/** Goes back to where the person was before signing in. */
+function restorePlace() {
+  try {
+    const kept = sessionStorage.getItem(PLACE);
+    sessionStorage.removeItem(PLACE);
+    if (kept && location.hash === '') history.replaceState(null, '', kept);
+  } catch {
+    // As above.
+  }
+}
 
 byId('pause').addEventListener('click', () => {
   const paused = !poller.paused;
@@ -379,5 +437,7 @@ for (const group of new Set(PAGES.map((one) => one.group))) {
   byId('nav').append(h('h2', { id }, group), h('ul', { 'aria-labelledby': id }, links));
 }
 
+restorePlace();
+void askForProofs();
 window.addEventListener('hashchange', visit);
 visit();
