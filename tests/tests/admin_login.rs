@@ -102,6 +102,8 @@ impl LoginIssuer {
     {more}
 authentication: {{keysByApi: {{}}}}
 consumers: [{{name: acme}}]
+backends: [{{name: x, endpoints: [{{url: \"http://127.0.0.1:9\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}]}}]
 ",
             self.server.url()
         )
