@@ -215,6 +215,7 @@ fn the_environment_is_put_into_strings_only_and_paths_become_absolute() {
 
 #[test]
 fn what_can_never_take_effect_is_an_error() {
+    let login = |keys: &str| format!("{GOOD}admin: {{address: \"0.0.0.0:1\", oidc: {{clientId: c, {keys}}}}}\n");
     let with = |route: &str| GOOD.replace("{backendRefs: [{name: a}]}", route);
     let listener = |keys: &str| GOOD.replace("address: \"127.0.0.1:0\"", &format!("address: \"127.0.0.1:0\", {keys}"));
     for (yaml, told) in [
@@ -233,6 +234,49 @@ fn what_can_never_take_effect_is_an_error() {
         (with("{backendRefs: [{name: a}]}, {backendRefs: [{name: a}]}"), "`name` is missing"),
         (with("{backendRefs: []}"), "at least one backend"),
         (format!("{GOOD}admin: {{address: \"0.0.0.0:1\"}}\n"), "needs `admin.token`"),
+        (
+            login(
+                "issuer: http://login.example, publicUrl: https://ops.example, allow: [{claim: groups, values: [a]}]",
+            ),
+            "expected the issuer's https URL",
+        ),
+        (
+            login(
+                "issuer: https://login.example, publicUrl: http://ops.example, allow: [{claim: groups, values: [a]}]",
+            ),
+            "expected the https origin",
+        ),
+        (
+            login(
+                "issuer: https://login.example, publicUrl: https://ops.example/path, allow: [{claim: groups, values: [a]}]",
+            ),
+            "expected the https origin",
+        ),
+        (login("issuer: https://login.example, publicUrl: https://ops.example, allow: []"), "nobody could log in"),
+        (
+            login(
+                "issuer: https://login.example, publicUrl: https://ops.example, allow: [{claim: groups, values: []}]",
+            ),
+            "at least one value",
+        ),
+        (
+            login(
+                "issuer: https://login.example, publicUrl: https://ops.example, allow: [{claim: groups, values: [a]}], scopes: [a b]",
+            ),
+            "a scope is a word",
+        ),
+        (
+            login(
+                "issuer: https://login.example, publicUrl: https://ops.example, allow: [{claim: groups, values: [a]}], sessions: {idle: 1ms}",
+            ),
+            "at least a second",
+        ),
+        (
+            login(
+                "issuer: https://login.example, publicUrl: https://ops.example, allow: [{claim: groups, values: [a]}], name: \"\"",
+            ),
+            "expected a name",
+        ),
         (GOOD.replace("http://127.0.0.1:1", "ftp://127.0.0.1:1"), "must be http or https"),
         (GOOD.replace("endpoints", "tls: {sni: a.test}, endpoints"), "no endpoint of the backend has an https URL"),
         (

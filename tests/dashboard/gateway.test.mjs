@@ -2,11 +2,15 @@
 
 import { after, before, test } from 'node:test';
 import assert from 'node:assert/strict';
-import { accessible, chat, chatServer, gateway, go, launch, outward, PAGES, shot, VIEWS, visit } from './harness.mjs';
+import { readFileSync } from 'node:fs';
+import { accessible, chat, chatServer, freePort, gateway, go, launch, loginIssuer, outward, PAGES, shot, VIEWS, visit } from './harness.mjs';
 
 const CONFIGURATION = `
 listeners: [{name: public, address: "127.0.0.1:PORT"}]
 admin: {address: "127.0.0.1:ADMIN"}
+state: {store: "FOLDER/state.db"}
+authentication: {keysByApi: {}}
+prices: [{model: "v*", input: 2, output: 10}]
 models: [{name: smollm2, source: "MODEL"}]
 consumers:
   - name: acme
@@ -77,6 +81,8 @@ for (const [view, options] of Object.entries(VIEWS)) {
       overview: 'chat',
       live: 'connected',
       consumers: 'acme',
+      keys: 'No keys',
+      costs: 'Costs',
       backends: 'chat-v1',
       models: 'smollm2',
       rollouts: 'chat-v2',
@@ -195,6 +201,93 @@ test('a rollout is aborted with a reason', async (t) => {
   assert.deepEqual(complaints, []);
 });
 
+test('a key that the page makes opens the gateway, and what it costs is shown and saved', async (t) => {
+  const { page, complaints } = await open(t, '#/keys');
+  await page.getByRole('button', { name: 'Make a key' }).click();
+  await page.getByRole('dialog').getByLabel('Consumer', { exact: true }).fill('acme');
+  await page.getByRole('dialog').getByText('Limits and budget of the key').click();
+  await page.getByRole('dialog').getByLabel('Requests', { exact: true }).fill('1000/min');
+  await page.getByRole('button', { name: 'Make the key' }).click();
+  const key = await page.getByRole('dialog').getByLabel('Key', { exact: true }).inputValue();
+  assert.match(key, /^sk-spillway-/);
+  await page.getByRole('button', { name: 'Close' }).click();
+  assert.equal((await chat(spillway.traffic, {}, { 'x-api-key': key })).status, 200);
+  await page.getByText('1000/min requests').waitFor();
+  await page.getByText(/^(now|.* ago)$/).nth(1).waitFor();
+  await accessible(page, 'a key of a gateway');
+  await shot(page, 'gateway-keys');
+  await page.getByRole('button', { name: /^Revoke key-/ }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Revoke' }).click();
+  await page.getByText('No keys', { exact: true }).waitFor();
+  assert.equal((await chat(spillway.traffic, {}, { 'x-api-key': key })).status, 401);
+  await go(page, 'costs');
+  await page.getByRole('rowheader', { name: 'acme' }).waitFor();
+  await accessible(page, 'costs of a gateway');
+  const saving = page.waitForEvent('download');
+  await page.getByRole('link', { name: 'Download CSV' }).click();
+  const saved = await (await saving).path();
+  assert.match(readFileSync(saved, 'utf8'), /^consumer,tenant,route,model,.*\r\nacme,acme,chat,v\*,/);
+  assert.deepEqual(complaints, []);
+});
+
+test('a person logs in at an issuer, changes something and signs out', async (t) => {
+  const admin = await freePort();
+  // The browser goes to another site, localhost, and comes back, as it does with an issuer on the internet.
+  const issuer = await loginIssuer(`http://127.0.0.1:${admin}/auth/callback`);
+  t.after(issuer.close);
+  process.env.SPILLWAY_TEST_TOKEN = 'a-token-of-this-test';
+  process.env.SPILLWAY_TEST_CLIENT_SECRET = 'a secret & more';
+  const other = await gateway(
+    CONFIGURATION.replace('FIRST', servers[0].url)
+      .replace('SECOND', servers[1].url)
+      .replace(
+        'admin: {address: "127.0.0.1:ADMIN"}',
+        `admin:
+  address: "127.0.0.1:ADMIN"
+  token: {env: SPILLWAY_TEST_TOKEN}
+  oidc:
+    issuer: ${issuer.url}
+    clientId: spillway
+    clientSecret: {env: SPILLWAY_TEST_CLIENT_SECRET}
+    publicUrl: http://127.0.0.1:ADMIN
+    scopes: [email, groups]
+    allow: [{claim: groups, values: [operators]}]`,
+      ),
+    admin,
+  );
+  t.after(() => other.close());
+  const { page, context, complaints } = await open(t, '#/backends', VIEWS.light, other.address);
+  const link = page.getByRole('link', { name: 'Sign in' });
+  issuer.groups = ['guests'];
+  await link.click();
+  await page.getByPlaceholder('Enter any login').fill('ann');
+  await page.getByPlaceholder('and password').fill('any');
+  await page.getByRole('button', { name: 'Sign-in' }).click();
+  await page.getByRole('button', { name: 'Continue' }).click();
+  await page.getByText('You are known to the issuer, and not among those who may use this gateway').waitFor();
+  await accessible(page, 'a login that is refused');
+  await shot(page, 'gateway-login-refused');
+  issuer.groups = ['operators'];
+  await page.getByRole('link', { name: 'Sign in again' }).click();
+  const out = page.getByRole('button', { name: 'Sign out ann@example.com' });
+  await out.waitFor();
+  const session = (await context.cookies()).find((one) => one.name === 'spillway-session');
+  assert.deepEqual([session.httpOnly, session.sameSite], [true, 'Strict']);
+  await page.goto(`${other.address}#/backends`);
+  const name = servers[0].url;
+  await page.getByRole('button', { name: `Drain ${name}` }).click();
+  await page.getByRole('dialog').getByRole('button', { name: 'Drain' }).click();
+  await page.getByText(`${name} is drained.`).waitFor();
+  await shot(page, 'gateway-login');
+  await out.click();
+  await link.waitFor();
+  await page.reload();
+  await link.waitFor();
+  // The console lists the refusals, and what the pages of the issuer lack.
+  const own = complaints.filter((one) => one.includes(other.address) && !/40[13]|favicon|Cross-Origin-Opener/.test(one));
+  assert.deepEqual(own, []);
+});
+
 test('off loopback the page asks for the token', async (t) => {
   const host = outward();
   process.env.SPILLWAY_TEST_TOKEN = 'a-token-of-this-test';
@@ -227,6 +320,12 @@ test('off loopback the page asks for the token', async (t) => {
   // The token outlives a reload of the tab, and not the tab.
   await page.reload();
   await page.getByRole('button', { name: `Return ${name}` }).waitFor();
+  // A link cannot send the token: the page fetches the file and saves it.
+  await chat(other.traffic, {});
+  await go(page, 'costs');
+  const saving = page.waitForEvent('download');
+  await page.getByRole('link', { name: 'Download CSV' }).click();
+  assert.match(readFileSync(await (await saving).path(), 'utf8'), /^consumer,tenant/);
   await page.getByRole('button', { name: 'Forget token' }).click();
   await field.waitFor();
   // The console lists refusals of the token (401), and that a browser heeds one header of the answers with TLS alone.

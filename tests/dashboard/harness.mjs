@@ -7,6 +7,7 @@ import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import assert from 'node:assert/strict';
 
 /** Value of an environment variable that scripts/test-dashboard.sh sets. */
@@ -30,6 +31,8 @@ export const PAGES = {
   overview: 'Overview',
   live: 'Live',
   consumers: 'Consumers',
+  keys: 'Keys',
+  costs: 'Costs',
   backends: 'Backends',
   models: 'Models',
   rollouts: 'Rollouts',
@@ -153,11 +156,40 @@ export async function chatServer(name) {
 }
 
 /**
- * Starts a gateway with a configuration, in which PORT and ADMIN stand for free ports.
+ * Issuer of OpenID Connect (oidc-provider) with one client, whose pages ask for any name. `groups` are those of its persons.
  */
-export async function gateway(configuration) {
+export async function loginIssuer(redirectUri) {
+  const { Provider } = await import(pathToFileURL(packages.resolve('oidc-provider')).href);
+  const port = await freePort();
+  const self = { url: `http://localhost:${port}`, groups: [], close: () => {} };
+  const provider = new Provider(self.url, {
+    clients: [{ client_id: 'spillway', client_secret: 'a secret & more', redirect_uris: [redirectUri] }],
+    claims: { openid: ['sub'], email: ['email', 'email_verified'], groups: ['groups'] },
+    conformIdTokenClaims: false,
+    cookies: { keys: ['of this test'] },
+    pkce: { required: () => true },
+    findAccount: (_, id) => ({
+      accountId: id,
+      claims: () => ({ sub: id, email: `${id}@example.com`, email_verified: true, groups: self.groups }),
+    }),
+  });
+  const server = await new Promise((resolve) => {
+    const listening = provider.listen(port, 'localhost', () => resolve(listening));
+  });
+  self.close = () => {
+    server.closeAllConnections();
+    server.close();
+  };
+  return self;
+}
+
+/**
+ * Starts a gateway with a configuration, in which PORT stands for a free port and ADMIN for that of the admin address.
+ */
+export async function gateway(configuration, admin = 0) {
   const folder = mkdtempSync(join(tmpdir(), 'spillway-dashboard-'));
-  const [port, admin] = [await freePort(), await freePort()];
+  const port = await freePort();
+  admin ||= await freePort();
   const file = join(folder, 'spillway.yaml');
   const write = (text) =>
     writeFileSync(

@@ -513,6 +513,87 @@ export function busy(hostile = (name) => name) {
       },
     ],
   });
+  const keys = [
+    {
+      id: 'key-0a1',
+      consumer: hostile('acme-prod'),
+      state: 'active',
+      createdAt: at(86_400 * 12),
+      createdBy: hostile('token 10.0.0.9'),
+      expires: at(-86_400 * 200),
+      lastUsed: at(4),
+      rotatedAt: at(3000),
+      previousUntil: at(-600),
+      limits: { requests: '100/min', concurrency: 8, budget: { tokens: 2e6, usd: 25, per: 'month' } },
+    },
+    {
+      id: 'key-0a2',
+      consumer: 'research',
+      state: 'active',
+      createdAt: at(86_400 * 40),
+      createdBy: 'loopback 127.0.0.1',
+    },
+    {
+      id: 'key-0a3',
+      consumer: 'gone',
+      state: 'inactive',
+      createdAt: at(86_400 * 90),
+      createdBy: 'token 10.0.0.9',
+      lastUsed: at(90_000),
+    },
+    {
+      id: 'key-0a4',
+      consumer: 'research',
+      state: 'expired',
+      createdAt: at(86_400 * 300),
+      createdBy: 'token 10.0.0.9',
+      expires: at(86_400),
+    },
+    { id: 'key-0a5', state: 'unreadable' },
+  ];
+  data['/api/keys'] = () => ({ keys, maxKeys: 10_000, storeAnswers: true });
+  data['POST keys'] = (path, body) => {
+    const [id, command] = path.split('/').slice(3).map(decodeURIComponent);
+    const found = keys.find((one) => one.id === id);
+    if (command === 'expire') return Object.assign(found, body?.at ? { expires: body.at } : { state: 'expired' });
+    if (command === 'rotate') return { key: 'sk-spillway-second', ...found };
+    if (body.consumer === 'nobody')
+      return { problem: { status: 400, detail: 'there is no such consumer in the configuration' } };
+    const { consumer, expires, limits } = body;
+    const made = { id: 'key-new', consumer, state: 'active', createdAt: at(0), expires, limits };
+    keys.push(made);
+    return { key: 'sk-spillway-first', ...made };
+  };
+  data['DELETE keys'] = (path) => {
+    const id = decodeURIComponent(path.split('/').at(-1));
+    const place = keys.findIndex((one) => one.id === id);
+    keys.splice(place, 1);
+    return { id, revoked: true };
+  };
+  const cost = (consumer, tenant, route, model, answers, usd) => ({
+    consumer,
+    tenant,
+    route,
+    model,
+    answers,
+    inputTokens: answers * 410,
+    cachedTokens: answers * 120,
+    outputTokens: answers * 122,
+    usd,
+  });
+  data['/api/costs'] = () => {
+    const { model, usd, ...unpriced } = cost('research', 'lab', names.code, '', 41, 0);
+    return {
+      since: at(273_600),
+      costs: [
+        cost('', '', names.search, 'embed-*', 910, 0.0182),
+        cost(hostile('acme-prod'), 'acme', names.chat, 'gpt-*', 81_200, 1412.25),
+        cost(hostile('acme-prod'), 'acme', names.code, hostile('claude-*'), 9_100, 612.5),
+        cost('acme-batch', 'acme', names.chat, 'gpt-*', 20_000, 402.12),
+      ],
+      unpriced: [unpriced],
+    };
+  };
   data['/api/models'] = () => ({
     models: [
       {
@@ -716,6 +797,8 @@ export function empty() {
     '/api/quality': () => ({ routes: [] }),
     '/api/feedback': () => ({ feedback: null }),
     '/api/consumers': () => ({ consumers: [], more: 0, tenants: [] }),
+    '/api/keys': () => ({ keys: [], maxKeys: 10_000, storeAnswers: true }),
+    '/api/costs': () => ({ since: new Date().toISOString(), costs: [], unpriced: [] }),
     '/api/models': () => ({ models: [], memory: { used: 0, limit: null } }),
     '/api/config': () => ({
       generation: 1,
@@ -748,6 +831,18 @@ export async function scripted(first = busy()) {
     };
     const json = (body, status = 200) => send(status, 'application/json', JSON.stringify(body));
     try {
+      if (url.pathname === '/auth/session') return json(data.proofs ?? { login: false, token: false, person: null });
+      if (url.pathname === '/auth/logout' && request.headers['x-spillway-admin'] === '1') {
+        data.proofs = { ...data.proofs, person: null };
+        return json({ signedOut: true });
+      }
+      if (data.proofs?.login && data.proofs.person === null && url.pathname.startsWith('/api/'))
+        return json({ title: 'Unauthorized', status: 401, detail: 'log in at /auth/login' }, 401);
+      if (url.pathname === '/auth/login') {
+        data.proofs = { ...data.proofs, person: data.person };
+        response.writeHead(303, { location: '/' });
+        return response.end();
+      }
       if (!url.pathname.startsWith('/api/')) {
         const name = url.pathname === '/' ? 'index.html' : url.pathname.replace('/assets/', '');
         return send(200, TYPES[name.split('.').at(-1)] ?? 'text/plain', await readFile(FILES + name));
@@ -765,7 +860,7 @@ export async function scripted(first = busy()) {
       let body = '';
       for await (const chunk of request) body += chunk;
       const parsed = body ? JSON.parse(body) : undefined;
-      if (request.method === 'POST' && request.headers['x-spillway-admin'] !== '1')
+      if (request.method !== 'GET' && request.headers['x-spillway-admin'] !== '1')
         return json({ title: 'Forbidden', detail: 'the header is missing' }, 403);
       if (url.pathname === '/api/requests') {
         response.writeHead(200, { 'content-type': 'text/event-stream', 'content-security-policy': POLICY });
@@ -796,6 +891,11 @@ export async function scripted(first = busy()) {
         response.end('data: {"choices":[],"usage":{"completion_tokens":14}}\n\ndata: [DONE]\n\n');
         return undefined;
       }
+      if (url.pathname.startsWith('/api/keys') && request.method !== 'GET') {
+        const done = data[`${request.method} keys`](url.pathname, parsed);
+        return done.problem ? json(done.problem, done.problem.status) : json(done);
+      }
+      if (url.searchParams.get('format') === 'csv') return send(200, 'text/csv', 'consumer,usd\r\n');
       if (request.method === 'POST')
         return json(
           url.pathname.includes('/endpoints/')
@@ -803,8 +903,10 @@ export async function scripted(first = busy()) {
             : data['POST rollout'](url.pathname, parsed),
         );
       const answer = data[url.pathname];
+      const said = answer?.(url.searchParams);
+      if (said?.problem) return json(said.problem, said.problem.status);
       return answer
-        ? json(answer(url.searchParams))
+        ? json(said)
         : json({ title: 'Not Found', status: 404, detail: 'unknown page' }, 404);
     } catch (error) {
       return json({ title: 'Error', detail: String(error) }, 500);

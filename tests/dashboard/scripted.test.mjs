@@ -41,6 +41,8 @@ test('each page of an empty gateway says what is not there', async (t) => {
     overview: 'No traffic in this window',
     live: 'No request has ended',
     consumers: 'Callers are anonymous',
+    keys: 'No keys',
+    costs: 'No costs yet',
     backends: 'No backends',
     models: 'No built-in models',
     rollouts: 'No rollouts',
@@ -253,7 +255,183 @@ test('updates come at most four times a second, and none while the tab is hidden
   await page.waitForFunction((n) => globalThis.begins.length > n, updates);
 });
 
-for (const name of ['overview', 'live', 'rollouts', 'models']) {
+test('a person signs in, comes back to the page, and signs out', async (t) => {
+  const data = busy();
+  data.person = 'ann@example.com <img src=x>';
+  data.proofs = { login: true, token: true, person: null };
+  const { page, complaints } = await start(t, { data, at: '#/backends' });
+  const link = page.getByRole('link', { name: 'Sign in' });
+  await link.waitFor();
+  await page.getByLabel('Token', { exact: true }).waitFor();
+  await accessible(page, 'the choice of token or login');
+  await shot(page, 'login');
+  await link.click();
+  await page.getByRole('rowheader', { name: /10\.0\.4\.11/ }).waitFor();
+  assert.match(page.url(), /#\/backends$/);
+  const out = page.getByRole('button', { name: 'Sign out ann@example.com' });
+  await out.waitFor();
+  await accessible(page, 'a page of a person');
+  data.proofs.token = false;
+  await out.click();
+  await link.waitFor();
+  assert.ok(!(await page.getByLabel('Token', { exact: true }).isVisible()), 'a gateway without a token asks for none');
+  assert.deepEqual(
+    complaints.filter((one) => !one.includes('401')),
+    [],
+  );
+});
+
+/** Row of a table by the name in its head. */
+const rowOf = (page, name, within = page) =>
+  within.getByRole('row').filter({ has: page.getByRole('rowheader', { name }) });
+
+test('a key is made, shown once and copied', async (t) => {
+  const { page, context, complaints } = await start(t, { at: '#/keys' });
+  await context.grantPermissions(['clipboard-read', 'clipboard-write']);
+  const make = page.getByRole('button', { name: 'Make a key' });
+  await make.focus();
+  await page.keyboard.press('Enter');
+  const dialog = page.getByRole('dialog', { name: 'Make a key' });
+  const consumer = dialog.getByLabel('Consumer', { exact: true });
+  assert.ok(await consumer.evaluate((element) => element === document.activeElement));
+  await dialog.getByText('Limits and budget of the key').click();
+  await accessible(page, 'the form of a key');
+  await shot(page, 'key-form');
+  await consumer.fill('nobody');
+  await page.keyboard.press('Enter');
+  await dialog.getByRole('alert').getByText('there is no such consumer').waitFor();
+  await consumer.fill('research');
+  await dialog.getByLabel('Expires').fill('2199-01-31T10:00');
+  await dialog.getByLabel('Requests', { exact: true }).fill('100/min');
+  await dialog.getByLabel('Budget in dollars').fill('25');
+  await dialog.getByRole('button', { name: 'Make the key' }).click();
+  const shown = page.getByRole('dialog', { name: 'The key is made' });
+  assert.equal(await shown.getByLabel('Key', { exact: true }).inputValue(), 'sk-spillway-first');
+  await accessible(page, 'a key that was made');
+  await shot(page, 'key-made');
+  await shown.getByRole('button', { name: 'Copy' }).click();
+  await shown.getByText('Copied.').waitFor();
+  assert.equal(await page.evaluate(() => navigator.clipboard.readText()), 'sk-spillway-first');
+  await page.keyboard.press('Escape');
+  await rowOf(page, 'key-new').getByText('100/min requests').waitFor();
+  await rowOf(page, 'key-new').getByText('$25.00 a month').waitFor();
+  assert.ok(!(await page.content()).includes('sk-spillway'), 'the key is gone with its dialog');
+  assert.ok(await make.evaluate((element) => element === document.activeElement));
+  // The console lists the refusal.
+  assert.deepEqual(
+    complaints.filter((one) => !one.includes('400')),
+    [],
+  );
+});
+
+test('a key is ended, rotated and revoked, each after a question', async (t) => {
+  const { page, complaints } = await start(t, { at: '#/keys' });
+  await page.getByRole('button', { name: 'Rotate key-0a1' }).click();
+  const question = page.getByRole('dialog');
+  await question.getByLabel('The secret before is accepted').selectOption('1h');
+  await accessible(page, 'the question before a rotation');
+  await question.getByRole('button', { name: 'Rotate' }).click();
+  const shown = page.getByRole('dialog', { name: 'The key is rotated' });
+  assert.equal(await shown.getByLabel('Key', { exact: true }).inputValue(), 'sk-spillway-second');
+  await shown.getByRole('button', { name: 'Close' }).click();
+  await page.getByRole('button', { name: 'Set expiry of key-0a2' }).click();
+  await question.getByLabel('Expires').fill('2199-01-31T10:00');
+  await question.getByRole('button', { name: 'Set expiry' }).click();
+  await rowOf(page, 'key-0a2').getByText('2199-01-31 10:00:00').waitFor();
+  await page.getByRole('button', { name: 'Set expiry of key-0a2' }).click();
+  await question.getByLabel('Now').check();
+  await question.getByRole('button', { name: 'Set expiry' }).click();
+  await rowOf(page, 'key-0a2').getByText('Expired').waitFor();
+  assert.equal(await page.getByRole('button', { name: 'Rotate key-0a2' }).count(), 0, 'an expired key is over');
+  const revoke = page.getByRole('button', { name: 'Revoke key-0a2' });
+  await revoke.click();
+  await page.keyboard.press('Escape');
+  assert.ok(await revoke.evaluate((element) => element === document.activeElement));
+  await revoke.click();
+  await question.getByRole('button', { name: 'Revoke' }).click();
+  await page.getByText('key-0a2 is revoked.').waitFor();
+  await rowOf(page, 'key-0a2').waitFor({ state: 'detached' });
+  assert.deepEqual(complaints, []);
+});
+
+test('the page of keys says what turns it on, and that its store is lost', async (t) => {
+  const data = busy();
+  const { server, page } = await start(t, { data, at: '#/keys' });
+  const { keys } = data['/api/keys']();
+  await rowOf(page, 'key-0a1').waitFor();
+  data['/api/keys'] = () => ({ keys, maxKeys: 10_000, storeAnswers: false });
+  server.set(data);
+  await page.reload();
+  await page.getByText('Nothing can be changed until it does').waitFor();
+  await accessible(page, 'keys without their store');
+  await shot(page, 'keys-lost');
+  data['/api/keys'] = () => ({ keys: [], maxKeys: 10_000, storeAnswers: false });
+  await page.reload();
+  await page.getByText('What keys there are is not known').waitFor();
+  const detail = 'keys are not made at run time here: add `authentication: {keysByApi: {}}` to the configuration';
+  data['/api/keys'] = () => ({ problem: { status: 409, detail } });
+  await page.reload();
+  await page.getByText(detail).waitFor();
+  assert.equal(await page.getByRole('button', { name: 'Make a key' }).count(), 0);
+  await accessible(page, 'keys that are off');
+  await shot(page, 'keys-off');
+});
+
+test('of many keys and costs some are shown, and the rest when asked for', async (t) => {
+  const data = busy();
+  const made = (n) => new Date(Date.UTC(2026, 0, 1) + n * 60_000).toISOString();
+  const keys = Array.from({ length: 5000 }, (_, n) => ({
+    id: `key-${n}`,
+    consumer: `consumer-${n % 900}`,
+    state: 'active',
+    createdAt: made(n),
+    createdBy: 'token 10.0.0.9',
+  }));
+  data['/api/keys'] = () => ({ keys, maxKeys: 10_000, storeAnswers: true });
+  const [row] = data['/api/costs']().costs;
+  const costs = Array.from({ length: 900 }, (_, n) => ({ ...row, consumer: `consumer-${n}`, usd: n }));
+  data['/api/costs'] = () => ({ since: made(0), costs, unpriced: [] });
+  const { page } = await start(t, { data, at: '#/keys' });
+  await page.getByRole('rowheader', { name: 'key-4999' }).waitFor();
+  assert.equal(await page.getByRole('rowheader').count(), 100);
+  await page.getByText('4,900 more keys.').waitFor();
+  await page.getByRole('button', { name: 'Show more' }).click();
+  assert.equal(await page.getByRole('rowheader').count(), 200);
+  await page.getByLabel('Filter keys').fill('key-4321');
+  await page.getByRole('rowheader', { name: 'key-4321' }).waitFor();
+  assert.equal(await page.getByRole('rowheader').count(), 1);
+  await go(page, 'costs');
+  await page.getByRole('rowheader', { name: 'consumer-899', exact: true }).waitFor();
+  await page.getByText('800 more rows; the CSV has all.').waitFor();
+});
+
+test('costs are summed by consumer, tenant, model and route, beside budgets and use without a price', async (t) => {
+  const { page, complaints } = await start(t, { at: '#/costs' });
+  const costs = page.getByRole('region', { name: 'Costs', exact: true }).getByRole('table');
+  await rowOf(page, 'acme-prod', costs).getByText('$2,024.75').waitFor();
+  await rowOf(page, 'anonymous', costs).getByText('$0.02').waitFor();
+  await page.getByText(/3121 of/).waitFor();
+  await page
+    .getByRole('table', { name: 'Answers without a price' })
+    .getByRole('rowheader', { name: 'code-assist' })
+    .waitFor();
+  for (const [by, name, sum] of [
+    ['Tenant', 'acme', '$2,426.87'],
+    ['Model', 'gpt-*', '$1,814.37'],
+    ['Route', 'code-assist', '$612.50'],
+  ]) {
+    await page.getByText(by, { exact: true }).first().click();
+    await page.waitForURL(new RegExp(`by=${by.toLowerCase()}`));
+    await rowOf(page, name, costs).getByText(sum).waitFor();
+  }
+  await accessible(page, 'costs by route');
+  const saved = page.waitForEvent('download');
+  await page.getByRole('link', { name: 'Download CSV' }).click();
+  assert.equal((await saved).suggestedFilename(), 'spillway-costs.csv');
+  assert.deepEqual(complaints, []);
+});
+
+for (const name of ['overview', 'live', 'rollouts', 'models', 'keys', 'costs']) {
   test(`ten minutes of ${name} take no more memory`, async (t) => {
     const { server, page, context } = await start(t, { at: 'about:blank' });
     server.tail(60);

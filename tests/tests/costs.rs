@@ -86,6 +86,13 @@ routes:
     assert_eq!(*row("acme"), acme);
     assert_eq!((&row("")["route"], &row("")["usd"]), (&json!("open"), &json!(0.0024)));
     assert_eq!(row(formula)["tenant"], formula);
+    let shown: Value = serde_json::from_str(&gateway.shown("/api/costs").await).unwrap();
+    let unpriced = json!([{
+        "consumer": "acme", "tenant": "shop", "route": "chat", "answers": 1,
+        "inputTokens": 1000, "cachedTokens": 400, "outputTokens": 100,
+    }]);
+    assert_eq!(shown["unpriced"], unpriced, "use without a price is told, and is no cost");
+    assert!(!gateway.shown("/metrics").await.contains("model=\"\""));
     let series = "spillway_cost_usd_total{consumer=\"acme\",tenant=\"shop\",http_route=\"chat\",model=\"gpt-*\"}";
     assert_eq!(gateway.metric(series).await, 0.0048);
     assert_eq!(gateway.metric(&series.replace("usd", "answers")).await, 2.0);

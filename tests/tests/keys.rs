@@ -71,12 +71,15 @@ async fn a_key_is_made_rotated_ended_and_revoked_and_outlives_a_crash() {
     let gateway = Gateway::start(&yaml).await;
     let (id, key) = made(&gateway, json!({"consumer": "acme", "expires": "2199-01-01T00:00:00Z"})).await;
     assert!(key.starts_with("sk-spillway-"));
+    assert_eq!(shown(&gateway, &id).await.get("lastUsed"), None);
     assert_eq!(asked(&gateway, &key).await, 200, "it is accepted at once");
     assert!(!upstream.last().headers.contains_key("authorization"), "it ends here");
     assert_eq!(asked(&gateway, &format!("{key}x")).await, 401);
     let about = shown(&gateway, &id).await;
     assert_eq!((&about["consumer"], &about["state"]), (&json!("acme"), &json!("active")), "{about}");
     assert_eq!(about["expires"], "2199-01-01T00:00:00.000Z");
+    let used = about["lastUsed"].as_str().unwrap().to_owned();
+    assert!(used >= about["createdAt"].as_str().unwrap().to_owned(), "{about}");
 
     let gateway = gateway.crash_and_restart(&yaml).await;
     assert_eq!(asked(&gateway, &key).await, 200);
@@ -88,7 +91,9 @@ async fn a_key_is_made_rotated_ended_and_revoked_and_outlives_a_crash() {
     let second = rotated["key"].as_str().unwrap().to_owned();
     assert_eq!((status, rotated["id"].as_str()), (200, Some(id.as_str())), "{rotated}");
     assert_eq!((asked(&gateway, &key).await, asked(&gateway, &second).await), (200, 200));
-    assert!(shown(&gateway, &id).await["previousUntil"].is_string());
+    let about = shown(&gateway, &id).await;
+    assert!(about["previousUntil"].is_string());
+    assert!(about["lastUsed"].is_string(), "either secret is the key's use, before and after a change: {about}");
     let (_, rotated) = admin(&gateway, "POST", &rotate, Value::Null).await;
     let third = rotated["key"].as_str().unwrap().to_owned();
     let statuses = (asked(&gateway, &key).await, asked(&gateway, &second).await, asked(&gateway, &third).await);

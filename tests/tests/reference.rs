@@ -120,6 +120,11 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
             continue;
         }
         let answer = admin.send(request).await;
+        if operation.path.starts_with("/auth/") && operation.path != "/auth/session" {
+            // Nobody logs in at this gateway.
+            assert_eq!(answer.status, 404, "{what}: {}", answer.text());
+            continue;
+        }
         if operation.path == "/api/quality/examples" {
             // Texts are shown with a token alone, which this gateway has not.
             assert_eq!(answer.status, operation.answers[1].0, "{what}: {}", answer.text());

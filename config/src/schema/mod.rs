@@ -19,7 +19,7 @@ mod routes;
 mod telemetry;
 
 pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
-pub use admin::Admin;
+pub use admin::{Admin, AdminLogin, AllowedClaim, LoginSessions};
 pub use backends::{
     Backend, BackendProtocol, BackendTimeouts, BackendTls, CallerCredentials, Credentials, Endpoint, MaxTokensField,
     ModelList, NoReasoning, OpenAiApi,

@@ -196,11 +196,14 @@ pub(crate) fn all(cx: &mut Context<'_>) {
 
 fn admin(cx: &mut Context<'_>) {
     let Some(admin) = &cx.config.admin else { return };
-    if !admin.address.0.ip().is_loopback() && admin.token.is_none() {
+    if !admin.address.0.ip().is_loopback() && admin.token.is_none() && admin.oidc.is_none() {
         cx.error(
             at!["admin", "address"],
-            "an admin address that is not loopback needs `admin.token`: give one, or listen on 127.0.0.1",
+            "an admin address that is not loopback needs `admin.token` or `admin.oidc`: give one, or listen on 127.0.0.1",
         );
+    }
+    if let Some(login) = &admin.oidc {
+        admin_login(cx, login);
     }
     let same = |listener: &crate::schema::Listener| listener.address == admin.address && admin.address.0.port() != 0;
     if cx.config.listeners.iter().any(same) {
@@ -222,6 +225,58 @@ fn without_login(cx: &mut Context<'_>, at: Vec<Segment>, text: &str) {
     if url::Url::parse(text).is_ok_and(|url| has_login(&url)) {
         cx.error(at, "a user or password in the URL is not sent, and would be readable in the file: remove it");
     }
+}
+
+/// Checks the login of operators.
+fn admin_login(cx: &mut Context<'_>, login: &crate::schema::AdminLogin) {
+    let below = |key: &'static str| at!["admin", "oidc", key];
+    for (key, text) in [("clientId", &login.client_id), ("name", &login.name)] {
+        if text.is_empty() {
+            cx.error(below(key), "expected a name; this one is empty");
+        }
+    }
+    if !is_secure_url(&login.issuer, false) {
+        let message = "expected the issuer's https URL without a query, such as `https://login.example`; http is for an issuer on loopback";
+        cx.error(below("issuer"), message);
+    }
+    if !is_secure_url(&login.public_url, true) {
+        let message = "expected the https origin at which browsers reach this address, without a path, such as \
+                       `https://spillway-admin.example`; http is for loopback";
+        cx.error(below("publicUrl"), message);
+    }
+    if login.allow.is_empty() {
+        let message = "nobody could log in: expected claims, such as `{claim: groups, values: [operators]}`";
+        cx.error(below("allow"), message);
+    }
+    for (n, allowed) in login.allow.iter().enumerate() {
+        if allowed.claim.is_empty() || allowed.values.is_empty() || allowed.values.iter().any(String::is_empty) {
+            let message = "expected the name of a claim and at least one value that is not empty";
+            cx.error(at!["admin", "oidc", "allow", n], message);
+        }
+    }
+    if login.scopes.iter().any(|scope| scope.is_empty() || scope.contains(char::is_whitespace)) {
+        cx.error(below("scopes"), "a scope is a word; expected one entry for each");
+    }
+    let sessions = &login.sessions;
+    for (key, time) in [("lifetime", sessions.lifetime), ("idle", sessions.idle)] {
+        if time.0.as_secs() == 0 {
+            cx.error(at!["admin", "oidc", "sessions", key], "expected at least a second");
+        }
+    }
+}
+
+/// True for a URL of https, or of http on loopback, without a user, a query and a fragment; with `is_origin` without a path too.
+fn is_secure_url(text: &str, is_origin: bool) -> bool {
+    let Ok(url) = url::Url::parse(text) else { return false };
+    let is_loopback = match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => return false,
+    };
+    let is_secure = url.scheme() == "https" || url.scheme() == "http" && is_loopback;
+    let is_bare = !has_login(&url) && url.query().is_none() && url.fragment().is_none();
+    is_secure && is_bare && (!is_origin || url.path() == "/")
 }
 
 /// True for an address that a browser may be sent to, with the place for the id of a trace behind its host.

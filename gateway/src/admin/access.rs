@@ -1,6 +1,6 @@
 //! Access to the admin address. On loopback, a request needs a loopback `Host`, so that no web page gets in by a name that
-//! resolves to loopback. Elsewhere, and wherever a token is configured, a request needs the token; only the files of the
-//! dashboard, which are the same everywhere, come without it.
+//! resolves to loopback. Elsewhere, and wherever a token or a login is configured, a request needs the token or a session; only the
+//! files of the dashboard, which are the same everywhere, come without.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,9 +24,34 @@ impl Client {
     }
 }
 
-/// Proof by which a request that was let in came: `token` or `loopback`.
-pub(super) fn who(state: &dyn AdminState) -> &'static str {
-    if state.token_matches(None).is_some() { "token" } else { "loopback" }
+/// Proof by which a request was let in.
+#[derive(Debug, Clone)]
+pub(super) enum Proof {
+    /// The token.
+    Token,
+    /// The loopback address.
+    Loopback,
+    /// The session of a person who has logged in.
+    Person(Arc<str>),
+}
+
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Token => f.write_str("token"),
+            Self::Loopback => f.write_str("loopback"),
+            Self::Person(name) => write!(f, "person {name}"),
+        }
+    }
+}
+
+/// Operator of a request that was let in: the proof, and the address.
+pub(super) fn who(request: &Request) -> String {
+    let client = Client::of(request).to_canonical();
+    match request.extensions().get::<Proof>() {
+        Some(proof) => format!("{proof} {client}"),
+        None => format!("unknown {client}"),
+    }
 }
 
 /// Pages of keys.
@@ -43,10 +68,13 @@ pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Req
     let status = answer.status();
     let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST);
     if refused || !method.is_safe() || path == TEXTS {
-        let who = if refused { "unknown" } else { who(&*state) };
+        let who = match answer.extensions().get::<Proof>() {
+            Some(proof) if !refused || matches!(proof, Proof::Person(_)) => proof.to_string(),
+            _ => "unknown".to_owned(),
+        };
         // Somebody may name a key by the key itself, which no log may have.
         let path = if path.contains(KEY_PREFIX) { KEYS_PAGE } else { &path };
-        state.audit(client, who, method.as_str(), path, status.as_u16());
+        state.audit(client, &who, method.as_str(), path, status.as_u16());
     }
     answer
 }
@@ -59,26 +87,37 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
         .and_then(|value| value.as_bytes().split_at_checked(7))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
         .map(|(_, token)| token.trim_ascii());
-    match state.token_matches(bearer) {
-        Some(true) => return next.run(request).await,
-        Some(false) if dashboard::is_asked(request.method(), request.uri().path(), request.headers()) => {
+    let (token, login) = (state.token_matches(bearer), state.login());
+    if token == Some(true) {
+        return pass(Proof::Token, request, next).await;
+    }
+    if let Some(login) = login
+        && let Some(person) = login.person(request.headers())
+    {
+        if !request.method().is_safe() && !login.is_own_origin(request.headers()) {
+            let mut refused = foreign();
+            refused.extensions_mut().insert(Proof::Person(person));
+            return refused;
+        }
+        return pass(Proof::Person(person), request, next).await;
+    }
+    let needed = match (token, login) {
+        (Some(_), None) => "missing or wrong token: send `Authorization: Bearer` with admin.token",
+        (Some(_), Some(_)) => "log in at /auth/login, or send `Authorization: Bearer` with admin.token",
+        (None, Some(_)) => "log in at /auth/login",
+        (None, None) if !state.is_loopback() => "admin.token is not configured: configure it, or listen on loopback",
+        (None, None) => "",
+    };
+    if !needed.is_empty() {
+        let has_page = token.is_some() || login.is_some();
+        if has_page && dashboard::is_asked(request.method(), request.uri().path(), request.headers()) {
             return next.run(request).await;
         }
-        Some(false) => {
-            let mut answer = problem(
-                StatusCode::UNAUTHORIZED,
-                "missing or wrong token: send `Authorization: Bearer` with admin.token",
-            );
+        let mut answer = problem(StatusCode::UNAUTHORIZED, needed);
+        if token.is_some() {
             answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-            return answer;
         }
-        None if !state.is_loopback() => {
-            return problem(
-                StatusCode::UNAUTHORIZED,
-                "admin.token is not configured: configure it, or listen on loopback",
-            );
-        }
-        None => {}
+        return answer;
     }
     let mut given = request.headers().get_all(header::HOST).iter();
     let host = match (given.next().and_then(|host| host.to_str().ok()), given.next()) {
@@ -86,10 +125,26 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
         _ => "",
     };
     if is_loopback_host(host) || state.hosts().iter().any(|allowed| is_allowed(host, allowed)) {
-        next.run(request).await
+        pass(Proof::Loopback, request, next).await
     } else {
         problem(StatusCode::MISDIRECTED_REQUEST, "the Host of this request is neither loopback nor one of admin.hosts")
     }
+}
+
+/// Lets a request in by a proof, which handlers and the audit log are told.
+async fn pass(proof: Proof, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(proof.clone());
+    let mut answer = next.run(request).await;
+    answer.extensions_mut().insert(proof);
+    answer
+}
+
+/// Refusal of a change that a session makes from elsewhere.
+pub(super) fn foreign() -> Response {
+    problem(
+        StatusCode::FORBIDDEN,
+        "a change by a session needs the `Origin` of admin.oidc.publicUrl: open the dashboard there",
+    )
 }
 
 /// Refuses a change without the header that web pages cannot send: a page can send a form to loopback, but no such header.

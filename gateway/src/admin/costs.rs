@@ -20,6 +20,8 @@ pub struct ShownCosts {
     pub since: std::time::SystemTime,
     /// Costs by consumer, tenant, route and price.
     pub rows: Vec<CostRow>,
+    /// Answers of servers without a price, by consumer, tenant and route.
+    pub unpriced: Vec<CostRow>,
 }
 
 /// Form of the answer.
@@ -41,6 +43,33 @@ struct Row<'r> {
     cached_tokens: u64,
     output_tokens: u64,
     usd: f64,
+}
+
+/// Row of use without a price, as programs read it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UnpricedRow<'r> {
+    consumer: &'r str,
+    tenant: &'r str,
+    route: &'r str,
+    answers: u64,
+    input_tokens: u64,
+    cached_tokens: u64,
+    output_tokens: u64,
+}
+
+impl<'r> UnpricedRow<'r> {
+    fn of(row: &'r CostRow) -> Self {
+        Self {
+            consumer: &row.consumer,
+            tenant: &row.tenant,
+            route: &row.route,
+            answers: row.answers,
+            input_tokens: row.input,
+            cached_tokens: row.cached,
+            output_tokens: row.output,
+        }
+    }
 }
 
 impl<'r> Row<'r> {
@@ -80,7 +109,9 @@ pub(super) async fn show(
         None if accept.contains("text/csv") => table(&costs),
         None | Some("json") => {
             let rows: Vec<Row<'_>> = costs.rows.iter().map(Row::of).collect();
-            axum::Json(serde_json::json!({ "since": rfc3339_millis(costs.since), "costs": rows })).into_response()
+            let unpriced: Vec<UnpricedRow<'_>> = costs.unpriced.iter().map(UnpricedRow::of).collect();
+            let since = rfc3339_millis(costs.since);
+            axum::Json(serde_json::json!({ "since": since, "costs": rows, "unpriced": unpriced })).into_response()
         }
         Some(_) => problem(StatusCode::BAD_REQUEST, "unknown format; expected json or csv"),
     }

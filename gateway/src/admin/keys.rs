@@ -11,7 +11,7 @@ use spillway_config::schema::ConsumerLimits;
 use spillway_config::values::Duration;
 
 use super::AdminState;
-use super::access::{self, Client, problem};
+use super::access::{self, problem};
 use super::body::{body, starting};
 use crate::identity::{IssuedKeys, IssuedTable, KeyCommandError, KeyOrder, MadeKey};
 
@@ -91,10 +91,6 @@ fn made(status: StatusCode, action: &'static str, by: &str, made: &MadeKey) -> R
     (status, axum::Json(made)).into_response()
 }
 
-fn by(state: &dyn AdminState, request: &Request) -> String {
-    format!("{} {}", access::who(state), Client::of(request).to_canonical())
-}
-
 fn answer(done: Result<Response, Box<Response>>) -> Response {
     done.unwrap_or_else(|refused| *refused)
 }
@@ -103,7 +99,8 @@ fn answer(done: Result<Response, Box<Response>>) -> Response {
 pub(super) async fn list(State(state): State<Arc<dyn AdminState>>) -> Response {
     answer(running(&*state).map(|(keys, table)| {
         let shown = keys.list(&table);
-        axum::Json(serde_json::json!({ "keys": shown, "maxKeys": table.most() })).into_response()
+        let shown = serde_json::json!({ "keys": shown, "maxKeys": table.most(), "storeAnswers": keys.store_answers() });
+        axum::Json(shown).into_response()
     }))
 }
 
@@ -122,7 +119,7 @@ pub(super) async fn create(State(state): State<Arc<dyn AdminState>>, request: Re
     }
     let done = async {
         let (keys, table) = running(&*state)?;
-        let by = by(&*state, &request);
+        let by = access::who(&request);
         let expected = "{\"consumer\": \"NAME\", \"expires\": \"2027-01-31T00:00:00Z\", \"limits\": {…}}, the last two as you like";
         let missing = || Box::new(problem(StatusCode::BAD_REQUEST, &format!("the body is empty; expected {expected}")));
         let read: NewKeyBody = body(request, expected).await?.ok_or_else(missing)?;
@@ -145,7 +142,7 @@ pub(super) async fn revoke(
     if let Some(refused) = access::refuse_change(request.headers()) {
         return refused;
     }
-    let by = by(&*state, &request);
+    let by = access::who(&request);
     drop(request);
     let done = async {
         let (keys, table) = running(&*state)?;
@@ -171,7 +168,7 @@ pub(super) async fn change(
     }
     let done = async {
         let (keys, table) = running(&*state)?;
-        let by = by(&*state, &request);
+        let by = access::who(&request);
         match command.as_str() {
             "rotate" => {
                 let read: RotationBody = body(request, "{\"grace\": \"1h\"} or nothing").await?.unwrap_or_default();

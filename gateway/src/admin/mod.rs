@@ -11,6 +11,7 @@ mod dashboard;
 mod history;
 mod keys;
 mod lasting;
+mod login;
 mod overview;
 mod playground;
 mod requests;
@@ -45,6 +46,7 @@ pub use self::history::{History, HistoryReport, NoHistory};
 pub use self::keys::RunningKeys;
 pub use self::lasting::LastingAnswer;
 use self::lasting::LastingAnswers;
+pub use self::login::{Login, LoginError};
 pub use self::playground::{Chat, NoChat, Playground};
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
@@ -123,7 +125,9 @@ pub trait AdminState: Send + Sync + 'static {
     fn hand_overs(&self) -> HandOverReport;
     /// True if the bearer token is the configured one; `None` if no token is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
-    /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback` or `unknown`.
+    /// Login of persons, if configured.
+    fn login(&self) -> Option<&Arc<Login>>;
+    /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback`, `person NAME` or `unknown`.
     fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16);
     /// True if the address is on loopback.
     fn is_loopback(&self) -> bool;
@@ -290,6 +294,10 @@ fn router(state: Arc<dyn AdminState>) -> Router {
     let open = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
+        .route("/auth/login", get(login::begin))
+        .route("/auth/callback", get(login::conclude))
+        .route("/auth/logout", post(login::end))
+        .route("/auth/session", get(login::show))
         .method_not_allowed_fallback(wrong_method);
     open.merge(guarded).layer(middleware::map_response(add_headers)).with_state(state)
 }
@@ -456,9 +464,10 @@ struct OfRoute {
 
 /// Refuses to show texts of callers where everybody on the machine may ask.
 fn refuse_texts(state: &dyn AdminState) -> Option<Response> {
-    let has_token = state.token_matches(None).is_some();
-    let why = "texts of callers are shown and deleted only with a token: configure admin.token";
-    (!has_token).then(|| problem(StatusCode::FORBIDDEN, why))
+    let has_proof = state.token_matches(None).is_some() || state.login().is_some();
+    let why =
+        "texts of callers are shown and deleted only with a token or a login: configure admin.token or admin.oidc";
+    (!has_proof).then(|| problem(StatusCode::FORBIDDEN, why))
 }
 
 async fn examples(State(state): State<Arc<dyn AdminState>>, Query(of): Query<OfRoute>) -> Response {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::AdminState;
-use super::access::{self, Client, problem};
+use super::access::{self, problem};
 use super::body::{body, starting};
 use crate::rollout::{Command, CommandError, RolloutRecord};
 
@@ -53,12 +53,11 @@ pub(super) async fn command(
         return problem(StatusCode::NOT_FOUND, message);
     };
     let Some(rollouts) = state.rollouts() else { return starting() };
-    let client = Client::of(&request);
+    let by = access::who(&request);
     let reason = match reason(request).await {
         Ok(reason) => reason,
         Err(refused) => return *refused,
     };
-    let by = format!("{} {}", access::who(&*state), client.to_canonical());
     let action = command.as_str();
     match rollouts.command(&name, command, &by, reason).await {
         Ok(record) => {

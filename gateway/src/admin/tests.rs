@@ -97,6 +97,9 @@ impl AdminState for Shown {
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))
     }
+    fn login(&self) -> Option<&Arc<Login>> {
+        None
+    }
     fn is_loopback(&self) -> bool {
         self.loopback
     }

@@ -14,7 +14,7 @@ use super::history::History;
 use super::lasting::LastingAnswer;
 use super::overview::{self, Shown};
 use super::playground::{Chat, NoChat, Playground};
-use super::{AdminState, RunningKeys, ShownCosts};
+use super::{AdminState, Login, RunningKeys, ShownCosts};
 use crate::audit::Audit;
 use crate::edits::Edits;
 use crate::gateway::{Gateway, Phase};
@@ -36,6 +36,7 @@ pub struct AdminView {
     pub(crate) edits: Arc<Edits>,
     pub(crate) chats: Playground,
     pub(crate) token: Option<[u8; 32]>,
+    pub(crate) login: Option<Arc<Login>>,
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Vec<String>,
     pub(crate) max_connections: usize,
@@ -237,7 +238,7 @@ impl AdminState for AdminView {
         let gateway = self.gateway.load();
         let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
         let costs = snapshot.limits.costs();
-        Some(ShownCosts { since: costs.since, rows: costs.rows() })
+        Some(ShownCosts { since: costs.since, rows: costs.rows(), unpriced: costs.unpriced() })
     }
     async fn begin_hand_over(&self) -> Result<u32, NoHandOver> {
         if self.gateway.load().is_none() {
@@ -255,6 +256,9 @@ impl AdminState for AdminView {
     }
     fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
         self.audit.admin(client, who, method, path, status);
+    }
+    fn login(&self) -> Option<&Arc<Login>> {
+        self.login.as_ref()
     }
     fn is_loopback(&self) -> bool {
         self.address.ip().is_loopback()

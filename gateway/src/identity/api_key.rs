@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
@@ -42,6 +43,26 @@ struct KeyEntry {
     expires: u64,
     /// Consumer; `None` where that has left the file, and the key admits nobody.
     consumer: Option<Arc<Consumer>>,
+    /// Last use of a key that was made at run time; `None` for one of the file.
+    last_use: Option<Arc<LastUse>>,
+}
+
+/// Time of the last request with a key on this gateway, Unix seconds; 0 before the first one.
+#[derive(Debug, Default)]
+pub(super) struct LastUse(AtomicU64);
+
+impl LastUse {
+    /// Records a request. Of many in a second only the first writes, so threads do not take the line from each other.
+    fn record(&self, now: u64) {
+        if self.0.load(Ordering::Relaxed) < now {
+            self.0.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Time of the last request, Unix seconds; `None` before the first one.
+    pub(super) fn read(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|at| *at != 0)
+    }
 }
 
 impl KeyEntry {
@@ -74,15 +95,22 @@ impl Keys {
                         second: consumer.name.to_string(),
                     });
                 }
-                None => bucket.push(KeyEntry { digest, expires, consumer: Some(Arc::clone(consumer)) }),
+                None => bucket.push(KeyEntry { digest, expires, consumer: Some(Arc::clone(consumer)), last_use: None }),
             }
         }
         Ok(())
     }
 
     /// Adds a key that was made at run time; without a consumer it admits nobody.
-    pub(super) fn add_one(&mut self, digest: KeyHash, expires: u64, consumer: Option<Arc<Consumer>>) {
-        self.buckets.entry(prefix(&digest)).or_default().push(KeyEntry { digest, expires, consumer });
+    pub(super) fn add_one(
+        &mut self,
+        digest: KeyHash,
+        expires: u64,
+        consumer: Option<Arc<Consumer>>,
+        last_use: &Arc<LastUse>,
+    ) {
+        let last_use = Some(last_use.clone());
+        self.buckets.entry(prefix(&digest)).or_default().push(KeyEntry { digest, expires, consumer, last_use });
     }
 
     /// True if there is no key.
@@ -104,16 +132,21 @@ impl Keys {
         Some(last.unwrap_or(0)).filter(|ends| *ends != u64::MAX)
     }
 
-    /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key.
+    /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key. Records the use of a key that was made at
+    /// run time.
     pub(super) fn find(&self, digest: &KeyHash, now: u64) -> Option<(Arc<Consumer>, Credential)> {
         let prefix = prefix(digest);
         let mut found = None;
         for entry in self.buckets.get(&prefix)? {
             if bool::from(entry.digest.ct_eq(digest)) && now < entry.expires {
-                found = entry.consumer.as_ref();
+                found = entry.consumer.as_ref().map(|consumer| (consumer, &entry.last_use));
             }
         }
-        found.map(|consumer| (consumer.clone(), u64::from_be_bytes(prefix)))
+        let (consumer, last_use) = found?;
+        if let Some(last_use) = last_use {
+            last_use.record(now);
+        }
+        Some((consumer.clone(), u64::from_be_bytes(prefix)))
     }
 }
 

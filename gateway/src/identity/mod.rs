@@ -31,7 +31,7 @@ use failures::Failures;
 pub use issued::{
     IssuedKeys, IssuedKeysError, IssuedTable, KeyCommandError, KeyOrder, KeyState, KeyStoreError, MadeKey, ShownKey,
 };
-pub use jwt::{IdentityDeps, KeyFileError, TokenError};
+pub use jwt::{Description, IdTokens, IdentityDeps, IssuerError, KeyFileError, TokenError};
 use jwt::{TokenVerdict, TokenVerifier};
 pub use new_key::{KEY_PREFIX, KeyError, NewKey};
 use spillway_filter::{ErrorKind, Fields, Refusal};

@@ -15,6 +15,8 @@ use super::estimate::Used;
 const MAX_ROWS: usize = 10_000;
 /// Name of the consumer and tenant of a shared row.
 const OTHER: &str = "other";
+/// Name of the price in the rows of answers that have none.
+const UNPRICED: &str = "";
 
 /// Names that an answer costs something under.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +38,7 @@ pub struct CostRow {
     pub tenant: String,
     /// Name of the route.
     pub route: String,
-    /// Name of the price, as `prices` or the catalogue has it.
+    /// Name of the price, as `prices` or the catalogue has it; empty for answers without one.
     pub model: String,
     /// Answers.
     pub answers: u64,
@@ -65,8 +67,9 @@ impl Default for Costs {
 }
 
 impl Costs {
-    /// Adds an answer. `model` is the name of its price.
-    pub fn add(&self, payer: Payer<'_>, model: &str, used: Used) {
+    /// Adds an answer. `model` is the name of its price; `None` for an answer of a server that has no price.
+    pub fn add(&self, payer: Payer<'_>, model: Option<&str>, used: Used) {
+        let model = model.unwrap_or(UNPRICED);
         let mut rows = self.rows.lock();
         let mut payer = payer;
         let mut key = number(payer, model);
@@ -89,9 +92,18 @@ impl Costs {
         add(&mut row.nanos, used.nanos);
     }
 
-    /// All rows, in the order of their names.
+    /// All rows of answers with a price, in the order of their names.
     pub fn rows(&self) -> Vec<CostRow> {
-        let mut rows: Vec<CostRow> = self.rows.lock().values().cloned().collect();
+        self.rows_where(|row| row.model != UNPRICED)
+    }
+
+    /// All rows of answers without a price, in the order of their names.
+    pub fn unpriced(&self) -> Vec<CostRow> {
+        self.rows_where(|row| row.model == UNPRICED)
+    }
+
+    fn rows_where(&self, is_wanted: impl Fn(&&CostRow) -> bool) -> Vec<CostRow> {
+        let mut rows: Vec<CostRow> = self.rows.lock().values().filter(is_wanted).cloned().collect();
         let name = |row: &CostRow| (row.consumer.clone(), row.route.clone(), row.model.clone(), row.tenant.clone());
         rows.sort_by_cached_key(name);
         rows
@@ -117,7 +129,7 @@ mod tests {
         let costs = Costs { most: 2, ..Costs::default() };
         let add = |consumer, tenant, model| {
             let used = Used { input: 3, cached: 1, output: 2, nanos: 7, ..Used::default() };
-            costs.add(Payer { consumer, tenant, route: "r" }, model, used);
+            costs.add(Payer { consumer, tenant, route: "r" }, Some(model), used);
         };
         add("ab", "c", "m");
         add("a", "bc", "m");

@@ -373,7 +373,9 @@ fn count_cost(exchange: &Exchange, used: Used) {
     let is_inside = matches!(exchange.outcome.served_by, ServedBy::Model(_));
     let answered = answered_model(exchange);
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    if let Some(model) = exchange.snapshot.prices.name_of(answered.as_deref(), asked, is_inside) {
+    let model = exchange.snapshot.prices.name_of(answered.as_deref(), asked, is_inside);
+    // A built-in model without a price costs nothing on purpose; a server without one is missed in a bill.
+    if model.is_some() || !is_inside {
         exchange.snapshot.limits.costs().add(exchange.payer(), model, used);
     }
 }

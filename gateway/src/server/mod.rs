@@ -14,7 +14,7 @@ use spillway_filter::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminView, History, Playground};
+use crate::admin::{self, AdminView, History, Login, LoginError, Playground};
 use crate::audit::Audit;
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
@@ -73,6 +73,9 @@ pub enum ServeError {
     /// The process that was to hand over is gone.
     #[error("hand-over: {0}")]
     Predecessor(#[from] Gone),
+    /// The login of the admin address cannot be offered.
+    #[error("admin.oidc.{0}")]
+    Login(#[from] LoginError),
     /// The system refused a resource.
     #[error("{0}")]
     System(String),
@@ -85,6 +88,8 @@ pub async fn judge(loaded: &Loaded, registry: &Arc<Registry>, models_in_full: bo
     let config = &loaded.config;
     let mut errors = Vec::new();
     errors.extend(token_of(config).err().map(|e| e.to_string()));
+    let login = config.admin.as_ref().and_then(|admin| admin.oidc.as_ref());
+    errors.extend(login.and_then(|login| Login::judge(login).err()).map(|e| ServeError::from(e).to_string()));
     let written = config.clone();
     let plans = tokio::task::spawn_blocking(move || {
         crate::listener::plans(&written, &Acme::new(Arc::new(Metrics::new()))).map(|_| ())
@@ -371,6 +376,8 @@ fn view_of(
 ) -> Result<Arc<AdminView>, ServeError> {
     let written = config.admin.as_ref();
     let token = token_of(config)?;
+    let login = written.and_then(|admin| admin.oidc.as_ref());
+    let login = login.map(|login| Login::new(login, metrics.clone())).transpose()?.map(Arc::new);
     let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
     Ok(Arc::new(AdminView {
         gateway: ArcSwap::from_pointee(None),
@@ -382,6 +389,7 @@ fn view_of(
         edits: edits.clone(),
         chats: Playground::default(),
         token,
+        login,
         address,
         hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
         history: Arc::default(),

@@ -231,7 +231,7 @@ impl<'e> SocketMeter<'e> {
     fn settle(&mut self, mut used: Used, is_response: bool) {
         used.nanos = self.tariff.prices.of(used, self.outcome.model_answered.as_deref(), self.tariff.asked, false);
         let model = self.tariff.prices.name_of(self.outcome.model_answered.as_deref(), self.tariff.asked, false);
-        if let Some(model) = model.filter(|_| used.tokens() > 0) {
+        if used.tokens() > 0 {
             self.tariff.costs.add(self.tariff.payer, model, used);
         }
         if is_response && std::mem::take(&mut self.is_first) {

@@ -41,7 +41,52 @@ const COMMANDED: &[(u16, &str)] = &[
 
 const NO_KEYS: &str = "`authentication.keysByApi` is not configured.";
 
+const NO_LOGIN: &str = "`admin.oidc` is not configured.";
+
 const OPERATIONS: &[Operation] = &[
+    Operation {
+        method: "GET",
+        path: "/auth/login",
+        text: "Sends a browser to the issuer of [`admin.oidc`](../how-to/admin-login.md) to log in.",
+        guarded: false,
+        answers: &[(303, "To the issuer."), (404, NO_LOGIN), (502, "The issuer does not answer.")],
+        content_type: "",
+    },
+    Operation {
+        method: "GET",
+        path: "/auth/callback",
+        text: "Takes a browser back from the issuer, with `code` and `state`, and begins a session.",
+        guarded: false,
+        answers: &[
+            (303, "To the page, with the cookie of the session."),
+            (400, "The answer is of no login of this browser, or its time is over."),
+            (403, "The issuer, its token or `admin.oidc.allow` refuses the person."),
+            (404, NO_LOGIN),
+            (502, "The issuer does not answer."),
+            (503, "As many logins are being concluded as may."),
+        ],
+        content_type: "",
+    },
+    Operation {
+        method: "POST",
+        path: "/auth/logout",
+        text: "Ends the session whose cookie the request has.",
+        guarded: false,
+        answers: &[
+            (200, "The session is over."),
+            (403, "The header `x-spillway-admin: 1` or the right `Origin` is missing."),
+            (404, NO_LOGIN),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/auth/session",
+        text: "Tells whether the gateway takes a `login` and a `token`, and the `person` of the session, or `null`.",
+        guarded: false,
+        answers: &[(200, "`login`, `token` and `person`.")],
+        content_type: "application/json",
+    },
     Operation {
         method: "GET",
         path: "/",
@@ -183,7 +228,7 @@ const OPERATIONS: &[Operation] = &[
         text: "What consumers have used and what that costs, since the process began, by consumer, tenant, route and price ([costs](../how-to/costs.md)). CSV for `?format=csv`, and for `Accept: text/csv`.",
         guarded: true,
         answers: &[
-            (200, "`since` and `costs`, a list."),
+            (200, "`since`, `costs`, a list, and `unpriced`, the answers of servers without a price."),
             (400, "The format is unknown."),
             (503, "The gateway is starting."),
         ],
@@ -194,7 +239,11 @@ const OPERATIONS: &[Operation] = &[
         path: "/api/keys",
         text: "Every API key that was made at run time, without the key ([API keys](../how-to/api-keys.md#make-keys-at-run-time)).",
         guarded: true,
-        answers: &[(200, "`keys`, a list, and `maxKeys`."), (409, NO_KEYS), (503, "The gateway is starting.")],
+        answers: &[
+            (200, "`keys`, a list, `maxKeys`, and `storeAnswers`: false while the list is that of the last reading."),
+            (409, NO_KEYS),
+            (503, "The gateway is starting."),
+        ],
         content_type: "application/json",
     },
     Operation {
@@ -592,8 +641,9 @@ pub(super) fn page() -> String {
 {GENERATED}
 
 The paths of the [admin address](configuration/admin.md); [admin-api.openapi.json](admin-api.openapi.json) is the same for programs. On
-loopback, `Host` must be a loopback name or one of `admin.hosts`. Elsewhere, and wherever `admin.token` is written, everything but
-`/healthz`, `/readyz` and the files of the dashboard needs `Authorization: Bearer TOKEN`. A change needs the header `x-spillway-admin: 1` as well. Every change, and
+loopback, `Host` must be a loopback name or one of `admin.hosts`. Elsewhere, and wherever `admin.token` or `admin.oidc` is written,
+everything but `/healthz`, `/readyz`, `/auth` and the files of the dashboard needs `Authorization: Bearer TOKEN`, or the cookie of a
+[session](../how-to/admin-login.md). A change needs the header `x-spillway-admin: 1` as well. Every change, and
 every request that is refused, is in the [audit log](logs.md#audit-log). An error is a problem (RFC 9457): `title`, `status`, `detail`.
 
 ```yaml
@@ -614,7 +664,7 @@ routes:
     }
     page.push_str(
         "
-All are refused with 401 without the token where one is needed, with 421 for a foreign `Host` on loopback, with 405 for another method.
+All are refused with 401 without the token or a session where one is needed, with 421 for a foreign `Host` on loopback, with 405 for another method.
 
 ## Health
 
@@ -632,7 +682,7 @@ ready
 |---|---|---|
 ",
     );
-    for row in OPERATIONS.iter().filter(|row| !row.guarded) {
+    for row in OPERATIONS.iter().filter(|row| !row.guarded && !row.path.starts_with("/auth/")) {
         for (status, text) in row.answers {
             writeln!(page, "| `{}` | {status} | {text} |", row.path).unwrap();
         }

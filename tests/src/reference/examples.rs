@@ -15,6 +15,45 @@ pub struct Example {
 
 const EXAMPLES: &[Example] = &[
     Example {
+        path: "admin.oidc",
+        yaml: "admin:
+  address: 127.0.0.1:9901
+  oidc:
+    issuer: https://login.example
+    clientId: spillway
+    publicUrl: https://spillway-admin.example
+    scopes: [email, groups]
+    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
+    sessions: {lifetime: 8h, idle: 30m}
+",
+    },
+    Example {
+        path: "admin.oidc.allow[]",
+        yaml: "admin:
+  address: 127.0.0.1:9901
+  oidc:
+    issuer: https://login.example
+    clientId: spillway
+    publicUrl: https://spillway-admin.example
+    scopes: [email, groups]
+    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
+    sessions: {lifetime: 8h, idle: 30m}
+",
+    },
+    Example {
+        path: "admin.oidc.sessions",
+        yaml: "admin:
+  address: 127.0.0.1:9901
+  oidc:
+    issuer: https://login.example
+    clientId: spillway
+    publicUrl: https://spillway-admin.example
+    scopes: [email, groups]
+    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
+    sessions: {lifetime: 8h, idle: 30m}
+",
+    },
+    Example {
         path: "backends[].loadBalancing",
         yaml: "backends:
   - name: chat

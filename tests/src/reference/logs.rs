@@ -79,7 +79,10 @@ const AUDIT: &[(&str, &str)] = &[
     ("action", "Audited action; values below."),
     ("client", "Address of the client."),
     ("requestId", "Id of the request."),
-    ("who", "At the admin address: `token`, `loopback`, or `unknown` of a request that was refused."),
+    (
+        "who",
+        "At the admin address: `token`, `loopback`, `person NAME` of a session, or `unknown` of a request that was refused.",
+    ),
     ("route", "Name of the route."),
     ("listener", "Name of the listener, where a connection was refused."),
     ("method", "Method."),
@@ -90,7 +93,7 @@ const AUDIT: &[(&str, &str)] = &[
 
 const ACTIONS: &[(&str, &str)] = &[
     ("authentication_refused", "A credential of a caller or the certificate of a client was refused."),
-    ("admin_change", "A change was asked for at the admin address."),
+    ("admin_change", "A change was asked for at the admin address, or an operator has logged in or out."),
     ("admin_refused", "A request to the admin address was refused with 401, 403 or 421."),
 ];
 
@@ -104,6 +107,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("admin_accept_failed", "Accepting a connection of the admin address failed."),
     ("admin_change", "An endpoint was drained or put back."),
     ("admin_descriptors_spent", "No file descriptor was left for the admin address. Raise the limit of open files."),
+    ("admin_login_failed", "A login of an operator failed at the issuer or by its token: `reason` says how."),
     ("admin_listening", "The admin address takes connections."),
     ("metrics_listening", "The address of the metrics alone takes connections."),
     ("answer_not_written", "An answer of a built-in model could not be written in the API of its caller: report it."),

@@ -109,7 +109,7 @@ async function problem(answer) {
 async function ask(address, options) {
   let answer;
   try {
-    answer = await fetch(address, { cache: 'no-store', credentials: 'omit', redirect: 'error', ...options });
+    answer = await fetch(address, { cache: 'no-store', credentials: 'same-origin', redirect: 'error', ...options });
   } catch (error) {
     if (options.signal?.aborted && options.signal.reason?.name === 'AbortError') throw error;
     throw new ApiError('The gateway does not answer.', 0);
@@ -149,6 +149,35 @@ export async function post(address, body) {
     signal: AbortSignal.timeout(TIMEOUT),
   });
   return answer.json();
+}
+
+/**
+ * Asks to remove a thing.
+ * @param {string} address
+ */
+export async function remove(address) {
+  const answer = await ask(address, {
+    method: 'DELETE',
+    headers: headers(CHANGE),
+    signal: AbortSignal.timeout(TIMEOUT),
+  });
+  return answer.json();
+}
+
+/**
+ * Saves an answer as a file of the person, where a link could not send the token.
+ * @param {string} address
+ * @param {string} name
+ */
+export async function download(address, name) {
+  const answer = await ask(address, { headers: headers(), signal: AbortSignal.timeout(TIMEOUT) });
+  const made = URL.createObjectURL(await answer.blob());
+  const link = document.createElement('a');
+  link.href = made;
+  link.download = name;
+  link.click();
+  // The download has taken the bytes by then.
+  setTimeout(() => URL.revokeObjectURL(made), TIMEOUT);
 }
 
 /**

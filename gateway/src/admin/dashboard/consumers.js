@@ -98,7 +98,7 @@ function budgetText(budget, of) {
  * @param {'consumer' | 'tenant'} of
  * @returns {import('./ui.js').Column<T>[]}
  */
-function uses(of) {
+export function uses(of) {
   return [
     {
       label: 'Limits',

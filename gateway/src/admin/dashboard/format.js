@@ -49,6 +49,16 @@ export function count(value) {
 }
 
 /**
+ * Sum of US dollars: whole cents, and of less than a dime what is there.
+ * @param {Maybe} value
+ */
+export function dollars(value) {
+  if (!known(value)) return NONE;
+  if (value !== 0 && Math.abs(value) < 0.1) return `$${digits(value)}`;
+  return `$${value.toLocaleString('en-US', { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
+}
+
+/**
  * Share of 0 to 1 in percent.
  * @param {Maybe} value
  */

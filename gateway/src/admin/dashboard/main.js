@@ -1,14 +1,16 @@
 /** Frame of the dashboard: pages by hash, state of the gateway and of the connection, token, theme. */
 
-import { ApiError, get, hasToken, setToken } from './api.js';
+import { ApiError, get, hasToken, post, setToken } from './api.js';
 import { attr, byId, h, s, show, text } from './dom.js';
 import { repaint } from './charts.js';
 import { clock, plural, span } from './format.js';
-import { button, pill } from './ui.js';
+import { button, pill, toast } from './ui.js';
 import { Poller } from './updates.js';
 import * as backends from './backends.js';
 import * as configuration from './configuration.js';
 import * as consumers from './consumers.js';
+import * as costs from './costs.js';
+import * as keys from './keys.js';
 import * as live from './live.js';
 import * as models from './models.js';
 import * as overview from './overview.js';
@@ -46,6 +48,20 @@ const PAGES = [
     group: 'Traffic',
     icon: 'M8 8a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM2.5 14c.6-2.6 2.8-4 5.5-4s4.9 1.4 5.5 4',
     mount: consumers.mount,
+  },
+  {
+    name: 'keys',
+    title: 'Keys',
+    group: 'Traffic',
+    icon: 'M10.500 2a3.500 3.500 0 1 0 0 7 3.500 3.500 0 0 0 0-7zM8 8l-6 6m2-2l1.500 1.500M5.500 10.500L7 12',
+    mount: keys.mount,
+  },
+  {
+    name: 'costs',
+    title: 'Costs',
+    group: 'Traffic',
+    icon: 'M8 1.500v13M11.500 4.500C11 3.500 9.800 3 8 3 6 3 4.700 4 4.700 5.500c0 3.500 6.800 1.500 6.800 5 0 1.500-1.500 2.500-3.500 2.500s-3.300-.7-3.800-2',
+    mount: costs.mount,
   },
   {
     name: 'backends',
@@ -203,7 +219,7 @@ function report(error, retryAt) {
     attr(byId('pause'), 'data-off', null);
     return;
   }
-  state.set(needsToken ? 'token needed' : 'disconnected', needsToken ? 'warn' : 'bad');
+  state.set(needsToken ? 'not signed in' : 'disconnected', needsToken ? 'warn' : 'bad');
   if (needsToken) {
     show(banner, false);
     return;
@@ -227,10 +243,40 @@ function report(error, retryAt) {
   show(banner, true);
 }
 
+/** Key under which the place is kept that a person has left to sign in. */
+const PLACE = 'spillway-place';
+
+/**
+ * Proofs that the gateway takes, and the person who has signed in.
+ * @type {{login: boolean, token: boolean, person: string | null}}
+ */
+let proofs = { login: false, token: true, person: null };
+
+async function askForProofs() {
+  try {
+    proofs = await get('auth/session');
+  } catch {
+    // The page works with what it knows; the next refusal asks again.
+  }
+  show(byId('login'), proofs.login);
+  show(byId('token-part'), proofs.token || !proofs.login);
+  nameSignOut();
+  // Where there is no field for a token, the link takes its place.
+  if (proofs.login && !proofs.token && !byId('token').hidden) byId('login-link').focus();
+}
+
+function nameSignOut() {
+  const person = hasToken() ? null : proofs.person;
+  text(byId('sign-out'), person === null ? 'Forget token' : `Sign out ${person}`);
+  show(byId('sign-out'), person !== null || hasToken());
+}
+
 /** @param {boolean} needed */
 function askForToken(needed) {
   const box = byId('token');
   if (needed && box.hidden) {
+    proofs.person = null;
+    void askForProofs();
     view?.leave?.();
     const field = /** @type {HTMLInputElement} */ (byId('token-value'));
     text(byId('token-error'), hasToken() ? 'The gateway does not accept this token.' : '');
@@ -245,7 +291,7 @@ function askForToken(needed) {
   show(byId('token'), needed);
   show(content, !needed);
   show(byId('actions'), !needed);
-  show(byId('sign-out'), hasToken());
+  nameSignOut();
 }
 
 byId('token-form').addEventListener('submit', (event) => {
@@ -272,10 +318,38 @@ function askAgain() {
   visit();
 }
 
-byId('sign-out').addEventListener('click', () => {
-  setToken(null);
+byId('sign-out').addEventListener('click', async () => {
+  if (hasToken()) setToken(null);
+  else {
+    try {
+      await post('auth/logout');
+    } catch (error) {
+      toast(error instanceof Error ? error.message : String(error), 'bad');
+      return;
+    }
+  }
+  await askForProofs();
   poller.now();
 });
+
+byId('login-link').addEventListener('click', () => {
+  try {
+    sessionStorage.setItem(PLACE, location.hash);
+  } catch {
+    // Without storage the person comes back to the first page.
+  }
+});
+
+/** Goes back to where the person was before signing in. */
+function restorePlace() {
+  try {
+    const kept = sessionStorage.getItem(PLACE);
+    sessionStorage.removeItem(PLACE);
+    if (kept && location.hash === '') history.replaceState(null, '', kept);
+  } catch {
+    // As above.
+  }
+}
 
 byId('pause').addEventListener('click', () => {
   const paused = !poller.paused;
@@ -363,5 +437,7 @@ for (const group of new Set(PAGES.map((one) => one.group))) {
   byId('nav').append(h('h2', { id }, group), h('ul', { 'aria-labelledby': id }, links));
 }
 
+restorePlace();
+void askForProofs();
 window.addEventListener('hashchange', visit);
 visit();

@@ -1,9 +1,9 @@
 /** Playground: a chat with a route, streamed, and beside it the same with another route. */
 
 import { ApiError, chat, events } from './api.js';
-import { attr, h, keyed, newId, show, text } from './dom.js';
+import { attr, h, keyed, show, text } from './dom.js';
 import { count, known, seconds, short } from './format.js';
-import { button, panel, select, stateful } from './ui.js';
+import { button, panel, select, stacked, stateful } from './ui.js';
 import { forget, update } from './updates.js';
 
 /** Turns of a chat that are kept and sent. */
@@ -38,11 +38,6 @@ export function modelOf(running, route) {
 
 /** @param {import('./main.js').Context} context */
 export function mount(context) {
-  const field = (/** @type {string} */ label, /** @type {HTMLElement} */ input, hint = '') => {
-    const id = newId('field');
-    input.id = id;
-    return h('div', { class: 'stacked' }, h('label', { for: id }, label), input, hint ? h('span', null, hint) : null);
-  };
   const model = h('input', { type: 'text', autocomplete: 'off', spellcheck: 'false', placeholder: 'of the route' });
   const key = h('input', { type: 'password', autocomplete: 'off', placeholder: 'none' });
   const temperature = h('input', { type: 'number', min: '0', max: '2', step: '0.1', placeholder: 'default' });
@@ -64,7 +59,7 @@ export function mount(context) {
   const form = h(
     'form',
     { class: 'ask' },
-    field('Message', message, 'Ctrl and Enter send it.'),
+    stacked('Message', message, 'Ctrl and Enter send it.'),
     h('div', { class: 'toolbar' }, send, stop, anew, h('label', { class: 'check' }, beside, 'Beside another route')),
     h(
       'details',
@@ -73,12 +68,12 @@ export function mount(context) {
       h(
         'div',
         { class: 'fields after' },
-        field('Key of a consumer', key, 'Goes with each request, and is kept nowhere.'),
-        field('Model', model),
-        field('Temperature', temperature),
-        field('Most tokens of an answer', most),
+        stacked('Key of a consumer', key, 'Goes with each request, and is kept nowhere.'),
+        stacked('Model', model),
+        stacked('Temperature', temperature),
+        stacked('Most tokens of an answer', most),
       ),
-      field('System message', system),
+      stacked('System message', system),
     ),
   );
   const board = h(

@@ -77,6 +77,8 @@ export class DataTable {
     this.order = null;
     /** @type {readonly T[]} */
     this.items = [];
+    /** Most rows that are shown, of the sorted ones the first. */
+    this.most = Infinity;
     this.body = h('tbody', { role: 'rowgroup' });
     this.heads = columns.map((column, index) => this.head(column, index));
     const table = h(
@@ -135,7 +137,8 @@ export class DataTable {
           return (x < y ? -1 : x > y ? 1 : 0) * down;
         })
       : items;
-    keyed(this.body, sorted, this.keyOf, () => this.row());
+    const first = sorted.length > this.most ? sorted.slice(0, this.most) : sorted;
+    keyed(this.body, first, this.keyOf, () => this.row());
     show(this.empty, items.length === 0);
   }
 
@@ -254,6 +257,73 @@ export function confirm({ title, body, action, danger, reason }) {
       const agreed = dialog.returnValue === 'yes';
       dialog.remove();
       resolve(agreed ? { reason: field.value.trim() } : null);
+    });
+    dialog.showModal();
+  });
+}
+
+/**
+ * Field with its label above and a hint below.
+ * @param {string} label
+ * @param {HTMLElement} input
+ * @param {string} [hint]
+ */
+export function stacked(label, input, hint = '') {
+  const [id, hintId] = [newId('field'), newId('hint')];
+  input.id = id;
+  if (hint) attr(input, 'aria-describedby', hintId);
+  return h(
+    'div',
+    { class: 'stacked' },
+    h('label', { for: id }, label),
+    input,
+    hint ? h('span', { id: hintId }, hint) : null,
+  );
+}
+
+/**
+ * Asks for fields in a dialog. It stays open with the error while what is asked for is refused; resolves when it is closed.
+ * @param {{title: string, body: string, action: string, danger?: boolean, children: import('./dom.js').Child[], act: () => Promise<void>}} options
+ * @returns {Promise<void>}
+ */
+export function form({ title, body, action, danger, children, act }) {
+  const [titleId, bodyId] = [newId('dialog'), newId('dialog')];
+  const problem = h('p', { class: 'field-error', role: 'alert' });
+  const send = h('button', { type: 'submit', class: `button ${danger ? 'danger' : 'primary'}` }, action);
+  const content = h(
+    'form',
+    null,
+    h('h2', { id: titleId }, title),
+    h('p', { id: bodyId }, body),
+    ...children,
+    problem,
+    h(
+      'div',
+      { class: 'dialog-actions' },
+      h('button', { type: 'button', class: 'button', onclick: () => dialog.close() }, 'Cancel'),
+      send,
+    ),
+  );
+  content.addEventListener('submit', async (event) => {
+    event.preventDefault();
+    if (send.getAttribute('aria-busy') === 'true') return;
+    attr(send, 'aria-busy', 'true');
+    text(problem, '');
+    try {
+      await act();
+      dialog.close();
+    } catch (error) {
+      text(problem, error instanceof Error ? error.message : String(error));
+    } finally {
+      attr(send, 'aria-busy', null);
+    }
+  });
+  const dialog = h('dialog', { class: 'dialog', 'aria-labelledby': titleId, 'aria-describedby': bodyId }, content);
+  document.body.append(dialog);
+  return new Promise((resolve) => {
+    dialog.addEventListener('close', () => {
+      dialog.remove();
+      resolve();
     });
     dialog.showModal();
   });

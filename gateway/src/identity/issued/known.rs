@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::record::KeyRecord;
 use super::store::Contents;
+use crate::identity::api_key::LastUse;
 
 /// Document of a key.
 #[derive(Debug)]
@@ -13,10 +14,12 @@ pub(super) struct StoredKey {
     pub(super) document: String,
     /// Content; `None` where this version cannot read it, and the key admits nobody.
     pub(super) record: Option<KeyRecord>,
+    /// Last use on this gateway, which outlives changes of the document.
+    pub(super) last_use: Arc<LastUse>,
 }
 
 impl StoredKey {
-    pub(super) fn read(id: &str, document: String) -> Self {
+    pub(super) fn read(id: &str, document: String, last_use: Arc<LastUse>) -> Self {
         let record = match serde_json::from_str::<KeyRecord>(&document) {
             Ok(record) if record.id == id => Some(record),
             Ok(_) => {
@@ -28,7 +31,7 @@ impl StoredKey {
                 None
             }
         };
-        Self { document, record }
+        Self { document, record, last_use }
     }
 }
 
@@ -44,8 +47,9 @@ impl Known {
     /// Reads all documents; those that did not change are taken from `before`.
     pub(super) fn read(contents: Contents, before: &Self) -> Self {
         let keys = contents.documents.into_iter().map(|(id, document)| {
-            let known = before.keys.get(&id).filter(|known| known.document == document).cloned();
-            let key = known.unwrap_or_else(|| Arc::new(StoredKey::read(&id, document)));
+            let known = before.keys.get(&id);
+            let key = known.filter(|known| known.document == document).cloned();
+            let key = key.unwrap_or_else(|| Arc::new(StoredKey::read(&id, document, last_use(known))));
             (id, key)
         });
         Self { revision: Some(contents.revision), keys: keys.collect() }
@@ -55,14 +59,22 @@ impl Known {
     pub(super) fn with(&self, revision: u64, id: String, after: Option<(String, Option<KeyRecord>)>) -> Self {
         let mut keys = self.keys.clone();
         match after {
-            Some((document, record)) => drop(keys.insert(id, Arc::new(StoredKey { document, record }))),
+            Some((document, record)) => {
+                let last_use = last_use(keys.get(&id));
+                keys.insert(id, Arc::new(StoredKey { document, record, last_use }));
+            }
             None => drop(keys.remove(&id)),
         }
         Self { revision: Some(revision), keys }
     }
 
-    /// Records that can be read.
-    pub(super) fn records(&self) -> impl Iterator<Item = &KeyRecord> {
-        self.keys.values().filter_map(|key| key.record.as_ref())
+    /// Records that can be read, each with its last use.
+    pub(super) fn records(&self) -> impl Iterator<Item = (&KeyRecord, &Arc<LastUse>)> {
+        self.keys.values().filter_map(|key| Some((key.record.as_ref()?, &key.last_use)))
     }
+}
+
+/// Last use of the key that was known before, or of a new one.
+fn last_use(before: Option<&Arc<StoredKey>>) -> Arc<LastUse> {
+    before.map(|before| before.last_use.clone()).unwrap_or_default()
 }

@@ -136,6 +136,9 @@ pub struct ShownKey {
     /// Time of the last rotation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotated_at: Option<String>,
+    /// Time of the last request with it on this gateway, to the second; left out before the first one since the process began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<String>,
     /// Time until which the secret before the last rotation is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_until: Option<String>,
@@ -470,16 +473,21 @@ impl IssuedKeys {
         let made = |before: Option<&StoredKey>| match before {
             // 96 random bits are drawn twice by no accident.
             Some(_) => Err(KeyCommandError::Overtaken),
-            None => Ok((Some(record.clone()), show(&record.id, Some(&record), table, now))),
+            None => Ok((Some(record.clone()), show(&record.id, Some(&record), None, table, now))),
         };
         let shown = self.change(table, &id, made).await?;
         Ok(MadeKey { key: secret.key, shown })
     }
 
+    /// True unless the last look at the store failed: no key can be changed then, and the list is that of the last reading.
+    pub fn store_answers(&self) -> bool {
+        !self.state.lock().is_lost
+    }
+
     /// Lists all keys.
     pub fn list(&self, table: &IssuedTable) -> Vec<ShownKey> {
         let (known, now) = (self.state.lock().known.clone(), unix_now());
-        known.keys.iter().map(|(id, key)| show(id, key.record.as_ref(), table, now)).collect()
+        known.keys.iter().map(|(id, key)| show(id, key.record.as_ref(), Some(key), table, now)).collect()
     }
 
     /// Removes a key.
@@ -517,7 +525,7 @@ impl IssuedKeys {
                 previous: Some(previous).filter(|_| grace > 0),
                 ..record.clone()
             };
-            let shown = show(id, Some(&record), table, now);
+            let shown = show(id, Some(&record), before, table, now);
             Ok((Some(record), shown))
         };
         let shown = self.change(table, id, rotated).await?;
@@ -541,7 +549,7 @@ impl IssuedKeys {
         }
         let ended = |before: Option<&StoredKey>| {
             let record = KeyRecord { expires: Some(at.unwrap_or(now)), ..readable(before, now)?.clone() };
-            let shown = show(id, Some(&record), table, now);
+            let shown = show(id, Some(&record), before, table, now);
             Ok((Some(record), shown))
         };
         self.change(table, id, ended).await
@@ -584,8 +592,8 @@ fn set_limits(limits: &ConsumerLimits) -> serde_json::Value {
     without_nulls(serde_json::to_value(limits).unwrap_or_default())
 }
 
-/// Key as operators see it.
-fn show(id: &str, record: Option<&KeyRecord>, table: &IssuedTable, now: u64) -> ShownKey {
+/// Key as operators see it. `stored` is the key as it was before a change, and as it is without one.
+fn show(id: &str, record: Option<&KeyRecord>, stored: Option<&StoredKey>, table: &IssuedTable, now: u64) -> ShownKey {
     let state = match record {
         None => KeyState::Unreadable,
         Some(record) if record.is_expired(now) => KeyState::Expired,
@@ -605,6 +613,7 @@ fn show(id: &str, record: Option<&KeyRecord>, table: &IssuedTable, now: u64) -> 
         created_by: record.map(|record| record.created_by.clone()),
         expires: record.and_then(|record| record.expires).map(time),
         rotated_at: record.and_then(|record| record.rotated_at).map(time),
+        last_used: stored.and_then(|stored| stored.last_use.read()).map(time),
         previous_until: previous.map(|previous| time(previous.until)),
         limits: record.and_then(|record| record.limits.as_ref()).map(set_limits),
     }

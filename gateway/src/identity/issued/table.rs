@@ -73,13 +73,13 @@ impl IssuedTable {
 
     /// Puts the keys in place of those before. Of more keys than may exist the first made are accepted.
     pub(super) fn fill(&self, known: &Known) {
-        let mut records: Vec<&KeyRecord> = known.records().collect();
-        records.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
+        let mut records: Vec<_> = known.records().collect();
+        records.sort_by(|(one, _), (other, _)| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
         let most = usize::try_from(self.most).unwrap_or(usize::MAX);
         let mut limited = self.limited.lock();
         let mut before = std::mem::take(&mut *limited);
         let mut keys = Keys::default();
-        for (n, record) in records.into_iter().enumerate() {
+        for (n, (record, last_use)) in records.into_iter().enumerate() {
             let consumer = self.consumers.get(record.consumer.as_str()).filter(|_| n < most);
             let consumer = match (consumer, &record.limits) {
                 (Some(consumer), Some(limits)) => {
@@ -92,7 +92,7 @@ impl IssuedTable {
                 (consumer, _) => consumer.cloned(),
             };
             for (digest, ends) in record.secrets() {
-                keys.add_one(digest.0, ends, consumer.clone());
+                keys.add_one(digest.0, ends, consumer.clone(), last_use);
             }
         }
         self.keys.store(Arc::new(keys));

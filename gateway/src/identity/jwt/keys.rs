@@ -59,7 +59,7 @@ pub enum KeyFileError {
 
 /// Reason why keys could not be fetched.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(super) enum FetchError {
     #[error("{what} at {server}: {source}")]
     Request { what: &'static str, server: String, source: http::Error },
     #[error("{what} at {server}: {source}")]
@@ -355,24 +355,36 @@ async fn fetch(location: &KeyLocation, http: &dyn HttpClient) -> Result<Bytes, F
     match location {
         KeyLocation::Url(url) => get("the keys", url, http).await,
         KeyLocation::Discovery(issuer) => {
-            #[derive(Deserialize)]
-            struct Description {
-                issuer: String,
-                jwks_uri: String,
-            }
-            let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-            let text = get("the description", &url, http).await?;
-            let said: Description = serde_json::from_slice(&text).map_err(FetchError::Description)?;
-            // OpenID Connect Discovery 1.0, section 4.3: the issuers must be the same.
-            if said.issuer != *issuer {
-                return Err(FetchError::OtherIssuer(said.issuer));
-            }
+            let said = describe(issuer, http).await?;
             if issuer.starts_with("https:") && !said.jwks_uri.starts_with("https:") {
                 return Err(FetchError::Insecure);
             }
             get("the keys", &said.jwks_uri, http).await
         }
     }
+}
+
+/// Description of an issuer (OpenID Connect Discovery 1.0, section 3): the parts that are used here.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Description {
+    /// Name of the issuer.
+    issuer: String,
+    jwks_uri: String,
+    /// Endpoint to which browsers are sent; left out by issuers of tokens for programs.
+    pub authorization_endpoint: Option<String>,
+    /// Endpoint at which a code becomes tokens.
+    pub token_endpoint: Option<String>,
+    /// Ways in which a client proves itself at the token endpoint; `client_secret_basic` when left out.
+    pub token_endpoint_auth_methods_supported: Option<Vec<String>>,
+}
+
+/// Fetches the description of an issuer.
+pub(super) async fn describe(issuer: &str, http: &dyn HttpClient) -> Result<Description, FetchError> {
+    let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+    let text = get("the description", &url, http).await?;
+    let said: Description = serde_json::from_slice(&text).map_err(FetchError::Description)?;
+    // OpenID Connect Discovery 1.0, section 4.3: the issuers must be the same.
+    if said.issuer == issuer { Ok(said) } else { Err(FetchError::OtherIssuer(said.issuer)) }
 }
 
 async fn get(what: &'static str, url: &str, http: &dyn HttpClient) -> Result<Bytes, FetchError> {

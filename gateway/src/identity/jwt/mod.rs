@@ -6,6 +6,7 @@
 mod cache;
 mod claims;
 mod crypto;
+mod id_token;
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ use spillway_filter::{HttpClient, SharedStates};
 
 use cache::{Cache, Verified};
 use claims::FromClaims;
-pub use keys::KeyFileError;
+pub use id_token::{IdTokens, IssuerError};
+pub use keys::{Description, KeyFileError};
 use keys::{KeyLocation, KeySource};
 
 use super::{Consumer, IdentityError, Tenants, Token};
@@ -289,15 +291,7 @@ impl TokenVerifier {
             iss: String,
         }
         let refused = TokenVerdict::Refused;
-        let header = jsonwebtoken::decode_header(token).map_err(|e| {
-            // A header with `none`, or another name that is no algorithm, cannot be parsed.
-            let unknown = matches!(e.kind(), ErrorKind::InvalidAlgorithmName | ErrorKind::Json(_));
-            refused(if unknown { TokenError::Algorithm } else { TokenError::Malformed })
-        })?;
-        // RFC 7515, 4.1.11: an unknown critical header must be refused, and none is known here.
-        if header.crit.is_some() || header.enc.is_some() {
-            return Err(refused(TokenError::Malformed));
-        }
+        let header = decode_known_header(token).map_err(refused)?;
         // Finds the issuer only; the claim is verified below.
         let claimed: Claimed =
             jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| refused(TokenError::Malformed))?;
@@ -328,6 +322,17 @@ impl TokenVerifier {
         let token = Arc::new(Token { scopes: claims::scopes(&claims), claims });
         Ok((n, set.epoch, expires, Bearer { consumer, token, credential }))
     }
+}
+
+/// Header of a token, whose algorithm has a name and which asks for nothing that is not known here.
+fn decode_known_header(token: &[u8]) -> Result<jsonwebtoken::Header, TokenError> {
+    let header = jsonwebtoken::decode_header(token).map_err(|e| {
+        // A header with `none`, or another name that is no algorithm, cannot be parsed.
+        let unknown = matches!(e.kind(), ErrorKind::InvalidAlgorithmName | ErrorKind::Json(_));
+        if unknown { TokenError::Algorithm } else { TokenError::Malformed }
+    })?;
+    // RFC 7515, 4.1.11: an unknown critical header must be refused, and none is known here.
+    if header.crit.is_some() || header.enc.is_some() { Err(TokenError::Malformed) } else { Ok(header) }
 }
 
 /// Time of RFC 7519: seconds, whole or fractional.
