@@ -85,7 +85,7 @@ fn processed(pipeline: &Value, mut document: Value) -> Value {
 async fn lines_pass_the_ingest_pipeline_of_elastic_with_the_names_of_its_schema() {
     let gateway = Gateway::start(
         "consumers: [{name: acme, keys: [{sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]}]
-routes: [{name: web, matches: [{path: {prefix: /web}}], filters: [{respond: {status: 200, body: hello}}]}]
+routes: [{name: web, authentication: optional, matches: [{path: {prefix: /web}}], filters: [{respond: {status: 200, body: hello}}]}]
 ",
     )
     .await;
