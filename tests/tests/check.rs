@@ -392,7 +392,7 @@ routes:
   - {name: keyed, matches: [{path: {prefix: /keyed}, headers: [{name: x-api-key, exact: of-the-file}]}], backendRefs: [{name: one}]}
   - {name: rest, matches: [{path: {prefix: /v1}}, {path: {prefix: /web}}, {path: {prefix: /keyed}}], backendRefs: [{name: one}]}
 ";
-    let gateway = Gateway::start(&yaml(running)).await;
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(running)).await;
     let client = spillway_tests::Client::new(gateway.address);
     let diff = |routes: &str, more: &[&str]| {
         std::fs::write(gateway.folder().join("edited.yaml"), yaml(routes)).unwrap();
