@@ -54,7 +54,7 @@ for helm in "$BIN/helm3" "$BIN/helm4"; do
     Deployment/spillway PodDisruptionBudget/spillway NetworkPolicy/spillway; do
     grep -qx "$object" "$work/default.objects" || die "$helm made no $object of the defaults"
   done
-  for object in StatefulSet/gateway HorizontalPodAutoscaler/gateway ServiceMonitor/gateway; do
+  for object in StatefulSet/gateway HorizontalPodAutoscaler/gateway ServiceMonitor/gateway PrometheusRule/gateway; do
     grep -qx "$object" "$work/state.objects" || die "$helm made no $object of tests/kubernetes/state.yaml"
   done
   grep -qx ScaledObject/spillway "$work/keda.objects" || die "$helm made no ScaledObject of tests/kubernetes/keda.yaml"

@@ -1,17 +1,19 @@
 //! Edits of the configuration since the process began: the result of the last one, and the last few with what each changed.
 //! Owns nothing of the configurations themselves; what is kept is made from those without secrets.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use spillway_config::Report;
 
 use crate::clock::unix_seconds;
+use crate::differences::{self, Difference, name_of, named};
 
 /// Edits that are kept: a day of edits by hand, or one rollout by a pipeline.
 const MAX_EDITS: usize = 10;
@@ -102,11 +104,7 @@ impl Edits {
         let mut edit = LastEdit::clone(&self.last());
         edit.diagnostics.diagnostics.truncate(MAX_MESSAGES);
         edit.errors.truncate(MAX_MESSAGES);
-        let diff = change.map(|change| {
-            let mut diff = Diff::default();
-            diff.between(&mut String::new(), Some(change.before), Some(change.after));
-            diff
-        });
+        let diff = change.map(|change| Diff::between(change.before, change.after));
         let diff_cut = diff.as_ref().is_some_and(|diff| diff.is_cut);
         let mut kept = self.kept.lock();
         kept.push_front(KeptEdit { edit, generation, diff: diff.map(|diff| diff.text), diff_cut });
@@ -119,8 +117,7 @@ impl Edits {
     }
 }
 
-/// Text of the differences of two values. A line has the whole path of its value, so that it needs no lines around it, and
-/// items of a list are told by their names, so that one that is added moves no other.
+/// Text of the differences of two values. A line has the whole path of its value, so that it needs no lines around it.
 #[derive(Default)]
 struct Diff {
     text: String,
@@ -128,51 +125,37 @@ struct Diff {
 }
 
 impl Diff {
-    /// Writes what differs between the values at a path; `None` stands for no value.
-    fn between(&mut self, path: &mut String, before: Option<&Value>, after: Option<&Value>) {
-        if before == after || self.is_cut {
-            return;
-        }
-        match (before, after) {
-            (Some(Value::Object(before)), Some(Value::Object(after))) => self.objects(path, before, after),
-            (Some(Value::Array(before)), Some(Value::Array(after))) => self.lists(path, before, after),
-            _ => {
-                self.whole('-', path, before);
-                self.whole('+', path, after);
-            }
-        }
+    /// Writes what differs between two values.
+    fn between(before: &Value, after: &Value) -> Self {
+        let mut diff = Self::default();
+        differences::between(before, after, |path, difference| {
+            diff.write(path, difference);
+            if diff.is_cut { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        diff
     }
 
-    fn objects(&mut self, path: &mut String, before: &Map<String, Value>, after: &Map<String, Value>) {
-        let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-        for key in keys {
-            let part = member(path, key);
-            within(path, &part, |path| self.between(path, before.get(key), after.get(key)));
-        }
-    }
-
-    fn lists(&mut self, path: &mut String, before: &[Value], after: &[Value]) {
-        let (Some(old), Some(new)) = (named(before), named(after)) else {
-            for place in 0..before.len().max(after.len()) {
-                within(path, &format!("[{place}]"), |path| self.between(path, before.get(place), after.get(place)));
+    fn write(&mut self, path: differences::Path<'_>, difference: Difference<'_>) {
+        let mut path = path.to_string();
+        match difference {
+            Difference::Values(before, after) => {
+                self.whole('-', &mut path, before);
+                self.whole('+', &mut path, after);
             }
-            return;
-        };
-        let made = after.iter().filter_map(name_of).filter(|name| !old.contains_key(name));
-        for name in before.iter().filter_map(name_of).chain(made) {
-            let gone = old.get(name).and_then(|place| before.get(*place));
-            let made = new.get(name).and_then(|place| after.get(*place));
-            within(path, &format!("[{name}]"), |path| self.between(path, gone, made));
-        }
-        let common = |items: &[Value], others: &HashMap<&str, usize>| -> Vec<Value> {
-            items.iter().filter_map(name_of).filter(|name| others.contains_key(name)).map(Value::from).collect()
-        };
-        let (was, is) = (common(before, &new), common(after, &old));
-        if was != is {
-            within(path, " in the order", |path| {
-                self.line('-', path, &Value::from(was));
-                self.line('+', path, &Value::from(is));
-            });
+            Difference::Lists(before, after) => {
+                let differing =
+                    (0..before.len().max(after.len())).filter(|place| before.get(*place) != after.get(*place));
+                for place in differing {
+                    within(&mut path, &format!("[{place}]"), |path| {
+                        self.whole('-', path, before.get(place));
+                        self.whole('+', path, after.get(place));
+                    });
+                }
+            }
+            Difference::Order(before, after) => within(&mut path, " in the order", |path| {
+                self.line('-', path, &Value::from(before));
+                self.line('+', path, &Value::from(after));
+            }),
         }
     }
 
@@ -184,7 +167,7 @@ impl Diff {
             Some(Value::Object(members)) if !members.is_empty() => {
                 let keys: BTreeSet<&String> = members.keys().collect();
                 for key in keys {
-                    let part = member(path, key);
+                    let part = if path.is_empty() { key.clone() } else { format!(".{key}") };
                     within(path, &part, |path| self.whole(sign, path, members.get(key)));
                 }
             }
@@ -219,22 +202,6 @@ fn within(path: &mut String, part: &str, act: impl FnOnce(&mut String)) {
     path.truncate(length);
 }
 
-/// Part of a path for a key.
-fn member(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!(".{key}") }
-}
-
-fn name_of(item: &Value) -> Option<&str> {
-    item.get("name")?.as_str()
-}
-
-/// Places of the items of a list by their names, if each has one of its own.
-fn named(items: &[Value]) -> Option<HashMap<&str, usize>> {
-    let names = items.iter().enumerate().map(|(place, item)| Some((name_of(item)?, place)));
-    let names: HashMap<&str, usize> = names.collect::<Option<_>>()?;
-    (names.len() == items.len()).then_some(names)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -242,8 +209,7 @@ mod tests {
     use super::*;
 
     fn diff(before: &Value, after: &Value) -> String {
-        let mut diff = Diff::default();
-        diff.between(&mut String::new(), Some(before), Some(after));
+        let diff = Diff::between(before, after);
         assert!(!diff.is_cut);
         diff.text
     }

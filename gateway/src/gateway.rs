@@ -17,7 +17,7 @@ use crate::off_loop::OffLoop;
 use crate::quality::Quality;
 use crate::rollout::Rollouts;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{LogWriter, Metrics, SocketEnd, Tail};
+use crate::telemetry::{LogWriter, Metrics, RecentHeads, SocketEnd, Tail};
 use crate::tls::Acme;
 use crate::tunnel::{SocketFacts, caller_end, earlier};
 use crate::upstream::Via;
@@ -50,6 +50,8 @@ pub struct Gateway {
     pub audit: Arc<Audit>,
     /// Live tail of requests.
     pub tail: Arc<Tail>,
+    /// Heads of requests that have ended lately; `None` without an admin address, which alone shows them.
+    pub recent: Option<RecentHeads>,
     /// Writer of log lines.
     pub log: LogWriter,
     /// Format of log lines.

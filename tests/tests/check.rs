@@ -372,6 +372,118 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_that_an_edit_would_send_elsewhere_are_told_before_it_is_made() {
+    let server = Upstream::start(|_| async move { Some(reply(200, &[], "ok")) }).await;
+    let yaml = |routes: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+admin: {{address: \"127.0.0.1:0\"}}
+backends:
+  - {{name: one, endpoints: [{{url: \"{0}\"}}]}}
+  - {{name: two, endpoints: [{{url: \"{0}\"}}]}}
+  - {{name: ai, protocol: openai, endpoints: [{{url: \"{0}\"}}]}}
+routes:
+{routes}",
+            server.url()
+        )
+    };
+    let running = "  - {name: beta, matches: [{headers: [{name: x-beta, exact: \"yes\"}]}], backendRefs: [{name: two}]}
+  - {name: chat, matches: [{path: {prefix: /v1}, model: big}], backendRefs: [{name: ai}]}
+  - {name: keyed, matches: [{path: {prefix: /keyed}, headers: [{name: x-api-key, exact: of-the-file}]}], backendRefs: [{name: one}]}
+  - {name: rest, matches: [{path: {prefix: /v1}}, {path: {prefix: /web}}, {path: {prefix: /keyed}}], backendRefs: [{name: one}]}
+";
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(running)).await;
+    let client = spillway_tests::Client::new(gateway.address);
+    let diff = |routes: &str, more: &[&str]| {
+        std::fs::write(gateway.folder().join("edited.yaml"), yaml(routes)).unwrap();
+        let url = format!("http://{}", gateway.admin);
+        let (told, warned, code) =
+            told_apart(&[&["diff", "edited.yaml", "--admin", &url], more].concat(), gateway.folder());
+        assert_eq!(code, Some(0), "{told}{warned}");
+        told
+    };
+    let untouched = running.replace("/web", "/site");
+    assert!(diff(&untouched, &[]).contains("requests: the gateway has kept none since its last edit\n"));
+
+    let secrets = [("authorization", "Bearer s3cret-of-caller"), ("x-team", "s3cret-team")];
+    for path in ["/web/a?token=s3cret-query", "/web/b"] {
+        client.send(client.request("GET", path, &secrets, "")).await;
+    }
+    client.send(client.request("GET", "/odd", &[("x-beta", "yes")], "")).await;
+    client.send(client.request("GET", "/keyed", &[("x-api-key", "of-the-file")], "")).await;
+    client.send(client.request("GET", "/nowhere", &[], "")).await;
+    for model in ["big", "small"] {
+        let body =
+            format!("{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"s3cret-text\"}}]}}");
+        client
+            .send(client.request("POST", "/v1/chat/completions", &[("content-type", "application/json")], body))
+            .await;
+    }
+    let admin = spillway_tests::Client::new(gateway.admin);
+    // A head is kept when its request has ended, a moment after the answer.
+    let page = spillway_tests::eventually("seven heads", || async {
+        let page = admin.send(admin.request("GET", "/api/requests/recent", &[], "")).await.text();
+        assert!(!page.contains("s3cret") && !page.contains("of-the-file"), "{page}");
+        let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+        (page["heads"].as_array().unwrap().len() == 7).then_some(page)
+    })
+    .await;
+    let oldest = &page["heads"][6];
+    assert_eq!(
+        (&oldest["path"], &oldest["route"], &oldest["firstTarget"]),
+        (&"/web/a".into(), &"rest".into(), &"one".into())
+    );
+
+    // The same routes under another name of a part that decides nothing: none moves.
+    assert!(
+        diff(
+            &format!(
+                "{running}  - {{name: more, matches: [{{path: {{exact: /more}}}}], backendRefs: [{{name: two}}]}}\n"
+            ),
+            &[]
+        )
+        .contains("none goes elsewhere\n")
+    );
+
+    let edited = "  - {name: beta, matches: [{headers: [{name: x-beta, exact: \"yes\"}]}], backendRefs: [{name: one, weight: 90}, {name: two, weight: 10}]}
+  - {name: chat, matches: [{path: {prefix: /v1}, model: \"*\"}], backendRefs: [{name: ai}]}
+  - {name: web, matches: [{path: {prefix: /web}}], backendRefs: [{name: two}]}
+  - {name: keyed, matches: [{path: {prefix: /keyed}, headers: [{name: x-api-key, exact: of-the-file}]}], backendRefs: [{name: one}]}
+  - {name: rest, matches: [{path: {prefix: /}}], backendRefs: [{name: one}]}
+";
+    let told = diff(edited, &[]);
+    let address = gateway.address;
+    for line in [
+        "requests: 6 of the last 7 tried".to_owned(),
+        format!("  rest (one) -> web (two): 2 requests, such as GET {address}/web/b"),
+        format!("  beta (two) -> beta (one 90, two 10): 1 request, such as GET {address}/odd"),
+        format!("  no route -> rest (one): 1 request, such as GET {address}/nowhere"),
+        format!("  rest (one) -> chat (ai): 1 request, such as POST {address}/v1/chat/completions"),
+        format!(
+            "  not tried: 1 request, such as GET {address}/keyed: a match asks for the header `x-api-key`, of which nothing is kept"
+        ),
+    ] {
+        assert!(told.lines().any(|told| told == line), "{line} in\n{told}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&diff(edited, &["--json"])).unwrap();
+    let moved = &json["requests"]["moved"][0];
+    assert_eq!((&json["requests"]["kept"], &moved["requests"]), (&7.into(), &2.into()), "{json}");
+    assert_eq!(moved["from"], serde_json::json!({"route": "rest", "target": "one"}));
+    assert_eq!(moved["to"], serde_json::json!({"route": "web", "target": "two"}));
+
+    // A header that only the edit asks for, and an expression over headers: nothing of them is kept, and that is said.
+    let unknown = format!(
+        "  - {{name: team, matches: [{{headers: [{{name: x-team, exact: a}}], path: {{prefix: /web}}}}], backendRefs: [{{name: two}}]}}
+  - {{name: said, matches: [{{path: {{prefix: /v1}}, when: 'request.query == \"a\"'}}], backendRefs: [{{name: two}}]}}
+{running}"
+    );
+    let told = diff(&unknown, &[]);
+    assert!(told.contains("a match asks for the header `x-team`, of which nothing is kept"), "{told}");
+    assert!(told.contains("an expression of the route `said` reads headers or the query"), "{told}");
+    assert!(told.contains("requests: 2 of the last 7 tried"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn questions_of_a_file_are_asked_through_a_gateway_and_their_answers_checked() {
     let server = Upstream::start(|seen| async move {
         let asked: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();

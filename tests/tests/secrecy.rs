@@ -852,6 +852,7 @@ async fn look(bed: &mut Bed, gateway: &Gateway, token: &str) {
         "/api/rollouts",
         "/api/rollouts/moving",
         "/api/config/history",
+        "/api/requests/recent",
         "/api/overview",
         "/api/history?window=3h",
         "/api/models",

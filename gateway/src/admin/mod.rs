@@ -96,6 +96,8 @@ pub trait AdminState: Send + Sync + 'static {
     fn consumers(&self, tenant: Option<&str>, after: Option<&str>) -> Option<serde_json::Value>;
     /// Live tail of requests; `None` before the gateway is ready.
     fn tail(&self) -> Option<Arc<Tail>>;
+    /// Heads of requests that have ended lately; `None` before the gateway is ready.
+    fn recent(&self) -> Option<serde_json::Value>;
     /// Sends a chat through the gateway, whose answer is passed on.
     async fn chat(&self, chat: Chat, lasting: LastingAnswer) -> Result<Response, NoChat>;
     /// Current state of all backends and their endpoints.
@@ -267,6 +269,7 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/config/history", get(edits))
         .route("/api/consumers", get(consumers_of))
         .route("/api/requests", get(live))
+        .route("/api/requests/recent", get(recent))
         .route("/api/playground/{route}", post(chat))
         .route("/api/backends", get(backends))
         .route("/api/feedback", get(feedback))
@@ -405,6 +408,10 @@ async fn live(
     let Some(tail) = state.tail() else { return starting() };
     let busy = "as many watch requests as may: eight; close another page or stream";
     requests::stream(&tail, filter, lasting.begin()).unwrap_or_else(|| problem(StatusCode::SERVICE_UNAVAILABLE, busy))
+}
+
+async fn recent(State(state): State<Arc<dyn AdminState>>) -> Response {
+    state.recent().map_or_else(starting, |heads| axum::Json(heads).into_response())
 }
 
 /// Place at which a route is asked, where its own is another.
@@ -560,6 +567,7 @@ const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz 
     /api/keys     keys of consumers that were made at run time; POST makes one; DELETE .../{id}; POST .../{id}/rotate, /expire\n\
     /api/costs    what consumers have used and what that costs; ?format=csv for a spreadsheet\n\
     /api/requests the requests as they end, an event stream: ?route=NAME, &consumer=NAME, &status=5xx\n\
+    /api/requests/recent heads of the last requests, by which `spillway diff` tries an edit\n\
     /api/playground/{route} POST of a chat, with x-spillway-playground-key for the caller's key\n\
     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n\
     /api/rollouts the rollouts; /{name} with its evidence; POST .../{name}/start, /pause, /resume, /promote, /abort\n\

@@ -51,6 +51,9 @@ impl AdminState for Shown {
     fn tail(&self) -> Option<Arc<Tail>> {
         Some(self.tail.clone())
     }
+    fn recent(&self) -> Option<serde_json::Value> {
+        None
+    }
     async fn chat(&self, chat: Chat, lasting: LastingAnswer) -> Result<Response, NoChat> {
         drop(lasting);
         let key = chat.key.as_ref().map(|key| key.to_str().unwrap());

@@ -23,7 +23,9 @@ use crate::limits::{CostRow, Costs};
 use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::rollout::{self, Rollouts};
-use crate::telemetry::{CostSample, EngineSample, Metrics, MetricsFormat, Samples, Tail};
+use crate::telemetry::{
+    CostSample, EngineSample, HEADS_PER_SECOND, MAX_HEADS, Metrics, MetricsFormat, RecentHead, Samples, Tail,
+};
 
 /// View of the gateway for the admin address, also before the gateway is ready.
 pub struct AdminView {
@@ -54,6 +56,16 @@ impl AdminView {
         let snapshot = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
         snapshot.map(|snapshot| snapshot.models.iter().map(|model| model.sample()).collect()).unwrap_or_default()
     }
+}
+
+/// Head of a request that has ended, with where it goes now.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownHead {
+    #[serde(flatten)]
+    head: RecentHead,
+    /// Targets that the route tries first.
+    first_target: Option<String>,
 }
 
 fn cost_samples(costs: &Costs) -> Vec<CostSample> {
@@ -168,6 +180,19 @@ impl AdminState for AdminView {
     }
     fn tail(&self) -> Option<Arc<Tail>> {
         self.gateway.load().as_ref().as_ref().map(|gateway| gateway.tail.clone())
+    }
+    fn recent(&self) -> Option<serde_json::Value> {
+        let gateway = self.gateway.load();
+        let gateway = gateway.as_ref().as_ref()?;
+        let snapshot = gateway.snapshot.load_full();
+        let heads = gateway.recent.as_ref().map(|recent| recent.of(snapshot.generation)).unwrap_or_default();
+        let shown = |head: &'_ Arc<RecentHead>| {
+            let route = head.route.as_ref().and_then(|route| snapshot.routes.named(route));
+            let first_target = route.map(|route| route.first_targets(head.model.as_deref()));
+            ShownHead { head: RecentHead::clone(head), first_target }
+        };
+        let heads: Vec<ShownHead> = heads.iter().map(shown).collect();
+        Some(serde_json::json!({"heads": heads, "most": MAX_HEADS, "perSecond": HEADS_PER_SECOND}))
     }
     async fn chat(&self, chat: Chat, lasting: LastingAnswer) -> Result<Response, NoChat> {
         if !self.playground {

@@ -120,7 +120,7 @@ pub(super) fn run(files: &[PathBuf], registry: &Arc<Registry>, offline: bool, fo
                 loaded.config.limits.model_memory.get_or_insert(Size(u64::MAX));
             }
             let judged = match &runtime {
-                Ok(runtime) => runtime.block_on(server::judge(&loaded, registry, true)),
+                Ok(runtime) => runtime.block_on(server::judge(&loaded, registry, true)).map(|_| ()),
                 Err(e) => Err(vec![format!("the runtime cannot be started: {e}")]),
             };
             faults = judged.err().unwrap_or_default();

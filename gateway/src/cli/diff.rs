@@ -1,9 +1,10 @@
 //! `spillway diff`: what an edit would change in a running gateway, without applying it. Compares the configuration that the
-//! gateway runs with a file that is judged as `check` does, both with their defaults. Keys of consumers are not compared, since
-//! the gateway shows none.
+//! gateway runs with a file that is judged as `check` does, both with their defaults, and tells which of the requests that the
+//! gateway had lately would go elsewhere. Keys of consumers are not compared, since the gateway shows none.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,14 +16,16 @@ use spillway_filter::Registry;
 
 use super::admin::{AdminArguments, ClientError};
 use super::{FAILED, WRONG, block_on, fail};
+use crate::differences::{self, Difference, Part, Path};
 use crate::load::read;
+use crate::pipeline::replay;
 use crate::reload::FIXED_KEYS;
 use crate::server;
+use crate::snapshot::Snapshot;
+use crate::telemetry::RecentHead;
 
 /// Further key that an edit cannot change: the budgets are in the file that is open.
 const BUDGETS: &str = "state.budgets.sqlite";
-/// Members that name an entry of a list, the first that there is.
-const NAMES: [&str; 4] = ["name", "model", "url", "issuer"];
 /// Longest value that is shown whole, in characters.
 const SHOWN: usize = 200;
 
@@ -87,9 +90,10 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
     };
     eprint!("{}", loaded.warnings);
     block_on(async {
-        if let Err(errors) = server::judge(&loaded, registry, true).await {
-            return fail(WRONG, &errors.join("\n"));
-        }
+        let snapshot = match server::judge(&loaded, registry, true).await {
+            Ok(snapshot) => snapshot,
+            Err(errors) => return fail(WRONG, &errors.join("\n")),
+        };
         match running(&arguments.admin).await {
             Ok(Some(running)) => {
                 let mut edited = loaded.shown();
@@ -99,11 +103,19 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
                     settle_paths(&running, &mut edited, folder);
                 }
                 let changes = changes(&running, &edited);
+                let requests = match recent(&arguments.admin).await {
+                    Ok(heads) => Replay::of(&snapshot, &heads),
+                    Err(e) => return fail(FAILED, &e),
+                };
                 if arguments.json {
-                    let all = serde_json::json!({ "changes": changes });
+                    let all = serde_json::json!({ "changes": changes, "requests": requests });
                     println!("{}", serde_json::to_string_pretty(&all).unwrap_or_default());
                 } else {
                     print!("{}", words(&changes));
+                    // The same configuration sends every request to the same place.
+                    if !changes.is_empty() {
+                        print!("{}", requests.words());
+                    }
                 }
                 ExitCode::SUCCESS
             }
@@ -116,6 +128,126 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
 async fn running(admin: &AdminArguments) -> Result<Option<Value>, ClientError> {
     let page = admin.get("/api/config").await?;
     Ok(admin.parse::<RunningConfig>(&page)?.running.filter(|running| !running.is_null()))
+}
+
+/// Heads of the requests that the gateway had lately.
+async fn recent(admin: &AdminArguments) -> Result<Vec<ShownHead>, ClientError> {
+    let page = admin.get("/api/requests/recent").await?;
+    Ok(admin.parse::<RecentRequests>(&page)?.heads)
+}
+
+/// Page of the admin address with these heads.
+#[derive(serde::Deserialize)]
+struct RecentRequests {
+    heads: Vec<ShownHead>,
+}
+
+/// Head of a request, with where the gateway sends it.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownHead {
+    #[serde(flatten)]
+    head: RecentHead,
+    first_target: Option<String>,
+}
+
+/// Place to which a request goes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Place {
+    /// Route; `None` where none takes the request.
+    route: Option<String>,
+    /// Target that is tried first, or those among which is drawn, with their weights.
+    target: Option<String>,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.route, self.target.as_deref().filter(|target| !target.is_empty())) {
+            (None, _) => f.write_str("no route"),
+            (Some(route), None) => write!(f, "{}", route.escape_debug()),
+            (Some(route), Some(target)) => write!(f, "{} ({})", route.escape_debug(), target.escape_debug()),
+        }
+    }
+}
+
+/// Requests that go from one place to another.
+#[derive(Debug, Serialize)]
+struct Moved {
+    from: Place,
+    to: Place,
+    requests: usize,
+    /// The last of them: method, host and path.
+    example: String,
+}
+
+/// Requests for which it cannot be told where they go.
+#[derive(Debug, Serialize)]
+struct Unknown {
+    reason: String,
+    requests: usize,
+    /// The last of them.
+    example: String,
+}
+
+/// Places of the requests of late in the edited configuration.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Replay {
+    /// Number of requests of which the gateway keeps the heads.
+    kept: usize,
+    moved: Vec<Moved>,
+    not_replayed: Vec<Unknown>,
+}
+
+impl Replay {
+    fn of(snapshot: &Snapshot, heads: &[ShownHead]) -> Self {
+        let mut moved: BTreeMap<(Place, Place), (usize, String)> = BTreeMap::new();
+        let mut unknown: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        for shown in heads {
+            let head = &shown.head;
+            let example = || format!("{} {}{}", head.method, head.host.as_deref().unwrap_or_default(), head.path);
+            match replay(snapshot, head) {
+                Ok(route) => {
+                    let from = Place { route: head.route.clone(), target: shown.first_target.clone() };
+                    let target = route.as_ref().map(|route| route.first_targets(head.model.as_deref()));
+                    let to = Place { route: route.map(|route| route.name.clone()), target };
+                    if from != to {
+                        moved.entry((from, to)).or_insert_with(|| (0, example())).0 += 1;
+                    }
+                }
+                Err(why) => unknown.entry(why.to_string()).or_insert_with(|| (0, example())).0 += 1,
+            }
+        }
+        let mut moved: Vec<Moved> =
+            moved.into_iter().map(|((from, to), (requests, example))| Moved { from, to, requests, example }).collect();
+        moved.sort_by_key(|moved| std::cmp::Reverse(moved.requests));
+        let not_replayed =
+            unknown.into_iter().map(|(reason, (requests, example))| Unknown { reason, requests, example }).collect();
+        Self { kept: heads.len(), moved, not_replayed }
+    }
+
+    /// Places as a person reads them.
+    fn words(&self) -> String {
+        let count = |requests: usize| format!("{requests} request{}", if requests == 1 { "" } else { "s" });
+        let mut out = String::new();
+        if self.kept == 0 {
+            out.push_str("requests: the gateway has kept none since its last edit\n");
+            return out;
+        }
+        let known = self.kept - self.not_replayed.iter().map(|unknown| unknown.requests).sum::<usize>();
+        let _ = writeln!(out, "requests: {known} of the last {} tried", self.kept);
+        for Moved { from, to, requests, example } in &self.moved {
+            let _ = writeln!(out, "  {from} -> {to}: {}, such as {}", count(*requests), example.escape_debug());
+        }
+        if self.moved.is_empty() && known > 0 {
+            out.push_str("  none goes elsewhere\n");
+        }
+        for Unknown { reason, requests, example } in &self.not_replayed {
+            let reason = reason.escape_debug();
+            let _ = writeln!(out, "  not tried: {}, such as {}: {reason}", count(*requests), example.escape_debug());
+        }
+        out
+    }
 }
 
 /// Writes paths in the folder of the edited file as the gateway has them in its own: the file may be a copy elsewhere, and the gateway's
@@ -151,147 +283,60 @@ fn visit(value: &mut Value, each: &mut impl FnMut(&mut String)) {
 
 /// Changes from one configuration to another.
 fn changes(old: &Value, new: &Value) -> Vec<ConfigChange> {
-    let empty = Map::new();
-    let [old, new] = [old, new].map(|whole| whole.as_object().unwrap_or(&empty));
-    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let mut found = Vec::new();
-    for section in keys {
-        let [before, after] = [old, new].map(|whole| whole.get(section).unwrap_or(&Value::Null));
-        match (entries(before), entries(after)) {
-            (Some(before), Some(after)) if !(before.is_empty() && after.is_empty()) => {
-                of_entries(section, &before, &after, &mut found);
-            }
-            _ => {
-                let mut values = Vec::new();
-                compare("", before, after, &mut values);
-                if !values.is_empty() {
-                    let fixed = values.iter().any(|value| is_fixed(&joined(section, &value.path)));
-                    let section = section.clone();
-                    found.push(ConfigChange {
-                        section,
-                        name: None,
-                        kind: ChangeKind::Changed,
-                        needs_restart: fixed,
-                        values,
-                    });
-                }
-            }
-        }
-    }
+    let mut found: Vec<ConfigChange> = Vec::new();
+    differences::between(old, new, |path, difference| {
+        add(path, difference, &mut found);
+        ControlFlow::Continue(())
+    });
     found
+}
+
+/// Adds a difference to the change of its entry, or of its part without entries. Those of one entry follow one another.
+fn add(path: Path<'_>, difference: Difference<'_>, found: &mut Vec<ConfigChange>) {
+    let [Part::Member(section), within @ ..] = path.0 else { return };
+    let is_fixed = is_fixed(&path.to_string());
+    let (name, within) = match within {
+        [Part::Entry(name), within @ ..] => (Some(*name), within),
+        within => (None, within),
+    };
+    let path = Path(within).to_string();
+    let (kind, value) = match difference {
+        Difference::Values(None, Some(_)) if name.is_some() && within.is_empty() => (ChangeKind::Added, None),
+        Difference::Values(Some(_), None) if name.is_some() && within.is_empty() => (ChangeKind::Removed, None),
+        Difference::Values(from, to) => {
+            (ChangeKind::Changed, Some(ValueChange { path, from: from.cloned(), to: to.cloned() }))
+        }
+        Difference::Lists(from, to) => {
+            (ChangeKind::Changed, Some(ValueChange { path, from: Some(from.into()), to: Some(to.into()) }))
+        }
+        // The order decides between routes that match alike.
+        Difference::Order(from, to) => {
+            let path = if path.is_empty() { "order".to_owned() } else { format!("{path}.order") };
+            (ChangeKind::Changed, Some(ValueChange { path, from: Some(from.into()), to: Some(to.into()) }))
+        }
+    };
+    let is_same = |last: &&mut ConfigChange| {
+        last.section == *section && last.name.as_deref() == name && last.kind == ChangeKind::Changed
+    };
+    match found.last_mut().filter(|last| kind == ChangeKind::Changed && is_same(last)) {
+        Some(last) => {
+            last.needs_restart |= is_fixed;
+            last.values.extend(value);
+        }
+        None => found.push(ConfigChange {
+            section: (*section).to_owned(),
+            name: name.map(str::to_owned),
+            kind,
+            needs_restart: is_fixed,
+            values: value.into_iter().collect(),
+        }),
+    }
 }
 
 /// True for a key that only a restart changes.
 fn is_fixed(path: &str) -> bool {
     let is_in = |key: &str| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
     FIXED_KEYS.into_iter().chain([BUDGETS]).any(is_in)
-}
-
-fn joined(path: &str, key: &str) -> String {
-    match (path.is_empty(), key.is_empty()) {
-        (true, _) => key.to_owned(),
-        (_, true) => path.to_owned(),
-        _ => format!("{path}.{key}"),
-    }
-}
-
-/// Entries of a list by name; `None` where not every entry has a name of its own.
-fn entries(list: &Value) -> Option<Vec<(String, &Value)>> {
-    let mut seen = BTreeSet::new();
-    let list = match list {
-        Value::Null => return Some(Vec::new()),
-        other => other.as_array()?,
-    };
-    let named = list.iter().map(|entry| {
-        let name = NAMES.into_iter().find_map(|key| entry.get(key)?.as_str())?;
-        seen.insert(name).then(|| (name.to_owned(), entry))
-    });
-    named.collect()
-}
-
-fn of_entries(section: &str, before: &[(String, &Value)], after: &[(String, &Value)], found: &mut Vec<ConfigChange>) {
-    let entry = |name: &str, kind, values| ConfigChange {
-        section: section.to_owned(),
-        name: Some(name.to_owned()),
-        kind,
-        needs_restart: false,
-        values,
-    };
-    for (name, value) in before {
-        match after.iter().find(|(other, _)| other == name) {
-            None => found.push(entry(name, ChangeKind::Removed, Vec::new())),
-            Some((_, now)) => {
-                let mut values = Vec::new();
-                compare("", value, now, &mut values);
-                if !values.is_empty() {
-                    found.push(entry(name, ChangeKind::Changed, values));
-                }
-            }
-        }
-    }
-    for (name, _) in after.iter().filter(|(name, _)| !before.iter().any(|(other, _)| other == name)) {
-        found.push(entry(name, ChangeKind::Added, Vec::new()));
-    }
-    // The order decides between routes that match alike.
-    let order = |list: &[(String, &Value)], other: &[(String, &Value)]| -> Vec<Value> {
-        let both = list.iter().filter(|(name, _)| other.iter().any(|(known, _)| known == name));
-        both.map(|(name, _)| Value::from(name.as_str())).collect()
-    };
-    let (from, to) = (order(before, after), order(after, before));
-    if from != to {
-        let values = vec![ValueChange { path: "order".to_owned(), from: Some(from.into()), to: Some(to.into()) }];
-        let section = section.to_owned();
-        found.push(ConfigChange { section, name: None, kind: ChangeKind::Changed, needs_restart: false, values });
-    }
-}
-
-/// Adds the values that differ below `path`.
-fn compare(path: &str, old: &Value, new: &Value, found: &mut Vec<ValueChange>) {
-    if old == new {
-        return;
-    }
-    match (old, new) {
-        (Value::Object(before), Value::Object(after)) => {
-            let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-            for key in keys {
-                let [before, after] = [before, after].map(|part| part.get(key).unwrap_or(&Value::Null));
-                compare(&joined(path, key), before, after, found);
-            }
-        }
-        (Value::Array(before), Value::Array(after)) => match (entries(old), entries(new)) {
-            (Some(named_before), Some(named_after)) if !(before.is_empty() || after.is_empty()) => {
-                let known = named_before.len();
-                for (name, value) in &named_before {
-                    let now = named_after.iter().find(|(other, _)| other == name).map_or(&Value::Null, |(_, now)| *now);
-                    compare(&format!("{path}[{name}]"), value, now, found);
-                }
-                for (name, value) in named_after.iter().filter(|(n, _)| !named_before.iter().any(|(o, _)| o == n)) {
-                    compare(&format!("{path}[{name}]"), &Value::Null, value, found);
-                }
-                let names = |list: &[(String, &Value)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-                let (from, to) = (names(&named_before), names(&named_after));
-                if known == named_after.len() && from != to && from.iter().all(|name| to.contains(name)) {
-                    found.push(ValueChange {
-                        path: joined(path, "order"),
-                        from: Some(from.into()),
-                        to: Some(to.into()),
-                    });
-                }
-            }
-            _ if before.len() == after.len() && before.iter().chain(after).all(Value::is_object) => {
-                for (place, (before, after)) in before.iter().zip(after).enumerate() {
-                    compare(&format!("{path}[{place}]"), before, after, found);
-                }
-            }
-            _ => found.push(value_change(path, old, new)),
-        },
-        _ => found.push(value_change(path, old, new)),
-    }
-}
-
-fn value_change(path: &str, old: &Value, new: &Value) -> ValueChange {
-    let some = |value: &Value| Some(value.clone()).filter(|value| !value.is_null());
-    ValueChange { path: path.to_owned(), from: some(old), to: some(new) }
 }
 
 /// Changes as a person reads them.

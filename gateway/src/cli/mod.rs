@@ -266,7 +266,7 @@ fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
     };
     let states = file_states_as_read(&loaded.files, began);
     match runtime.block_on(signals.unless_ended(server::judge(&loaded, &registry, false))) {
-        Ok(Ok(())) => {}
+        Ok(Ok(_)) => {}
         Ok(Err(errors)) => return fail(WRONG, &errors.join("\n")),
         Err(signal) => return ended_before(signal, runtime),
     }

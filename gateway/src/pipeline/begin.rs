@@ -2,6 +2,7 @@
 //! judges no caller and reads no body; its input is the head as the client sent it.
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
@@ -94,15 +95,27 @@ pub(super) fn match_head<'s>(
         return Ok(candidates);
     }
     if !exchange.resolved.is_certain() {
-        exchange.resolve_as(rewritten::operation(&head.method, head.uri.path_and_query(), candidates.routes()));
-    }
-    if exchange.resolved.is_shared() && candidates.all_call_models() {
-        exchange.resolve_as(exchange.resolved.on_models());
+        let target = head.uri.path_and_query();
+        exchange.resolve_as(operation_of(exchange.resolved, &head.method, target, &candidates));
     }
     if exchange.resolved.operation == Operation::Models {
         exchange.resolve_as(exchange.resolved.listing_for(&session.req_header().headers));
     }
     Ok(if exchange.resolved.operation.is_of_server() { candidates.listing_models() } else { candidates })
+}
+
+/// Operation of a request that the candidates may take, where `resolved` is that of its path alone.
+pub(super) fn operation_of(
+    resolved: ResolvedOperation,
+    method: &Method,
+    target: Option<&PathAndQuery>,
+    candidates: &Candidates<'_>,
+) -> ResolvedOperation {
+    if resolved.is_certain() {
+        return resolved;
+    }
+    let resolved = rewritten::operation(method, target, candidates.routes());
+    if resolved.is_shared() && candidates.all_call_models() { resolved.on_models() } else { resolved }
 }
 
 /// Answer to a health check of a listener, which no route, filter or limit may hide.
@@ -226,7 +239,7 @@ fn refuse_ended_certificate(
 }
 
 /// Method that a browser's preflight announces (Fetch, 3.2.2).
-fn preflight_method(head: &RequestHead) -> Option<Method> {
+pub(super) fn preflight_method(head: &RequestHead) -> Option<Method> {
     if head.method != Method::OPTIONS || !head.headers.contains_key(header::ORIGIN) {
         return None;
     }

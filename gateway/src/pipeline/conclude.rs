@@ -432,6 +432,11 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
     if let Some(tap) = exchange.taps.as_mut().and_then(|taps| taps.quality.take()) {
         hand_over(tap, exchange);
     }
+    if let Some(recent) = gateway.recent.as_ref().filter(|recent| recent.takes(clock::instant()))
+        && let Some(head) = super::replay::kept(session, exchange, bytes_in > 0)
+    {
+        recent.keep(head);
+    }
     let is_watched = gateway.tail.is_watched();
     if exchange.snapshot.access_log || is_watched {
         let route = exchange.route.as_ref().map(|route| route.name.as_str());

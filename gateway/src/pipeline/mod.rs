@@ -44,6 +44,7 @@ mod mirroring;
 mod model_list;
 mod probing;
 mod reading;
+mod replay;
 mod resuming;
 mod rewritten;
 mod route;
@@ -64,6 +65,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 pub use answers::refuse_malformed;
 pub use probing::Prober;
+pub use replay::{NotReplayed, replay};
 
 use admit::{admit, select};
 use attempts::{Tried, attempt};

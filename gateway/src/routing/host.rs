@@ -2,6 +2,7 @@
 //! precedence. The file owns no host name; its inputs are the compiled matches of the host.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -10,7 +11,7 @@ use smallvec::SmallVec;
 use spillway_filter::Fields;
 
 use super::candidates::Candidates;
-use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PathKey};
+use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PartialHead, PathKey, Truth, Undecided};
 use super::models::{ModelEntry, ModelGroup};
 use super::prefixes::Prefixes;
 use crate::topology::Route;
@@ -110,6 +111,25 @@ impl HostRoutes {
         exact.is_some_and(|heads| heads.find(list, head, found))
             || self.prefixes.of(head.path, "/").any(|heads| heads.find(list, head, found))
             || self.others.find(list, head, found)
+    }
+
+    /// Looks for a condition that facts do not decide, in the order of [`HostRoutes::find`]. Breaks with it, or with nothing
+    /// where a route takes the head whatever follows.
+    pub(super) fn undecided(&self, head: &PartialHead<'_>) -> ControlFlow<Option<Undecided>> {
+        let heads = self.exact.get(head.path).into_iter().chain(self.prefixes.of(head.path, "/")).chain([&self.others]);
+        heads.flat_map(|heads| &heads.all).try_for_each(|known| match (known.conditions.truth(head), &known.takes) {
+            (Truth::Fails, _) | (Truth::Holds, Takes::ByModel(_)) => ControlFlow::Continue(()),
+            (Truth::Holds, Takes::Any(_)) => ControlFlow::Break(None),
+            (Truth::Unknown(Some(name)), _) => ControlFlow::Break(Some(Undecided::Header(name))),
+            (Truth::Unknown(None), takes) => {
+                let first = match takes {
+                    Takes::Any(route) => Some(route),
+                    Takes::ByModel(models) => models.entries().first().map(|entry| &entry.route),
+                };
+                let name = first.map(|route| route.name.clone()).unwrap_or_default();
+                ControlFlow::Break(Some(Undecided::Expression(name)))
+            }
+        })
     }
 
     /// Each route once, in order of precedence.

@@ -111,6 +111,36 @@ pub(super) struct HeadView<'a> {
     pub(super) context: HeadContext<'a>,
 }
 
+/// Head of a request of whose headers and query only some facts are known.
+#[derive(Clone, Copy)]
+pub struct PartialHead<'a> {
+    /// Path in the form in which paths are compared.
+    pub path: &'a str,
+    /// Method.
+    pub method: &'a Method,
+    /// Address of the client.
+    pub client: IpAddr,
+    /// True or false where it is known whether the head has a header of this value.
+    pub known: &'a dyn Fn(&HeaderName, &HeaderValue) -> Option<bool>,
+}
+
+/// Part of a match that facts do not decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Undecided {
+    /// A header.
+    Header(HeaderName),
+    /// The expression of the route of this name.
+    Expression(String),
+}
+
+/// Truth of conditions for a head of which only some facts are known.
+pub(super) enum Truth {
+    Holds,
+    Fails,
+    /// Name of the header that decides; `None` where an expression does.
+    Unknown(Option<HeaderName>),
+}
+
 impl Matcher {
     /// Compiles a match of the route `route`.
     pub(super) fn compile(route: &str, written: &Match) -> Result<Self, CompileError> {
@@ -193,6 +223,33 @@ impl Conditions {
     /// Headers that a head must have.
     pub(super) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
+    }
+
+    /// Truth of the conditions for a head of which only some facts are known.
+    pub(super) fn truth(&self, head: &PartialHead<'_>) -> Truth {
+        let known = |(name, value): &(HeaderName, HeaderValue)| (head.known)(name, value);
+        let (path, method) = (head.path, head.method);
+        let regex = self.rare.as_ref().and_then(|rare| rare.path.as_ref());
+        if self.method.as_ref().is_some_and(|own| own != method)
+            || self.headers.iter().any(|header| known(header) == Some(false))
+            || regex.is_some_and(|regex| !regex.is_match(path.as_bytes()))
+        {
+            return Truth::Fails;
+        }
+        if let Some(when) = self.rare.as_ref().and_then(|rare| rare.when.as_ref()) {
+            let asked = when.asked();
+            if asked.headers || asked.query {
+                return Truth::Unknown(None);
+            }
+            let context = HeadContext { query: "", client: head.client };
+            if !holds(when, &HeadView { path, method, headers: &Fields::default(), context }) {
+                return Truth::Fails;
+            }
+        }
+        match self.headers.iter().find(|header| known(header).is_none()) {
+            Some((name, _)) => Truth::Unknown(Some(name.clone())),
+            None => Truth::Holds,
+        }
     }
 
     /// True if a head meets the conditions.

@@ -6,17 +6,20 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use ahash::RandomState;
-use http::Method;
+use http::{HeaderName, HeaderValue, Method};
 use spillway_config::schema::Match;
 use spillway_filter::Fields;
 
 use super::candidates::Candidates;
 use super::host::{Entry, HostRoutes};
-use super::matcher::{CompileError, HeadContext, HeadView, Matcher};
+use super::matcher::{CompileError, HeadContext, HeadView, Matcher, PartialHead, Undecided};
 use crate::topology::Route;
 
 /// Longest host name that is looked up, in bytes (RFC 1035, 2.3.4). The pipeline refuses a longer one.
 pub const MAX_HOST: usize = 253;
+
+/// Most headers of matches that are told of a head that is kept: more would make each head a list.
+const MAX_ASKED: usize = 32;
 
 /// All routes of a snapshot.
 #[derive(Default)]
@@ -25,6 +28,8 @@ pub struct RouteTable {
     /// By suffix with its dot (`.example.com`).
     wildcard: HashMap<Box<str>, Box<HostRoutes>, RandomState>,
     any: HostRoutes,
+    /// Headers that matches ask for, the first [`MAX_ASKED`] of them.
+    asked_headers: Box<[(HeaderName, HeaderValue)]>,
 }
 
 /// Builder of a table, from routes in the order of the file.
@@ -33,6 +38,7 @@ pub struct TableBuilder {
     exact: HashMap<Box<str>, Vec<Entry>>,
     wildcard: HashMap<Box<str>, Vec<Entry>>,
     any: Vec<Entry>,
+    asked_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl TableBuilder {
@@ -50,6 +56,11 @@ impl TableBuilder {
         };
         // Once, however many host names the route has.
         let entries = matches.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+        for header in entries.iter().flat_map(|entry| entry.matcher.conditions.headers()) {
+            if self.asked_headers.len() < MAX_ASKED && !self.asked_headers.contains(header) {
+                self.asked_headers.push(header.clone());
+            }
+        }
         let add_to = |list: &mut Vec<Entry>| list.extend(entries.iter().cloned());
         if hostnames.is_empty() {
             add_to(&mut self.any);
@@ -71,7 +82,12 @@ impl TableBuilder {
         let index = |hosts: HashMap<Box<str>, Vec<Entry>>| {
             hosts.into_iter().map(|(host, entries)| (host, Box::new(HostRoutes::new(entries)))).collect()
         };
-        RouteTable { exact: index(self.exact), wildcard: index(self.wildcard), any: HostRoutes::new(self.any) }
+        RouteTable {
+            exact: index(self.exact),
+            wildcard: index(self.wildcard),
+            any: HostRoutes::new(self.any),
+            asked_headers: self.asked_headers.into(),
+        }
     }
 }
 
@@ -94,6 +110,18 @@ impl RouteTable {
             }
         }
         found
+    }
+
+    /// First condition that the known facts of a head do not decide, of those that decide its candidates; `None` where these
+    /// facts decide all. `host` may have a port.
+    pub fn undecided(&self, host: Option<&str>, head: &PartialHead<'_>) -> Option<Undecided> {
+        let name = self.name(host);
+        self.lists(&name).try_for_each(|routes| routes.undecided(head)).break_value().flatten()
+    }
+
+    /// Headers that matches ask for, with the value of each; few of them where there are many.
+    pub fn asked_headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.asked_headers
     }
 
     /// True if a route has this name.

@@ -33,7 +33,7 @@ use crate::reload::Reloader;
 use crate::rollout;
 use crate::signals::Signals;
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
-use crate::telemetry::{LogWriter, Metrics};
+use crate::telemetry::{LogWriter, Metrics, RecentHeads};
 use crate::tls::Acme;
 use crate::upstream::Via;
 use crate::workers::Workers;
@@ -81,10 +81,14 @@ pub enum ServeError {
     System(String),
 }
 
-/// Validates a configuration that [`crate::load::read`] accepts, with the code that compiles it to run; returns every reason
-/// not to run it. Opens no socket and no device, resolves no name and writes nothing. With `models_in_full`, tokenizers and
-/// templates of models are read too, and their memory is added up.
-pub async fn judge(loaded: &Loaded, registry: &Arc<Registry>, models_in_full: bool) -> Result<(), Vec<String>> {
+/// Validates a configuration that [`crate::load::read`] accepts, with the code that compiles it to run; returns the snapshot,
+/// which takes no requests, or every reason not to run it. Opens no socket and no device, resolves no name and writes
+/// nothing. With `models_in_full`, tokenizers and templates of models are read too, and their memory is added up.
+pub async fn judge(
+    loaded: &Loaded,
+    registry: &Arc<Registry>,
+    models_in_full: bool,
+) -> Result<Box<Snapshot>, Vec<String>> {
     let config = &loaded.config;
     let mut errors = Vec::new();
     errors.extend(token_of(config).err().map(|e| e.to_string()));
@@ -99,8 +103,12 @@ pub async fn judge(loaded: &Loaded, registry: &Arc<Registry>, models_in_full: bo
         Err(e) => errors.push(e.to_string()),
     }
     let compiler = Compiler::for_judging(config, registry.clone(), models_in_full);
-    errors.extend(compiler.compile(loaded, None).await.err().into_iter().flat_map(|e| e.0));
-    if errors.is_empty() { Ok(()) } else { Err(errors.iter().map(|error| loaded.origins.redact(error)).collect()) }
+    match compiler.compile(loaded, None).await {
+        Ok(snapshot) if errors.is_empty() => return Ok(Box::new(snapshot)),
+        Ok(_) => {}
+        Err(e) => errors.extend(e.0),
+    }
+    Err(errors.iter().map(|error| loaded.origins.redact(error)).collect())
 }
 
 /// Digest of the token of the admin address, if configured.
@@ -208,6 +216,7 @@ pub async fn serve(
         quality: compiler.quality.clone(),
         audit: view.audit.clone(),
         tail: Arc::default(),
+        recent: config.admin.as_ref().map(|_| RecentHeads::default()),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         phase: view.phase.clone(),

@@ -9,6 +9,7 @@ mod log;
 mod log_throttle;
 mod metrics;
 pub mod names;
+mod recent;
 mod tail;
 mod time;
 mod trace;
@@ -28,6 +29,7 @@ pub use metrics::{
     QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts, RouteMetrics,
     Running, Samples,
 };
+pub use recent::{MAX_HEADS, MAX_PER_SECOND as HEADS_PER_SECOND, RecentHead, RecentHeader, RecentHeads};
 pub use tail::{NoStatus, Tail, TailFilter, TailReader};
 pub use time::rfc3339_millis;
 pub use trace::{Span, SpanKind, TraceEnd, TraceError, Tracer};

@@ -67,18 +67,21 @@ struct Watcher {
     filter: TailFilter,
     lines: mpsc::Sender<Bytes>,
     missed: AtomicU64,
-    /// Second, and the lines that were taken in it.
-    taken: AtomicU64,
+    taken: PerSecond,
 }
 
-impl Watcher {
-    /// Takes one line of the second's budget; false if it is spent.
-    fn take(&self, second: u64) -> bool {
+/// Budget of each second: the second, and the number of what was taken in it.
+#[derive(Debug, Default)]
+pub(super) struct PerSecond(AtomicU64);
+
+impl PerSecond {
+    /// Takes one of at most `most` of a second; false if they are spent.
+    pub(super) fn take(&self, second: u64, most: u64) -> bool {
         let next = |taken: u64| {
             let count = if taken >> COUNT_BITS == second { taken & ((1 << COUNT_BITS) - 1) } else { 0 };
-            (count < MAX_PER_SECOND).then_some(second << COUNT_BITS | (count + 1))
+            (count < most).then_some(second << COUNT_BITS | (count + 1))
         };
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 }
 
@@ -102,7 +105,7 @@ impl Tail {
         let watchers = self.watchers.load();
         let mut line: Option<Bytes> = None;
         for watcher in watchers.iter().filter(|watcher| watcher.filter.takes(record)) {
-            let is_sent = watcher.take(now_millis() / 1000) && {
+            let is_sent = watcher.taken.take(now_millis() / 1000, MAX_PER_SECOND) && {
                 let line = line.get_or_insert_with(|| record.object().trim_ascii_end().to_vec().into());
                 watcher.lines.try_send(line.clone()).is_ok()
             };
@@ -120,7 +123,7 @@ impl Tail {
             return None;
         }
         let (lines, receiver) = mpsc::channel(RING);
-        let watcher = Arc::new(Watcher { filter, lines, missed: AtomicU64::new(0), taken: AtomicU64::new(0) });
+        let watcher = Arc::new(Watcher { filter, lines, missed: AtomicU64::new(0), taken: PerSecond::default() });
         watchers.push(watcher.clone());
         self.set(watchers);
         Some(TailReader { tail: self.clone(), watcher, receiver })
@@ -218,7 +221,8 @@ mod tests {
         let mut readers: Vec<_> = (0..MAX_WATCHERS).map(|_| tail.watch(TailFilter::default()).unwrap()).collect();
         assert!(tail.watch(TailFilter::default()).is_none());
         let watcher = readers[0].watcher.clone();
-        assert!((0..MAX_PER_SECOND).all(|_| watcher.take(7)) && !watcher.take(7) && watcher.take(8));
+        let take = |second| watcher.taken.take(second, MAX_PER_SECOND);
+        assert!((0..MAX_PER_SECOND).all(|_| take(7)) && !take(7) && take(8));
         for _ in 0..500 {
             tail.show(&AccessRecord::example("/", "a"));
         }

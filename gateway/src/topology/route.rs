@@ -292,6 +292,24 @@ impl Route {
         Answerers::Some(found)
     }
 
+    /// Targets that are tried first for a request for the model `asked` where all are available, with their weights: those of
+    /// the lowest priority. Text such as `chat` or, of several, `chat 95, chat-next 5`.
+    pub fn first_targets(&self, asked: Option<&str>) -> String {
+        let among = self.answerers(asked, |_| true);
+        let all = self.targets.iter().enumerate();
+        let able: Vec<&Target> =
+            all.filter(|(n, target)| target.weight > 0 && among.has(*n)).map(|(_, target)| target).collect();
+        let lowest = able.iter().map(|target| target.priority).min();
+        let first: Vec<&&Target> = able.iter().filter(|target| Some(target.priority) == lowest).collect();
+        match first.as_slice() {
+            [one] => one.kind.served_by().to_string(),
+            many => {
+                let named = many.iter().map(|target| format!("{} {}", target.kind.served_by(), target.weight));
+                named.collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
+
     /// Targets in `among` whose servers take upgrades.
     pub fn upgraders(&self, among: &Answerers) -> Answerers {
         let takes = |target: &Target| matches!(&target.kind, TargetKind::Backend(backend) if backend.takes_upgrades());

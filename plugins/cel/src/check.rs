@@ -162,6 +162,7 @@ fn field(name: &str, field: &str, scope: Scope, found: &mut Found) -> Result<(),
                 return Err(message);
             }
             found.asked.headers |= field == "headers";
+            found.asked.query |= field == "query";
             found.asked.body |= field == "body";
             found.asked.model |= field == "model";
         }

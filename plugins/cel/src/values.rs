@@ -17,6 +17,8 @@ use crate::MAX_BODY;
 pub struct Asked {
     /// Request headers.
     pub headers: bool,
+    /// Query of the request.
+    pub query: bool,
     /// Request body.
     pub body: bool,
     /// Model named by the body.

@@ -198,6 +198,17 @@ const OPERATIONS: &[Operation] = &[
         content_type: "text/event-stream",
     },
     Operation {
+        method: "GET",
+        path: "/api/requests/recent",
+        text: "Heads of the last 512 requests that the running configuration routed, newest first, at most sixteen of each second: what [`spillway diff`](../how-to/check.md#what-an-edit-would-change) tries an edit with. Without queries, bodies and credentials; of the headers only those that a match asks for, each with whether the request met it.",
+        guarded: true,
+        answers: &[
+            (200, "`heads`, a list, and `most` and `perSecond`, its bounds."),
+            (503, "The gateway is starting."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
         method: "POST",
         path: "/api/playground/{route}",
         text: "Sends the body, a chat, to a route as a request of the caller whose key is in `x-spillway-playground-key`, and passes the answer on, whose header `x-spillway-playground` tells it from those below. `?host=` and `?path=` replace those of the route's first plain match. The body has a megabyte at most, the answer ends within five minutes.",
@@ -877,6 +888,19 @@ pub(super) fn openapi() -> String {
                 }}},
                 "more": {"type": "integer"},
                 "tenants": {"type": "array", "items": {"type": "object"}},
+            }}),
+            "/api/requests/recent" => json!({"type": "object", "properties": {
+                "heads": {"type": "array", "items": {"type": "object", "properties": {
+                    "generation": {"type": "integer"}, "method": {"type": "string"},
+                    "host": {"type": ["string", "null"]}, "path": {"type": "string"}, "client": {"type": "string"},
+                    "route": {"type": ["string", "null"]}, "firstTarget": {"type": ["string", "null"]},
+                    "model": {"type": ["string", "null"]}, "isModelKnown": {"type": "boolean"},
+                    "headers": {"type": "array", "items": {"type": "object", "properties": {
+                        "name": {"type": "string"}, "exact": {"type": "string"}, "met": {"type": "boolean"},
+                    }}},
+                }}},
+                "most": {"type": "integer"},
+                "perSecond": {"type": "integer"},
             }}),
             "/api/playground/{route}" => json!({"type": "object"}),
             "/api/backends" => json!({"type": "object", "properties": {"backends": {"type": "array", "items": {
