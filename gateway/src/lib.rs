@@ -14,6 +14,7 @@ pub mod commit_steps;
 pub mod connect;
 pub mod credentials;
 pub mod descriptors;
+pub mod discovery;
 pub mod downstream;
 pub mod edits;
 pub mod exchange;

@@ -6,6 +6,7 @@ mod admission;
 mod backends;
 mod balancing;
 mod callers;
+mod discovery;
 mod dns;
 mod feedback;
 mod headers;
@@ -176,6 +177,7 @@ fn named(cx: &mut Context<'_>) {
 pub(crate) fn all(cx: &mut Context<'_>) {
     named(cx);
     listeners::all(cx);
+    discovery::all(cx);
     dns::all(cx);
     admin(cx);
     names(cx);

@@ -123,6 +123,11 @@ pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, 
     CertificatePair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
 }
 
+/// Checks that a certificate and its key that are no files belong together.
+pub fn check_pem(pair: &PemPair) -> Result<(), TlsError> {
+    CertificatePair::of(pair).map(|_| ())
+}
+
 /// Validates a file of authorities and returns its content, for clients that compile it themselves.
 pub fn read_authorities(path: &Path) -> Result<Vec<u8>, TlsError> {
     let pem = read(path)?;
