@@ -20,8 +20,8 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const OPERATOR: &str = "token-of-the-operator";
 /// Token of the gateway, which may do what its role says.
 const GATEWAY: &str = "token-of-the-gateway";
-/// User that the token of the gateway stands for.
-pub const GATEWAY_USER: &str = "spillway";
+/// User that the token of the gateway stands for: the service account of the chart.
+const GATEWAY_USER: &str = "system:serviceaccount:inference:spillway";
 
 /// API server.
 pub struct Cluster(Server);
@@ -144,7 +144,7 @@ impl Cluster {
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": cluster}],
             "users": [{"name": "u", "user": user}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "default"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "inference"}}],
         });
         std::fs::write(&file, config.to_string()).unwrap();
         file

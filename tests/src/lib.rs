@@ -36,7 +36,7 @@ mod upstream;
 mod weather;
 
 pub use client::{Answer, Client, Stream};
-pub use cluster::{Cluster, GATEWAY_USER, own_address};
+pub use cluster::{Cluster, own_address};
 pub use coding::encoded;
 pub use collector::Collector;
 pub use cross_encoder::CrossEncoder;

@@ -13,7 +13,7 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use spillway_tests::{Client, Cluster, Gateway, Upstream, eventually, free_port, own_address, repository};
+use spillway_tests::{Client, Cluster, Gateway, Upstream, eventually, free_port, own_address};
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 
@@ -255,10 +255,13 @@ async fn a_real_api_server_says_the_same() {
         }
     }
     // The rights of the chart, and no others.
-    let rights = std::fs::read_to_string(repository().join("tests/kubernetes/rights.yaml")).unwrap();
-    for document in rights.split("\n---\n") {
-        let kind = if document.contains("kind: ClusterRoleBinding") { "clusterrolebindings" } else { "clusterroles" };
-        cluster.create_yaml(&format!("/apis/rbac.authorization.k8s.io/v1/{kind}"), document).await;
+    cluster.apply(&namespace("inference")).await;
+    let rights = std::env::var("SPILLWAY_TEST_RIGHTS").expect("the roles of the chart: make test-kubernetes sets them");
+    let rights = std::fs::read_to_string(rights).unwrap();
+    for document in rights.split("\n---\n").filter(|one| one.contains("kind: ")) {
+        let kind = document.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap().trim().to_lowercase();
+        let namespaced = if kind.starts_with("cluster") { "" } else { "namespaces/inference/" };
+        cluster.create_yaml(&format!("/apis/rbac.authorization.k8s.io/v1/{namespaced}{kind}s"), document).await;
     }
     scenario(&cluster).await;
 }
@@ -325,7 +328,7 @@ async fn one_replica_writes_statuses_and_another_takes_over() {
     for one in [class(), namespace("infra"), namespace("models"), service("a")] {
         cluster.apply(&one).await;
     }
-    let lease = object("coordination.k8s.io/v1", "Lease", "default", "spillway", json!({}));
+    let lease = object("coordination.k8s.io/v1", "Lease", "inference", "spillway", json!({}));
     let first = start(&cluster, "").await;
     first.metric_becomes("spillway_kubernetes_leader", 1.0).await;
     let holder = cluster.get(&lease).await.unwrap()["spec"]["holderIdentity"].clone();
