@@ -15,6 +15,12 @@ use crate::telemetry::LogThrottle;
 /// Longest time of one request about the lease.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Waits until the gateway stops.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone, which is an end too.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
 /// Candidate for the lease.
 pub(super) struct Candidate {
     api: Api<DynamicObject>,
@@ -62,7 +68,7 @@ impl Candidate {
             }
             tokio::select! {
                 () = tokio::time::sleep(self.duration / 3) => {}
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = stopped(&mut stop) => break,
             }
         }
         if self.renewed.is_some() {

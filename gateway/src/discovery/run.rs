@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::leader::Candidate;
+use super::leader::{Candidate, stopped};
 use super::objects::{Kind, Objects};
 use super::status::{StatusWrite, differing};
 use super::translate::{Statuses, translate};
@@ -186,7 +186,7 @@ impl Task {
             tokio::select! {
                 // Taken before anything is made of them.
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = stopped(&mut stop) => return,
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     let was_other = self.is_other;

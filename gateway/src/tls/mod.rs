@@ -17,6 +17,7 @@ use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use spillway_config::schema::PemPair;
 
 pub use acme::{Acme, Challenges, ExternalAccountError, ManagedCertificate};
 pub use certificate::{CertificatePair, Names};
