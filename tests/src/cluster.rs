@@ -112,7 +112,7 @@ impl Cluster {
         api.args(["--service-account-issuer", "https://kubernetes.default.svc"]);
         api.args([
             "--service-account-key-file",
-            &at("tokens.key"),
+            &at("tokens.pem"),
             "--service-account-signing-key-file",
             &at("tokens.key"),
         ]);
@@ -197,8 +197,8 @@ impl Cluster {
                     }
                     self.ask("PUT", &path, object.to_string()).await
                 };
-                // A status that was written meanwhile, or a kind that is being installed.
-                if answer.status == 409 || answer.status == 404 {
+                // A kind that is being installed, or a status that was written meanwhile.
+                if [404, 409, 429].contains(&answer.status.as_u16()) {
                     return None;
                 }
                 assert!(answer.status.is_success(), "{path}: {} {}", answer.status, answer.text());
