@@ -7,13 +7,13 @@
 #[cfg(feature = "kubernetes")]
 mod leader;
 #[cfg(feature = "kubernetes")]
-mod objects;
+pub mod objects;
 #[cfg(feature = "kubernetes")]
 mod run;
 #[cfg(feature = "kubernetes")]
-mod status;
+pub mod status;
 #[cfg(feature = "kubernetes")]
-mod translate;
+pub mod translate;
 #[cfg(feature = "kubernetes")]
 mod watch;
 
