@@ -324,7 +324,7 @@ impl OneRoute<'_, '_, '_> {
                         Some((_, known)) => *known = known.saturating_add(weight),
                         None => references.push((found.name, weight)),
                     }
-                    for pool in &found.pool {
+                    if let Some(pool) = &found.pool {
                         spills = true;
                         for gateway in gateways.iter().filter_map(|n| self.gateways.key(*n)) {
                             self.backends.use_pool(pool, gateway);
