@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make test-kubernetes: the chart through Helm 3 and 4 with several values, and what it makes through the types of Kubernetes: unknown
+# make test-kubernetes: the gateway before a real API server, with the rights of the chart; the chart through Helm 3 and 4 with several values, and what it makes through the types of Kubernetes: unknown
 # fields and pods that are not restricted fail. deploy/manifests/spillway.yaml is what the chart makes of its defaults.
 #
 # SPILLWAY_UPDATE_DOCS=1 scripts/test-kubernetes.sh   writes that file anew
@@ -15,7 +15,7 @@ kubernetes=1.34.0
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-scripts/test-tools.sh kubernetes
+scripts/test-tools.sh kubernetes api-server nextest
 find_program
 
 # made HELM NAME ARGUMENTS...: what the chart makes, checked.
@@ -57,6 +57,10 @@ for helm in "$BIN/helm3" "$BIN/helm4"; do
   for object in StatefulSet/gateway HorizontalPodAutoscaler/gateway ServiceMonitor/gateway PrometheusRule/gateway; do
     grep -qx "$object" "$work/state.objects" || die "$helm made no $object of tests/kubernetes/state.yaml"
   done
+  for object in ClusterRole/inference-spillway Role/spillway-models Role/spillway-infra RoleBinding/spillway-lease; do
+    grep -qx "$object" "$work/discovery.objects" || die "$helm made no $object of tests/kubernetes/discovery.yaml"
+  done
+  if grep -q 'Role' "$work/default.objects"; then die "a role was made that nothing needs"; fi
   grep -qx ScaledObject/spillway "$work/keda.objects" || die "$helm made no ScaledObject of tests/kubernetes/keda.yaml"
   if grep -q '^Secret/' "$work/state.objects"; then die "a secret was made although one is named"; fi
   refused "$helm" "two autoscalers" --set autoscaling.enabled=true,keda.enabled=true
@@ -76,3 +80,10 @@ for helm in "$BIN/helm3" "$BIN/helm4"; do
   fi
   diff -u "$plain" "$work/written.yaml" || die "$plain is out of date: run SPILLWAY_UPDATE_DOCS=1 make test-kubernetes"
 done
+
+"$BIN/helm3" template spillway "$chart" --kube-version "$kubernetes" --namespace inference --set kubernetes.enabled=true \
+  --show-only templates/rbac.yaml >"$work/rights.yaml"
+say "The gateway before a real API server"
+SPILLWAY_TEST_ETCD="$BIN/etcd" SPILLWAY_TEST_KUBE_APISERVER="$BIN/kube-apiserver" SPILLWAY_TEST_RIGHTS="$work/rights.yaml" \
+  SPILLWAY_TEST_GATEWAY_API="$CACHE/gateway-api" SPILLWAY_BIN="$SPILLWAY_BIN" \
+  cargo nextest run --workspace --locked --test kubernetes --run-ignored only

@@ -3,7 +3,7 @@
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds). Of the peers of `make bench` it installs what can be had.
 # promtool comes out of the distribution's package of Prometheus.
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [jaeger] [pebble] [promtool] [h2spec] [kubernetes] [fuzz] [cyclonedx]
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [jaeger] [pebble] [promtool] [h2spec] [kubernetes] [api-server] [fuzz] [cyclonedx]
 # [peers]; without arguments: the first seven.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -146,6 +146,23 @@ kubernetes() {
   go_tool manifests go-kubernetes .
 }
 
+# A real API server with its store, and the definitions of the Gateway API beside them. The server takes ten minutes or more.
+api_server() {
+  local version folder
+  go_tool etcd go-etcd go.etcd.io/etcd/server/v3
+  go_tool kube-apiserver go-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+  version=v1.6.3
+  if [ -d "$CACHE/gateway-api" ] && stamp_is gateway-api "$version"; then return 0; fi
+  ensure_go
+  say "Fetching the definitions of the Gateway API $version"
+  folder="$(cd "$CACHE" && GOTOOLCHAIN=local GOFLAGS=-mod=mod "$go" mod download -json "sigs.k8s.io/gateway-api@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
+  [ -d "$folder" ] || die "the module of the Gateway API could not be fetched"
+  rm -rf "$CACHE/gateway-api"
+  mkdir -p "$CACHE/gateway-api"
+  install -m 644 "$folder"/config/crd/standard/gateway.networking.k8s.io_*.yaml "$CACHE/gateway-api/"
+  set_stamp gateway-api "$version"
+}
+
 # The tester of rules for Prometheus. Its Go module takes half an hour to build; the package of the distribution has it, and is
 # not installed, since it would start a server.
 promtool() {
@@ -230,11 +247,12 @@ for part in "$@"; do
     actionlint) actionlint ;;
     h2spec) h2spec ;;
     kubernetes) kubernetes ;;
+    api-server) api_server ;;
     pebble) pebble ;;
     promtool) promtool ;;
     fuzz) fuzz ;;
     cyclonedx) cyclonedx ;;
     peers) peers ;;
-    *) die "unknown part '$part': deny, nextest, python, actionlint, jaeger, pebble, promtool, h2spec, kubernetes, fuzz, cyclonedx or peers" ;;
+    *) die "unknown part '$part': deny, nextest, python, actionlint, jaeger, pebble, promtool, h2spec, kubernetes, api-server, fuzz, cyclonedx or peers" ;;
   esac
 done

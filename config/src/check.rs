@@ -9,7 +9,8 @@ use serde_json::{Map, Value as Json};
 use crate::reporter::MAX_MISTAKES;
 use crate::tree::{Key, Node, Place, Value};
 use crate::values::{
-    DailyHours, Date, DnsServer, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size, Threshold,
+    DailyHours, Date, DnsServer, Duration, HostAddress, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size,
+    Threshold,
 };
 
 /// Reason why an event of `notifications` is not supported.
@@ -181,6 +182,7 @@ impl<'s> Checker<'s> {
             "server-url" => text.parse::<ServerUrl>().err(),
             "network" => text.parse::<Network>().err(),
             "dns-server" => text.parse::<DnsServer>().err(),
+            "host-address" => text.parse::<HostAddress>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
             "date" => text.parse::<Date>().err(),
             "hours" => text.parse::<DailyHours>().err(),
@@ -388,6 +390,7 @@ fn expectation(root: &Json, schema: &Json) -> String {
         (Some("server-url"), _) => "a URL such as http://10.0.0.11:8000",
         (Some("network"), _) => "a network such as 10.0.0.0/8",
         (Some("dns-server"), _) => "an address such as 10.0.0.53",
+        (Some("host-address"), _) => "an IP address such as 0.0.0.0",
         (Some("file-path" | "model-path" | "state-path"), _) => "the path of a file",
         (_, Some("object")) => "a mapping",
         (_, Some("array")) => A_LIST,

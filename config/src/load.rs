@@ -63,6 +63,8 @@ pub struct LoadOptions<'a> {
     pub files: &'a dyn FileChecks,
     /// Missing files and variables are warnings.
     pub offline: bool,
+    /// True if the program has a client for Kubernetes.
+    pub kubernetes: bool,
 }
 
 /// Checked configuration.

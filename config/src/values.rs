@@ -322,6 +322,25 @@ impl fmt::Display for DnsServer {
 
 string_value!(DnsServer, "dns-server", "10.0.0.53", "Address of a DNS server, with its port where that is not 53.");
 
+/// IP address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostAddress(pub std::net::IpAddr);
+
+impl FromStr for HostAddress {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        text.parse().map(Self).map_err(|_| ValueError(format!("`{text}` is no IP address: write 0.0.0.0 or ::")))
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+string_value!(HostAddress, "host-address", "0.0.0.0", "IP address, without a port.");
+
 string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a server: scheme, host and port.");
 
 /// Addresses: one, or all of a network in CIDR form; `10.0.0.0/8`, `2001:db8::/32`, `203.0.113.7`.

@@ -37,8 +37,9 @@ state:
   budgets: {sqlite: budgets.db}
   limits: {redis: {url: \"rediss://127.0.0.1:1\", caFile: redis.pem, password: {file: password}}}
 routes: [{backendRefs: [{name: b}]}]
+discovery: {kubernetes: {gatewayClass: c, kubeconfig: kube.yaml}}
 ";
-const READ: [&str; 18] = [
+const READ: [&str; 19] = [
     "acme.pem",
     "b-ca.pem",
     "b.key",
@@ -51,6 +52,7 @@ const READ: [&str; 18] = [
     "hmac",
     "issuer.pem",
     "jwks.json",
+    "kube.yaml",
     "l.key",
     "l.pem",
     "m.gguf",

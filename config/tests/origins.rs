@@ -13,7 +13,7 @@ use common::AnyFilter;
 
 fn load(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, Report> {
     let env = |name: &str| env.get(name).cloned();
-    let options = LoadOptions { catalog: &AnyFilter, env: &env, files: &NoFileChecks, offline: true };
+    let options = LoadOptions { catalog: &AnyFilter, env: &env, files: &NoFileChecks, offline: true, kubernetes: true };
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/gateway.yaml");
     load_text(&path, text, &options)
 }

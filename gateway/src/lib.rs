@@ -15,6 +15,7 @@ pub mod connect;
 pub mod credentials;
 pub mod descriptors;
 mod differences;
+pub mod discovery;
 pub mod downstream;
 pub mod edits;
 pub mod exchange;

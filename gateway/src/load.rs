@@ -23,8 +23,15 @@ pub fn read_text(path: &Path, text: &str, registry: &Registry, offline: bool) ->
     spillway_config::load_text(path, text, &options(registry, offline))
 }
 
-fn options(registry: &Registry, offline: bool) -> LoadOptions<'_> {
-    LoadOptions { catalog: registry, env: &|name| std::env::var(name).ok(), files: &ModelFiles, offline }
+/// Settings with which configurations are read and joined.
+pub fn options(registry: &Registry, offline: bool) -> LoadOptions<'_> {
+    LoadOptions {
+        catalog: registry,
+        env: &|name| std::env::var(name).ok(),
+        files: &ModelFiles,
+        offline,
+        kubernetes: cfg!(feature = "kubernetes"),
+    }
 }
 
 /// Checks of the files that a configuration names.

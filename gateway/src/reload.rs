@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use spillway_config::schema::{Admin, LogFormat, MetricsPage};
+use spillway_config::schema::{Admin, Discovery, LogFormat, MetricsPage};
 use spillway_config::values::Size;
-use spillway_config::{Loaded, Report};
-use tokio::sync::mpsc;
+use spillway_config::{Further, Loaded, PartKind, RefusedPart, Report};
+use tokio::sync::{mpsc, watch};
 
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
+use crate::discovery::{Offer, Outcome};
 use crate::edits::{Change, Edits, LastEdit};
 use crate::gateway::Gateway;
-use crate::listener::ListenerSet;
-use crate::load::{FileStates, file_states, file_states_as_read, read};
+use crate::listener::{ListenError, ListenerSet};
+use crate::load::{FileStates, file_states, file_states_as_read, options, read};
 use crate::snapshot::{Compiler, Snapshot};
 
 /// A file is read when its state has not changed for this long: a half-written YAML is often valid.
@@ -29,8 +30,9 @@ const MAX_SETTLE_TIME: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(2);
 
 /// Keys that an edit cannot change.
-pub const FIXED_KEYS: [&str; 7] = [
+pub const FIXED_KEYS: [&str; 8] = [
     "admin",
+    "discovery",
     "telemetry.logs.format",
     "telemetry.metrics.address",
     "telemetry.metrics.maxConnections",
@@ -45,6 +47,8 @@ pub struct Reloader {
     pub path: PathBuf,
     /// Admin address since start; cannot be changed.
     pub admin: Option<Admin>,
+    /// Sources beside the file since start; cannot be changed.
+    pub discovery: Discovery,
     /// Log format since start; cannot be changed.
     pub log_format: LogFormat,
     /// Address of the metrics since start; cannot be changed.
@@ -65,6 +69,35 @@ pub struct Reloader {
     pub supervisor: Arc<Supervisor>,
     /// Edits, for operators.
     pub edits: Arc<Edits>,
+    /// Parts from elsewhere than the file, with what they are joined to; `None` without `discovery`.
+    pub discovered: Option<Discovered>,
+}
+
+/// Parts of the running configuration that come from elsewhere than the file.
+pub struct Discovered {
+    /// Configuration of the file, as the last accepted edit has it.
+    pub file: Arc<Loaded>,
+    /// Parts of the last accepted offer.
+    pub further: Further,
+    /// Number of the edits of the file, after which parts that were left out may hold.
+    pub edited: watch::Sender<u64>,
+}
+
+/// Reason why a configuration was not applied.
+enum ApplyError {
+    /// A listener cannot be opened.
+    Listen(ListenError),
+    /// Other reasons.
+    Other(Vec<String>),
+}
+
+impl ApplyError {
+    fn messages(self) -> Vec<String> {
+        match self {
+            Self::Listen(e) => vec![e.to_string()],
+            Self::Other(messages) => messages,
+        }
+    }
 }
 
 /// Outcome of an edit, with the files that it names.
@@ -75,8 +108,14 @@ enum EditOutcome {
 
 impl Reloader {
     /// Watches files and applies edits until it is dropped. `states` are the states of the running configuration's files
-    /// when they were read: an edit made during the start is applied too. `requests` brings requests for a reload.
-    pub async fn run(self, mut states: FileStates, mut requests: mpsc::Receiver<()>) {
+    /// when they were read: an edit made during the start is applied too. `requests` brings requests for a reload, `offers` parts
+    /// from elsewhere.
+    pub async fn run(
+        mut self,
+        mut states: FileStates,
+        mut requests: mpsc::Receiver<()>,
+        mut offers: mpsc::Receiver<Offer>,
+    ) {
         let mut running: Vec<PathBuf> = states.keys().cloned().collect();
         let mut files = running.clone();
         let (noticed, mut events) = mpsc::channel(1);
@@ -92,6 +131,12 @@ impl Reloader {
                 () = tokio::time::sleep(POLL) => false,
                 _ = events.recv() => false,
                 Some(()) = requests.recv() => true,
+                Some(offer) = offers.recv() => {
+                    let outcome = self.take_offer(offer.further).await;
+                    // Whoever made it may be gone.
+                    let _ = offer.reply.send(outcome);
+                    continue;
+                }
             };
             if file_states(&files) == states && !by_hand {
                 continue;
@@ -118,7 +163,7 @@ impl Reloader {
     }
 
     /// Applies or rejects one edit.
-    async fn reload(&self) -> EditOutcome {
+    async fn reload(&mut self) -> EditOutcome {
         let (path, registry) = (self.path.clone(), self.compiler.registry.clone());
         let read = tokio::task::spawn_blocking(move || read(&path, &registry, false)).await;
         let loaded = match read {
@@ -136,8 +181,26 @@ impl Reloader {
             }
         };
         let before = self.gateway.snapshot.load_full();
-        match self.apply(&loaded).await {
+        let file = loaded.clone();
+        let loaded = match &self.discovered {
+            None => loaded,
+            Some(discovered) => match self.joined(&loaded, discovered.further.clone()).await {
+                Ok((joined, _)) => joined,
+                Err(errors) => {
+                    self.failed(loaded.warnings.clone(), errors);
+                    let files = loaded.files.clone();
+                    self.clear(loaded, before, None).await;
+                    return EditOutcome::Rejected(files);
+                }
+            },
+        };
+        match self.apply(&loaded).await.map_err(ApplyError::messages) {
             Ok(generation) => {
+                if let Some(discovered) = &mut self.discovered {
+                    discovered.file = file;
+                    // What was left out may hold beside the new file.
+                    discovered.edited.send_modify(|edits| *edits = edits.wrapping_add(1));
+                }
                 for warning in &loaded.warnings.diagnostics {
                     tracing::warn!(event = "config_warning", message = %warning.message, at = %warning.path, line = warning.line);
                 }
@@ -174,11 +237,77 @@ impl Reloader {
         let _ = cleared.await;
     }
 
-    async fn apply(&self, loaded: &Arc<Loaded>) -> Result<u64, Vec<String>> {
+    /// Joins further parts to a configuration of the file, on a thread of its own.
+    async fn joined(
+        &self,
+        file: &Arc<Loaded>,
+        further: Further,
+    ) -> Result<(Arc<Loaded>, Vec<RefusedPart>), Vec<String>> {
+        let (file, registry) = (file.clone(), self.compiler.registry.clone());
+        let joined = tokio::task::spawn_blocking(move || file.join(further, &options(&registry, false))).await;
+        let (loaded, refused) = joined.map_err(|e| vec![e.to_string()])?.map_err(|e| e.0)?;
+        Ok((Arc::new(loaded), refused))
+    }
+
+    /// Applies an offer, without the parts that do not hold. Where the rest cannot be applied, the parts of the offer before are
+    /// kept.
+    async fn take_offer(&mut self, mut further: Further) -> Outcome {
+        let Some(discovered) = &self.discovered else { return Outcome::default() };
+        let (file, mut refused) = (discovered.file.clone(), Vec::new());
+        let applied = loop {
+            let joined = match self.joined(&file, further.clone()).await {
+                Ok((joined, others)) => {
+                    for part in &others {
+                        further.remove(part.kind, &part.name);
+                    }
+                    refused.extend(others);
+                    joined
+                }
+                Err(errors) => break Err(errors),
+            };
+            match self.apply(&joined).await {
+                Ok(generation) => break Ok((generation, joined)),
+                // One port that is taken costs its own listener only; each round has one listener less.
+                Err(ApplyError::Listen(e)) if further.has_listener(e.listener()) => {
+                    let name = e.listener().to_owned();
+                    further.remove(PartKind::Listener, &name);
+                    further.remove_routes_of(&name);
+                    refused.push(RefusedPart { kind: PartKind::Listener, name, message: e.to_string() });
+                }
+                Err(e) => break Err(e.messages()),
+            }
+        };
+        match applied {
+            Ok((generation, joined)) => {
+                let (listeners, routes) = (further.listeners.len(), further.routes.len());
+                tracing::info!(event = "discovery_applied", generation, listeners, routes, refused = refused.len());
+                if let Some(discovered) = &mut self.discovered {
+                    discovered.further = further;
+                }
+                let compiler = self.compiler.clone();
+                let swept = tokio::task::spawn_blocking(move || {
+                    drop(joined);
+                    compiler.states.sweep();
+                    compiler.endpoints.sweep();
+                });
+                let _ = swept.await;
+                Outcome { refused, errors: Vec::new() }
+            }
+            Err(errors) => {
+                self.gateway.metrics.process.kubernetes_rejected.inc();
+                let reason = errors.join("\n");
+                tracing::error!(event = "discovery_rejected", %reason, "the running configuration is kept");
+                Outcome { refused, errors }
+            }
+        }
+    }
+
+    async fn apply(&self, loaded: &Arc<Loaded>) -> Result<u64, ApplyError> {
         let config = &loaded.config;
         let metrics = &config.telemetry.metrics;
         let is_other = [
             config.admin != self.admin,
+            config.discovery != self.discovery,
             config.telemetry.logs.format != self.log_format,
             metrics.address != self.metrics.address,
             metrics.max_connections != self.metrics.max_connections,
@@ -193,16 +322,16 @@ impl Reloader {
             .map(|(key, _)| format!("`{key}` cannot be changed while the gateway runs: restart it"))
             .collect();
         if !fixed.is_empty() {
-            return Err(fixed);
+            return Err(ApplyError::Other(fixed));
         }
         let previous = self.gateway.snapshot.load_full();
         // Steps that can fail come first and change nothing.
         let (written, acme) = (loaded.clone(), self.gateway.acme.clone());
         let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written.config, &acme)).await;
-        let plans = plans.map_err(|e| vec![e.to_string()])??;
+        let plans = plans.map_err(|e| ApplyError::Other(vec![e.to_string()]))?.map_err(ApplyError::Other)?;
         let addresses: Vec<SocketAddr> = plans.iter().map(|plan| plan.address).collect();
-        let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
-        let snapshot = self.compile(loaded.clone(), previous).await?;
+        let prepared = self.listeners.prepare(&plans).map_err(ApplyError::Listen)?;
+        let snapshot = self.compile(loaded.clone(), previous).await.map_err(ApplyError::Other)?;
         let generation = snapshot.generation;
         // No further step can fail.
         snapshot.commit_steps.run();

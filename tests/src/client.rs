@@ -79,6 +79,11 @@ impl Client {
         Self { address }
     }
 
+    /// Address of the server.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     async fn open(&self) -> Opened {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();

@@ -13,6 +13,7 @@
 )]
 
 mod client;
+mod cluster;
 mod coding;
 mod collector;
 mod cross_encoder;
@@ -35,6 +36,7 @@ mod upstream;
 mod weather;
 
 pub use client::{Answer, Client, Stream};
+pub use cluster::{Cluster, own_address};
 pub use coding::encoded;
 pub use collector::Collector;
 pub use cross_encoder::CrossEncoder;

@@ -170,10 +170,15 @@ impl Secure {
 
     /// Sends a `GET` over a connection of its own.
     pub async fn get(&self, name: &str, host: &str, path: &str) -> std::io::Result<Answer> {
+        let request = Request::get(path).header("host", host).body(Full::<Bytes>::default()).unwrap();
+        self.send(name, request).await
+    }
+
+    /// Sends a request over a connection of its own.
+    pub async fn send(&self, name: &str, request: Request<Full<Bytes>>) -> std::io::Result<Answer> {
         let stream = self.open(name, &["http/1.1"]).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         let task = tokio::spawn(connection);
-        let request = Request::get(path).header("host", host).body(Full::<Bytes>::default()).unwrap();
         let answer = sender.send_request(request).await.map_err(std::io::Error::other)?;
         let answer = whole(answer).await;
         task.abort();

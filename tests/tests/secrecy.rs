@@ -64,6 +64,14 @@ const SECRET_FILES: &[&str] =
 /// the language, paths of files, and files that are public.
 const NO_SECRETS: &[&str] = &[
     "include[]",
+    "discovery.kubernetes.gatewayClass",
+    "discovery.kubernetes.namespaces[]",
+    "discovery.kubernetes.spillTo",
+    "discovery.kubernetes.publishedAddresses[]",
+    // Its content goes to the client of the API server alone.
+    "discovery.kubernetes.kubeconfig",
+    "discovery.kubernetes.leaderElection.namespace",
+    "discovery.kubernetes.leaderElection.name",
     "listeners[].name",
     "listeners[].healthPath",
     "listeners[].tls.certificates[].certFile",
@@ -129,6 +137,7 @@ const NO_SECRETS: &[&str] = &[
     "feedback.path",
     "feedback.scopes[]",
     "routes[].name",
+    "routes[].listeners[]",
     "routes[].hostnames[]",
     "routes[].matches[].path.exact",
     "routes[].matches[].path.prefix",
@@ -157,6 +166,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].requestHeaders.remove[]",
     "routes[].filters[].responseHeaders.remove[]",
     "routes[].filters[].urlRewrite.hostname",
+    "routes[].filters[].urlRewrite.path",
     "routes[].backendRefs[].name",
     "routes[].backendRefs[].model",
     "routes[].modelAlias{}",

@@ -116,6 +116,9 @@ pub struct Backend {
     /// HTTP/2 towards the endpoints: over TLS where the server chooses it by ALPN, else without asking.
     #[serde(default)]
     pub http2: bool,
+    /// True if the endpoints come from elsewhere than the file, where there may be none at times.
+    #[serde(skip)]
+    pub discovered: bool,
 }
 
 /// Name of a field for the most tokens of an answer.

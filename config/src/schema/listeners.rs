@@ -1,6 +1,8 @@
 //! `listeners`: the addresses that clients connect to.
 
+use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,9 @@ pub struct Listener {
     /// Limits on clients.
     #[serde(default)]
     pub limits: ListenerLimits,
+    /// True if the listener serves only routes that name it in `listeners`. Of listeners that come from elsewhere than the file.
+    #[serde(skip)]
+    pub own_routes: bool,
 }
 
 fn yes() -> bool {
@@ -86,6 +91,9 @@ pub struct ListenerTls {
     /// asks for another name gets the first. The files are read again when they change.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// Certificates from elsewhere than files, which follow those.
+    #[serde(skip)]
+    pub pairs: Vec<PemPair>,
     /// Certificate that is ordered from an authority and renewed, beside those in files or alone.
     #[serde(default)]
     pub acme: Option<Acme>,
@@ -95,6 +103,23 @@ pub struct ListenerTls {
     /// The oldest version of TLS that a client may speak.
     #[serde(default)]
     pub min_version: TlsVersion,
+}
+
+/// Certificate with its key that is no file, in PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemPair {
+    /// Name in messages.
+    pub name: String,
+    /// The certificate, followed by those that lead to an authority.
+    pub certificate: Arc<[u8]>,
+    /// The private key.
+    pub key: Arc<[u8]>,
+}
+
+impl fmt::Debug for PemPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PemPair({})", self.name)
+    }
 }
 
 /// A certificate and its key, in PEM.

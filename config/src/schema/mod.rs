@@ -7,6 +7,7 @@ mod admin;
 mod backends;
 mod balancing;
 mod consumers;
+mod discovery;
 mod dns;
 mod feedback;
 mod limits;
@@ -32,6 +33,7 @@ pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, KeysByApi, Mtls, Tenant,
 };
+pub use discovery::{Discovery, Kubernetes, LeaderElection};
 pub use dns::Dns;
 pub use feedback::{Feedback, Remember};
 pub use limits::{
@@ -40,7 +42,7 @@ pub use limits::{
 };
 pub use listeners::{
     CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,
-    Listener, ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
+    Listener, ListenerLimits, ListenerProtocol, ListenerTls, PemPair, ProxyProtocol, TlsVersion,
 };
 pub use models::{Device, Model, ModelTask, UnknownFields};
 pub use notifications::{Notification, NotificationEvent, Webhook, WebhookRetry};
@@ -120,6 +122,9 @@ pub struct Config {
     /// Resolution of the names of endpoints.
     #[serde(default)]
     pub dns: Dns,
+    /// Sources of listeners, routes and endpoints beside this file.
+    #[serde(default)]
+    pub discovery: Discovery,
     /// Limits of the whole process.
     #[serde(default)]
     pub limits: ProcessLimits,
@@ -129,6 +134,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// True if listeners and routes may come from elsewhere than the file.
+    pub fn has_discovery(&self) -> bool {
+        self.discovery.kubernetes.is_some()
+    }
+
     /// True if models that no entry of `prices` fits have the price of the catalogue.
     pub fn uses_price_catalogue(&self) -> bool {
         self.price_catalogue.unwrap_or(self.prices.is_empty())

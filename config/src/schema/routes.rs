@@ -16,6 +16,9 @@ pub struct Route {
     /// Name in logs, metrics and traces; needed when a file has more than one route.
     #[serde(default)]
     pub name: Option<String>,
+    /// Names of the listeners whose requests the route serves; all listeners of the file when left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<String>,
     /// Hosts that the route serves, exact or `*.example.com`; all when left out.
     #[serde(default)]
     pub hostnames: Vec<String>,

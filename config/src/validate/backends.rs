@@ -190,7 +190,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
     for (n, backend) in config.backends.iter().enumerate() {
         if backend.endpoints.is_empty() {
             // A file that does not exist is reported by itself, and may hold some.
-            if !(is_unread(backend) || (cx.options.offline && backend.endpoints_file.is_some())) {
+            if !(backend.discovered || is_unread(backend) || (cx.options.offline && backend.endpoints_file.is_some())) {
                 cx.error(
                     at!["backends", n, "endpoints"],
                     "no endpoint; a backend needs at least one endpoint: add its `url`",

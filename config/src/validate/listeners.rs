@@ -8,7 +8,7 @@ use crate::schema::{CertificateFiles, Listener, ListenerProtocol};
 
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
-    if config.listeners.is_empty() {
+    if config.listeners.is_empty() && !config.has_discovery() {
         cx.error(at!["listeners"], "no listener; there must be at least one: add its `address`");
     }
     for (n, listener) in config.listeners.iter().enumerate() {
@@ -104,7 +104,7 @@ fn tls(cx: &mut Context<'_>, n: usize, listener: &Listener) {
             "no effect: only a listener with `protocol: https` speaks TLS; write that, or remove this",
         );
     }
-    if tls.certificates.is_empty() && tls.acme.is_none() {
+    if tls.certificates.is_empty() && tls.pairs.is_empty() && tls.acme.is_none() {
         cx.error(
             at!["listeners", n, "tls"],
             "no certificate; there must be at least one certificate, in `certificates` or by `acme`",

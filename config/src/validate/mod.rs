@@ -6,6 +6,7 @@ mod admission;
 mod backends;
 mod balancing;
 mod callers;
+mod discovery;
 mod dns;
 mod feedback;
 mod headers;
@@ -177,6 +178,7 @@ fn named(cx: &mut Context<'_>) {
 pub(crate) fn all(cx: &mut Context<'_>) {
     named(cx);
     listeners::all(cx);
+    discovery::all(cx);
     dns::all(cx);
     shutdown::all(cx);
     admin(cx);

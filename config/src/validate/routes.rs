@@ -18,10 +18,11 @@ const FOR_SERVERS: [&str; 1] = ["publicLocation"];
 
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
-    if config.routes.is_empty() {
+    if config.routes.is_empty() && !config.has_discovery() {
         cx.error(at!["routes"], "no route; there must be at least one: add its `backendRefs`");
     }
     for (n, route) in config.routes.iter().enumerate() {
+        listeners(cx, n, route);
         hostnames(cx, n, route);
         for (m, written) in route.matches.iter().enumerate() {
             one_match(cx, n, m, written);
@@ -47,6 +48,22 @@ pub(super) fn all(cx: &mut Context<'_>) {
 fn header_name(cx: &mut Context<'_>, at: Vec<Segment>, name: &str) {
     if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
         cx.error(at, format!("`{name}` is not a header name"));
+    }
+}
+
+fn listeners(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let config = cx.config;
+    let names = || config.listeners.iter().filter_map(|listener| listener.name.as_deref());
+    for (l, name) in route.listeners.iter().enumerate() {
+        let at = at!["routes", n, "listeners", l];
+        if !names().any(|known| known == name) {
+            // Listeners that come from elsewhere have routes of their own.
+            let known: Vec<&str> =
+                config.listeners.iter().filter(|one| !one.own_routes).filter_map(|one| one.name.as_deref()).collect();
+            cx.unknown(at, "listener", name, &known);
+        } else if route.listeners.iter().take(l).any(|known| known == name) {
+            cx.error(at, format!("`{name}` is in the list already: remove one"));
+        }
     }
 }
 
@@ -463,7 +480,7 @@ fn shadows(cx: &mut Context<'_>) {
         for (m, written) in matches.iter().enumerate() {
             let hosts = if route.hostnames.is_empty() { vec![String::new()] } else { route.hostnames.clone() };
             for host in hosts {
-                let first = *seen.entry((host.to_lowercase(), key(written))).or_insert(n);
+                let first = *seen.entry((&route.listeners, host.to_lowercase(), key(written))).or_insert(n);
                 if first != n {
                     found.push((n, m, first));
                 }

@@ -48,6 +48,7 @@ pub(crate) fn options() -> LoadOptions<'static> {
         env: &|name| (name == "SET").then(|| "value".into()),
         files: &NoFileChecks,
         offline: true,
+        kubernetes: true,
     }
 }
 

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use spillway_config::{LoadOptions, NoFileChecks, NoFilters, load_text};
 
 fuzz_target!(|text: &str| {
-    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true };
+    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true, kubernetes: true };
     // No such folder: `include` finds nothing.
     let load = |text: &str| load_text(Path::new("/nonexistent/spillway.yaml"), text, &options);
     match load(text) {

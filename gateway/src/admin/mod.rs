@@ -549,7 +549,7 @@ async fn hand_over(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap)
         Err(error @ (NoHandOver::Starting | NoHandOver::Leaving)) => {
             problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
         }
-        Err(error @ (NoHandOver::UnderWay(_) | NoHandOver::FirstProcess)) => {
+        Err(error @ (NoHandOver::UnderWay(_) | NoHandOver::FirstProcess | NoHandOver::Discovers)) => {
             problem(StatusCode::CONFLICT, &error.to_string())
         }
         Err(error @ NoHandOver::NotStarted(_)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),

@@ -200,8 +200,15 @@ fn request(gateway: &Gateway, chat: Chat) -> Result<Request<Full<Bytes>>, NoChat
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let (only_path, query) = path.split_once('?').unwrap_or((&path, ""));
     let context = HeadContext { query, client: chat.client };
-    let candidates = snapshot.routes.candidates(Some(&host), only_path, &Method::POST, &fields, context);
-    let taken = candidates.by_model(asked.model.as_deref()).map(|route| route.name.clone());
+    // Of the listeners that serve the route one is enough that leads to it.
+    let mut taken = None;
+    for table in snapshot.routes.tables_with(&chat.route) {
+        let candidates = table.candidates(Some(&host), only_path, &Method::POST, &fields, context);
+        taken = candidates.by_model(asked.model.as_deref()).map(|route| route.name.clone());
+        if taken.as_ref() == Some(&chat.route) {
+            break;
+        }
+    }
     if taken.as_ref() != Some(&chat.route) {
         return Err(NoChat::OtherRoute { host, path, taken });
     }

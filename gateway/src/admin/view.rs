@@ -7,6 +7,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 
 use super::backends::{self, backend_samples, reports, samples};
 use super::consumers;
@@ -33,6 +34,8 @@ pub struct AdminView {
     pub(crate) listeners: ArcSwapOption<ListenerSet>,
     pub(crate) phase: Arc<Phase>,
     pub(crate) hand_overs: Arc<HandOvers>,
+    /// True once the parts of the configuration from elsewhere than its file were read, where there are to be some.
+    pub(crate) discovered: watch::Receiver<bool>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) edits: Arc<Edits>,
@@ -85,7 +88,7 @@ impl AdminState for AdminView {
     fn readiness(&self) -> Result<(), &'static str> {
         if self.phase.is_draining() {
             Err("draining")
-        } else if self.gateway.load().is_none() {
+        } else if self.gateway.load().is_none() || !*self.discovered.borrow() {
             Err("starting")
         } else {
             Ok(())

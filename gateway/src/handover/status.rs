@@ -28,6 +28,12 @@ pub enum NoHandOver {
         "this is process 1 of its container, which ends with it: start a container of the new version in its place"
     )]
     FirstProcess,
+    /// Routes come from elsewhere too.
+    #[error(
+        "a new process would serve before it knows what `discovery` finds: start another one beside this, and end this one \
+         once the other is ready"
+    )]
+    Discovers,
     /// The new process cannot be started.
     #[error("{0}")]
     NotStarted(String),

@@ -38,6 +38,13 @@ pub struct ListenError {
     source: std::io::Error,
 }
 
+impl ListenError {
+    /// Name of the listener.
+    pub fn listener(&self) -> &str {
+        &self.name
+    }
+}
+
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {

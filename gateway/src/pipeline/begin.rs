@@ -71,7 +71,7 @@ pub(super) fn match_head<'s>(
             return Candidates::of(&plan.route);
         }
         let rest = HeadContext { query: head.uri.query().unwrap_or_default(), client };
-        snapshot.routes.candidates(host_of(head), path, method, &head.headers, rest)
+        snapshot.routes.of_listener(&connection.listener).candidates(host_of(head), path, method, &head.headers, rest)
     };
     // A path with several readings gets no further than this, not even to the filters that redirect.
     let candidates = |method: &Method| -> Result<_, End> {

@@ -38,7 +38,7 @@ impl<'s> Visible<'s> {
             let is_known = exchange.caller.is_some() || route.authentication != RouteAuthentication::Required;
             is_known && is_open_to(route, exchange)
         };
-        let others = snapshot.routes.of_host(host_of(session.req_header())).into_iter();
+        let others = snapshot.routes.beside(route, host_of(session.req_header())).into_iter();
         let (mut usable, closed): (Vec<_>, Vec<_>) = others.partition(|route| is_usable(route));
         usable.retain(|other| lists_models(other) && !Arc::ptr_eq(other, route));
         usable.insert(0, route);

@@ -30,6 +30,8 @@ pub struct RouteTable {
     any: HostRoutes,
     /// Headers that matches ask for, the first [`MAX_ASKED`] of them.
     asked_headers: Box<[(HeaderName, HeaderValue)]>,
+    /// Tables of the listeners that have routes of their own, by the names of the listeners.
+    own: HashMap<Box<str>, RouteTable, RandomState>,
 }
 
 /// Builder of a table, from routes in the order of the file.
@@ -87,11 +89,27 @@ impl TableBuilder {
             wildcard: index(self.wildcard),
             any: HostRoutes::new(self.any),
             asked_headers: self.asked_headers.into(),
+            own: HashMap::default(),
         }
     }
 }
 
 impl RouteTable {
+    /// Adds the tables of listeners that have routes of their own.
+    pub fn with_listeners(self, own: impl IntoIterator<Item = (Box<str>, RouteTable)>) -> Self {
+        Self { own: own.into_iter().collect(), ..self }
+    }
+
+    /// Routes of a listener.
+    pub fn of_listener(&self, listener: &str) -> &Self {
+        if self.own.is_empty() { self } else { self.own.get(listener).unwrap_or(self) }
+    }
+
+    /// Tables with a route of this name.
+    pub fn tables_with<'t>(&'t self, name: &'t str) -> impl Iterator<Item = &'t Self> {
+        std::iter::once(self).chain(self.own.values()).filter(move |table| table.own_named(name).is_some())
+    }
+
     /// Candidates for a request head. `host` may have a port.
     pub fn candidates(
         &self,
@@ -129,8 +147,12 @@ impl RouteTable {
         self.named(name).is_some()
     }
 
-    /// Route of this name.
+    /// Route of this name, of any listener.
     pub fn named(&self, name: &str) -> Option<&Arc<Route>> {
+        self.own_named(name).or_else(|| self.own.values().find_map(|table| table.own_named(name)))
+    }
+
+    fn own_named(&self, name: &str) -> Option<&Arc<Route>> {
         let lists = self.exact.values().chain(self.wildcard.values()).map(Box::as_ref).chain([&self.any]);
         lists.flat_map(HostRoutes::routes).find(|route| route.name == name)
     }
@@ -141,6 +163,18 @@ impl RouteTable {
         let mut known = HashSet::new();
         let all = self.lists(&name).flat_map(|list| list.routes());
         all.filter(|route| known.insert(Arc::as_ptr(route))).collect()
+    }
+
+    /// Routes that requests for a host may take on every listener that has `route`, each once.
+    pub fn beside<'t>(&'t self, route: &Arc<Route>, host: Option<&str>) -> Vec<&'t Arc<Route>> {
+        let has = |list: &[&Arc<Route>], route: &Arc<Route>| list.iter().any(|known| Arc::ptr_eq(known, route));
+        let lists = std::iter::once(self).chain(self.own.values()).map(|table| table.of_host(host));
+        let mut lists = lists.filter(|list| has(list, route));
+        let Some(mut all) = lists.next() else { return Vec::new() };
+        for list in lists {
+            all.retain(|known| has(&list, known));
+        }
+        all
     }
 
     /// Name by which a host is looked up, empty where no route names a host. `host` may have a port.

@@ -39,6 +39,8 @@ pub(super) struct HandingOver {
     /// Sockets of the admin address and of the metrics.
     pub(super) admin_sockets: Vec<(Place, std::net::TcpListener)>,
     pub(super) hand_overs: Arc<HandOvers>,
+    /// True where routes come from elsewhere than the file too.
+    pub(super) has_discovery: bool,
 }
 
 /// Hand-over under way; ends with the number of the process that serves.
@@ -167,6 +169,9 @@ impl HandingOver {
         // The end of the first process of a container is the end of the container.
         if std::process::id() == 1 {
             return Err(NoHandOver::FirstProcess);
+        }
+        if self.has_discovery {
+            return Err(NoHandOver::Discovers);
         }
         let started = self.sockets().map_err(HandOverError::Sockets).and_then(|sockets| {
             let successor = Successor::start(&self.program, &sockets)?;

@@ -8,17 +8,20 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
-use spillway_config::Loaded;
 use spillway_config::schema::{Admin, Config};
+use spillway_config::{Further, Loaded};
 use spillway_filter::Registry;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, AdminView, History, Login, LoginError, Playground};
 use crate::audit::Audit;
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
 use crate::connect::Connector;
+#[cfg(feature = "kubernetes")]
+use crate::discovery::Discovery;
+use crate::discovery::Offer;
 use crate::downstream::Downstream;
 use crate::edits::Edits;
 use crate::exchange::BodyBudget;
@@ -29,7 +32,7 @@ use crate::listener::{ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
 use crate::pipeline::Prober;
-use crate::reload::Reloader;
+use crate::reload::{Discovered, Reloader};
 use crate::rollout;
 use crate::signals::Signals;
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
@@ -76,9 +79,52 @@ pub enum ServeError {
     /// The login of the admin address cannot be offered.
     #[error("admin.oidc.{0}")]
     Login(#[from] LoginError),
+    /// The API server of Kubernetes cannot be used.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Discovery(#[from] crate::discovery::DiscoveryError),
     /// The system refused a resource.
     #[error("{0}")]
     System(String),
+}
+
+/// Discovery that runs; nothing without `discovery`, or in a build without a client for Kubernetes, whose check refuses it.
+struct Discoverer {
+    #[cfg(feature = "kubernetes")]
+    running: Option<Discovery>,
+}
+
+impl Discoverer {
+    async fn stop(self) {
+        #[cfg(feature = "kubernetes")]
+        if let Some(running) = self.running {
+            running.stop().await;
+        }
+    }
+}
+
+#[cfg(feature = "kubernetes")]
+async fn discover(
+    config: &Config,
+    offers: mpsc::Sender<Offer>,
+    edited: watch::Receiver<u64>,
+    synced: watch::Sender<bool>,
+    metrics: &Arc<Metrics>,
+) -> Result<Discoverer, ServeError> {
+    let Some(settings) = config.discovery.kubernetes.clone() else { return Ok(Discoverer { running: None }) };
+    let running = Discovery::start(settings, offers, edited, synced, metrics.clone()).await?;
+    Ok(Discoverer { running: Some(running) })
+}
+
+#[cfg(not(feature = "kubernetes"))]
+async fn discover(
+    _: &Config,
+    _: mpsc::Sender<Offer>,
+    _: watch::Receiver<u64>,
+    _: watch::Sender<bool>,
+    _: &Arc<Metrics>,
+) -> Result<Discoverer, ServeError> {
+    Ok(Discoverer {})
 }
 
 /// Validates a configuration that [`crate::load::read`] accepts, with the code that compiles it to run; returns the snapshot,
@@ -143,8 +189,10 @@ pub async fn serve(
     let edits = Arc::new(Edits::started(&path));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
+    let has_discovery = config.has_discovery();
+    let (synced, discovered) = watch::channel(!has_discovery);
     let (hand_overs, orders) = HandOvers::new();
-    let view = view_of(config, &metrics, audit, &edits, hand_overs)?;
+    let view = view_of(config, &metrics, audit, &edits, hand_overs, discovered)?;
     let mut admin = AdminSockets::open(config, &launch.inherited)?;
     if predecessor.is_none() {
         admin.serve(config, &view, &stop_admin)?;
@@ -249,8 +297,15 @@ pub async fn serve(
     launch.inherited.close_rest();
     tracing::info!(event = "ready", version = env!("CARGO_PKG_VERSION"), config = %path.display());
 
+    let (edited, edits_of_file) = watch::channel(0);
+    let (offers, offered) = tokio::sync::mpsc::channel(1);
+    let discovery = discover(config, offers, edits_of_file, synced, &metrics).await?;
+    let loaded = Arc::new(loaded);
+    let config = &loaded.config;
     let reloader = Reloader {
         path,
+        discovery: config.discovery.clone(),
+        discovered: has_discovery.then(|| Discovered { file: loaded.clone(), further: Further::default(), edited }),
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
         metrics: config.telemetry.metrics.clone(),
@@ -267,7 +322,7 @@ pub async fn serve(
     drop(loaded);
     crate::memory::give_back();
     let (reload, requests) = tokio::sync::mpsc::channel(1);
-    let watching = tokio::spawn(reloader.run(states, requests));
+    let watching = tokio::spawn(reloader.run(states, requests, offered));
     let mut requests = HandOverRequests::new(&mut signals, orders);
     let handing_over = HandingOver {
         gateway: gateway.clone(),
@@ -276,9 +331,11 @@ pub async fn serve(
         program: launch.program.clone(),
         admin_sockets: admin.kept,
         hand_overs: view.hand_overs.clone(),
+        has_discovery,
     };
     let ending = handing_over.wait_for_end(&reload, &mut signals, &mut requests).await;
 
+    discovery.stop().await;
     let refusing = tokio::spawn(requests.refuse());
     watching.abort();
     gateway.acme.stop();
@@ -382,6 +439,7 @@ fn view_of(
     audit: Arc<Audit>,
     edits: &Arc<Edits>,
     hand_overs: HandOvers,
+    discovered: watch::Receiver<bool>,
 ) -> Result<Arc<AdminView>, ServeError> {
     let written = config.admin.as_ref();
     let token = token_of(config)?;
@@ -396,6 +454,7 @@ fn view_of(
         metrics: metrics.clone(),
         audit,
         edits: edits.clone(),
+        discovered,
         chats: Playground::default(),
         token,
         login,

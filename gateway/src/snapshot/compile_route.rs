@@ -1,7 +1,7 @@
 //! Compiles routes: targets, fallbacks, queues, filters and retries of each route, from the file and from the backends and
 //! models that were compiled before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,12 +123,52 @@ struct BodyNeeds {
     resends: bool,
 }
 
+/// Tables of routes in the making: one for all listeners of the file, and one for each that has routes of its own.
+struct Tables {
+    common: TableBuilder,
+    /// By the name of the listener; true for one that serves the common routes too.
+    own: HashMap<Box<str>, (TableBuilder, bool)>,
+}
+
+impl Tables {
+    fn new(config: &Config) -> Self {
+        let named: HashSet<&str> =
+            config.routes.iter().flat_map(|route| &route.listeners).map(String::as_str).collect();
+        let own = config.listeners.iter().filter_map(|listener| {
+            let name = listener.name.as_deref()?;
+            let has_own = listener.own_routes || named.contains(name);
+            has_own.then(|| (name.into(), (TableBuilder::default(), !listener.own_routes)))
+        });
+        Self { common: TableBuilder::default(), own: own.collect() }
+    }
+
+    /// Adds a route to the tables of its listeners, in the order of the file.
+    fn add(&mut self, route: &Arc<Route>, written: &schema::Route) -> Result<(), CompileError> {
+        let is_common = written.listeners.is_empty();
+        let add_to = |table: &mut TableBuilder| table.add(route, &written.hostnames, &written.matches);
+        if is_common {
+            add_to(&mut self.common)?;
+        }
+        for (name, (table, takes_common)) in &mut self.own {
+            if if is_common { *takes_common } else { written.listeners.iter().any(|one| **one == **name) } {
+                add_to(table)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn build(self) -> RouteTable {
+        let own = self.own.into_iter().map(|(name, (table, _))| (name, table.build()));
+        self.common.build().with_listeners(own)
+    }
+}
+
 impl RouteCompiler<'_> {
     /// Compiles every route; returns the table, and the headers that only filters of the routes may set.
     pub(super) fn table(&self) -> Result<(RouteTable, Vec<HeaderName>), Vec<RouteError>> {
         let routes = &self.config.routes;
         let rules = RouteRules::all(self.config);
-        let (mut table, mut owned_headers, mut errors) = (TableBuilder::default(), Vec::new(), Vec::new());
+        let (mut tables, mut owned_headers, mut errors) = (Tables::new(self.config), Vec::new(), Vec::new());
         let mut plans = Vec::new();
         let numbers = RouteRules::numbers(&rules);
         let mut labelled = Targets::default();
@@ -149,7 +189,7 @@ impl RouteCompiler<'_> {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
                 plans.extend(plan);
-                Ok(table.add(&Arc::new(route), &written.hostnames, &written.matches)?)
+                Ok(tables.add(&Arc::new(route), written)?)
             });
             errors.extend(added.err());
         }
@@ -158,7 +198,7 @@ impl RouteCompiler<'_> {
         self.feedback.commit(labelled, requests, keep, self.commit_steps);
         let (quality, folder) = (self.quality.clone(), self.config.state.quality.folder.to_path_buf());
         self.commit_steps.add(move || quality.adopt(plans, folder));
-        if errors.is_empty() { Ok((table.build(), owned_headers)) } else { Err(errors) }
+        if errors.is_empty() { Ok((tables.build(), owned_headers)) } else { Err(errors) }
     }
 
     /// Targets of a route whose answers callers may label: those of model calls.

@@ -9,6 +9,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
+use spillway_config::schema::PemPair;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -95,6 +96,12 @@ impl CertificatePair {
     /// Reads both files and checks that they belong together.
     pub fn read(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         Self::parse(cert, key, [read(cert)?, read(key)?])
+    }
+
+    /// Parses a certificate and its key that are no files.
+    pub(super) fn of(pair: &PemPair) -> Result<Self, TlsError> {
+        let name = Path::new(&pair.name);
+        Self::parse(name, name, [pair.certificate.to_vec(), pair.key.to_vec()])
     }
 
     /// Parses the content of both files, and checks that they belong together.

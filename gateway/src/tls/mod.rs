@@ -17,6 +17,7 @@ use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use spillway_config::schema::PemPair;
 
 pub use acme::{Acme, Challenges, ExternalAccountError, ManagedCertificate};
 pub use certificate::{CertificatePair, Names};
@@ -121,6 +122,11 @@ fn authorities(path: &Path, pem: &[u8]) -> Result<Authorities, TlsError> {
 /// Validates a certificate and its key for `spillway check`; returns warnings.
 pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, TlsError> {
     CertificatePair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
+}
+
+/// Checks that a certificate and its key that are no files belong together.
+pub fn check_pem(pair: &PemPair) -> Result<(), TlsError> {
+    CertificatePair::of(pair).map(|_| ())
 }
 
 /// Validates a file of authorities and returns its content, for clients that compile it themselves.

@@ -120,6 +120,11 @@ impl ServerTls {
             pair.read.iter().for_each(|bytes| feed(bytes));
             pairs.push(pair);
         }
+        for pair in &written.pairs {
+            let pair = CertificatePair::of(pair)?;
+            pair.read.iter().for_each(|bytes| feed(bytes));
+            pairs.push(pair);
+        }
         let versions: &[&SupportedProtocolVersion] = match written.min_version {
             TlsVersion::V12 => &[&version::TLS13, &version::TLS12],
             TlsVersion::V13 => &[&version::TLS13],
@@ -195,6 +200,7 @@ mod tests {
         });
         ListenerTls {
             certificates: certificates.collect(),
+            pairs: Vec::new(),
             acme: None,
             client_certificates: None,
             min_version: TlsVersion::default(),

@@ -98,10 +98,15 @@ impl Template {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
-            let (name, tail) = after.split_once('}').ok_or_else(|| "`{` without `}`".to_owned())?;
             if !before.is_empty() {
                 parts.push(Part::Text(before.to_owned()));
             }
+            if let Some(tail) = after.strip_prefix('{') {
+                parts.push(Part::Text("{".to_owned()));
+                rest = tail;
+                continue;
+            }
+            let (name, tail) = after.split_once('}').ok_or_else(|| "`{` without `}`".to_owned())?;
             parts.push(match name {
                 "backend" => Part::Backend,
                 "route" => Part::Route,

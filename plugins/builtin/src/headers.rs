@@ -21,7 +21,7 @@ const FRAMING: [&str; 9] = [
     "upgrade",
 ];
 
-/// Header changes. Values may contain {backend}, {route} and {requestId}.
+/// Header changes. Values may contain {backend}, {route} and {requestId}; `{{` is a brace.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct HeaderChanges {
@@ -114,13 +114,14 @@ mod tests {
     #[test]
     fn headers_are_removed_then_set_then_added() {
         let changes: HeaderChanges = serde_json::from_value(serde_json::json!({
-            "set": {"x-model": "{backend} of {route}"}, "add": {"x-list": "b"}, "remove": ["x-model", "cookie"]
+            "set": {"x-model": "{backend} of {route}", "x-json": "{{\"a\": 1}"}, "add": {"x-list": "b"}, "remove": ["x-model", "cookie"]
         }))
         .unwrap();
         let mut headers = testing::headers([("x-model", "old"), ("cookie", "c"), ("x-list", "a")]);
         let variables = Variables { backend: "v1", route: "chat", ..variables() };
         RequestHeaders(build(&changes).unwrap()).on_upstream_request(&mut headers, &variables);
         assert_eq!(headers["x-model"], "v1 of chat");
+        assert_eq!(headers["x-json"], r#"{"a": 1}"#);
         assert!(!headers.contains_key("cookie"));
         assert_eq!(headers.get_all("x-list").iter().collect::<Vec<_>>(), ["a", "b"]);
     }

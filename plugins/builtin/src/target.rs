@@ -59,6 +59,8 @@ fn found() -> u16 {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct UrlRewrite {
+    /// Complete path.
+    path: Option<String>,
     /// Replacement of the prefix that the route matches; of `/` if it matches none.
     replace_prefix: Option<String>,
     /// `Host` sent to the server; default: the caller's.
@@ -114,13 +116,18 @@ pub(crate) fn redirect() -> Box<dyn FilterFactory> {
 pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
     let check = |c: &UrlRewrite| {
         let mut errors = Vec::new();
-        if c.replace_prefix.is_none() && c.hostname.is_none() && !c.azure_openai {
-            errors.push(FieldError::at([], "no effect: set a replacePrefix or a hostname, or azureOpenai"));
+        if c.path.is_none() && c.replace_prefix.is_none() && c.hostname.is_none() && !c.azure_openai {
+            errors.push(FieldError::at([], "no effect: set a path, a replacePrefix or a hostname, or azureOpenai"));
+        }
+        if c.path.is_some() && (c.replace_prefix.is_some() || c.azure_openai) {
+            let message = "`path` excludes `replacePrefix` and `azureOpenai`, which change a part of it";
+            errors.push(FieldError::at(["path"], message));
         }
         if c.replace_prefix.is_some() && c.azure_openai {
             errors.push(FieldError::at(["replacePrefix"], "`azureOpenai` and `replacePrefix` exclude each other"));
         }
         errors.extend(check_host(c.hostname.as_ref()));
+        errors.extend(check_path("path", c.path.as_ref()));
         errors.extend(check_path("replacePrefix", c.replace_prefix.as_ref()));
         errors
     };
@@ -128,7 +135,8 @@ pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
         let host = config.hostname.as_deref().map(HeaderValue::from_str).transpose();
         let host = host.map_err(|e| FieldError::at(["hostname"], e.to_string()))?;
         let prefix = config.replace_prefix.as_deref().map(|new| Prefix::new(cx, new));
-        Ok(Arc::new(Rewritten { prefix, host, is_azure: config.azure_openai }) as Arc<dyn Filter>)
+        Ok(Arc::new(Rewritten { path: config.path.map(Into::into), prefix, host, is_azure: config.azure_openai })
+            as Arc<dyn Filter>)
     })
 }
 
@@ -250,6 +258,8 @@ impl Filter for Redirected {
 }
 
 struct Rewritten {
+    /// Path in place of the caller's.
+    path: Option<Box<str>>,
     prefix: Option<Prefix>,
     host: Option<HeaderValue>,
     /// True if paths of Azure OpenAI become those of OpenAI.
@@ -267,7 +277,10 @@ impl Filter for Rewritten {
         if self.is_azure {
             return azure::openai_target(target);
         }
-        let path = self.prefix.as_ref()?.replace(target.path());
+        let path = match &self.path {
+            Some(path) => path.to_string(),
+            None => self.prefix.as_ref()?.replace(target.path()),
+        };
         let whole = match target.query() {
             Some(query) => format!("{path}?{query}"),
             None => path,
@@ -338,6 +351,15 @@ mod tests {
             Some("302 http://a.test:8080/here")
         );
         assert_eq!(location(&whole, Some("a.test:8080"), false, "/here"), None, "no circle");
+    }
+
+    #[test]
+    fn a_whole_path_is_replaced_and_the_query_stays() {
+        let filter = built(rewrite(), &["/old"], serde_json::json!({"path": "/new"}));
+        for (target, expected) in [("/old/x?q=1", "/new?q=1"), ("/", "/new")] {
+            assert_eq!(filter.upstream_target(&target.parse().unwrap()).unwrap().to_string(), expected);
+        }
+        assert_eq!(filter.caller_path("/old/x", "/new"), None, "nobody can say what the caller would write");
     }
 
     #[test]
@@ -417,6 +439,8 @@ mod tests {
             (redirect(), serde_json::json!({"path": "/x", "replacePrefix": "/y"}), vec!["replacePrefix"]),
             (rewrite(), serde_json::json!({}), vec![]),
             (rewrite(), serde_json::json!({"replacePrefix": "/x?y"}), vec!["replacePrefix"]),
+            (rewrite(), serde_json::json!({"path": "/x?y"}), vec!["path"]),
+            (rewrite(), serde_json::json!({"path": "/x", "replacePrefix": "/y"}), vec!["path"]),
             (rewrite(), serde_json::json!({"hostname": "user@a.test"}), vec!["hostname"]),
         ] {
             let errors = factory.check(&json);

@@ -140,6 +140,11 @@ const EVENTS: &[(&str, &str)] = &[
     ("device_hangs", "A device does not end a step in time; its requests have failed."),
     ("device_not_recovered", "A device could not be set up again; it is tried later."),
     ("device_recovered", "A device was set up again after a fault."),
+    ("discovery_applied", "What the objects of Kubernetes say was applied; `refused` parts had to be left out."),
+    (
+        "discovery_rejected",
+        "What the objects of Kubernetes say could not be applied; the running configuration is kept.",
+    ),
     ("drain_delayed", "The gateway is about to stop and still takes requests, for `shutdown.delay`."),
     ("drain_timeout", "`shutdown.drainTimeout` ended while requests still ran; their connections were closed."),
     ("drift", "A distance of a feature from its reference has passed its limit ([drift](../how-to/drift.md))."),
@@ -198,6 +203,18 @@ const EVENTS: &[(&str, &str)] = &[
         "keys_unknown",
         "The store of API keys that are made at run time did not answer at the start; those keys are refused with 503 until it does.",
     ),
+    ("kubernetes_leader", "This gateway began or ceased to write the statuses of its class."),
+    ("kubernetes_lease_failed", "The lease of the leader could not be read or renewed; it is tried again."),
+    (
+        "kubernetes_part_refused",
+        "A listener, backend or route of Kubernetes was left out; the status of its object says so too.",
+    ),
+    ("kubernetes_status_failed", "A status could not be written to the API server; it is tried again."),
+    (
+        "kubernetes_too_many_objects",
+        "There are more objects than `discovery.kubernetes.maxObjects`; the last configuration is kept.",
+    ),
+    ("kubernetes_watch_failed", "The API server refused or ended a watch; it is begun again."),
     (
         "limit_store_lost",
         "The shared store of limits did not answer a request; this gateway's share of each limit holds.",

@@ -361,6 +361,12 @@ const GROUPS: &[Group] = &[
         &[
             ("spillway_config_reloads", &[("result", List(&["ok", "failed"]))], "edits"),
             ("spillway_config_last_reload_success_timestamp_seconds", &[], "Unix time"),
+            ("spillway_kubernetes_objects", &[], "objects"),
+            ("spillway_kubernetes_parts_refused", &[], "listeners, backends and routes"),
+            ("spillway_kubernetes_leader", &[], "0 or 1"),
+            ("spillway_kubernetes_changes_rejected", &[], "changes"),
+            ("spillway_kubernetes_watch_failures", &[], "watches"),
+            ("spillway_kubernetes_status_failures", &[], "statuses"),
             ("spillway_build", &[("version", Text("version of the program"))], "1"),
             ("spillway_spans_dropped", &[], "spans"),
             ("spillway_log_lines_dropped", &[], "lines"),

@@ -43,3 +43,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "spillway.controller" -}}
 {{- if .Values.persistence.enabled }}StatefulSet{{ else }}Deployment{{ end }}
 {{- end }}
+
+{{- define "spillway.rules" -}}
+- {apiGroups: [gateway.networking.k8s.io], resources: [gateways, httproutes, grpcroutes, referencegrants], verbs: [list, watch]}
+- {apiGroups: [gateway.networking.k8s.io], resources: [gateways/status, httproutes/status, grpcroutes/status], verbs: [patch]}
+- {apiGroups: [""], resources: [services], verbs: [list, watch]}
+- {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
+{{- if .inferencePools }}
+- {apiGroups: [inference.networking.k8s.io], resources: [inferencepools], verbs: [list, watch]}
+- {apiGroups: [inference.networking.k8s.io], resources: [inferencepools/status], verbs: [patch]}
+- {apiGroups: [""], resources: [pods], verbs: [list, watch]}
+{{- end }}
+{{- if .tlsSecrets }}
+- {apiGroups: [""], resources: [secrets], verbs: [list, watch]}
+{{- end }}
+{{- end }}
+
+{{- define "spillway.mountsToken" -}}
+{{- or .Values.automountServiceAccountToken .Values.kubernetes.enabled }}
+{{- end }}

@@ -242,6 +242,18 @@ series! {
         pub hand_overs_failed: Counter = "spillway_hand_overs_failed", Counter::default();
         /// Workers that stand still
         pub workers_stalled: Gauge = "spillway_workers_stalled", Gauge::default();
+        /// Objects of Kubernetes that are kept
+        pub kubernetes_objects: Gauge = "spillway_kubernetes_objects", Gauge::default();
+        /// Listeners, backends and routes of Kubernetes that the running configuration had to leave out
+        pub kubernetes_refused: Gauge = "spillway_kubernetes_parts_refused", Gauge::default();
+        /// 1 while this gateway writes the statuses of its class
+        pub kubernetes_leader: Gauge = "spillway_kubernetes_leader", Gauge::default();
+        /// Changes of objects of Kubernetes that could not be applied
+        pub kubernetes_rejected: Counter = "spillway_kubernetes_changes_rejected", Counter::default();
+        /// Failed watches of the API server
+        pub kubernetes_watch_failures: Counter = "spillway_kubernetes_watch_failures", Counter::default();
+        /// Statuses that could not be written
+        pub kubernetes_status_failures: Counter = "spillway_kubernetes_status_failures", Counter::default();
     }
 }
 

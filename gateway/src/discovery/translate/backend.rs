@@ -1,0 +1,233 @@
+//! Services and inference pools as backends. A backend has the name of its object, so that the state of its endpoints stays
+//! as long as the object and their addresses do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use spillway_config::schema::{Backend, Endpoint};
+use spillway_config::values::ServerUrl;
+
+use super::{Condition, Input, PoolStatus, Referred, Translation, part_name};
+use crate::discovery::objects::{
+    EndpointSlice, INFERENCE_GROUP, InferencePool, Kind, Object, ObjectKey, Pod, Reference, Service,
+};
+
+/// Label of the slices of a service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// Backends that routes refer to, each made once.
+pub(super) struct Backends<'i> {
+    input: &'i Input<'i>,
+    /// Slices of each service.
+    slices: BTreeMap<ObjectKey, Vec<EndpointSlice>>,
+    /// Pods of each namespace; read for the first pool.
+    pods: Option<BTreeMap<String, Vec<Pod>>>,
+    made: BTreeMap<String, Backend>,
+    pools: BTreeMap<ObjectKey, PoolStatus>,
+}
+
+/// Backend that a route refers to.
+pub(super) struct Target {
+    pub(super) name: String,
+    /// Pool that the backend is of.
+    pub(super) pool: Option<ObjectKey>,
+}
+
+/// Route that refers to a backend.
+#[derive(Clone, Copy)]
+pub(super) struct Referrer<'r> {
+    pub(super) kind: Kind,
+    pub(super) namespace: &'r str,
+}
+
+fn unresolved(reason: &'static str, message: impl Into<String>) -> Condition {
+    Condition::no("ResolvedRefs", reason, message)
+}
+
+impl<'i> Backends<'i> {
+    pub(super) fn new(input: &'i Input<'i>) -> Self {
+        let mut slices: BTreeMap<ObjectKey, Vec<EndpointSlice>> = BTreeMap::new();
+        for (key, value) in input.objects.of(Kind::EndpointSlice) {
+            let Ok(slice) = EndpointSlice::deserialize(&**value) else { continue };
+            let Some(service) = slice.metadata.labels.get(SERVICE_LABEL) else { continue };
+            slices.entry(ObjectKey::new(&key.namespace, service)).or_default().push(slice);
+        }
+        let pools = input.objects.read::<InferencePool>(Kind::InferencePool).filter_map(|(key, object)| {
+            let Object { metadata, .. } = object.ok()?;
+            Some((
+                key.clone(),
+                PoolStatus {
+                    key: key.clone(),
+                    generation: metadata.generation,
+                    parents: BTreeSet::new(),
+                    accepted: Condition::yes("Accepted", "Accepted"),
+                    resolved: Condition::yes("ResolvedRefs", "ResolvedRefs"),
+                },
+            ))
+        });
+        Self { input, slices, pods: None, made: BTreeMap::new(), pools: pools.collect() }
+    }
+
+    /// Backend of a reference, or the condition that says why there is none.
+    pub(super) fn resolve(
+        &mut self,
+        from: Referrer<'_>,
+        object: &Reference,
+        port: Option<u16>,
+    ) -> Result<Target, Condition> {
+        let (group, kind) = (object.group.as_deref().unwrap_or_default(), object.kind.as_deref().unwrap_or("Service"));
+        let namespace = object.namespace.as_deref().unwrap_or(from.namespace);
+        let key = ObjectKey::new(namespace, &object.name);
+        let to = Referred { group, kind, namespace, name: &object.name };
+        let is_pool = match (group, kind) {
+            ("", "Service") => false,
+            (INFERENCE_GROUP, "InferencePool") => true,
+            _ => {
+                let message = format!("a {kind} of {group:?} is no target; expected a Service or an InferencePool");
+                return Err(unresolved("InvalidKind", message));
+            }
+        };
+        if !self.input.may_refer(from.kind.as_str(), from.namespace, &to) {
+            let message = format!(
+                "no ReferenceGrant in {namespace} lets {}s of {} refer to {kind} {key}",
+                from.kind.as_str(),
+                from.namespace
+            );
+            return Err(unresolved("RefNotPermitted", message));
+        }
+        if is_pool { self.pool(&key) } else { self.service(&key, port, from.kind == Kind::GrpcRoute) }
+    }
+
+    fn service(&mut self, key: &ObjectKey, port: Option<u16>, is_grpc: bool) -> Result<Target, Condition> {
+        let missing = |message: String| unresolved("BackendNotFound", message);
+        let value =
+            self.input.objects.get(Kind::Service, key).ok_or_else(|| missing(format!("there is no service {key}")))?;
+        let object = Object::<Service>::deserialize(&**value).map_err(|e| missing(format!("service {key}: {e}")))?;
+        let service = object.spec.unwrap_or_default();
+        if service.kind.as_deref() == Some("ExternalName") {
+            return Err(missing(format!("service {key} is of the type ExternalName, which is not supported")));
+        }
+        let number = port.ok_or_else(|| missing(format!("`port` of service {key} is missing")))?;
+        let port = service.ports.iter().find(|port| port.port == number);
+        let port = port.ok_or_else(|| missing(format!("service {key} has no port {number}")))?;
+        let unsupported = |what: &str| {
+            unresolved("UnsupportedProtocol", format!("port {number} of service {key}: {what} is not supported"))
+        };
+        if port.protocol.as_deref().unwrap_or("TCP") != "TCP" {
+            return Err(unsupported(port.protocol.as_deref().unwrap_or_default()));
+        }
+        let http2 = match port.app_protocol.as_deref() {
+            Some("kubernetes.io/h2c" | "grpc") => true,
+            Some(secure @ ("https" | "kubernetes.io/wss")) => return Err(unsupported(secure)),
+            // A server of gRPC speaks HTTP/2.
+            _ => is_grpc,
+        };
+        let (number, suffix) = (number.to_string(), if http2 { Some("h2") } else { None });
+        let name = part_name([key.namespace.as_str(), &key.name, &number].into_iter().chain(suffix));
+        if !self.made.contains_key(&name) {
+            let slices = self.slices.get(key).into_iter().flatten();
+            let found = slices.flat_map(|slice| addresses_of(slice, &port.name)).collect();
+            // The servers are the cluster's own, and callers have accounts there as without the gateway.
+            let backend = backend(&name, found, json!({"http2": http2, "callerCredentials": "pass"}));
+            self.made.insert(name.clone(), backend.map_err(missing)?);
+        }
+        Ok(Target { name, pool: None })
+    }
+
+    fn pool(&mut self, key: &ObjectKey) -> Result<Target, Condition> {
+        let missing = |message: String| unresolved("BackendNotFound", message);
+        if !self.input.settings.inference_pools {
+            return Err(missing(
+                "pools are not read: the configuration of the gateway lacks `inferencePools: true`".to_owned(),
+            ));
+        }
+        let value = self.input.objects.get(Kind::InferencePool, key);
+        let value = value.ok_or_else(|| missing(format!("there is no inference pool {key}")))?;
+        let object = Object::<InferencePool>::deserialize(&**value).map_err(|e| missing(format!("pool {key}: {e}")))?;
+        let pool = object.spec.ok_or_else(|| missing(format!("pool {key} has no content")))?;
+        if let Some(picker) = &pool.endpoint_picker_ref
+            && picker.failure_mode.as_deref().unwrap_or("FailClose") != "FailOpen"
+        {
+            let message = format!(
+                "the endpoint picker {} of pool {key} is not asked by this version; with `failureMode: FailOpen` or without a \
+                 picker the gateway picks the endpoints itself",
+                picker.name
+            );
+            if let Some(status) = self.pools.get_mut(key) {
+                status.accepted = Condition::no("Accepted", "NotSupportedByParent", &message);
+                status.resolved = Condition::no("ResolvedRefs", "InvalidExtensionRef", &message);
+            }
+            return Err(unresolved("UnsupportedProtocol", message));
+        }
+        let name = part_name([key.namespace.as_str(), &key.name, "pool"]);
+        if !self.made.contains_key(&name) {
+            let found = self.pods_of(key, &pool);
+            let http2 = pool.app_protocol.as_deref() == Some("kubernetes.io/h2c");
+            let backend = backend(&name, found, json!({"protocol": "openai", "http2": http2}));
+            self.made.insert(name.clone(), backend.map_err(missing)?);
+        }
+        Ok(Target { name, pool: Some(key.clone()) })
+    }
+
+    /// Endpoints of a pool: each port of each ready pod that its selector selects.
+    fn pods_of(&mut self, key: &ObjectKey, pool: &InferencePool) -> BTreeSet<(IpAddr, u16)> {
+        let objects = self.input.objects;
+        let pods = self.pods.get_or_insert_with(|| {
+            let mut all: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
+            for (key, value) in objects.of(Kind::Pod) {
+                if let Ok(pod) = Pod::deserialize(&**value) {
+                    all.entry(key.namespace.clone()).or_default().push(pod);
+                }
+            }
+            all
+        });
+        let of_namespace = pods.get(&key.namespace).into_iter().flatten();
+        let is_ready = |pod: &&Pod| {
+            let ready = |one: &crate::discovery::objects::PodCondition| one.kind == "Ready" && one.status == "True";
+            pod.metadata.deletion_timestamp.is_none() && pod.status.conditions.iter().any(ready)
+        };
+        let selected = of_namespace.filter(|pod| pool.selector.selects(&pod.metadata.labels)).filter(is_ready);
+        let addresses = selected.filter_map(|pod| pod.status.pod_ip.as_ref()?.parse::<IpAddr>().ok());
+        addresses.flat_map(|address| pool.target_ports.iter().map(move |port| (address, port.number))).collect()
+    }
+
+    /// Notes that a route of a Gateway uses a pool.
+    pub(super) fn use_pool(&mut self, pool: &ObjectKey, gateway: &ObjectKey) {
+        if let Some(status) = self.pools.get_mut(pool) {
+            status.parents.insert(gateway.clone());
+        }
+    }
+
+    /// Writes the backends and the statuses of the pools.
+    pub(super) fn finish(self, out: &mut Translation) {
+        out.further.backends.extend(self.made.into_values());
+        out.statuses.pools.extend(self.pools.into_values());
+    }
+}
+
+/// Ready addresses of a slice for a port of its service.
+fn addresses_of<'s>(slice: &'s EndpointSlice, port: &'s str) -> impl Iterator<Item = (IpAddr, u16)> + 's {
+    let number = slice.ports.iter().flatten().find(|one| one.name.as_deref().unwrap_or_default() == port);
+    let number = number.and_then(|port| port.port);
+    let ready = slice.endpoints.iter().flatten().filter(|endpoint| endpoint.conditions.ready != Some(false));
+    ready.filter_map(move |endpoint| Some((endpoint.addresses.first()?.parse().ok()?, number?)))
+}
+
+/// Backend with endpoints and some further settings.
+fn backend(name: &str, endpoints: BTreeSet<(IpAddr, u16)>, settings: Value) -> Result<Backend, String> {
+    let mut written = json!({"name": name});
+    if let (Some(written), Value::Object(settings)) = (written.as_object_mut(), settings) {
+        written.extend(settings);
+    }
+    let mut backend: Backend = serde_json::from_value(written).map_err(|e| e.to_string())?;
+    let endpoint = |(address, port): (IpAddr, u16)| Endpoint {
+        url: ServerUrl { https: false, host: address.to_string(), port },
+        weight: 1,
+        priority: 0,
+    };
+    backend.endpoints = endpoints.into_iter().map(endpoint).collect();
+    backend.discovered = true;
+    Ok(backend)
+}

@@ -1,0 +1,570 @@
+//! Tables of objects, as people write them, with what they become.
+
+use super::*;
+
+const BASE: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: spillway, generation: 1}
+spec: {controllerName: spillway.dev/gateway}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: public, namespace: infra, generation: 3, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec:
+  gatewayClassName: spillway
+  listeners:
+    - {name: http, port: 8080, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: models, labels: {team: inference}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: models}
+spec: {ports: [{name: http, port: 80, targetPort: 8000}, {name: grpc, port: 90, appProtocol: kubernetes.io/h2c}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: models, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints:
+  - {addresses: [10.0.0.2], conditions: {ready: true}}
+  - {addresses: [10.0.0.1], conditions: {}}
+  - {addresses: [10.0.0.3], conditions: {ready: false}}
+ports: [{name: http, port: 8000}, {name: grpc, port: 9000}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-2, namespace: models, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+endpoints: [{addresses: ["fd00::1"]}]
+ports: [{name: http, port: 8000}]
+"#;
+
+fn settings(yaml: &str) -> Kubernetes {
+    let written = format!("{{gatewayClass: spillway, inferencePools: true, tlsSecrets: true{yaml}}}");
+    serde_saphyr::from_str(&written).unwrap()
+}
+
+fn objects(yaml: &str) -> Objects {
+    let mut objects = Objects::default();
+    for document in yaml.split("\n---\n").filter(|document| !document.trim().is_empty()) {
+        let value: Value = serde_saphyr::from_str(document).unwrap_or_else(|e| panic!("{e}\n{document}"));
+        let kind = value["kind"].as_str().unwrap();
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind).unwrap_or_else(|| panic!("{kind}"));
+        objects.insert(kind, value);
+    }
+    objects
+}
+
+fn translated(yaml: &str) -> Translation {
+    translate(&objects(&format!("{BASE}\n---\n{yaml}")), &settings(""))
+}
+
+/// Route of HTTP in `models` with a name and content.
+fn http_route(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: models, generation: 7, \
+         creationTimestamp: \"2026-01-02T00:00:00Z\"}}\nspec: {spec}"
+    )
+}
+
+const PARENT: &str = "parentRefs: [{name: public, namespace: infra}]";
+const TARGET: &str = "backendRefs: [{name: web, port: 80}]";
+
+fn conditions(statuses: &Statuses) -> Vec<String> {
+    let shown = |one: &Condition| format!("{}={}({})", one.kind, one.holds, one.reason);
+    let of_routes = statuses.routes.iter().flat_map(|route| {
+        let of = move |parent: &ParentStatus| {
+            format!("{} {} {}", route.key, shown(&parent.accepted), shown(&parent.resolved))
+        };
+        route.parents.iter().map(of).collect::<Vec<_>>()
+    });
+    of_routes.collect()
+}
+
+/// Settings of the only route of an object, and its conditions.
+fn one(spec: &str) -> (Value, String) {
+    let out = translated(&http_route("a", spec));
+    let conditions = conditions(&out.statuses);
+    assert_eq!(conditions.len(), 1, "{spec}");
+    let route = out.further.routes.first().map(|route| serde_json::to_value(route).unwrap()).unwrap_or_default();
+    (route, conditions[0].clone())
+}
+
+const FINE: &str = "models/a Accepted=true(Accepted) ResolvedRefs=true(ResolvedRefs)";
+
+#[test]
+fn a_route_with_a_service_becomes_a_route_with_a_backend() {
+    let out = translated(&http_route("a", &format!("{{{PARENT}, hostnames: [a.test], rules: [{{{TARGET}}}]}}")));
+    assert_eq!(conditions(&out.statuses), [FINE]);
+    let [listener] = &out.further.listeners[..] else { panic!("one listener") };
+    assert_eq!(
+        (listener.name.as_deref(), listener.address.to_string().as_str()),
+        (Some("kubernetes/8080"), "0.0.0.0:8080")
+    );
+    assert!(listener.own_routes, "it serves no route of the file");
+    let [backend] = &out.further.backends[..] else { panic!("one backend") };
+    let urls: Vec<String> = backend.endpoints.iter().map(|endpoint| endpoint.url.to_string()).collect();
+    assert_eq!(
+        urls,
+        ["http://10.0.0.1:8000", "http://10.0.0.2:8000", "http://[fd00::1]:8000"],
+        "ready ones, both families"
+    );
+    let [route] = &out.further.routes[..] else { panic!("one route") };
+    assert_eq!(route.name.as_deref(), Some("kubernetes/HTTPRoute/models/a/0"));
+    assert_eq!(
+        (route.listeners.as_slice(), route.hostnames.as_slice()),
+        (&["kubernetes/8080".to_owned()][..], &["a.test".to_owned()][..])
+    );
+    assert_eq!(route.backend_refs[0].name.as_deref(), Some("kubernetes/models/web/80"));
+    let gateway = &out.statuses.gateways[0];
+    assert_eq!((gateway.generation, gateway.listeners[0].attached), (3, 1));
+    assert!(gateway.accepted.holds && gateway.programmed().holds && gateway.listeners[0].programmed().holds);
+    assert_eq!(out.statuses.classes[0].accepted.reason, "Accepted");
+}
+
+#[test]
+fn every_part_of_a_rule_has_its_counterpart() {
+    for (rule, pointer, expected) in [
+        ("matches: [{path: {type: Exact, value: /a}}]", "/matches/0/path/exact", "\"/a\""),
+        ("matches: [{path: {value: /a}}]", "/matches/0/path/prefix", "\"/a\""),
+        ("matches: [{path: {type: RegularExpression, value: \"/a.*\"}}]", "/matches/0/path/regex", "\"/a.*\""),
+        ("matches: [{method: POST}]", "/matches/0/method", "\"POST\""),
+        (
+            "matches: [{headers: [{name: X-A, value: \"1\"}, {name: x-a, value: \"2\"}]}]",
+            "/matches/0/headers",
+            r#"[{"name":"X-A","exact":"1"}]"#,
+        ),
+        (
+            "matches: [{queryParams: [{name: a, value: \"b c\"}]}]",
+            "/matches/0/when",
+            r#""request.query.matches('(^|&)(a|%61)=(b|%62)([+]|%20)(c|%63)(&|$)')""#,
+        ),
+        ("timeouts: {request: 1m30s, backendRequest: 10s}", "/timeouts/request", "\"90s\""),
+        ("timeouts: {backendRequest: 10s}", "/timeouts/backendRequest", "\"10s\""),
+        ("timeouts: {request: 0s}", "/timeouts/request", "\"24h\""),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: A, value: \"{b}\"}], remove: [c]}}]",
+            "/filters/0/requestHeaders",
+            r#"{"set":{"a":"{{b}"},"remove":["c"]}"#,
+        ),
+        (
+            "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: a, value: b}]}}]",
+            "/filters/0/responseHeaders",
+            r#"{"add":{"a":"b"}}"#,
+        ),
+        (
+            "filters: [{type: RequestRedirect, requestRedirect: {scheme: https, port: 8443, statusCode: 301}}]",
+            "/filters/0/redirect",
+            r#"{"scheme":"https","port":8443,"status":301}"#,
+        ),
+        (
+            "filters: [{type: URLRewrite, urlRewrite: {hostname: b.test, path: {type: ReplaceFullPath, replaceFullPath: /x}}}]",
+            "/filters/0/urlRewrite",
+            r#"{"hostname":"b.test","path":"/x"}"#,
+        ),
+        (
+            "filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: \"\"}}}]",
+            "/filters/0/urlRewrite",
+            r#"{"replacePrefix":"/"}"#,
+        ),
+        (
+            "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 90}, fraction: {numerator: 1, denominator: 4}}}]",
+            "/filters/0/mirror",
+            r#"{"backend":"kubernetes/models/web/90/h2","percent":25.0}"#,
+        ),
+        (
+            "filters: [{type: CORS, cors: {allowOrigins: [\"https://a.test\"], maxAge: 5}}]",
+            "/filters/0/cors",
+            r#"{"allowOrigins":["https://a.test"],"maxAge":"5s"}"#,
+        ),
+    ] {
+        let (route, condition) = one(&format!("{{{PARENT}, rules: [{{{rule}, {TARGET}}}]}}"));
+        assert_eq!(condition, FINE, "{rule}");
+        assert_eq!(route.pointer(pointer).unwrap_or(&Value::Null).to_string(), expected, "{rule}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_its_name_and_costs_the_object_alone() {
+    let out = |rule: &str| {
+        let bad = http_route("a", &format!("{{{PARENT}, rules: [{{{rule}}}]}}"));
+        let good = http_route("z", &format!("{{{PARENT}, rules: [{{{TARGET}}}]}}"));
+        translated(&format!("{bad}\n---\n{good}"))
+    };
+    for (rule, word) in [
+        (
+            "matches: [{headers: [{name: a, type: RegularExpression, value: b}]}]",
+            "header matches of the type RegularExpression",
+        ),
+        ("matches: [{queryParams: [{name: a, type: RegularExpression, value: b}]}]", "query parameter matches"),
+        ("filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]", "ExtensionRef"),
+        ("filters: [{type: ExternalAuth}]", "ExternalAuth"),
+        ("retry: {attempts: 2}", "retry"),
+        ("sessionPersistence: {}", "sessionPersistence"),
+        ("backendRefs: [{name: web, port: 80, filters: [{type: CORS}]}]", "`filters` of a backendRef"),
+        ("timeouts: {request: soon}", "timeouts.request"),
+        ("matches: 7", "cannot be read"),
+        (
+            "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}, percent: 101}}]",
+            "percent",
+        ),
+    ] {
+        let out = out(rule);
+        let status = &out.statuses.routes[0].parents[0];
+        assert_eq!((status.accepted.holds, status.accepted.reason), (false, "UnsupportedValue"), "{rule}");
+        assert!(status.accepted.message.contains(word), "{rule}: {}", status.accepted.message);
+        let names: Vec<_> = out.further.routes.iter().filter_map(|route| route.name.as_deref()).collect();
+        assert_eq!(names, ["kubernetes/HTTPRoute/models/z/0"], "{rule}");
+        assert!(out.statuses.routes[1].parents[0].accepted.holds);
+        assert_eq!(out.statuses.gateways[0].listeners[0].attached, 2, "both are attached");
+    }
+}
+
+#[test]
+fn references_are_resolved_or_the_condition_says_why_not() {
+    let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: other}\nspec: \
+                 {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: models}], to: [{group: \"\", kind: Service, \
+                 name: shared}]}";
+    let service = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: other}}\nspec: {{ports: [{{port: 80}}]}}"
+        )
+    };
+    let further = [grant.to_owned(), service("shared"), service("private")].join("\n---\n");
+    for (reference, reason) in [
+        ("{name: web, port: 80}", "ResolvedRefs"),
+        ("{name: none, port: 80}", "BackendNotFound"),
+        ("{name: web, port: 81}", "BackendNotFound"),
+        ("{name: web}", "BackendNotFound"),
+        ("{name: web, port: 80, kind: ConfigMap}", "InvalidKind"),
+        ("{name: shared, namespace: other, port: 80}", "ResolvedRefs"),
+        ("{name: private, namespace: other, port: 80}", "RefNotPermitted"),
+        ("{name: none, namespace: other, port: 80}", "RefNotPermitted"),
+    ] {
+        let route = http_route("a", &format!("{{{PARENT}, rules: [{{backendRefs: [{reference}]}}]}}"));
+        let out = translated(&format!("{further}\n---\n{route}"));
+        let status = &out.statuses.routes[0].parents[0];
+        assert_eq!(status.resolved.reason, reason, "{reference}: {}", status.resolved.message);
+        assert!(status.accepted.holds, "{reference}");
+        // Requests of a rule without a target get 500.
+        let [route] = &out.further.routes[..] else { panic!("{reference}") };
+        let status = route.filters.first().and_then(|filter| filter.config.get("status")).and_then(Value::as_u64);
+        assert_eq!(status, (reason != "ResolvedRefs").then_some(500), "{reference}");
+    }
+}
+
+#[test]
+fn weights_are_kept_and_references_to_one_backend_are_added() {
+    let refs =
+        "[{name: web, port: 80, weight: 90}, {name: web, port: 90, weight: 10}, {name: web, port: 80, weight: 5}]";
+    let (route, _) = one(&format!("{{{PARENT}, rules: [{{backendRefs: {refs}}}]}}"));
+    let weights: Vec<_> =
+        route["backendRefs"].as_array().unwrap().iter().map(|one| (&one["name"], &one["weight"])).collect();
+    assert_eq!(
+        weights,
+        [(&"kubernetes/models/web/80".into(), &95.into()), (&"kubernetes/models/web/90/h2".into(), &10.into())]
+    );
+    let (route, _) = one(&format!("{{{PARENT}, rules: [{{backendRefs: [{{name: web, port: 80, weight: 0}}]}}]}}"));
+    assert_eq!(route["filters"][0]["respond"]["status"], 500);
+    assert_eq!(route["backendRefs"], serde_json::json!([]));
+}
+
+/// Gateway in `infra` with listeners.
+fn gateway(name: &str, listeners: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: infra, \
+         creationTimestamp: \"2026-01-05T00:00:00Z\"}}\nspec: {{gatewayClassName: spillway, listeners: {listeners}}}"
+    )
+}
+
+#[test]
+fn a_route_is_attached_where_listener_namespace_kind_and_host_fit() {
+    let listeners = "[{name: any, port: 81, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, \
+                     {name: same, port: 82, protocol: HTTP}, \
+                     {name: team, port: 83, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: inference}}}}}, \
+                     {name: grpc, port: 84, protocol: HTTP, allowedRoutes: {namespaces: {from: All}, kinds: [{kind: GRPCRoute}]}}, \
+                     {name: wild, port: 85, protocol: HTTP, hostname: \"*.a.test\", allowedRoutes: {namespaces: {from: All}}}]";
+    for (section, hosts, expected) in [
+        ("any", "[]", Ok("[]")),
+        ("any", "[b.test]", Ok(r#"["b.test"]"#)),
+        ("same", "[]", Err("NotAllowedByListeners")),
+        ("team", "[]", Ok("[]")),
+        ("grpc", "[]", Err("NotAllowedByListeners")),
+        ("none", "[]", Err("NoMatchingParent")),
+        ("wild", "[]", Ok(r#"["*.a.test"]"#)),
+        ("wild", "[x.a.test, b.test]", Ok(r#"["x.a.test"]"#)),
+        ("wild", "[\"*.x.a.test\"]", Ok(r#"["*.x.a.test"]"#)),
+        ("wild", "[\"*.test\"]", Ok(r#"["*.a.test"]"#)),
+        ("wild", "[a.test]", Err("NoMatchingListenerHostname")),
+    ] {
+        let spec = format!(
+            "{{parentRefs: [{{name: more, namespace: infra, sectionName: {section}}}], hostnames: {hosts}, rules: [{{{TARGET}}}]}}"
+        );
+        let out = translated(&format!("{}\n---\n{}", gateway("more", listeners), http_route("a", &spec)));
+        let status = &out.statuses.routes[0].parents[0].accepted;
+        let found = out.further.routes.iter().find(|route| !route.backend_refs.is_empty());
+        let found = found.map(|route| serde_json::to_string(&route.hostnames).unwrap());
+        match expected {
+            Ok(hosts) => {
+                assert_eq!((status.reason, found.as_deref()), ("Accepted", Some(hosts)), "{section} {status:?}")
+            }
+            Err(reason) => assert_eq!((status.reason, found), (reason, None), "{section}"),
+        }
+    }
+}
+
+#[test]
+fn parents_of_others_get_no_status() {
+    for parent in ["{name: web, kind: Service, group: \"\"}", "{name: nobodys, namespace: infra}", "{name: public}"] {
+        let out = translated(&http_route("a", &format!("{{parentRefs: [{parent}], rules: [{{{TARGET}}}]}}")));
+        assert!(out.statuses.routes.is_empty() && out.further.routes.is_empty(), "{parent}");
+    }
+}
+
+#[test]
+fn the_most_specific_listener_of_a_port_has_the_request_and_no_other() {
+    let listeners =
+        "[{name: one, port: 8080, protocol: HTTP, hostname: x.a.test, allowedRoutes: {namespaces: {from: All}}}]";
+    let wide = http_route("wide", &format!("{{{PARENT}, hostnames: [x.a.test, y.a.test], rules: [{{{TARGET}}}]}}"));
+    let narrow = http_route(
+        "narrow",
+        &format!(
+            "{{parentRefs: [{{name: more, namespace: infra}}], rules: [{{matches: [{{path: {{value: /n}}}}], {TARGET}}}]}}"
+        ),
+    );
+    let out = translated(&[gateway("more", listeners), wide, narrow].join("\n---\n"));
+    let routes: Vec<(&str, Vec<&str>)> = out
+        .further
+        .routes
+        .iter()
+        .map(|route| (route.name.as_deref().unwrap(), route.hostnames.iter().map(String::as_str).collect()))
+        .collect();
+    assert_eq!(
+        routes,
+        [
+            ("kubernetes/HTTPRoute/models/narrow/0", vec!["x.a.test"]),
+            ("kubernetes/HTTPRoute/models/wide/0", vec!["y.a.test"]),
+            ("kubernetes/404/8080/x.a.test", vec!["x.a.test"]),
+        ]
+    );
+    assert_eq!(out.further.listeners.len(), 1, "one socket");
+}
+
+#[test]
+fn listeners_that_cannot_be_served_say_why() {
+    for (listener, condition, reason) in [
+        ("{name: a, port: 90, protocol: TCP}", "Accepted", "UnsupportedProtocol"),
+        ("{name: a, port: 90, protocol: HTTPS}", "ResolvedRefs", "InvalidCertificateRef"),
+        (
+            "{name: a, port: 90, protocol: HTTPS, tls: {certificateRefs: [{name: none}]}}",
+            "ResolvedRefs",
+            "InvalidCertificateRef",
+        ),
+        (
+            "{name: a, port: 90, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: other}]}}",
+            "ResolvedRefs",
+            "RefNotPermitted",
+        ),
+        ("{name: a, port: 90, protocol: HTTPS, tls: {mode: Passthrough}}", "Accepted", "UnsupportedValue"),
+        ("{name: a, port: 8080, protocol: HTTP}", "Accepted", "HostnameConflict"),
+        (
+            "{name: a, port: 90, protocol: HTTP, allowedRoutes: {kinds: [{kind: TCPRoute}]}}",
+            "ResolvedRefs",
+            "InvalidRouteKinds",
+        ),
+    ] {
+        let out = translated(&gateway("more", &format!("[{listener}]")));
+        let listener_ = &out.statuses.gateways[1].listeners[0];
+        let shown = if condition == "Accepted" { &listener_.accepted } else { &listener_.resolved };
+        assert_eq!((shown.holds, shown.reason), (false, reason), "{listener}");
+        assert!(!listener_.programmed().holds && !out.statuses.gateways[1].programmed().holds, "{listener}");
+        assert_eq!(out.further.listeners.len(), 1, "{listener}");
+        assert!(out.statuses.gateways[0].programmed().holds);
+    }
+}
+
+#[test]
+fn a_listener_gets_its_certificate_from_a_secret() {
+    use base64::Engine as _;
+    let authority = crate::tls::testing::Authority::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = authority.server(&["a.test"]).write(folder.path(), "a");
+    let encode =
+        |file: &std::path::Path| base64::engine::general_purpose::STANDARD.encode(std::fs::read(file).unwrap());
+    let secret = |key: &str| {
+        let data = format!("{{tls.crt: {}, tls.key: {key}}}", encode(&cert));
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: infra}}\ntype: kubernetes.io/tls\ndata: {data}"
+        )
+    };
+    let gateway = gateway("more", "[{name: a, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]");
+    let out = translated(&format!("{}\n---\n{gateway}", secret(&encode(&key))));
+    let listener = out.further.listeners.iter().find(|one| one.address.0.port() == 443).unwrap();
+    assert_eq!(listener.tls.as_ref().unwrap().pairs[0].name, "Secret infra/c");
+    assert!(out.statuses.gateways[1].listeners[0].programmed().holds);
+    let out = translated(&format!("{}\n---\n{gateway}", secret(&encode(&cert))));
+    assert_eq!(out.statuses.gateways[1].listeners[0].resolved.reason, "InvalidCertificateRef", "a key that is none");
+}
+
+fn pool(spec: &str) -> String {
+    let pod = |name: &str, ip: &str, ready: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: models, labels: {{app: vllm}}}}\nstatus: {{podIP: {ip}, \
+             conditions: [{{type: Ready, status: \"{ready}\"}}]}}"
+        )
+    };
+    let pool = format!(
+        "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {{name: llama, namespace: models, generation: \
+         4}}\nspec: {{selector: {{matchLabels: {{app: vllm}}}}, targetPorts: [{{number: 8000}}, {{number: 8001}}]{spec}}}"
+    );
+    let refs = "backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: llama}]";
+    let route = http_route("a", &format!("{{{PARENT}, rules: [{{{refs}}}]}}"));
+    [pod("p1", "10.1.0.1", "True"), pod("p2", "10.1.0.2", "False"), pool, route].join("\n---\n")
+}
+
+#[test]
+fn a_pool_is_a_backend_of_the_openai_api_with_each_port_of_each_ready_pod() {
+    for spec in ["", ", endpointPickerRef: {name: picker, failureMode: FailOpen}"] {
+        let objects = objects(&format!("{BASE}\n---\n{}", pool(spec)));
+        let out = translate(&objects, &settings(", spillTo: small"));
+        let backend = serde_json::to_value(&out.further.backends[0]).unwrap();
+        let urls: Vec<_> =
+            backend["endpoints"].as_array().unwrap().iter().map(|one| one["url"].as_str().unwrap()).collect();
+        assert_eq!(urls, ["http://10.1.0.1:8000", "http://10.1.0.1:8001"]);
+        assert_eq!(
+            (&backend["protocol"], &backend["name"]),
+            (&"openai".into(), &"kubernetes/models/llama/pool".into())
+        );
+        let route = &out.further.routes[0];
+        assert_eq!(route.when_saturated.as_ref().unwrap().spill_to.as_deref(), Some("small"));
+        let status = &out.statuses.pools[0];
+        assert!(status.accepted.holds && status.parents.contains(&ObjectKey::new("infra", "public")));
+    }
+}
+
+#[test]
+fn a_pool_whose_picker_must_be_asked_is_refused_by_name() {
+    let out = translated(&pool(", endpointPickerRef: {name: picker}"));
+    let status = &out.statuses.pools[0];
+    assert_eq!((status.accepted.reason, status.resolved.reason), ("NotSupportedByParent", "InvalidExtensionRef"));
+    assert!(status.parents.contains(&ObjectKey::new("infra", "public")), "the status names who refuses it");
+    assert_eq!(conditions(&out.statuses), ["models/a Accepted=true(Accepted) ResolvedRefs=false(UnsupportedProtocol)"]);
+}
+
+#[test]
+fn a_route_of_grpc_asks_servers_that_speak_http_2() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: g, namespace: models}\nspec: {parentRefs: \
+                 [{name: public, namespace: infra}], rules: [{matches: [{method: {service: a.B, method: C}}, {method: {service: a.B}}, \
+                 {method: {method: C}}], backendRefs: [{name: web, port: 80}]}]}";
+    let out = translated(route);
+    let paths: Vec<String> =
+        out.further.routes[0].matches.iter().map(|one| format!("{:?}", one.path.as_ref().unwrap())).collect();
+    assert_eq!(paths, [r#"Exact("/a.B/C")"#, r#"Prefix("/a.B")"#, r#"Regex("/[^/]+/C")"#]);
+    assert!(out.further.backends[0].http2);
+    assert_eq!(out.further.backends[0].name, "kubernetes/models/web/80/h2", "apart from the one that speaks HTTP/1");
+}
+
+#[test]
+fn of_equal_matches_more_parameters_then_the_older_then_the_first_name_come_first() {
+    let of = |name: &str, rule: &str| http_route(name, &format!("{{{PARENT}, rules: [{{{rule}{TARGET}}}]}}"));
+    let older = of("z", "").replace("2026-01-02", "2025-01-02");
+    let params = of("y", "matches: [{queryParams: [{name: a, value: b}]}], ");
+    let out = translated(&[of("b", ""), of("a", ""), older, params].join("\n---\n"));
+    let names: Vec<_> =
+        out.further.routes.iter().map(|route| route.name.as_deref().unwrap().rsplit('/').nth(1).unwrap()).collect();
+    assert_eq!(names, ["y", "z", "a", "b"]);
+}
+
+#[test]
+fn a_class_of_another_controller_serves_nothing() {
+    let other = BASE
+        .replace("spillway.dev/gateway\n", "example.com/other\n")
+        .replace("spillway.dev/gateway}", "example.com/other}");
+    let out = translate(&objects(&other), &settings(""));
+    assert!(out.further.is_empty() && out.statuses == Statuses::default());
+}
+
+#[test]
+fn parts_that_the_configuration_refuses_are_named_in_the_statuses() {
+    let out = translated(&http_route("a", &format!("{{{PARENT}, rules: [{{{TARGET}}}]}}")));
+    let refused = |kind, name: &str| RefusedPart { kind, name: name.to_owned(), message: "no".to_owned() };
+    let statuses = out.statuses_without(&[refused(PartKind::Route, "kubernetes/HTTPRoute/models/a/0")]);
+    assert_eq!(conditions(&statuses), ["models/a Accepted=false(UnsupportedValue) ResolvedRefs=true(ResolvedRefs)"]);
+    let statuses = out.statuses_without(&[refused(PartKind::Listener, "kubernetes/8080")]);
+    let gateway = &statuses.gateways[0];
+    assert_eq!((gateway.listeners[0].accepted.reason, gateway.programmed().holds), ("PortUnavailable", false));
+    assert_eq!((gateway.accepted.reason, gateway.accepted.holds), ("ListenersNotValid", false));
+}
+
+#[test]
+fn what_changes_without_meaning_makes_no_edit() {
+    let mut objects = objects(BASE);
+    let slice = |version: &str, address: &str| -> Value {
+        serde_json::json!({
+            "kind": "EndpointSlice", "addressType": "IPv4", "ports": [{"name": "http", "port": 8000}],
+            "metadata": {
+                "name": "web-1", "namespace": "models", "resourceVersion": version,
+                "labels": {"kubernetes.io/service-name": "web"}, "annotations": {"last-change": version},
+            },
+            "endpoints": [{"addresses": [address]}],
+        })
+    };
+    assert!(objects.insert(Kind::EndpointSlice, slice("1", "10.0.0.1")));
+    assert!(!objects.insert(Kind::EndpointSlice, slice("2", "10.0.0.1")));
+    assert!(objects.insert(Kind::EndpointSlice, slice("3", "10.0.0.2")));
+    let gateway = objects.get(Kind::Gateway, &ObjectKey::new("infra", "public")).unwrap();
+    let mut written = (**gateway).clone();
+    written["status"] = serde_json::json!({"conditions": []});
+    written["metadata"]["resourceVersion"] = "9".into();
+    assert!(!objects.insert(Kind::Gateway, written.clone()), "a status of ours");
+    written["spec"]["listeners"][0]["port"] = 8081.into();
+    assert!(objects.insert(Kind::Gateway, written));
+}
+
+#[test]
+fn long_names_stay_apart_and_fit() {
+    let name = |last: &str| part_name(["HTTPRoute", &"n".repeat(63), &"r".repeat(253), last]);
+    assert!(name("1").len() <= MAX_NAME && name("1") != name("2"));
+}
+
+mod written {
+    use super::*;
+    use crate::discovery::status::differing;
+
+    #[test]
+    fn a_status_is_written_once_and_keeps_the_conditions_of_others() {
+        let other =
+            serde_json::json!({"controllerName": "example.com/other", "parentRef": {"name": "x"}, "conditions": []});
+        let mut objects =
+            objects(&format!("{BASE}\n---\n{}", http_route("a", &format!("{{{PARENT}, rules: [{{{TARGET}}}]}}"))));
+        let key = ObjectKey::new("models", "a");
+        let mut route = (**objects.get(Kind::HttpRoute, &key).unwrap()).clone();
+        route["status"] = serde_json::json!({"parents": [other]});
+        objects.insert(Kind::HttpRoute, route);
+        let statuses = translate(&objects, &settings("")).statuses;
+        let writes = differing(&objects, &statuses, &["203.0.113.7".to_owned()], "2026-01-01T00:00:00Z");
+        let kinds: Vec<Kind> = writes.iter().map(|write| write.kind).collect();
+        assert_eq!(kinds, [Kind::GatewayClass, Kind::Gateway, Kind::HttpRoute]);
+        assert_eq!(writes[2].status["parents"][0], other);
+        assert_eq!(writes[2].status["parents"][1]["conditions"][0]["observedGeneration"], 7);
+        assert_eq!(writes[1].status["addresses"][0]["type"], "IPAddress");
+        assert_eq!(writes[1].status["listeners"][0]["supportedKinds"][0]["kind"], "HTTPRoute");
+        for write in writes {
+            let mut object = (**objects.get(write.kind, &write.key).unwrap()).clone();
+            object["status"] = write.status;
+            objects.insert(write.kind, object);
+        }
+        let again = differing(&objects, &statuses, &["203.0.113.7".to_owned()], "2026-02-02T00:00:00Z");
+        assert_eq!(again, [], "the time alone makes no difference");
+        // A route that leaves its Gateway loses the status of it, and nothing else.
+        let mut left = statuses.clone();
+        left.routes.clear();
+        let writes = differing(&objects, &left, &["203.0.113.7".to_owned()], "2026-02-02T00:00:00Z");
+        assert_eq!(writes.len(), 1);
+        assert_eq!(writes[0].status["parents"], serde_json::json!([other]));
+    }
+}

@@ -1,0 +1,381 @@
+//! Kubernetes as a source: what objects say is served and answered in their statuses, and a wrong one costs itself alone. The
+//! scenario runs against a scripted API server here, and against a real one in `make test-kubernetes`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use spillway_tests::{Client, Cluster, Gateway, Upstream, eventually, free_port, own_address};
+
+const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
+
+fn object(version: &str, kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
+    let mut metadata = json!({"name": name});
+    if !namespace.is_empty() {
+        metadata["namespace"] = namespace.into();
+    }
+    json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
+}
+
+fn class() -> Value {
+    object(GATEWAY_API, "GatewayClass", "", "spillway", json!({"controllerName": "spillway.dev/gateway"}))
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+}
+
+fn gateway(port: u16) -> Value {
+    let listener = json!({
+        "name": "http", "port": port, "protocol": "HTTP", "allowedRoutes": {"namespaces": {"from": "All"}},
+    });
+    object(GATEWAY_API, "Gateway", "infra", "public", json!({"gatewayClassName": "spillway", "listeners": [listener]}))
+}
+
+fn service(name: &str) -> Value {
+    object("v1", "Service", "models", name, json!({"ports": [{"name": "http", "port": 80, "targetPort": 8000}]}))
+}
+
+fn slice(service: &str, servers: &[SocketAddr]) -> Value {
+    let port = servers.first().map_or(8000, SocketAddr::port);
+    let endpoints: Vec<Value> = servers
+        .iter()
+        .map(|server| json!({"addresses": [server.ip().to_string()], "conditions": {"ready": true}}))
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": format!("{service}-1"), "namespace": "models", "labels": {"kubernetes.io/service-name": service},
+        },
+        "endpoints": endpoints,
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+    })
+}
+
+fn route(name: &str, rules: Value) -> Value {
+    let spec = json!({
+        "parentRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "infra", "name": "public"}],
+        "rules": rules,
+    });
+    object(GATEWAY_API, "HTTPRoute", "models", name, spec)
+}
+
+fn weighted(a: u32, b: u32) -> Value {
+    json!([{"backendRefs": [{"name": "a", "port": 80, "weight": a}, {"name": "b", "port": 80, "weight": b}]}])
+}
+
+/// Answers with a name, on an address that may be an endpoint.
+async fn server(name: &'static str) -> Upstream {
+    Upstream::fixed_on(SocketAddr::new(own_address(), 0), name).await
+}
+
+/// Configuration with a listener and a route of the file, and the objects of the class.
+async fn start(cluster: &Cluster, further: &str) -> Gateway {
+    let folder = tempfile::tempdir().unwrap();
+    cluster.kubeconfig(folder.path());
+    let yaml = format!(
+        "listeners: [{{name: own, address: \"127.0.0.1:0\"}}]
+routes: [{{name: own, filters: [{{respond: {{body: file}}}}]}}]
+discovery:
+  kubernetes:
+    gatewayClass: spillway
+    kubeconfig: kubeconfig.yaml
+    address: 127.0.0.1
+    leaderElection: {{duration: 3s}}
+    {further}
+"
+    );
+    Gateway::start_in(folder, &yaml).await
+}
+
+/// Condition of a list, once it is about the content that the object has.
+fn condition(object: &Value, conditions: &Value, kind: &str) -> Option<(bool, String)> {
+    let generation = &object["metadata"]["generation"];
+    let found =
+        conditions.as_array()?.iter().find(|one| one["type"] == kind && one["observedGeneration"] == *generation)?;
+    Some((found["status"] == "True", found["reason"].as_str()?.to_owned()))
+}
+
+/// Waits until a condition of a route at its Gateway is so.
+async fn route_is(cluster: &Cluster, route: &Value, kind: &str, expected: (bool, &str)) {
+    let what = format!("{} is {kind} {expected:?}", route["metadata"]["name"]);
+    eventually(&what, || async {
+        let route = cluster.get(route).await?;
+        let found = condition(&route, &route["status"]["parents"][0]["conditions"], kind)?;
+        (found == (expected.0, expected.1.to_owned())).then_some(())
+    })
+    .await;
+}
+
+async fn answers(client: &Client, path: &str, expected: &str) {
+    let what = format!("{path} is answered with {expected}");
+    eventually(&what, || async {
+        // A connection is refused while nothing listens.
+        tokio::net::TcpStream::connect(client.address()).await.ok()?;
+        let answer = client.try_send(client.request("GET", path, &[], "")).await.ok()?;
+        (answer.text().trim_end() == expected).then_some(())
+    })
+    .await;
+}
+
+/// Waits until requests get a status.
+async fn status_is(client: &Client, path: &str, expected: u16) {
+    let what = format!("{path} gets {expected}");
+    eventually(&what, || async {
+        tokio::net::TcpStream::connect(client.address()).await.ok()?;
+        let answer = client.try_send(client.request("GET", path, &[], "")).await.ok()?;
+        (answer.status == expected).then_some(())
+    })
+    .await;
+}
+
+/// The way of a route from its creation to its end.
+async fn scenario(cluster: &Cluster) {
+    let (a, b) = (server("a").await, server("b").await);
+    let port = free_port();
+    for one in [
+        class(),
+        namespace("infra"),
+        namespace("models"),
+        gateway(port),
+        service("a"),
+        service("b"),
+        slice("a", &[a.address]),
+        slice("b", &[b.address]),
+    ] {
+        cluster.apply(&one).await;
+    }
+    let running = start(cluster, "publishedAddresses: [203.0.113.7]").await;
+    let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
+
+    // Without a route, neither that of the file nor anything else answers.
+    status_is(&client, "/", 404).await;
+    assert_eq!(running.client().get("/").await.text(), "file");
+
+    cluster.apply(&route("split", weighted(1, 0))).await;
+    answers(&client, "/", "a").await;
+    route_is(cluster, &route("split", json!([])), "Accepted", (true, "Accepted")).await;
+    route_is(cluster, &route("split", json!([])), "ResolvedRefs", (true, "ResolvedRefs")).await;
+    eventually("the Gateway is programmed", || async {
+        let gateway = cluster.get(&gateway(port)).await?;
+        let status = &gateway["status"];
+        let listener = &status["listeners"][0];
+        let programmed = condition(&gateway, &status["conditions"], "Programmed")?.0;
+        let listens = condition(&gateway, &listener["conditions"], "Programmed")?.0;
+        (programmed && listens && listener["attachedRoutes"] == 1 && status["addresses"][0]["value"] == "203.0.113.7")
+            .then_some(())
+    })
+    .await;
+    eventually("the class is accepted", || async {
+        let class = cluster.get(&class()).await?;
+        condition(&class, &class["status"]["conditions"], "Accepted").filter(|found| found.0).map(|_| ())
+    })
+    .await;
+
+    // Weights, then endpoints, are followed.
+    cluster.apply(&route("split", weighted(0, 1))).await;
+    answers(&client, "/", "b").await;
+    let c = server("c").await;
+    cluster.apply(&slice("b", &[c.address])).await;
+    answers(&client, "/", "c").await;
+    cluster.apply(&slice("b", &[])).await;
+    status_is(&client, "/", 503).await;
+    cluster.apply(&slice("b", &[b.address])).await;
+    answers(&client, "/", "b").await;
+
+    // A wrong route costs itself alone, and says why; one without its service too.
+    let filter = json!({"type": "ExtensionRef", "extensionRef": {"group": "a.test", "kind": "B", "name": "c"}});
+    let wrong = json!([{"filters": [filter], "backendRefs": [{"name": "a", "port": 80}], "matches": [{"path": {"type": "PathPrefix", "value": "/wrong"}}]}]);
+    cluster.apply(&route("wrong", wrong)).await;
+    route_is(cluster, &route("wrong", json!([])), "Accepted", (false, "UnsupportedValue")).await;
+    let lost = json!([{"backendRefs": [{"name": "none", "port": 80}], "matches": [{"path": {"type": "PathPrefix", "value": "/lost"}}]}]);
+    cluster.apply(&route("lost", lost)).await;
+    route_is(cluster, &route("lost", json!([])), "ResolvedRefs", (false, "BackendNotFound")).await;
+    status_is(&client, "/lost", 500).await;
+    answers(&client, "/wrong", "b").await;
+
+    // An edit of the file that is wrong changes nothing, and objects are followed all the same.
+    let good = std::fs::read_to_string(running.config()).unwrap();
+    std::fs::write(running.config(), good.replace("respond", "respnd")).unwrap();
+    assert_eq!(running.reloads(0).await["event"], "config_rejected");
+    cluster.apply(&route("split", weighted(1, 0))).await;
+    answers(&client, "/", "a").await;
+    std::fs::write(running.config(), good.replace("body: file", "body: edited")).unwrap();
+    assert_eq!(running.reloads(1).await["event"], "config_reloaded");
+    assert_eq!(running.client().get("/").await.text(), "edited");
+    assert_eq!(client.get("/").await.text(), "a", "an edit of the file keeps what objects say");
+
+    // After a restart of the API server the watches go on.
+    cluster.end_watches();
+    cluster.apply(&route("split", weighted(0, 1))).await;
+    answers(&client, "/", "b").await;
+
+    cluster.delete(&route("split", json!([]))).await;
+    status_is(&client, "/", 404).await;
+    cluster.delete(&gateway(port)).await;
+    eventually("the listener is gone", || async {
+        tokio::net::TcpStream::connect(client.address()).await.err().map(|_| ())
+    })
+    .await;
+    eventually("a route without its Gateway has no status of it", || async {
+        let route = cluster.get(&route("lost", json!([]))).await?;
+        route["status"]["parents"].as_array()?.is_empty().then_some(())
+    })
+    .await;
+    running.metric_becomes("spillway_kubernetes_leader", 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_objects_say_is_served_and_answered_in_their_statuses() {
+    // Kinds that are not installed are no fault.
+    scenario(&Cluster::scripted(&["grpcroutes", "inferencepools"]).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a real API server: make test-kubernetes"]
+async fn a_real_api_server_says_the_same() {
+    let cluster = Cluster::real().await;
+    let folder = std::env::var("SPILLWAY_TEST_GATEWAY_API")
+        .expect("the folder of the definitions: make test-kubernetes sets it");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
+        for document in text.split("\n---\n").filter(|one| one.contains("kind: CustomResourceDefinition")) {
+            cluster.create_yaml(definitions, document).await;
+        }
+    }
+    // The rights of the chart, and no others.
+    cluster.apply(&namespace("inference")).await;
+    let rights = std::env::var("SPILLWAY_TEST_RIGHTS").expect("the roles of the chart: make test-kubernetes sets them");
+    let rights = std::fs::read_to_string(rights).unwrap();
+    for document in rights.split("\n---\n").filter(|one| one.contains("kind: ")) {
+        let kind = document.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap().trim().to_lowercase();
+        let namespaced = if kind.starts_with("cluster") { "" } else { "namespaces/inference/" };
+        cluster.create_yaml(&format!("/apis/rbac.authorization.k8s.io/v1/{namespaced}{kind}s"), document).await;
+    }
+    scenario(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_is_served_from_its_ready_pods_and_a_picker_that_must_be_asked_is_refused() {
+    let cluster = Cluster::scripted(&[]).await;
+    let (a, b) = (server("a").await, server("b").await);
+    let port = free_port();
+    let pod = |name: &str, ready: &str| {
+        let mut pod = object("v1", "Pod", "models", name, json!({}));
+        pod["metadata"]["labels"] = json!({"app": "vllm"});
+        pod["status"] =
+            json!({"podIP": a.address.ip().to_string(), "conditions": [{"type": "Ready", "status": ready}]});
+        pod
+    };
+    let pool = |port: u16, picker: Value| {
+        let mut spec = json!({"selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": [{"number": port}]});
+        if !picker.is_null() {
+            spec["endpointPickerRef"] = picker;
+        }
+        object("inference.networking.k8s.io/v1", "InferencePool", "models", "llama", spec)
+    };
+    let group = "inference.networking.k8s.io";
+    let rules = json!([{"backendRefs": [{"group": group, "kind": "InferencePool", "name": "llama"}]}]);
+    for one in [
+        class(),
+        namespace("infra"),
+        namespace("models"),
+        gateway(port),
+        pod("p", "True"),
+        pool(a.address.port(), Value::Null),
+        route("chat", rules),
+    ] {
+        cluster.apply(&one).await;
+    }
+    let running = start(&cluster, "inferencePools: true").await;
+    let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
+    answers(&client, "/anything", "a").await;
+    eventually("the pool is accepted", || async {
+        let pool = cluster.get(&pool(1, Value::Null)).await?;
+        condition(&pool, &pool["status"]["parents"][0]["conditions"], "Accepted").filter(|found| found.0).map(|_| ())
+    })
+    .await;
+    cluster.apply(&pool(b.address.port(), Value::Null)).await;
+    answers(&client, "/anything", "b").await;
+    cluster.apply(&pod("p", "False")).await;
+    cluster.set_status(&pod("p", "False"), &pod("p", "False")["status"]).await;
+    status_is(&client, "/anything", 503).await;
+    cluster.apply(&pool(a.address.port(), json!({"name": "picker", "port": {"number": 9002}}))).await;
+    status_is(&client, "/anything", 500).await;
+    eventually("the pool says that its picker is not asked", || async {
+        let pool = cluster.get(&pool(1, Value::Null)).await?;
+        let found = condition(&pool, &pool["status"]["parents"][0]["conditions"], "Accepted")?;
+        (found == (false, "NotSupportedByParent".to_owned())).then_some(())
+    })
+    .await;
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replica_writes_statuses_and_another_takes_over() {
+    let cluster = Cluster::scripted(&[]).await;
+    for one in [class(), namespace("infra"), namespace("models"), service("a")] {
+        cluster.apply(&one).await;
+    }
+    let lease = object("coordination.k8s.io/v1", "Lease", "inference", "spillway", json!({}));
+    let first = start(&cluster, "").await;
+    first.metric_becomes("spillway_kubernetes_leader", 1.0).await;
+    let holder = cluster.get(&lease).await.unwrap()["spec"]["holderIdentity"].clone();
+    let second = start(&cluster, "").await;
+    // A leader that has ended gives the lease up; one that was killed loses it.
+    drop(first);
+    second.metric_becomes("spillway_kubernetes_leader", 1.0).await;
+    let now = cluster.get(&lease).await.unwrap();
+    assert_ne!(now["spec"]["holderIdentity"], holder);
+    assert_eq!(now["spec"]["leaseTransitions"], 2);
+    cluster.apply(&gateway(free_port())).await;
+    eventually("the second writes statuses", || async {
+        let gateway = cluster.get(&gateway(1)).await?;
+        condition(&gateway, &gateway["status"]["conditions"], "Accepted").map(|_| ())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_costs_its_listener_alone() {
+    let cluster = Cluster::scripted(&[]).await;
+    let a = server("a").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, blocked) = (free_port(), taken.local_addr().unwrap().port());
+    let mut gateway = gateway(port);
+    let mut second = gateway["spec"]["listeners"][0].clone();
+    second["name"] = "blocked".into();
+    second["port"] = blocked.into();
+    gateway["spec"]["listeners"].as_array_mut().unwrap().push(second);
+    for one in [
+        class(),
+        namespace("infra"),
+        namespace("models"),
+        gateway.clone(),
+        service("a"),
+        slice("a", &[a.address]),
+        route("r", json!([{"backendRefs": [{"name": "a", "port": 80}]}])),
+    ] {
+        cluster.apply(&one).await;
+    }
+    let running = start(&cluster, "").await;
+    answers(&Client::new(SocketAddr::from(([127, 0, 0, 1], port))), "/", "a").await;
+    eventually("the other listener says why", || async {
+        let gateway = cluster.get(&gateway).await?;
+        let found = condition(&gateway, &gateway["status"]["listeners"][1]["conditions"], "Accepted")?;
+        (found == (false, "PortUnavailable".to_owned())).then_some(())
+    })
+    .await;
+    running.metric_becomes("spillway_kubernetes_parts_refused", 1.0).await;
+}
