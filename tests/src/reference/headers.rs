@@ -315,10 +315,6 @@ const GROUPS: &[Group] = &[
                 "Key of the caller as whom an operator chats with a route, passed on and not kept.",
             ),
             ("x-spillway-playground", "`route`: the answer is that of the route which an operator chats with."),
-            ("cookie", "Cookies of a [login](../how-to/admin-login.md) and its session."),
-            ("set-cookie", "Cookies of a login and its session: not readable by scripts, bound to the host over TLS."),
-            ("location", "Issuer to which a login goes, or the page to which it comes back."),
-            ("origin", "Needed by a change with the cookie of a session: `admin.oidc.publicUrl`."),
             ("if-none-match", "`ETag` of a file of the dashboard that the browser has: 304 while it is the same."),
             (
                 "content-security-policy",
