@@ -143,7 +143,7 @@ fn ident(name: &str, scope: Scope, variables: &[&str], found: &mut Found) -> Res
         match name {
             "request" => {
                 let is_read = scope == Scope::All;
-                found.asked = Asked { headers: true, model: is_read, body: is_read, ..found.asked };
+                found.asked = Asked { headers: true, query: true, model: is_read, body: is_read, ..found.asked };
             }
             "consumer" => found.asked.claims = true,
             _ => {}
