@@ -36,7 +36,7 @@ test-dashboard: ## the dashboard in Chromium: pages, changes, accessibility, mem
 test-instructions: ## instructions of a request through the release binary against loadtest/instructions.txt (callgrind)
 	@scripts/test-instructions.sh
 
-test-kubernetes: ## the chart through Helm 3 and 4 and the types of Kubernetes
+test-kubernetes: ## the chart through Helm 3 and 4 and the types of Kubernetes, and the gateway before a real API server
 	@scripts/test-kubernetes.sh
 
 test-package: ## the Debian package and the service of systemd in it
