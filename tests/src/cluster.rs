@@ -51,7 +51,7 @@ pub fn own_address() -> IpAddr {
 }
 
 /// Path of an object's kind, and of the object, as the API has it.
-pub fn paths(object: &Value) -> (String, String) {
+pub(crate) fn paths(object: &Value) -> (String, String) {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
     let (version, kind) = (text("/apiVersion").unwrap(), text("/kind").unwrap().to_lowercase());
     let plural = if kind.ends_with('s') { format!("{kind}es") } else { format!("{kind}s") };

@@ -132,8 +132,10 @@ enum KeyCommand {
 /// Version, and below it what this build was told to leave out.
 fn version() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
-        let parts =
-            [(cfg!(feature = "gpu"), "GPUs for built-in models"), (cfg!(feature = "kubernetes"), "discovery.kubernetes")];
+        let parts = [
+            (cfg!(feature = "gpu"), "GPUs for built-in models"),
+            (cfg!(feature = "kubernetes"), "discovery.kubernetes"),
+        ];
         let lacking: Vec<_> = parts.iter().filter(|(is_there, _)| !is_there).map(|(_, part)| *part).collect();
         let version = env!("CARGO_PKG_VERSION");
         if lacking.is_empty() { version.to_owned() } else { format!("{version}\nwithout {}", lacking.join(", ")) }

@@ -13,6 +13,16 @@ pub struct Example {
     pub yaml: &'static str,
 }
 
+/// Discovery with all of its parts.
+const DISCOVERY: &str = "discovery:
+  kubernetes:
+    gatewayClass: spillway
+    namespaces: [models] # one role there, and none for the whole cluster
+    inferencePools: true
+    spillTo: chat # requests to an inference pool without room
+    leaderElection: {namespace: inference, name: spillway}
+";
+
 const EXAMPLES: &[Example] = &[
     Example {
         path: "admin.oidc",
@@ -53,6 +63,9 @@ const EXAMPLES: &[Example] = &[
     sessions: {lifetime: 8h, idle: 30m}
 ",
     },
+    Example { path: "discovery", yaml: DISCOVERY },
+    Example { path: "discovery.kubernetes", yaml: DISCOVERY },
+    Example { path: "discovery.kubernetes.leaderElection", yaml: DISCOVERY },
     Example {
         path: "backends[].loadBalancing",
         yaml: "backends:
