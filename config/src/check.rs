@@ -491,7 +491,7 @@ mod tests {
         }
         assert_eq!(homes["keepWarm"], ["models[]", "routes[].rollout"]);
         assert_eq!(homes["bearer"], ["backends[].credentials", "consumers[].credentials.*"]);
-        assert_eq!(homes["listeners"], [""]);
+        assert_eq!(homes["listeners"], ["", "routes[]"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use regex::Regex;
 use crate::tree::{Node, Value};
 
 /// Keys of the language whose values are secrets, and names under which other programs keep theirs.
-const SECRET_KEYS: [&str; 5] = ["bearer", "hmackey", "password", "secret", "token"];
+const SECRET_KEYS: [&str; 6] = ["bearer", "clientsecret", "hmackey", "password", "secret", "token"];
 /// Headers whose values are credentials.
 const CREDENTIAL_HEADERS: [&str; 5] = ["authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"];
 /// Words of names with a hyphen, as headers have it, whose values are credentials: `x-auth-token`. Without the hyphen they

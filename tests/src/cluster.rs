@@ -28,7 +28,7 @@ pub struct Cluster(Server);
 
 enum Server {
     Scripted { server: Upstream, state: Arc<State> },
-    Real { api: SocketAddr, authority: Authority, folder: tempfile::TempDir, children: Vec<Child> },
+    Real { api: SocketAddr, authority: Box<Authority>, folder: tempfile::TempDir, children: Vec<Child> },
 }
 
 impl Drop for Cluster {
@@ -119,7 +119,12 @@ impl Cluster {
         api.args(["--service-cluster-ip-range", "10.96.0.0/24", "--disable-admission-plugins", "ServiceAccount"]);
         api.args(["--endpoint-reconciler-type", "none"]);
         let children = vec![quiet(&mut etcd, "etcd.log"), quiet(&mut api, "api.log")];
-        let cluster = Self(Server::Real { api: SocketAddr::from(([127, 0, 0, 1], port)), authority, folder, children });
+        let cluster = Self(Server::Real {
+            api: SocketAddr::from(([127, 0, 0, 1], port)),
+            authority: Box::new(authority),
+            folder,
+            children,
+        });
         eventually("the API server is ready", || async {
             cluster.try_ask("GET", "/readyz", "", String::new()).await.filter(|answer| answer.status == 200)
         })

@@ -207,7 +207,7 @@ impl Scene {
         if let Some(folder) = self.folder.take() {
             // The harness puts an admin address of its own in front.
             let yaml: String = self.yaml.split_inclusive('\n').filter(|line| !line.starts_with("admin: {")).collect();
-            let yaml = yaml.replace("\nadmin:\n  address: 127.0.0.1:9901", "\n#");
+            let yaml = yaml.replace("\nadmin:\n  address: 127.0.0.1:9901", "\nadmin:\n  address: \"127.0.0.1:0\"");
             let yaml = with_ports(&yaml, &world.ports);
             self.gateway = Some(Gateway::start_with_variables(folder, &yaml, &VARIABLES).await);
         }

@@ -31,8 +31,8 @@ pub(super) struct Backends<'i> {
 /// Backend that a route refers to.
 pub(super) struct Target {
     pub(super) name: String,
-    /// Pool that the backend is of.
-    pub(super) pool: Option<ObjectKey>,
+    /// True for the backend of an inference pool.
+    pub(super) is_pool: bool,
 }
 
 /// Route that refers to a backend.
@@ -40,6 +40,15 @@ pub(super) struct Target {
 pub(super) struct Referrer<'r> {
     pub(super) kind: Kind,
     pub(super) namespace: &'r str,
+}
+
+/// Reason of a reference to another namespace that nothing there permits.
+pub(super) const NOT_PERMITTED: &str = "RefNotPermitted";
+
+/// Inference pool that a reference names, if it names one.
+pub(super) fn pool_of(object: &Reference, namespace: &str) -> Option<ObjectKey> {
+    let is_pool = object.group.as_deref() == Some(INFERENCE_GROUP) && object.kind.as_deref() == Some("InferencePool");
+    is_pool.then(|| ObjectKey::new(object.namespace.as_deref().unwrap_or(namespace), &object.name))
 }
 
 fn unresolved(reason: &'static str, message: impl Into<String>) -> Condition {
@@ -95,7 +104,7 @@ impl<'i> Backends<'i> {
                 from.kind.as_str(),
                 from.namespace
             );
-            return Err(unresolved("RefNotPermitted", message));
+            return Err(unresolved(NOT_PERMITTED, message));
         }
         if is_pool { self.pool(&key) } else { self.service(&key, port, from.kind == Kind::GrpcRoute) }
     }
@@ -133,7 +142,7 @@ impl<'i> Backends<'i> {
             let backend = backend(&name, found, json!({"http2": http2, "callerCredentials": "pass"}));
             self.made.insert(name.clone(), backend.map_err(missing)?);
         }
-        Ok(Target { name, pool: None })
+        Ok(Target { name, is_pool: false })
     }
 
     fn pool(&mut self, key: &ObjectKey) -> Result<Target, Condition> {
@@ -168,7 +177,7 @@ impl<'i> Backends<'i> {
             let backend = backend(&name, found, json!({"protocol": "openai", "http2": http2}));
             self.made.insert(name.clone(), backend.map_err(missing)?);
         }
-        Ok(Target { name, pool: Some(key.clone()) })
+        Ok(Target { name, is_pool: true })
     }
 
     /// Endpoints of a pool: each port of each ready pod that its selector selects.

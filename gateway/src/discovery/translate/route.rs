@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spillway_config::schema::{FilterEntry, Match, Route};
 
-use super::backend::{Backends, Referrer};
+use super::backend::{Backends, NOT_PERMITTED, Referrer, pool_of};
 use super::gateway::{Gateways, common, port_name};
 use super::matching::{self, Unsupported};
 use super::{Condition, Input, ParentStatus, RouteStatus, Translation, filter, part_name};
@@ -316,7 +316,15 @@ impl OneRoute<'_, '_, '_> {
             if !target.filters.is_empty() {
                 return Err("`filters` of a backendRef is not supported".to_owned());
             }
-            match self.backends.resolve(from, &target.object, target.port) {
+            let found = self.backends.resolve(from, &target.object, target.port);
+            if let Some(pool) = pool_of(&target.object, from.namespace)
+                && found.as_ref().err().is_none_or(|condition| condition.reason != NOT_PERMITTED)
+            {
+                for gateway in gateways.iter().filter_map(|n| self.gateways.key(*n)) {
+                    self.backends.use_pool(&pool, gateway);
+                }
+            }
+            match found {
                 Ok(found) => {
                     let weight = target.weight.unwrap_or(1);
                     // Two references to one backend are one with both weights.
@@ -324,12 +332,7 @@ impl OneRoute<'_, '_, '_> {
                         Some((_, known)) => *known = known.saturating_add(weight),
                         None => references.push((found.name, weight)),
                     }
-                    if let Some(pool) = &found.pool {
-                        spills = true;
-                        for gateway in gateways.iter().filter_map(|n| self.gateways.key(*n)) {
-                            self.backends.use_pool(pool, gateway);
-                        }
-                    }
+                    spills |= found.is_pool;
                 }
                 Err(condition) => *resolved = condition,
             }

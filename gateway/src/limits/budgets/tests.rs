@@ -65,8 +65,8 @@ fn what_is_spent_survives_a_restart() {
 }
 
 /// As of a gateway that hands over to another one: both spend for a while, and each must know of the other.
-#[test]
-fn two_processes_add_to_one_file_and_see_what_the_other_has_spent() {
+#[tokio::test]
+async fn two_processes_add_to_one_file_and_see_what_the_other_has_spent() {
     let now = unix_now();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("budgets.db");
@@ -84,6 +84,7 @@ fn two_processes_add_to_one_file_and_see_what_the_other_has_spent() {
     new.install(opened);
     assert!(new.exchange());
     let successor = new.account("a", Period::Day);
+    successor.known().await;
     assert_eq!(successor.spent(now), tokens(500));
     assert!(!successor.take(tokens(501), most, now), "what the old one has spent is not there to be spent again");
     assert!(successor.take(tokens(300), most, now));
