@@ -68,7 +68,8 @@ routes: [{{name: r, backendRefs: [{{name: a}}, {{name: b, weight: 0}}]{route}}}]
     let traces = |user: &str| {
         with("", "", &format!("telemetry: {{tracing: {{otlp: {{endpoint: \"http://{user}127.0.0.1:4317\"}}}}}}"))
     };
-    let places: [(&str, &dyn Fn(&str) -> Vec<String>); 5] =
+    type Place<'c> = (&'c str, &'c dyn Fn(&str) -> Vec<String>);
+    let places: [Place<'_>; 5] =
         [("acme", &acme), ("gate", &gate), ("issuer", &issuer), ("keys", &keys), ("traces", &traces)];
     for (place, errors) in places {
         assert!(!errors("").iter().any(|error| error.contains(told)), "{place}: {:?}", errors(""));

@@ -275,10 +275,10 @@ impl OneRoute<'_, '_, '_> {
                 let elements = [self.kind.as_str(), &self.key.namespace, &self.key.name, &number];
                 let name = part_name(elements.into_iter().chain(group.as_deref()));
                 let mut settings = settings.clone();
-                settings["name"] = name.clone().into();
-                settings["hostnames"] = hostnames.clone().into();
-                settings["listeners"] = ports.iter().map(|port| port_name(*port)).collect();
-                let mut route: Route = serde_json::from_value(settings).map_err(|e| format!("rule {n}: {e}"))?;
+                settings.insert("name".to_owned(), name.clone().into());
+                settings.insert("hostnames".to_owned(), hostnames.clone().into());
+                settings.insert("listeners".to_owned(), ports.iter().map(|port| port_name(*port)).collect());
+                let mut route: Route = serde_json::from_value(settings.into()).map_err(|e| format!("rule {n}: {e}"))?;
                 route.matches = rule.matches.clone();
                 route.filters = filters.clone();
                 let order = (Reverse(rule.parameters), self.metadata.creation_timestamp.clone(), self.key.clone(), n);
@@ -298,7 +298,7 @@ impl OneRoute<'_, '_, '_> {
         rule: &Rule<'_>,
         gateways: &[usize],
         resolved: &mut Condition,
-    ) -> Result<(Vec<FilterEntry>, Value), Unsupported> {
+    ) -> Result<(Vec<FilterEntry>, serde_json::Map<String, Value>), Unsupported> {
         let from = Referrer { kind: self.kind, namespace: &self.key.namespace };
         let mut filters = filter::all(rule.filters, |reference| {
             let reference = BackendReference::deserialize(reference).map_err(|e| format!("a mirror: {e}"))?;
@@ -338,7 +338,7 @@ impl OneRoute<'_, '_, '_> {
             }
         }
         let answers = filters.iter().any(|filter| filter.name == "redirect");
-        let mut settings = json!({});
+        let mut settings = serde_json::Map::new();
         if references.iter().all(|(_, weight)| *weight == 0) {
             if !answers {
                 let body = "no target of this route can be used; its status says why\n";
@@ -346,10 +346,11 @@ impl OneRoute<'_, '_, '_> {
                 filters.push(FilterEntry { name: "respond".to_owned(), config });
             }
         } else {
-            settings["backendRefs"] =
+            let references =
                 references.into_iter().map(|(name, weight)| json!({"name": name, "weight": weight})).collect();
+            settings.insert("backendRefs".to_owned(), references);
             if let Some(model) = self.input.settings.spill_to.as_ref().filter(|_| spills) {
-                settings["whenSaturated"] = json!({"spillTo": model});
+                settings.insert("whenSaturated".to_owned(), json!({"spillTo": model}));
             }
         }
         let mut timeouts = serde_json::Map::new();
@@ -361,7 +362,7 @@ impl OneRoute<'_, '_, '_> {
             }
         }
         if !timeouts.is_empty() {
-            settings["timeouts"] = timeouts.into();
+            settings.insert("timeouts".to_owned(), timeouts.into());
         }
         Ok((filters, settings))
     }
