@@ -79,7 +79,7 @@ async fn a_key_is_made_rotated_ended_and_revoked_and_outlives_a_crash() {
     assert_eq!((&about["consumer"], &about["state"]), (&json!("acme"), &json!("active")), "{about}");
     assert_eq!(about["expires"], "2199-01-01T00:00:00.000Z");
     let used = about["lastUsed"].as_str().unwrap().to_owned();
-    assert!(used >= about["createdAt"].as_str().unwrap().to_owned(), "{about}");
+    assert!(used.as_str() >= about["createdAt"].as_str().unwrap(), "{about}");
 
     let gateway = gateway.crash_and_restart(&yaml).await;
     assert_eq!(asked(&gateway, &key).await, 200);
