@@ -21,7 +21,7 @@ else
 fi
 
 end=$((SECONDS + ${SPILLWAY_SECONDS:-180}))
-until [ "$("$spillway" diff "$file" --json | tr -d ' \n')" = '{"changes":[]}' ]; do
+until [[ "$("$spillway" diff "$file" --json | tr -d ' \n')" == '{"changes":[],'* ]]; do
   if [ "$SECONDS" -ge "$end" ]; then
     echo "apply.sh: the gateway does not run $file after ${SPILLWAY_SECONDS:-180} s; this is what still differs:" >&2
     "$spillway" diff "$file" >&2
