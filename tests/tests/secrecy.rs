@@ -67,6 +67,7 @@ const NO_SECRETS: &[&str] = &[
     "discovery.kubernetes.gatewayClass",
     "discovery.kubernetes.namespaces[]",
     "discovery.kubernetes.spillTo",
+    "discovery.kubernetes.address",
     "discovery.kubernetes.publishedAddresses[]",
     // Its content goes to the client of the API server alone.
     "discovery.kubernetes.kubeconfig",
@@ -556,6 +557,14 @@ impl World {
     }
 }
 
+/// `admin.oidc` with this issuer and this secret at it.
+fn login(issuer: &str, secret: Value) -> Value {
+    json!({
+        "issuer": issuer, "clientId": "spillway", "clientSecret": secret, "publicUrl": "http://127.0.0.1:9901",
+        "allow": [{"claim": "groups", "values": ["operators"]}],
+    })
+}
+
 /// A configuration that works, with a secret in every place that may hold one.
 fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
     // The two that the servers had to know first.
@@ -580,7 +589,8 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
                 "externalAccount": {"keyId": "customer", "hmacKey": {"env": hmac}}, "retry": {"base": "300ms", "max": "2s"},
             }}},
         ],
-        "admin": {"address": "127.0.0.1:0", "token": bed.env("admin.token"), "playground": true},
+        "admin": {"address": "127.0.0.1:0", "token": bed.env("admin.token"), "playground": true,
+            "oidc": login(&world.issuer.url(), bed.env("admin.oidc.clientSecret"))},
         "backends": [
             {"name": "x", "protocol": "openai", "endpoints": [{"url": world.server.url()}],
              "credentials": {"bearer": bed.env("backends[].credentials.bearer")},
@@ -717,7 +727,8 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
                 "retry": {"base": "300ms", "max": "2s"},
             }}},
         ],
-        "admin": {"address": "127.0.0.1:0", "token": bed.file("admin.token")},
+        "admin": {"address": "127.0.0.1:0", "token": bed.file("admin.token"),
+            "oidc": login("http://127.0.0.1:1", bed.file("admin.oidc.clientSecret"))},
         "backends": [{"name": "x", "endpoints": [{"url": nobody}], "credentials": {"bearer": bed.file("backends[].credentials.bearer")},
             "healthCheck": {"http": {"path": format!("/?key={}", bed.reference("backends[].healthCheck.http.path"))}, "interval": "100ms"}},
             {"name": "y", "endpoints": [{"url": nobody}],
