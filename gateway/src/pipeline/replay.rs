@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, header};
+use sha2::{Digest, Sha256};
 use spillway_config::path;
 use spillway_filter::Fields;
 
@@ -40,6 +41,10 @@ pub enum NotReplayed {
     Listener,
 }
 
+fn digest(value: &HeaderValue) -> String {
+    hex::encode(Sha256::digest(value.as_bytes()))
+}
+
 /// Head of a request that ends, as it is kept; `None` for one that no route was sought for by its own head.
 #[cold]
 pub(super) fn kept(session: &ClientSession, exchange: &Exchange, has_body: bool) -> Option<RecentHead> {
@@ -58,8 +63,7 @@ pub(super) fn kept(session: &ClientSession, exchange: &Exchange, has_body: bool)
             && *name != GRPC_ENCODING
             && !DIGESTS.contains(name);
         let met = || head.headers.get_all(name).iter().any(|found| found == value);
-        let exact = value.to_str().ok().filter(|_| is_kept)?;
-        Some(RecentHeader { name: name.as_str().to_owned(), exact: exact.to_owned(), met: met() })
+        is_kept.then(|| RecentHeader { name: name.as_str().to_owned(), sha256: digest(value), met: met() })
     };
     let kept = RecentHead {
         generation: snapshot.generation,
@@ -96,15 +100,23 @@ pub fn replay(snapshot: &Snapshot, head: &RecentHead) -> Result<Option<Arc<Route
     if let Some(plan) = snapshot.feedback.as_ref().filter(|plan| *plan.path == *path) {
         return if plan.listener.is_none() { Ok(Some(plan.route.clone())) } else { Err(NotReplayed::Listener) };
     }
+    // Values that this configuration asks for, and whether the request had them. What is not among them is not known.
+    let asked: Vec<_> = snapshot
+        .routes
+        .asked_headers()
+        .iter()
+        .filter_map(|(name, value)| {
+            let digest = digest(value);
+            let kept = head.headers.iter().find(|kept| kept.name == name.as_str() && kept.sha256 == digest)?;
+            Some((name, value, kept.met))
+        })
+        .collect();
     let mut headers = Fields::default();
-    for kept in head.headers.iter().filter(|kept| kept.met) {
-        if let (Ok(name), Ok(value)) = (kept.name.parse::<HeaderName>(), HeaderValue::from_str(&kept.exact)) {
-            headers.append(name, value);
-        }
+    for (name, value, _) in asked.iter().filter(|(.., met)| *met) {
+        headers.append((*name).clone(), (*value).clone());
     }
     let known = |name: &HeaderName, value: &HeaderValue| {
-        let is_same = |kept: &&RecentHeader| kept.name == name.as_str() && kept.exact.as_bytes() == value.as_bytes();
-        head.headers.iter().find(is_same).map(|kept| kept.met)
+        asked.iter().find(|(asked, wanted, _)| *asked == name && *wanted == value).map(|(.., met)| *met)
     };
     let (host, context) = (head.host.as_deref(), HeadContext { query: "", client: head.client });
     let partial = PartialHead { path: &path, method: &method, client: head.client, known: &known };

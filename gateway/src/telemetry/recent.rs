@@ -48,8 +48,8 @@ pub struct RecentHead {
 pub struct RecentHeader {
     /// Name in small letters.
     pub name: String,
-    /// Value that the match asks for.
-    pub exact: String,
+    /// SHA-256 digest of the value that the match asks for, in hex: the value itself may be a secret of the file.
+    pub sha256: String,
     /// True if the request had it.
     pub met: bool,
 }

@@ -896,7 +896,7 @@ pub(super) fn openapi() -> String {
                     "route": {"type": ["string", "null"]}, "firstTarget": {"type": ["string", "null"]},
                     "model": {"type": ["string", "null"]}, "isModelKnown": {"type": "boolean"},
                     "headers": {"type": "array", "items": {"type": "object", "properties": {
-                        "name": {"type": "string"}, "exact": {"type": "string"}, "met": {"type": "boolean"},
+                        "name": {"type": "string"}, "sha256": {"type": "string"}, "met": {"type": "boolean"},
                     }}},
                 }}},
                 "most": {"type": "integer"},
