@@ -4,7 +4,7 @@ import { download, hasToken } from './api.js';
 import { attr, h, show, text } from './dom.js';
 import { ago, clock, count, dollars, percent, plural, short, unix } from './format.js';
 import { uses } from './consumers.js';
-import { button, DataTable, facts, panel, segmented, stateful, toast } from './ui.js';
+import { DataTable, facts, paged, panel, segmented, stateful, toast } from './ui.js';
 
 /**
  * @typedef {object} Used
@@ -110,17 +110,7 @@ export function mount(context) {
       ...use(),
     ],
   });
-  table.most = ROWS;
-  const left = h('span', { class: 'muted' });
-  const more = button(
-    'Show more',
-    () => {
-      table.most += ROWS;
-      paint();
-    },
-    'small',
-  );
-  const rest = h('p', { class: 'line' }, left, more);
+  const rest = paged(table, ROWS, (hidden) => `${plural(hidden, 'more row')}; the CSV has all.`);
   const spent = (/** @type {'consumer' | 'tenant'} */ of) => {
     const budgetColumn = uses(of).filter((column) => column.label.startsWith('Budget'));
     const one = new DataTable({
@@ -163,7 +153,7 @@ export function mount(context) {
       'div',
       { class: 'stack' },
       figures.root,
-      panel('Costs', { note: 'of this gateway, since it began' }, table.root, rest),
+      panel('Costs', { note: 'of this gateway, since it began' }, table.root, rest.root),
       budgetPanel,
       unpricedPanel,
     ),
@@ -192,8 +182,7 @@ export function mount(context) {
     const all = sums(costs, by);
     text(/** @type {HTMLElement} */ (table.heads[0]?.querySelector('button')), WAYS.find((way) => way.value === by)?.label ?? '');
     table.update(all);
-    show(rest, all.length > table.most);
-    text(left, `${plural(all.length - table.most, 'more row')}; the CSV has all.`);
+    rest.update();
     unpriced.update([...without].sort((a, b) => b.answers - a.answers));
     show(unpricedPanel, without.length > 0);
     paintBudgets();

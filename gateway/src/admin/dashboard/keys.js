@@ -3,7 +3,7 @@
 import { get, post, remove } from './api.js';
 import { attr, h, newId, show, text } from './dom.js';
 import { ago, clock, count, dollars, plural, short, unix } from './format.js';
-import { button, confirm, DataTable, form, held, panel, pill, search, sheet, stacked, stateful, toast } from './ui.js';
+import { button, confirm, DataTable, form, held, paged, panel, pill, search, sheet, stacked, stateful, toast } from './ui.js';
 
 /**
  * @typedef {object} Limits
@@ -197,24 +197,14 @@ export function mount(context) {
       { label: '', cls: 'action', make: commands },
     ],
   });
-  table.most = ROWS;
   const lost = h(
     'p',
     { class: 'notice warn', role: 'status' },
     'The store of keys does not answer. Nothing can be changed until it does; the keys that were last read are accepted for `maxStale`.',
   );
-  const left = h('span', { class: 'muted' });
-  const more = button(
-    'Show more',
-    () => {
-      table.most += ROWS;
-      paint();
-    },
-    'small',
-  );
-  const rest = h('p', { class: 'line' }, left, more);
+  const rest = paged(table, ROWS, (hidden) => `${plural(hidden, 'more key')}.`);
   const note = h('p', { class: 'note' });
-  const state = stateful(h('div', { class: 'stack' }, lost, panel('Keys', { tools: [note] }, table.root, rest)));
+  const state = stateful(h('div', { class: 'stack' }, lost, panel('Keys', { tools: [note] }, table.root, rest.root)));
 
   /** @param {HTMLElement} cell */
   function commands(cell) {
@@ -384,9 +374,7 @@ export function mount(context) {
     // The newest first, until the person sorts them.
     table.update(fit.sort((a, b) => (unix(b.createdAt) ?? 0) - (unix(a.createdAt) ?? 0)));
     text(note, `${count(keys.length)} of at most ${count(maxKeys)}`);
-    const hidden = fit.length - table.most;
-    show(rest, hidden > 0);
-    text(left, hidden > 0 ? `${plural(hidden, 'more key')}.` : '');
+    rest.update();
     state.ready();
   }
 

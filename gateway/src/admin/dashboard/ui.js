@@ -158,6 +158,34 @@ export class DataTable {
 }
 
 /**
+ * Line below a table of which the first rows are shown, with a button that shows more.
+ * @template T
+ * @param {DataTable<T>} table
+ * @param {number} rows Rows that are shown at first, and more with each wish for more.
+ * @param {(hidden: number) => string} words Text for so many hidden rows.
+ */
+export function paged(table, rows, words) {
+  table.most = rows;
+  const left = h('span', { class: 'muted' });
+  const update = () => {
+    const hidden = table.items.length - table.most;
+    show(root, hidden > 0);
+    text(left, hidden > 0 ? words(hidden) : '');
+  };
+  const more = button(
+    'Show more',
+    () => {
+      table.most += rows;
+      table.update(table.items);
+      update();
+    },
+    'small',
+  );
+  const root = h('p', { class: 'line' }, left, more);
+  return { root, update };
+}
+
+/**
  * Panel with a heading.
  * @param {string} title
  * @param {{note?: string, cls?: string, tools?: import('./dom.js').Child[]}} [options]
