@@ -243,6 +243,11 @@ pub struct ServerUrl {
     pub port: u16,
 }
 
+/// True for a URL with a user or a password.
+pub(crate) fn has_login(url: &url::Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
 impl FromStr for ServerUrl {
     type Err = ValueError;
     fn from_str(text: &str) -> Result<Self, ValueError> {
@@ -254,7 +259,7 @@ impl FromStr for ServerUrl {
             "https" => true,
             _ => return refuse("the scheme of a server must be http or https"),
         };
-        if !url.username().is_empty() || url.password().is_some() {
+        if has_login(&url) {
             return refuse("a server URL must not carry a user or password: write them as `credentials`");
         }
         let origin = url.origin().ascii_serialization();

@@ -53,6 +53,13 @@ pub struct Listener {
     pub own_routes: bool,
 }
 
+impl Listener {
+    /// Name in logs and metrics: that of the file, else the address.
+    pub fn shown_name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.address.to_string())
+    }
+}
+
 fn yes() -> bool {
     true
 }

@@ -70,7 +70,7 @@ fn shared(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     let before = cx.config.listeners.iter().take(n).filter_map(|listener| {
         let other = listener.tls.as_ref()?.acme.as_ref()?;
         let same_place = other.storage == acme.storage && other.directory.eq_ignore_ascii_case(&acme.directory);
-        same_place.then(|| (listener.name.clone().unwrap_or_else(|| listener.address.to_string()), other))
+        same_place.then(|| (listener.shown_name(), other))
     });
     for (name, other) in before.collect::<Vec<_>>() {
         let lower = |acme: &Acme| acme.domains.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>();

@@ -33,7 +33,7 @@ use crate::load::LoadOptions;
 use crate::named::{Named, Reference};
 use crate::reporter::MAX_MISTAKES;
 use crate::schema::Config;
-use crate::values::Secret;
+use crate::values::{Secret, has_login};
 
 /// Word for every header in `telemetry.logs.headers`.
 const ALL_HEADERS: &str = "*";
@@ -216,10 +216,6 @@ fn admin(cx: &mut Context<'_>) {
                        `http://jaeger.internal:16686/trace/{trace_id}`";
         cx.error(at!["admin", "tracesUrl"], message);
     }
-}
-
-fn has_login(url: &url::Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
 }
 
 /// Checks that a URL to which the gateway sends requests has no user and password. The message does not quote it.

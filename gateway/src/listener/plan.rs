@@ -66,7 +66,7 @@ pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<Stri
     let mut plans = Vec::new();
     let mut errors = Vec::new();
     for written in &config.listeners {
-        let name = written.name.clone().unwrap_or_else(|| written.address.to_string());
+        let name = written.shown_name();
         let tls = match written.tls.as_ref().map(|tls| ServerTls::read(tls, acme)).transpose() {
             Ok(tls) => tls.map(Arc::new),
             Err(e) => {

@@ -13,6 +13,18 @@ pub struct Example {
     pub yaml: &'static str,
 }
 
+/// Login of operators with all of its parts.
+const LOGIN: &str = "admin:
+  address: 127.0.0.1:9901
+  oidc:
+    issuer: https://login.example
+    clientId: spillway
+    publicUrl: https://spillway-admin.example
+    scopes: [email, groups]
+    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
+    sessions: {lifetime: 8h, idle: 30m}
+";
+
 /// Discovery with all of its parts.
 const DISCOVERY: &str = "discovery:
   kubernetes:
@@ -24,45 +36,9 @@ const DISCOVERY: &str = "discovery:
 ";
 
 const EXAMPLES: &[Example] = &[
-    Example {
-        path: "admin.oidc",
-        yaml: "admin:
-  address: 127.0.0.1:9901
-  oidc:
-    issuer: https://login.example
-    clientId: spillway
-    publicUrl: https://spillway-admin.example
-    scopes: [email, groups]
-    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
-    sessions: {lifetime: 8h, idle: 30m}
-",
-    },
-    Example {
-        path: "admin.oidc.allow[]",
-        yaml: "admin:
-  address: 127.0.0.1:9901
-  oidc:
-    issuer: https://login.example
-    clientId: spillway
-    publicUrl: https://spillway-admin.example
-    scopes: [email, groups]
-    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
-    sessions: {lifetime: 8h, idle: 30m}
-",
-    },
-    Example {
-        path: "admin.oidc.sessions",
-        yaml: "admin:
-  address: 127.0.0.1:9901
-  oidc:
-    issuer: https://login.example
-    clientId: spillway
-    publicUrl: https://spillway-admin.example
-    scopes: [email, groups]
-    allow: [{claim: groups, values: [operators]}, {claim: email, values: [ann@example.com]}]
-    sessions: {lifetime: 8h, idle: 30m}
-",
-    },
+    Example { path: "admin.oidc", yaml: LOGIN },
+    Example { path: "admin.oidc.allow[]", yaml: LOGIN },
+    Example { path: "admin.oidc.sessions", yaml: LOGIN },
     Example { path: "discovery", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes.leaderElection", yaml: DISCOVERY },
