@@ -20,7 +20,7 @@ const PAGE: u32 = 500;
 pub(super) enum Change {
     /// All objects, in the places of those that were there.
     All(Vec<Value>),
-    /// One object.
+    /// Object that was made or has changed.
     One(Box<Value>),
     /// An object is gone.
     Gone(ObjectKey),

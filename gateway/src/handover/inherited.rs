@@ -34,7 +34,7 @@ pub enum InheritError {
     Socket {
         /// Variable that names it.
         origin: &'static str,
-        /// Its number.
+        /// Number of the descriptor.
         descriptor: RawFd,
     },
     /// The system refused.
@@ -42,7 +42,7 @@ pub enum InheritError {
     System {
         /// Variable that names it.
         origin: &'static str,
-        /// Its number.
+        /// Number of the descriptor.
         descriptor: RawFd,
         /// Reason.
         source: std::io::Error,

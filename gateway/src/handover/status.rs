@@ -17,7 +17,7 @@ pub enum NoHandOver {
     /// The gateway does not serve yet.
     #[error("the gateway is starting")]
     Starting,
-    /// One is under way.
+    /// Another hand-over is under way.
     #[error("a hand-over to process {0} is under way")]
     UnderWay(u32),
     /// The process has handed over, or ends.

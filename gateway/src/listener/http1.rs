@@ -21,8 +21,8 @@ use crate::telemetry::{ListenerMetrics, MalformedReason};
 /// Longest time for which an unread body is read and dropped to keep the connection: half a second, some round trips.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Time for the first head on a connection that had waited when its listener closed, and for the rest of one that had begun.
-/// Its client could not know.
+/// Time for the first head on a connection that had waited when its listener closed, and for the rest of one that had begun:
+/// their clients could not know.
 pub const FIRST_HEAD: Duration = Duration::from_millis(250);
 
 /// Serves requests until the connection ends or `stop` is raised.

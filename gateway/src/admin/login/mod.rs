@@ -138,7 +138,7 @@ pub struct Login {
     exchanges: Semaphore,
 }
 
-/// What the issuer sends back with a browser.
+/// Answer that the issuer sends back with a browser.
 #[derive(Deserialize)]
 pub(super) struct Answer {
     code: Option<String>,

@@ -33,7 +33,7 @@ pub(super) struct WindowSpend {
     pub(super) nanos: u64,
 }
 
-/// What is spent, and the part of it that the file does not have yet.
+/// Amount that is spent, and the part of it that the file does not have yet.
 #[derive(Debug, Clone, Copy, Default)]
 struct Spent {
     all: WindowSpend,
