@@ -471,6 +471,25 @@ routes:
     assert_eq!(moved["from"], serde_json::json!({"route": "rest", "target": "one"}));
     assert_eq!(moved["to"], serde_json::json!({"route": "web", "target": "two"}));
 
+    // A route that serves one listener alone, and a listener that goes.
+    let own = format!("  - {{name: apart, listeners: [other], backendRefs: [{{name: two}}]}}\n{running}");
+    let apart = |name: &str| {
+        yaml(&own).replace(
+            "listeners: [{",
+            &format!("listeners: [{{name: other, address: \"127.0.0.1:0\"}}, {{name: {name}, "),
+        )
+    };
+    let url = format!("http://{}", gateway.admin);
+    let gone = format!(
+        "  not tried: 7 requests, such as POST {address}/v1/chat/completions: the file has no listener `127.0.0.1:0`"
+    );
+    for (name, line) in [("\"127.0.0.1:0\"", "  none goes elsewhere"), ("renamed", &gone)] {
+        std::fs::write(gateway.folder().join("edited.yaml"), apart(name)).unwrap();
+        let (told, warned, code) = told_apart(&["diff", "edited.yaml", "--admin", &url], gateway.folder());
+        assert_eq!(code, Some(0), "{told}{warned}");
+        assert!(told.lines().any(|told| told == line), "{name}: {line} in\n{told}");
+    }
+
     // A header that only the edit asks for, and an expression over headers: nothing of them is kept, and that is said.
     let unknown = format!(
         "  - {{name: team, matches: [{{headers: [{{name: x-team, exact: a}}], path: {{prefix: /web}}}}], backendRefs: [{{name: two}}]}}

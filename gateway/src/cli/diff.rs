@@ -2,7 +2,7 @@
 //! gateway runs with a file that is judged as `check` does, both with their defaults, and tells which of the requests that the
 //! gateway had lately would go elsewhere. Keys of consumers are not compared, since the gateway shows none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use spillway_config::schema::{Config, Listener};
 use spillway_filter::Registry;
 
 use super::admin::{AdminArguments, ClientError};
@@ -104,7 +105,7 @@ pub(super) fn run(arguments: &DiffArguments, registry: &Arc<Registry>) -> ExitCo
                 }
                 let changes = changes(&running, &edited);
                 let requests = match recent(&arguments.admin).await {
-                    Ok(heads) => Replay::of(&snapshot, &heads),
+                    Ok(heads) => Replay::of(&snapshot, &loaded.config, &heads),
                     Err(e) => return fail(FAILED, &e),
                 };
                 if arguments.json {
@@ -200,13 +201,19 @@ struct Replay {
 }
 
 impl Replay {
-    fn of(snapshot: &Snapshot, heads: &[ShownHead]) -> Self {
+    fn of(snapshot: &Snapshot, config: &Config, heads: &[ShownHead]) -> Self {
+        let listeners: HashSet<String> = config.listeners.iter().map(Listener::shown_name).collect();
         let mut moved: BTreeMap<(Place, Place), (usize, String)> = BTreeMap::new();
         let mut unknown: BTreeMap<String, (usize, String)> = BTreeMap::new();
         for shown in heads {
             let head = &shown.head;
             let example = || format!("{} {}{}", head.method, head.host.as_deref().unwrap_or_default(), head.path);
-            match replay(snapshot, head) {
+            let replayed = if listeners.contains(&head.listener) {
+                replay(snapshot, head).map_err(|why| why.to_string())
+            } else {
+                Err(format!("the file has no listener `{}`", head.listener))
+            };
+            match replayed {
                 Ok(route) => {
                     let from = Place { route: head.route.clone(), target: shown.first_target.clone() };
                     let target = route.as_ref().map(|route| route.first_targets(head.model.as_deref()));
@@ -215,7 +222,7 @@ impl Replay {
                         moved.entry((from, to)).or_insert_with(|| (0, example())).0 += 1;
                     }
                 }
-                Err(why) => unknown.entry(why.to_string()).or_insert_with(|| (0, example())).0 += 1,
+                Err(why) => unknown.entry(why).or_insert_with(|| (0, example())).0 += 1,
             }
         }
         let mut moved: Vec<Moved> =

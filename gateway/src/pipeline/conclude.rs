@@ -12,7 +12,7 @@ use crate::balancing::Verdict;
 use crate::builtin::Report;
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
-use crate::exchange::{Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy};
+use crate::exchange::{ConnectionInfo, Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
@@ -369,7 +369,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 }
 
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
-pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exchange) {
+pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &ClientSession, exchange: &mut Exchange) {
     super::limiting::settle(exchange);
     let part = exchange.rollout.take();
     if let Some(part) = &part {
@@ -433,7 +433,7 @@ pub(super) fn end(gateway: &Gateway, session: &ClientSession, exchange: &mut Exc
         hand_over(tap, exchange);
     }
     if let Some(recent) = gateway.recent.as_ref().filter(|recent| recent.takes(clock::instant()))
-        && let Some(head) = super::replay::kept(session, exchange, bytes_in > 0)
+        && let Some(head) = super::replay::kept(connection, session, exchange, bytes_in > 0)
     {
         recent.keep(head);
     }

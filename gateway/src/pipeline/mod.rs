@@ -128,7 +128,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
             AfterRequest::Close
         }
     };
-    end(gateway, session, &mut exchange);
+    end(gateway, connection, session, &mut exchange);
     after
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, header};
-use sha2::{Digest, Sha256};
 use spillway_config::path;
 use spillway_filter::Fields;
 
@@ -14,9 +13,9 @@ use super::begin::{operation_of, preflight_method};
 use super::target::host_of;
 use crate::coding::{DIGESTS, GRPC_ENCODING};
 use crate::downstream::ClientSession;
-use crate::exchange::Exchange;
+use crate::exchange::{ConnectionInfo, Exchange};
 use crate::protocol::ResolvedOperation;
-use crate::routing::{HeadContext, PartialHead, Undecided, read_path};
+use crate::routing::{AskedHeader, HeadContext, PartialHead, Undecided, read_path};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{RecentHead, RecentHeader};
 use crate::topology::Route;
@@ -36,18 +35,16 @@ pub enum NotReplayed {
     /// The path has several readings, and whether it is refused depends on more than the route.
     #[error("the path has a second reading")]
     Path,
-    /// Labels of answers are taken at the path, by one listener.
-    #[error("labels of answers are taken at the path, by one listener alone")]
-    Listener,
-}
-
-fn digest(value: &HeaderValue) -> String {
-    hex::encode(Sha256::digest(value.as_bytes()))
 }
 
 /// Head of a request that ends, as it is kept; `None` for one that no route was sought for by its own head.
 #[cold]
-pub(super) fn kept(session: &ClientSession, exchange: &Exchange, has_body: bool) -> Option<RecentHead> {
+pub(super) fn kept(
+    connection: &ConnectionInfo,
+    session: &ClientSession,
+    exchange: &Exchange,
+    has_body: bool,
+) -> Option<RecentHead> {
     let (snapshot, head) = (&exchange.snapshot, session.req_header());
     let is_own = |route: &Arc<Route>| snapshot.feedback.as_ref().is_some_and(|plan| Arc::ptr_eq(&plan.route, route));
     // The route of these was sought and not found.
@@ -56,25 +53,26 @@ pub(super) fn kept(session: &ClientSession, exchange: &Exchange, has_body: bool)
     if !is_routed || exchange.is_probe || preflight_method(head).is_some() {
         return None;
     }
-    let keep = |(name, value): &(HeaderName, HeaderValue)| {
+    let keep = |AskedHeader { name, value, sha256 }: &AskedHeader| {
         // What the gateway itself takes off a body is no longer in the head.
         let is_kept = !snapshot.caller_headers.may_hold_credential(name)
             && *name != header::CONTENT_ENCODING
             && *name != GRPC_ENCODING
             && !DIGESTS.contains(name);
         let met = || head.headers.get_all(name).iter().any(|found| found == value);
-        is_kept.then(|| RecentHeader { name: name.as_str().to_owned(), sha256: digest(value), met: met() })
+        is_kept.then(|| RecentHeader { name: name.as_str().to_owned(), sha256: sha256.clone(), met: met() })
     };
     let kept = RecentHead {
         generation: snapshot.generation,
         method: head.method.as_str().to_owned(),
         host: host_of(head).map(str::to_owned),
+        listener: (*connection.listener).to_owned(),
         path: head.uri.path().to_owned(),
         client: exchange.client,
         route: exchange.route.as_ref().map(|route| route.name.clone()),
         model: exchange.asked.as_ref().and_then(|asked| asked.model.clone()),
         is_model_known: exchange.asked.is_some() || !has_body,
-        headers: snapshot.routes.asked_headers().iter().filter_map(keep).collect(),
+        headers: snapshot.routes.of_listener(&connection.listener).asked_headers().iter().filter_map(keep).collect(),
     };
     // A request may have been kept from its route, as by a list of its consumers: the head alone does not tell why.
     let is_told = match replay(snapshot, &kept) {
@@ -97,17 +95,16 @@ pub fn replay(snapshot: &Snapshot, head: &RecentHead) -> Result<Option<Arc<Route
         return Err(NotReplayed::Path);
     }
     let path = path::key(&head.path);
-    if let Some(plan) = snapshot.feedback.as_ref().filter(|plan| *plan.path == *path) {
-        return if plan.listener.is_none() { Ok(Some(plan.route.clone())) } else { Err(NotReplayed::Listener) };
+    if let Some(plan) = snapshot.feedback.as_ref().filter(|plan| plan.takes(&head.listener, &path)) {
+        return Ok(Some(plan.route.clone()));
     }
+    let routes = snapshot.routes.of_listener(&head.listener);
     // Values that this configuration asks for, and whether the request had them. What is not among them is not known.
-    let asked: Vec<_> = snapshot
-        .routes
+    let asked: Vec<_> = routes
         .asked_headers()
         .iter()
-        .filter_map(|(name, value)| {
-            let digest = digest(value);
-            let kept = head.headers.iter().find(|kept| kept.name == name.as_str() && kept.sha256 == digest)?;
+        .filter_map(|AskedHeader { name, value, sha256 }| {
+            let kept = head.headers.iter().find(|kept| kept.name == name.as_str() && kept.sha256 == *sha256)?;
             Some((name, value, kept.met))
         })
         .collect();
@@ -120,12 +117,12 @@ pub fn replay(snapshot: &Snapshot, head: &RecentHead) -> Result<Option<Arc<Route
     };
     let (host, context) = (head.host.as_deref(), HeadContext { query: "", client: head.client });
     let partial = PartialHead { path: &path, method: &method, client: head.client, known: &known };
-    match snapshot.routes.undecided(host, &partial) {
+    match routes.undecided(host, &partial) {
         None => {}
         Some(Undecided::Header(name)) => return Err(NotReplayed::Header(name)),
         Some(Undecided::Expression(route)) => return Err(NotReplayed::Expression(route)),
     }
-    let candidates = snapshot.routes.candidates(host, &path, &method, &headers, context);
+    let candidates = routes.candidates(host, &path, &method, &headers, context);
     let target = head.path.parse::<PathAndQuery>().ok();
     let resolved = ResolvedOperation::of(&method, &head.path);
     let resolved = operation_of(resolved, &method, target.as_ref(), &candidates);

@@ -15,4 +15,4 @@ mod tests;
 pub use candidates::{Candidates, Routes};
 pub use matcher::{CompileError, HeadContext, MatchFault, PartialHead, Undecided, comparable};
 pub use spelling::{Spelling, read as read_path};
-pub use table::{MAX_HOST, RouteTable, TableBuilder, without_port};
+pub use table::{AskedHeader, MAX_HOST, RouteTable, TableBuilder, without_port};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use http::{HeaderName, HeaderValue, Method};
+use sha2::{Digest, Sha256};
 use spillway_config::schema::Match;
 use spillway_filter::Fields;
 
@@ -29,9 +30,19 @@ pub struct RouteTable {
     wildcard: HashMap<Box<str>, Box<HostRoutes>, RandomState>,
     any: HostRoutes,
     /// Headers that matches ask for, the first [`MAX_ASKED`] of them.
-    asked_headers: Box<[(HeaderName, HeaderValue)]>,
+    asked_headers: Box<[AskedHeader]>,
     /// Tables of the listeners that have routes of their own, by the names of the listeners.
     own: HashMap<Box<str>, RouteTable, RandomState>,
+}
+
+/// Header that a match asks for.
+pub struct AskedHeader {
+    /// Name.
+    pub name: HeaderName,
+    /// Value that the header must have.
+    pub value: HeaderValue,
+    /// SHA-256 digest of the value, in hex, for places that may not show what stands in the file.
+    pub sha256: String,
 }
 
 /// Builder of a table, from routes in the order of the file.
@@ -84,11 +95,15 @@ impl TableBuilder {
         let index = |hosts: HashMap<Box<str>, Vec<Entry>>| {
             hosts.into_iter().map(|(host, entries)| (host, Box::new(HostRoutes::new(entries)))).collect()
         };
+        let asked = |(name, value): (HeaderName, HeaderValue)| {
+            let sha256 = hex::encode(Sha256::digest(value.as_bytes()));
+            AskedHeader { name, value, sha256 }
+        };
         RouteTable {
             exact: index(self.exact),
             wildcard: index(self.wildcard),
             any: HostRoutes::new(self.any),
-            asked_headers: self.asked_headers.into(),
+            asked_headers: self.asked_headers.into_iter().map(asked).collect(),
             own: HashMap::default(),
         }
     }
@@ -138,7 +153,7 @@ impl RouteTable {
     }
 
     /// Headers that matches ask for, with the value of each; few of them where there are many.
-    pub fn asked_headers(&self) -> &[(HeaderName, HeaderValue)] {
+    pub fn asked_headers(&self) -> &[AskedHeader] {
         &self.asked_headers
     }
 

@@ -29,6 +29,8 @@ pub struct RecentHead {
     pub method: String,
     /// `Host`, with its port.
     pub host: Option<String>,
+    /// Name of the listener, which may have routes of its own.
+    pub listener: String,
     /// Path without the query, as the access log shows it.
     pub path: String,
     /// Address of the client.
@@ -56,7 +58,8 @@ pub struct RecentHeader {
 
 impl RecentHead {
     fn length(&self) -> usize {
-        let texts = [self.host.as_deref(), Some(&self.path), self.model.as_deref(), Some(&self.method)];
+        let texts =
+            [self.host.as_deref(), Some(&self.listener), Some(&self.path), self.model.as_deref(), Some(&self.method)];
         texts.into_iter().flatten().map(str::len).sum()
     }
 }
@@ -109,6 +112,7 @@ mod tests {
             generation,
             method: "GET".to_owned(),
             host: None,
+            listener: "main".to_owned(),
             path,
             client: [127, 0, 0, 1].into(),
             route: None,

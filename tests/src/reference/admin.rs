@@ -892,7 +892,7 @@ pub(super) fn openapi() -> String {
             "/api/requests/recent" => json!({"type": "object", "properties": {
                 "heads": {"type": "array", "items": {"type": "object", "properties": {
                     "generation": {"type": "integer"}, "method": {"type": "string"},
-                    "host": {"type": ["string", "null"]}, "path": {"type": "string"}, "client": {"type": "string"},
+                    "host": {"type": ["string", "null"]}, "listener": {"type": "string"}, "path": {"type": "string"}, "client": {"type": "string"},
                     "route": {"type": ["string", "null"]}, "firstTarget": {"type": ["string", "null"]},
                     "model": {"type": ["string", "null"]}, "isModelKnown": {"type": "boolean"},
                     "headers": {"type": "array", "items": {"type": "object", "properties": {
