@@ -73,7 +73,7 @@ vulkan_environment
 
 build() { cargo build --workspace --bins --tests --locked; }
 clients() {
-  local filter='binary(clients) or binary(frameworks) or test(/nginx/)'
+  local filter='package(spillway-tests) and test(/^(clients|frameworks)::|nginx/)'
   [ "$#" -eq 0 ] || filter="($filter) and test(/$1/)"
   cargo nextest run --workspace --locked --run-ignored all --status-level pass --filterset "$filter"
 }

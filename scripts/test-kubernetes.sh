@@ -86,4 +86,4 @@ done
 say "The gateway before a real API server"
 SPILLWAY_TEST_ETCD="$BIN/etcd" SPILLWAY_TEST_KUBE_APISERVER="$BIN/kube-apiserver" SPILLWAY_TEST_RIGHTS="$work/rights.yaml" \
   SPILLWAY_TEST_GATEWAY_API="$CACHE/gateway-api" SPILLWAY_BIN="$SPILLWAY_BIN" \
-  cargo nextest run --workspace --locked --test kubernetes --run-ignored only
+  cargo nextest run --workspace --locked --test alone --run-ignored only -E 'test(/^kubernetes::/)'

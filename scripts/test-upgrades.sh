@@ -14,4 +14,4 @@ if [ -z "${SPILLWAY_BIN:-}" ]; then
   SPILLWAY_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/release/spillway"
 fi
 export SPILLWAY_BIN
-cargo test --release --locked -p spillway-tests --test upgrade -- --ignored --nocapture
+cargo test --release --locked -p spillway-tests --test alone -- upgrade:: --ignored --nocapture

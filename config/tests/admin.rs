@@ -1,8 +1,6 @@
 //! Errors about the admin address.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 #[test]
 fn links_to_traces_lead_a_browser_to_a_server_that_the_file_names() {

@@ -1,8 +1,6 @@
 //! Errors about queues, spills, retries and limits that can never take effect.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 /// Errors and warnings about a route, each with its line: the route begins in line 8.
 fn told(route: &str) -> (Vec<String>, Vec<String>) {

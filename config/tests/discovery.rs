@@ -1,14 +1,10 @@
 //! `discovery`, and parts of a configuration that come from elsewhere than its files.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
-
 use std::path::Path;
 
 use spillway_config::{Further, LoadOptions, PartKind, load_text};
 
-use common::{errors, judge, options};
+use crate::common::{errors, judge, options};
 
 const FILE: &str = "listeners: [{name: own, address: \"127.0.0.1:8080\"}]
 admin: {address: \"127.0.0.1:9901\"}

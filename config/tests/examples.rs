@@ -1,15 +1,11 @@
 //! Every example loads, and hostile or mistaken files are refused in order.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use spillway_config::{LoadOptions, load, load_text};
 
-use common::{judge, messages, options};
+use crate::common::{judge, messages, options};
 
 const GOOD: &str = "listeners: [{address: \"127.0.0.1:0\"}]
 backends: [{name: a, endpoints: [{url: \"http://127.0.0.1:1\"}]}]

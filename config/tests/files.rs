@@ -1,15 +1,12 @@
 //! Files and secrets that a configuration names: absolute, watched, and reported where they are missing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
-
+use crate::common;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use spillway_config::{LoadOptions, load};
 
-use common::options;
+use crate::common::options;
 
 /// Configuration in which every key of the language that names a file has a file of its own.
 const EVERY_FILE: &str = "listeners:

@@ -1,14 +1,10 @@
 //! `include`: one configuration from several files.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use spillway_config::{Loaded, Report, load};
 
-use common::options;
+use crate::common::options;
 
 const FIRST: &str = "include: [routes.d/*.yaml, extra.yaml]
 listeners: [{address: \"127.0.0.1:0\"}]

@@ -1,10 +1,6 @@
 //! Backends of the Open Inference Protocol that can never answer are refused with their line.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
-
-use common::{judge, messages};
+use crate::common::{judge, messages};
 
 fn config(backends: &str, route: &str) -> String {
     format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nbackends: [{backends}]\nroutes:\n  - {route}\n")

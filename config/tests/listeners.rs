@@ -1,8 +1,6 @@
 //! Errors about listeners that contradict each other.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 /// Errors about these listeners, each with its line; they begin in line 2.
 fn errors(listeners: &str) -> Vec<String> {

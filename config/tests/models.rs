@@ -1,8 +1,6 @@
 //! Errors about built-in models whose keys can never take effect.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 fn told(model: &str) -> Vec<String> {
     let yaml = format!(

@@ -1,8 +1,6 @@
 //! Errors about receivers of notifications.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 /// Errors about these notifications, each with its line; they begin in line 2.
 fn errors(notifications: &str) -> Vec<String> {

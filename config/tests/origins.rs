@@ -1,15 +1,11 @@
 //! Values from the environment are in no configuration that is shown, and in no message about one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use spillway_config::{LoadOptions, Loaded, NoFileChecks, Report, load_text};
 
-use common::AnyFilter;
+use crate::common::AnyFilter;
 
 fn load(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, Report> {
     let env = |name: &str| env.get(name).cloned();

@@ -1,8 +1,6 @@
 //! Where `encodedSlashes: pass` would let callers pass round another route, and where it would not.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 /// Errors of a file with a route `a`, which passes encoded slashes, and a route `b`.
 fn errors(listener: &str, a: &str, b: &str) -> Vec<String> {

@@ -1,8 +1,6 @@
 //! Errors about rollouts: versions that cannot be compared, steps that lead nowhere, thresholds that say nothing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 /// A file whose route begins in line 12, with its `backendRefs` in line 13 and its `rollout` from line 14 on.
 fn file(targets: &str, rollout: &str) -> String {

@@ -1,8 +1,6 @@
 //! Errors about the APIs of callers and servers: credentials in headers, dropped fields, permitted protocols.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
+use crate::common;
 
 fn told(backend: &str, route: &str) -> Vec<String> {
     common::errors(&format!(

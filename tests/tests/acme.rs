@@ -1,15 +1,6 @@
 //! ACME certificates: obtained, stored and renewed without downtime. The authority is Pebble, which checks the
 //! protocol as Let's Encrypt does.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,15 +1,6 @@
 //! What the admin address shows of a running gateway for its dashboard: traffic as it was, requests as they end, edits with
 //! what they changed, consumers with what they have used, and chats of an operator with a route.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 use spillway_tests::{Client, Gateway, Stream, Upstream, eventually, model, new_key, reply, streamed, whole};

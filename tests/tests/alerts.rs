@@ -1,15 +1,6 @@
 //! The rules for Prometheus in `deploy/prometheus/alerts.yaml`: they fire where they should by Prometheus' own tester, name metrics and
 //! labels that there are, and are those of the page.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::Command;
 
 use spillway_tests::{Family, families, promtool, repository, series_of_query};

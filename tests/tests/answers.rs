@@ -1,14 +1,5 @@
 //! Framing of answers: one length or chunks, whole or not at all, and nothing that the version of the client does not know.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::Arc;
 
 use spillway_tests::{Gateway, PATIENCE, Upstream, head_of_a_request, raw, reply};

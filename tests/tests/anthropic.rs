@@ -1,15 +1,6 @@
 //! Anthropic's Messages API for callers: the official client before a built-in model, and the shapes of errors, limits and
 //! lists.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{Gateway, TEMPLATE_WITH_TOOLS, Upstream, model, reply, script, with_template};
 

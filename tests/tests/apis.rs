@@ -1,15 +1,6 @@
 //! Every call of the table of `docs/apis.md` before every kind of backend, and features of conversations that no other file
 //! tries.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 
 use bytes::Bytes;

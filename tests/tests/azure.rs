@@ -1,14 +1,5 @@
 //! Callers that use the paths of Azure OpenAI.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::json;
 use spillway_tests::{Gateway, Upstream, model, new_key, reply, script};
 

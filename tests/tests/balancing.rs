@@ -1,14 +1,5 @@
 //! Balancing: weights, capacity, health, and the failure of a server.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 

@@ -1,14 +1,5 @@
 //! Bodies as attacks: announced and never sent, ambiguous, or large enough to delay other requests.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use bytes::Bytes;
 use spillway_tests::{Answer, Client, Gateway, PATIENCE, Upstream, encoded, eventually, new_key, reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,15 +1,6 @@
 //! Bounds of HTTP/1 requests hold for HTTP/2, and for answers of servers of both versions: headers, their fields,
 //! early answers, trailers.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::time::Duration;
 
 use bytes::Bytes;

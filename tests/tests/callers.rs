@@ -1,14 +1,5 @@
 //! Authentication of callers, and their limits.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::Command;
 
 use std::sync::Arc;

@@ -1,15 +1,6 @@
 //! Charges of tokens: what a caller chooses (compression, streaming, another API, to leave early) changes nothing of what it
 //! pays for the same answer.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::io::Write;
 use std::sync::Mutex;
 

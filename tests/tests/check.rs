@@ -1,15 +1,6 @@
 //! `spillway check` refuses what `spillway serve` refuses, with the same words, apart from errors that need a socket,
 //! a device or another process.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::path::Path;
 use std::process::Command;
 

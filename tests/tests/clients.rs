@@ -1,15 +1,6 @@
 //! Programs of others, unmodified, against the gateway: OpenAI's Agents SDK, NVIDIA's client of the Open Inference protocol
 //! before MLServer, GuideLLM. They are large: `make test-clients` installs them and runs these tests.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -1,14 +1,5 @@
 //! Costs of answers: by consumer, tenant, route and price, as metrics, JSON and CSV; and the catalogue of prices.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 

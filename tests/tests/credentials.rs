@@ -1,15 +1,6 @@
 //! Credentials of callers end at the gateway, headers of the gateway come from no other source, and values from the
 //! environment are shown nowhere.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;

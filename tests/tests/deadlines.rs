@@ -1,14 +1,5 @@
 //! Deadlines: every wait of a request is bounded, on both sides, and invalid answers are refused.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

@@ -1,15 +1,6 @@
 //! Many silent connections, and exhausted file descriptors: health is reported all the same, clients with a
 //! connection are served, and others are turned away at once.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 use std::time::Duration;
 

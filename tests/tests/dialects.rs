@@ -1,14 +1,5 @@
 //! Callers of OpenAI's Responses API and of Ollama's API before servers of other APIs.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{
     Gateway, LlamaServer, Seen, Upstream, asked, claude, event, eventually, gpt, in_bits, reply, script,

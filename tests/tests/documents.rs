@@ -1,15 +1,6 @@
 //! What the pages say is true: their configurations load, their commands run and print what stands behind them, their
 //! links lead somewhere, the names in them exist, the reference is what the program checks.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -587,6 +578,20 @@ fn every_fault_of_the_table_is_tried_by_a_test() {
     for test in read("tests/tests/faults.rs").split("#[tokio::test]\nasync fn ").skip(1) {
         let name = test.split('(').next().unwrap();
         assert!(text.contains(name), "{name} is not in docs/operate/faults.md");
+    }
+}
+
+/// A file that no program names is not even compiled.
+#[test]
+fn every_file_of_tests_is_in_a_program() {
+    for (folder, roots) in [("tests/tests", &["alone.rs", "side_by_side.rs"][..]), ("config/tests", &["all.rs"])] {
+        let programs: String = roots.iter().map(|root| read(&format!("{folder}/{root}"))).collect();
+        for entry in std::fs::read_dir(repository().join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let module = format!("mod {};\n", name.trim_end_matches(".rs"));
+            let is_in = roots.contains(&name.as_str()) || programs.matches(&module).count() == 1;
+            assert!(is_in, "{folder}/{name} is not in one of {roots:?}");
+        }
     }
 }
 

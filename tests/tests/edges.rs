@@ -1,14 +1,5 @@
 //! Edge of the gateway: client addresses, access, and attacks that every gateway sees.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::time::Duration;
 
 use spillway_tests::{Gateway, PATIENCE, Upstream, eventually};

@@ -1,14 +1,5 @@
 //! Built-in encoders, and continued texts, as the official client sees them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use spillway_tests::{Gateway, minilm, model, script};
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,5 @@
 //! Filters of one's own: the gateway of `plugins/examples`, with the configuration that `docs/extend/filter.md` shows.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,15 +1,6 @@
 //! Faults, one at a time, under a steady load of good requests: what breaks, what does not, and how it is seen. Each test says
 //! what is promised; `docs/operate/faults.md` is the table of all faults, also of those that other files test.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};

@@ -1,15 +1,6 @@
 //! Lists of models that the gateway fetches from servers (`backends[].modelList`): what callers see of them in each API, that no
 //! request waits for one, and what stays while a server does not answer.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

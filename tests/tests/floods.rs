@@ -1,15 +1,6 @@
 //! Floods of HTTP/2 frames that cost a client little: each ends with its connection, reaches no server, and does not
 //! disturb other callers.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::time::Duration;
 
 use spillway_tests::{Gateway, PATIENCE, Upstream, reply};

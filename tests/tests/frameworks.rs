@@ -2,15 +2,6 @@
 //! SDK, the clients of OpenAI, Anthropic and Ollama for Node. Built-in models answer where the words do not matter; scripted
 //! servers call tools. `make test-clients` installs the programs and runs these tests.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::path::PathBuf;
 use std::process::Command;
 

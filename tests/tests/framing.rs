@@ -1,15 +1,6 @@
 //! Framing of HTTP/1: a violation of the grammar or of a bound is answered and ends its connection. Memory stays
 //! bounded, and no server gets the violation as a whole request.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

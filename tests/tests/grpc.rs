@@ -1,14 +1,5 @@
 //! Callers of gRPC read gRPC statuses from the gateway as from their servers, and their deadlines are kept.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::BTreeMap;
 use std::process::Command;
 

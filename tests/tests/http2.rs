@@ -1,14 +1,5 @@
 //! HTTP/2 on both sides behaves like HTTP/1.1: bodies, streams, cancellation, the end of the process.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

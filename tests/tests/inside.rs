@@ -1,14 +1,5 @@
 //! Built-in model: answers official clients, isolates callers, and refuses unsupported requests.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use spillway_tests::{Gateway, Seen, Upstream, eventually, model, reply, script, with_template};
 
 fn inside(more: &str) -> String {

@@ -1,15 +1,6 @@
 //! Keys of consumers that are made, rotated, ended and revoked while the gateway runs: through the admin API and the command line,
 //! kept over a restart, shared by two gateways through a Redis server, limited each by itself, and never shown again.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;

@@ -1,15 +1,6 @@
 //! Kubernetes as a source: what objects say is served and answered in their statuses, and a wrong one costs itself alone. The
 //! scenario runs against a scripted API server here, and against a real one in `make test-kubernetes`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};

@@ -1,14 +1,5 @@
 //! Limits of a caller: tokens, concurrent requests, budgets.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use bytes::Bytes;
 use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, reply, script, streamed};
 use tokio::sync::mpsc;

@@ -1,15 +1,6 @@
 //! The parsers of log lines in `deploy/logs`: the ingest pipeline of Elastic is run over lines of a gateway, and each field that a parser
 //! names is one that lines have. Loki's stages are read, not run.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Map, Value, json};
 use spillway_tests::{Client, Gateway, eventually, repository};
 

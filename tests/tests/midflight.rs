@@ -1,15 +1,6 @@
 //! Retries and failures in flight: failed or slow requests are tried elsewhere within bounds, and no answer is half
 //! sent in silence.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

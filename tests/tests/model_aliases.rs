@@ -1,15 +1,6 @@
 //! Names of a consumer's own for models (`consumers[].modelAlias`): the models that they stand for, on every route and wherever an
 //! API names a model, and what a consumer with a list of models may reach by them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{Gateway, Reply, Seen, Upstream, model, new_key, reply};
 

@@ -1,15 +1,6 @@
 //! A caller with a list of models, and calls that reach other models beside the one that they name: calls about a server as a
 //! whole, methods and parameters that a server reads in its own way.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use spillway_tests::{Gateway, RawSocket, Upstream, eventually, new_key, opening};
 
 /// Gateway with a consumer that may use the model `mine`, and its key.

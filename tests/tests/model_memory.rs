@@ -1,14 +1,5 @@
 //! Models that are loaded and unloaded within one memory budget.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::Command;
 
 use spillway_tests::{Gateway, binary, minilm, model, whole};

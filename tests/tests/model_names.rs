@@ -1,15 +1,6 @@
 //! Names of models in answers: a caller reads the name that it sent, in every API, whole or streamed, whatever name the server
 //! knows.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{Gateway, Reply, Seen, Upstream, encoded, new_key, reply};
 

@@ -1,14 +1,5 @@
 //! Ollama's API: answered by a built-in model, and passed to backends with its lines read, limited and ended properly.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 use spillway_tests::{Gateway, Reply, Seen, Upstream, eventually, minilm, model, reply, script, streamed};

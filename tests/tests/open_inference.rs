@@ -1,15 +1,6 @@
 //! The Open Inference Protocol: built-in models as NVIDIA's official client sees them over HTTP and gRPC, and servers behind
 //! `protocol: oip` and `oip-grpc` with their models named in paths and messages.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

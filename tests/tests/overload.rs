@@ -1,14 +1,5 @@
 //! Overload: at three times the load of the servers every caller gets its own answer.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::BTreeMap;
 use std::time::Instant;
 

@@ -1,15 +1,6 @@
 //! Answers that the gateway makes without a server: `respond`, redirects, health checks of a listener, and the end that these
 //! announce.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use spillway_tests::{Frames, Gateway, Upstream, eventually};
 
 /// Digest of the key `test`.

@@ -1,15 +1,6 @@
 //! Paths that servers read differently: no spelling but the plain one passes a closed route, with real servers as the
 //! readers. `encodedSlashes` passes what a server needs; a model's id may have a slash.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::net::SocketAddr;
 use std::process::Command;
 

@@ -1,15 +1,6 @@
 //! The steps of `deploy/pipelines`, run by hand as a pipeline runs them: a wrong edit ends at the first, a good version comes to all
 //! requests, a bad one is taken back, and each says so by its exit code.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;

@@ -1,15 +1,6 @@
 //! Probes of `routes[].quality`: each target is asked at no caller's cost, a change that nobody announced is noticed, and a
 //! target that has no room or is not there is not asked.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,14 +1,5 @@
 //! Life of the process, and the command line.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::{Command, Output};
 
 use spillway_tests::{Frames, Gateway, Upstream, binary, model, streamed};

@@ -1,14 +1,5 @@
 //! Proxying: bodies of any size, streams without delay, and correct headers.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::io::Write;
 
 use bytes::Bytes;

@@ -1,14 +1,5 @@
 //! The filter `publicLocation`: callers follow redirects of servers and keep their cookies, and nobody is led elsewhere.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::time::Duration;
 
 use spillway_tests::{Answer, Gateway, PathReader, Upstream, reply};

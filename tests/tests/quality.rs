@@ -1,15 +1,6 @@
 //! Watch over what callers ask and targets answer: shifts are noticed and quiet traffic is not, whatever the API, the form or
 //! the coding of an answer; nothing of a text is kept; wild requests cost no more than others.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::path::Path;
 use std::process::Command;
 

@@ -1,15 +1,6 @@
 //! Checks `docs/reference/` with the running program: examples load, the paths of the admin address answer as documented,
 //! metrics have the documented labels, and commands end with the documented codes.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 

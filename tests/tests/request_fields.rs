@@ -1,15 +1,6 @@
 //! Each field of a request that the official clients know is translated, refused by its name, or named as dropped. The lists
 //! come from the clients themselves, so that a new field fails here until it is in one of the three groups.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{Gateway, Upstream, asked, claude, gpt, script};
 

@@ -1,15 +1,7 @@
 //! Reranking over HTTP by a cross-encoder in safetensors. The reference is a plain forward pass over the same
 //! weights.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    missing_docs,
-    reason = "tests"
-)]
+#![allow(clippy::cast_possible_truncation, reason = "tests")]
 
 use serde_json::json;
 use spillway_tests::{CrossEncoder, Gateway};

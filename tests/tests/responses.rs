@@ -1,14 +1,5 @@
 //! OpenAI's Responses API: answered by a built-in model, directly and as a spill, and passed to backends with its usage read.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{
     Gateway, TEMPLATE_WITH_TOOLS, Upstream, eventually, model, reply, script, streamed, with_template,

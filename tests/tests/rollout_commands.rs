@@ -1,15 +1,6 @@
 //! Rollouts as persons, pipelines and other programs steer and see them: the command line with its exit codes, the admin API, and
 //! notifications that the reference implementation of Standard Webhooks verifies.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

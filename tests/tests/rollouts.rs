@@ -1,15 +1,6 @@
 //! Rollouts end to end: a worse candidate is aborted and gets nothing afterwards, an equal one is promoted through its steps,
 //! callers stay where they are, and a restart, a crash or an edit in the middle does what the contract says.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

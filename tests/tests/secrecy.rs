@@ -6,15 +6,6 @@
 //! Not tried here: memory (a dump of the process holds what the process uses), and a panic, which no request is known to
 //! cause.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};

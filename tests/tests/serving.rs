@@ -1,15 +1,6 @@
 //! Built-in model beyond plain text, as the official client sees it; models loaded on demand and replaced under
 //! running answers; the command line.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::{Command, Stdio};
 
 use spillway_tests::{Gateway, binary, eventually, model, repository, script};

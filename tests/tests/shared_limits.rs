@@ -1,14 +1,6 @@
 //! Limits shared by three gateways through a Redis server that hangs, dies and returns under load.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_precision_loss,
-    missing_docs,
-    reason = "tests"
-)]
+#![allow(clippy::cast_precision_loss, reason = "tests")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

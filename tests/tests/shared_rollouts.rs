@@ -1,15 +1,6 @@
 //! A rollout that two gateways share through a Redis server: they count together, agree, go on where a killed one was, and
 //! outlive a server that dies and comes back empty.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::Value;
 use spillway_tests::{Client, Gateway, Redis, Upstream, eventually, reply};
 

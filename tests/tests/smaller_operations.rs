@@ -1,15 +1,6 @@
 //! The smaller operations of OpenAI's API: speech, transcriptions, images, moderations. They pass as they come, are routed by
 //! the model that their body or form names, and count against the limits of their caller by the usage that they tell.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::json;
 use spillway_tests::{Gateway, Upstream, new_key, reply};
 

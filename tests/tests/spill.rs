@@ -1,14 +1,5 @@
 //! Spill: when the servers are full or gone, the built-in model answers, and the answer says so.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 

@@ -1,14 +1,5 @@
 //! What the gateway tells of its requests: times in answers, headers in the access log, traces that are kept by how they end.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;

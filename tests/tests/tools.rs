@@ -1,14 +1,5 @@
 //! Tools, as the official client sees them: a required call is made, and its arguments match the schema.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use spillway_tests::{Gateway, TEMPLATE_WITH_TOOLS, model, script, with_template};
 
 #[tokio::test(flavor = "multi_thread")]

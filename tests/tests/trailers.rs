@@ -1,14 +1,5 @@
 //! Trailers of requests and answers, and early answers, over both versions of HTTP on both sides (RFC 9110, 6.5 and 15.2).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

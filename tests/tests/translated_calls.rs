@@ -1,15 +1,6 @@
 //! Vectors, the older completions and counts of tokens between APIs: official clients before a real server of the other API, which is
 //! a second gateway with built-in models, and scripted servers for the forms that it does not have.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

@@ -1,14 +1,5 @@
 //! Callers of one model API before servers of another: what the server gets, what the caller reads, and what it pays.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use serde_json::{Value, json};
 use spillway_tests::{
     Gateway, LlamaServer, Seen, Upstream, asked, claude, encoded, event, eventually, gpt, in_bits, reply, script,

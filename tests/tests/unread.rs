@@ -1,15 +1,6 @@
 //! Unread answers: a client that does not read its answer holds no server and takes bounded memory. After
 //! `writeTimeout` without progress it is cut off.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -1,15 +1,7 @@
 //! Hand-over of a running gateway to a new process: no request fails, no budget is lost, and a process that cannot start leaves
 //! the one before as it was.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    missing_docs,
-    reason = "tests"
-)]
+#![allow(clippy::print_stdout, reason = "tests")]
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

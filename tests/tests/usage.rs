@@ -1,15 +1,6 @@
 //! Usage of answers: the gateway learns it from every stream, whether its caller asks or not, and counts the same whatever the
 //! caller chooses.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::io::Write;
 
 use bytes::Bytes;

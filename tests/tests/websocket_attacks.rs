@@ -1,15 +1,6 @@
 //! Handshakes and frames of WebSocket that are no good: what each of them gets, and that no request and no tunnel is
 //! smuggled by one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::time::Duration;
 
 use spillway_tests::{Gateway, KEY, RawSocket, SocketServer, TEXT, Upstream, opening, socket_frame, switching};

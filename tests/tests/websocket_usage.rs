@@ -1,14 +1,5 @@
 //! Tokens of sockets: read from the messages of OpenAI's APIs as they pass, and counted as those of requests.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs,
-    reason = "tests"
-)]
-
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};

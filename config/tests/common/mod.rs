@@ -1,7 +1,5 @@
 //! Loading of texts as configurations, with a catalogue that takes any filter.
 
-#![allow(dead_code, reason = "each test file uses a part")]
-
 use std::path::Path;
 
 use schemars::{Schema, SchemaGenerator};

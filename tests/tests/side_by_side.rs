@@ -1,0 +1,36 @@
+//! Tests before scripted servers, which mostly wait: they run side by side (`.config/nextest.toml`).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+mod answers;
+mod balancing;
+mod callers;
+mod charging;
+mod costs;
+mod credentials;
+mod deadlines;
+mod edges;
+mod failures;
+mod feedback;
+mod http2;
+mod keys;
+mod limits;
+mod model_names;
+mod own_answers;
+mod paths;
+mod proxying;
+mod public_location;
+mod reload;
+mod request_fields;
+mod rollout_commands;
+mod rollouts;
+mod smaller_operations;
+mod trailers;
+mod usage;
