@@ -300,6 +300,23 @@ async fn a_candidate_that_is_down_hurts_nobody_and_is_aborted() {
 }
 
 #[tokio::test]
+async fn a_rollout_whose_store_has_not_answered_is_not_said_to_be_absent() {
+    let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v2").await);
+    let nobody = Upstream::nobody().await.replace("http://", "redis://");
+    let rollout = "steps: [{weight: 30, hold: {requests: 20}}]";
+    let yaml = format!("state: {{store: {{redis: {{url: \"{nobody}\"}}}}}}\n{}", plain(&v1.url(), &v2.url(), rollout));
+    let gateway = Gateway::start(&yaml).await;
+    let asked = async |name: &str| {
+        let answer = Client::new(gateway.admin).get(&format!("/api/rollouts/{name}")).await;
+        (answer.status, answer.text())
+    };
+    let (status, said) = asked("r").await;
+    assert_eq!(status, 503, "{said}");
+    assert!(said.contains("is not known yet"), "{said}");
+    assert_eq!(asked("other").await.0, 404);
+}
+
+#[tokio::test]
 async fn a_hand_over_in_the_middle_resumes_at_the_same_step_with_every_count_and_goes_on() {
     let (v1, v2) = (Upstream::fixed(200, "v1").await, Upstream::fixed(200, "v2").await);
     let rollout = "steps: [{weight: 30, hold: {requests: 20}}, {weight: 60, hold: {requests: 1000000}}], \

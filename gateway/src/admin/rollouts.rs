@@ -35,6 +35,10 @@ pub(super) async fn one(State(state): State<Arc<dyn AdminState>>, Path(name): Pa
     let Some(rollouts) = state.rollouts() else { return starting() };
     match rollouts.get(&name) {
         Some(record) => axum::Json(record).into_response(),
+        None if rollouts.is_configured(&name) => problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the state of this rollout is not known yet: its store has not answered",
+        ),
         None => problem(StatusCode::NOT_FOUND, "there is no such rollout; /api/rollouts lists them"),
     }
 }

@@ -141,6 +141,8 @@ enum Order {
     Gate { name: String, identity: String, asked: (u64, u32), answer: machine::GateAnswer },
     /// Writes everything and goes on: a new process reads it.
     Exchange(oneshot::Sender<()>),
+    /// Reads the store, where its turn has not come yet.
+    Know(oneshot::Sender<()>),
     /// Decides again, in place of a new process that is gone.
     Lead,
     /// Writes everything and ends.
@@ -173,6 +175,23 @@ impl Rollouts {
     /// Rollout of a route.
     pub fn get(&self, name: &str) -> Option<RolloutRecord> {
         self.0.records.read().get(name).map(|record| RolloutRecord::clone(record))
+    }
+
+    /// True if a route of the running configuration has this rollout, whether its state is known already or not.
+    pub fn is_configured(&self, name: &str) -> bool {
+        self.0.adopted.lock().live.contains_key(name)
+    }
+
+    /// Waits until the store was asked for each rollout of the running configuration, for a bounded time.
+    pub async fn known(&self) {
+        if self.0.orders.lock().is_some() {
+            return;
+        }
+        let (asked, done) = oneshot::channel();
+        let known = async { self.0.commands.send(Order::Know(asked)).await.is_ok() && done.await.is_ok() };
+        if !tokio::time::timeout(PATIENCE, known).await.unwrap_or(false) {
+            tracing::warn!(event = "hand_over_behind", rollouts = false);
+        }
     }
 
     /// Events from now on. One of a rollout that several gateways share is told by the gateway that decides.

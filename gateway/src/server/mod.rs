@@ -289,6 +289,8 @@ pub async fn serve(
     view.gateway.store(Arc::new(Some(gateway.clone())));
     match predecessor {
         Some(predecessor) => {
+            // What a person asks next is answered by this process.
+            gateway.rollouts.known().await;
             admin.serve(config, &view, &stop_admin)?;
             predecessor.serving();
         }

@@ -76,6 +76,11 @@ pub(super) async fn run(shared: Arc<Shared>, store: OpenStore, orders: &mut mpsc
                     controller.exchange().await;
                     let _ = written.send(());
                 }
+                Some(Order::Know(asked)) => {
+                    controller.adopt_pending().await;
+                    controller.tick().await;
+                    let _ = asked.send(());
+                }
                 Some(Order::Lead) => controller.lead_again().await,
                 Some(Order::Close(closed)) => {
                     controller.close().await;
