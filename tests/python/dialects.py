@@ -85,7 +85,7 @@ def by_ollama(call, **more):
 
 def text():
     if API == "responses":
-        by_responses(instructions="Be brief.", max_output_tokens=64)
+        by_responses(instructions="Be brief.", max_output_tokens=64, temperature=0)
     else:
         by_ollama(local.chat, messages=[{"role": "user", "content": "hi"}], options={"num_predict": 64})
         by_ollama(local.generate, prompt="hi", system="Be brief.", options={"num_predict": 64})

@@ -10,6 +10,9 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+/// Reason for which there is no answer: nobody took the connection, or it broke.
+pub type NoAnswer = Box<dyn std::error::Error + Send + Sync>;
+
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
 /// Client of one address; each request has a connection of its own.
@@ -84,19 +87,19 @@ impl Client {
         self.address
     }
 
-    async fn open(&self) -> Opened {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    async fn open(&self) -> Result<Opened, NoAnswer> {
+        let stream = TcpStream::connect(self.address).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let task = tokio::spawn(async move {
             let _ = connection.await;
         })
         .abort_handle();
-        Opened { sender, task }
+        Ok(Opened { sender, task })
     }
 
     /// Sends a request and returns the head of its answer.
-    pub async fn stream(&self, request: Request<Body>) -> Result<Stream, hyper::Error> {
-        let Opened { mut sender, task } = self.open().await;
+    pub async fn stream(&self, request: Request<Body>) -> Result<Stream, NoAnswer> {
+        let Opened { mut sender, task } = self.open().await?;
         let response: Response<Incoming> = sender.send_request(request).await?;
         let (head, body) = response.into_parts();
         Ok(Stream {
@@ -113,7 +116,7 @@ impl Client {
     }
 
     /// As [`Self::send`], for a request that may get no answer.
-    pub async fn try_send(&self, request: Request<Body>) -> Result<Answer, hyper::Error> {
+    pub async fn try_send(&self, request: Request<Body>) -> Result<Answer, NoAnswer> {
         let mut stream = self.stream(request).await?;
         let mut body = Vec::new();
         let mut cut = false;

@@ -35,7 +35,7 @@ mod sockets;
 mod upstream;
 mod weather;
 
-pub use client::{Answer, Client, Stream};
+pub use client::{Answer, Client, NoAnswer, Stream};
 pub use cluster::{Cluster, own_address};
 pub use coding::encoded;
 pub use collector::Collector;

@@ -49,7 +49,7 @@ async fn the_responses_client_before_a_server_of_anthropics_api() {
     let seen = upstream.seen.lock().unwrap().clone();
     assert_eq!(
         asked(&seen[0]),
-        json!({"model": "claude-x", "max_tokens": 64, "system": [{"type": "text", "text": "Be brief."}],
+        json!({"model": "claude-x", "max_tokens": 64, "temperature": 0, "system": [{"type": "text", "text": "Be brief."}],
             "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]})
     );
     let image =

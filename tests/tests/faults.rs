@@ -54,20 +54,15 @@ impl Load {
     }
 
     async fn ask(address: SocketAddr, headers: &[(String, String)], count: &Count) {
-        // Connected once to see whether anybody takes connections; the request goes over another.
-        if TcpStream::connect(address).await.is_err() {
-            count.refused.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            return;
-        }
         let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let client = Client::new(address);
         let mut all = vec![("content-type", "application/json")];
         all.extend(headers);
         let chat = client.request("POST", "/v1/chat/completions", &all, CHAT);
-        // The system resets connections that nobody had taken when the listener was closed.
+        // Nobody listens, or the system has reset a connection that nobody had taken when the listener was closed.
         let Ok(answer) = client.try_send(chat).await else {
             count.refused.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(20)).await;
             return;
         };
         if answer.status == 200 && !answer.cut {

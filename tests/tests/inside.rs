@@ -183,7 +183,7 @@ routes:
     }
     // The alias is a name of `one`, and of the backend that serves such names; a built-in model that stands in answers others.
     let mut by = std::collections::BTreeSet::new();
-    for _ in 0..40 {
+    for _ in 0..20 {
         for (host, name) in
             [("a.test", "gpt-4o-mini"), ("a.test", "gpt-5"), ("shares.test", "x"), ("shares.test", "one")]
         {

@@ -164,6 +164,11 @@ routes:
         for (name, is_stream) in [("tiny", false), ("tiny", true), ("fast", false), ("small", false)] {
             let mut sent: Value = serde_json::from_str(&body(name)).unwrap();
             (sent["stream"], sent["input"]) = (is_stream.into(), "hi".into());
+            match path {
+                "/v1/responses" => sent["max_output_tokens"] = 16.into(),
+                "/api/chat" => sent["options"] = json!({"num_predict": 1}),
+                _ => {}
+            }
             if path != "/v1/responses" {
                 sent.as_object_mut().unwrap().remove("input");
             }
