@@ -267,7 +267,7 @@ impl<'e> Checker<'e> {
 
     fn comprehension(&mut self, at: &'e IdedExpr, c: &'e ComprehensionExpr) -> Result<Type, Mistake> {
         let is_inner = !self.variables.is_empty();
-        if is_inner && !root(&c.iter_range).is_some_and(|name| self.variable(name).is_some()) {
+        if is_inner && root(&c.iter_range).is_none_or(|name| self.variable(name).is_none()) {
             return mistake(
                 at,
                 "a loop inside a loop, whose cost would grow with the square of the request; expected it to go over \
