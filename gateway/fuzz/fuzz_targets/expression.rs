@@ -19,6 +19,8 @@ fuzz_target!(|text: &str| {
         model: Some("m"),
         body: Some(br#"{"model":"m","messages":[]}"#),
         caller: None,
+        secure: false,
+        now: None,
     };
     match Expression::condition(text, Scope::All) {
         Ok(expression) => drop(expression.holds(&seen)),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
-use spillway_cel::{Expression, Scope, Seen};
+use spillway_cel::{Expression, Fact, Scope, Seen};
 use spillway_config::path;
 use spillway_config::schema::{Match, PathMatch};
 use spillway_filter::Fields;
@@ -238,7 +238,7 @@ impl Conditions {
         }
         if let Some(when) = self.rare.as_ref().and_then(|rare| rare.when.as_ref()) {
             let asked = when.asked();
-            if asked.headers || asked.query {
+            if asked.reads(Fact::Headers) || asked.reads(Fact::Host) || asked.reads(Fact::Query) {
                 return Truth::Unknown(None);
             }
             let context = HeadContext { query: "", client: head.client };
@@ -288,6 +288,8 @@ fn holds(when: &Expression, head: &HeadView<'_>) -> bool {
         model: None,
         body: None,
         caller: None,
+        secure: false,
+        now: None,
     };
     when.holds(&seen).unwrap_or(false)
 }

@@ -54,6 +54,23 @@ fn precedence_is_that_of_the_gateway_api_whatever_the_order_in_the_file() {
 }
 
 #[test]
+fn an_expression_is_undecided_where_it_reads_what_is_not_known() {
+    for (when, is_decided) in [
+        ("request.host == 'a.test'", false),
+        ("request.headers['x-beta'] == '1'", false),
+        ("request.query == 'on'", false),
+        ("request.method == 'POST' && request.path == '/v1'", true),
+    ] {
+        let matches = format!(r#"[{{"when":"{when}"}}]"#);
+        let table = table(&[("r", &[], &matches)]);
+        let (method, client) = (Method::POST, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let head = PartialHead { path: "/v1", method: &method, client, known: &|_, _| None };
+        let undecided = (!is_decided).then(|| Undecided::Expression("r".to_owned()));
+        assert_eq!(table.undecided(Some("a.test"), &head), undecided, "{when}");
+    }
+}
+
+#[test]
 fn a_prefix_matches_whole_elements_only() {
     for written in ["/v1", "/v1/"] {
         let table = table(&[("r", &[], &format!(r#"[{{"path":{{"prefix":"{written}"}}}}]"#))]);

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_cel::{EvaluationError, Expression, Scope, Seen};
+use spillway_cel::{EvaluationError, Expression, Fact, Scope, Seen};
 use spillway_config::values::Status;
 use spillway_filter::{BuildContext, ErrorKind, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, define};
 
-/// A CEL expression over `request`, `consumer` and `route` that must be true, else the request is refused with 403.
+/// A CEL expression that must be true, else the request is refused with 403.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(transparent)]
 struct Authorize(String);
@@ -51,7 +51,7 @@ impl Filter for Allowed {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Cel {
-    /// Expression over `request`, `consumer` and `route`; the request is refused if it is true or has no value. An
+    /// CEL expression; the request is refused if it is true or has no value. An
     /// expression that reads the body is skipped for a request without one.
     deny: String,
     /// Status of the refusal, from 400 to 499.
@@ -116,7 +116,7 @@ impl Filter for Denied {
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
-        if self.deny.asked().body && x.body.is_none_or(<[u8]>::is_empty) {
+        if self.deny.asked().reads(Fact::Body) && x.body.is_none_or(<[u8]>::is_empty) {
             return Flow::Continue;
         }
         match self.deny.holds(&Seen::from(&*x)) {

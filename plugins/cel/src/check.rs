@@ -1,27 +1,32 @@
-//! Static check of an expression: unknown names are reported, and loops whose cost would grow faster than the request
-//! are refused.
+//! Static check of an expression: unknown names and operations that do not fit their types are reported with their position,
+//! and loops whose cost would grow faster than the request are refused.
 
 use cel::IdedExpr;
-use cel::common::ast::{EntryExpr, Expr, LiteralValue};
+use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
 
-use crate::{Asked, Scope};
-
-const REQUEST: [&str; 8] = ["method", "path", "query", "host", "headers", "clientAddress", "model", "body"];
-const CONSUMER: [&str; 4] = ["name", "tenant", "scopes", "claims"];
+use crate::Scope;
+use crate::schema::{self, Asked, Fact, NAMES, Name, Type};
 
 /// Findings in an expression.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) asked: Asked,
     pub(crate) patterns: Vec<String>,
+    /// Headers that are read by literal names.
+    pub(crate) headers: Vec<String>,
+    /// True if the headers are read in another way than by literal names.
+    pub(crate) all_headers: bool,
 }
 
-fn known(fields: &[&str], field: &str, of: &str) -> Result<(), String> {
-    if fields.contains(&field) {
-        return Ok(());
-    }
-    Err(format!("`{of}` has no `{field}`; expected {}", listed(fields)))
+/// Mistake at a node of the expression.
+#[derive(Debug)]
+pub(crate) struct Mistake {
+    pub(crate) node: u64,
+    pub(crate) message: String,
 }
+
+/// Names of types, as in `type(x) == string`.
+const TYPES: [&str; 10] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
 
 /// Names with `or` before the last.
 fn listed(names: &[&str]) -> String {
@@ -42,135 +47,329 @@ fn root(expr: &IdedExpr) -> Option<&str> {
     }
 }
 
-pub(crate) fn walk<'e>(
-    expr: &'e IdedExpr,
-    scope: Scope,
-    variables: &mut Vec<&'e str>,
-    found: &mut Found,
-) -> Result<(), String> {
+fn literal(expr: &IdedExpr) -> Option<&str> {
     match &expr.expr {
-        Expr::Unspecified | Expr::Literal(_) => Ok(()),
-        Expr::Ident(name) => ident(name, scope, variables, found),
-        Expr::Select(select) => {
-            if let Expr::Ident(name) = &select.operand.expr
-                && !variables.contains(&name.as_str())
-            {
-                field(name, &select.field, scope, found)?;
-            }
-            match &select.operand.expr {
-                // Only the field is needed, not the whole value.
-                Expr::Ident(name) if matches!(name.as_str(), "request" | "consumer") => {
-                    ident_exists(name, scope, variables)
-                }
-                _ => walk(&select.operand, scope, variables, found),
-            }
-        }
-        Expr::Call(call) => {
-            if call.func_name == "matches" {
-                match call.args.last().map(|arg| &arg.expr) {
-                    Some(Expr::Literal(LiteralValue::String(pattern))) => {
-                        found.patterns.push(pattern.inner().to_owned());
-                    }
-                    _ => return Err("computed pattern of `matches`; expected a string in quotes".to_owned()),
-                }
-            }
-            for part in call.target.iter().map(AsRef::as_ref).chain(&call.args) {
-                walk(part, scope, variables, found)?;
-            }
-            Ok(())
-        }
-        Expr::List(list) => list.elements.iter().try_for_each(|part| walk(part, scope, variables, found)),
-        Expr::Map(map) => map.entries.iter().try_for_each(|entry| self::entry(&entry.expr, scope, variables, found)),
-        Expr::Struct(s) => s.entries.iter().try_for_each(|entry| self::entry(&entry.expr, scope, variables, found)),
-        Expr::Comprehension(c) => {
-            let is_inner = !variables.is_empty();
-            if is_inner && !root(&c.iter_range).is_some_and(|name| variables.contains(&name)) {
-                return Err(
-                    "a loop inside a loop, whose cost would grow with the square of the request; expected it to go over \
-                     the variable of the outer loop"
-                        .to_owned(),
-                );
-            }
-            walk(&c.iter_range, scope, variables, found)?;
-            let before = variables.len();
-            variables.push(&c.iter_var);
-            variables.extend(c.iter_var2.as_deref());
-            variables.push(&c.accu_var);
-            for part in [&c.accu_init, &c.loop_cond, &c.loop_step, &c.result] {
-                walk(part, scope, variables, found)?;
-            }
-            variables.truncate(before);
-            Ok(())
-        }
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
+        _ => None,
     }
 }
 
-fn entry<'e>(
-    entry: &'e EntryExpr,
+/// Checks an expression and returns the type of its value.
+pub(crate) fn check(expr: &IdedExpr, scope: Scope) -> Result<(Type, Found), Mistake> {
+    let mut checker = Checker { scope, variables: Vec::new(), found: Found::default() };
+    let kind = checker.kind(expr)?;
+    Ok((kind, checker.found))
+}
+
+struct Checker<'e> {
     scope: Scope,
-    variables: &mut Vec<&'e str>,
-    found: &mut Found,
-) -> Result<(), String> {
-    match entry {
-        EntryExpr::StructField(field) => walk(&field.value, scope, variables, found),
-        EntryExpr::MapEntry(entry) => {
-            walk(&entry.key, scope, variables, found)?;
-            walk(&entry.value, scope, variables, found)
-        }
-    }
+    variables: Vec<(&'e str, Type)>,
+    found: Found,
 }
 
-fn ident_exists(name: &str, scope: Scope, variables: &[&str]) -> Result<(), String> {
-    let all = ["request", "consumer", "route"];
-    let types = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
-    if variables.contains(&name) || types.contains(&name) {
-        return Ok(());
-    }
-    match scope {
-        Scope::Head if name == "request" => Ok(()),
-        Scope::Head if all.contains(&name) => {
-            Err(format!("`{name}` is not known yet when a route is chosen: use the filter `authorize`"))
-        }
-        Scope::All if all.contains(&name) => Ok(()),
-        Scope::Head => Err(format!("unknown name `{name}`; expected `request`")),
-        Scope::All => Err(format!("unknown name `{name}`; expected {}", listed(&all))),
-    }
+fn mistake<T>(at: &IdedExpr, message: String) -> Result<T, Mistake> {
+    Err(Mistake { node: at.id, message })
 }
 
-fn ident(name: &str, scope: Scope, variables: &[&str], found: &mut Found) -> Result<(), String> {
-    ident_exists(name, scope, variables)?;
-    if !variables.contains(&name) {
-        match name {
-            "request" => {
-                let is_read = scope == Scope::All;
-                found.asked = Asked { headers: true, query: true, model: is_read, body: is_read, ..found.asked };
+impl<'e> Checker<'e> {
+    fn kind(&mut self, expr: &'e IdedExpr) -> Result<Type, Mistake> {
+        match &expr.expr {
+            Expr::Unspecified => Ok(Type::Any),
+            Expr::Literal(literal) => Ok(match literal {
+                LiteralValue::Boolean(_) => Type::Bool,
+                LiteralValue::Bytes(_) => Type::Bytes,
+                LiteralValue::Double(_) => Type::Double,
+                LiteralValue::Int(_) => Type::Int,
+                LiteralValue::Null => Type::Null,
+                LiteralValue::String(_) => Type::String,
+                LiteralValue::UInt(_) => Type::Uint,
+            }),
+            Expr::Ident(name) => self.ident(expr, name),
+            Expr::Select(select) => self.select(expr, select),
+            Expr::Call(call) => self.call(expr, call),
+            Expr::List(list) => {
+                for part in &list.elements {
+                    self.kind(part)?;
+                }
+                Ok(Type::List(&Type::Any))
             }
-            "consumer" => found.asked.claims = true,
+            Expr::Map(map) => {
+                map.entries.iter().try_for_each(|entry| self.entry(&entry.expr))?;
+                Ok(Type::Map(&Type::Any))
+            }
+            Expr::Struct(s) => {
+                s.entries.iter().try_for_each(|entry| self.entry(&entry.expr))?;
+                Ok(Type::Any)
+            }
+            Expr::Comprehension(c) => self.comprehension(expr, c),
+        }
+    }
+
+    fn entry(&mut self, entry: &'e EntryExpr) -> Result<(), Mistake> {
+        match entry {
+            EntryExpr::StructField(field) => self.kind(&field.value)?,
+            EntryExpr::MapEntry(entry) => {
+                self.kind(&entry.key)?;
+                self.kind(&entry.value)?
+            }
+        };
+        Ok(())
+    }
+
+    fn variable(&self, name: &str) -> Option<Type> {
+        self.variables.iter().rev().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+    }
+
+    fn read(&mut self, name: &Name) -> Type {
+        self.found.asked.add(name.fact);
+        name.kind
+    }
+
+    /// Names below a root in this scope, or the reason for which there are none.
+    fn names(&self, at: &IdedExpr, root: &str) -> Result<impl Iterator<Item = &'static Name> + use<>, Mistake> {
+        let scope = self.scope;
+        let is_in = |scope| schema::roots(scope).contains(&root);
+        if !is_in(scope) {
+            return mistake(
+                at,
+                if is_in(Scope::All) {
+                    format!("`{root}` is not known yet when a route is chosen: use the filter `authorize`")
+                } else {
+                    format!("unknown name `{root}`; expected {}", listed(&schema::roots(scope)))
+                },
+            );
+        }
+        let root = root.to_owned();
+        Ok(NAMES.iter().filter(move |name| name.root == root))
+    }
+
+    fn ident(&mut self, at: &'e IdedExpr, name: &str) -> Result<Type, Mistake> {
+        if let Some(kind) = self.variable(name) {
+            return Ok(kind);
+        }
+        if TYPES.contains(&name) {
+            return Ok(Type::Type);
+        }
+        let mut kind = Type::Map(&Type::Any);
+        let scope = self.scope;
+        for known in self.names(at, name)?.filter(|known| known.scope <= scope) {
+            self.read(known);
+            self.found.all_headers |= known.fact == Fact::Headers;
+            if known.field.is_none() {
+                kind = known.kind;
+            }
+        }
+        Ok(kind)
+    }
+
+    /// Name that `root.field` spells; `None` where `expr` is another expression.
+    fn named(&mut self, at: &IdedExpr, select: &SelectExpr) -> Result<Option<&'static Name>, Mistake> {
+        let Expr::Ident(root) = &select.operand.expr else { return Ok(None) };
+        if self.variable(root).is_some() || TYPES.contains(&root.as_str()) {
+            return Ok(None);
+        }
+        let names: Vec<_> = self.names(&select.operand, root)?.collect();
+        if names.iter().any(|name| name.field.is_none()) {
+            return Ok(None);
+        }
+        let field = select.field.as_str();
+        match names.iter().find(|name| name.field == Some(field)) {
+            Some(name) if name.scope <= self.scope => Ok(Some(name)),
+            Some(_) => mistake(
+                at,
+                format!(
+                    "`{root}.{field}` is not read yet when a route is chosen: use `model` of the match, or the filter `authorize`"
+                ),
+            ),
+            None => {
+                let fields = names.iter().filter(|name| name.scope <= self.scope).filter_map(|name| name.field);
+                let fields: Vec<_> = fields.collect();
+                mistake(at, format!("`{root}` has no `{field}`; expected {}", listed(&fields)))
+            }
+        }
+    }
+
+    /// True for `request.headers` itself.
+    fn is_headers(&mut self, expr: &IdedExpr) -> Result<bool, Mistake> {
+        let Expr::Select(select) = &expr.expr else { return Ok(false) };
+        Ok(!select.test && self.named(expr, select)?.is_some_and(|name| name.fact == Fact::Headers))
+    }
+
+    fn header(&mut self, at: &IdedExpr, name: &str) -> Result<(), Mistake> {
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            let small = name.to_ascii_lowercase();
+            return mistake(at, format!("no header is named `{name}`: names are in small letters; write `{small}`"));
+        }
+        self.found.asked.add(Fact::Headers);
+        self.found.headers.push(name.to_owned());
+        Ok(())
+    }
+
+    fn select(&mut self, at: &'e IdedExpr, select: &'e SelectExpr) -> Result<Type, Mistake> {
+        if let Some(name) = self.named(at, select)? {
+            self.found.all_headers |= name.fact == Fact::Headers;
+            let kind = self.read(name);
+            return Ok(if select.test { Type::Bool } else { kind });
+        }
+        let kind = if self.is_headers(&select.operand)? {
+            self.header(at, &select.field)?;
+            Type::String
+        } else {
+            match self.kind(&select.operand)? {
+                Type::Map(of) => *of,
+                Type::Any => Type::Any,
+                other => return mistake(at, format!("a value of type {other} has no field `{}`", select.field)),
+            }
+        };
+        Ok(if select.test { Type::Bool } else { kind })
+    }
+
+    fn call(&mut self, at: &'e IdedExpr, call: &'e CallExpr) -> Result<Type, Mistake> {
+        let name = call.func_name.as_str();
+        // Of headers with literal names, only those are converted.
+        match (name, call.args.as_slice()) {
+            ("_[_]", [map, key])
+                if let Some(header) = literal(key)
+                    && self.is_headers(map)? =>
+            {
+                self.header(key, header)?;
+                return Ok(Type::String);
+            }
+            ("@in", [key, map])
+                if let Some(header) = literal(key)
+                    && self.is_headers(map)? =>
+            {
+                self.header(key, header)?;
+                return Ok(Type::Bool);
+            }
             _ => {}
         }
+        if name == "matches" {
+            match call.args.last().and_then(literal) {
+                Some(pattern) => self.found.patterns.push(pattern.to_owned()),
+                None => return mistake(at, "computed pattern of `matches`; expected a string in quotes".to_owned()),
+            }
+        }
+        let mut kinds = Vec::with_capacity(call.args.len() + 1);
+        for part in call.target.iter().map(AsRef::as_ref).chain(&call.args) {
+            kinds.push(self.kind(part)?);
+        }
+        match result(name, &kinds) {
+            Some(kind) => Ok(kind),
+            None => {
+                let shown: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+                let operator = name.trim_matches(['_', '@']);
+                let operator = if operator == "[" || operator == "[_]" { "[]" } else { operator };
+                mistake(at, format!("`{operator}` does not go with {}", shown.join(" and ")))
+            }
+        }
     }
-    Ok(())
+
+    fn comprehension(&mut self, at: &'e IdedExpr, c: &'e ComprehensionExpr) -> Result<Type, Mistake> {
+        let is_inner = !self.variables.is_empty();
+        if is_inner && root(&c.iter_range).is_none_or(|name| self.variable(name).is_none()) {
+            return mistake(
+                at,
+                "a loop inside a loop, whose cost would grow with the square of the request; expected it to go over \
+                 the variable of the outer loop"
+                    .to_owned(),
+            );
+        }
+        let element = match self.kind(&c.iter_range)? {
+            Type::List(of) => *of,
+            Type::Map(_) => Type::String,
+            Type::Any => Type::Any,
+            other => return mistake(&c.iter_range, format!("a loop goes over a list or a map; this is {other}")),
+        };
+        let accumulated = self.kind(&c.accu_init)?;
+        let before = self.variables.len();
+        // A second variable is an index or a value; the first is then a key or an index.
+        let first = if c.iter_var2.is_some() { Type::Any } else { element };
+        self.variables.push((&c.iter_var, first));
+        self.variables.extend(c.iter_var2.as_deref().map(|name| (name, Type::Any)));
+        self.variables.push((&c.accu_var, accumulated));
+        self.kind(&c.loop_cond)?;
+        self.kind(&c.loop_step)?;
+        let result = self.kind(&c.result)?;
+        self.variables.truncate(before);
+        Ok(result)
+    }
 }
 
-fn field(name: &str, field: &str, scope: Scope, found: &mut Found) -> Result<(), String> {
-    match name {
-        "request" => {
-            known(&REQUEST, field, name)?;
-            if scope == Scope::Head && matches!(field, "body" | "model") {
-                let message =
-                    format!("`request.{field}` is not read yet when a route is chosen: use `model` of the match");
-                return Err(message);
-            }
-            found.asked.headers |= field == "headers";
-            found.asked.query |= field == "query";
-            found.asked.body |= field == "body";
-            found.asked.model |= field == "model";
-        }
-        "consumer" => {
-            known(&CONSUMER, field, name)?;
-            found.asked.claims |= field == "claims";
-        }
-        _ => {}
+fn is_number(kind: Type) -> bool {
+    matches!(kind, Type::Int | Type::Uint | Type::Double)
+}
+
+/// True if values of the two types can be equal.
+fn comparable(left: Type, right: Type) -> bool {
+    match (left, right) {
+        (Type::Any | Type::Null, _) | (_, Type::Any | Type::Null) => true,
+        (Type::List(a), Type::List(b)) | (Type::Map(a), Type::Map(b)) => comparable(*a, *b),
+        (left, right) => left == right || is_number(left) && is_number(right),
     }
-    Ok(())
+}
+
+/// Type of the value of a call; `None` where no value can come of these types. Functions that are not listed are judged by
+/// trying the expression.
+fn result(name: &str, kinds: &[Type]) -> Option<Type> {
+    let is = |kind: Type, wanted: Type| kind == Type::Any || kind == wanted;
+    match (name, kinds) {
+        ("_&&_" | "_||_", &[left, right]) => (is(left, Type::Bool) && is(right, Type::Bool)).then_some(Type::Bool),
+        ("!_" | "@not_strictly_false", &[kind]) => is(kind, Type::Bool).then_some(Type::Bool),
+        ("_?_:_", &[condition, left, right]) => {
+            is(condition, Type::Bool).then_some(if left == right { left } else { Type::Any })
+        }
+        ("_==_" | "_!=_", &[left, right]) => comparable(left, right).then_some(Type::Bool),
+        ("_<_" | "_<=_" | "_>_" | "_>=_", &[left, right]) => {
+            let ordered = |kind| !matches!(kind, Type::List(_) | Type::Map(_) | Type::Null | Type::Type);
+            (ordered(left) && ordered(right) && comparable(left, right)).then_some(Type::Bool)
+        }
+        ("_+_" | "_-_" | "_*_" | "_/_" | "_%_", &[left, right]) => {
+            let fits = |kind| match kind {
+                Type::Any | Type::Int | Type::Uint => true,
+                Type::Double => name != "_%_",
+                Type::String | Type::Bytes | Type::List(_) => name == "_+_",
+                _ => false,
+            };
+            let same = match (left, right) {
+                (Type::Any, _) | (_, Type::Any) => true,
+                (Type::List(_), Type::List(_)) => true,
+                (left, right) => left == right,
+            };
+            let sum = match (left, right) {
+                (Type::List(_), _) | (_, Type::List(_)) => Type::List(&Type::Any),
+                (Type::Any, known) | (known, _) => known,
+            };
+            (fits(left) && fits(right) && same).then_some(sum)
+        }
+        ("-_", &[kind]) => matches!(kind, Type::Any | Type::Int | Type::Double).then_some(kind),
+        ("@in", &[key, of]) => match of {
+            Type::Any => Some(Type::Bool),
+            Type::List(of) => comparable(key, *of).then_some(Type::Bool),
+            Type::Map(&Type::String) => is(key, Type::String).then_some(Type::Bool),
+            Type::Map(_) => Some(Type::Bool),
+            _ => None,
+        },
+        ("_[_]", &[of, key]) => match of {
+            Type::Any => Some(Type::Any),
+            Type::List(of) => (key == Type::Any || is_number(key)).then_some(*of),
+            Type::Map(&Type::String) => is(key, Type::String).then_some(Type::String),
+            Type::Map(of) => Some(*of),
+            _ => None,
+        },
+        ("size", &[kind]) => {
+            let sized = matches!(kind, Type::Any | Type::String | Type::Bytes | Type::List(_) | Type::Map(_));
+            sized.then_some(Type::Int)
+        }
+        ("startsWith" | "endsWith" | "matches" | "contains", &[text, part]) => {
+            (is(text, Type::String) && is(part, Type::String)).then_some(Type::Bool)
+        }
+        ("string", &[_]) => Some(Type::String),
+        ("int", &[_]) => Some(Type::Int),
+        ("uint", &[_]) => Some(Type::Uint),
+        ("double", &[_]) => Some(Type::Double),
+        ("bytes", &[_]) => Some(Type::Bytes),
+        ("type", &[_]) => Some(Type::Type),
+        _ => Some(Type::Any),
+    }
 }

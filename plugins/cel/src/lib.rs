@@ -1,20 +1,23 @@
 //! CEL (Common Expression Language) over a request. An expression is compiled and checked with the configuration,
-//! then evaluated for each request in time linear in the size of the request. Owns the language's names (`request`,
-//! `consumer`, `route`) and its bounds; callers decide what follows from a value.
+//! then evaluated for each request in time linear in the size of the request. Owns the language's names ([`NAMES`]) and its bounds; callers decide what follows from a value.
 
 mod check;
+mod schema;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use cel::extractors::This;
 use cel::{Context, Env, ExecutionError, Program, Value};
+use http::HeaderName;
 use regex::Regex;
 
-pub use values::{Asked, Seen};
+pub use schema::{Asked, Fact, NAMES, Name, Type};
+pub use values::Seen;
 
 /// Longest expression, in bytes.
 pub const MAX_EXPRESSION: usize = 4096;
@@ -35,11 +38,11 @@ pub enum EvaluationError {
 }
 
 /// Names that an expression may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// Head of the request only.
     Head,
-    /// Request, body, consumer and route.
+    /// All names.
     All,
 }
 
@@ -48,10 +51,13 @@ pub struct Expression {
     program: Program,
     patterns: Arc<HashMap<String, Regex>>,
     asked: Asked,
+    headers: Vec<HeaderName>,
+    all_headers: bool,
+    kind: Type,
 }
 
-impl std::fmt::Debug for Expression {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Expression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Expression({})", self.program.source_info().source)
     }
 }
@@ -63,17 +69,44 @@ fn environment() -> Arc<Env> {
 
 impl Expression {
     /// Compiles an expression whose value is a boolean.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
     pub fn condition(text: &str, scope: Scope) -> Result<Self, String> {
         let expression = Self::compile(text, scope)?;
+        expression.must_be(|kind| kind == Type::Bool, "true or false")?;
         expression.try_out(|value| matches!(value, Value::Bool(_)), "true or false")?;
         Ok(expression)
     }
 
     /// Compiles an expression whose value can be rendered as text.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
     pub fn value(text: &str, scope: Scope) -> Result<Self, String> {
+        let wanted = "a string, a number or true or false";
         let expression = Self::compile(text, scope)?;
-        expression.try_out(|value| as_text(value).is_some(), "a string, a number or true or false")?;
+        let fits = |kind| matches!(kind, Type::String | Type::Int | Type::Uint | Type::Bool);
+        expression.must_be(fits, wanted)?;
+        expression.try_out(|value| as_text(value).is_some(), wanted)?;
         Ok(expression)
+    }
+
+    /// Compiles an expression of any value.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
+    pub fn any(text: &str, scope: Scope) -> Result<Self, String> {
+        let expression = Self::compile(text, scope)?;
+        expression.try_out(|_| true, "a value")?;
+        Ok(expression)
+    }
+
+    fn must_be(&self, fits: impl Fn(Type) -> bool, wanted: &str) -> Result<(), String> {
+        if self.kind == Type::Any || fits(self.kind) {
+            return Ok(());
+        }
+        Err(format!("the value is of type {}; expected {wanted}", self.kind))
     }
 
     fn compile(text: &str, scope: Scope) -> Result<Self, String> {
@@ -81,11 +114,18 @@ impl Expression {
             return Err(format!("an expression has at most {MAX_EXPRESSION} bytes"));
         }
         let program = environment().compile(text).map_err(|errors| {
-            let first = errors.errors.first().map(|e| format!("column {}: {}", e.pos.1, e.msg));
+            let first = errors.errors.first().map(|e| format!("{}{}", position(e.pos.0, e.pos.1), e.msg));
             format!("invalid CEL expression: {}", first.unwrap_or_else(|| errors.to_string()))
         })?;
-        let mut found = check::Found::default();
-        check::walk(program.expression(), scope, &mut Vec::new(), &mut found)?;
+        let (kind, found) = check::check(program.expression(), scope).map_err(|mistake| {
+            let place = program.source_info().offset_for(mistake.node).and_then(|(start, _)| {
+                let before = text.get(..start as usize)?;
+                let line = before.matches('\n').count() + 1;
+                let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+                Some(position(line, column))
+            });
+            format!("{}{}", place.unwrap_or_default(), mistake.message)
+        })?;
         let mut patterns = HashMap::new();
         for pattern in found.patterns {
             let compiled = regex::RegexBuilder::new(&pattern).size_limit(PATTERN_SIZE).build().map_err(|e| {
@@ -93,7 +133,13 @@ impl Expression {
             })?;
             patterns.insert(pattern, compiled);
         }
-        Ok(Self { program, patterns: Arc::new(patterns), asked: found.asked })
+        let headers = found
+            .headers
+            .iter()
+            .map(|name| HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is not a header name")));
+        let headers = headers.collect::<Result<Vec<_>, String>>()?;
+        let (asked, all_headers) = (found.asked, found.all_headers);
+        Ok(Self { program, patterns: Arc::new(patterns), asked, headers, all_headers, kind })
     }
 
     /// Evaluates the expression for sample requests with every kind of value, to find mistakes that always fail.
@@ -105,12 +151,16 @@ impl Expression {
             Err(ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_)) => Ok(()),
             Err(ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_)) => Ok(()),
             // Types of values from the body or a token are not known yet.
-            Err(_) if self.asked.body || self.asked.claims => Ok(()),
+            Err(_) if self.reads_open_types() => Ok(()),
             Err(e) => Err(short(&e)),
         })
     }
 
-    /// Costly parts of a request that the expression needs.
+    fn reads_open_types(&self) -> bool {
+        [Fact::Body, Fact::ConsumerClaims, Fact::Claims].iter().any(|fact| self.asked.reads(*fact))
+    }
+
+    /// Facts of a request that the expression reads.
     pub fn asked(&self) -> Asked {
         self.asked
     }
@@ -121,6 +171,15 @@ impl Expression {
             Value::Bool(holds) => Ok(holds),
             other => Err(EvaluationError::Failed(format!("the value is {}; expected true or false", other.type_of()))),
         }
+    }
+
+    /// Value for a request as JSON, and the name of its type.
+    ///
+    /// # Errors
+    /// The request has no value for the expression.
+    pub fn json(&self, x: &Seen<'_>) -> Result<(serde_json::Value, String), EvaluationError> {
+        let value = self.evaluate(x)?;
+        Ok((values::to_json(&value), values::type_name(&value).to_owned()))
     }
 
     /// Value for a request as text; `None` if it has none that can be rendered.
@@ -137,7 +196,7 @@ impl Expression {
 
     fn run(&self, x: &Seen<'_>) -> Result<Value, ExecutionError> {
         let mut context = Context::with_env(environment());
-        values::bind(&mut context, x, self.asked)?;
+        values::bind(&mut context, x, self.asked, &self.headers, self.all_headers)?;
         if !self.patterns.is_empty() {
             let patterns = self.patterns.clone();
             let matches = move |This(text): This<Arc<String>>, pattern: Arc<String>| {
@@ -147,6 +206,11 @@ impl Expression {
         }
         self.program.execute(&context)
     }
+}
+
+/// Position of a mistake, as the beginning of a message; the line only where there are several.
+fn position(line: impl fmt::Display + PartialOrd + From<u8>, column: impl fmt::Display) -> String {
+    if line > 1.into() { format!("line {line}, column {column}: ") } else { format!("column {column}: ") }
 }
 
 fn as_text(value: &Value) -> Option<String> {

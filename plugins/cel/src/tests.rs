@@ -23,6 +23,9 @@ fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce
         model: Some("gpt-4o"),
         body: Some(body),
         caller: Some(caller),
+        secure: true,
+        // A Wednesday.
+        now: Some(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_796_194_865)),
     })
 }
 
@@ -46,6 +49,11 @@ fn requests_decide() {
         ("consumer.claims.org.id == 7", true),
         ("'chat.write' in consumer.scopes", true),
         ("has(request.body.tools)", false),
+        ("claims.org.id == 7 && tls.used", true),
+        ("time.weekday == 3 && time.hour == 7 && time.minute == 1 && time.epochSeconds > 1796194864", true),
+        ("size(request.headers) == 2 && request.headers.exists(name, name == 'x-beta')", true),
+        ("has(request.headers.nothing)", false),
+        ("request.body.messages.map(m, size(m.content)).exists(n, n > 5)", true),
         ("request.clientAddress == '10.0.0.7' && request.query == 'debug=1' && route == 'chat'", true),
     ] {
         assert_eq!(holds(text, body), Ok(expected), "{text}");
@@ -80,7 +88,16 @@ fn mistakes_are_told_before_a_request_comes() {
         ("request.paths == ''", "has no `paths`"),
         ("consumer.id == ''", "has no `id`"),
         ("request.path", "expected true or false"),
-        ("request.path > 1", "overload"),
+        ("request.path > 1", "column 14: `>` does not go with string and int"),
+        ("request.method == 'GET' ||\n  request.path == 1", "line 2, column 16: `==` does not go with string and int"),
+        ("request.headers['a'] > 1 || true", "`>` does not go with string and int"),
+        ("request.headers['X-Beta'] == '1'", "write `x-beta`"),
+        ("request.path.name == 'a'", "of type string has no field `name`"),
+        ("1 in consumer.scopes", "`in` does not go with int and list of string"),
+        ("consumer.scopes.exists(s, s == 1)", "`==` does not go with string and int"),
+        ("request.method && tls.used", "`&&` does not go with string and bool"),
+        ("tls.version == '1.3'", "column 4: `tls` has no `version`; expected `used`"),
+        ("size(request.model)", "of type int; expected true or false"),
         ("frobnicate(request.path)", "frobnicate"),
         ("request.path.matches(request.query)", "expected a string in quotes"),
         ("request.path.matches('(')", "not a regular expression"),
@@ -90,6 +107,7 @@ fn mistakes_are_told_before_a_request_comes() {
         assert!(error.contains(part), "{text}: {error}");
     }
     assert!(Expression::condition(&" ".repeat(MAX_EXPRESSION + 1), Scope::All).is_err());
+    assert!(check_head("tls.used").unwrap_err().contains("not known yet"));
     assert!(check_head("request.method == 'POST'").is_ok());
     assert!(check_head("consumer.name == 'a'").unwrap_err().contains("authorize"));
     assert!(check_head("request.body.a == 1").unwrap_err().contains("not read yet"));
@@ -106,7 +124,11 @@ fn what_an_expression_reads_of_a_request_is_known() {
         ("request.path == '/x'", false, false),
     ] {
         let asked = Expression::condition(text, Scope::All).unwrap().asked();
-        assert_eq!((asked.model, asked.body, asked.needs_body()), (model, body, model || body), "{text}");
+        assert_eq!(
+            (asked.reads(Fact::Model), asked.reads(Fact::Body), asked.needs_body()),
+            (model, body, model || body),
+            "{text}"
+        );
     }
 }
 
@@ -139,4 +161,46 @@ fn hosts_and_paths_have_one_spelling_in_expressions() {
     {
         assert_eq!(crate::values::path(path), shown, "{path}");
     }
+}
+
+#[test]
+fn names_have_their_declared_types() {
+    for name in NAMES {
+        let written = name.written();
+        let expression = Expression::any(&written, Scope::All).unwrap_or_else(|e| panic!("{written}: {e}"));
+        let value = with(b"{}", &[], |x| expression.json(x)).unwrap_or_else(|e| panic!("{written}: {e}"));
+        let declared = match name.kind {
+            Type::Any => continue,
+            Type::List(_) => "list".to_owned(),
+            Type::Map(_) => "map".to_owned(),
+            kind => kind.to_string(),
+        };
+        assert_eq!(value.1, declared, "{written}");
+        assert_eq!(Expression::any(&written, Scope::Head).is_ok(), name.scope == Scope::Head, "{written}");
+    }
+}
+
+/// Table of the names, as `docs/extend/expressions.md` has it.
+fn table() -> String {
+    let mut table =
+        "| name | type | in `when` | where a request has none | meaning |\n|---|---|---|---|---|\n".to_owned();
+    for name in NAMES {
+        let when = if name.scope == Scope::Head { "yes" } else { "no" };
+        let row = format!("| `{}` | {} | {when} | {} | {} |\n", name.written(), name.kind, name.absent, name.doc);
+        table.push_str(&row);
+    }
+    table
+}
+
+#[test]
+fn the_page_has_the_table_of_names() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/extend/expressions.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let begin = text.find("| name |").unwrap();
+    let end = begin + text[begin..].find("\n\n").unwrap() + 1;
+    if std::env::var_os("SPILLWAY_UPDATE_DOCS").is_some() {
+        std::fs::write(&page, format!("{}{}{}", &text[..begin], table(), &text[end..])).unwrap();
+        return;
+    }
+    assert!(text[begin..end] == table(), "{} is out of date: run with SPILLWAY_UPDATE_DOCS=1", page.display());
 }

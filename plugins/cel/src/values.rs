@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use cel::objects::{Key, Map};
 use cel::{Context, ExecutionError, Value};
@@ -11,28 +12,7 @@ use http::HeaderName;
 use spillway_filter::{Fields, RequestView};
 
 use crate::MAX_BODY;
-
-/// Parts of a request that an expression needs and that cost something to convert.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// Request headers.
-    pub headers: bool,
-    /// Query of the request.
-    pub query: bool,
-    /// Request body.
-    pub body: bool,
-    /// Model named by the body.
-    pub model: bool,
-    /// Claims of the token.
-    pub claims: bool,
-}
-
-impl Asked {
-    /// True if the body must be read.
-    pub fn needs_body(&self) -> bool {
-        self.body || self.model
-    }
-}
+use crate::schema::{Asked, Fact, NAMES};
 
 /// Request as an expression sees it.
 pub struct Seen<'a> {
@@ -54,6 +34,10 @@ pub struct Seen<'a> {
     pub body: Option<&'a [u8]>,
     /// Caller: name, tenant, scopes, claims.
     pub caller: Option<spillway_filter::Caller<'a>>,
+    /// True if the caller used TLS.
+    pub secure: bool,
+    /// Time of the decision; the present if `None`.
+    pub now: Option<SystemTime>,
 }
 
 impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
@@ -68,6 +52,8 @@ impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
             model: x.model,
             body: x.body,
             caller: x.caller,
+            secure: x.secure,
+            now: None,
         }
     }
 }
@@ -77,19 +63,36 @@ fn map(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     Value::Map(Map { map: Arc::new(map) })
 }
 
-/// Headers by lower-case name; several values of one name are joined as in RFC 9110, 5.3. Bytes beyond ASCII become
-/// replacement characters.
+/// Adds a value of a header behind those of its name, as in RFC 9110, 5.3. Bytes beyond ASCII become replacement characters.
+fn join(joined: &mut String, value: &http::HeaderValue, is_first: bool) {
+    if !is_first {
+        joined.push_str(", ");
+    }
+    joined.push_str(&String::from_utf8_lossy(value.as_bytes()));
+}
+
+/// Headers by lower-case name.
 fn headers(headers: &Fields) -> Value {
     let mut joined: HashMap<&HeaderName, String> = HashMap::with_capacity(headers.len());
     for (name, value) in headers {
-        let value = String::from_utf8_lossy(value.as_bytes());
-        let text = joined.entry(name).or_default();
-        if !text.is_empty() {
-            text.push_str(", ");
-        }
-        text.push_str(&value);
+        let is_first = !joined.contains_key(name);
+        join(joined.entry(name).or_default(), value, is_first);
     }
     let joined = joined.into_iter().map(|(name, text)| (Key::from(name.as_str()), Value::from(text))).collect();
+    Value::Map(Map { map: Arc::new(joined) })
+}
+
+/// Those of the named headers that a request has.
+fn named_headers(headers: &Fields, names: &[HeaderName]) -> Value {
+    let mut joined = HashMap::with_capacity(names.len());
+    for name in names {
+        let mut values = headers.get_all(name).iter();
+        let Some(first) = values.next() else { continue };
+        let mut text = String::new();
+        join(&mut text, first, true);
+        values.for_each(|value| join(&mut text, value, false));
+        joined.insert(Key::from(name.as_str()), Value::from(text));
+    }
     Value::Map(Map { map: Arc::new(joined) })
 }
 
@@ -109,6 +112,40 @@ fn json(value: &serde_json::Value) -> Value {
             let map = entries.iter().map(|(name, value)| (Key::from(name.as_str()), json(value))).collect();
             Value::Map(Map { map: Arc::new(map) })
         }
+    }
+}
+
+/// Converts a value to JSON; what JSON has not, such as bytes, becomes text.
+pub(crate) fn to_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(b) => (*b).into(),
+        Value::Int(n) => (*n).into(),
+        Value::UInt(n) => (*n).into(),
+        Value::Float(n) => (*n).into(),
+        Value::String(text) => text.as_str().into(),
+        Value::List(items) => items.iter().map(to_json).collect(),
+        Value::Map(map) => {
+            let entries = map.map.iter().map(|(key, value)| (key.to_string(), to_json(value)));
+            serde_json::Value::Object(entries.collect())
+        }
+        other => format!("{other:?}").into(),
+    }
+}
+
+/// Name of the type of a value, as CEL writes it.
+pub(crate) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null_type",
+        Value::Bool(_) => "bool",
+        Value::Int(_) => "int",
+        Value::UInt(_) => "uint",
+        Value::Float(_) => "double",
+        Value::String(_) => "string",
+        Value::Bytes(_) => "bytes",
+        Value::List(_) => "list",
+        Value::Map(_) => "map",
+        _ => "type",
     }
 }
 
@@ -162,37 +199,71 @@ pub(crate) fn path(path: &str) -> Cow<'_, str> {
     if out.len() == path.len() { Cow::Borrowed(path) } else { Cow::Owned(out) }
 }
 
-pub(crate) fn bind(context: &mut Context<'_, '_>, x: &Seen<'_>, asked: Asked) -> Result<(), ExecutionError> {
-    let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let host = host_name(host);
-    let mut request = vec![
-        ("method", Value::from(x.method)),
-        ("path", Value::from(path(x.path).as_ref())),
-        ("query", Value::from(x.query)),
-        ("host", Value::from(host)),
-        ("clientAddress", Value::from(x.client.to_canonical().to_string())),
-        ("model", Value::from(x.model.unwrap_or_default())),
-    ];
-    if asked.headers {
-        request.push(("headers", headers(x.headers)));
+/// Value of a fact.
+fn value(fact: Fact, x: &Seen<'_>, found: &[HeaderName], all_headers: bool) -> Result<Value, ExecutionError> {
+    let now = || {
+        let now = x.now.unwrap_or_else(SystemTime::now);
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        i64::try_from(seconds).unwrap_or(i64::MAX)
+    };
+    let text = Value::from;
+    Ok(match fact {
+        Fact::Method => text(x.method),
+        Fact::Path => text(path(x.path).as_ref()),
+        Fact::Query => text(x.query),
+        Fact::Host => {
+            let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+            Value::from(host_name(host))
+        }
+        Fact::Headers if all_headers => headers(x.headers),
+        Fact::Headers => named_headers(x.headers, found),
+        Fact::ClientAddress => Value::from(x.client.to_canonical().to_string()),
+        Fact::Model => text(x.model.unwrap_or_default()),
+        Fact::Body => body(x.body)?,
+        Fact::ConsumerName => text(x.caller.map_or("", |caller| caller.consumer)),
+        Fact::Tenant => text(x.caller.map_or("", |caller| caller.tenant)),
+        Fact::Scopes => {
+            let scopes = x.caller.map_or(&[][..], |caller| caller.scopes);
+            Value::List(Arc::new(scopes.iter().map(|scope| Value::from(scope.as_str())).collect()))
+        }
+        Fact::ConsumerClaims | Fact::Claims => {
+            let claims = x.caller.map(|caller| json(caller.claims));
+            claims.filter(|claims| matches!(claims, Value::Map(_))).unwrap_or_else(|| map([]))
+        }
+        Fact::Route => text(x.route),
+        Fact::TlsUsed => Value::Bool(x.secure),
+        Fact::EpochSeconds => Value::Int(now()),
+        Fact::Minute => Value::Int(now() / 60 % 60),
+        Fact::Hour => Value::Int(now() / 3_600 % 24),
+        // The first day of 1970 was a Thursday.
+        Fact::Weekday => Value::Int((now() / 86_400 + 4) % 7),
+    })
+}
+
+/// Binds the names that the expression reads.
+pub(crate) fn bind(
+    context: &mut Context<'_, '_>,
+    x: &Seen<'_>,
+    asked: Asked,
+    headers: &[HeaderName],
+    all_headers: bool,
+) -> Result<(), ExecutionError> {
+    let mut names = NAMES.iter().filter(|name| asked.reads(name.fact)).peekable();
+    while let Some(name) = names.next() {
+        let first = value(name.fact, x, headers, all_headers)?;
+        let Some(field) = name.field else {
+            context.add_variable_from_value(name.root, first);
+            continue;
+        };
+        let mut fields = HashMap::with_capacity(1);
+        fields.insert(Key::from(field), first);
+        while let Some(next) = names.next_if(|next| next.root == name.root) {
+            if let Some(field) = next.field {
+                fields.insert(Key::from(field), value(next.fact, x, headers, all_headers)?);
+            }
+        }
+        context.add_variable_from_value(name.root, Value::Map(Map { map: Arc::new(fields) }));
     }
-    if asked.body {
-        request.push(("body", body(x.body)?));
-    }
-    let (name, tenant) = x.caller.map_or(("", ""), |caller| (caller.consumer, caller.tenant));
-    let scopes = x.caller.map_or(&[][..], |caller| caller.scopes);
-    let mut consumer = vec![
-        ("name", Value::from(name)),
-        ("tenant", Value::from(tenant)),
-        ("scopes", Value::List(Arc::new(scopes.iter().map(|scope| Value::from(scope.as_str())).collect()))),
-    ];
-    if asked.claims {
-        let claims = x.caller.map(|caller| json(caller.claims));
-        consumer.push(("claims", claims.filter(|claims| !matches!(claims, Value::Null)).unwrap_or_else(|| map([]))));
-    }
-    context.add_variable_from_value("request", map(request));
-    context.add_variable_from_value("consumer", map(consumer));
-    context.add_variable_from_value("route", x.route.to_owned());
     Ok(())
 }
 
@@ -215,6 +286,8 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         model: Some("m"),
         body: Some(body),
         caller: Some(caller),
+        secure: true,
+        now: None,
     })?;
     let nothing = Fields::default();
     try_one(&Seen {
@@ -227,5 +300,7 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         model: None,
         body: None,
         caller: None,
+        secure: false,
+        now: None,
     })
 }

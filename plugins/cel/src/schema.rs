@@ -1,0 +1,168 @@
+//! Names of expressions with their types. The one table from which the check at reload, the conversion of a request and the
+//! reference page come.
+
+use std::fmt;
+
+use crate::Scope;
+
+/// Type of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// Any type; known at run time only.
+    Any,
+    /// True or false.
+    Bool,
+    /// Whole number of 64 bits.
+    Int,
+    /// Whole number of 64 bits without a sign.
+    Uint,
+    /// Floating-point number of 64 bits.
+    Double,
+    /// Text.
+    String,
+    /// Bytes.
+    Bytes,
+    /// `null`.
+    Null,
+    /// A type, such as the value of `type(1)`.
+    Type,
+    /// List of one type.
+    List(&'static Type),
+    /// Map from text to one type.
+    Map(&'static Type),
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::Bool => f.write_str("bool"),
+            Self::Int => f.write_str("int"),
+            Self::Uint => f.write_str("uint"),
+            Self::Double => f.write_str("double"),
+            Self::String => f.write_str("string"),
+            Self::Bytes => f.write_str("bytes"),
+            Self::Null => f.write_str("null"),
+            Self::Type => f.write_str("type"),
+            Self::List(of) => write!(f, "list of {of}"),
+            Self::Map(of) => write!(f, "map of {of}"),
+        }
+    }
+}
+
+/// Fact of a request that an expression can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "`NAMES` says what each is")]
+pub enum Fact {
+    Method,
+    Path,
+    Query,
+    Host,
+    Headers,
+    ClientAddress,
+    Model,
+    Body,
+    ConsumerName,
+    Tenant,
+    Scopes,
+    ConsumerClaims,
+    Claims,
+    Route,
+    TlsUsed,
+    EpochSeconds,
+    Minute,
+    Hour,
+    Weekday,
+}
+
+/// Name of an expression.
+#[derive(Debug, Clone, Copy)]
+pub struct Name {
+    /// Fact for which the name stands.
+    pub fact: Fact,
+    /// First part, such as `request`.
+    pub root: &'static str,
+    /// Field of it; `None` where the root is the value.
+    pub field: Option<&'static str>,
+    /// Type.
+    pub kind: Type,
+    /// Smallest scope that knows the name.
+    pub scope: Scope,
+    /// Value where a request has none.
+    pub absent: &'static str,
+    /// Meaning.
+    pub doc: &'static str,
+}
+
+const fn name(
+    fact: Fact,
+    root: &'static str,
+    field: &'static str,
+    kind: Type,
+    scope: Scope,
+    absent: &'static str,
+    doc: &'static str,
+) -> Name {
+    Name { fact, root, field: Some(field), kind, scope, absent, doc }
+}
+
+const ALWAYS: &str = "always there";
+
+/// All names.
+#[rustfmt::skip]
+pub const NAMES: &[Name] = &[
+    name(Fact::Method, "request", "method", Type::String, Scope::Head, ALWAYS, "Method, as sent."),
+    name(Fact::Path, "request", "path", Type::String, Scope::Head, ALWAYS, "Path without query, in the form in which routes compare it."),
+    name(Fact::Query, "request", "query", Type::String, Scope::Head, "empty", "Query without `?`, as sent."),
+    name(Fact::Host, "request", "host", Type::String, Scope::Head, "empty", "Host in small letters, without port and final dot."),
+    name(Fact::Headers, "request", "headers", Type::Map(&Type::String), Scope::Head, "a header that was not sent has no entry", "Headers by names in small letters; several of one name are joined by `, `."),
+    name(Fact::ClientAddress, "request", "clientAddress", Type::String, Scope::Head, ALWAYS, "Address of the client."),
+    name(Fact::Model, "request", "model", Type::String, Scope::All, "empty", "Model that the body names."),
+    name(Fact::Body, "request", "body", Type::Any, Scope::All, "an empty map without a body; no value where it is not JSON or longer than 1 MiB", "Body as JSON, decoded from its `Content-Encoding`, never a part of it."),
+    name(Fact::ConsumerName, "consumer", "name", Type::String, Scope::All, "empty", "Name of the consumer."),
+    name(Fact::Tenant, "consumer", "tenant", Type::String, Scope::All, "empty", "Tenant of the consumer."),
+    name(Fact::Scopes, "consumer", "scopes", Type::List(&Type::String), Scope::All, "empty", "Scopes of the token."),
+    name(Fact::ConsumerClaims, "consumer", "claims", Type::Map(&Type::Any), Scope::All, "empty", "Claims of the token."),
+    Name { fact: Fact::Claims, root: "claims", field: None, kind: Type::Map(&Type::Any), scope: Scope::All, absent: "empty", doc: "Claims of the token, as `consumer.claims`." },
+    Name { fact: Fact::Route, root: "route", field: None, kind: Type::String, scope: Scope::All, absent: ALWAYS, doc: "Name of the route." },
+    name(Fact::TlsUsed, "tls", "used", Type::Bool, Scope::All, ALWAYS, "True if the caller used TLS, to the gateway or to a trusted proxy."),
+    name(Fact::EpochSeconds, "time", "epochSeconds", Type::Int, Scope::All, ALWAYS, "Seconds since 1970."),
+    name(Fact::Minute, "time", "minute", Type::Int, Scope::All, ALWAYS, "Minute of the hour, 0 to 59."),
+    name(Fact::Hour, "time", "hour", Type::Int, Scope::All, ALWAYS, "Hour of the day in UTC, 0 to 23."),
+    name(Fact::Weekday, "time", "weekday", Type::Int, Scope::All, ALWAYS, "Day of the week in UTC, 0 (Sunday) to 6."),
+];
+
+/// Facts of a request that an expression reads. What it does not read is not converted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asked(u32);
+
+impl Asked {
+    /// True if the expression reads the fact.
+    pub fn reads(self, fact: Fact) -> bool {
+        self.0 & (1 << fact as u8) != 0
+    }
+
+    pub(crate) fn add(&mut self, fact: Fact) {
+        self.0 |= 1 << fact as u8;
+    }
+
+    /// True if the body must be read.
+    pub fn needs_body(self) -> bool {
+        self.reads(Fact::Body) || self.reads(Fact::Model)
+    }
+}
+
+impl Name {
+    /// Name as written in an expression.
+    pub fn written(&self) -> String {
+        self.field.map_or_else(|| self.root.to_owned(), |field| format!("{}.{field}", self.root))
+    }
+}
+
+/// Roots of the names of a scope, each once.
+pub(crate) fn roots(scope: Scope) -> Vec<&'static str> {
+    let mut roots: Vec<_> = NAMES.iter().filter(|name| name.scope <= scope).map(|name| name.root).collect();
+    roots.dedup();
+    roots
+}
