@@ -367,14 +367,14 @@ fn telemetry(cx: &mut Context<'_>) {
     logged_headers(cx);
     metrics_address(cx);
     if let Some(otlp) = &cx.config.telemetry.logs.otlp {
-        collector(cx, &at!["telemetry", "logs", "otlp", "endpoint"], &otlp.endpoint);
+        collector(cx, at!["telemetry", "logs", "otlp", "endpoint"], &otlp.endpoint);
         if otlp.buffered.0 < LogsOtlp::LEAST_BUFFERED {
             let message = "a single record may be larger: expected at least 64KiB, such as 16MiB";
             cx.error(at!["telemetry", "logs", "otlp", "buffered"], message);
         }
     }
     let Some(tracing) = &cx.config.telemetry.tracing else { return };
-    collector(cx, &at!["telemetry", "tracing", "otlp", "endpoint"], &tracing.otlp.endpoint);
+    collector(cx, at!["telemetry", "tracing", "otlp", "endpoint"], &tracing.otlp.endpoint);
     if tracing.keep.slower_than.is_some_and(|limit| limit.0.is_zero()) {
         let message = "every request is slower than 0s: write `sampleRatio: 1.0`, or a longer time";
         cx.error(at!["telemetry", "tracing", "keep", "slowerThan"], message);
@@ -382,12 +382,12 @@ fn telemetry(cx: &mut Context<'_>) {
 }
 
 /// Checks the URL of a collector.
-fn collector(cx: &mut Context<'_>, at: &[Segment], endpoint: &str) {
+fn collector(cx: &mut Context<'_>, at: Vec<Segment>, endpoint: &str) {
     if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
         let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
-        cx.error(at.to_vec(), message);
+        cx.error(at.clone(), message);
     }
-    without_login(cx, at.to_vec(), endpoint);
+    without_login(cx, at, endpoint);
 }
 
 /// Checks that no other part of the configuration has the address of the metrics.
