@@ -14,12 +14,14 @@ use spillway_config::schema::AuditLog;
 use crate::exchange::Exchange;
 use crate::limits::AddressRate;
 use crate::message::RequestHead;
-use crate::telemetry::{LogWriter, Metrics, rfc3339_millis};
+use crate::telemetry::{LogWriter, Metrics, Record, log_names as own, names, rfc3339_millis};
 
 /// Most client addresses whose rates are tracked.
 const ADDRESSES: usize = 16_384;
 /// Action of a line about a refused credential.
 const REFUSED: &str = "authentication_refused";
+/// Action of a line about a change through the admin address.
+const CHANGED: &str = "admin_change";
 /// Longest path in a line, in bytes.
 const MAX_PATH: usize = 256;
 
@@ -90,6 +92,29 @@ impl AuditLine<'_> {
             status: None,
         }
     }
+
+    /// Fills the record by which the line is exported.
+    fn fill(&self, record: &mut Record) {
+        record.event(self.event);
+        if self.action == CHANGED {
+            record.info()
+        } else {
+            record.warning()
+        }
+        record.body(self.action);
+        record.text(own::SPILLWAY_AUDIT_ACTION, self.action);
+        record.text(names::CLIENT_ADDRESS, &self.client.to_string());
+        record.text_if_any(names::SPILLWAY_REQUEST_ID, self.request_id);
+        record.text_if_any(own::SPILLWAY_AUDIT_WHO, self.who);
+        record.text_if_any(names::HTTP_ROUTE, self.route);
+        record.text_if_any(own::SPILLWAY_LISTENER, self.listener);
+        record.text_if_any(names::HTTP_REQUEST_METHOD, self.method);
+        record.text_if_any(names::URL_PATH, self.path);
+        record.text_if_any(own::SPILLWAY_AUDIT_REASON, self.reason);
+        if let Some(status) = self.status {
+            record.number(names::HTTP_RESPONSE_STATUS_CODE, status);
+        }
+    }
 }
 
 impl Audit {
@@ -134,7 +159,7 @@ impl Audit {
             method: Some(method),
             path: Some(path),
             status: Some(status),
-            ..AuditLine::of(if refused { "admin_refused" } else { "admin_change" }, client)
+            ..AuditLine::of(if refused { "admin_refused" } else { CHANGED }, client)
         });
     }
 
@@ -153,5 +178,6 @@ impl Audit {
         if crate::telemetry::write_line(&mut text, &line) {
             self.log.write(&text);
         }
+        self.log.export().send(|record| line.fill(record));
     }
 }

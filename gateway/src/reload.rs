@@ -336,6 +336,7 @@ impl Reloader {
         // No further step can fail.
         snapshot.commit_steps.run();
         crate::descriptors::adopt(config);
+        self.gateway.log.export_by(&snapshot.log_export);
         self.gateway.audit.adopt(&config.telemetry.audit);
         let limits = &config.limits;
         self.gateway.bodies.adopt(limits.buffered_bodies.0, limits.buffered_bodies_per_caller.0);

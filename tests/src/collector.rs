@@ -1,4 +1,5 @@
-//! Collector of traces: takes what an exporter sends over gRPC (OTLP) and keeps every byte of it. A test may make it hang.
+//! Collector of traces and logs: takes what an exporter sends over gRPC (OTLP) and keeps every byte of it. A test may make it
+//! hang.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,52 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use prost::Message;
+use serde_json::json;
 use tokio::net::TcpListener;
+
+/// Record of a log, as a collector has it.
+#[derive(Debug, Clone)]
+pub struct Logged {
+    /// Attributes of the process.
+    pub resource: Vec<KeyValue>,
+    /// Part of the program.
+    pub scope: String,
+    pub record: LogRecord,
+}
+
+impl Logged {
+    /// Value of an attribute; null where there is none.
+    pub fn attribute(&self, key: &str) -> serde_json::Value {
+        value(&self.record.attributes, key)
+    }
+
+    /// Value of an attribute of the process.
+    pub fn of_process(&self, key: &str) -> serde_json::Value {
+        value(&self.resource, key)
+    }
+}
+
+fn value(attributes: &[KeyValue], key: &str) -> serde_json::Value {
+    let found: Vec<_> = attributes.iter().filter(|attribute| attribute.key == key).collect();
+    assert!(found.len() < 2, "{key} is there twice: {found:?}");
+    found.first().and_then(|attribute| attribute.value.as_ref()).map(as_json).unwrap_or_default()
+}
+
+fn as_json(value: &AnyValue) -> serde_json::Value {
+    match &value.value {
+        Some(Value::StringValue(text)) => json!(text),
+        Some(Value::IntValue(number)) => json!(number),
+        Some(Value::DoubleValue(number)) => json!(number),
+        Some(Value::BoolValue(is)) => json!(is),
+        Some(Value::ArrayValue(values)) => values.values.iter().map(as_json).collect(),
+        other => panic!("{other:?}"),
+    }
+}
 
 /// Collector on loopback.
 pub struct Collector {
@@ -53,6 +99,37 @@ impl Collector {
     /// Number of exports so far.
     pub fn count(&self) -> usize {
         self.exports.lock().unwrap().len()
+    }
+
+    /// Records of logs so far.
+    pub fn logged(&self) -> Vec<Logged> {
+        let mut logged = Vec::new();
+        for export in self.exports.lock().unwrap().iter() {
+            let at = export.iter().position(|byte| *byte == b'\n').unwrap();
+            if !String::from_utf8_lossy(&export[..at]).contains("collector.logs.v1.LogsService/Export ") {
+                continue;
+            }
+            // One message, uncompressed, behind its length.
+            let request = ExportLogsServiceRequest::decode(&export[at + 6..]).unwrap();
+            for of_process in request.resource_logs {
+                let resource = of_process.resource.unwrap().attributes;
+                for of_scope in of_process.scope_logs {
+                    let scope = of_scope.scope.unwrap().name;
+                    let records = of_scope.log_records.into_iter();
+                    logged.extend(records.map(|record| Logged {
+                        resource: resource.clone(),
+                        scope: scope.clone(),
+                        record,
+                    }));
+                }
+            }
+        }
+        logged
+    }
+
+    /// Records of one kind so far.
+    pub fn logged_as(&self, event: &str) -> Vec<Logged> {
+        self.logged().into_iter().filter(|logged| logged.record.event_name == event).collect()
     }
 
     /// All bytes of all exports so far.

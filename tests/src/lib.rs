@@ -38,7 +38,7 @@ mod weather;
 pub use client::{Answer, Client, NoAnswer, Stream};
 pub use cluster::{Cluster, own_address};
 pub use coding::encoded;
-pub use collector::Collector;
+pub use collector::{Collector, Logged};
 pub use cross_encoder::CrossEncoder;
 pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};

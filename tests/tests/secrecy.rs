@@ -45,6 +45,7 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "notifications[].webhook.url",
     "routes[].rollout.steps[].gate.url",
     "telemetry.tracing.otlp.endpoint",
+    "telemetry.logs.otlp.endpoint",
 ];
 
 /// Files of the configuration whose content is secret.
@@ -619,7 +620,8 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
         "telemetry": {
             "tracing": {"otlp": {"endpoint": world.collector.url()}},
             "audit": {"perAddress": "6000/min"},
-            "logs": {"headers": ["authorization", "x-api-key", "api-key", "cookie", "user-agent"]},
+            "logs": {"headers": ["authorization", "x-api-key", "api-key", "cookie", "user-agent"],
+                "otlp": {"endpoint": world.collector.url()}},
         },
         "routes": [asked, answers, route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
     })
@@ -708,6 +710,7 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
     };
     let redis = format!("redis://{host}");
     let endpoint = format!("http://{host}/{}", bed.reference("telemetry.tracing.otlp.endpoint"));
+    let of_logs = format!("http://{host}/{}", bed.reference("telemetry.logs.otlp.endpoint"));
     let judge = format!("http://{host}/{}", bed.reference("routes[].filters[].externalAuthorization.url"));
     json!({
         "listeners": [
@@ -739,7 +742,7 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
             "limits": {"redis": {"url": redis, "password": bed.file("state.limits.redis.password")}},
             "store": {"redis": {"url": "redis://127.0.0.1:1", "password": bed.file("state.store.redis.password")}},
         },
-        "telemetry": {"tracing": {"otlp": {"endpoint": endpoint}}},
+        "telemetry": {"tracing": {"otlp": {"endpoint": endpoint}}, "logs": {"otlp": {"endpoint": of_logs}}},
         "routes": [
             {"name": "judged", "matches": [{"path": {"prefix": "/judged"}}], "authentication": "none",
              "filters": [{"externalAuthorization": {"url": judge, "timeout": "1s"}}], "backendRefs": [{"name": "x"}]},
@@ -1095,7 +1098,12 @@ async fn a_planted_secret_is_seen_only_where_it_is_sent() {
     edit_badly(&mut bed, &gateway, &document, &token).await;
     look(&mut bed, &gateway, &token).await;
 
-    eventually("spans are exported", || async { (world.collector.count() > 0).then_some(()) }).await;
+    eventually("spans and the log are exported", || async {
+        let bytes = world.collector.bytes();
+        let has = |service: &str| bytes.windows(service.len()).any(|window| window == service.as_bytes());
+        (has("TraceService/Export") && has("LogsService/Export")).then_some(())
+    })
+    .await;
     keep_end(&mut bed, gateway).await;
     bed.keep("collector", world.collector.bytes());
     for (name, server) in [("x", &world.server), ("copies", &world.copies), ("judge", &world.judge)] {

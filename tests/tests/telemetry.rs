@@ -8,7 +8,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::Full;
 use spillway_tests::{
-    Client, Collector, Gateway, Upstream, binary, eventually, http2_over, model, promtool, reply, whole,
+    Client, Collector, Gateway, Upstream, binary, eventually, free_port, http2_over, jaeger, model, new_key, promtool,
+    reply, whole,
 };
 
 /// Time that the scripted server takes.
@@ -118,9 +119,12 @@ telemetry: {{logs: {{headers: [x-tenant, x-user, cookie, authorization], redactH
     }
 }
 
+fn has(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
 /// Waits until the collector has these texts, and asserts that it has none of the others.
 async fn exported(collector: &Collector, texts: &[&str], others: &[&str]) {
-    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     for text in texts {
         eventually(&format!("{text} is exported"), || async { has(&collector.bytes(), text).then_some(()) }).await;
     }
@@ -368,6 +372,13 @@ fn keys_of_telemetry_that_can_have_no_effect_are_told() {
         ("{logs: {headers: [\"*\", x-a]}}", false, "`*` stands for every header"),
         ("{logs: {headers: [x-a], access: false}}", false, "no effect without lines for requests"),
         ("{logs: {headers: [x-spillway-consumer]}}", true, "is removed from every request"),
+        ("{logs: {otlp: {endpoint: \"https://127.0.0.1:4317\"}}}", false, "is not the URL of a collector"),
+        ("{logs: {otlp: {endpoint: \"http://u:p@127.0.0.1:4317\"}}}", false, "a user or password in the URL"),
+        (
+            "{logs: {otlp: {endpoint: \"http://127.0.0.1:4317\", buffered: 1KiB}}}",
+            false,
+            "a single record may be larger: expected at least 64KiB",
+        ),
         ("{metrics: {address: \"127.0.0.1:8080\"}}", false, "a listener has this address already"),
         ("{metrics: {address: \"127.0.0.1:9901\"}}", false, "the admin address is the same"),
         (
@@ -379,4 +390,223 @@ fn keys_of_telemetry_that_can_have_no_effect_are_told() {
         let (success, text) = check(telemetry);
         assert!(success == is_good && text.contains(said), "{telemetry}: {text}");
     }
+}
+
+/// Configuration whose log goes to a collector.
+fn exported_log(server: &Upstream, digest: &str, telemetry: &str) -> String {
+    format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+admin: {{address: \"127.0.0.1:0\"}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+backends: [{{name: web, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: web, backendRefs: [{{name: web}}]}}]
+telemetry: {telemetry}
+",
+        server.url()
+    )
+}
+
+/// Records of the log that were lost; the series must be there.
+async fn lost_records(gateway: &Gateway) -> f64 {
+    let page = gateway.shown("/metrics").await;
+    let line = page.lines().find_map(|line| line.strip_prefix("spillway_log_records_dropped_total "));
+    line.unwrap_or_else(|| panic!("the count is missing in {page}")).parse().unwrap()
+}
+
+/// Writes a configuration and waits until it is in force.
+async fn reload(gateway: &Gateway, yaml: &str) {
+    let before = gateway.edits();
+    std::fs::write(gateway.config(), yaml).unwrap();
+    assert_eq!(gateway.reloads(before).await["event"], "config_reloaded");
+}
+
+/// Promise (how-to/logs): with `telemetry.logs.otlp` a collector has the lines of standard output, under the spans of their
+/// requests, and no secret that the lines have not. An edit takes effect without a restart, and the last lines arrive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_has_the_lines_of_the_log_under_the_spans_of_their_requests() {
+    let (collector, other) = (Collector::start().await, Collector::start().await);
+    let server = Upstream::start(|seen| async move {
+        Some(reply(if seen.path.starts_with("/broken") { 500 } else { 200 }, &[], "ok"))
+    })
+    .await;
+    let (key, digest) = new_key();
+    let telemetry = |logs: &str| {
+        let headers = "headers: [x-tenant, x-user, cookie], redactHeaders: [x-user]";
+        format!("{{tracing: {{otlp: {{endpoint: \"{}\"}}}}, logs: {{{headers}{logs}}}}}", collector.url())
+    };
+    let to = |collector: &Collector| telemetry(&format!(", otlp: {{endpoint: \"{}\"}}", collector.url()));
+    let yaml = |telemetry: &str| exported_log(&server, &digest, telemetry);
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(&to(&collector))).await;
+    let client = gateway.client();
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    let headers = [
+        ("x-api-key", key.as_str()),
+        ("traceparent", &parent),
+        ("x-tenant", "north\u{9b}"),
+        ("x-user", "mia-s3cret"),
+        ("cookie", "session=s3cret"),
+        ("user-agent", "probe/1"),
+    ];
+    client.send(client.request("POST", "/fine?token=s3cret", &headers, "12345")).await;
+    client.send(client.request("GET", "/broken", &[("x-api-key", &key)], "")).await;
+    assert_eq!(client.send(client.request("GET", "/", &[("x-api-key", "wrong-s3cret")], "")).await.status, 401);
+
+    let requests = eventually("the collector has all requests", || async {
+        Some(collector.logged_as("access")).filter(|logged| logged.len() == 3)
+    })
+    .await;
+    let line = gateway.events("access").into_iter().find(|line| line["path"] == "/fine").unwrap();
+    let of = |path: &str| requests.iter().find(|logged| logged.attribute("url.path") == path).unwrap();
+    let fine = of("/fine");
+    for (key, expected) in [
+        ("spillway.request.id", line["requestId"].clone()),
+        ("client.address", "127.0.0.1".into()),
+        ("spillway.consumer", "acme".into()),
+        ("http.route", "web".into()),
+        ("http.request.method", "POST".into()),
+        ("network.protocol.name", "http".into()),
+        ("network.protocol.version", "1.1".into()),
+        ("http.response.status_code", 200.into()),
+        ("http.request.body.size", 5.into()),
+        ("http.response.body.size", 2.into()),
+        ("spillway.backend", "web".into()),
+        ("spillway.attempts", 1.into()),
+        ("user_agent.original", "probe/1".into()),
+        ("http.request.header.x-tenant", serde_json::json!([line["requestHeaders"]["x-tenant"]])),
+        ("http.request.header.x-user", serde_json::json!(["[redacted]"])),
+        ("http.request.header.cookie", serde_json::json!(["[redacted]"])),
+        ("error.type", serde_json::Value::Null),
+    ] {
+        assert_eq!(fine.attribute(key), expected, "{key} of {fine:?}");
+    }
+    let millis = line["durationMs"].as_f64().unwrap();
+    assert!((fine.attribute("spillway.duration.seconds").as_f64().unwrap() - millis / 1e3).abs() < 1e-9);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!((hex(&fine.record.trace_id), &line["traceId"]), (trace.to_owned(), &trace.into()));
+    assert_eq!(line["spanId"], hex(&fine.record.span_id).as_str());
+    assert!(has(&collector.bytes(), "POST web"), "its span is there too");
+    assert_eq!((fine.record.severity_text.as_str(), fine.record.severity_number), ("INFO", 9));
+    assert_eq!((of("/broken").record.severity_text.as_str(), of("/broken").record.severity_number), ("ERROR", 17));
+    assert_eq!((fine.of_process("service.name"), fine.scope.as_str()), ("spillway".into(), "spillway"));
+    assert!(fine.record.time_unix_nano > 0 && fine.record.observed_time_unix_nano > 0);
+
+    let refused = &collector.logged_as("audit")[0];
+    assert_eq!(refused.record.severity_text, "WARN");
+    assert_eq!(refused.attribute("spillway.audit.action"), "authentication_refused");
+    assert_eq!(refused.attribute("spillway.request.id"), of("/").attribute("spillway.request.id"));
+    let ready = eventually("the collector has events", || async { collector.logged_as("ready").pop() }).await;
+    assert!(ready.scope.starts_with("spillway::"), "{ready:?}");
+    assert_eq!(ready.attribute("spillway.version"), gateway.events("ready")[0]["version"]);
+
+    // Without tracing there is the caller's trace, and no span of the gateway's own.
+    let silent = format!("{{logs: {{otlp: {{endpoint: \"{}\"}}}}}}", other.url());
+    reload(&gateway, &yaml(&silent)).await;
+    client.send(client.request("GET", "/moved", &headers, "")).await;
+    let moved = eventually("the other collector has it", || async { other.logged_as("access").pop() }).await;
+    assert_eq!(moved.attribute("url.path"), "/moved");
+    assert_eq!((hex(&moved.record.trace_id), hex(&moved.record.span_id)), (trace.to_owned(), "0".repeat(16)));
+    assert!(gateway.events("access").iter().all(|line| line["path"] != "/moved" || line.get("spanId").is_none()));
+    assert!(!has(&collector.bytes(), "/moved"));
+
+    // Off, and on again: nothing of the time between arrives.
+    reload(&gateway, &yaml("{}")).await;
+    client.send(client.request("GET", "/unseen", &headers, "")).await;
+    reload(&gateway, &yaml(&to(&collector))).await;
+    assert_eq!(lost_records(&gateway).await, 0.0);
+    client.send(client.request("GET", "/last", &headers, "")).await;
+    gateway.signal("TERM");
+    let (status, _) = gateway.wait().await;
+    assert!(status.success());
+    for (event, key, value) in [("access", "url.path", "/last"), ("stopped", "url.path", "")] {
+        let last = collector.logged_as(event).pop().unwrap_or_else(|| panic!("{event} is not there"));
+        assert_eq!(last.attribute(key).as_str().unwrap_or_default(), value);
+    }
+    let all = [collector.bytes(), other.bytes()].concat();
+    for secret in ["s3cret", "/unseen", &key] {
+        assert!(!has(&all, secret), "{secret}");
+    }
+}
+
+/// Promise (how-to/logs): a collector that hangs costs requests nothing, records that wait are bounded, what is lost is
+/// counted, and the end of the process does not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_of_the_log_that_hangs_costs_records_and_no_request() {
+    let (collector, server) = (Collector::start().await, Upstream::fixed(200, "ok").await);
+    let (key, digest) = new_key();
+    let telemetry = format!("{{logs: {{otlp: {{endpoint: \"{}\", buffered: 64KiB}}}}}}", collector.url());
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &exported_log(&server, &digest, &telemetry)).await;
+    collector.hangs();
+    let client = gateway.client();
+    eventually("lost records are counted", || async {
+        for _ in 0..20 {
+            assert_eq!(client.send(client.request("GET", "/", &[("x-api-key", &key)], "")).await.status, 200);
+        }
+        (lost_records(&gateway).await > 0.0).then_some(())
+    })
+    .await;
+    eventually("it is told", || async { gateway.events("logs_not_sent").first().cloned() }).await;
+    assert_eq!(gateway.metric("spillway_log_lines_dropped_total").await, 0.0);
+    assert_eq!(client.send(client.request("GET", "/", &[("x-api-key", &key)], "")).await.status, 200);
+    gateway.signal("TERM");
+    assert!(gateway.wait().await.0.success());
+}
+
+/// A program that is killed at the end of a test.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Promise (how-to/logs): OpenTelemetry's own collector takes the log. Jaeger is a build of it, whose receiver takes logs;
+/// its exporter `debug` prints what came.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_opentelemetry_collector_takes_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let pipeline = format!(
+        "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: \"127.0.0.1:{port}\"}}}}}}}}
+exporters: {{debug: {{verbosity: detailed}}}}
+service:
+  telemetry: {{metrics: {{level: none}}}}
+  pipelines: {{logs: {{receivers: [otlp], exporters: [debug]}}}}
+"
+    );
+    let (file, said) = (folder.path().join("collector.yaml"), folder.path().join("said.txt"));
+    std::fs::write(&file, pipeline).unwrap();
+    let out = std::fs::File::create(&said).unwrap();
+    let mut collector = Command::new(jaeger());
+    collector.arg("--config").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(out);
+    let _collector = Running(collector.spawn().unwrap());
+    eventually("the collector listens", || async {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok().then_some(())
+    })
+    .await;
+    let (server, (key, digest)) = (Upstream::fixed(200, "ok").await, new_key());
+    let telemetry = format!("{{logs: {{otlp: {{endpoint: \"http://127.0.0.1:{port}\"}}}}}}");
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &exported_log(&server, &digest, &telemetry)).await;
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let client = gateway.client();
+    client.send(client.request("GET", "/seen", &[("x-api-key", &key), ("traceparent", parent)], "")).await;
+    let printed = eventually("the collector prints the request", || async {
+        Some(std::fs::read_to_string(&said).unwrap()).filter(|text| text.contains("url.path: Str(/seen)"))
+    })
+    .await;
+    for part in [
+        "EventName: access",
+        "SeverityText: INFO",
+        "SeverityNumber: Info(9)",
+        "Body: Str(GET /seen 200)",
+        "Trace ID: 0af7651916cd43dd8448eb211c80319c",
+        "http.response.status_code: Int(200)",
+        "service.name: Str(spillway)",
+        "EventName: ready",
+    ] {
+        assert!(printed.contains(part), "{part} in {printed}");
+    }
+    assert_eq!(lost_records(&gateway).await, 0.0);
 }

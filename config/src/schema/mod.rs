@@ -57,7 +57,7 @@ pub use routes::{
     WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{
-    AuditLog, CallersDecide, Keep, LogFormat, Logs, MetricsPage, Otlp, OtlpProtocol, Telemetry, Tracing,
+    AuditLog, CallersDecide, Keep, LogFormat, Logs, LogsOtlp, MetricsPage, Otlp, OtlpProtocol, Telemetry, Tracing,
 };
 
 use std::num::NonZeroU32;

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, ListenAddress, Rate};
+use crate::values::{Duration, ListenAddress, Rate, Size};
 
 /// Traces, metrics and logs.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -15,7 +15,7 @@ pub struct Telemetry {
     pub tracing: Option<Tracing>,
     /// Form of the metrics, and a further address for them.
     pub metrics: MetricsPage,
-    /// Logs, on standard output.
+    /// Logs, on standard output and at a collector.
     pub logs: Logs,
     /// The audit log: refused credentials, and what is changed through the admin address.
     pub audit: AuditLog,
@@ -146,7 +146,7 @@ pub enum OtlpProtocol {
     Grpc,
 }
 
-/// Logs, on standard output.
+/// Logs, on standard output and at a collector.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Logs {
@@ -159,11 +159,37 @@ pub struct Logs {
     /// Names among `headers` whose values are replaced by `[redacted]`. Headers that may hold credentials always are:
     /// `authorization`, `cookie`, key headers, and names with words such as `token` or `secret`.
     pub redact_headers: Vec<String>,
+    /// Collector that receives the log as well, with the same lines for requests, audited actions and events.
+    pub otlp: Option<LogsOtlp>,
+}
+
+/// An OpenTelemetry collector that receives the log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LogsOtlp {
+    /// URL of the collector, such as http://127.0.0.1:4317.
+    pub endpoint: String,
+    /// Protocol of the collector.
+    #[serde(default)]
+    pub protocol: OtlpProtocol,
+    /// Most bytes of records that wait for the collector, at least 64KiB. Further ones are dropped and counted in
+    /// `spillway_log_records_dropped_total`.
+    #[serde(default = "LogsOtlp::buffered")]
+    pub buffered: Size,
+}
+
+impl LogsOtlp {
+    /// Least size of `buffered`: any record fits into it.
+    pub const LEAST_BUFFERED: u64 = 64 << 10;
+
+    fn buffered() -> Size {
+        Size::mib(16)
+    }
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { format: LogFormat::Json, access: true, headers: Vec::new(), redact_headers: Vec::new() }
+        Self { format: LogFormat::Json, access: true, headers: Vec::new(), redact_headers: Vec::new(), otlp: None }
     }
 }
 

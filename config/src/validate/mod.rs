@@ -32,7 +32,7 @@ use crate::diagnostic::Severity;
 use crate::load::LoadOptions;
 use crate::named::{Named, Reference};
 use crate::reporter::MAX_MISTAKES;
-use crate::schema::Config;
+use crate::schema::{Config, LogsOtlp};
 use crate::values::{Secret, has_login};
 
 /// Word for every header in `telemetry.logs.headers`.
@@ -366,17 +366,28 @@ fn name<'n>(
 fn telemetry(cx: &mut Context<'_>) {
     logged_headers(cx);
     metrics_address(cx);
-    let Some(tracing) = &cx.config.telemetry.tracing else { return };
-    let endpoint = &tracing.otlp.endpoint;
-    if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
-        let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
-        cx.error(at!["telemetry", "tracing", "otlp", "endpoint"], message);
+    if let Some(otlp) = &cx.config.telemetry.logs.otlp {
+        collector(cx, at!["telemetry", "logs", "otlp", "endpoint"], &otlp.endpoint);
+        if otlp.buffered.0 < LogsOtlp::LEAST_BUFFERED {
+            let message = "a single record may be larger: expected at least 64KiB, such as 16MiB";
+            cx.error(at!["telemetry", "logs", "otlp", "buffered"], message);
+        }
     }
-    without_login(cx, at!["telemetry", "tracing", "otlp", "endpoint"], endpoint);
+    let Some(tracing) = &cx.config.telemetry.tracing else { return };
+    collector(cx, at!["telemetry", "tracing", "otlp", "endpoint"], &tracing.otlp.endpoint);
     if tracing.keep.slower_than.is_some_and(|limit| limit.0.is_zero()) {
         let message = "every request is slower than 0s: write `sampleRatio: 1.0`, or a longer time";
         cx.error(at!["telemetry", "tracing", "keep", "slowerThan"], message);
     }
+}
+
+/// Checks the URL of a collector.
+fn collector(cx: &mut Context<'_>, at: Vec<Segment>, endpoint: &str) {
+    if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
+        let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
+        cx.error(at.clone(), message);
+    }
+    without_login(cx, at, endpoint);
 }
 
 /// Checks that no other part of the configuration has the address of the metrics.

@@ -447,7 +447,7 @@ pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &Clie
             timestamp: &timestamp,
             event: "access",
             request_id: exchange.request_id.to_str().unwrap_or_default(),
-            trace_id: exchange.span.trace_id().map(|id| id.to_string()),
+            span: exchange.span.ids(),
             client: exchange.client,
             consumer: exchange.caller.as_ref().map(|c| c.name.as_ref()),
             route,
@@ -488,6 +488,9 @@ pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &Clie
         }
         if exchange.snapshot.access_log {
             record.write(&gateway.log, gateway.log_format);
+            if exchange.snapshot.log_export.is_on() {
+                record.send(&exchange.snapshot.log_export);
+            }
         }
     }
     if let Some(tap) = exchange.taps.as_mut().and_then(|taps| taps.content.take()) {

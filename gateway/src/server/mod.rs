@@ -236,6 +236,7 @@ pub async fn serve(
     };
     let snapshot = compiled?;
 
+    log.export_by(&snapshot.log_export);
     snapshot.commit_steps.run();
     if predecessor.is_some() {
         let known = limits.clone();
@@ -366,7 +367,7 @@ pub async fn serve(
     let tracer = gateway.snapshot.load().tracer.clone();
     let _ = tokio::task::spawn_blocking(move || tracer.flush()).await;
     tracing::info!(event = "stopped");
-    log.flush();
+    let _ = tokio::task::spawn_blocking(move || log.flush()).await;
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use crate::limits::{Limits, Prices};
 use crate::notify::Notifier;
 use crate::quality::{Contents, Quality};
 use crate::rollout::{PreparedRollouts, RolloutPlan, Rollouts};
-use crate::telemetry::{LoggedHeaders, Metrics, Tracer};
+use crate::telemetry::{LogExport, LoggedHeaders, Metrics, Tracer};
 
 /// Configuration that passed validation and still cannot run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +177,11 @@ impl Compiler {
             errors.push(e.to_string());
             Tracer::default()
         });
+        let (logs, exported) = (config.telemetry.logs.otlp.as_ref(), previous.map(|p| &p.log_export));
+        let log_export = LogExport::new(logs, exported, &self.metrics.log_records_dropped).unwrap_or_else(|e| {
+            errors.push(e.to_string());
+            LogExport::default()
+        });
         let commit_steps = CommitSteps::default();
         let limits = self.limits(config, previous, &commit_steps, &mut errors).await;
         match self.notifier.compile(&config.notifications) {
@@ -242,6 +247,7 @@ impl Compiler {
             identity_headers,
             prices,
             tracer,
+            log_export,
             access_log: config.telemetry.logs.access,
             open_metrics: config.telemetry.metrics.open_metrics,
             logged_headers: LoggedHeaders::new(&config.telemetry.logs),

@@ -26,7 +26,7 @@ use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
 use crate::routing::RouteTable;
-use crate::telemetry::{CertificateSample, LoggedHeaders, Tracer};
+use crate::telemetry::{CertificateSample, LogExport, LoggedHeaders, Tracer};
 use crate::topology::{Backend, FeedbackPlan};
 
 /// Compiled configuration.
@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub prices: Prices,
     /// Tracer with its exporter.
     pub tracer: Tracer,
+    /// Export of the log.
+    pub log_export: LogExport,
     /// True if each request is logged.
     pub access_log: bool,
     /// True if metrics are OpenMetrics text.

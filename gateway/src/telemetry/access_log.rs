@@ -5,8 +5,9 @@ use http::HeaderName;
 use spillway_config::schema::{LogFormat, Logs};
 use spillway_filter::{Fields, NameSet};
 
-use super::LogWriter;
 use super::json::ObjectLine;
+use super::log_export::names as own;
+use super::{LogExport, LogWriter, SpanIds, names};
 
 /// Longest text of a caller or an upstream in a line, in bytes: longer paths and agents say no more and fill disks.
 const MAX_TEXT: usize = 1024;
@@ -101,7 +102,8 @@ pub struct AccessRecord<'a> {
     /// Always `access`, to tell these lines from those of the process log.
     pub event: &'static str,
     pub request_id: &'a str,
-    pub trace_id: Option<String>,
+    /// Written as `traceId` and `spanId`.
+    pub span: Option<SpanIds>,
     pub client: std::net::IpAddr,
     pub consumer: Option<&'a str>,
     pub route: Option<&'a str>,
@@ -188,6 +190,76 @@ impl AccessRecord<'_> {
         }
     }
 
+    /// Exports the line as a record: what it shows, by the names of OpenTelemetry where there are some.
+    pub fn send(&self, export: &LogExport) {
+        export.send(|record| {
+            record.event(self.event);
+            if self.status >= 500 {
+                record.error()
+            } else {
+                record.info()
+            }
+            record.body(&format!("{} {} {}", clipped(self.method), clipped(self.path), self.status));
+            if let Some(ids) = self.span {
+                record.span(ids);
+            }
+            let text = |record: &mut super::Record, key, text: Option<&str>| record.text_if_any(key, text.map(clipped));
+            text(record, names::SPILLWAY_REQUEST_ID, Some(self.request_id));
+            text(record, names::CLIENT_ADDRESS, Some(&self.client.to_string()));
+            text(record, names::SPILLWAY_CONSUMER, self.consumer);
+            text(record, names::HTTP_ROUTE, self.route);
+            text(record, names::HTTP_REQUEST_METHOD, Some(self.method));
+            text(record, names::URL_PATH, Some(self.path));
+            if let Some((name, version)) = self.protocol.split_once('/') {
+                text(record, own::NETWORK_PROTOCOL_NAME, Some(&name.to_ascii_lowercase()));
+                text(record, names::NETWORK_PROTOCOL_VERSION, Some(version));
+            }
+            record.number(names::HTTP_RESPONSE_STATUS_CODE, self.status);
+            record.number(own::HTTP_REQUEST_BODY_SIZE, self.bytes_in);
+            record.number(own::HTTP_RESPONSE_BODY_SIZE, self.bytes_out);
+            record.fraction(own::SPILLWAY_DURATION_SECONDS, self.duration_ms / 1e3);
+            text(record, names::SPILLWAY_BACKEND, Some(self.served_by).filter(|name| !name.is_empty()));
+            text(record, names::SPILLWAY_ENDPOINT, self.endpoint);
+            record.number(names::SPILLWAY_ATTEMPTS, self.attempts);
+            text(record, own::SPILLWAY_CAUSE, self.cause);
+            text(record, own::SPILLWAY_FAILED_ENDPOINT, self.failed_endpoint);
+            text(record, own::SPILLWAY_LIMIT, self.limit);
+            text(record, names::SPILLWAY_SPILL_REASON, self.spilled);
+            text(record, own::SPILLWAY_NOT_SPILLED_REASON, self.not_spilled);
+            text(record, own::SPILLWAY_NOT_SPILLED_FIELD, self.not_spilled_field);
+            if self.resumed {
+                record.flag(names::SPILLWAY_RESUMED, true);
+            }
+            if let Some(millis) = self.queue_ms {
+                record.fraction(names::SPILLWAY_QUEUE_SECONDS, millis / 1e3);
+            }
+            text(record, names::GEN_AI_REQUEST_MODEL, self.model_asked);
+            text(record, names::GEN_AI_RESPONSE_MODEL, self.model_answered);
+            for (key, tokens) in [
+                (names::GEN_AI_USAGE_INPUT_TOKENS, self.prompt_tokens),
+                (names::GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, self.cached_tokens),
+                (names::GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, self.cache_written_tokens),
+                (names::GEN_AI_USAGE_OUTPUT_TOKENS, self.completion_tokens),
+            ] {
+                if let Some(tokens) = tokens {
+                    record.number(key, tokens);
+                }
+            }
+            if let Some(millis) = self.ttft_ms {
+                record.fraction(names::GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, millis / 1e3);
+            }
+            text(record, names::SPILLWAY_SOCKET_END, self.socket_end);
+            text(record, names::ERROR_TYPE, self.error_code);
+            text(record, names::USER_AGENT_ORIGINAL, self.user_agent);
+            for (name, value) in self.headers.iter().flat_map(|headers| &headers.values) {
+                record.header(name.as_str(), value);
+            }
+            if self.headers.as_ref().is_some_and(|headers| headers.is_cut) {
+                record.flag(own::SPILLWAY_HEADERS_CUT, true);
+            }
+        });
+    }
+
     /// The line as an object.
     pub(super) fn object(&self) -> Vec<u8> {
         let mut line = ObjectLine::with_capacity(512);
@@ -199,7 +271,10 @@ impl AccessRecord<'_> {
         line.text("timestamp", clipped(self.timestamp));
         line.text("event", clipped(self.event));
         line.text("requestId", clipped(self.request_id));
-        text_if_any(&mut line, "traceId", self.trace_id.as_deref());
+        if let Some(ids) = self.span {
+            line.text("traceId", &ids.trace.to_string());
+            text_if_any(&mut line, "spanId", ids.span.map(|span| span.to_string()).as_deref());
+        }
         line.value("client", self.client);
         text_if_any(&mut line, "consumer", self.consumer);
         text_if_any(&mut line, "route", self.route);
@@ -263,7 +338,7 @@ impl<'r> AccessRecord<'r> {
             timestamp: "2026-11-24T12:34:56.000Z",
             event: "access",
             request_id: "r-1",
-            trace_id: None,
+            span: None,
             client: [127, 0, 0, 1].into(),
             consumer: Some("acme"),
             route: Some("chat"),

@@ -1,4 +1,5 @@
-//! Process log and its only writer, which the access log shares so that lines never interleave. Lines are gathered in
+//! Process log and its only writer, which the access log shares so that lines never interleave. It knows where the log is
+//! exported to as well. Lines are gathered in
 //! bounded memory, and a separate thread writes them in batches: a reader that hangs costs lines, which are counted, and
 //! never requests.
 
@@ -8,12 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Condvar, Mutex};
 use spillway_config::schema::LogFormat;
 use tracing::Dispatch;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::LogExport;
+use super::log_export::EventExport;
 
 /// Most bytes of lines that wait or are being written: some ten thousand lines, while a reader hangs.
 const MOST_BYTES: usize = 16 << 20;
@@ -38,7 +44,10 @@ pub struct LogError(String);
 pub struct LogWriter(Arc<WriterHandle>);
 
 /// Handle that all writers share; the writing thread ends when it is dropped.
-struct WriterHandle(Arc<LogQueue>);
+struct WriterHandle {
+    queue: Arc<LogQueue>,
+    export: ArcSwap<LogExport>,
+}
 
 /// Lines on their way from the writers to the thread.
 #[derive(Default)]
@@ -67,7 +76,7 @@ impl LogWriter {
     /// Starts the writing thread.
     pub fn start(out: impl Write + Send + 'static) -> Result<Self, LogError> {
         let shared = Arc::new(LogQueue::default());
-        let log = Self(Arc::new(WriterHandle(shared.clone())));
+        let log = Self(Arc::new(WriterHandle { queue: shared.clone(), export: ArcSwap::default() }));
         std::thread::Builder::new()
             .name("log".into())
             .spawn(move || shared.write_all(out))
@@ -77,12 +86,12 @@ impl LogWriter {
 
     /// Number of lines that found the queue full or could not be written.
     pub fn dropped(&self) -> u64 {
-        self.0.0.dropped.load(Ordering::Relaxed)
+        self.0.queue.dropped.load(Ordering::Relaxed)
     }
 
     /// Queues a line, with its line break. Never waits for the output.
     pub fn write(&self, line: &[u8]) {
-        let shared = &self.0.0;
+        let shared = &self.0.queue;
         let mut state = shared.state.lock();
         if state.lines.len() + state.in_writing + line.len() > MOST_BYTES {
             drop(state);
@@ -96,19 +105,32 @@ impl LogWriter {
         }
     }
 
-    /// Waits, for at most [`LAST_LINES`], until all earlier lines are written.
+    /// Waits until all earlier lines are written, for at most [`LAST_LINES`], and, where the log is exported, until they
+    /// are sent, for a bounded time.
     pub fn flush(&self) {
+        // First: what it has to say is a line.
+        self.export().flush();
         let (done, wait) = sync_channel(1);
-        self.0.0.state.lock().flushing.push(done);
-        self.0.0.wake.notify_one();
+        self.0.queue.state.lock().flushing.push(done);
+        self.0.queue.wake.notify_one();
         let _ = wait.recv_timeout(LAST_LINES);
+    }
+
+    /// Export of the log, by the configuration in force.
+    pub fn export(&self) -> Guard<Arc<LogExport>> {
+        self.0.export.load()
+    }
+
+    /// Exports further lines as a new configuration says.
+    pub fn export_by(&self, export: &LogExport) {
+        self.0.export.store(Arc::new(export.clone()));
     }
 }
 
 impl Drop for WriterHandle {
     fn drop(&mut self) {
-        self.0.state.lock().ended = true;
-        self.0.wake.notify_one();
+        self.queue.state.lock().ended = true;
+        self.queue.wake.notify_one();
     }
 }
 
@@ -201,14 +223,15 @@ pub fn init(format: LogFormat) -> Result<LogWriter, LogError> {
     Ok(writer)
 }
 
-fn dispatch(format: LogFormat, filter: EnvFilter, writer: LogWriter) -> Dispatch {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+pub(super) fn dispatch(format: LogFormat, filter: EnvFilter, writer: LogWriter) -> Dispatch {
+    let events = tracing_subscriber::registry().with(filter).with(EventExport(writer.clone()));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
         LogFormat::Json => {
-            let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
-            Dispatch::new(builder.finish())
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            Dispatch::new(events.with(lines))
         }
-        LogFormat::Text => Dispatch::new(builder.with_ansi(false).finish()),
+        LogFormat::Text => Dispatch::new(events.with(lines.with_ansi(false))),
     }
 }
 

@@ -6,9 +6,11 @@ mod access_log;
 mod json;
 mod label;
 mod log;
+mod log_export;
 mod log_throttle;
 mod metrics;
 pub mod names;
+mod otlp;
 mod recent;
 mod tail;
 mod time;
@@ -21,6 +23,7 @@ pub use label::{
     NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
+pub use log_export::{LogExport, LogExportError, Record, names as log_names};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
     BUCKETS, BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count,
@@ -32,4 +35,4 @@ pub use metrics::{
 pub use recent::{MAX_HEADS, MAX_PER_SECOND as HEADS_PER_SECOND, RecentHead, RecentHeader, RecentHeads};
 pub use tail::{NoStatus, Tail, TailFilter, TailReader};
 pub use time::rfc3339_millis;
-pub use trace::{Span, SpanKind, TraceEnd, TraceError, Tracer};
+pub use trace::{Span, SpanIds, SpanKind, TraceEnd, TraceError, Tracer};

@@ -13,6 +13,7 @@ const ACCESS: &[(&str, &str)] = &[
     ("event", "`access`."),
     ("requestId", "Id of the request, as in `x-request-id`."),
     ("traceId", "Id of the trace; left out where there is none."),
+    ("spanId", "Id of the span of the request; left out without `telemetry.tracing`."),
     ("client", "Address of the client, read through `clientAddress` and `proxyProtocol`."),
     ("consumer", "Name of the consumer; left out for an anonymous caller."),
     ("route", "Name of the route; left out where none matched."),
@@ -237,6 +238,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("hand_over_started", "A new process (`pid`) was started, which takes over once it is ready."),
     ("listener_closed", "A listener was removed by an edit."),
     ("listening", "A listener takes connections."),
+    (
+        "logs_not_sent",
+        "A collector does not take the log; its records are dropped and counted in `spillway_log_records_dropped`.",
+    ),
     ("mapping_kept", "Memory of a model's file could not be released after its weights were copied."),
     ("mask_thread_lost", "A thread for structured answers ended by a defect: report it."),
     ("mask_thread_not_started", "A thread for structured answers could not be started."),
@@ -352,6 +357,25 @@ const EVENTS: &[(&str, &str)] = &[
 ];
 
 /// Reasons of `authentication_refused`: those of the errors of identity, and of connections.
+/// Attributes of exported records that spans do not have: name, meaning.
+const OF_RECORDS: &[(&str, &str)] = &[
+    ("error.message", "`error` of an event."),
+    ("http.request.body.size", "`bytesIn`."),
+    ("http.response.body.size", "`bytesOut`."),
+    ("network.protocol.name", "`http`, of `protocol`."),
+    ("spillway.audit.action", "`action`."),
+    ("spillway.audit.reason", "`reason`."),
+    ("spillway.audit.who", "`who`."),
+    ("spillway.cause", "`cause`."),
+    ("spillway.duration.seconds", "`durationMs`, in seconds."),
+    ("spillway.failed_endpoint", "`failedEndpoint`."),
+    ("spillway.headers_cut", "`requestHeadersCut`."),
+    ("spillway.limit", "`limit`."),
+    ("spillway.listener", "`listener`."),
+    ("spillway.not_spilled.field", "`notSpilledField`."),
+    ("spillway.not_spilled.reason", "`notSpilled`."),
+];
+
 fn reasons(files: &[File]) -> BTreeSet<String> {
     let errors = files.iter().filter(|file| file.path.contains("/identity/"));
     let bodies = errors.flat_map(|file| file.code.split("fn as_str(self) -> &'static str {").skip(1));
@@ -419,6 +443,9 @@ pub(super) fn page() -> String {
             "the audit log has no action {action}"
         );
     }
+    let mut of_records = literals(&module(&files, "telemetry/log_export/names").code);
+    of_records.retain(|name| !name.contains(' '));
+    compare("attributes of records", &names(OF_RECORDS), of_records.iter().map(String::as_str));
     let events = events(&files);
     assert!(events.len() > 60, "only {} events were found: the sources are read wrongly", events.len());
     compare("events", &names(EVENTS), events.keys().map(String::as_str));
@@ -429,7 +456,8 @@ pub(super) fn page() -> String {
 
 Standard output has one line for each request (`telemetry.logs.access`), each audited action, and each event of the process. With
 `telemetry.logs.format: json` a line is one JSON object, with `text` it is words. `event` tells the kinds apart. `SPILLWAY_LOG` is the
-filter of the process log (`info` by default). [Read logs](../how-to/logs.md) has an example.
+filter of the process log (`info` by default). A collector may [have them too](#records-of-otlp). [Read logs](../how-to/logs.md) has an
+example.
 
 ## Access log
 
@@ -453,5 +481,16 @@ One line when a request has ended. A field without a value is left out.
         let fields = event.fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
         writeln!(page, "| `{name}` | {levels} | {fields} | {} |", cell(text)).unwrap();
     }
+    page.push_str(
+        "\n## Records of OTLP
+
+With `telemetry.logs.otlp` each line is a record as well, with the trace and span of its request, its `event` as the name of the event,
+and a severity: of a request `ERROR` from status 500 on, else `INFO`; of a refused credential `WARN`. Attributes are named as those of
+[spans](spans.md), headers `http.request.header.NAME`, and these:
+
+",
+    );
+    table(&mut page, "attribute", OF_RECORDS);
+    page.push_str("\nFields of events of the process are `spillway.FIELD`, the target is the name of the scope.\n");
     page
 }

@@ -369,6 +369,7 @@ const GROUPS: &[Group] = &[
             ("spillway_kubernetes_status_failures", &[], "statuses"),
             ("spillway_build", &[("version", Text("version of the program"))], "1"),
             ("spillway_spans_dropped", &[], "spans"),
+            ("spillway_log_records_dropped", &[], "records"),
             ("spillway_log_lines_dropped", &[], "lines"),
             ("process_resident_memory_bytes", &[], "bytes"),
             ("process_cpu_seconds", &[], "seconds"),

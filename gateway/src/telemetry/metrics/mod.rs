@@ -275,6 +275,8 @@ pub struct Metrics {
     pub bodies_refused: ByLabel<BodyRefusal, Counter>,
     /// Spans that no collector took.
     pub spans_dropped: Arc<AtomicU64>,
+    /// Records of the log that no collector took.
+    pub log_records_dropped: Arc<AtomicU64>,
     started: SystemTime,
 }
 
@@ -301,6 +303,7 @@ impl Metrics {
             acme_failed: of(&families.orders, "result", "failed"),
             bodies_refused: ByLabel::new(|reason: BodyRefusal| of(&families.bodies, "reason", reason.as_str())),
             spans_dropped: Arc::default(),
+            log_records_dropped: Arc::default(),
             started: SystemTime::now(),
             families: Arc::new(families),
             process,
@@ -389,6 +392,8 @@ impl Metrics {
         now::quality(&mut now, samples.quality, samples.quality_write_failures, samples.quality_panics);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
+        let records = self.log_records_dropped.load(Ordering::Relaxed);
+        now::counter(&mut now, "spillway_log_records_dropped", "Records of the log that no collector took", records);
         now::counter(
             &mut now,
             "spillway_log_lines_dropped",

@@ -26,6 +26,7 @@ fn a_scrape_shows_what_happened() {
     inside.called(CallStats { input: Some(5), output: Some(3), ..CallStats::default() }, Duration::from_millis(30));
     inside.generated(Duration::from_millis(15), Duration::from_millis(80), 3);
     metrics.spans_dropped.fetch_add(2, Ordering::Relaxed);
+    metrics.log_records_dropped.fetch_add(4, Ordering::Relaxed);
     let certificate = |ends| CertificateSample { place: "public".into(), certificate: "a.test".into(), ends };
     let samples = Samples {
         engines: &[EngineSample { model: "m".into(), generated: 7, ..EngineSample::default() }],
@@ -50,6 +51,7 @@ fn a_scrape_shows_what_happened() {
         r#"spillway_tls_certificate_expiry_seconds{listener="public",certificate="a.test"} 1800000000"#,
         "spillway_log_lines_dropped_total 3",
         "spillway_spans_dropped_total 2",
+        "spillway_log_records_dropped_total 4",
         concat!("spillway_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
         assert!(has(&text, line), "{line} is missing in\n{text}");

@@ -3,12 +3,12 @@
 //! Every span that does not reach the collector while the process runs is counted, and logged once a minute.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::trace::{Link, SpanKind, TraceId};
-use opentelemetry::{Context, Key, KeyValue, Value};
+use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
@@ -22,6 +22,7 @@ use tokio::runtime::{Handle, Runtime};
 use super::plan::TracePlan;
 use super::tail::{HeldSpans, KeptSpans, Tail};
 use super::{MAX_TEXT, TraceError};
+use crate::telemetry::otlp::{EXPORT_EVERY, EXPORT_TIMEOUT, FLUSH, resource};
 use crate::telemetry::{LogThrottle, names};
 
 /// Most spans that wait for the collector; further ones are dropped. With at most some kilobytes a span (`MAX_TEXT`) these
@@ -29,12 +30,6 @@ use crate::telemetry::{LogThrottle, names};
 pub(super) const QUEUE: usize = 4096;
 /// Most bytes of the texts of model calls in spans that wait; further spans go without.
 const MAX_LONG_TEXTS: usize = 16 << 20;
-/// Longest time for one export, from the connection to the collector's answer: batches behind it wait as long.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time between two batches: spans wait this long for others to be sent with them.
-const EXPORT_EVERY: Duration = Duration::from_millis(500);
-/// Longest wait for the last spans when a tracer ends.
-const FLUSH: Duration = Duration::from_secs(2);
 
 /// Provider and runtime of one plan. Dropping the pipeline sends its waiting spans in the background.
 pub(super) struct Pipeline {
@@ -130,22 +125,6 @@ impl Drop for Pipeline {
             tracing::warn!(event = "traces_not_sent", error = %e, "the last spans of a replaced tracer are lost");
         }
     }
-}
-
-/// Identity of this process in its spans, for its whole life. Values of the standard variables take precedence.
-fn resource() -> Resource {
-    static INSTANCE: OnceLock<String> = OnceLock::new();
-    let instance = INSTANCE.get_or_init(|| uuid::Uuid::new_v4().to_string());
-    let given = Resource::builder().build();
-    let mut ours = vec![KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))];
-    let name = given.get(&Key::from_static_str("service.name")).map(|name| name.as_str().into_owned());
-    if name.is_none_or(|name| name.starts_with("unknown_service")) {
-        ours.push(KeyValue::new("service.name", "spillway"));
-    }
-    if given.get(&Key::from_static_str("service.instance.id")).is_none() {
-        ours.push(KeyValue::new("service.instance.id", instance.clone()));
-    }
-    Resource::builder().with_attributes(ours).build()
 }
 
 /// Counts lost spans and logs them, at most once a minute.

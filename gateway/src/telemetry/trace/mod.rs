@@ -213,6 +213,17 @@ pub struct TraceEnd {
     pub took: Duration,
 }
 
+/// Ids of a span, by which lines of the log find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanIds {
+    /// Id of its trace.
+    pub trace: TraceId,
+    /// Id of the span; `None` where tracing is off, and only the caller's trace is known.
+    pub span: Option<SpanId>,
+    /// True if the spans of the trace are sent.
+    pub is_sampled: bool,
+}
+
 /// Span that ends when dropped. Calls on a span that is not recorded do nothing.
 pub struct Span {
     span: SpanState,
@@ -347,12 +358,14 @@ impl Span {
         }
     }
 
-    /// Id of the trace.
-    pub fn trace_id(&self) -> Option<TraceId> {
-        match &self.span {
-            SpanState::Untouched(trace) => Some(*trace),
-            _ => self.context().map(SpanContext::trace_id),
+    /// Ids of the span and its trace.
+    pub fn ids(&self) -> Option<SpanIds> {
+        if let SpanState::Untouched(trace) = &self.span {
+            return Some(SpanIds { trace: *trace, span: None, is_sampled: false });
         }
+        let context = self.context()?;
+        let span = Some(context.span_id()).filter(|id| *id != SpanId::INVALID);
+        Some(SpanIds { trace: context.trace_id(), span, is_sampled: self.sent_trace().is_some() })
     }
 
     /// Writes the span's context into the headers that go upstream. With tracing off, the caller's headers stay.

@@ -143,7 +143,7 @@ fn a_trace_that_is_not_sampled_says_so_upstream_and_is_not_sent() {
     // A malformed parent begins a trace of our own.
     let fresh = tracer.server_span(&headers(&[("traceparent", "00-nonsense")]), false, SystemTime::now());
     assert!(fresh.is_recording());
-    let trace = fresh.trace_id().unwrap();
+    let trace = fresh.ids().unwrap().trace;
     drop(fresh);
     tracer.flush();
     let spans = kept.0.lock();
@@ -164,8 +164,8 @@ fn a_gateway_that_does_not_trace_leaves_the_callers_headers_alone() {
     let attempt = span.child("attempt", SpanKind::Client);
     attempt.inject(&mut upstream);
     assert_eq!(http::HeaderMap::from(upstream), http::HeaderMap::from(sent));
-    assert_eq!(attempt.trace_id().unwrap().to_string(), "0af7651916cd43dd8448eb211c80319c", "for the log");
-    assert!(Tracer::default().server_span(&Fields::default(), false, SystemTime::now()).trace_id().is_none());
+    assert_eq!(attempt.ids().unwrap().trace.to_string(), "0af7651916cd43dd8448eb211c80319c", "for the log");
+    assert!(Tracer::default().server_span(&Fields::default(), false, SystemTime::now()).ids().is_none());
 }
 
 #[test]
