@@ -240,8 +240,13 @@ impl Gateway {
 
     /// Number of the process that serves, which is another one after a hand-over.
     pub async fn serving(&self) -> u32 {
-        let shown: serde_json::Value = serde_json::from_str(&self.shown("/api/upgrade").await).unwrap();
-        shown["pid"].as_u64().unwrap().try_into().unwrap()
+        let admin = Client::new(self.admin);
+        // The system resets a connection that the process before had not taken when it closed its socket.
+        eventually("the admin address answers", || async {
+            let answer = admin.try_send(admin.request("GET", "/api/upgrade", &[], "")).await.ok()?;
+            answer.json()["pid"].as_u64()?.try_into().ok()
+        })
+        .await
     }
 
     /// Processes that this one and its successors have started and that run.

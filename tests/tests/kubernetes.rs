@@ -370,3 +370,27 @@ async fn a_port_that_is_taken_costs_its_listener_alone() {
     .await;
     running.metric_becomes("spillway_kubernetes_parts_refused", 1.0).await;
 }
+
+#[test]
+fn a_gateway_that_can_know_no_api_server_ends_before_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = "admin: {address: \"127.0.0.1:0\"}
+listeners: [{name: own, address: \"127.0.0.1:0\"}]
+routes: [{name: own, filters: [{respond: {body: file}}]}]
+discovery: {kubernetes: {gatewayClass: spillway, kubeconfig: kubeconfig.yaml}}
+";
+    std::fs::write(folder.path().join("spillway.yaml"), yaml).unwrap();
+    std::fs::write(folder.path().join("kubeconfig.yaml"), "apiVersion: v1\nkind: Config\ncurrent-context: none\n")
+        .unwrap();
+    let out = std::process::Command::new(spillway_tests::binary())
+        .args(["serve", "-c", "spillway.yaml"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(!out.status.success(), "{said}");
+    assert!(said.contains("discovery.kubernetes.kubeconfig"), "{said}");
+    for event in ["\"ready\"", "listening\""] {
+        assert!(!said.contains(event), "{said}");
+    }
+}

@@ -21,7 +21,7 @@ use spillway_config::{Further, RefusedPart};
 use tokio::sync::oneshot;
 
 #[cfg(feature = "kubernetes")]
-pub use run::{Discovery, DiscoveryError};
+pub use run::{ApiServer, Discovery, DiscoveryError};
 
 /// Parts for the running configuration, in the place of those of the offer before.
 #[derive(Debug)]

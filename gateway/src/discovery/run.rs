@@ -54,6 +54,26 @@ pub enum DiscoveryError {
     Client(#[from] kube::Error),
 }
 
+/// API server that discovery will watch, with the namespace of its credentials; found before anything is served.
+pub struct ApiServer {
+    settings: Kubernetes,
+    client: Client,
+    default_namespace: String,
+}
+
+impl ApiServer {
+    /// Finds address and credentials of the API server; asks it nothing.
+    ///
+    /// # Errors
+    /// No API server is known, or its credentials cannot be read. A server that does not answer is no error.
+    pub async fn find(settings: Kubernetes) -> Result<Self, DiscoveryError> {
+        let mut config = config(settings.kubeconfig.as_deref()).await?;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        let default_namespace = config.default_namespace.clone();
+        Ok(Self { settings, client: Client::try_from(config)?, default_namespace })
+    }
+}
+
 /// Running discovery; stopped by [`Discovery::stop`].
 pub struct Discovery {
     stop: watch::Sender<bool>,
@@ -61,22 +81,17 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Connects, and starts to watch. `offers` takes the parts of the configuration; `edited` tells of each edit of the file,
-    /// after which the parts are offered again. `synced` becomes true once the first offer was decided.
-    ///
-    /// # Errors
-    /// No API server is known, or its credentials cannot be read. A server that does not answer is no error.
-    pub async fn start(
-        settings: Kubernetes,
+    /// Starts to watch. `offers` takes the parts of the configuration; `edited` tells of each edit of the file, after which the
+    /// parts are offered again. `synced` becomes true once the first offer was decided.
+    pub fn start(
+        server: ApiServer,
         offers: mpsc::Sender<Offer>,
         edited: watch::Receiver<u64>,
         synced: watch::Sender<bool>,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, DiscoveryError> {
-        let mut config = config(settings.kubeconfig.as_deref()).await?;
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        let namespace = settings.leader_election.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config)?;
+    ) -> Self {
+        let ApiServer { settings, client, default_namespace } = server;
+        let namespace = settings.leader_election.namespace.clone().unwrap_or(default_namespace);
         let (stop, stopped) = watch::channel(false);
         let (leads, leading) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -108,7 +123,7 @@ impl Discovery {
             synced,
         };
         tasks.spawn(task.run(received, edited, leading, stopped));
-        Ok(Self { stop, tasks })
+        Self { stop, tasks }
     }
 
     /// Ends all tasks, and gives the lease up.

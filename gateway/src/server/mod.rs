@@ -19,9 +19,9 @@ use crate::audit::Audit;
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
 use crate::connect::Connector;
-#[cfg(feature = "kubernetes")]
-use crate::discovery::Discovery;
 use crate::discovery::Offer;
+#[cfg(feature = "kubernetes")]
+use crate::discovery::{ApiServer, Discovery};
 use crate::downstream::Downstream;
 use crate::edits::Edits;
 use crate::exchange::BodyBudget;
@@ -88,10 +88,53 @@ pub enum ServeError {
     System(String),
 }
 
-/// Discovery that runs; nothing without `discovery`, or in a build without a client for Kubernetes, whose check refuses it.
+/// API server that discovery will watch; nothing without `discovery`, or in a build without a client for Kubernetes, whose check
+/// refuses it.
+struct Discoverable {
+    #[cfg(feature = "kubernetes")]
+    server: Option<ApiServer>,
+}
+
+/// Discovery that runs, of a [`Discoverable`].
 struct Discoverer {
     #[cfg(feature = "kubernetes")]
     running: Option<Discovery>,
+}
+
+#[cfg(feature = "kubernetes")]
+impl Discoverable {
+    async fn find(config: &Config) -> Result<Self, ServeError> {
+        let Some(settings) = config.discovery.kubernetes.clone() else { return Ok(Self { server: None }) };
+        Ok(Self { server: Some(ApiServer::find(settings).await?) })
+    }
+
+    fn start(
+        self,
+        offers: mpsc::Sender<Offer>,
+        edited: watch::Receiver<u64>,
+        synced: watch::Sender<bool>,
+        metrics: &Arc<Metrics>,
+    ) -> Discoverer {
+        let start = |server| Discovery::start(server, offers, edited, synced, metrics.clone());
+        Discoverer { running: self.server.map(start) }
+    }
+}
+
+#[cfg(not(feature = "kubernetes"))]
+impl Discoverable {
+    async fn find(_: &Config) -> Result<Self, ServeError> {
+        Ok(Self {})
+    }
+
+    fn start(
+        self,
+        _: mpsc::Sender<Offer>,
+        _: watch::Receiver<u64>,
+        _: watch::Sender<bool>,
+        _: &Arc<Metrics>,
+    ) -> Discoverer {
+        Discoverer {}
+    }
 }
 
 impl Discoverer {
@@ -101,30 +144,6 @@ impl Discoverer {
             running.stop().await;
         }
     }
-}
-
-#[cfg(feature = "kubernetes")]
-async fn discover(
-    config: &Config,
-    offers: mpsc::Sender<Offer>,
-    edited: watch::Receiver<u64>,
-    synced: watch::Sender<bool>,
-    metrics: &Arc<Metrics>,
-) -> Result<Discoverer, ServeError> {
-    let Some(settings) = config.discovery.kubernetes.clone() else { return Ok(Discoverer { running: None }) };
-    let running = Discovery::start(settings, offers, edited, synced, metrics.clone()).await?;
-    Ok(Discoverer { running: Some(running) })
-}
-
-#[cfg(not(feature = "kubernetes"))]
-async fn discover(
-    _: &Config,
-    _: mpsc::Sender<Offer>,
-    _: watch::Receiver<u64>,
-    _: watch::Sender<bool>,
-    _: &Arc<Metrics>,
-) -> Result<Discoverer, ServeError> {
-    Ok(Discoverer {})
 }
 
 /// Validates a configuration that [`crate::load::read`] accepts, with the code that compiles it to run; returns the snapshot,
@@ -189,6 +208,8 @@ pub async fn serve(
     let edits = Arc::new(Edits::started(&path));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
+    // One that cannot be known is said before anything listens.
+    let discoverable = Discoverable::find(config).await?;
     let has_discovery = config.has_discovery();
     let (synced, discovered) = watch::channel(!has_discovery);
     let (hand_overs, orders) = HandOvers::new();
@@ -302,7 +323,7 @@ pub async fn serve(
 
     let (edited, edits_of_file) = watch::channel(0);
     let (offers, offered) = tokio::sync::mpsc::channel(1);
-    let discovery = discover(config, offers, edits_of_file, synced, &metrics).await?;
+    let discovery = discoverable.start(offers, edits_of_file, synced, &metrics);
     let loaded = Arc::new(loaded);
     let config = &loaded.config;
     let reloader = Reloader {
