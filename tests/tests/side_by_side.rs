@@ -17,6 +17,7 @@ mod costs;
 mod credentials;
 mod deadlines;
 mod edges;
+mod expressions;
 mod failures;
 mod feedback;
 mod http2;

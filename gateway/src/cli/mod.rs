@@ -8,6 +8,7 @@ mod chat;
 mod check;
 mod diff;
 mod drift;
+mod eval;
 mod eval_set;
 mod keys;
 mod models;
@@ -73,6 +74,8 @@ enum Command {
     },
     /// Show what an edited configuration would change in a running gateway, without applying it.
     Diff(diff::DiffArguments),
+    /// Print the value of an expression for a request.
+    Eval(eval::EvalArguments),
     /// Ask the questions of a file, and check their answers.
     EvalSet(eval_set::EvalSetArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -150,6 +153,7 @@ pub fn run(registry: Registry) -> ExitCode {
         Command::Serve { config } => serve(config, registry),
         Command::Check { files, offline, format } => check::run(&files, &registry, offline, format),
         Command::Diff(arguments) => diff::run(&arguments, &registry),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::EvalSet(arguments) => eval_set::run(&arguments),
         Command::Schema => {
             let schema = spillway_config::json_schema(&*registry);

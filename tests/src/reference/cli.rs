@@ -11,7 +11,7 @@ const CODES: &[(u8, &str)] = &[
     (0, "Success. `serve` ends with it after a signal."),
     (
         1,
-        "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded, a question of `eval-set` without an answer. Of `rollout status NAME` and `--wait`: the rollout is aborted.",
+        "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded, a question of `eval-set` without an answer, a request for which the expression of `eval` has no value. Of `rollout status NAME` and `--wait`: the rollout is aborted.",
     ),
     (2, "Wrong usage or a wrong configuration; nothing was started. A rollout, key or consumer that does not exist."),
     (

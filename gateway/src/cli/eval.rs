@@ -1,0 +1,185 @@
+//! `spillway eval`: the value of an expression for a request in a file.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use http::{HeaderName, HeaderValue, header};
+use serde::Deserialize;
+use spillway_cel::{Expression, Scope, Seen};
+use spillway_config::path;
+use spillway_filter::{Caller, Fields};
+
+use super::{FAILED, WRONG, fail};
+
+/// Most header fields of a request.
+const MAX_FIELDS: usize = 256;
+/// Request that an expression sees where none is named.
+const PLAIN: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// Arguments of `eval`.
+#[derive(Args)]
+#[command(
+    after_help = "Exit codes: 0 the value is printed, 1 the request has no value for the expression, 2 a wrong expression or \
+    file."
+)]
+pub(super) struct EvalArguments {
+    /// The expression (CEL), with the names of docs/extend/expressions.md.
+    #[arg(value_name = "EXPR")]
+    expression: String,
+    /// The request as HTTP/1.1 writes it: its head, an empty line, its body; `-` reads standard input. Without it, GET /.
+    #[arg(long, value_name = "FILE")]
+    request: Option<PathBuf>,
+    /// The caller as JSON: {"name": "", "tenant": "", "scopes": [], "claims": {}}. Without it, an anonymous one.
+    #[arg(long, value_name = "FILE")]
+    consumer: Option<PathBuf>,
+    /// The name of the route.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    route: String,
+    /// The address of the client.
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    client: IpAddr,
+    /// The caller uses TLS.
+    #[arg(long)]
+    tls: bool,
+    /// Allow only the names that `routes[].matches[].when` knows.
+    #[arg(long)]
+    when: bool,
+}
+
+/// Caller, as the file of `--consumer` has it.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ConsumerFile {
+    name: String,
+    tenant: String,
+    scopes: Vec<String>,
+    claims: serde_json::Value,
+}
+
+/// Reason for which there is nothing to evaluate.
+#[derive(Debug, thiserror::Error)]
+enum EvalError {
+    /// The text is not an expression.
+    #[error("the expression: {0}")]
+    Expression(String),
+    /// A file cannot be read.
+    #[error("{file}: {reason}")]
+    File { file: String, reason: std::io::Error },
+    /// A file is not what it should be.
+    #[error("{file}: {reason}")]
+    Content { file: String, reason: String },
+}
+
+/// Request of a file.
+struct Request {
+    method: String,
+    path: String,
+    query: String,
+    headers: Fields,
+    body: Vec<u8>,
+    model: Option<String>,
+}
+
+/// Runs the command.
+pub(super) fn run(arguments: &EvalArguments) -> ExitCode {
+    match evaluate(arguments) {
+        Ok(Ok((value, kind))) => {
+            println!("{value} ({kind})");
+            ExitCode::SUCCESS
+        }
+        Ok(Err(e)) => fail(FAILED, &format!("no value: {e}")),
+        Err(e) => fail(WRONG, &e),
+    }
+}
+
+type Value = Result<(serde_json::Value, String), spillway_cel::EvaluationError>;
+
+fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
+    let scope = if arguments.when { Scope::Head } else { Scope::All };
+    let expression = Expression::any(&arguments.expression, scope).map_err(EvalError::Expression)?;
+    let (file, bytes) = match &arguments.request {
+        Some(file) => (file.display().to_string(), read(file)?),
+        None => (String::new(), PLAIN.to_vec()),
+    };
+    let request = parse(&bytes).map_err(|reason| EvalError::Content { file, reason })?;
+    let consumer = arguments.consumer.as_deref().map(consumer).transpose()?;
+    let caller = consumer.as_ref().map(|known| Caller {
+        consumer: &known.name,
+        tenant: &known.tenant,
+        scopes: &known.scopes,
+        claims: &known.claims,
+    });
+    Ok(expression.json(&Seen {
+        method: &request.method,
+        path: &request.path,
+        query: &request.query,
+        headers: &request.headers,
+        client: arguments.client,
+        route: &arguments.route,
+        model: request.model.as_deref(),
+        body: Some(request.body.as_slice()).filter(|body| !body.is_empty()),
+        caller,
+        secure: arguments.tls,
+        now: None,
+    }))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, EvalError> {
+    let mut bytes = Vec::new();
+    let done = if file == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut bytes).map(drop)
+    } else {
+        std::fs::read(file).map(|read| bytes = read)
+    };
+    done.map_err(|reason| EvalError::File { file: file.display().to_string(), reason })?;
+    Ok(bytes)
+}
+
+fn consumer(file: &Path) -> Result<ConsumerFile, EvalError> {
+    let bytes = read(file)?;
+    let wrong = |e: serde_json::Error| EvalError::Content { file: file.display().to_string(), reason: e.to_string() };
+    serde_json::from_slice(&bytes).map_err(wrong)
+}
+
+/// Parses a request; lines may end as text files have it, and the body is what follows the empty line, of any length.
+fn parse(bytes: &[u8]) -> Result<Request, String> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut head = httparse::Request::new(&mut fields);
+    let begins = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(begins)) => begins,
+        Ok(httparse::Status::Partial) => {
+            return Err("the head of the request has no end; expected an empty line".to_owned());
+        }
+        Err(e) => {
+            return Err(format!(
+                "this is not a request: {e}; expected `GET /path HTTP/1.1`, its headers, an empty line"
+            ));
+        }
+    };
+    let target: http::Uri = head.path.unwrap_or_default().parse().map_err(|e| format!("the target: {e}"))?;
+    let mut headers = Fields::with_capacity(head.headers.len());
+    for field in head.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|e| format!("`{}`: {e}", field.name))?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|e| format!("the value of `{name}`: {e}"))?;
+        headers.append(name, value);
+    }
+    let body = bytes.get(begins..).unwrap_or_default().to_vec();
+    if !body.is_empty() && headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(
+            "a body in a `content-encoding` is not decoded here: write it plain, without this header".to_owned()
+        );
+    }
+    let path = path::normal(target.path()).map_err(|e| format!("the path `{}`: {e}", target.path()))?;
+    let named = serde_json::from_slice::<serde_json::Value>(&body).ok();
+    Ok(Request {
+        method: head.method.unwrap_or_default().to_owned(),
+        path: path::key(&path).into_owned(),
+        query: target.query().unwrap_or_default().to_owned(),
+        headers,
+        body,
+        model: named.and_then(|body| Some(body.get("model")?.as_str()?.to_owned())),
+    })
+}

@@ -1,0 +1,97 @@
+//! `spillway eval`: expressions before requests from files, with the value that the gateway has for them.
+
+use std::path::Path;
+use std::process::Command;
+
+use spillway_tests::{Gateway, Upstream, binary};
+
+const CHAT: &str = "POST /v1//chat/completions?a=b HTTP/1.1
+host: Api.Example.com:8443
+x-team: blue
+content-type: application/json
+
+{\"model\": \"gpt-x\", \"messages\": [1, 2, 3]}
+";
+
+fn eval(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let out = Command::new(binary()).arg("eval").args(arguments).current_dir(folder).output().unwrap();
+    (out.status.code(), String::from_utf8([out.stdout, out.stderr].concat()).unwrap())
+}
+
+#[test]
+fn an_expression_has_the_value_and_type_of_the_request_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("chat.http", CHAT);
+    write("crlf.http", &CHAT.replace('\n', "\r\n"));
+    write("acme.json", r#"{"name": "acme", "scopes": ["chat"], "claims": {"plan": "pro"}}"#);
+    for (arguments, code, says) in [
+        (&["request.method", "--request", "chat.http"][..], 0, "\"POST\" (string)\n"),
+        (&["request.query + request.headers['x-team']", "--request", "crlf.http"], 0, "\"a=bblue\" (string)\n"),
+        (&["request.host", "--request", "chat.http"], 0, "\"api.example.com\" (string)\n"),
+        (
+            &["request.model == 'gpt-x' && size(request.body.messages) > 2", "--request", "chat.http"],
+            0,
+            "true (bool)\n",
+        ),
+        (&["consumer.name + claims.plan", "--consumer", "acme.json"], 0, "\"acmepro\" (string)\n"),
+        (&["[route, request.clientAddress]", "--route", "r", "--client", "::1"], 0, "[\"r\",\"::1\"] (list)\n"),
+        (&["tls.used", "--tls"], 0, "true (bool)\n"),
+        (&["request.headers['x-none']"], 1, "no value: "),
+        (&["claims.plan == 'pro'"], 1, "no value: "),
+        (&["request.pth"], 2, "the expression: column 8: `request` has no `pth`; expected `method`, `path`,"),
+        (&["request.model", "--when"], 2, "is not read yet when a route is chosen"),
+        (&["true", "--request", "none.http"], 2, "none.http: No such file"),
+        (&["true", "--request", "acme.json"], 2, "acme.json: this is not a request: "),
+        (&["true", "--consumer", "chat.http"], 2, "chat.http: "),
+    ] {
+        let (ended, said) = eval(folder.path(), arguments);
+        assert_eq!(ended, Some(code), "{arguments:?}: {said}");
+        assert!(if code == 0 { said == says } else { said.contains(says) }, "{arguments:?}: {said}");
+    }
+    write("packed.http", &CHAT.replace("x-team: blue", "content-encoding: gzip"));
+    write("open.http", "GET / HTTP/1.1\nhost: a");
+    write("dots.http", "GET /a/%2e%2e%2fb HTTP/1.1\nhost: a\n\n");
+    for (file, says) in [("packed", "`content-encoding`"), ("open", "has no end"), ("dots", "the path `/a/%2e%2e%2fb`")]
+    {
+        let (ended, said) = eval(folder.path(), &["true", "--request", &format!("{file}.http")]);
+        assert!(ended == Some(2) && said.contains(says), "{file}: {ended:?} {said}");
+    }
+}
+
+/// What `eval` says of a request, the gateway does with it.
+#[tokio::test]
+async fn the_gateway_decides_as_eval_says() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let folder = tempfile::tempdir().unwrap();
+    for (n, expression) in [
+        "request.path == '/a/b'",
+        "request.path.endsWith('/b/')",
+        "request.query.contains('x=1')",
+        "'x-team' in request.headers && request.headers['x-team'] == 'blue, red'",
+        "request.host == 'shop.test'",
+        "request.headers['x-none'] == ''",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let gateway = Gateway::start(&format!(
+            "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, matches: [{{when: \"{expression}\"}}], backendRefs: [{{name: x}}]}}]
+",
+            upstream.url()
+        ))
+        .await;
+        let client = gateway.client();
+        for target in ["/a/b", "/a//b?x=1", "/a/./b/?y=2", "/other"] {
+            let headers = [("host", "SHOP.test:81"), ("x-team", "blue"), ("x-team", "red")];
+            let answer = client.send(client.request("GET", target, &headers, "")).await;
+            let text = format!("GET {target} HTTP/1.1\nhost: SHOP.test:81\nx-team: blue\nx-team: red\n\n");
+            let file = folder.path().join(format!("{n}.http"));
+            std::fs::write(&file, text).unwrap();
+            let (code, said) = eval(folder.path(), &[expression, "--when", "--request", &format!("{n}.http")]);
+            let holds = code == Some(0) && said == "true (bool)\n";
+            assert_eq!(answer.status == 200, holds, "{expression} {target}: {} {said}", answer.status);
+        }
+    }
+}
