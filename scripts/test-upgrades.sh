@@ -8,10 +8,11 @@ cd "$ROOT"
 
 scripts/system.sh run
 scripts/rust.sh
+scripts/test-tools.sh nextest
 if [ -z "${SPILLWAY_BIN:-}" ]; then
   say "Building the release binary; the first time takes some minutes"
   cargo build --release --locked -p spillway
   SPILLWAY_BIN="${CARGO_TARGET_DIR:-$ROOT/target}/release/spillway"
 fi
 export SPILLWAY_BIN
-cargo test --release --locked -p spillway-tests --test alone -- upgrade:: --ignored --nocapture
+cargo nextest run --workspace --locked --test alone --run-ignored only --no-capture -E 'test(/^upgrade::/)'
