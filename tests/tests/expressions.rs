@@ -52,14 +52,13 @@ fn an_expression_has_the_value_and_type_of_the_request_in_the_file() {
     write("packed.http", &CHAT.replace("x-team: blue", "content-encoding: gzip"));
     write("open.http", "GET / HTTP/1.1\nhost: a");
     write("dots.http", "GET /a/%2e%2e/b HTTP/1.1\nhost: a\n\n");
-    for (file, says) in [("packed", "`content-encoding`"), ("open", "has no end"), ("dots", "the path `/a/%2e%2e/b`")]
-    {
+    for (file, says) in [("packed", "`content-encoding`"), ("open", "has no end"), ("dots", "the path `/a/%2e%2e/b`")] {
         let (ended, said) = eval(folder.path(), &["true", "--request", &format!("{file}.http")]);
         assert!(ended == Some(2) && said.contains(says), "{file}: {ended:?} {said}");
     }
 }
 
-/// What `eval` says of a request, the gateway does with it.
+/// The gateway decides about a request as `eval` says.
 #[tokio::test]
 async fn the_gateway_decides_as_eval_says() {
     let upstream = Upstream::fixed(200, "{}").await;

@@ -82,7 +82,7 @@ fn headers(headers: &Fields) -> Value {
     Value::Map(Map { map: Arc::new(joined) })
 }
 
-/// Those of the named headers that a request has.
+/// Headers of these names that a request has.
 fn named_headers(headers: &Fields, names: &[HeaderName]) -> Value {
     let mut joined = HashMap::with_capacity(names.len());
     for name in names {
