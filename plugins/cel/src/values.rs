@@ -1,6 +1,7 @@
 //! Request as CEL values. Parts that an expression does not use are not converted.
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -199,13 +200,14 @@ pub(crate) fn path(path: &str) -> Cow<'_, str> {
     if out.len() == path.len() { Cow::Borrowed(path) } else { Cow::Owned(out) }
 }
 
-/// Value of a fact.
-fn value(fact: Fact, x: &Seen<'_>, found: &[HeaderName], all_headers: bool) -> Result<Value, ExecutionError> {
-    let now = || {
-        let now = x.now.unwrap_or_else(SystemTime::now);
-        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        i64::try_from(seconds).unwrap_or(i64::MAX)
-    };
+/// Value of a fact; `now` are the seconds since 1970.
+fn value(
+    fact: Fact,
+    x: &Seen<'_>,
+    found: &[HeaderName],
+    all_headers: bool,
+    now: impl Fn() -> i64,
+) -> Result<Value, ExecutionError> {
     let text = Value::from;
     Ok(match fact {
         Fact::Method => text(x.method),
@@ -248,9 +250,16 @@ pub(crate) fn bind(
     headers: &[HeaderName],
     all_headers: bool,
 ) -> Result<(), ExecutionError> {
+    // One time for all that is read of it: hour and minute belong together.
+    let now = LazyCell::new(|| {
+        let now = x.now.unwrap_or_else(SystemTime::now);
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        i64::try_from(seconds).unwrap_or(i64::MAX)
+    });
+    let value = |fact| value(fact, x, headers, all_headers, || *now);
     let mut names = NAMES.iter().filter(|name| asked.reads(name.fact)).peekable();
     while let Some(name) = names.next() {
-        let first = value(name.fact, x, headers, all_headers)?;
+        let first = value(name.fact)?;
         let Some(field) = name.field else {
             context.add_variable_from_value(name.root, first);
             continue;
@@ -259,7 +268,7 @@ pub(crate) fn bind(
         fields.insert(Key::from(field), first);
         while let Some(next) = names.next_if(|next| next.root == name.root) {
             if let Some(field) = next.field {
-                fields.insert(Key::from(field), value(next.fact, x, headers, all_headers)?);
+                fields.insert(Key::from(field), value(next.fact)?);
             }
         }
         context.add_variable_from_value(name.root, Value::Map(Map { map: Arc::new(fields) }));
