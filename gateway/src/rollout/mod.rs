@@ -187,9 +187,7 @@ impl Rollouts {
         if self.0.orders.lock().is_some() {
             return;
         }
-        let (asked, done) = oneshot::channel();
-        let known = async { self.0.commands.send(Order::Know(asked)).await.is_ok() && done.await.is_ok() };
-        if !tokio::time::timeout(PATIENCE, known).await.unwrap_or(false) {
+        if !self.carried_out(Order::Know).await {
             tracing::warn!(event = "hand_over_behind", rollouts = false);
         }
     }
@@ -369,9 +367,14 @@ impl Rollouts {
             return true;
         }
         self.0.is_leaving.store(true, Ordering::Release);
-        let (written, done) = oneshot::channel();
-        let exchange = async { self.0.commands.send(Order::Exchange(written)).await.is_ok() && done.await.is_ok() };
-        tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(false)
+        self.carried_out(Order::Exchange).await
+    }
+
+    /// Gives the controller an order and waits until it is carried out; false where that took too long.
+    async fn carried_out(&self, order: fn(oneshot::Sender<()>) -> Order) -> bool {
+        let (carried_out, done) = oneshot::channel();
+        let work = async { self.0.commands.send(order(carried_out)).await.is_ok() && done.await.is_ok() };
+        tokio::time::timeout(PATIENCE, work).await.unwrap_or(false)
     }
 
     /// Decides again: a new process that may have begun to is gone.
