@@ -72,6 +72,7 @@ fn chain(authenticator: &Authenticator, headers: &Fields) -> u64 {
         caller: Some(caller),
         route: "chat",
         query: "",
+        system: None,
         model: Some("m"),
         body: None,
     };

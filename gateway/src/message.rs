@@ -1,7 +1,7 @@
 //! Heads of requests and answers, as all rooms see them, whatever the version of HTTP.
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri, Version};
 use pingora::http::RequestHeader;
@@ -12,6 +12,25 @@ use spillway_filter::{FieldName, Fields};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a header has a name or value with bytes that HTTP does not allow")]
 pub struct InvalidHeader;
+
+/// Fields that describe the bytes of a body, which are others after decoding.
+static OF_THE_BYTES: [HeaderName; 8] = [
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::ETAG,
+    header::ACCEPT_RANGES,
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
+/// Removes the fields that describe the bytes of a body from its head.
+pub fn without_coding(head: &mut ResponseHead) {
+    for name in &OF_THE_BYTES {
+        head.remove_header(name);
+    }
+}
 
 fn field(
     name: impl TryInto<HeaderName>,

@@ -124,6 +124,12 @@ async fn answer(port: u16, seen: Seen) -> Option<Reply> {
         );
         return Some(reply(200, &[("content-type", "application/json")], text));
     }
+    if seen.path == "/v1/completions" {
+        let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let choice = json!({"index": 0, "text": body["prompt"], "finish_reason": "stop"});
+        let text = json!({"created": 1, "model": body["model"], "choices": [choice], "system_fingerprint": "fp"});
+        return Some(reply(200, &[("content-type", "application/json")], text.to_string()));
+    }
     if seen.path.ends_with("/old") {
         let host = seen.headers["host"].to_str().unwrap();
         let new = format!("http://{host}{}/new", seen.path.trim_end_matches("/old"));

@@ -456,6 +456,33 @@ async fn echoing(id: &'static str, words: [&'static str; 2]) -> Upstream {
 }
 
 #[tokio::test]
+async fn a_continued_stream_is_changed_by_filters_from_begin_to_end() {
+    let first = dying().await;
+    let second = continuing("The capital of France is", &[" Paris."], false).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}, {{url: \"{}\", priority: 1}}]}}]
+routes:
+  - name: r
+    filters: [{{transform: {{response: {{set: {{/service: s}}, remove: [/usage]}}}}}}]
+    backendRefs: [{{name: x}}]
+    resume: true
+    retry: {{attempts: 0}}
+",
+        first.url(),
+        second.url()
+    ))
+    .await;
+    let answer = gateway.client().post("/v1/chat/completions", &[("x-spillway-fallback", "never")], QUESTION).await;
+    let text = answer.text();
+    assert!(!answer.cut && answer.status == 200, "{text}");
+    let all = events(&text);
+    let said: String = all.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(said, "The capital of France is Paris.");
+    assert!(all.iter().all(|event| event["service"] == "s" && event["usage"].is_null()), "{text}");
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+}
+
+#[tokio::test]
 async fn a_continued_stream_has_one_name_of_the_model() {
     let (first, second) = (echoing("c-1", ["Hello", "?"]).await, echoing("c-22", ["?", " there."]).await);
     let (key, digest) = new_key();

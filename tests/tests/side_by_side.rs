@@ -34,4 +34,5 @@ mod rollout_commands;
 mod rollouts;
 mod smaller_operations;
 mod trailers;
+mod transforming;
 mod usage;

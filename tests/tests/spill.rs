@@ -330,3 +330,34 @@ routes:
     }
     assert_eq!(full.last().path, "/v1/chat/completions");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_change_what_a_spill_reads_and_answers() {
+    let full = Upstream::fixed(429, "full").await;
+    let transform = serde_json::json!({
+        "request": {"set": {"/max_tokens": 3, "/temperature": 0}, "prependSystem": "Be brief."},
+        "response": {"set": {"/service": "s"}, "remove": ["/usage"]},
+    });
+    let more = format!("    filters: [{{transform: {transform}}}]");
+    let gateway = Gateway::start(&fleet(&[&full.url()], "maxFullFor: 10s", &more)).await;
+    let client = gateway.client();
+    for is_stream in [false, true] {
+        let messages = serde_json::json!([{"role": "user", "content": "Write a long story."}]);
+        let body = serde_json::json!({"model": "x", "messages": messages, "stream": is_stream});
+        let answer = client.post("/v1/chat/completions", &[], body.to_string()).await;
+        let text = answer.text();
+        assert_eq!((answer.status.as_u16(), answer.header("x-spillway-served-by")), (200, "builtin/smollm2"), "{text}");
+        let objects: Vec<serde_json::Value> = if is_stream {
+            assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+            let data = text.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+            data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
+        } else {
+            assert_eq!(answer.header("content-length"), text.len().to_string());
+            vec![answer.json()]
+        };
+        assert!(objects.iter().all(|object| object["service"] == "s" && object["usage"].is_null()), "{text}");
+    }
+    let lines = eventually("lines", || async { Some(gateway.events("access")).filter(|lines| lines.len() == 2) }).await;
+    let counted: Vec<_> = lines.iter().map(|line| line["completionTokens"].clone()).collect();
+    assert_eq!(counted, [3, 3], "the request is the changed one, and its tokens count");
+}

@@ -280,8 +280,8 @@ pub struct BackendLimits {
     /// over HTTP/2 about twice as much is kept while it is read, and at eight times the connection ends. The default takes
     /// twice what listeners take from clients.
     pub max_header_bytes: Size,
-    /// Bytes of an answer that is read whole to be translated for a caller of another API, as it came and decoded; and of
-    /// what waits of a translated stream, such as the arguments of a tool call. An answer beyond it is 502
+    /// Bytes of an answer that is read whole to be translated for a caller of another API, as it came and decoded, or to be
+    /// changed by a filter; and of what waits of a translated stream, such as the arguments of a tool call. An answer beyond it is 502
     /// (`upstream_answer_too_large`), and a stream ends with that error. The default is the text of two million tokens.
     pub max_translated_bytes: Size,
 }

@@ -168,7 +168,8 @@ pub struct ProcessLimits {
     pub buffered_bodies_per_caller: Size,
     /// Memory for answers that clients have not read yet, over all requests. While it lasts, a server's answer is read
     /// to its end and the server is free for others, however slowly the client reads. When it is spent, servers are
-    /// read as fast as clients take. Memory that is held counts, in pieces of 1 KiB to 64 KiB and 128 bytes for each.
+    /// read as fast as clients take. Memory that is held counts, in pieces of 1 KiB to 64 KiB and 128 bytes for each. Answers
+    /// that filters change are read whole within it: one that finds none left is 503.
     pub buffered_answers: Size,
     /// The share of one request in `bufferedAnswers`.
     pub buffered_answers_per_request: Size,

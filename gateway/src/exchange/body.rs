@@ -55,6 +55,22 @@ impl HeldBody {
         self.share.as_mut().and_then(Arc::get_mut).map_or(Ok(()), |share| share.belongs_to(caller))
     }
 
+    /// Puts other bytes in the body's place, `limit` of them at most, and returns those before. `None` where the body is empty or
+    /// has another holder.
+    pub fn replace(&mut self, bytes: Bytes, limit: u64) -> Result<Option<Bytes>, End> {
+        let Some(share) = self.share.as_mut().and_then(Arc::get_mut) else { return Ok(None) };
+        let length = len(bytes.len());
+        if length > limit {
+            return Err(too_large(limit, "this route accepts, as its filters have changed it"));
+        }
+        let more = length.saturating_sub(len(self.bytes.len()));
+        share.grow(more, more, length)?;
+        share.shrink(length);
+        // They describe the bytes that came.
+        self.trailers = None;
+        Ok(Some(std::mem::replace(&mut self.bytes, bytes)))
+    }
+
     /// Replaces a body in a coding, which `layer` names, by its decoded bytes, `limit` of them at most, which are counted as they
     /// are written. Only possible while the body has one holder.
     pub async fn decode(

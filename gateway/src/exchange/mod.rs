@@ -6,12 +6,14 @@ mod body_budget;
 mod connection;
 mod forwarded;
 mod observers;
+mod rewriting;
 mod taps;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
 use spillway_filter::{Answer, Caller, Fields, Refusal, Variables};
 use spillway_statistics::Version;
@@ -39,6 +41,7 @@ pub use body_budget::{BodyBudget, BodyShare, too_large, too_large_refusal};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
+pub use rewriting::{Rewriting, RewrittenEnd};
 pub use taps::Taps;
 
 /// End of a request that no endpoint or model answers.
@@ -404,6 +407,8 @@ pub struct Exchange {
     pub refused_by: Option<String>,
     /// Observers of filters that follow the exchange.
     pub observers: Observers,
+    /// Rewriters of filters that change the answer; `None` where no filter does.
+    pub rewriting: Option<Box<Rewriting>>,
     /// True for a request of the gateway's own, which counts for nobody.
     pub is_probe: bool,
     /// Taps on the answer of an exchange that is looked at.
@@ -468,6 +473,7 @@ impl Exchange {
             over_limit: None,
             refused_by: None,
             observers: Observers::default(),
+            rewriting: None,
             is_probe: false,
             taps: None,
             running: None,
@@ -565,8 +571,38 @@ impl Exchange {
         }
     }
 
+    /// Changes a part of the answer's body as the filters say, and shows what goes to the client now, which is returned.
+    pub fn pass(&mut self, part: Bytes) -> Bytes {
+        let part = match &mut self.rewriting {
+            None => part,
+            Some(rewriting) => rewriting.pass(part, &self.snapshot.downstream),
+        };
+        self.show(&part);
+        part
+    }
+
+    /// As [`Self::pass`], for the last part of an event stream.
+    pub fn pass_last(&mut self, part: Bytes) -> Bytes {
+        let part = self.pass(part);
+        let Some(Ok(ended)) = self.rewriting.as_mut().map(|rewriting| rewriting.end()) else { return part };
+        self.show(&ended.body);
+        if ended.body.is_empty() { part } else { [part, ended.body].concat().into() }
+    }
+
+    /// Ends the changes of filters to the answer.
+    ///
+    /// # Errors
+    ///
+    /// The refusal in place of an answer that was read whole.
+    pub async fn end_rewriting(&mut self) -> Result<RewrittenEnd, Box<Refusal>> {
+        let Some(rewriting) = &mut self.rewriting else { return Ok(RewrittenEnd::default()) };
+        let off_loop = self.off_loop.clone();
+        // What reads a large answer must not hold up the other requests of this thread.
+        off_loop.run(rewriting.weight(), || rewriting.end()).await?
+    }
+
     /// Counts a part of the answer's body that goes to the client, and shows it to the observers.
-    pub fn pass(&mut self, part: &[u8]) {
+    pub fn show(&mut self, part: &[u8]) {
         let length = u64::try_from(part.len()).unwrap_or(0);
         self.outcome.bytes_out = self.outcome.bytes_out.saturating_add(length);
         for byte in part.get(part.len().saturating_sub(self.last_bytes.len())..).unwrap_or_default() {

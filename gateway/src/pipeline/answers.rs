@@ -63,7 +63,26 @@ pub(super) async fn local(session: &mut ClientSession, exchange: &mut Exchange, 
     }
 }
 
-/// Sends a whole answer.
+/// Sends a whole answer of a built-in model, as the filters of its route change it.
+pub(super) async fn send_made(
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+    mut head: ResponseHead,
+    body: Bytes,
+) -> Result<(), End> {
+    let body = match &mut exchange.rewriting {
+        None => body,
+        Some(rewriting) => {
+            // What reads a large answer must not hold up the other requests of this thread.
+            let off_loop = exchange.off_loop.clone();
+            let changed = off_loop.run(body.len(), || rewriting.change(&mut head, body)).await.flatten();
+            changed.inspect_err(|_| exchange.outcome.is_answer_unread = true)?
+        }
+    };
+    send(session, exchange, head, body).await.map_err(|_| End::ClientGone)
+}
+
+/// Sends a whole answer as it is.
 pub(super) async fn send(
     session: &mut ClientSession,
     exchange: &mut Exchange,
@@ -80,7 +99,8 @@ pub(super) async fn send(
     let body = if is_head { Bytes::new() } else { body };
     finish_response(&mut head, exchange);
     exchange.outcome.status = head.status.as_u16();
-    exchange.pass(&body);
+    exchange.rewriting = None;
+    exchange.show(&body);
     // The deadline of the route may be over: this is what says so.
     let limits = exchange.write_limits(clock::now() + LONGEST);
     let ends = body.is_empty();
@@ -108,7 +128,8 @@ pub(super) async fn send_message(
     }
     finish_response(&mut head, exchange);
     exchange.outcome.status = head.status.as_u16();
-    exchange.pass(&message);
+    exchange.rewriting = None;
+    exchange.show(&message);
     let limits = exchange.write_limits(clock::now() + LONGEST);
     let gone = |_| End::ClientGone;
     deliver(pin!(write_head(session, Box::new(head), false)), limits, &mut Nothing).await.map_err(gone)?;

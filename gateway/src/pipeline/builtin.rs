@@ -6,19 +6,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
 
-use super::answers::send;
+use super::answers::send_made;
 use super::direct::{Direct, name_for_caller};
 use super::reading::{held, read_chat, tenant, unsupported_endpoint};
 use super::rewritten::api_path;
 use super::{counting, encoding, inferring};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::clock;
-use crate::downstream::{Beside, ClientSession, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
+use crate::downstream::{Beside, ClientSession, Downstream, Nothing, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
 use crate::protocol::{BuiltinCard, FixedAsk, Operation, SERVED_BY, named};
 use crate::topology::Route;
 use crate::upstream::{CutReason, break_off, outgoing_response};
+
+/// Most bytes of an answer that is read whole to be changed by filters: the text of two million tokens.
+const MOST_CHANGED: u64 = 8 << 20;
 
 /// Answers a request that its route sends to a built-in model.
 pub(super) async fn direct(
@@ -82,7 +85,7 @@ async fn fixed(
     let mut answer = ResponseHead::new(StatusCode::OK, 4);
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
     let _ = answer.insert_header(&SERVED_BY, model.served_by());
-    send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
+    send_made(session, exchange, answer, body).await?;
     Ok(true)
 }
 
@@ -132,15 +135,31 @@ async fn write(
         let _ = answer.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(length));
     }
     exchange.outcome.status = head.status.as_u16();
-    let is_http11 = session.req_header().version == Version::HTTP_11;
-    let answer = outgoing_response(answer, exchange, is_http11, true);
     tell_first_token(stream, exchange);
     let mut unread = Unread::default();
-    let mut ahead = Ahead::new(stream, &mut unread, exchange);
-    deliver(pin!(session.write_response_header(answer)), limits(exchange), &mut ahead)
-        .await
-        .map_err(|_| End::ClientGone)?;
+    let answer = match &mut exchange.rewriting {
+        None => Some(Box::new(answer)),
+        Some(rewriting) => rewriting.begin(Box::new(answer), MOST_CHANGED),
+    };
+    if let Some(answer) = answer {
+        write_head(stream, *answer, &mut unread, session, exchange).await?;
+    }
     write_frames(stream, unread, session, exchange).await
+}
+
+/// Writes the head of the answer, and reads the engine's answer ahead meanwhile.
+async fn write_head(
+    stream: &mut SpillStream,
+    answer: ResponseHead,
+    unread: &mut Unread,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    let is_http11 = session.req_header().version == Version::HTTP_11;
+    let answer = outgoing_response(answer, exchange, is_http11, true);
+    let mut ahead = Ahead::new(stream, unread, exchange);
+    let write = session.write_response_header(answer);
+    deliver(pin!(write), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)
 }
 
 /// Tells a rollout when the first content of a stream was there.
@@ -209,12 +228,31 @@ pub(super) async fn write_frames(
         };
         let Some(mut frame) = frame else { break };
         while let Some(next) = slice(&mut frame) {
-            exchange.pass(&next);
-            let mut ahead = Ahead::new(stream, &mut unread, exchange);
-            let written = deliver(pin!(session.write_response_body(next, false)), limits(exchange), &mut ahead).await;
-            written.map_err(|_| End::ClientGone)?;
+            let mut passed = exchange.pass(next);
+            while let Some(next) = slice(&mut passed) {
+                let mut ahead = Ahead::new(stream, &mut unread, exchange);
+                let write = session.write_response_body(next, false);
+                deliver(pin!(write), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)?;
+            }
         }
     }
-    let end = session.write_response_body(Bytes::new(), true);
+    let mut last = Bytes::new();
+    if exchange.rewriting.is_some() {
+        let ended = exchange.end_rewriting().await.map_err(|refusal| {
+            exchange.outcome.is_answer_unread = true;
+            End::Refuse(refusal)
+        })?;
+        if let Some(head) = ended.head {
+            write_head(stream, *head, &mut unread, session, exchange).await?;
+        }
+        exchange.show(&ended.body);
+        last = ended.body;
+        let mut before = last.split_to(last.len().saturating_sub(SLICE));
+        while let Some(next) = slice(&mut before) {
+            let write = session.write_response_body(next, false);
+            deliver(pin!(write), limits(exchange), &mut Nothing).await.map_err(|_| End::ClientGone)?;
+        }
+    }
+    let end = session.write_response_body(last, true);
     deliver(pin!(end), limits(exchange), &mut Nothing).await.map_err(|_| End::ClientGone)
 }

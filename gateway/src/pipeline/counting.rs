@@ -48,6 +48,6 @@ pub(super) async fn count(
     if let Some(dropped) = request.ignored.header() {
         let _ = answer.insert_header(&DROPPED, dropped);
     }
-    super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
+    super::answers::send_made(session, exchange, answer, body).await?;
     Ok(Direct::Answered)
 }

@@ -9,7 +9,7 @@ use http::{StatusCode, header};
 use spillway_engine::Task;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::answers::{send, send_message};
+use super::answers::{send, send_made, send_message};
 use super::direct::{Direct, name_for_caller};
 use super::encoding::{Encoding, encoded, weight};
 use super::reading::{held, read};
@@ -227,7 +227,7 @@ async fn infer(
         let _ = head.insert_header(header::CONTENT_TYPE, "application/octet-stream");
         let _ = head.insert_header(&oip::INFERENCE_HEADER_CONTENT_LENGTH, header::HeaderValue::from(length));
     }
-    send(session, exchange, head, written.body).await.map_err(|_| End::ClientGone)?;
+    send_made(session, exchange, head, written.body).await?;
     Ok(Direct::Answered)
 }
 

@@ -9,7 +9,7 @@ use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
 use super::access::{is_open_to, refused_by_targets, refused_operation};
-use super::rewritten;
+use super::{changing, rewritten};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
@@ -160,7 +160,7 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ClientSession, exchange
         match named.filter.on_request(&mut view) {
             Flow::Refuse(refusal) => return ByHead::Refused(By::Filter(refusal), &named.name),
             // It is asked again when the route is certain; until then there is nothing to observe.
-            Flow::Continue | Flow::Observe(_) => {}
+            Flow::Continue | Flow::Observe(_) | Flow::Rewrite(_) => {}
             Flow::Answer(_) | Flow::Wait(_) => return ByHead::Answered,
         }
     }
@@ -236,6 +236,7 @@ pub(super) fn view<'a>(session: &'a ClientSession, exchange: &'a Exchange) -> Re
         route: exchange.route.as_ref().map_or("", |route| &route.name),
         query: head.uri.query().unwrap_or_default(),
         model: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+        system: exchange.resolved.system_place(),
         body: match &exchange.body {
             RequestBody::Held(held) => Some(&held.bytes),
             RequestBody::Unread => None,
@@ -282,6 +283,10 @@ async fn run(
                 exchange.observers.add(&named.name, observer);
                 None
             }
+            Flow::Rewrite(rewrite) => {
+                changing::apply(*rewrite, &named.name, session, exchange).await?;
+                None
+            }
             Flow::Answer(answer) => {
                 span.event("answered", &named.name);
                 return Err(End::Answer(answer));
@@ -301,10 +306,13 @@ async fn run(
                     return Err(End::Answer(answer));
                 }
                 exchange.request_headers.extend(waited.request_headers);
-                if waited.refusal.is_none()
-                    && let Some(observer) = waited.observer
-                {
-                    exchange.observers.add(&named.name, observer);
+                if waited.refusal.is_none() {
+                    if let Some(observer) = waited.observer {
+                        exchange.observers.add(&named.name, observer);
+                    }
+                    if !waited.rewrite.is_empty() {
+                        changing::apply(waited.rewrite, &named.name, session, exchange).await?;
+                    }
                 }
                 waited.refusal
             }

@@ -27,6 +27,7 @@ mod asking;
 mod attempts;
 mod begin;
 mod builtin;
+mod changing;
 mod comparing;
 mod conclude;
 mod copying;

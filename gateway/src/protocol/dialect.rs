@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use spillway_engine::{ModelInfo, Task, WrittenToken};
-use spillway_filter::{Fields, Refusal};
+use spillway_filter::{Fields, Refusal, SystemPlace};
 
 use super::chat::{
     Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, ObservedError, Said, Usage,
@@ -140,6 +140,11 @@ pub trait Dialect: Send + Sync {
     /// Part of its requests in which the dialect names the model.
     fn model_place(&self) -> ModelPlace {
         ModelPlace::Body
+    }
+
+    /// Place of the system prompt in the body of an operation; `None` for one that asks for no text.
+    fn system_place(&self, _operation: Operation) -> Option<SystemPlace> {
+        None
     }
 
     /// Range of the model's name in the path of a request, with its escapes; `None` where the path names none.

@@ -2,7 +2,7 @@
 //! begins; no other file matches a path of an API.
 
 use http::Method;
-use spillway_filter::Fields;
+use spillway_filter::{Fields, SystemPlace};
 
 use super::dialect::Dialect;
 use super::inference::InferenceCall;
@@ -76,6 +76,11 @@ pub struct ResolvedOperation {
 }
 
 impl ResolvedOperation {
+    /// Place of the system prompt in the body; `None` for an operation that asks for no text.
+    pub fn system_place(&self) -> Option<SystemPlace> {
+        self.api.system_place(self.operation)
+    }
+
     /// Operation of a request whose path belongs to no dialect.
     pub const OTHER: Self = Self {
         operation: Operation::Other,

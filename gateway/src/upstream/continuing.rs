@@ -243,10 +243,12 @@ impl ResumedStream<'_, '_> {
         let last = if is_last { part.split_off(part.len().saturating_sub(SLICE)) } else { Bytes::new() };
         loop {
             while let Some(next) = slice(&mut part) {
-                exchange.pass(&next);
-                let mut beside =
-                    ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
-                deliver(pin!(session.write_response_body(next, false)), limits, &mut beside).await?;
+                let mut passed = exchange.pass(next);
+                while let Some(next) = slice(&mut passed) {
+                    let mut beside =
+                        ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
+                    deliver(pin!(session.write_response_body(next, false)), limits, &mut beside).await?;
+                }
             }
             match self.unread.take_slice() {
                 Some(more) => part = more,
@@ -255,7 +257,7 @@ impl ResumedStream<'_, '_> {
         }
         exchange.outcome.pause.end();
         if is_last {
-            exchange.pass(&last);
+            let last = exchange.pass_last(last);
             let mut beside =
                 ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
             deliver(pin!(session.write_response_body(last, true)), limits, &mut beside).await?;

@@ -5,13 +5,13 @@
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::masking::SentCredentials;
 use crate::coding::{ACCEPTED, Coding};
 use crate::exchange::Exchange;
-use crate::message::ResponseHead;
+use crate::message::{ResponseHead, without_coding};
 use crate::protocol::render;
 
 /// Most bytes of a compressed error that are read. Errors of APIs have some hundred bytes, pages of frameworks some tens of
@@ -26,25 +26,6 @@ const UNREADABLE: &str = "upstream_answer_unreadable";
 
 /// Code of an error whose body was left out.
 pub(super) const WITHHELD: &str = "upstream_error_withheld";
-
-/// Fields that describe the bytes of a body, which are others after decoding.
-static OF_THE_BYTES: [HeaderName; 8] = [
-    header::CONTENT_ENCODING,
-    header::CONTENT_LENGTH,
-    header::ETAG,
-    header::ACCEPT_RANGES,
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("repr-digest"),
-];
-
-/// Removes the fields that describe the bytes of a body from its head.
-pub(super) fn without_coding(head: &mut ResponseHead) {
-    for name in &OF_THE_BYTES {
-        head.remove_header(name);
-    }
-}
 
 /// Decodes and masks the body of an answer, and adapts its head. A body that cannot be decoded is replaced by an error that
 /// says so.

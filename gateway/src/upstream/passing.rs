@@ -15,9 +15,9 @@ use super::bounds::has_room_for;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::decoding::StreamDecoder;
-use super::encoded::{decode_and_mask, without_coding};
+use super::encoded::decode_and_mask;
 use super::events::{Gate, has_comment, stream_framing};
-use super::headers::{filter_server_response, outgoing_response, remove_hop_by_hop};
+use super::headers::{filter_server_response, finish_response, outgoing_response, remove_hop_by_hop};
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use super::renaming::Renaming;
 use super::stages::{Passing, Sealed, Waiting};
@@ -32,9 +32,11 @@ use crate::coding::Coding;
 use crate::connect::UpstreamSession;
 use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
-use crate::message::ResponseHead;
+use crate::message::{ResponseHead, without_coding};
 use crate::protocol::translate::Unreadable;
-use crate::protocol::{DROPPED, GRPC_STATUS, Observation, Observe, SERVED_BY, StreamFraming, Written, server_error};
+use crate::protocol::{
+    DROPPED, GRPC_STATUS, Observation, Observe, SERVED_BY, StreamFraming, Written, render, server_error,
+};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
@@ -63,7 +65,10 @@ impl<'a> Conversation<'_, 'a> {
         let mut coding = Coding::of(&head.headers);
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
-        if coding != Coding::Identity && self.is_searched(&head, coding, is_head) {
+        let is_changed = || !is_head && self.exchange.rewriting.as_ref().is_some_and(|it| it.reads(&head));
+        if coding != Coding::Identity
+            && (self.is_searched(&head, coding, is_head) || (self.attempt.translation.is_none() && is_changed()))
+        {
             if self.begin_decoding(&mut head, coding) {
                 coding = Coding::Identity;
             } else {
@@ -229,6 +234,25 @@ impl<'a> Conversation<'_, 'a> {
         if self.exchange.snapshot.server_timing {
             self.exchange.outcome.was_at_target(clock::since(self.attempt.started));
         }
+        self.state.head_passed = true;
+        self.passing.has_ended = ends;
+        if has_body
+            && !ends
+            && let Some(rewriting) = &mut self.exchange.rewriting
+        {
+            let most = u64::try_from(self.attempt.backend.max_translated_bytes).unwrap_or(u64::MAX);
+            match rewriting.begin(Box::new(head), most) {
+                Some(begun) => head = *begun,
+                None => return Ok(()),
+            }
+        }
+        let out = self.outgoing(head, is_http11, has_body);
+        let (session, mut server, limits) = self.sides();
+        deliver(pin!(write_head(session, out, ends)), limits, &mut server).await
+    }
+
+    /// Head of the answer as the client gets it.
+    fn outgoing(&mut self, head: ResponseHead, is_http11: bool, has_body: bool) -> Box<ResponseHead> {
         let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
         if let Some(dropped) = self.attempt.dropped() {
             let _ = out.insert_header(DROPPED.clone(), dropped.clone());
@@ -241,10 +265,7 @@ impl<'a> Conversation<'_, 'a> {
         if self.attempt.translation.is_some() {
             self.exchange.look_for_id(&out.headers);
         }
-        self.state.head_passed = true;
-        self.passing.has_ended = ends;
-        let (session, mut server, limits) = self.sides();
-        deliver(pin!(write_head(session, out, ends)), limits, &mut server).await
+        out
     }
 
     /// Passes on a part of the answer, or keeps it while the head waits. An error is the end of the attempt.
@@ -324,9 +345,14 @@ impl<'a> Conversation<'_, 'a> {
     async fn pass(&mut self, mut part: Bytes) -> pingora::Result<()> {
         loop {
             while let Some(next) = slice(&mut part) {
-                self.exchange.pass(&next);
-                let (session, mut server, limits) = self.sides();
-                deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
+                let mut passed = self.exchange.pass(next);
+                while let Some(next) = slice(&mut passed) {
+                    let (session, mut server, limits) = self.sides();
+                    deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
+                }
+            }
+            if self.exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.has_failed()) {
+                self.leave().await;
             }
             match self.passing.unread.take_slice() {
                 Some(more) => part = more,
@@ -495,7 +521,15 @@ impl<'a> Conversation<'_, 'a> {
         if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, self.attempt.backend.max_header_bytes)) {
             return self.break_off(CutReason::TrailersTooLarge).await;
         }
-        self.exchange.pass(&last);
+        let last = if self.exchange.rewriting.is_some() {
+            // Boxed, because the answers of few routes are changed.
+            match Box::pin(self.finish_rewriting(last)).await {
+                Ok(last) => last,
+                Err(outcome) => return outcome,
+            }
+        } else {
+            self.exchange.pass(last)
+        };
         let (session, mut server, limits) = self.sides();
         let delivered = match trailers {
             None => deliver(pin!(session.write_response_body(last, true)), limits, &mut server).await,
@@ -512,6 +546,32 @@ impl<'a> Conversation<'_, 'a> {
             Ok(()) => AttemptOutcome::Answered,
             Err(_) => self.state.client_gone(),
         }
+    }
+
+    /// Ends the changes of filters to an answer, of which `last` is the end: writes its head where that has waited, and all but
+    /// the last bytes, which are returned.
+    async fn finish_rewriting(&mut self, last: Bytes) -> Result<Bytes, AttemptOutcome> {
+        let passed = self.exchange.pass(last);
+        let ended = match self.exchange.end_rewriting().await {
+            Ok(ended) => ended,
+            Err(refusal) => return Err(unread(self.exchange, refusal)),
+        };
+        if let Some(head) = ended.head {
+            let is_http11 = self.session.req_header().version == Version::HTTP_11;
+            let out = self.outgoing(*head, is_http11, true);
+            let (session, mut server, limits) = self.sides();
+            let written = deliver(pin!(write_head(session, out, false)), limits, &mut server).await;
+            written.map_err(|_| self.state.client_gone())?;
+        }
+        self.exchange.show(&ended.body);
+        let mut whole = if passed.is_empty() { ended.body } else { Bytes::from([passed, ended.body].concat()) };
+        let last = whole.split_off(whole.len().saturating_sub(SLICE));
+        while let Some(next) = slice(&mut whole) {
+            let (session, mut server, limits) = self.sides();
+            let written = deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await;
+            written.map_err(|_| self.state.client_gone())?;
+        }
+        Ok(last)
     }
 
     /// Cuts an answer that cannot be translated or decoded to its end.
@@ -759,6 +819,11 @@ pub async fn break_off(
     let dialect = exchange.error_dialect();
     // A client that reads no more must not hold the server's slot for these writes.
     let until = clock::now() + LAST_WORD;
+    if exchange.rewriting.take().is_some_and(|rewriting| rewriting.holds_head()) {
+        exchange.outcome.broken = false;
+        let _ = client_write(until, Box::pin(refuse(&refusal, session, exchange))).await;
+        return AttemptOutcome::Broken(cut);
+    }
     if session.is_http2()
         && let Some(trailers) = dialect.error_trailers(&refusal)
     {
@@ -776,6 +841,23 @@ pub async fn break_off(
         let _ = client_write(until, session.write_response_body(event, true)).await;
     }
     AttemptOutcome::Broken(cut)
+}
+
+/// Sends a refusal in place of an answer whose head no client has.
+async fn refuse(refusal: &Refusal, session: &mut ClientSession, exchange: &mut Exchange) -> pingora::Result<()> {
+    let id = exchange.request_id.to_str().unwrap_or_default();
+    let rendered = render(refusal, exchange.error_dialect(), id);
+    let mut head = ResponseHead::new(rendered.status, 8);
+    let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
+    for (name, value) in rendered.headers {
+        let _ = head.insert_header(name, value);
+    }
+    let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(rendered.body.len()));
+    finish_response(&mut head, exchange);
+    exchange.outcome.status = refusal.status.as_u16();
+    exchange.show(&rendered.body);
+    write_head(session, Box::new(head), false).await?;
+    session.write_response_body(rendered.body, true).await
 }
 
 /// Outcome of an answer that is there and that no turn came to read. Its server has worked for it, and may have billed that.

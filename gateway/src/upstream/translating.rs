@@ -7,12 +7,11 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode};
 
-use super::encoded::without_coding;
 use super::masking::{Mask, SentCredentials};
 use super::translation::{CallTranslation, ConversationTranslation, Translation};
 use crate::coding::Coding;
 use crate::exchange::Exchange;
-use crate::message::ResponseHead;
+use crate::message::{ResponseHead, without_coding};
 use crate::off_loop::{BUILDS_VALUES, INLINE};
 use crate::protocol::oip::grpc::compressed_frame;
 use crate::protocol::translate::{

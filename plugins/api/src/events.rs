@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+
 /// Longest event that is held until it is whole, in bytes: room for a large chunk of a model's answer.
 pub const MAX_EVENT: usize = 256 << 10;
 
@@ -38,6 +40,31 @@ impl<'a> ResponseEvent<'a> {
     /// Returns the value of `event`, the name of the event; `None` for a line, which has none.
     pub fn name(&self) -> Option<&'a [u8]> {
         if self.is_line { None } else { self.values(b"event").last() }
+    }
+
+    /// The event with another value of `data`; its other fields stay.
+    pub fn with_data(&self, data: &[u8]) -> Bytes {
+        let mut out = Vec::with_capacity(self.bytes.len() + data.len());
+        if self.is_line {
+            out.extend_from_slice(data);
+            out.push(b'\n');
+            return out.into();
+        }
+        let mut is_written = false;
+        for line in self.bytes.split(|byte| matches!(byte, b'\n' | b'\r')).filter(|line| !line.is_empty()) {
+            if !line.starts_with(b"data:") && line != b"data" {
+                out.extend_from_slice(line);
+                out.push(b'\n');
+            } else if !std::mem::replace(&mut is_written, true) {
+                for part in data.split(|byte| *byte == b'\n') {
+                    out.extend_from_slice(b"data: ");
+                    out.extend_from_slice(part);
+                    out.push(b'\n');
+                }
+            }
+        }
+        out.push(b'\n');
+        out.into()
     }
 
     fn values(&self, field: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
@@ -110,6 +137,11 @@ impl EventSplitter {
         }
     }
 
+    /// Returns the beginning of an event that is not whole, and forgets it.
+    pub fn take_rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.held).into()
+    }
+
     fn end(&mut self, last: &[u8], emit: &mut impl FnMut(&ResponseEvent<'_>)) {
         let (is_whole, is_line) = (!std::mem::take(&mut self.is_in_pieces), self.splits_lines);
         // Empty lines between events are none.
@@ -158,6 +190,24 @@ mod tests {
             let (bytes, is_whole) = &events[1];
             let event = ResponseEvent { bytes, is_whole: *is_whole, is_line: false };
             assert_eq!(event.name(), Some(&b"a"[..]));
+        }
+    }
+
+    #[test]
+    fn an_event_keeps_its_other_fields_with_other_data() {
+        let event = |bytes, is_line| ResponseEvent { bytes, is_whole: true, is_line };
+        for (bytes, is_line, data, expected) in [
+            (&b"data: 1\n\n"[..], false, &b"2"[..], &b"data: 2\n\n"[..]),
+            (
+                b"id: 7\r\ndata: 1\r\ndata: 3\r\nevent: a\r\n\r\n",
+                false,
+                b"2\n4",
+                b"id: 7\ndata: 2\ndata: 4\nevent: a\n\n",
+            ),
+            (b": note\n\n", false, b"2", b": note\n\n"),
+            (b"{}\r\n", true, b"[]", b"[]\n"),
+        ] {
+            assert_eq!(event(bytes, is_line).with_data(data), expected);
         }
     }
 

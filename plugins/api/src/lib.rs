@@ -10,6 +10,7 @@ mod limit;
 mod observer;
 mod refusal;
 mod registry;
+mod rewriter;
 mod state;
 pub mod testing;
 
@@ -21,6 +22,7 @@ pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define};
+pub use rewriter::{AnswerHead, EventChange, Rewrite, Rewriter};
 pub use spillway_config::FieldError;
 pub use state::SharedStates;
 
@@ -45,6 +47,8 @@ pub enum Flow {
     Continue,
     /// Continues with the next filter and follows the exchange; only a filter that follows pays for a box.
     Observe(Box<dyn Observer>),
+    /// Continues with the next filter, with another body of the request, or with changes to its answer.
+    Rewrite(Box<Rewrite>),
     /// Answers the request here.
     Answer(Box<Answer>),
     /// Refuses the request.
@@ -70,6 +74,8 @@ pub struct Waited {
     pub failure: Option<String>,
     /// Headers that are set on the request for later filters and the backend, replacing the caller's.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Changes to the bodies of the exchange if the request passes.
+    pub rewrite: Rewrite,
 }
 
 /// Answer of a filter in place of a server's.
@@ -96,6 +102,21 @@ pub struct Caller<'a> {
     pub claims: &'a serde_json::Value,
 }
 
+/// Place of the system prompt in the body of a call that asks a model for text, in the form of the caller's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemPlace {
+    /// Message with the role `system` at the beginning of `messages` (OpenAI's and Ollama's chats).
+    Messages,
+    /// Field `system`, a string or blocks of text (Anthropic's Messages API, also where only tokens are counted).
+    System,
+    /// Field `instructions` (OpenAI's Responses API, also where only tokens are counted).
+    Instructions,
+    /// Field `system` beside `prompt`; with `raw`, servers read `prompt` alone (Ollama's `/api/generate`).
+    SystemOrPrompt,
+    /// None: the text goes in front of `prompt`, a string or a list of strings (OpenAI's completions).
+    Prompt,
+}
+
 /// Request as a filter sees it before it is forwarded.
 pub struct RequestView<'a> {
     /// HTTP method.
@@ -118,6 +139,8 @@ pub struct RequestView<'a> {
     pub query: &'a str,
     /// Model named by the body; `None` if the body was not read or names none.
     pub model: Option<&'a str>,
+    /// Place of the system prompt in the body; `None` for a call that asks for no text, or that the gateway does not know.
+    pub system: Option<SystemPlace>,
     /// Body; `None` if it is not held (see [`Filter::needs_body`]).
     pub body: Option<&'a [u8]>,
 }

@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
     BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, HttpClient, HttpError,
-    NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, Variables, Waited,
+    NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -86,6 +86,7 @@ pub struct TestRequest {
     caller: Option<TestCaller>,
     route: String,
     model: Option<String>,
+    system: Option<SystemPlace>,
     body: Option<Bytes>,
 }
 
@@ -111,6 +112,7 @@ impl TestRequest {
             caller: None,
             route: "route".to_owned(),
             model: None,
+            system: None,
             body: None,
         }
     }
@@ -182,6 +184,13 @@ impl TestRequest {
         self
     }
 
+    /// Sets the place of the system prompt. The gateway knows it from the path; a test says it.
+    #[must_use]
+    pub fn system(mut self, place: SystemPlace) -> Self {
+        self.system = Some(place);
+        self
+    }
+
     /// Shows the request as filters see it.
     pub fn view(&self) -> RequestView<'_> {
         RequestView {
@@ -200,6 +209,7 @@ impl TestRequest {
             route: &self.route,
             query: &self.query,
             model: self.model.as_deref(),
+            system: self.system,
             body: self.body.as_deref(),
         }
     }

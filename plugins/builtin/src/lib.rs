@@ -12,6 +12,7 @@ mod public_location;
 mod rate_limit;
 mod respond;
 mod target;
+mod transform;
 mod transport_security;
 
 use spillway_filter::Registry;
@@ -22,6 +23,7 @@ pub fn registry() -> Registry {
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
+    registry.add(transform::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

@@ -319,7 +319,7 @@ mod tests {
                 Some(format!("{} {}", answer.status.as_u16(), answer.headers[0].1.to_str().unwrap()))
             }
             Flow::Refuse(refusal) => Some(refusal.code.to_owned()),
-            Flow::Wait(_) | Flow::Observe(_) => panic!("a redirect decides at once"),
+            Flow::Wait(_) | Flow::Observe(_) | Flow::Rewrite(_) => panic!("a redirect decides at once"),
         }
     }
 

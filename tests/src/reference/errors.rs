@@ -68,6 +68,11 @@ const ROWS: &[Row] = &[
         "Try again after `Retry-After`. Operators: raise `limits.bufferedBodies` (`spillway_request_bodies_refused_total` counts by reason).",
     ),
     (
+        "answer_memory_exhausted",
+        "A filter of the route reads answers whole to change them, and the memory for answers (`limits.bufferedAnswers`) is spent.",
+        "Try again. Operators: raise the limit.",
+    ),
+    (
         "body_readers_busy",
         "Too many large bodies wait to be parsed.",
         "Try again after `Retry-After`, or send fewer large bodies at a time.",
@@ -106,6 +111,11 @@ const ROWS: &[Row] = &[
         "Try again. Operators: the log says why (`device_failed`, `engine_panicked`).",
     ),
     ("engine_stopped", "The built-in model is being stopped, by an edit or with the process.", "Try again."),
+    (
+        "filter_failed",
+        "A filter of the route has changed the body of the request to one that cannot be sent: it names another model, or none reads it.",
+        "Operators: the log names the filter and why (`filter_failed`).",
+    ),
     (
         "header_too_large",
         "The request line and header, or the trailers, are longer than `listeners[].limits.maxHeaderBytes` or have more than 256 fields.",
@@ -350,6 +360,11 @@ const ROWS: &[Row] = &[
         "Use a path that the message names, or another route.",
     ),
     (
+        "unsupported_body",
+        "A filter of the route changes the body of requests, and this one has a form that it cannot change; the message says which.",
+        "Send it in the form that the message expects.",
+    ),
+    (
         "unsupported_form",
         "The body is `application/x-www-form-urlencoded`, and a rule depends on it.",
         "Send JSON or `multipart/form-data`.",
@@ -397,7 +412,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "upstream_answer_too_large",
-        "The answer of a server of another API is longer than `backends[].limits.maxTranslatedBytes`.",
+        "The answer of a server of another API, or one that a filter reads whole to change it, is longer than `backends[].limits.maxTranslatedBytes`.",
         "Operators: raise the limit (`spillway_translated_answers_too_large_total` counts), or let the server write less.",
     ),
     (
@@ -422,7 +437,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "upstream_reset",
-        "The backend broke off its answer after its head was sent to the client.",
+        "The backend broke off its answer: after its head was sent to the client, or while a filter read it whole to change it.",
         "Try again; [resume](../how-to/resume.md) continues streams.",
     ),
     (
@@ -452,7 +467,7 @@ const DEPENDS: &[(&str, &[u16], &str)] = &[
     ("upstream_answer_unreadable", &[502], ""),
     ("upstream_error_withheld", &[], "The status is that of the backend's answer."),
     ("upstream_header_too_large", &[502], ""),
-    ("upstream_reset", &[502], "The answer had begun with its own status; this one is of the error event."),
+    ("upstream_reset", &[502], "Where the answer had begun with its own status, this one is of the error event."),
 ];
 
 /// Statuses, types and messages of a code in the sources.

@@ -62,8 +62,13 @@ const GROUPS: &[Group] = &[
             ("repr-digest", "As `content-md5`."),
             (
                 "accept-encoding",
-                "Codings that the caller accepts. Where tokens of the answer count, `timeouts.firstToken` is set, or a server of a model API gets a credential of the gateway, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events, always `identity`. A refusal with 415 names in it the codings of a body that are accepted.",
+                "Codings that the caller accepts. Where tokens of the answer count, `timeouts.firstToken` is set, or a server of a model API gets a credential of the gateway, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events or change answers, always `identity`. A refusal with 415 names in it the codings of a body that are accepted.",
             ),
+            (
+                "range",
+                "Removed for filters that change answers: a part of an answer cannot be changed as the whole is.",
+            ),
+            ("if-range", "Removed with `range`."),
             ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
             ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on."),
             (

@@ -178,7 +178,10 @@ const EVENTS: &[(&str, &str)] = &[
     ),
     ("feedback_scores_changed", "ADWIN found that the mean score of a target's answers has changed, up or down."),
     ("files_polled", "The system reports no file events; files are polled."),
-    ("filter_failed", "A filter waited for a server that did not answer."),
+    (
+        "filter_failed",
+        "A filter waited for a server that did not answer, or has changed a body to one that cannot be sent.",
+    ),
     ("folder_not_watched", "A folder cannot be watched; its files are polled."),
     ("gpu_given_up", "A model runs on the CPU from now on, because its GPU failed."),
     ("gpu_refused", "A model runs on the CPU, because the GPU cannot run it."),

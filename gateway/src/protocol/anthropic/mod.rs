@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use spillway_filter::{Fields, Refusal};
+use spillway_filter::{Fields, Refusal, SystemPlace};
 use time::OffsetDateTime;
 
 use super::chat::{ChatRequest, ObservedError};
@@ -71,6 +71,13 @@ fn rfc3339(unix: u64) -> String {
 impl Dialect for Anthropic {
     fn name(&self) -> &'static str {
         "anthropic"
+    }
+
+    fn system_place(&self, operation: Operation) -> Option<SystemPlace> {
+        match operation {
+            Operation::Messages | Operation::CountTokens => Some(SystemPlace::System),
+            _ => None,
+        }
     }
 
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {

@@ -19,7 +19,7 @@ pub(super) use translate::Embeddings;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use spillway_filter::{ErrorKind, Fields, Refusal};
+use spillway_filter::{ErrorKind, Fields, Refusal, SystemPlace};
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError};
 use super::dialect::{
@@ -70,6 +70,14 @@ fn changes_models(path: &str) -> bool {
 impl Dialect for Ollama {
     fn name(&self) -> &'static str {
         "ollama"
+    }
+
+    fn system_place(&self, operation: Operation) -> Option<SystemPlace> {
+        match operation {
+            Operation::Chat => Some(SystemPlace::Messages),
+            Operation::Completions => Some(SystemPlace::SystemOrPrompt),
+            _ => None,
+        }
     }
 
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, header};
-use spillway_filter::{Fields, Refusal};
+use spillway_filter::{Fields, Refusal, SystemPlace};
 
 use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, ObservedError, Said};
 use super::dialect::{
@@ -67,6 +67,15 @@ fn below(known: &str, path: &str) -> bool {
 impl Dialect for OpenAi {
     fn name(&self) -> &'static str {
         "openai"
+    }
+
+    fn system_place(&self, operation: Operation) -> Option<SystemPlace> {
+        match operation {
+            Operation::Chat => Some(SystemPlace::Messages),
+            Operation::Completions => Some(SystemPlace::Prompt),
+            Operation::Responses | Operation::CountTokens => Some(SystemPlace::Instructions),
+            _ => None,
+        }
     }
 
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {

@@ -1,0 +1,227 @@
+//! Rewriters of an exchange: what its filters change of the answer on its way to the client. An answer that is read whole waits
+//! here with its head, within the memory for answers; a stream passes event by event, of which one is held at most.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::{StatusCode, header};
+use spillway_filter::{AnswerHead, ErrorKind, EventChange, EventSplitter, MAX_EVENT, Refusal, ResponseEvent, Rewriter};
+
+use crate::downstream::{Downstream, Unread};
+use crate::message::{ResponseHead, without_coding};
+use crate::protocol::JSON_LINES;
+
+/// Rewriters of one exchange, in the order of the filters.
+#[derive(Default)]
+pub struct Rewriting {
+    all: Vec<Box<dyn Rewriter>>,
+    state: State,
+}
+
+/// Work on the answer.
+#[derive(Default)]
+enum State {
+    /// None: no head has come, or no rewriter reads the answer.
+    #[default]
+    Passing,
+    Events(EventSplitter),
+    Whole(HeldAnswer),
+}
+
+/// Answer that is read whole.
+struct HeldAnswer {
+    head: Box<ResponseHead>,
+    body: Unread,
+    length: u64,
+    /// Most bytes of the answer.
+    most: u64,
+    fault: Option<HoldFault>,
+}
+
+/// Reason for which an answer cannot be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HoldFault {
+    TooLong,
+    NoMemory,
+}
+
+impl HoldFault {
+    fn refusal(self, most: u64) -> Refusal {
+        match self {
+            Self::TooLong => Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::Upstream,
+                "upstream_answer_too_large",
+                format!(
+                    "the answer is longer than the {most} bytes that are read to be changed by a filter of the route \
+                     (`limits.maxTranslatedBytes` of the backend): ask for less at a time, or as a stream"
+                ),
+            ),
+            Self::NoMemory => Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::Overloaded,
+                "answer_memory_exhausted",
+                "the gateway holds too many answers at the moment (`limits.bufferedAnswers`); try again",
+            ),
+        }
+    }
+}
+
+/// End of an answer that rewriters have changed.
+#[derive(Default)]
+pub struct RewrittenEnd {
+    /// Head, where that has waited.
+    pub head: Option<Box<ResponseHead>>,
+    /// Rest of the body.
+    pub body: Bytes,
+}
+
+impl Rewriting {
+    /// Adds the rewriter of a filter.
+    pub fn add(&mut self, rewriter: Box<dyn Rewriter>) {
+        self.all.push(rewriter);
+    }
+
+    /// True if a rewriter reads an answer with this head.
+    pub fn reads(&self, head: &ResponseHead) -> bool {
+        let head = shown(head);
+        self.all.iter().any(|rewriter| rewriter.reads(&head))
+    }
+
+    /// Begins the answer with this head, `most` bytes of which may be held. Returns the head where it goes to the client now:
+    /// unless the answer is read whole.
+    pub fn begin(&mut self, head: Box<ResponseHead>, most: u64) -> Option<Box<ResponseHead>> {
+        let facts = shown(&head);
+        let by_events = facts.is_stream();
+        self.all.retain(|rewriter| rewriter.reads(&facts));
+        if self.all.is_empty() {
+            return Some(head);
+        }
+        let mut head = head;
+        without_coding(&mut head);
+        if by_events {
+            let is_lines = is_lines(&head);
+            self.state = State::Events(if is_lines { EventSplitter::of_lines() } else { EventSplitter::default() });
+            return Some(head);
+        }
+        self.state = State::Whole(HeldAnswer { head, body: Unread::default(), length: 0, most, fault: None });
+        None
+    }
+
+    /// Changes a part of the answer. Returns what goes to the client now.
+    pub fn pass(&mut self, part: Bytes, shared: &Arc<Downstream>) -> Bytes {
+        match &mut self.state {
+            State::Passing => part,
+            State::Events(splitter) => {
+                let (mut out, all) = (BytesMut::with_capacity(part.len()), &mut self.all);
+                splitter.feed(&part, |event| change(all, event, &mut out));
+                out.freeze()
+            }
+            State::Whole(held) => {
+                held.length = held.length.saturating_add(u64::try_from(part.len()).unwrap_or(u64::MAX));
+                if held.length > held.most {
+                    held.fault = Some(HoldFault::TooLong);
+                } else if held.fault.is_none() {
+                    held.body.push(&part, shared, u64::MAX);
+                    held.fault = (!held.body.has_room()).then_some(HoldFault::NoMemory);
+                }
+                if held.fault.is_some() {
+                    held.body = Unread::default();
+                }
+                Bytes::new()
+            }
+        }
+    }
+
+    /// True if the answer cannot be changed, so that the rest of it need not be read.
+    pub fn has_failed(&self) -> bool {
+        matches!(&self.state, State::Whole(held) if held.fault.is_some())
+    }
+
+    /// True if the head of the answer waits here.
+    pub fn holds_head(&self) -> bool {
+        matches!(self.state, State::Whole(_))
+    }
+
+    /// Weight of [`Self::end`] in bytes.
+    pub fn weight(&self) -> usize {
+        match &self.state {
+            State::Whole(held) => usize::try_from(held.length).unwrap_or(usize::MAX).saturating_mul(self.all.len()),
+            _ => 0,
+        }
+    }
+
+    /// Ends the answer: returns its head where that has waited, and what is left of its body.
+    ///
+    /// # Errors
+    ///
+    /// The refusal in place of an answer that was read whole.
+    pub fn end(&mut self) -> Result<RewrittenEnd, Box<Refusal>> {
+        match std::mem::take(&mut self.state) {
+            State::Passing => Ok(RewrittenEnd::default()),
+            // A stream that ends within an event ends so for the client too.
+            State::Events(mut splitter) => Ok(RewrittenEnd { head: None, body: splitter.take_rest() }),
+            State::Whole(HeldAnswer { fault: Some(fault), most, .. }) => Err(Box::new(fault.refusal(most))),
+            State::Whole(HeldAnswer { mut head, mut body, length, .. }) => {
+                let mut whole = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
+                while let Some(piece) = body.take_slice() {
+                    whole.extend_from_slice(&piece);
+                }
+                let mut whole = whole.freeze();
+                for rewriter in &mut self.all {
+                    if let Some(changed) = rewriter.whole(&whole)? {
+                        whole = changed;
+                    }
+                }
+                let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(whole.len()));
+                Ok(RewrittenEnd { head: Some(head), body: whole })
+            }
+        }
+    }
+
+    /// Changes an answer that is there whole.
+    ///
+    /// # Errors
+    ///
+    /// The refusal in place of the answer.
+    pub fn change(&mut self, head: &mut ResponseHead, body: Bytes) -> Result<Bytes, Box<Refusal>> {
+        let (facts, mut body) = (shown(head), body);
+        for rewriter in &mut self.all {
+            if rewriter.reads(&facts)
+                && let Some(changed) = rewriter.whole(&body)?
+            {
+                body = changed;
+            }
+        }
+        Ok(body)
+    }
+}
+
+fn shown(head: &ResponseHead) -> AnswerHead<'_> {
+    AnswerHead { status: head.status, content_type: head.headers.get(header::CONTENT_TYPE) }
+}
+
+/// True for a stream of JSON in lines.
+fn is_lines(head: &ResponseHead) -> bool {
+    let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    JSON_LINES.iter().any(|name| essence.eq_ignore_ascii_case(name))
+}
+
+/// Writes an event as the rewriters change it, one after the other.
+fn change(all: &mut [Box<dyn Rewriter>], event: &ResponseEvent<'_>, out: &mut BytesMut) {
+    let Some((first, rest)) = all.split_first_mut() else {
+        out.extend_from_slice(event.bytes);
+        return;
+    };
+    match first.event(event) {
+        EventChange::Keep => change(rest, event, out),
+        EventChange::Drop => {}
+        EventChange::Replace(bytes) if rest.is_empty() || bytes.len() > MAX_EVENT => out.extend_from_slice(&bytes),
+        EventChange::Replace(bytes) => {
+            let mut splitter = if event.is_line { EventSplitter::of_lines() } else { EventSplitter::default() };
+            splitter.feed(&bytes, |event| change(rest, event, out));
+            out.extend_from_slice(&splitter.take_rest());
+        }
+    }
+}

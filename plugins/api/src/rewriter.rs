@@ -1,0 +1,97 @@
+//! Changes to the bodies of one exchange: another body of the request, and an answer that is changed on its way to the client.
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+
+use crate::{Observer, Refusal, ResponseEvent};
+
+/// Changes to an exchange by a filter that lets its request pass.
+#[derive(Debug, Default)]
+pub struct Rewrite {
+    /// Body in place of the request's, for later filters and the backend; `None` keeps it. Only of a filter that needs the body
+    /// ([`Filter::needs_body`](crate::Filter::needs_body)). It must name the same model: routes, limits and permissions were
+    /// judged by that name.
+    pub body: Option<Bytes>,
+    /// Changes the answer of the server or built-in model.
+    pub rewriter: Option<Box<dyn Rewriter>>,
+    /// Follows the exchange; sees the answer as it was changed.
+    pub observer: Option<Box<dyn Observer>>,
+}
+
+impl Rewrite {
+    /// True if nothing is changed or followed.
+    pub fn is_empty(&self) -> bool {
+        self.body.is_none() && self.rewriter.is_none() && self.observer.is_none()
+    }
+}
+
+/// Head of an answer as a rewriter reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerHead<'a> {
+    /// Status.
+    pub status: StatusCode,
+    /// `Content-Type`.
+    pub content_type: Option<&'a HeaderValue>,
+}
+
+impl AnswerHead<'_> {
+    /// True if the `Content-Type` names JSON: `application/json`, or a type that ends with `+json`.
+    pub fn is_json(&self) -> bool {
+        let essence = self.essence();
+        essence.eq_ignore_ascii_case("application/json")
+            || essence
+                .len()
+                .checked_sub(5)
+                .and_then(|at| essence.get(at..))
+                .is_some_and(|end| end.eq_ignore_ascii_case("+json"))
+    }
+
+    /// True if the `Content-Type` is that of an event stream or of JSON in lines (`application/x-ndjson`, `application/ndjson`,
+    /// `application/jsonl`).
+    pub fn is_stream(&self) -> bool {
+        const STREAMS: [&str; 4] =
+            ["text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl"];
+        STREAMS.iter().any(|name| self.essence().eq_ignore_ascii_case(name))
+    }
+
+    /// Media type without parameters.
+    fn essence(&self) -> &str {
+        let text = self.content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        text.split(';').next().unwrap_or_default().trim()
+    }
+}
+
+/// Change to an event of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum EventChange {
+    /// The event passes as it is.
+    Keep,
+    /// Other bytes pass in its place: whole events or lines, with their ends.
+    Replace(Bytes),
+    /// Nothing passes.
+    Drop,
+}
+
+/// Changes one answer of a server or built-in model for a filter, which returns it by [`Rewrite::rewriter`]. Sees the answer in
+/// the caller's API and without `Content-Encoding`, as the rewriters of the filters before it have changed it. What answers the
+/// request in the end is changed, whatever attempts were needed for it; answers of filters and refusals are not. Nothing here
+/// may block.
+pub trait Rewriter: Send + Sync {
+    /// True if it changes the answer with this head. A stream then passes event by event; any other answer is read whole before
+    /// a byte of it or its head goes to the client, within `limits.maxTranslatedBytes` of its backend.
+    fn reads(&self, head: &AnswerHead<'_>) -> bool;
+    /// Changes a whole answer that is no stream; `None` keeps it.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that the caller gets in place of the answer.
+    fn whole(&mut self, body: &[u8]) -> Result<Option<Bytes>, Box<Refusal>>;
+    /// Changes an event of a stream.
+    fn event(&mut self, event: &ResponseEvent<'_>) -> EventChange;
+}
+
+impl std::fmt::Debug for dyn Rewriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rewriter")
+    }
+}
