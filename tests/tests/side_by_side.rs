@@ -20,6 +20,7 @@ mod edges;
 mod expressions;
 mod failures;
 mod feedback;
+mod guarding;
 mod http2;
 mod keys;
 mod limits;

@@ -16,6 +16,8 @@ use crate::protocol::JSON_LINES;
 pub struct Rewriting {
     all: Vec<Box<dyn Rewriter>>,
     state: State,
+    /// Refusal by which a stream ends.
+    refused: Option<Box<Refusal>>,
 }
 
 /// Work on the answer.
@@ -112,9 +114,10 @@ impl Rewriting {
     pub fn pass(&mut self, part: Bytes, shared: &Arc<Downstream>) -> Bytes {
         match &mut self.state {
             State::Passing => part,
+            State::Events(_) if self.refused.is_some() => Bytes::new(),
             State::Events(splitter) => {
-                let (mut out, all) = (BytesMut::with_capacity(part.len()), &mut self.all);
-                splitter.feed(&part, |event| change(all, event, &mut out));
+                let (mut out, all, refused) = (BytesMut::with_capacity(part.len()), &mut self.all, &mut self.refused);
+                splitter.feed(&part, |event| change(all, event, &mut out, refused));
                 out.freeze()
             }
             State::Whole(held) => {
@@ -131,6 +134,16 @@ impl Rewriting {
                 Bytes::new()
             }
         }
+    }
+
+    /// True if the stream ends by a refusal.
+    pub fn is_refused(&self) -> bool {
+        self.refused.is_some()
+    }
+
+    /// Refusal by which a stream ends behind what has passed.
+    pub fn take_refusal(&mut self) -> Option<Box<Refusal>> {
+        self.refused.take().inspect(|_| self.state = State::Passing)
     }
 
     /// True if the answer cannot be changed, so that the rest of it need not be read.
@@ -159,8 +172,17 @@ impl Rewriting {
     pub fn end(&mut self) -> Result<RewrittenEnd, Box<Refusal>> {
         match std::mem::take(&mut self.state) {
             State::Passing => Ok(RewrittenEnd::default()),
-            // A stream that ends within an event ends so for the client too.
-            State::Events(mut splitter) => Ok(RewrittenEnd { head: None, body: splitter.take_rest() }),
+            State::Events(mut splitter) => {
+                let mut out = BytesMut::new();
+                // Servers may leave out the end of the last event; clients read it all the same.
+                splitter.feed(b"\n\n", |event| change(&mut self.all, event, &mut out, &mut self.refused));
+                for n in 0..self.all.len() {
+                    let Some((last, behind)) = self.all.get_mut(n..).and_then(<[_]>::split_first_mut) else { break };
+                    let held = last.end();
+                    splitter.feed(&held, |event| change(behind, event, &mut out, &mut self.refused));
+                }
+                Ok(RewrittenEnd { head: None, body: out.freeze() })
+            }
             State::Whole(HeldAnswer { fault: Some(fault), most, .. }) => Err(Box::new(fault.refusal(most))),
             State::Whole(HeldAnswer { mut head, mut body, length, .. }) => {
                 let mut whole = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
@@ -209,19 +231,27 @@ fn is_lines(head: &ResponseHead) -> bool {
 }
 
 /// Writes an event as the rewriters change it, one after the other.
-fn change(all: &mut [Box<dyn Rewriter>], event: &ResponseEvent<'_>, out: &mut BytesMut) {
+fn change(
+    all: &mut [Box<dyn Rewriter>],
+    event: &ResponseEvent<'_>,
+    out: &mut BytesMut,
+    refused: &mut Option<Box<Refusal>>,
+) {
+    if refused.is_some() {
+        return;
+    }
     let Some((first, rest)) = all.split_first_mut() else {
         out.extend_from_slice(event.bytes);
         return;
     };
     match first.event(event) {
-        EventChange::Keep => change(rest, event, out),
+        EventChange::Keep => change(rest, event, out, refused),
+        EventChange::Refuse(refusal) => *refused = Some(refusal),
         EventChange::Drop => {}
         EventChange::Replace(bytes) if rest.is_empty() || bytes.len() > MAX_EVENT => out.extend_from_slice(&bytes),
         EventChange::Replace(bytes) => {
             let mut splitter = if event.is_line { EventSplitter::of_lines() } else { EventSplitter::default() };
-            splitter.feed(&bytes, |event| change(rest, event, out));
-            out.extend_from_slice(&splitter.take_rest());
+            splitter.feed(&bytes, |event| change(rest, event, out, refused));
         }
     }
 }

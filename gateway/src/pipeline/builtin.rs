@@ -18,7 +18,7 @@ use crate::exchange::{End, Exchange, ServedBy};
 use crate::message::ResponseHead;
 use crate::protocol::{BuiltinCard, FixedAsk, Operation, SERVED_BY, named};
 use crate::topology::Route;
-use crate::upstream::{CutReason, break_off, outgoing_response};
+use crate::upstream::{CutReason, break_off, outgoing_response, refused};
 
 /// Most bytes of an answer that is read whole to be changed by filters: the text of two million tokens.
 const MOST_CHANGED: u64 = 8 << 20;
@@ -235,6 +235,10 @@ pub(super) async fn write_frames(
                 deliver(pin!(write), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)?;
             }
         }
+        if let Some(cut) = refused(exchange) {
+            break_off(session, exchange, stream.is_event_stream(), cut).await;
+            return Ok(());
+        }
     }
     let mut last = Bytes::new();
     if exchange.rewriting.is_some() {
@@ -251,6 +255,10 @@ pub(super) async fn write_frames(
         while let Some(next) = slice(&mut before) {
             let write = session.write_response_body(next, false);
             deliver(pin!(write), limits(exchange), &mut Nothing).await.map_err(|_| End::ClientGone)?;
+        }
+        if let Some(cut) = refused(exchange) {
+            break_off(session, exchange, stream.is_event_stream(), cut).await;
+            return Ok(());
         }
     }
     let end = session.write_response_body(last, true);

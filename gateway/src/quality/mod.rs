@@ -14,7 +14,6 @@ mod files;
 mod notices;
 mod pane;
 mod probes;
-mod redact;
 mod reference;
 mod report;
 mod sampled;

@@ -7,8 +7,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-
-use super::redact::{redacted, without_cut_end};
+use spillway_patterns::{redacted, without_cut_end};
 
 /// Bytes of a text that are kept.
 pub(super) const MOST_TEXT: usize = 4 << 10;

@@ -15,7 +15,7 @@ use super::masking::{Mask, SentCredentials};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
-use super::passing::{END_OF_EVENT, break_off, note_answer};
+use super::passing::{END_OF_EVENT, break_off, note_answer, refused};
 use crate::balancing::Class;
 use crate::clock;
 use crate::connect::UpstreamSession;
@@ -82,6 +82,9 @@ pub async fn pass_rest(
             if rest.write(session, exchange, limits.deadline, out, false).await.is_err() {
                 break rest.client_gone();
             }
+            if let Some(cut) = refused(exchange) {
+                break break_off(session, exchange, true, cut).await;
+            }
             // The time that the client took to read is not the server's.
             rest.heard = clock::now();
         }
@@ -114,7 +117,10 @@ pub async fn pass_rest(
                 }
                 let last = rest.mask_events(last);
                 break match rest.write(session, exchange, limits.deadline, last, true).await {
-                    Ok(()) => AttemptOutcome::Answered,
+                    Ok(()) => match refused(exchange) {
+                        Some(cut) => break_off(session, exchange, true, cut).await,
+                        None => AttemptOutcome::Answered,
+                    },
                     Err(_) => rest.client_gone(),
                 };
             }
@@ -260,7 +266,8 @@ impl ResumedStream<'_, '_> {
             let last = exchange.pass_last(last);
             let mut beside =
                 ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
-            deliver(pin!(session.write_response_body(last, true)), limits, &mut beside).await?;
+            let ends = exchange.rewriting.as_ref().is_none_or(|rewriting| !rewriting.is_refused());
+            deliver(pin!(session.write_response_body(last, ends)), limits, &mut beside).await?;
         }
         Ok(())
     }

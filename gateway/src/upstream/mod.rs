@@ -39,7 +39,7 @@ pub use dropping::{Cut, cut};
 pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
 pub use open::{Drained, OpenedAnswer, Ready, abandon, drain, open};
 pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
-pub use passing::{break_off, client_write};
+pub use passing::{break_off, client_write, refused};
 pub use translation::{CallHead, Translation, has_counterpart, no_counterpart, translate};
 pub use verdict::{is_server_fault, retry_after};
 pub use via::Via;

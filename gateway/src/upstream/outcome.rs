@@ -150,7 +150,7 @@ impl CutReason {
             Self::TrailersTooLarge => {
                 "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`"
             }
-            Self::RefusedByFilter { .. } => "a filter refused the rest of the request's body",
+            Self::RefusedByFilter { .. } => "a filter of the route refused the rest",
             Self::RequestTooLarge => "the body of the request is longer than its route accepts (`limits.maxBody`)",
             Self::Unreadable => {
                 "the rest of the backend's answer is not in the form of its API, or says what the API of this caller cannot"

@@ -141,8 +141,11 @@ impl<'a> Conversation<'_, 'a> {
             let ends = prefix.as_ref().is_none_or(Bytes::is_empty) && self.is_read();
             let prefix = prefix.map(|prefix| self.observe(prefix)).unwrap_or_default();
             self.release_server_when_read().await;
-            if self.pass_head(head, is_head, ends).await.is_err() || self.pass(prefix).await.is_err() {
+            if self.pass_head(head, is_head, ends).await.is_err() {
                 return Some(self.state.client_gone());
+            }
+            if let Err(outcome) = self.pass(prefix).await {
+                return Some(outcome);
             }
         }
         let is_read = match self.state.pending {
@@ -297,7 +300,7 @@ impl<'a> Conversation<'_, 'a> {
         } else {
             self.release_server_when_read().await;
         }
-        self.pass(part).await.map_err(|_| self.state.client_gone())
+        self.pass(part).await
     }
 
     /// True if the head waits on after a further part of `more` bytes.
@@ -342,7 +345,22 @@ impl<'a> Conversation<'_, 'a> {
     }
 
     /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
-    async fn pass(&mut self, mut part: Bytes) -> pingora::Result<()> {
+    async fn pass(&mut self, part: Bytes) -> Result<(), AttemptOutcome> {
+        self.write(part).await.map_err(|_| self.state.client_gone())?;
+        if self.exchange.rewriting.is_none() {
+            return Ok(());
+        }
+        if let Some(cut) = refused(self.exchange) {
+            self.leave().await;
+            return Err(Box::pin(self.break_off(cut)).await);
+        }
+        if self.exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.has_failed()) {
+            self.leave().await;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, mut part: Bytes) -> pingora::Result<()> {
         loop {
             while let Some(next) = slice(&mut part) {
                 let mut passed = self.exchange.pass(next);
@@ -350,9 +368,6 @@ impl<'a> Conversation<'_, 'a> {
                     let (session, mut server, limits) = self.sides();
                     deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
                 }
-            }
-            if self.exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.has_failed()) {
-                self.leave().await;
             }
             match self.passing.unread.take_slice() {
                 Some(more) => part = more,
@@ -367,7 +382,7 @@ impl<'a> Conversation<'_, 'a> {
     /// Passes on a head that has waited long enough, with the bytes of the body so far.
     pub(super) async fn pass_waiting(&mut self) -> Result<(), AttemptOutcome> {
         let part = self.release(false).await?;
-        self.pass(part).await.map_err(|_| self.state.client_gone())
+        self.pass(part).await
     }
 
     /// Writes the head that waited, and returns the bytes of the body so far. With `is_all`, nothing follows them.
@@ -511,12 +526,12 @@ impl<'a> Conversation<'_, 'a> {
         if is_broken {
             return match self.pass(last).await {
                 Ok(()) => self.break_translation().await,
-                Err(_) => self.state.client_gone(),
+                Err(outcome) => outcome,
             };
         }
         let before = last.split_to(last.len().saturating_sub(SLICE));
-        if self.pass(before).await.is_err() {
-            return self.state.client_gone();
+        if let Err(outcome) = self.pass(before).await {
+            return outcome;
         }
         if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, self.attempt.backend.max_header_bytes)) {
             return self.break_off(CutReason::TrailersTooLarge).await;
@@ -564,14 +579,18 @@ impl<'a> Conversation<'_, 'a> {
             written.map_err(|_| self.state.client_gone())?;
         }
         self.exchange.show(&ended.body);
+        let cut = refused(self.exchange);
         let mut whole = if passed.is_empty() { ended.body } else { Bytes::from([passed, ended.body].concat()) };
-        let last = whole.split_off(whole.len().saturating_sub(SLICE));
+        let last = if cut.is_some() { Bytes::new() } else { whole.split_off(whole.len().saturating_sub(SLICE)) };
         while let Some(next) = slice(&mut whole) {
             let (session, mut server, limits) = self.sides();
             let written = deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await;
             written.map_err(|_| self.state.client_gone())?;
         }
-        Ok(last)
+        match cut {
+            None => Ok(last),
+            Some(cut) => Err(self.break_off(cut).await),
+        }
     }
 
     /// Cuts an answer that cannot be translated or decoded to its end.
@@ -841,6 +860,12 @@ pub async fn break_off(
         let _ = client_write(until, session.write_response_body(event, true)).await;
     }
     AttemptOutcome::Broken(cut)
+}
+
+/// Reason to cut a stream whose event a filter has refused.
+pub fn refused(exchange: &mut Exchange) -> Option<CutReason> {
+    let Refusal { status, kind, code, .. } = *exchange.rewriting.as_mut()?.take_refusal()?;
+    Some(CutReason::RefusedByFilter { status, kind, code })
 }
 
 /// Sends a refusal in place of an answer whose head no client has.

@@ -137,11 +137,6 @@ impl EventSplitter {
         }
     }
 
-    /// Returns the beginning of an event that is not whole, and forgets it.
-    pub fn take_rest(&mut self) -> Bytes {
-        std::mem::take(&mut self.held).into()
-    }
-
     fn end(&mut self, last: &[u8], emit: &mut impl FnMut(&ResponseEvent<'_>)) {
         let (is_whole, is_line) = (!std::mem::take(&mut self.is_in_pieces), self.splits_lines);
         // Empty lines between events are none.

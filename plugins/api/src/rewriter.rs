@@ -62,7 +62,7 @@ impl AnswerHead<'_> {
 }
 
 /// Change to an event of a stream.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum EventChange {
     /// The event passes as it is.
     Keep,
@@ -70,6 +70,8 @@ pub enum EventChange {
     Replace(Bytes),
     /// Nothing passes.
     Drop,
+    /// The stream ends with this refusal, as its API ends one.
+    Refuse(Box<Refusal>),
 }
 
 /// Changes one answer of a server or built-in model for a filter, which returns it by [`Rewrite::rewriter`]. Sees the answer in
@@ -88,6 +90,10 @@ pub trait Rewriter: Send + Sync {
     fn whole(&mut self, body: &[u8]) -> Result<Option<Bytes>, Box<Refusal>>;
     /// Changes an event of a stream.
     fn event(&mut self, event: &ResponseEvent<'_>) -> EventChange;
+    /// Ends a stream whose events have all passed: returns events that were held back, with their ends.
+    fn end(&mut self) -> Bytes {
+        Bytes::new()
+    }
 }
 
 impl std::fmt::Debug for dyn Rewriter {

@@ -6,7 +6,9 @@ mod azure;
 mod client_address;
 mod cors;
 mod external_authorization;
+mod guard;
 mod headers;
+mod json_edit;
 mod mirror;
 mod public_location;
 mod rate_limit;
@@ -23,7 +25,7 @@ pub fn registry() -> Registry {
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
-    registry.add(transform::factory());
+    registry.add(transform::factory()).add(guard::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

@@ -58,6 +58,11 @@ const ROWS: &[Row] = &[
     ),
     ("bad_host", "`Host` has two values, or characters that no host has.", "Send one host, with or without a port."),
     (
+        "answer_memory_exhausted",
+        "A filter of the route reads answers whole to change them, and the memory for answers (`limits.bufferedAnswers`) is spent.",
+        "Try again. Operators: raise the limit.",
+    ),
+    (
         "bad_target",
         "The target of the request is neither a path nor an `http` or `https` URL.",
         "Send the path, beginning with `/`.",
@@ -66,11 +71,6 @@ const ROWS: &[Row] = &[
         "body_memory_exhausted",
         "Bodies that are held take all of [`limits.bufferedBodies`](configuration/limits.md), or this one arrived slowly while memory was short.",
         "Try again after `Retry-After`. Operators: raise `limits.bufferedBodies` (`spillway_request_bodies_refused_total` counts by reason).",
-    ),
-    (
-        "answer_memory_exhausted",
-        "A filter of the route reads answers whole to change them, and the memory for answers (`limits.bufferedAnswers`) is spent.",
-        "Try again. Operators: raise the limit.",
     ),
     (
         "body_readers_busy",
@@ -91,6 +91,11 @@ const ROWS: &[Row] = &[
         "certificate_expired",
         "The client certificate of the connection ended while it was open.",
         "Connect again with a certificate that is good.",
+    ),
+    (
+        "content_filter",
+        "A guard of the route has found a pattern in the request or in its answer; the message names it.",
+        "Leave out what it names. Operators: see [guards](../how-to/guard.md).",
     ),
     (
         "context_length_exceeded",

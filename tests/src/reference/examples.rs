@@ -35,6 +35,19 @@ const DISCOVERY: &str = "discovery:
     leaderElection: {namespace: inference, name: spillway}
 ";
 
+/// Guard with all of its parts.
+const GUARD: &str = "routes:
+  - name: chat
+    filters:
+      - guard:
+          patterns:
+            - {kind: card, action: mask}
+            - {name: project, regex: \"(?i)project orca\", action: refuse}
+          on: [prompt, answer]
+          window: 512B
+    backendRefs: [{name: chat}]
+";
+
 /// Changes of requests and answers with all of their parts.
 const TRANSFORM: &str = "routes:
   - name: chat
@@ -63,6 +76,8 @@ const EXAMPLES: &[Example] = &[
     Example { path: "discovery", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes.leaderElection", yaml: DISCOVERY },
+    Example { path: "routes[].filters[].guard", yaml: GUARD },
+    Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.request", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.response", yaml: TRANSFORM },

@@ -1,6 +1,5 @@
 //! `transform`: changes to the JSON of requests and answers, and texts around the system prompt.
 
-mod json_edit;
 mod system;
 
 use std::collections::BTreeMap;
@@ -16,7 +15,7 @@ use spillway_filter::{
     Rewriter, define,
 };
 
-use json_edit::{EditError, Pointer};
+use crate::json_edit::{self, EditError, Pointer};
 use system::SystemText;
 
 /// Most edits of a request, and of an answer: each is a pass over its text.
@@ -383,11 +382,15 @@ mod tests {
         let whole = rewriter.whole(br#"{"id":"c","system_fingerprint":"x"}"#).unwrap().unwrap();
         assert_eq!(whole, r#"{"id":"c","served":true}"#);
         assert!(rewriter.whole(b"plain").unwrap().is_none());
-        let mut seen = Vec::new();
+        let mut passed = Vec::new();
         let stream = "event: a\ndata: {\"system_fingerprint\":\"x\"}\n\n: note\n\ndata: [DONE]\n\n";
-        split_events(stream, |event| seen.push(rewriter.event(event)));
-        let first = EventChange::Replace(Bytes::from("event: a\ndata: {\"served\":true}\n\n"));
-        assert_eq!(seen, [first, EventChange::Keep, EventChange::Keep]);
+        split_events(stream, |event| match rewriter.event(event) {
+            EventChange::Keep => passed.extend_from_slice(event.bytes),
+            EventChange::Replace(bytes) => passed.extend_from_slice(&bytes),
+            other => panic!("{other:?}"),
+        });
+        let expected = "event: a\ndata: {\"served\":true}\n\n: note\n\ndata: [DONE]\n\n";
+        assert_eq!(String::from_utf8(passed).unwrap(), expected);
     }
 
     #[test]

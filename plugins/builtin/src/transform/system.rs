@@ -4,7 +4,7 @@
 use serde_json::value::RawValue;
 use spillway_filter::SystemPlace;
 
-use super::json_edit::{EditError, Pointer, get, push_front, quoted, set};
+use crate::json_edit::{EditError, Pointer, get, push_front, quoted, set};
 
 /// Texts that are added to the system prompt.
 #[derive(Debug, Clone)]

@@ -1,11 +1,11 @@
-//! Redaction of texts that are kept: each thing that looks like a card number, an account, an address of a person or machine, or
-//! a credential is replaced by its kind in brackets. Pure. Patterns find what has a form of its own; names and streets have none.
+//! Finds in texts what looks like a card number, an account, an address of a person or machine, or a credential, by its form and,
+//! where it has one, its checksum; and what forms of a user's own find. Pure. Names and streets have no form.
 
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 use std::sync::LazyLock;
 
-use regex::{Captures, Regex};
+use regex::{Captures, Regex, RegexBuilder};
 
 /// Digits of card numbers (ISO/IEC 7812).
 const CARD: RangeInclusive<usize> = 13..=19;
@@ -19,40 +19,120 @@ const IBAN_REMAINDER: u32 = 1;
 /// Finds what is to be replaced in a text of a form.
 type Find = fn(&str) -> Option<Range<usize>>;
 
-/// Kind of what is replaced, with the form that is looked for and what of it is of the kind.
-struct Pattern {
-    kind: &'static str,
-    form: Regex,
-    find: Find,
+/// Kind of what is found by its form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// JSON Web Token (RFC 7519).
+    Jwt,
+    /// Credential with a known beginning, or named as one.
+    ApiKey,
+    /// Address of mail.
+    Email,
+    /// Account number with right check digits (ISO 13616).
+    Iban,
+    /// Card number with a right check digit (ISO/IEC 7812).
+    Card,
+    /// IPv4 or IPv6 address.
+    IpAddress,
+    /// Telephone number.
+    Phone,
 }
 
-/// Patterns in the order in which they are applied: a token before the addresses that it may hold.
-static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
-    let all: [(&str, &str, Find); 10] = [
-        ("jwt", r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*", whole),
-        (
-            "apiKey",
-            r"\b(?:(?:sk|pk|rk|hf|npm|pypi|whsec|SG)[-_.]|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|dop_v1_|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_.+/=-]{16,}",
-            whole,
-        ),
-        (
-            "apiKey",
-            r#"(?i)\b(?:api[ _-]?key|access[ _-]?key|secret(?:[ _-]?key)?|token|password|passwd|bearer|authorization)\b["']?\s*(?:is|:|=)?\s*["']?(?:bearer\s+)?[A-Za-z0-9_.+/=~-]{12,}"#,
-            with_digit,
-        ),
-        ("email", r"(?i)[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+", whole),
-        ("iban", r"(?i)\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", iban),
-        ("card", r"\b\d(?:[ -]?\d){12,60}\b", card),
-        ("ipAddress", r"(?i)(?:[0-9a-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f]{0,4})", address),
-        ("ipAddress", r"\b(?:\d{1,3}\.){3}\d{1,3}\b", address),
-        ("phone", r"\+\d(?:[ ()./-]{0,3}\d){6,14}\b", phone),
-        ("phone", r"(?:\(\d{2,5}\)[ ./-]{0,2}|\b\d{2,5}[ ./-]{1,2})\d{2,5}(?:[ ./-]\d{2,5}){1,4}\b", phone),
-    ];
-    // The forms are constant, and a test counts those that compile.
-    let compiled =
-        all.into_iter().filter_map(|(kind, form, find)| Some(Pattern { kind, form: Regex::new(form).ok()?, find }));
-    compiled.collect()
-});
+impl Kind {
+    /// All kinds, in the order in which they are looked for: a token before the addresses that it may hold.
+    pub const ALL: [Self; 7] =
+        [Self::Jwt, Self::ApiKey, Self::Email, Self::Iban, Self::Card, Self::IpAddress, Self::Phone];
+
+    /// Name in configurations, and in brackets in redacted texts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Jwt => "jwt",
+            Self::ApiKey => "apiKey",
+            Self::Email => "email",
+            Self::Iban => "iban",
+            Self::Card => "card",
+            Self::IpAddress => "ipAddress",
+            Self::Phone => "phone",
+        }
+    }
+
+    /// Forms that are looked for, and what of each is of the kind.
+    fn forms(self) -> &'static [(&'static str, Find)] {
+        match self {
+            Self::Jwt => &[(r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*", whole)],
+            Self::ApiKey => &[
+                (
+                    r"\b(?:(?:sk|pk|rk|hf|npm|pypi|whsec|SG)[-_.]|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|dop_v1_|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_.+/=-]{16,}",
+                    whole,
+                ),
+                (
+                    r#"(?i)\b(?:api[ _-]?key|access[ _-]?key|secret(?:[ _-]?key)?|token|password|passwd|bearer|authorization)\b["']?\s*(?:is|:|=)?\s*["']?(?:bearer\s+)?[A-Za-z0-9_.+/=~-]{12,}"#,
+                    with_digit,
+                ),
+            ],
+            Self::Email => &[(r"(?i)[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+", whole)],
+            Self::Iban => &[(r"(?i)\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", iban)],
+            Self::Card => &[(r"\b\d(?:[ -]?\d){12,60}\b", card)],
+            Self::IpAddress => &[
+                (r"(?i)(?:[0-9a-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f]{0,4})", address),
+                (r"\b(?:\d{1,3}\.){3}\d{1,3}\b", address),
+            ],
+            Self::Phone => &[
+                (r"\+\d(?:[ ()./-]{0,3}\d){6,14}\b", phone),
+                (r"(?:\(\d{2,5}\)[ ./-]{0,2}|\b\d{2,5}[ ./-]{1,2})\d{2,5}(?:[ ./-]\d{2,5}){1,4}\b", phone),
+            ],
+        }
+    }
+}
+
+/// Finds one kind of thing.
+#[derive(Debug, Clone)]
+pub struct Detector {
+    forms: Vec<(Regex, Find)>,
+    is_of_kind: bool,
+}
+
+impl Detector {
+    /// Detector of a kind.
+    pub fn of(kind: Kind) -> Self {
+        // The forms are constant, and a test counts those that compile.
+        let forms = kind.forms().iter().filter_map(|(form, find)| Some((Regex::new(form).ok()?, *find)));
+        Self { forms: forms.collect(), is_of_kind: true }
+    }
+
+    /// Detector of all that a regular expression finds (syntax of the crate `regex`, whose time is linear in the text).
+    ///
+    /// # Errors
+    ///
+    /// The mistake in the expression, or that its automaton is larger than a MiB.
+    pub fn of_expression(expression: &str) -> Result<Self, String> {
+        let form = RegexBuilder::new(expression).size_limit(1 << 20).build().map_err(|error| error.to_string())?;
+        Ok(Self { forms: vec![(form, whole)], is_of_kind: false })
+    }
+
+    /// True if the end of a text tells whether more of it could belong to something that is found ([`without_cut_end`]).
+    pub fn knows_ends(&self) -> bool {
+        self.is_of_kind
+    }
+
+    /// Adds the ranges of what is found in a text, in bytes. Ranges of several forms may overlap.
+    pub fn find(&self, text: &str, found: &mut Vec<Range<usize>>) {
+        for (form, find) in &self.forms {
+            for form in form.find_iter(text) {
+                let (mut start, mut rest) = (form.start(), form.as_str());
+                while let Some(range) = find(rest) {
+                    found.push(start + range.start..start + range.end);
+                    start += range.end;
+                    rest = rest.get(range.end..).unwrap_or_default();
+                }
+            }
+        }
+    }
+}
+
+/// Detectors of all kinds.
+static DETECTORS: LazyLock<Vec<(Kind, Detector)>> =
+    LazyLock::new(|| Kind::ALL.into_iter().map(|kind| (kind, Detector::of(kind))).collect());
 
 fn whole(text: &str) -> Option<Range<usize>> {
     (!text.is_empty()).then_some(0..text.len())
@@ -123,34 +203,38 @@ fn phone(text: &str) -> Option<Range<usize>> {
     whole(text).filter(|_| PHONE.contains(&digits(text).len()) && !is_date)
 }
 
-/// Text without what looks like a card, an account, an address or a credential.
-pub(super) fn redacted(text: &str) -> String {
-    PATTERNS.iter().fold(text.to_owned(), |text, Pattern { kind, form, find }| {
-        let replace = |found: &Captures<'_>| {
-            let (mut out, mut rest) = (String::new(), found.get(0).map_or("", |found| found.as_str()));
-            while let Some(range) = find(rest) {
-                out.push_str(rest.get(..range.start).unwrap_or_default());
-                out.extend(["[", kind, "]"]);
-                rest = rest.get(range.end..).unwrap_or_default();
-            }
-            out + rest
-        };
-        form.replace_all(&text, replace).into_owned()
+/// Text without what looks like a card, an account, an address or a credential: each is replaced by its kind in brackets.
+pub fn redacted(text: &str) -> String {
+    DETECTORS.iter().fold(text.to_owned(), |text, (kind, detector)| {
+        // Each form after the other: what one has replaced is not found again.
+        detector.forms.iter().fold(text, |text, (form, find)| {
+            let replace = |found: &Captures<'_>| {
+                let (mut out, mut rest) = (String::new(), found.get(0).map_or("", |found| found.as_str()));
+                while let Some(range) = find(rest) {
+                    out.push_str(rest.get(..range.start).unwrap_or_default());
+                    out.extend(["[", kind.name(), "]"]);
+                    rest = rest.get(range.end..).unwrap_or_default();
+                }
+                out + rest
+            };
+            form.replace_all(&text, replace).into_owned()
+        })
     })
 }
 
 /// Beginning of a text that was cut, without a last part that may be the beginning of something whose form needs its end.
-pub(super) fn without_cut_end(text: &str) -> &str {
+pub fn without_cut_end(text: &str) -> &str {
     let end = text.rfind(char::is_whitespace).unwrap_or(0);
     let kept = text.get(..end).unwrap_or_default();
     // Groups of digits, and of an account number, are one thing.
     let mut kept = kept.trim_end();
-    while let Some(at) = kept.rfind(char::is_whitespace) {
-        let last = kept.get(at..).unwrap_or_default();
+    loop {
+        let at = kept.char_indices().rev().find(|(_, c)| c.is_whitespace()).map_or(0, |(at, c)| at + c.len_utf8());
+        let (before, last) = kept.split_at_checked(at).unwrap_or((kept, ""));
         if !has_digit(last) {
             break;
         }
-        kept = kept.get(..at).unwrap_or_default().trim_end();
+        kept = before.trim_end();
     }
     kept
 }
@@ -182,7 +266,8 @@ mod tests {
 
     #[test]
     fn each_kind_is_found_by_its_form_and_checksum() {
-        assert_eq!(PATTERNS.len(), 10);
+        let forms: usize = DETECTORS.iter().map(|(_, detector)| detector.forms.len()).sum();
+        assert_eq!(forms, 10);
         for (kind, texts) in PLANTED {
             for text in *texts {
                 assert_eq!(
@@ -221,6 +306,7 @@ mod tests {
         assert_eq!(without_cut_end("write to jane@exam"), "write to");
         assert_eq!(without_cut_end("eyJhbGciOiJI"), "");
         assert_eq!(without_cut_end("one two three"), "one two");
+        assert_eq!(without_cut_end("4111 1111 11"), "");
     }
 
     proptest! {

@@ -13,7 +13,7 @@ const MAX_DEPTH: usize = 32;
 
 /// Pointer to a value below the whole text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pointer {
+pub(crate) struct Pointer {
     /// Names on the way, without escapes; at least one.
     names: Vec<String>,
 }
@@ -24,7 +24,7 @@ impl Pointer {
     /// # Errors
     ///
     /// The mistake and what is expected.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix('/') else {
             return Err(format!(
                 "found `{text}`; expected a JSON Pointer that begins with `/`, such as `/temperature`"
@@ -47,12 +47,12 @@ impl Pointer {
     }
 
     /// First name on the way.
-    pub(super) fn first(&self) -> &str {
+    pub(crate) fn first(&self) -> &str {
         self.names.first().map_or("", String::as_str)
     }
 
     /// True if the pointer has one name.
-    pub(super) fn is_of_top(&self) -> bool {
+    pub(crate) fn is_of_top(&self) -> bool {
         self.names.len() == 1
     }
 }
@@ -65,7 +65,7 @@ impl fmt::Display for Pointer {
 
 /// Reason for which a text cannot be edited.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum EditError {
+pub(crate) enum EditError {
     /// The text is no JSON.
     #[error("it is not JSON")]
     NotJson,
@@ -101,7 +101,7 @@ enum Place {
 }
 
 /// Value at a pointer; `None` where there is none.
-pub(super) fn get<'t>(text: &'t str, pointer: &Pointer) -> Result<Option<&'t str>, EditError> {
+pub(crate) fn get<'t>(text: &'t str, pointer: &Pointer) -> Result<Option<&'t str>, EditError> {
     match locate(text, pointer)? {
         Place::Found { value, .. } => Ok(text.get(value)),
         Place::Missing { .. } => Ok(None),
@@ -110,7 +110,7 @@ pub(super) fn get<'t>(text: &'t str, pointer: &Pointer) -> Result<Option<&'t str
 
 /// Puts `value`, a JSON text, at a pointer, in place of what is there. Creates the objects that are missing on the way. In a
 /// list `-` is a further element at its end.
-pub(super) fn set(text: &str, pointer: &Pointer, value: &str) -> Result<String, EditError> {
+pub(crate) fn set(text: &str, pointer: &Pointer, value: &str) -> Result<String, EditError> {
     match locate(text, pointer)? {
         Place::Found { value: at, .. } => Ok(splice(text, at, value)),
         Place::Missing { at, is_list, is_empty, left } => {
@@ -136,7 +136,7 @@ pub(super) fn set(text: &str, pointer: &Pointer, value: &str) -> Result<String, 
 }
 
 /// Puts `value` before the first element of the list at a pointer. The list must be there.
-pub(super) fn push_front(text: &str, pointer: &Pointer, value: &str) -> Result<Option<String>, EditError> {
+pub(crate) fn push_front(text: &str, pointer: &Pointer, value: &str) -> Result<Option<String>, EditError> {
     let Place::Found { value: at, .. } = locate(text, pointer)? else { return Ok(None) };
     let list = text.get(at.clone()).unwrap_or_default();
     let Some(inside) = list.strip_prefix('[') else { return Ok(None) };
@@ -145,7 +145,7 @@ pub(super) fn push_front(text: &str, pointer: &Pointer, value: &str) -> Result<O
 }
 
 /// Removes the value at a pointer with its name; `None` where there is none.
-pub(super) fn remove(text: &str, pointer: &Pointer) -> Result<Option<String>, EditError> {
+pub(crate) fn remove(text: &str, pointer: &Pointer) -> Result<Option<String>, EditError> {
     match locate(text, pointer) {
         Ok(Place::Found { whole, .. }) => Ok(Some(splice(text, whole, ""))),
         // What is not there need not be removed.
@@ -155,7 +155,7 @@ pub(super) fn remove(text: &str, pointer: &Pointer) -> Result<Option<String>, Ed
 }
 
 /// String of JSON.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 

@@ -1,0 +1,137 @@
+//! Strings of a JSON text, read and replaced where they stand. Names of members are strings too: servers show some of them to
+//! models. All other bytes stay.
+
+use std::borrow::Cow;
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::json_edit::quoted;
+
+/// Member of a request or answer that names the model. It is left as it is: routes and limits have read it.
+const MODEL: &str = "model";
+
+/// True for a text that is one value of JSON.
+pub(super) fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+/// Calls `change` with each string of a text of JSON but the name of the model, and returns the text with what it gives in their
+/// places; `None` where it gives nothing.
+///
+/// # Errors
+///
+/// The error of `change`, which ends the reading.
+pub(super) fn change_strings<E>(
+    text: &str,
+    mut change: impl FnMut(&str) -> Result<Option<String>, E>,
+) -> Result<Option<String>, E> {
+    let bytes = text.as_bytes();
+    let (mut out, mut copied) = (None::<String>, 0);
+    let (mut at, mut depth, mut is_model) = (0, 0_usize, false);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' => is_model = false,
+            b'"' => {
+                let end = string_end(bytes, at);
+                let raw = text.get(at..end).unwrap_or_default();
+                let inner = decoded(raw);
+                let is_name = text.get(end..).unwrap_or_default().trim_start().starts_with(':');
+                if is_name && depth == 1 {
+                    is_model = inner == MODEL;
+                }
+                // The name of the member itself has nothing to find.
+                if !is_model && let Some(changed) = change(&inner)? {
+                    let out = out.get_or_insert_with(|| String::with_capacity(text.len()));
+                    out.push_str(text.get(copied..at).unwrap_or_default());
+                    out.push_str(&quoted(&changed));
+                    copied = end;
+                }
+                at = end;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(out.map(|mut out| {
+        out.push_str(text.get(copied..).unwrap_or_default());
+        out
+    }))
+}
+
+/// Calls `read` with the name and the text of each member of an object; of none in any other text.
+pub(super) fn each_member(text: &[u8], read: impl FnMut(&str, &str)) {
+    struct Members<F>(F);
+    impl<'de, F: FnMut(&str, &str)> Visitor<'de> for Members<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+                (self.0)(&name, value.get());
+            }
+            Ok(())
+        }
+    }
+    let _ = serde_json::Deserializer::from_slice(text).deserialize_map(Members(read));
+}
+
+/// Position behind the string that begins at `start`.
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// Text of a string. Half of a surrogate pair, which is no text, is left as it is written.
+fn decoded(raw: &str) -> Cow<'_, str> {
+    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
+    if !inner.contains('\\') {
+        return Cow::Borrowed(inner);
+    }
+    serde_json::from_str::<String>(raw).map_or(Cow::Borrowed(inner), Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn without_x(text: &str) -> Option<String> {
+        let change = |text: &str| Ok::<_, ()>(text.contains('x').then(|| text.replace('x', "?")));
+        change_strings(text, change).unwrap()
+    }
+
+    #[test]
+    fn strings_are_changed_where_they_stand() {
+        for (text, expected) in [
+            (r#"{"a":"x","b":[1.50,"y"]}"#, Some(r#"{"a":"?","b":[1.50,"y"]}"#)),
+            (r#"{ "x" : { "y" : "\u0078\n" } }"#, Some(r#"{ "?" : { "y" : "?\n" } }"#)),
+            (r#"{"a":"\"x\\","b":"x"}"#, Some(r#"{"a":"\"?\\","b":"?"}"#)),
+            (r#"["\ud800x"]"#, Some(r#"["\\ud800?"]"#)),
+            (r#"{"model":"x","messages":[{"model":"x"}]}"#, Some(r#"{"model":"x","messages":[{"model":"?"}]}"#)),
+            (r#"{"model":{"y":"x"},"a":"x"}"#, Some(r#"{"model":{"y":"x"},"a":"?"}"#)),
+            (r#""x""#, Some(r#""?""#)),
+            (r#"{"a":"é","n":12345678901234567890}"#, None),
+            ("7", None),
+        ] {
+            assert_eq!(without_x(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_cut_text_ends_the_reading() {
+        for text in ["\"", "{\"a", "{\"a\\", "", "{\"a\":\"x"] {
+            let _ = without_x(text);
+        }
+    }
+}
