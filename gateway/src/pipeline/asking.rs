@@ -144,7 +144,7 @@ pub(super) fn unread_stream() -> End {
 pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &exchange.body else { return Ok(None) };
     if held.bytes.is_empty() {
-        return Ok(super::upgrading::asked_of_target(session, exchange)?);
+        return Ok(asked_of_target(session, exchange)?);
     }
     if exchange.resolved.model_place == ModelPlace::Message {
         return named_in_message(exchange, &held.bytes, decides).await;
@@ -209,6 +209,26 @@ pub(super) async fn peek(session: &ClientSession, exchange: &Exchange, decides: 
         Err(refusal) if is_strict => Err(refusal.into()),
         Err(_) => Ok(Some(unread)),
     }
+}
+
+/// Model in the query of a request whose API has it there, and what its first response may use; `None` for other requests
+/// than those for sockets of model APIs.
+///
+/// # Errors
+/// Refuses a query with two of them: the gateway and its server might read different ones.
+pub(super) fn asked_of_target(session: &ClientSession, exchange: &Exchange) -> Result<Option<Asked>, Refusal> {
+    let operation = exchange.resolved.operation;
+    if !operation.is_socket() {
+        return Ok(None);
+    }
+    let query = session.req_header().uri.query().filter(|_| operation == Operation::Realtime).unwrap_or_default();
+    let mut models = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "model");
+    let model = models.next().map(|(_, model)| model.into_owned());
+    if models.next().is_some() {
+        let message = "`model` appears more than once in the query.";
+        return Err(Refusal::invalid("duplicate_parameter", message).param("model"));
+    }
+    Ok(Some(Asked { model, stream: true, expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() }))
 }
 
 /// True if the query has a model. Servers that are built like LiteLLM's proxy take it before the one in the body.

@@ -7,10 +7,11 @@ use http::{Method, StatusCode, Version};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers::is_models;
+use super::asking::asked_of_target;
 use super::limiting;
 use crate::downstream::ClientSession;
-use crate::exchange::{Asked, ConnectionInfo, End, Exchange};
-use crate::limits::{Estimate, Rule, Subject, TokenRules};
+use crate::exchange::{ConnectionInfo, End, Exchange};
+use crate::limits::{Rule, Subject, TokenRules};
 use crate::protocol::{Operation, model_not_found};
 use crate::topology::{Route, TargetKind};
 use crate::tunnel::{HandshakeError, Upgrade, UpgradeProtocol, WEBSOCKET, asks_to_upgrade, check_opening};
@@ -159,24 +160,4 @@ fn token_rules(route: &Route, session: &ClientSession, exchange: &Exchange) -> T
     let view = limiting::view(session, exchange);
     let subject = Subject { view: &view, credential: exchange.credential };
     TokenRules::of(rules_of(route, exchange), subject, (asked.expected, nanos))
-}
-
-/// Model in the query of a request whose API has it there, and what its first response may use; `None` for other requests
-/// than those for sockets of model APIs.
-///
-/// # Errors
-/// Refuses a query with two of them: the gateway and its server might read different ones.
-pub(super) fn asked_of_target(session: &ClientSession, exchange: &Exchange) -> Result<Option<Asked>, Refusal> {
-    let operation = exchange.resolved.operation;
-    if !operation.is_socket() {
-        return Ok(None);
-    }
-    let query = session.req_header().uri.query().filter(|_| operation == Operation::Realtime).unwrap_or_default();
-    let mut models = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "model");
-    let model = models.next().map(|(_, model)| model.into_owned());
-    if models.next().is_some() {
-        let message = "`model` appears more than once in the query.";
-        return Err(Refusal::invalid("duplicate_parameter", message).param("model"));
-    }
-    Ok(Some(Asked { model, stream: true, expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() }))
 }
