@@ -72,6 +72,7 @@ fn chain(authenticator: &Authenticator, headers: &Fields) -> u64 {
         caller: Some(caller),
         route: "chat",
         query: "",
+        is_repeatable: false,
         system: None,
         model: Some("m"),
         body: None,

@@ -11,6 +11,7 @@
 
 mod answers;
 mod balancing;
+mod caching;
 mod callers;
 mod charging;
 mod costs;

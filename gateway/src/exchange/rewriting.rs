@@ -11,7 +11,7 @@ use crate::downstream::{Downstream, Unread};
 use crate::message::{ResponseHead, without_coding};
 use crate::protocol::JSON_LINES;
 
-/// Rewriters of one exchange, in the order of the filters.
+/// Rewriters of one exchange, in the order in which an answer passes them: that of the last filter first.
 #[derive(Default)]
 pub struct Rewriting {
     all: Vec<Box<dyn Rewriter>>,
@@ -81,19 +81,19 @@ pub struct RewrittenEnd {
 impl Rewriting {
     /// Adds the rewriter of a filter.
     pub fn add(&mut self, rewriter: Box<dyn Rewriter>) {
-        self.all.push(rewriter);
+        self.all.insert(0, rewriter);
     }
 
     /// True if a rewriter reads an answer with this head.
-    pub fn reads(&self, head: &ResponseHead) -> bool {
-        let head = shown(head);
+    pub fn reads(&self, head: &ResponseHead, is_spilled: bool) -> bool {
+        let head = shown(head, is_spilled);
         self.all.iter().any(|rewriter| rewriter.reads(&head))
     }
 
     /// Begins the answer with this head, `most` bytes of which may be held. Returns the head where it goes to the client now:
     /// unless the answer is read whole.
-    pub fn begin(&mut self, head: Box<ResponseHead>, most: u64) -> Option<Box<ResponseHead>> {
-        let facts = shown(&head);
+    pub fn begin(&mut self, head: Box<ResponseHead>, is_spilled: bool, most: u64) -> Option<Box<ResponseHead>> {
+        let facts = shown(&head, is_spilled);
         let by_events = facts.is_stream();
         self.all.retain(|rewriter| rewriter.reads(&facts));
         if self.all.is_empty() {
@@ -102,8 +102,7 @@ impl Rewriting {
         let mut head = head;
         without_coding(&mut head);
         if by_events {
-            let is_lines = is_lines(&head);
-            self.state = State::Events(if is_lines { EventSplitter::of_lines() } else { EventSplitter::default() });
+            self.state = State::Events(splitter(&head));
             return Some(head);
         }
         self.state = State::Whole(HeldAnswer { head, body: Unread::default(), length: 0, most, fault: None });
@@ -115,11 +114,7 @@ impl Rewriting {
         match &mut self.state {
             State::Passing => part,
             State::Events(_) if self.refused.is_some() => Bytes::new(),
-            State::Events(splitter) => {
-                let (mut out, all, refused) = (BytesMut::with_capacity(part.len()), &mut self.all, &mut self.refused);
-                splitter.feed(&part, |event| change(all, event, &mut out, refused));
-                out.freeze()
-            }
+            State::Events(_) => self.pass_events(&part),
             State::Whole(held) => {
                 held.length = held.length.saturating_add(u64::try_from(part.len()).unwrap_or(u64::MAX));
                 if held.length > held.most {
@@ -206,28 +201,48 @@ impl Rewriting {
     /// # Errors
     ///
     /// The refusal in place of the answer.
-    pub fn change(&mut self, head: &mut ResponseHead, body: Bytes) -> Result<Bytes, Box<Refusal>> {
-        let (facts, mut body) = (shown(head), body);
+    pub fn change(&mut self, head: &mut ResponseHead, is_spilled: bool, body: Bytes) -> Result<Bytes, Box<Refusal>> {
+        let facts = shown(head, is_spilled);
+        let is_stream = facts.is_stream();
+        self.all.retain(|rewriter| rewriter.reads(&facts));
+        if self.all.is_empty() || body.is_empty() {
+            return Ok(body);
+        }
+        without_coding(head);
+        if is_stream {
+            self.state = State::Events(splitter(head));
+            let begun = self.pass_events(&body);
+            let ended = self.end()?;
+            return self.refused.take().map_or_else(|| Ok([begun, ended.body].concat().into()), Err);
+        }
+        let mut body = body;
         for rewriter in &mut self.all {
-            if rewriter.reads(&facts)
-                && let Some(changed) = rewriter.whole(&body)?
-            {
+            if let Some(changed) = rewriter.whole(&body)? {
                 body = changed;
             }
         }
         Ok(body)
     }
+
+    /// Changes a part of a stream.
+    fn pass_events(&mut self, part: &[u8]) -> Bytes {
+        let State::Events(splitter) = &mut self.state else { return Bytes::new() };
+        let (mut out, all, refused) = (BytesMut::with_capacity(part.len()), &mut self.all, &mut self.refused);
+        splitter.feed(part, |event| change(all, event, &mut out, refused));
+        out.freeze()
+    }
 }
 
-fn shown(head: &ResponseHead) -> AnswerHead<'_> {
-    AnswerHead { status: head.status, content_type: head.headers.get(header::CONTENT_TYPE) }
+fn shown(head: &ResponseHead, is_spilled: bool) -> AnswerHead<'_> {
+    AnswerHead { status: head.status, headers: &head.headers, is_spilled }
 }
 
-/// True for a stream of JSON in lines.
-fn is_lines(head: &ResponseHead) -> bool {
+/// Splitter of a stream: into events, or into lines of JSON.
+fn splitter(head: &ResponseHead) -> EventSplitter {
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim();
-    JSON_LINES.iter().any(|name| essence.eq_ignore_ascii_case(name))
+    let is_lines = JSON_LINES.iter().any(|name| essence.eq_ignore_ascii_case(name));
+    if is_lines { EventSplitter::of_lines() } else { EventSplitter::default() }
 }
 
 /// Writes an event as the rewriters change it, one after the other.

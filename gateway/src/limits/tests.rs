@@ -73,6 +73,7 @@ fn take(rules: &Rules, asked: &Asked<'_>, ledger: &mut Ledger) -> Result<(), Box
         caller: asked.consumer.map(|consumer| Caller { consumer, tenant: "t", scopes: &[], claims: &claims }),
         route: "r",
         query: "",
+        is_repeatable: false,
         system: None,
         model: asked.model,
         body: None,

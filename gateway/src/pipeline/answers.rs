@@ -13,7 +13,7 @@ use super::AfterRequest;
 use super::rewritten::{self, api_path};
 use crate::clock;
 use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice, write_head};
-use crate::exchange::{End, Exchange, malformed_refusal};
+use crate::exchange::{End, Exchange, ServedBy, malformed_refusal};
 use crate::framing::Violation;
 use crate::message::ResponseHead;
 use crate::protocol::{self, ModelPath, ModelPlace, Operation, PROBLEM, ResolvedOperation, http2_required};
@@ -54,8 +54,9 @@ pub(super) async fn local(session: &mut ClientSession, exchange: &mut Exchange, 
     for (name, value) in answer.headers {
         let _ = head.append_header(name, value);
     }
-    match send(session, exchange, head, answer.body).await {
+    match send_made(session, exchange, head, answer.body).await {
         Ok(()) => AfterRequest::Keep,
+        Err(End::Refuse(refusal)) => refuse(session, exchange, &refusal).await,
         Err(_) => {
             exchange.outcome.client_gone = true;
             AfterRequest::Close
@@ -63,7 +64,7 @@ pub(super) async fn local(session: &mut ClientSession, exchange: &mut Exchange, 
     }
 }
 
-/// Sends a whole answer of a built-in model, as the filters of its route change it.
+/// Sends a whole answer of a built-in model or a filter, as the filters of its route change it.
 pub(super) async fn send_made(
     session: &mut ClientSession,
     exchange: &mut Exchange,
@@ -75,8 +76,10 @@ pub(super) async fn send_made(
         Some(rewriting) => {
             // What reads a large answer must not hold up the other requests of this thread.
             let off_loop = exchange.off_loop.clone();
-            let changed = off_loop.run(body.len(), || rewriting.change(&mut head, body)).await.flatten();
-            changed.inspect_err(|_| exchange.outcome.is_answer_unread = true)?
+            let is_spilled = exchange.outcome.spilled.is_some();
+            let changed = off_loop.run(body.len(), || rewriting.change(&mut head, is_spilled, body)).await.flatten();
+            let is_worked_for = !matches!(exchange.outcome.served_by, ServedBy::Gateway);
+            changed.inspect_err(|_| exchange.outcome.is_answer_unread = is_worked_for)?
         }
     };
     send(session, exchange, head, body).await.map_err(|_| End::ClientGone)

@@ -139,7 +139,7 @@ async fn write(
     let mut unread = Unread::default();
     let answer = match &mut exchange.rewriting {
         None => Some(Box::new(answer)),
-        Some(rewriting) => rewriting.begin(Box::new(answer), MOST_CHANGED),
+        Some(rewriting) => rewriting.begin(Box::new(answer), exchange.outcome.spilled.is_some(), MOST_CHANGED),
     };
     if let Some(answer) = answer {
         write_head(stream, *answer, &mut unread, session, exchange).await?;

@@ -236,6 +236,7 @@ pub(super) fn view<'a>(session: &'a ClientSession, exchange: &'a Exchange) -> Re
         route: exchange.route.as_ref().map_or("", |route| &route.name),
         query: head.uri.query().unwrap_or_default(),
         model: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+        is_repeatable: exchange.resolved.operation.is_repeatable(),
         system: exchange.resolved.system_place(),
         body: match &exchange.body {
             RequestBody::Held(held) => Some(&held.bytes),
@@ -299,6 +300,10 @@ async fn run(
                 {
                     route.metrics.filter_failures.inc();
                     tracing::debug!(event = "filter_failed", route = route.name, filter = named.name, reason);
+                }
+                if let Some(answer) = waited.served {
+                    span.event("answered", &named.name);
+                    return Err(End::Answer(answer));
                 }
                 if let Some(answer) = waited.answer {
                     exchange.refused_by = Some(named.name.clone());

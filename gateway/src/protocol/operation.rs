@@ -41,6 +41,12 @@ impl Operation {
         matches!(self, Self::Chat | Self::Completions | Self::Responses | Self::Messages)
     }
 
+    /// True if the answer depends on what the request says, and the request changes nothing at its server.
+    pub fn is_repeatable(self) -> bool {
+        let is_other = matches!(self, Self::Embeddings | Self::Rerank | Self::CountTokens);
+        self.asks_for_text() || is_other || self == Self::Inference(InferenceCall::Infer)
+    }
+
     /// True if the operation goes over a socket.
     pub fn is_socket(self) -> bool {
         matches!(self, Self::Realtime | Self::ResponsesSocket)

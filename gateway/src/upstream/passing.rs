@@ -65,7 +65,14 @@ impl<'a> Conversation<'_, 'a> {
         let mut coding = Coding::of(&head.headers);
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
-        let is_changed = || !is_head && self.exchange.rewriting.as_ref().is_some_and(|it| it.reads(&head));
+        let is_changed = || {
+            !is_head
+                && self
+                    .exchange
+                    .rewriting
+                    .as_ref()
+                    .is_some_and(|it| it.reads(&head, self.exchange.outcome.spilled.is_some()))
+        };
         if coding != Coding::Identity
             && (self.is_searched(&head, coding, is_head) || (self.attempt.translation.is_none() && is_changed()))
         {
@@ -244,7 +251,7 @@ impl<'a> Conversation<'_, 'a> {
             && let Some(rewriting) = &mut self.exchange.rewriting
         {
             let most = u64::try_from(self.attempt.backend.max_translated_bytes).unwrap_or(u64::MAX);
-            match rewriting.begin(Box::new(head), most) {
+            match rewriting.begin(Box::new(head), self.exchange.outcome.spilled.is_some(), most) {
                 Some(begun) => head = *begun,
                 None => return Ok(()),
             }

@@ -68,6 +68,8 @@ pub struct Waited {
     pub refusal: Option<Box<Refusal>>,
     /// Answer that ends the request, in place of an error of the gateway's own.
     pub answer: Option<Box<Answer>>,
+    /// Answer to the request, as [`Flow::Answer`].
+    pub served: Option<Box<Answer>>,
     /// Observer of the exchange if the request passes.
     pub observer: Option<Box<dyn Observer>>,
     /// Failure of the awaited server, whatever was decided without it; counted in the metrics.
@@ -139,6 +141,9 @@ pub struct RequestView<'a> {
     pub query: &'a str,
     /// Model named by the body; `None` if the body was not read or names none.
     pub model: Option<&'a str>,
+    /// True for a call of a model API whose answer depends on what it says, and which changes nothing at its server: text,
+    /// vectors, rankings, tensors.
+    pub is_repeatable: bool,
     /// Place of the system prompt in the body; `None` for a call that asks for no text, or that the gateway does not know.
     pub system: Option<SystemPlace>,
     /// Body; `None` if it is not held (see [`Filter::needs_body`]).

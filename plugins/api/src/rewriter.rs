@@ -1,9 +1,9 @@
 //! Changes to the bodies of one exchange: another body of the request, and an answer that is changed on its way to the client.
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode, header};
 
-use crate::{Observer, Refusal, ResponseEvent};
+use crate::{Fields, Observer, Refusal, ResponseEvent};
 
 /// Changes to an exchange by a filter that lets its request pass.
 #[derive(Debug, Default)]
@@ -30,8 +30,10 @@ impl Rewrite {
 pub struct AnswerHead<'a> {
     /// Status.
     pub status: StatusCode,
-    /// `Content-Type`.
-    pub content_type: Option<&'a HeaderValue>,
+    /// Headers as the server sent them.
+    pub headers: &'a Fields,
+    /// True if another backend or a built-in model answers in place of the route's own.
+    pub is_spilled: bool,
 }
 
 impl AnswerHead<'_> {
@@ -54,9 +56,14 @@ impl AnswerHead<'_> {
         STREAMS.iter().any(|name| self.essence().eq_ignore_ascii_case(name))
     }
 
+    /// `Content-Type`.
+    pub fn content_type(&self) -> Option<&HeaderValue> {
+        self.headers.get(header::CONTENT_TYPE)
+    }
+
     /// Media type without parameters.
     fn essence(&self) -> &str {
-        let text = self.content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let text = self.content_type().and_then(|value| value.to_str().ok()).unwrap_or_default();
         text.split(';').next().unwrap_or_default().trim()
     }
 }
@@ -74,10 +81,10 @@ pub enum EventChange {
     Refuse(Box<Refusal>),
 }
 
-/// Changes one answer of a server or built-in model for a filter, which returns it by [`Rewrite::rewriter`]. Sees the answer in
-/// the caller's API and without `Content-Encoding`, as the rewriters of the filters before it have changed it. What answers the
-/// request in the end is changed, whatever attempts were needed for it; answers of filters and refusals are not. Nothing here
-/// may block.
+/// Changes one answer for a filter, which returns it by [`Rewrite::rewriter`]. Sees the answer of a server, a built-in model or a
+/// later filter in the caller's API and without `Content-Encoding`, as the rewriters of the filters behind its own have changed it: an
+/// answer passes the filters of a route in the opposite order of its request. What answers the request in the end is changed,
+/// whatever attempts were needed for it; refusals are not. Nothing here may block.
 pub trait Rewriter: Send + Sync {
     /// True if it changes the answer with this head. A stream then passes event by event; any other answer is read whole before
     /// a byte of it or its head goes to the client, within `limits.maxTranslatedBytes` of its backend.

@@ -47,6 +47,11 @@ impl FilterBuilder {
         self
     }
 
+    /// States that the filters of this builder share.
+    pub fn states(&self) -> &SharedStates {
+        &self.states
+    }
+
     /// Sets the client for calls to other servers.
     #[must_use]
     pub fn http(mut self, client: Arc<dyn HttpClient>) -> Self {
@@ -87,6 +92,7 @@ pub struct TestRequest {
     route: String,
     model: Option<String>,
     system: Option<SystemPlace>,
+    is_repeatable: bool,
     body: Option<Bytes>,
 }
 
@@ -113,6 +119,7 @@ impl TestRequest {
             route: "route".to_owned(),
             model: None,
             system: None,
+            is_repeatable: false,
             body: None,
         }
     }
@@ -191,6 +198,13 @@ impl TestRequest {
         self
     }
 
+    /// Marks the request as a call whose answer depends on what it says. The gateway knows it from the path; a test says it.
+    #[must_use]
+    pub fn repeatable(mut self) -> Self {
+        self.is_repeatable = true;
+        self
+    }
+
     /// Shows the request as filters see it.
     pub fn view(&self) -> RequestView<'_> {
         RequestView {
@@ -209,6 +223,7 @@ impl TestRequest {
             route: &self.route,
             query: &self.query,
             model: self.model.as_deref(),
+            is_repeatable: self.is_repeatable,
             system: self.system,
             body: self.body.as_deref(),
         }

@@ -3,6 +3,7 @@
 
 mod authorize;
 mod azure;
+mod cache;
 mod client_address;
 mod cors;
 mod external_authorization;
@@ -25,7 +26,7 @@ pub fn registry() -> Registry {
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
-    registry.add(transform::factory()).add(guard::factory());
+    registry.add(transform::factory()).add(guard::factory()).add(cache::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

@@ -76,6 +76,14 @@ const EXAMPLES: &[Example] = &[
     Example { path: "discovery", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes.leaderElection", yaml: DISCOVERY },
+    Example {
+        path: "routes[].filters[].cache",
+        yaml: "routes:
+  - name: chat
+    filters: [{cache: {exact: true, ttl: 10m, scope: tenant, maxSize: 64MiB, maxEntry: 1MiB}}]
+    backendRefs: [{name: chat}]
+",
+    },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },

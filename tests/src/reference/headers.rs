@@ -256,6 +256,15 @@ const GROUPS: &[Group] = &[
                 "Fields of the request that the server which answered did not get (`backends[].dropFields`, translation), or that the built-in model does not know and has ignored; other marks than letters, digits and `_-.[]` are percent-encoded.",
             ),
             (
+                "x-spillway-cache",
+                "`hit`: the answer was kept by the filter `cache`. `miss`: it was not there, and is kept if it can be.",
+            ),
+            ("age", "Seconds since an answer that was kept came from its server."),
+            (
+                "cache-control",
+                "What a server says of keeping its answer is honoured by the filter `cache`, and passes.",
+            ),
+            (
                 "server-timing",
                 "Milliseconds in the queue, with servers and built-in models, and in the gateway, until the head of the answer (`telemetry.serverTiming`). A field of the server stays beside it.",
             ),

@@ -401,7 +401,7 @@ impl AnswerGuard {
 
 impl Rewriter for AnswerGuard {
     fn reads(&self, head: &AnswerHead<'_>) -> bool {
-        let kind = head.content_type.map_or(&b""[..], |kind| kind.as_bytes());
+        let kind = head.content_type().map_or(&b""[..], |kind| kind.as_bytes());
         let begins =
             |name: &str| kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()));
         let is_sound_or_image = ["audio/", "image/", "video/", "font/", "application/grpc"].into_iter().any(begins);

@@ -315,10 +315,10 @@ impl Rewriter for AnswerChanges {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, StatusCode};
+    use http::StatusCode;
     use serde_json::json;
     use spillway_filter::SystemPlace;
-    use spillway_filter::testing::{FilterBuilder, TestRequest, split_events};
+    use spillway_filter::testing::{FilterBuilder, TestRequest, headers, split_events};
 
     use super::*;
 
@@ -371,8 +371,9 @@ mod tests {
         let Flow::Rewrite(rewrite) = TestRequest::get("/").decide(&*filter) else { panic!("it changes the answer") };
         let mut rewriter = rewrite.rewriter.unwrap();
         let head = |status: u16, kind: &'static str| {
-            let kind = HeaderValue::from_static(kind);
-            rewriter.reads(&AnswerHead { status: StatusCode::from_u16(status).unwrap(), content_type: Some(&kind) })
+            let headers = headers([("content-type", kind)]);
+            let status = StatusCode::from_u16(status).unwrap();
+            rewriter.reads(&AnswerHead { status, headers: &headers, is_spilled: false })
         };
         assert!(
             head(200, "application/json; charset=utf-8") && head(200, "text/event-stream") && head(201, "a/b+json")
