@@ -261,10 +261,6 @@ const GROUPS: &[Group] = &[
             ),
             ("age", "Seconds since an answer that was kept came from its server."),
             (
-                "cache-control",
-                "What a server says of keeping its answer is honoured by the filter `cache`, and passes.",
-            ),
-            (
                 "server-timing",
                 "Milliseconds in the queue, with servers and built-in models, and in the gateway, until the head of the answer (`telemetry.serverTiming`). A field of the server stays beside it.",
             ),
@@ -296,7 +292,7 @@ const GROUPS: &[Group] = &[
             ),
             (
                 "cache-control",
-                "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address.",
+                "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address. What a server says there, and a caller, is honoured by the filter `cache`.",
             ),
             ("x-content-type-options", "`nosniff`, at the admin address."),
             ("location", "Of the filter `redirect`. That of a server is changed by `publicLocation`."),
