@@ -69,6 +69,8 @@ const GROUPS: &[Group] = &[
                 "Removed for filters that change answers: a part of an answer cannot be changed as the whole is.",
             ),
             ("if-range", "Removed with `range`."),
+            ("anthropic-beta", "Passes. Requests with other values have other answers in the filter `cache`."),
+            ("openai-beta", "As `anthropic-beta`."),
             ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
             ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on."),
             (
