@@ -33,12 +33,15 @@ check_unsafe() {
 
 check_scripts() { shellcheck -x scripts/*.sh .ci/run deploy/pipelines/steps/*.sh; }
 
-check_workflows() { "$BIN/actionlint" && "$BIN/actionlint" deploy/pipelines/github-actions.yaml; }
+check_workflows() {
+  "$BIN/actionlint" && "$BIN/actionlint" deploy/pipelines/github-actions.yaml || return
+  "$BIN/check-jsonschema" --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci deploy/pipelines/gitlab-ci.yaml
+}
 
 static_checks() {
   stage "formatting (cargo fmt)" check_formatting
   stage "shell scripts (shellcheck)" check_scripts
-  stage "workflows (actionlint)" check_workflows
+  stage "workflows (actionlint, check-jsonschema)" check_workflows
   stage "unsafe code (scripts/unsafe.txt)" check_unsafe
   stage "dependencies (cargo deny)" check_dependencies
   stage "lints (cargo clippy, warnings denied)" check_clippy

@@ -9,6 +9,6 @@ cd "$ROOT"
 
 scripts/system.sh test
 scripts/rust.sh
-scripts/test-tools.sh deny actionlint
+scripts/test-tools.sh deny actionlint check-jsonschema
 static_checks
 stages_end

@@ -3,8 +3,8 @@
 # with llama.cpp, gRPC and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
 # (seconds). Of the peers of `make bench` it installs what can be had.
 # promtool comes out of the distribution's package of Prometheus.
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [jaeger] [pebble] [promtool] [h2spec] [kubernetes] [api-server] [fuzz] [cyclonedx]
-# [peers]; without arguments: the first seven.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [actionlint] [check-jsonschema] [jaeger] [pebble] [promtool] [h2spec] [kubernetes]
+# [api-server] [fuzz] [cyclonedx] [peers]; without arguments: the first eight.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -59,6 +59,23 @@ python_packages() {
   "$VENV/bin/python" -m pip check --disable-pip-version-check >/dev/null ||
     die "tests/python/requirements.txt is not complete: '$VENV/bin/python -m pip check' says what is missing"
   set_stamp python "$want"
+}
+
+# The checker of GitLab's pipelines, apart from the packages above: `make lint` needs it and not those.
+check_jsonschema() {
+  local python want file=tests/python/check-jsonschema.txt folder="$CACHE/check-jsonschema"
+  python="$(find_python)" || die "no Python of at least 3.10 with its venv module: run scripts/system.sh run"
+  want="$("$python" --version) $(sha256_of "$file")"
+  if [ -x "$BIN/check-jsonschema" ] && stamp_is check-jsonschema "$want"; then return 0; fi
+  say "Installing the Python packages of $file"
+  rm -rf "$folder"
+  "$python" -m venv "$folder"
+  "$folder/bin/python" -m pip install --quiet --only-binary=:all: --disable-pip-version-check --no-deps --requirement "$file" ||
+    die "pip could not install $file (its message is above)"
+  "$folder/bin/python" -m pip check --disable-pip-version-check >/dev/null ||
+    die "$file is not complete: '$folder/bin/python -m pip check' says what is missing"
+  ln -sf "$folder/bin/check-jsonschema" "$BIN/check-jsonschema"
+  set_stamp check-jsonschema "$want"
 }
 
 # The present Go if it is new enough for tests/go/go.mod, else a separate one under .cache/go.
@@ -237,7 +254,7 @@ cyclonedx() {
   cargo_tool cargo-cyclonedx 0.5.9 "" ""
 }
 
-[ "$#" -gt 0 ] || set -- deny nextest python actionlint jaeger pebble promtool
+[ "$#" -gt 0 ] || set -- deny nextest python actionlint check-jsonschema jaeger pebble promtool
 for part in "$@"; do
   case "$part" in
     deny) deny ;;
@@ -245,6 +262,7 @@ for part in "$@"; do
     python) python_packages ;;
     jaeger) jaeger ;;
     actionlint) actionlint ;;
+    check-jsonschema) check_jsonschema ;;
     h2spec) h2spec ;;
     kubernetes) kubernetes ;;
     api-server) api_server ;;
@@ -253,6 +271,6 @@ for part in "$@"; do
     fuzz) fuzz ;;
     cyclonedx) cyclonedx ;;
     peers) peers ;;
-    *) die "unknown part '$part': deny, nextest, python, actionlint, jaeger, pebble, promtool, h2spec, kubernetes, api-server, fuzz, cyclonedx or peers" ;;
+    *) die "unknown part '$part': deny, nextest, python, actionlint, check-jsonschema, jaeger, pebble, promtool, h2spec, kubernetes, api-server, fuzz, cyclonedx or peers" ;;
   esac
 done

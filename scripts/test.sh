@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$ROOT"
 
 prepare() {
-  scripts/system.sh test && scripts/rust.sh && scripts/model.sh && scripts/test-models.sh && scripts/test-tools.sh deny nextest python actionlint
+  scripts/system.sh test && scripts/rust.sh && scripts/model.sh && scripts/test-models.sh && scripts/test-tools.sh deny nextest python actionlint check-jsonschema
 }
 stage "system packages, Rust, model, tools" prepare
 [ "${#FAILED[@]}" -eq 0 ] || stages_end
