@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::{Client, eventually, repository};
+use crate::{Client, Sample, eventually, family_of, repository};
 
 /// A running gateway.
 pub struct Gateway {
@@ -209,12 +209,19 @@ impl Gateway {
         endpoints.find(|e| e["url"] == url).cloned().unwrap_or_else(|| panic!("{url} is not in {shown}"))
     }
 
-    /// Value of a series; 0 if absent.
+    /// Value of a series, whose labels may be in any order; 0 if a metric with labels has none with these values yet. Panics on
+    /// a metric that the gateway does not have.
     pub async fn metric(&self, series: &str) -> f64 {
+        let family = family_of(series);
+        let wanted = Sample::read(series);
         let text = self.shown("/metrics").await;
-        text.lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
-            .map_or(0.0, |value| value.parse().unwrap())
+        let lines = text.lines().filter(|line| line.starts_with(wanted.name));
+        let mut samples = lines.map(Sample::read);
+        match samples.find(|sample| (sample.name, &sample.labels) == (wanted.name, &wanted.labels)) {
+            Some(found) => found.value.parse().unwrap_or_else(|e| panic!("{found:?}: {e}")),
+            None if family.labels.is_empty() => panic!("{series} is missing in {text}"),
+            None => 0.0,
+        }
     }
 
     /// Waits until a series has this value: counts may follow the answer of a request with some delay.

@@ -54,8 +54,8 @@ pub use programs::{
 };
 pub use raw::{head_of_a_request, raw};
 pub use reference::{
-    BACKENDS, Call, Example, Family, Fate, Kind, Operation, calls, check_tests, examples, families, operations,
-    reference, restarts, series_of_query,
+    BACKENDS, Call, Example, Family, Fate, Kind, Operation, Sample, calls, check_tests, examples, families, family_of,
+    operations, reference, restarts, series_of_query,
 };
 pub use scripted::{asked, claude, event, gpt, in_bits};
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use spillway_tests::{
-    Client, Gateway, Reply, Seen, Upstream, asked, binary, claude, eventually, minilm, model, reply, whole,
+    Client, Gateway, Reply, Seen, Upstream, asked, binary, claude, eventually, families, minilm, model, reply, whole,
 };
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -186,6 +186,7 @@ notifications: [{{webhook: {{url: \"{}/hook\", secret: {{env: HOOK}}}}, events: 
     let counted = |name: &str| {
         metrics.lines().filter(|line| line.starts_with(name)).filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>()
     };
+    let families = families();
     for name in [
         "http_server_request_duration_seconds_count",
         "gen_ai_client_operation_duration_seconds_count",
@@ -194,6 +195,8 @@ notifications: [{{webhook: {{url: \"{}/hook\", secret: {{env: HOOK}}}}, events: 
         "spillway_quality_sampled_total",
         "spillway_limit",
     ] {
+        let is_known = families.iter().any(|family| name.starts_with(family.name) || family.name.starts_with(name));
+        assert!(is_known, "no metric is called {name}");
         let counted: Vec<&str> = counted(name).into_iter().filter(|line| !line.contains("_keys")).collect();
         assert!(counted.is_empty(), "{counted:?}");
     }

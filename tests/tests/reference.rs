@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 
 use spillway_tests::{
-    Client, Gateway, Upstream, binary, eventually, examples, families, model, operations, repository, restarts, whole,
+    Client, Gateway, Sample, Upstream, binary, eventually, examples, families, model, operations, repository, restarts,
+    whole,
 };
 
 fn said(out: &Output) -> String {
@@ -155,22 +156,8 @@ async fn keys_that_need_a_restart_are_kept_out_of_a_running_gateway() {
 }
 
 /// Names of the labels of a sample, without the bucket's.
-fn labels(sample: &str) -> BTreeSet<String> {
-    let Some((_, labels)) = sample.split_once('{') else { return BTreeSet::new() };
-    let mut names = BTreeSet::new();
-    let mut rest = labels;
-    while let Some((name, behind)) = rest.split_once("=\"") {
-        names.insert(name.trim_start_matches(',').to_owned());
-        let mut escaped = false;
-        let end = behind.find(|c| {
-            let is_end = c == '"' && !escaped;
-            escaped = c == '\\' && !escaped;
-            is_end
-        });
-        rest = &behind[end.unwrap() + 1..];
-    }
-    names.remove("le");
-    names
+fn labels(line: &str) -> BTreeSet<&str> {
+    Sample::read(line).labels.into_keys().filter(|label| *label != "le").collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,10 +174,8 @@ async fn the_metrics_of_a_gateway_are_those_of_the_reference() {
         gateway.shown("/metrics").await.contains("http_server_request_duration_seconds_count{").then_some(())
     })
     .await;
-    let documented: BTreeMap<&str, BTreeSet<String>> = families()
-        .into_iter()
-        .map(|family| (family.name, family.labels.into_iter().map(str::to_owned).collect()))
-        .collect();
+    let documented: BTreeMap<&str, BTreeSet<&str>> =
+        families().into_iter().map(|family| (family.name, family.labels.into_iter().collect())).collect();
     let text = gateway.shown("/metrics").await;
     let mut family = "";
     let mut seen = BTreeSet::new();

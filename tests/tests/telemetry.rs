@@ -406,11 +406,9 @@ telemetry: {telemetry}
     )
 }
 
-/// Records of the log that were lost; the series must be there.
+/// Records of the log that were lost.
 async fn lost_records(gateway: &Gateway) -> f64 {
-    let page = gateway.shown("/metrics").await;
-    let line = page.lines().find_map(|line| line.strip_prefix("spillway_log_records_dropped_total "));
-    line.unwrap_or_else(|| panic!("the count is missing in {page}")).parse().unwrap()
+    gateway.metric("spillway_log_records_dropped_total").await
 }
 
 /// Writes a configuration and waits until it is in force.

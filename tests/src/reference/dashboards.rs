@@ -604,17 +604,6 @@ fn words(query: &str) -> Vec<&str> {
     words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect()
 }
 
-/// Names of a family's samples.
-fn samples(family: &Family<'_>) -> Vec<String> {
-    let name = family.name;
-    match family.kind {
-        "counter" => vec![format!("{name}_total")],
-        "histogram" => ["bucket", "sum", "count"].map(|end| format!("{name}_{end}")).to_vec(),
-        "info" => vec![format!("{name}_info")],
-        _ => vec![name.to_owned()],
-    }
-}
-
 /// Words of PromQL that queries and rules use, and labels that scrapers add.
 const KNOWN: &[&str] = &[
     "sum",
@@ -640,12 +629,12 @@ pub fn series_of_query(what: &str, query: &str, families: &[Family<'_>]) -> usiz
     let words = words(query);
     let used: Vec<&Family<'_>> = families
         .iter()
-        .filter(|family| samples(family).iter().any(|sample| words.contains(&sample.as_str())))
+        .filter(|family| family.samples().iter().any(|sample| words.contains(&sample.as_str())))
         .collect();
     assert!(!used.is_empty(), "{what}: {query} has no series of the gateway");
     let mut series = 0;
     for word in words {
-        let is_series = used.iter().any(|family| samples(family).iter().any(|sample| sample == word));
+        let is_series = used.iter().any(|family| family.samples().iter().any(|sample| sample == word));
         let is_label = used.iter().any(|family| family.labels.contains(&word));
         assert!(
             is_series || is_label || KNOWN.contains(&word),

@@ -1,7 +1,8 @@
 //! `metrics.md`: every series, with help and kind from the sources. Labels, unit and group are written here, one row for each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 use super::source::{File, files, literal, literals, parts};
 use super::{GENERATED, cell, compare};
@@ -11,7 +12,7 @@ use super::{GENERATED, cell, compare};
 enum Values {
     /// Names of the configuration, or another text.
     Text(&'static str),
-    /// Values of the enum that has this one.
+    /// Values of the enum with this name.
     Enum(&'static str),
     /// A list of values, each of which the sources have.
     List(&'static [&'static str]),
@@ -72,7 +73,7 @@ const GROUPS: &[Group] = &[
             ),
             ("spillway_requests_in_flight", &[ROUTE], "requests"),
             ("spillway_open_sockets", &[ROUTE], "sockets"),
-            ("spillway_sockets", &[ROUTE, ("end", Enum("client_malformed"))], "sockets"),
+            ("spillway_sockets", &[ROUTE, ("end", Enum("SocketEnd"))], "sockets"),
             ("spillway_filter_refusals", &[ROUTE, ("filter", Text("name of the filter"))], "requests"),
             ("spillway_filter_failures", &[ROUTE], "requests"),
         ],
@@ -80,17 +81,17 @@ const GROUPS: &[Group] = &[
     (
         "Overload and further attempts",
         &[
-            ("spillway_spills", &[ROUTE, ("reason", Enum("queue_full"))], "requests"),
-            ("spillway_unspilled", &[ROUTE, ("reason", Enum("caller_refuses"))], "requests"),
-            ("spillway_sheds", &[ROUTE, ("reason", Enum("queue_full"))], "requests"),
+            ("spillway_spills", &[ROUTE, ("reason", Enum("SpillReason"))], "requests"),
+            ("spillway_unspilled", &[ROUTE, ("reason", Enum("NotSpilled"))], "requests"),
+            ("spillway_sheds", &[ROUTE, ("reason", Enum("SpillReason"))], "requests"),
             ("spillway_queue_depth", &[ROUTE], "requests"),
-            ("spillway_queue_wait_seconds", &[ROUTE, ("outcome", Enum("moved_on"))], "seconds"),
+            ("spillway_queue_wait_seconds", &[ROUTE, ("outcome", Enum("QueueEnd"))], "seconds"),
             ("spillway_retries", &[ROUTE], "attempts"),
             ("spillway_retries_denied", &[ROUTE], "attempts"),
             ("spillway_hedges", &[ROUTE], "attempts"),
             ("spillway_streams_resumed", &[ROUTE], "streams"),
             ("spillway_translated_answers_too_large", &[ROUTE], "answers"),
-            ("spillway_mirrors", &[ROUTE, ("outcome", Enum("skipped"))], "copies"),
+            ("spillway_mirrors", &[ROUTE, ("outcome", Enum("MirrorEnd"))], "copies"),
         ],
     ),
     (
@@ -118,7 +119,7 @@ const GROUPS: &[Group] = &[
             ("spillway_endpoint_ejected", &[BACKEND, ENDPOINT], "0 or 1"),
             ("spillway_endpoint_ejections", &[BACKEND, ENDPOINT], "ejections"),
             ("spillway_endpoint_drained", &[BACKEND, ENDPOINT], "0 or 1"),
-            ("spillway_endpoint_attempts", &[BACKEND, ENDPOINT, ("outcome", Enum("given_up"))], "attempts"),
+            ("spillway_endpoint_attempts", &[BACKEND, ENDPOINT, ("outcome", Enum("AttemptEnd"))], "attempts"),
             ("spillway_endpoint_latency_seconds", &[BACKEND, ENDPOINT], "seconds"),
             ("spillway_endpoint_waiting", &[BACKEND, ENDPOINT], "requests"),
             ("spillway_endpoint_kv_cache", &[BACKEND, ENDPOINT], "share, 0 to 1"),
@@ -226,7 +227,7 @@ const GROUPS: &[Group] = &[
     (
         "Feedback",
         &[
-            ("spillway_feedback_labels", &[("result", Enum("unchanged"))], "labels"),
+            ("spillway_feedback_labels", &[("result", Enum("FeedbackEnd"))], "labels"),
             ("spillway_feedback_remembered_requests", &[], "requests"),
             ("spillway_feedback_memory_limit_requests", &[], "requests"),
             ("spillway_feedback_evictions", &[], "requests"),
@@ -276,8 +277,8 @@ const GROUPS: &[Group] = &[
             ("spillway_quality_embedding_seconds", &[ROUTE], "seconds"),
             ("spillway_quality_write_failures", &[], "writes"),
             ("spillway_quality_panics", &[], "panics"),
-            ("spillway_quality_probes", &[ROUTE, TARGET, ("result", Enum("over_budget"))], "probes"),
-            ("spillway_quality_probe_changes", &[ROUTE, TARGET, ("change", Enum("fingerprint"))], "changes"),
+            ("spillway_quality_probes", &[ROUTE, TARGET, ("result", Enum("ProbeResult"))], "probes"),
+            ("spillway_quality_probe_changes", &[ROUTE, TARGET, ("change", Enum("ProbeChange"))], "changes"),
             ("spillway_quality_probe_failing", &[ROUTE, TARGET, PROBE], "0 or 1"),
             ("spillway_quality_probe_similarity", &[ROUTE, TARGET, PROBE], "-1 to 1"),
             ("spillway_quality_probe_tokens", &[ROUTE, TARGET], "tokens"),
@@ -301,8 +302,8 @@ const GROUPS: &[Group] = &[
         "Connections and memory",
         &[
             ("spillway_connections", &[LISTENER], "connections"),
-            ("spillway_connections_refused", &[LISTENER, ("reason", Enum("address_limit"))], "connections"),
-            ("spillway_malformed_requests", &[LISTENER, ("reason", Enum("target_too_long"))], "requests"),
+            ("spillway_connections_refused", &[LISTENER, ("reason", Enum("ConnectionRefusal"))], "connections"),
+            ("spillway_malformed_requests", &[LISTENER, ("reason", Enum("MalformedReason"))], "requests"),
             ("spillway_descriptor_shortages", &[("side", List(&["clients", "servers", "admin"]))], "connections"),
             ("spillway_client_write_timeouts", &[], "clients"),
             ("spillway_workers_stalled", &[], "workers"),
@@ -310,7 +311,7 @@ const GROUPS: &[Group] = &[
             ("spillway_admin_connections_dropped", &[], "connections"),
             ("spillway_buffered_body_bytes", &[], "bytes"),
             ("spillway_buffered_answer_bytes", &[], "bytes"),
-            ("spillway_request_bodies_refused", &[("reason", Enum("busy"))], "requests"),
+            ("spillway_request_bodies_refused", &[("reason", Enum("BodyRefusal"))], "requests"),
         ],
     ),
     (
@@ -340,18 +341,18 @@ const GROUPS: &[Group] = &[
             ("spillway_rollout_steps", &[ROUTE], "steps"),
             ("spillway_rollout_weight", &[ROUTE], "percent"),
             ("spillway_rollout_requests", &[ROUTE, ("version", List(&["candidate", "stable"]))], "requests"),
-            ("spillway_rollout_finding", &[ROUTE, METRIC, ("finding", Enum("undecided"))], "1"),
+            ("spillway_rollout_finding", &[ROUTE, METRIC, ("finding", Enum("RolloutFinding"))], "1"),
             ("spillway_rollout_evidence", &[ROUTE, METRIC], "1"),
-            ("spillway_rollout_ends", &[ROUTE, ("result", Enum("promoted"))], "rollouts"),
+            ("spillway_rollout_ends", &[ROUTE, ("result", Enum("RolloutEnd"))], "rollouts"),
             ("spillway_rollout_observations_lost", &[], "requests"),
             ("spillway_rollout_answers_unread", &[], "answers"),
-            ("spillway_rollout_pairs", &[ROUTE, ("outcome", Enum("unmatched"))], "requests"),
+            ("spillway_rollout_pairs", &[ROUTE, ("outcome", Enum("PairEnd"))], "requests"),
         ],
     ),
     (
         "Notifications",
         &[
-            ("spillway_notifications", &[RECEIVER, ("result", Enum("delivered"))], "notifications"),
+            ("spillway_notifications", &[RECEIVER, ("result", Enum("NotificationEnd"))], "notifications"),
             ("spillway_notification_failures", &[RECEIVER], "attempts"),
             ("spillway_notifications_pending", &[RECEIVER], "notifications"),
         ],
@@ -455,12 +456,13 @@ fn series_of(file: &File, labels: &[&str], found: &mut BTreeMap<String, Series>)
     }
 }
 
-/// Values of an enum of labels with what each means, of the one that has `value`.
-fn values_of(files: &[File], value: &str) -> Vec<(String, String)> {
-    let quoted = format!("=> \"{value}\"");
-    let file = files.iter().find(|file| file.text.contains("label! {") && file.text.contains(&quoted)).unwrap();
-    let all: Vec<&str> = file.text.split("\nlabel! {").skip(1).map(|list| list.split("\n}").next().unwrap()).collect();
-    let list = all.into_iter().find(|list| list.contains(&quoted)).unwrap();
+/// Values of an enum of labels with what each means.
+fn values_of(files: &[File], name: &str) -> Vec<(String, String)> {
+    let head = format!("\n    {name} {{\n");
+    let mut lists = files.iter().flat_map(|file| file.text.split("\nlabel! {").skip(1));
+    let list = lists.find(|list| list.split("\n}").next().unwrap().contains(&head));
+    let list = list.unwrap_or_else(|| panic!("the sources have no labels `{name}`: name them anew"));
+    let list = list.split("\n}").next().unwrap();
     let mut values = Vec::new();
     let mut doc = String::new();
     for line in list.lines().map(str::trim) {
@@ -484,6 +486,91 @@ pub struct Family<'n> {
     pub kind: &'static str,
     /// Names of its labels.
     pub labels: Vec<&'static str>,
+}
+
+impl Family<'_> {
+    /// Names of its samples.
+    pub(super) fn samples(&self) -> Vec<String> {
+        let name = self.name;
+        match self.kind {
+            "counter" => vec![format!("{name}_total")],
+            "histogram" => ["bucket", "sum", "count"].map(|end| format!("{name}_{end}")).to_vec(),
+            "info" => vec![format!("{name}_info")],
+            _ => vec![name.to_owned()],
+        }
+    }
+}
+
+/// Sample of a page of metrics.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sample<'t> {
+    /// Name with its ending.
+    pub name: &'t str,
+    /// Labels as they are written.
+    pub labels: BTreeMap<&'t str, &'t str>,
+    /// Value; empty where a line has none.
+    pub value: &'t str,
+}
+
+impl<'t> Sample<'t> {
+    /// Reads a line such as `spillway_retries_total{http_route="r"} 1`.
+    pub fn read(line: &'t str) -> Self {
+        let (name, mut rest) = line.split_at(line.find(['{', ' ']).unwrap_or(line.len()));
+        let mut labels = BTreeMap::new();
+        // An exemplar has labels of its own behind the value.
+        while let Some((label, behind)) = rest.strip_prefix(['{', ',']).and_then(|rest| rest.split_once("=\"")) {
+            let mut escaped = false;
+            let end = behind.find(|c| {
+                let is_end = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                is_end
+            });
+            let end = end.unwrap_or_else(|| panic!("a label of {line} has no end"));
+            labels.insert(label, &behind[..end]);
+            rest = &behind[end + 1..];
+        }
+        let value = rest.trim_start_matches('}').split_whitespace().next().unwrap_or_default();
+        Self { name, labels, value }
+    }
+}
+
+/// Family of a series such as `spillway_retries_total{http_route="r"}`. Panics on a name or a label that no family has, and on a
+/// value that the label never has: a test that expects 0 would pass with any of these.
+pub fn family_of(series: &str) -> &'static Family<'static> {
+    type Bounded = BTreeMap<(&'static str, &'static str), Vec<String>>;
+    static KNOWN: LazyLock<(Vec<Family<'static>>, Bounded)> = LazyLock::new(|| (families(), bounded()));
+    let (families, bounded) = &*KNOWN;
+    let Sample { name, labels, .. } = Sample::read(series);
+    let found = families.iter().find(|family| family.samples().iter().any(|sample| sample == name));
+    let family = found.unwrap_or_else(|| panic!("no metric of the gateway has samples called `{name}`"));
+    let mut expected: BTreeSet<&str> = family.labels.iter().copied().collect();
+    if name.ends_with("_bucket") && family.kind == "histogram" {
+        expected.insert("le");
+    }
+    let named: BTreeSet<&str> = labels.keys().copied().collect();
+    assert_eq!(named, expected, "the labels of `{series}` are not those of `{}`", family.name);
+    for (label, value) in labels {
+        if let Some(values) = bounded.get(&(family.name, label)) {
+            assert!(values.iter().any(|known| known == value), "`{label}` in `{series}` is none of {values:?}");
+        }
+    }
+    family
+}
+
+/// Values of the labels that have a fixed list of them, by family and label.
+fn bounded() -> BTreeMap<(&'static str, &'static str), Vec<String>> {
+    let files = sources();
+    let rows = GROUPS.iter().flat_map(|(_, rows)| rows.iter());
+    let all = rows.flat_map(|(name, labels, _)| labels.iter().map(|(label, values)| (*name, *label, *values)));
+    all.filter_map(|(name, label, values)| {
+        let values = match values {
+            Text(_) => return None,
+            List(list) => list.iter().map(|value| (*value).to_owned()).collect(),
+            Enum(name) => values_of(&files, name).into_iter().map(|(value, _)| value).collect(),
+        };
+        Some(((name, label), values))
+    })
+    .collect()
 }
 
 /// Every family of the page, for tests that read a running gateway, rules or dashboards.
@@ -552,9 +639,9 @@ pub(super) fn page() -> String {
                         let list = list.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ");
                         format!("- `{label}`: {list}.\n")
                     }
-                    Enum(value) => {
+                    Enum(values) => {
                         let mut text = format!("- `{label}` of `{name}`:\n");
-                        for (value, doc) in values_of(&files, value) {
+                        for (value, doc) in values_of(&files, values) {
                             writeln!(text, "  - `{value}`: {doc}").unwrap();
                         }
                         text
@@ -576,4 +663,60 @@ pub(super) fn page() -> String {
         page.extend(told.iter().map(|(_, text)| text.as_str()));
     }
     page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_read_with_the_labels_that_it_has() {
+        for (line, name, labels, value) in [
+            ("process_open_fds 12", "process_open_fds", &[][..], "12"),
+            ("process_open_fds", "process_open_fds", &[], ""),
+            (r#"a{b="x, \"y\" {z}",c=""} 1"#, "a", &[("b", r#"x, \"y\" {z}"#), ("c", "")], "1"),
+            (r#"a_bucket{le="1"} 2 # {trace_id="f"} 0.5 3"#, "a_bucket", &[("le", "1")], "2"),
+        ] {
+            assert_eq!(Sample::read(line), Sample { name, labels: labels.iter().copied().collect(), value });
+        }
+    }
+
+    #[test]
+    fn the_family_of_a_series_is_found() {
+        for (series, family) in [
+            ("spillway_retries_total{http_route=\"r\"}", "spillway_retries"),
+            ("spillway_build_info{version=\"1\"}", "spillway_build"),
+            (
+                "spillway_queue_wait_seconds_bucket{le=\"1\",outcome=\"admitted\",http_route=\"r\"}",
+                "spillway_queue_wait_seconds",
+            ),
+            ("process_open_fds", "process_open_fds"),
+        ] {
+            assert_eq!(family_of(series).name, family);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "no metric of the gateway has samples called `spillway_retries`")]
+    fn a_counter_has_its_ending() {
+        family_of("spillway_retries{http_route=\"r\"}");
+    }
+
+    #[test]
+    #[should_panic(expected = "no metric of the gateway has samples called `spillway_sheets_total`")]
+    fn a_metric_that_no_family_has_is_refused() {
+        family_of("spillway_sheets_total{http_route=\"r\",reason=\"saturated\"}");
+    }
+
+    #[test]
+    #[should_panic(expected = "are not those of `spillway_sheds`")]
+    fn a_label_that_the_family_has_not_is_refused() {
+        family_of("spillway_sheds_total{route=\"r\",reason=\"saturated\"}");
+    }
+
+    #[test]
+    #[should_panic(expected = "is none of [\"saturated\"")]
+    fn a_value_that_the_label_never_has_is_refused() {
+        family_of("spillway_sheds_total{http_route=\"r\",reason=\"full\"}");
+    }
 }

@@ -24,7 +24,7 @@ pub use apis::{BACKENDS, Call, Fate, Kind, calls, check_tests};
 pub use configuration::restarts;
 pub use dashboards::series_of_query;
 pub use examples::{Example, examples};
-pub use metrics::{Family, families};
+pub use metrics::{Family, Sample, families, family_of};
 
 /// The line below the title of every page.
 const GENERATED: &str = "Generated from the program by `SPILLWAY_UPDATE_DOCS=1 make test`.";
