@@ -12,9 +12,11 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -101,16 +103,29 @@ impl Collector {
         self.exports.lock().unwrap().len()
     }
 
+    /// Messages for a service so far.
+    fn messages<M: Message + Default>(&self, service: &str) -> Vec<M> {
+        let exports = self.exports.lock().unwrap();
+        let split = exports.iter().map(|export| {
+            let at = export.iter().position(|byte| *byte == b'\n').unwrap();
+            // One message, uncompressed, behind its length.
+            (String::from_utf8_lossy(&export[..at]), &export[at + 6..])
+        });
+        let path = format!("{service}/Export ");
+        split.filter(|(head, _)| head.contains(&path)).map(|(_, message)| M::decode(message).unwrap()).collect()
+    }
+
+    /// Spans so far.
+    pub fn spans(&self) -> Vec<Span> {
+        let requests = self.messages::<ExportTraceServiceRequest>("collector.trace.v1.TraceService");
+        let of_processes = requests.into_iter().flat_map(|request| request.resource_spans);
+        of_processes.flat_map(|of| of.scope_spans).flat_map(|of| of.spans).collect()
+    }
+
     /// Records of logs so far.
     pub fn logged(&self) -> Vec<Logged> {
         let mut logged = Vec::new();
-        for export in self.exports.lock().unwrap().iter() {
-            let at = export.iter().position(|byte| *byte == b'\n').unwrap();
-            if !String::from_utf8_lossy(&export[..at]).contains("collector.logs.v1.LogsService/Export ") {
-                continue;
-            }
-            // One message, uncompressed, behind its length.
-            let request = ExportLogsServiceRequest::decode(&export[at + 6..]).unwrap();
+        for request in self.messages::<ExportLogsServiceRequest>("collector.logs.v1.LogsService") {
             for of_process in request.resource_logs {
                 let resource = of_process.resource.unwrap().attributes;
                 for of_scope in of_process.scope_logs {

@@ -1,15 +1,19 @@
 //! What the gateway tells of its requests: times in answers, headers in the access log, traces that are kept by how they end.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::Full;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use spillway_tests::{
     Client, Collector, Gateway, Upstream, binary, eventually, free_port, http2_over, jaeger, model, new_key, promtool,
-    reply, whole,
+    reply, streamed, whole,
 };
 
 /// Time that the scripted server takes.
@@ -418,6 +422,10 @@ async fn reload(gateway: &Gateway, yaml: &str) {
     assert_eq!(gateway.reloads(before).await["event"], "config_reloaded");
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Promise (how-to/logs): with `telemetry.logs.otlp` a collector has the lines of standard output, under the spans of their
 /// requests, and no secret that the lines have not. An edit takes effect without a restart, and the last lines arrive.
 #[tokio::test(flavor = "multi_thread")]
@@ -480,10 +488,10 @@ async fn a_collector_has_the_lines_of_the_log_under_the_spans_of_their_requests(
     }
     let millis = line["durationMs"].as_f64().unwrap();
     assert!((fine.attribute("spillway.duration.seconds").as_f64().unwrap() - millis / 1e3).abs() < 1e-9);
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!((hex(&fine.record.trace_id), &line["traceId"]), (trace.to_owned(), &trace.into()));
     assert_eq!(line["spanId"], hex(&fine.record.span_id).as_str());
-    assert!(has(&collector.bytes(), "POST web"), "its span is there too");
+    // Its span too, which comes by another way.
+    exported(&collector, &["POST web"], &[]).await;
     assert_eq!((fine.record.severity_text.as_str(), fine.record.severity_number), ("INFO", 9));
     assert_eq!((of("/broken").record.severity_text.as_str(), of("/broken").record.severity_number), ("ERROR", 17));
     assert_eq!((fine.of_process("service.name"), fine.scope.as_str()), ("spillway".into(), "spillway"));
@@ -524,6 +532,106 @@ async fn a_collector_has_the_lines_of_the_log_under_the_spans_of_their_requests(
     for secret in ["s3cret", "/unseen", &key] {
         assert!(!has(&all, secret), "{secret}");
     }
+}
+
+/// Texts with how often each is there.
+fn counted(texts: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    texts.for_each(|text| *counts.entry(text).or_default() += 1);
+    counts
+}
+
+/// Promise (how-to/upgrade, how-to/logs): over hand-overs under load a collector has each line of the log and each span once, of
+/// the processes that end as of the one that goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_and_no_span_is_lost_or_doubled_over_hand_overs() {
+    let collector = Collector::start().await;
+    let open = Arc::new(Mutex::new(Vec::new()));
+    let streams = open.clone();
+    let server = Upstream::start(move |seen| {
+        let streams = streams.clone();
+        async move {
+            if !seen.path.starts_with("/stream") {
+                return Some(reply(200, &[], "ok"));
+            }
+            let (send, parts) = tokio::sync::mpsc::channel(4);
+            send.send(Ok("data: first\n\n".into())).await.unwrap();
+            streams.lock().unwrap().push(send);
+            Some(streamed(&[("content-type", "text/event-stream")], parts))
+        }
+    })
+    .await;
+    let (key, digest) = new_key();
+    let endpoint = collector.url();
+    let telemetry =
+        format!("{{tracing: {{otlp: {{endpoint: \"{endpoint}\"}}}}, logs: {{otlp: {{endpoint: \"{endpoint}\"}}}}}}");
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &exported_log(&server, &digest, &telemetry)).await;
+    let client = gateway.client();
+    let headers = [("x-api-key", key.as_str())];
+    let sent = AtomicUsize::new(0);
+    let stopped = AtomicBool::new(false);
+    let load = async || {
+        while !stopped.load(Ordering::Relaxed) {
+            let path = format!("/{}", sent.fetch_add(1, Ordering::Relaxed));
+            assert_eq!(client.send(client.request("GET", &path, &headers, "")).await.status, 200);
+        }
+    };
+    let mut held = Vec::new();
+    let handing_over = async {
+        for n in 0..2 {
+            let path = format!("/stream/{n}");
+            let mut stream = client.stream(client.request("GET", &path, &headers, "")).await.unwrap();
+            stream.part().await.unwrap().unwrap();
+            held.push(stream);
+            let (code, said) = gateway.upgrade().await;
+            assert_eq!(code, Some(0), "{said}");
+        }
+        stopped.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(handing_over, load(), load(), load());
+    // A stream of each process that has handed over ends in it.
+    assert_eq!(gateway.events("stopped").len(), 0);
+    open.lock().unwrap().clear();
+    for mut stream in held {
+        assert!(stream.part().await.is_none(), "the stream ends in order");
+    }
+    eventually("the processes before end", || async { (gateway.events("stopped").len() == 2).then_some(()) }).await;
+    let last = gateway.serving().await;
+    assert_eq!(lost_records(&gateway).await, 0.0);
+    assert_eq!(gateway.metric("spillway_spans_dropped_total").await, 0.0);
+    assert!(Command::new("kill").args(["-s", "TERM", &last.to_string()]).status().unwrap().success());
+    eventually("the last process ends", || async { gateway.successors().is_empty().then_some(()) }).await;
+
+    let paths: BTreeMap<String, usize> = (0..sent.into_inner())
+        .map(|n| (format!("/{n}"), 1))
+        .chain((0..2).map(|n| (format!("/stream/{n}"), 1)))
+        .collect();
+    let lines = gateway.events("access");
+    assert_eq!(counted(lines.iter().map(|line| line["path"].as_str().unwrap().to_owned())), paths);
+    let logged = collector.logged();
+    let requests = logged.iter().filter(|logged| logged.record.event_name == "access");
+    assert_eq!(counted(requests.map(|logged| logged.attribute("url.path").as_str().unwrap().to_owned())), paths);
+    let spans = collector.spans();
+    let by_id = counted(spans.iter().map(|span| hex(&span.span_id)));
+    assert!(by_id.values().all(|count| *count == 1), "a span is there twice: {by_id:?}");
+    for kind in [SpanKind::Server, SpanKind::Client] {
+        let spans = spans.iter().filter(|span| span.kind() == kind).count();
+        assert_eq!(spans, lines.len(), "each request has its span and that of its attempt");
+    }
+    for line in &lines {
+        assert!(by_id.contains_key(line["spanId"].as_str().unwrap()), "the span of {line} is missing");
+    }
+    // A process logs these before its configuration is in force too, and that is on standard output alone.
+    let is_early = |event: &String| ["descriptors_limited", "admin_listening"].contains(&event.as_str());
+    let told = gateway.log();
+    let told = told.lines().filter_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(line["event"].as_str()?.to_owned())
+    });
+    let told = counted(told.filter(|event| !is_early(event)));
+    let exported = logged.iter().map(|logged| logged.record.event_name.clone());
+    let exported = counted(exported.filter(|event| !is_early(event)));
+    assert_eq!(exported, told);
 }
 
 /// Promise (how-to/logs): a collector that hangs costs requests nothing, records that wait are bounded, what is lost is
