@@ -2,7 +2,7 @@
 
 use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
-use crate::schema::{BackendProtocol, BackendRef, Match, PathMatch, Route, RouteAuthentication};
+use crate::schema::{BackendProtocol, BackendRef, FilterEntry, Match, PathMatch, Route, RouteAuthentication};
 
 use super::{Context, Segment, admission, at, quality, rollouts};
 
@@ -219,7 +219,12 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
 
 /// True if the route has a filter that answers by itself.
 pub(super) fn answers_itself(route: &Route) -> bool {
-    route.filters.iter().any(|filter| ANSWERING.contains(&filter.name.as_str()))
+    route.filters.iter().any(|filter| ANSWERING.contains(&filter.name.as_str()) && !answers_some(filter))
+}
+
+/// True if a filter answers only some of the requests.
+fn answers_some(filter: &FilterEntry) -> bool {
+    filter.config.get("percent").and_then(serde_json::Value::as_f64).is_some_and(|percent| percent < 100.0)
 }
 
 /// Reports keys about targets on a route that has none.
@@ -281,7 +286,9 @@ fn model_names(cx: &mut Context<'_>, n: usize, route: &Route) {
 
 /// Warns of targets and filters that get no request, because `respond` answers each.
 fn after_respond(cx: &mut Context<'_>, n: usize, route: &Route) {
-    let Some(f) = route.filters.iter().position(|filter| filter.name == "respond") else { return };
+    let Some(f) = route.filters.iter().position(|filter| filter.name == "respond" && !answers_some(filter)) else {
+        return;
+    };
     if !route.backend_refs.is_empty() {
         let message = "`respond` answers every request of this route, so these get none: remove one of both";
         cx.warn(at!["routes", n, "backendRefs"], message);

@@ -32,6 +32,14 @@ struct Respond {
     /// Text of the answer, at most 64 KiB.
     #[serde(default)]
     body: String,
+    /// Percentage of requests that are answered, drawn at random; the others go on. All when left out.
+    #[serde(default = "all")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    percent: f64,
+}
+
+fn all() -> f64 {
+    100.0
 }
 
 fn ok() -> u16 {
@@ -67,6 +75,11 @@ fn compile(written: &Respond) -> Result<Answer, Vec<FieldError>> {
             format!("found {} bytes; expected at most {MAX_BODY}: let a server answer with it", written.body.len());
         errors.push(FieldError::at(["body"], why));
     }
+    if !(written.percent > 0.0 && written.percent <= 100.0) {
+        let why =
+            format!("found {}; expected more than 0, or the filter answers nothing, and at most 100", written.percent);
+        errors.push(FieldError::at(["percent"], why));
+    }
     let has_type = |headers: &[(HeaderName, HeaderValue)]| headers.iter().any(|(name, _)| name == header::CONTENT_TYPE);
     if !written.body.is_empty() && !has_type(&compiled) {
         compiled.push((header::CONTENT_TYPE, PLAIN_TEXT));
@@ -82,17 +95,32 @@ fn compile(written: &Respond) -> Result<Answer, Vec<FieldError>> {
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     let check = |written: &Respond| compile(written).err().unwrap_or_default();
     define("respond", check, |written: Respond, _| match compile(&written) {
-        Ok(answer) => Ok(Arc::new(Fixed(answer)) as Arc<dyn Filter>),
+        Ok(answer) => Ok(Arc::new(Fixed { answer, share: written.percent / 100.0 }) as Arc<dyn Filter>),
         Err(mut errors) => Err(errors.swap_remove(0)),
     })
 }
 
 /// Filter with its answer.
-struct Fixed(Answer);
+struct Fixed {
+    answer: Answer,
+    /// Share of the requests that get it, above 0 and at most 1.
+    share: f64,
+}
+
+impl Fixed {
+    /// True if a number drawn between 0 and 1, without 1, is one of a request that is answered.
+    fn is_answered(&self, drawn: f64) -> bool {
+        drawn < self.share
+    }
+}
 
 impl Filter for Fixed {
     fn on_request(&self, _: &mut RequestView<'_>) -> Flow {
-        Flow::Answer(Box::new(self.0.clone()))
+        // Most answer each request, and need no number.
+        if self.share < 1.0 && !self.is_answered(rand::random()) {
+            return Flow::Continue;
+        }
+        Flow::Answer(Box::new(self.answer.clone()))
     }
 }
 
@@ -124,12 +152,25 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_the_requests_is_answered_and_the_others_go_on() {
+        let fixed = Fixed { answer: Answer::default(), share: 0.25 };
+        let drawn = [0.0, 0.1, 0.249_999, 0.25, 0.5, 0.999_999];
+        assert_eq!(drawn.map(|drawn| fixed.is_answered(drawn)), [true, true, true, false, false, false]);
+        let filter = FilterBuilder::new().build(&*factory(), &serde_json::json!({"percent": 50}));
+        let answered = (0..400).filter(|_| matches!(TestRequest::get("/x").decide(&*filter), Flow::Answer(_))).count();
+        // Either end is less likely than one in 10^100.
+        assert!((1..400).contains(&answered), "{answered}");
+    }
+
+    #[test]
     fn what_no_answer_may_have_is_refused_with_its_place() {
         for (json, path) in [
             (serde_json::json!({"status": 101}), vec!["status"]),
             (serde_json::json!({"status": 700}), vec!["status"]),
             (serde_json::json!({"status": 304, "body": "x"}), vec!["body"]),
             (serde_json::json!({"body": "x".repeat(MAX_BODY + 1)}), vec!["body"]),
+            (serde_json::json!({"percent": 0}), vec!["percent"]),
+            (serde_json::json!({"percent": 100.5}), vec!["percent"]),
             (serde_json::json!({"headers": {"b@d": "x"}}), vec!["headers", "b@d"]),
             (serde_json::json!({"headers": {"content-length": "7"}}), vec!["headers", "content-length"]),
             (serde_json::json!({"headers": {"x-a": "a\r\nset-cookie: b"}}), vec!["headers", "x-a"]),

@@ -292,6 +292,21 @@ impl OneRoute<'_, '_, '_> {
         Ok(resolved)
     }
 
+    /// Answer to the requests of targets that cannot be used: those of all, or the share of their weights.
+    fn unusable(&self, usable: u64, lost: u64) -> FilterEntry {
+        // Clients of gRPC read 503 as UNAVAILABLE, which the API asks for.
+        let status = if self.kind == Kind::GrpcRoute { 503 } else { 500 };
+        let body = "the target of this request cannot be used; the status of its route says why\n";
+        let mut config =
+            serde_json::Map::from_iter([("status".to_owned(), status.into()), ("body".to_owned(), body.into())]);
+        if usable > 0 {
+            #[allow(clippy::cast_precision_loss, reason = "sums of few weights of 32 bits")]
+            let percent = lost as f64 * 100.0 / (lost + usable) as f64;
+            config.insert("percent".to_owned(), percent.into());
+        }
+        FilterEntry { name: "respond".to_owned(), config: config.into() }
+    }
+
     /// Filters and further settings of a rule.
     fn one_rule(
         &mut self,
@@ -312,6 +327,8 @@ impl OneRoute<'_, '_, '_> {
             }
         })?;
         let (mut references, mut spills): (Vec<(String, u32)>, bool) = (Vec::new(), false);
+        // Sum of the weights of targets that cannot be used.
+        let mut lost = 0_u64;
         for target in rule.targets {
             if !target.filters.is_empty() {
                 return Err("`filters` of a backendRef is not supported".to_owned());
@@ -324,9 +341,9 @@ impl OneRoute<'_, '_, '_> {
                     self.backends.use_pool(&pool, gateway);
                 }
             }
+            let weight = target.weight.unwrap_or(1);
             match found {
                 Ok(found) => {
-                    let weight = target.weight.unwrap_or(1);
                     // Two references to one backend are one with both weights.
                     match references.iter_mut().find(|(name, _)| *name == found.name) {
                         Some((_, known)) => *known = known.saturating_add(weight),
@@ -334,18 +351,19 @@ impl OneRoute<'_, '_, '_> {
                     }
                     spills |= found.is_pool;
                 }
-                Err(condition) => *resolved = condition,
+                Err(condition) => {
+                    lost += u64::from(weight);
+                    *resolved = condition;
+                }
             }
         }
         let answers = filters.iter().any(|filter| filter.name == "redirect");
+        let usable: u64 = references.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        if (usable == 0 || lost > 0) && !answers {
+            filters.push(self.unusable(usable, lost));
+        }
         let mut settings = serde_json::Map::new();
-        if references.iter().all(|(_, weight)| *weight == 0) {
-            if !answers {
-                let body = "no target of this route can be used; its status says why\n";
-                let config = json!({"status": 500, "body": body});
-                filters.push(FilterEntry { name: "respond".to_owned(), config });
-            }
-        } else {
+        if usable > 0 {
             let references =
                 references.into_iter().map(|(name, weight)| json!({"name": name, "weight": weight})).collect();
             settings.insert("backendRefs".to_owned(), references);

@@ -273,6 +273,42 @@ fn weights_are_kept_and_references_to_one_backend_are_added() {
     assert_eq!(route["backendRefs"], serde_json::json!([]));
 }
 
+#[test]
+fn the_share_of_targets_that_cannot_be_used_is_answered() {
+    let of = |refs: &str| one(&format!("{{{PARENT}, rules: [{{backendRefs: [{refs}]}}]}}")).0;
+    for (refs, percent) in [
+        ("{name: web, port: 80, weight: 3}, {name: none, port: 80}", Some(25.0)),
+        ("{name: none, port: 80, weight: 2}, {name: web, port: 80}, {name: web, port: 7}", Some(75.0)),
+        ("{name: web, port: 80}, {name: none, port: 80, weight: 0}", None),
+        ("{name: web, port: 80, weight: 4294967295}, {name: none, port: 80, weight: 4294967295}", Some(50.0)),
+    ] {
+        let route = of(refs);
+        let respond = &route["filters"][0]["respond"];
+        assert_eq!(respond["percent"].as_f64(), percent, "{refs}");
+        assert_eq!(respond["status"].as_u64(), percent.map(|_| 500), "{refs}");
+        assert_eq!(route["backendRefs"].as_array().unwrap().len(), 1, "{refs}");
+    }
+    // With no weight on what can be used, all requests are answered.
+    let route = of("{name: web, port: 80, weight: 0}, {name: none, port: 80}");
+    assert_eq!(
+        (&route["filters"][0]["respond"]["percent"], &route["backendRefs"]),
+        (&Value::Null, &Value::Array(vec![]))
+    );
+    // A redirect answers before a target is asked.
+    let redirect = "filters: [{type: RequestRedirect, requestRedirect: {scheme: https}}]";
+    let (route, _) = one(&format!("{{{PARENT}, rules: [{{{redirect}, backendRefs: [{{name: none, port: 80}}]}}]}}"));
+    assert_eq!(route["filters"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_call_of_grpc_without_a_target_is_unavailable() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: g, namespace: models}\nspec: {parentRefs: \
+                 [{name: public, namespace: infra}], rules: [{backendRefs: [{name: none, port: 80}, {name: web, port: 90}]}]}";
+    let out = translated(route);
+    let filter = &out.further.routes[0].filters[0].config;
+    assert_eq!((&filter["status"], &filter["percent"]), (&503.into(), &50.0.into()));
+}
+
 /// Gateway in `infra` with listeners.
 fn gateway(name: &str, listeners: &str) -> String {
     format!(
