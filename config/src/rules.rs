@@ -40,6 +40,8 @@ pub struct RouteRules<'c> {
     calls_model: bool,
     /// Backends and models that a request may go to.
     targets: BTreeSet<(Option<&'c str>, Option<&'c str>)>,
+    /// Filters of these alone: name of the target, name and configuration of the filter.
+    target_filters: Vec<(Option<&'c str>, &'c str, &'c serde_json::Value)>,
     /// Further names of its built-in models.
     aliases: &'c BTreeMap<String, String>,
     /// Calls of restricted consumers whose model is not known.
@@ -64,7 +66,9 @@ impl<'c> RouteRules<'c> {
     fn of(route: &'c Route, default: RouteAuthentication, models: &HashSet<&str>) -> Self {
         let judges = |filter: &&FilterEntry| !HARMLESS.contains(&filter.name.as_str());
         let filters: Vec<_> = route.filters.iter().filter(judges).map(|f| (f.name.as_str(), &f.config)).collect();
-        let is_named = filters.iter().any(|(name, config)| depends_on_route(name, config));
+        let target_filters: Vec<_> = route.backend_refs.iter().flat_map(filters_of).collect();
+        let of_targets = target_filters.iter().map(|(_, name, config)| (*name, *config));
+        let is_named = filters.iter().copied().chain(of_targets).any(|(name, config)| depends_on_route(name, config));
         let calls_model = route
             .backend_refs
             .iter()
@@ -90,6 +94,7 @@ impl<'c> RouteRules<'c> {
             models,
             calls_model,
             targets: targets.map(|reference| (reference.name.as_deref(), reference.model.as_deref())).collect(),
+            target_filters,
             aliases: &route.model_alias,
             unknown_calls: route.unknown_calls,
             spills_to: [saturated, unavailable],
@@ -105,7 +110,8 @@ impl<'c> RouteRules<'c> {
         let mut numbers = Vec::with_capacity(rules.len());
         for (n, own) in rules.iter().enumerate() {
             let own_rules = (own.named, own.max_body, own.access, own.spills_to);
-            let key = (&own.filters, own_rules, &own.models, &own.targets, own.aliases);
+            let of_targets = (&own.targets, &own.target_filters);
+            let key = (&own.filters, own_rules, &own.models, of_targets, own.aliases);
             let alike = alike.entry(key).or_default();
             let first = alike.iter().copied().find(|first| rules.get(*first) == Some(own));
             if first.is_none() {
@@ -128,7 +134,10 @@ impl<'c> RouteRules<'c> {
             Some("limits")
         } else if self.models != other.models {
             Some("models")
-        } else if self.targets != other.targets || self.calls_model != other.calls_model {
+        } else if self.targets != other.targets
+            || self.target_filters != other.target_filters
+            || self.calls_model != other.calls_model
+        {
             Some("backendRefs")
         } else if self.aliases != other.aliases {
             Some("modelAlias")
@@ -154,6 +163,11 @@ impl<'c> RouteRules<'c> {
             }
         })
     }
+}
+
+/// Filters of a target, each with the name of the target.
+fn filters_of(reference: &BackendRef) -> impl Iterator<Item = (Option<&str>, &str, &serde_json::Value)> {
+    reference.filters.iter().map(|filter| (reference.name.as_deref(), filter.0.name.as_str(), &filter.0.config))
 }
 
 /// True if the same filter on another route could decide otherwise: a limit counts by route, an expression or a header

@@ -254,6 +254,57 @@ routes:
 }
 
 #[tokio::test]
+async fn a_target_has_header_filters_of_its_own_and_a_backend_in_its_place_has_none() {
+    let a = Upstream::start(|_| async { Some(reply(200, &[("x-inner", "a")], "a")) }).await;
+    let b = Upstream::fixed(200, "b").await;
+    let yaml = format!(
+        "backends:
+  - {{name: a, endpoints: [{{url: \"{a}\"}}]}}
+  - {{name: b, endpoints: [{{url: \"{b}\"}}]}}
+  - {{name: nobody, endpoints: [{{url: \"http://127.0.0.1:9\"}}]}}
+routes:
+  - name: split
+    matches: [{{path: {{prefix: /split}}}}]
+    filters:
+      - requestHeaders: {{set: {{x-to: any, x-all: \"1\"}}}}
+      - responseHeaders: {{set: {{x-from: any}}}}
+    backendRefs:
+      - name: a
+        filters:
+          - requestHeaders: {{set: {{x-to: \"{{backend}}\"}}, remove: [x-mine]}}
+          - responseHeaders: {{set: {{x-from: first}}, remove: [x-inner]}}
+      - {{name: b, filters: [{{requestHeaders: {{add: {{x-to: second}}}}}}]}}
+  - name: away
+    backendRefs: [{{name: nobody, filters: [{{requestHeaders: {{set: {{x-to: nobody}}}}}}, {{responseHeaders: {{set: {{x-from: nobody}}}}}}]}}]
+    whenUnavailable: {{spillTo: b}}
+",
+        a = a.url(),
+        b = b.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let mut answered = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        let answer = client.send(client.request("GET", "/split", &[("x-mine", "1")], "")).await;
+        let is_a = answer.text() == "a";
+        let seen = if is_a { a.last() } else { b.last() };
+        let values: Vec<_> = seen.headers.get_all("x-to").iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!(values, if is_a { &["a"][..] } else { &["any", "second"] });
+        assert_eq!((seen.headers["x-all"].to_str().unwrap(), seen.headers.contains_key("x-mine")), ("1", !is_a));
+        assert_eq!(answer.header("x-from"), if is_a { "first" } else { "any" });
+        assert!(!answer.headers.contains_key("x-inner"));
+        answered.insert(is_a);
+        if answered.len() == 2 {
+            break;
+        }
+    }
+    assert_eq!(answered.len(), 2, "both had requests");
+    let answer = client.get("/away").await;
+    assert_eq!((answer.text().as_str(), answer.headers.contains_key("x-from")), ("b", false));
+    assert!(!b.last().headers.contains_key("x-to"));
+}
+
+#[tokio::test]
 async fn a_request_that_comes_back_is_refused() {
     // A gateway whose backend is itself.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -42,6 +42,10 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].filters[].responseHeaders.set{}",
     "routes[].filters[].responseHeaders.add{}",
     "routes[].filters[].urlRewrite.replacePrefix",
+    "routes[].backendRefs[].filters[].requestHeaders.set{}",
+    "routes[].backendRefs[].filters[].requestHeaders.add{}",
+    "routes[].backendRefs[].filters[].responseHeaders.set{}",
+    "routes[].backendRefs[].filters[].responseHeaders.add{}",
     "notifications[].webhook.url",
     "routes[].rollout.steps[].gate.url",
     "telemetry.tracing.otlp.endpoint",
@@ -162,6 +166,8 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].urlRewrite.path",
     "routes[].backendRefs[].name",
     "routes[].backendRefs[].model",
+    "routes[].backendRefs[].filters[].requestHeaders.remove[]",
+    "routes[].backendRefs[].filters[].responseHeaders.remove[]",
     "routes[].modelAlias{}",
     "routes[].sticky.header",
     "routes[].whenSaturated.spillTo",
@@ -220,6 +226,8 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("backends[].capacity.queueDepth.metricsPath", "server x", "the server's metrics are asked for"),
     ("routes[].filters[].requestHeaders.", "server x", "the server gets the headers that are set for it"),
     ("routes[].filters[].requestHeaders.", "server copies", "so does the server of copies"),
+    ("routes[].backendRefs[].filters[].requestHeaders.", "server x", "the server gets the headers that are set for it"),
+    ("routes[].backendRefs[].filters[].responseHeaders.", "answers", "the caller gets the headers that are set for it"),
     ("routes[].filters[].urlRewrite.replacePrefix", "server x", "the server gets the path that is written for it"),
     ("routes[].filters[].urlRewrite.replacePrefix", "server copies", "so does the server of copies"),
     ("routes[].rollout.steps[].gate.url", "server x", "the gate is asked at its URL"),
@@ -688,7 +696,16 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             }},
             {"urlRewrite": {"replacePrefix": format!("/bot/{}", text(bed, "filters[].urlRewrite.replacePrefix"))}},
         ],
-        "backendRefs": [{"name": "x"}],
+        "backendRefs": [{"name": "x", "filters": [
+            {"requestHeaders": {
+                "set": {"x-target-token": text(bed, "backendRefs[].filters[].requestHeaders.set{}")},
+                "add": {"x-target-more": text(bed, "backendRefs[].filters[].requestHeaders.add{}")},
+            }},
+            {"responseHeaders": {
+                "set": {"x-target-told": text(bed, "backendRefs[].filters[].responseHeaders.set{}")},
+                "add": {"x-target-added": text(bed, "backendRefs[].filters[].responseHeaders.add{}")},
+            }},
+        ]}],
     });
     let answers = json!({
         "name": "answers",

@@ -53,7 +53,7 @@ pub use rollouts::{
 };
 pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue,
-    Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, UnknownCalls,
+    Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, TargetFilter, UnknownCalls,
     WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{

@@ -225,6 +225,30 @@ pub struct BackendRef {
     /// Tier: a higher number takes requests only when no lower one is available or has room.
     #[serde(default)]
     pub priority: u32,
+    /// Changes of headers for this backend alone, behind those of the route: `requestHeaders` and `responseHeaders`. A backend that
+    /// `spillTo` or `mirror` names has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<TargetFilter>,
+}
+
+/// Filter of one target: `{NAME: CONFIGURATION}`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct TargetFilter(pub FilterEntry);
+
+impl TargetFilter {
+    /// Names of the filters that one target may have: those that change headers and decide nothing.
+    pub const NAMES: [&'static str; 2] = ["requestHeaders", "responseHeaders"];
+}
+
+impl JsonSchema for TargetFilter {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TargetFilter".into()
+    }
+    /// The catalogue of filters replaces this by one branch for each filter.
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "object", "minProperties": 1, "maxProperties": 1 })
+    }
 }
 
 fn one() -> u32 {

@@ -2,7 +2,9 @@
 
 use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
-use crate::schema::{BackendProtocol, BackendRef, FilterEntry, Match, PathMatch, Route, RouteAuthentication};
+use crate::schema::{
+    BackendProtocol, BackendRef, FilterEntry, Match, PathMatch, Route, RouteAuthentication, TargetFilter,
+};
 
 use super::{Context, Segment, admission, at, quality, rollouts};
 
@@ -317,6 +319,33 @@ fn without_servers(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
+/// Checks of the filters of one target.
+fn target_filters(cx: &mut Context<'_>, n: usize, r: usize, reference: &BackendRef) {
+    if reference.model.is_some() && !reference.filters.is_empty() {
+        cx.error(
+            at!["routes", n, "backendRefs", r, "filters"],
+            "a built-in model has no filters of its own: write them under the filters of the route",
+        );
+    }
+    for (f, TargetFilter(filter)) in reference.filters.iter().enumerate() {
+        let at = at!["routes", n, "backendRefs", r, "filters", f, filter.name.as_str()];
+        if !TargetFilter::NAMES.contains(&filter.name.as_str()) {
+            let known = TargetFilter::NAMES.map(|name| format!("`{name}`")).join(" or ");
+            let message = format!(
+                "`{}` is no filter of one target; expected {known}: write others under the filters of the route",
+                filter.name
+            );
+            cx.error(at, message);
+            continue;
+        }
+        for FieldError { path, message } in cx.options.catalog.check(&filter.name, &filter.config) {
+            let mut at = at.clone();
+            at.extend(path.iter().map(|key| Segment::from(key.as_str())));
+            cx.error(at, message);
+        }
+    }
+}
+
 fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
     let (config, index) = (cx.config, cx.index);
     let backends = || config.backends.iter().map(|b| b.name.as_str());
@@ -358,7 +387,11 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
             }
             _ => {}
         }
-        if !seen.insert((&reference.name, &reference.model)) {
+        target_filters(cx, n, r, reference);
+        // The shares of a rollout, and callers that stay, are told apart by the names of targets.
+        let tells_apart = route.rollout.is_none() && route.sticky.is_none() && route.quality.is_none();
+        let filters = tells_apart.then(|| serde_json::to_string(&reference.filters).unwrap_or_default());
+        if !seen.insert((&reference.name, &reference.model, filters)) {
             cx.error(
                 at!["routes", n, "backendRefs", r],
                 "duplicate target: remove one, and add its weight to the other",

@@ -192,6 +192,7 @@ mod tests {
                 weight: *weight,
                 priority: 0,
                 kind: TargetKind::Backend(Arc::new(crate::topology::Backend::for_tests(name))),
+                filters: Vec::new(),
             })
             .collect();
         route

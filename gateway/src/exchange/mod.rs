@@ -138,6 +138,8 @@ pub struct Outcome {
     pub limit: Option<&'static str>,
     /// Source of the answer.
     pub served_by: ServedBy,
+    /// Index of the target of the route whose answer it is; `None` for other answers.
+    pub target: Option<usize>,
     /// Time in a queue; `None` where the request did not wait.
     pub queued: Option<Duration>,
     /// Time with servers and built-in models before the head of the answer, as far as it is known: of a server that answers,

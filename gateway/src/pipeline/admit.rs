@@ -48,8 +48,14 @@ impl Tries {
 
 /// Target that takes a request.
 pub(super) enum Admitted<'r> {
-    /// An endpoint, with its slot, and the request as it was written for it.
-    Endpoint { backend: &'r Arc<Backend>, endpoint: Arc<Endpoint>, slot: WakingSlot, written: Option<Rewritten> },
+    /// An endpoint, with the index of its target, its slot, and the request as it was written for it.
+    Endpoint {
+        target: usize,
+        backend: &'r Arc<Backend>,
+        endpoint: Arc<Endpoint>,
+        slot: WakingSlot,
+        written: Option<Rewritten>,
+    },
     /// A built-in model, and its index among the targets of the route.
     Model { target: usize, model: &'r Arc<LoadedModel> },
 }
@@ -145,7 +151,7 @@ pub(super) async fn admit<'r>(
                     }
                 }
                 tries.wait.admitted(route, &tries.selection, exchange);
-                return Ok(Ok(Admitted::Endpoint { backend, endpoint, slot, written }));
+                return Ok(Ok(Admitted::Endpoint { target, backend, endpoint, slot, written }));
             }
             Admission::Model { target, model } => {
                 tries.wait.leave_without_slot(exchange);

@@ -67,9 +67,9 @@ pub(super) async fn attempt(
     exchange: &mut Exchange,
 ) -> Result<Tried, End> {
     match admitted {
-        Admitted::Endpoint { backend, endpoint, slot, written } => {
+        Admitted::Endpoint { target, backend, endpoint, slot, written } => {
             let place = (endpoint, slot, written);
-            at_endpoint(gateway, route, backend, place, tries, session, exchange).await
+            at_endpoint(gateway, route, (target, backend), place, tries, session, exchange).await
         }
         Admitted::Model { target, model } => match builtin::direct(route, model, session, exchange).await? {
             Direct::Answered => Ok(Tried::Served),
@@ -90,7 +90,7 @@ pub(super) async fn attempt(
 async fn at_endpoint(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    backend: &Backend,
+    (target, backend): (usize, &Backend),
     (endpoint, slot, written): (Arc<Endpoint>, WakingSlot, Option<Rewritten>),
     tries: &mut Tries,
     session: &mut ClientSession,
@@ -102,7 +102,7 @@ async fn at_endpoint(
     }
     let place = AttemptSlot { slot, retrying: tries.retrying.take() };
     let move_on = MoveOn { full: true, retry };
-    let mut first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    let mut first = Try::begin(gateway, route, (Some(target), backend), endpoint, place, move_on, session, exchange);
     first.attempt.alone = tries.resends > SHARED_RESENDS;
     first.rewrite(written);
     let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, exchange));
@@ -196,7 +196,7 @@ pub(super) async fn stand_in(
     {
         exchange.outcome.spilled = Some(reason);
         let (place, move_on) = (AttemptSlot { slot, retrying: None }, MoveOn { full: true, retry: true });
-        let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+        let mut this = Try::begin(gateway, route, (None, backend), endpoint, place, move_on, session, exchange);
         this.rewrite(written.clone());
         let outcome = this.run(session, exchange).await;
         match after(gateway, route, &mut selection, outcome, session, exchange).await? {

@@ -103,7 +103,7 @@ async fn another<'a>(
     if tries.selection.queue(route).is_some_and(|queue| !queue.is_empty()) {
         return None;
     }
-    let (backend, endpoint, slot, written) = loop {
+    let (target, backend, endpoint, slot, written) = loop {
         let key = |backend: &Backend| super::affinity::key(backend, session, exchange);
         let Admission::Endpoint { target, backend, endpoint, slot } =
             tries.selection.admit(route, now_millis(), rand::random(), false, &key)
@@ -111,17 +111,17 @@ async fn another<'a>(
             return None;
         };
         if !translating::is_rewritten(backend, exchange) {
-            break (backend, endpoint, slot, None);
+            break (target, backend, endpoint, slot, None);
         }
         // Without a turn for the work there is no hedge.
         let source = Source { route, session, exchange };
         if let Prepared::Ready(written) = translating::prepare(target, backend, tries.writing(), source).await.ok()? {
-            break (backend, endpoint, slot, written);
+            break (target, backend, endpoint, slot, written);
         }
     };
     let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     route.metrics.hedges.inc();
-    let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    let mut this = Try::begin(gateway, route, (Some(target), backend), endpoint, place, move_on, session, exchange);
     this.rewrite(written);
     Some(this)
 }

@@ -93,13 +93,13 @@ async fn continue_elsewhere(
     let rewritten = exchange.off_loop.run(asked.len().saturating_mul(BUILDS_VALUES), rewrite).await;
     let (body, model_at) = rewritten.ok()??;
     let key = |backend: &Backend| affinity::key(backend, session, exchange);
-    let (backend, endpoint, slot) = loop {
+    let (target, backend, endpoint, slot) = loop {
         match selection.admit(route, now_millis(), rand::random(), false, &key) {
             // The text so far is continued in its own API only.
             Admission::Endpoint { target, backend, .. } if translating::is_foreign(backend, exchange) => {
                 selection.exclude(target);
             }
-            Admission::Endpoint { backend, endpoint, slot, .. } => break (backend, endpoint, slot),
+            Admission::Endpoint { target, backend, endpoint, slot } => break (target, backend, endpoint, slot),
             _ => return None,
         }
     };
@@ -109,7 +109,7 @@ async fn continue_elsewhere(
     };
     let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     let move_on = MoveOn { full: true, retry: true };
-    let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    let mut this = Try::begin(gateway, route, (Some(target), backend), endpoint, place, move_on, session, exchange);
     this.lend_place(exchange);
     let ready = Ready::with_body(&this.attempt, session, exchange, body, model_at);
     let opened = tokio::select! {

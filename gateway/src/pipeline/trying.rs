@@ -38,7 +38,7 @@ impl<'a> Try<'a> {
     pub(super) fn begin(
         gateway: &'a Gateway,
         route: &'a Route,
-        backend: &'a Backend,
+        (target, backend): (Option<usize>, &'a Backend),
         endpoint: Arc<Endpoint>,
         place: AttemptSlot,
         move_on: MoveOn,
@@ -51,6 +51,7 @@ impl<'a> Try<'a> {
             exchange.caller_key = conclude::caller_key(backend, session.req_header(), exchange);
         }
         let mut attempt = attempt(gateway, route, backend, endpoint, &place.slot, move_on);
+        attempt.target = target;
         attempt.span = conclude::attempt_span(&attempt, session, exchange, resend);
         Self { attempt, place: Some(place), is_concluded: false, is_probe: false }
     }
@@ -165,6 +166,7 @@ fn attempt<'a>(
     Attempt {
         route,
         backend,
+        target: None,
         endpoint,
         in_flight: slot.in_flight_at_start(),
         began: now_millis(),

@@ -396,9 +396,22 @@ impl RouteCompiler<'_> {
             // The rollout owns the weight of its candidate, which may be 0 in the file.
             let to = written.rollout.as_ref().filter(|rollout| rollout.to == *name);
             let weight = if to.is_some() { reference.weight.max(1) } else { reference.weight };
-            Ok(Target { name: name.clone(), weight, priority: reference.priority, kind })
+            let filters = reference.filters.iter().map(|filter| self.target_filter(route, &filter.0));
+            let filters = filters.collect::<Result<_, RouteError>>()?;
+            Ok(Target { name: name.clone(), weight, priority: reference.priority, kind, filters })
         };
         written.backend_refs.iter().map(target).collect()
+    }
+
+    /// Filter of one target: it changes headers, and asks for no place in the chain of the route.
+    fn target_filter(&self, route: &str, entry: &schema::FilterEntry) -> Result<NamedFilter, RouteError> {
+        let cx = BuildContext { route, prefixes: &[], states: self.states, http: self.http };
+        let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
+            route: route.to_owned(),
+            filter: entry.name.clone(),
+            reason: e.message,
+        })?;
+        Ok(NamedFilter { name: entry.name.clone(), filter, rules: Rules::new(), acts: true })
     }
 
     /// Rollout of a route; `None` without one, and where a configuration is only validated.
@@ -670,8 +683,12 @@ fn retry_plan(written: &schema::Retry) -> RetryPlan {
 fn environment(origins: &Origins, n: usize, written: &schema::Route) -> Option<Arc<[Box<[u8]>]>> {
     let filters = written.filters.iter().enumerate().filter(|(_, entry)| entry.name == SETS_HEADERS);
     let paths = filters.map(|(at, _)| format!("routes[{n}].filters[{at}].{SETS_HEADERS}"));
+    let of_targets = written.backend_refs.iter().enumerate().flat_map(|(r, reference)| {
+        let filters = reference.filters.iter().enumerate().filter(|(_, entry)| entry.0.name == SETS_HEADERS);
+        filters.map(move |(at, _)| format!("routes[{n}].backendRefs[{r}].filters[{at}].{SETS_HEADERS}"))
+    });
     let mut values: Vec<Box<[u8]>> = Vec::new();
-    for path in paths {
+    for path in paths.chain(of_targets) {
         let found = origins.values_at(&path).map(str::trim).filter(|value| value.len() >= LEAST_SECRET);
         values.extend(found.map(|value| value.as_bytes().into()));
     }

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 use spillway_config::ModelPattern;
 use spillway_config::schema::{HashOn, PolicyName};
 
+use super::route::NamedFilter;
 use crate::balancing::{Balancer, ServedModels};
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
@@ -26,6 +27,8 @@ pub struct Target {
     pub priority: u32,
     /// Backend or built-in model.
     pub kind: TargetKind,
+    /// Filters of headers for this target alone.
+    pub filters: Vec<NamedFilter>,
 }
 
 /// Backend or built-in model.

@@ -322,6 +322,11 @@ impl Route {
         self.all_filters().next().is_some()
     }
 
+    /// Filters of one of the targets; none where another backend than the route's own is asked.
+    pub fn filters_of(&self, target: Option<usize>) -> &[NamedFilter] {
+        target.and_then(|target| self.targets.get(target)).map_or(&[], |target| &target.filters)
+    }
+
     /// Filters with hooks, each once, guards first.
     pub fn all_filters(&self) -> impl Iterator<Item = &NamedFilter> {
         self.guards.iter().chain(&self.filters).filter(|named| named.acts)

@@ -491,11 +491,12 @@ pub(super) fn run_filters(
     exchange: &Exchange,
     shown: &mut SentCredentials,
 ) {
-    if !attempt.route.has_filters() {
+    let of_target = attempt.route.filters_of(attempt.target);
+    if !attempt.route.has_filters() && of_target.is_empty() {
         return;
     }
     let variables = exchange.variables(attempt.route, &attempt.backend.name);
-    for filter in attempt.route.all_filters() {
+    for filter in attempt.route.all_filters().chain(of_target) {
         let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
         let mut recorded = Recorded { headers, shown, names: &exchange.snapshot.caller_headers };
         filter.filter.on_upstream_request(&mut recorded, &variables);
@@ -665,9 +666,10 @@ pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     }
     show_limits(out, exchange);
     if let Some(route) = &exchange.route {
-        if route.has_filters() {
+        let of_target = route.filters_of(exchange.outcome.target);
+        if route.has_filters() || !of_target.is_empty() {
             let variables = exchange.variables(route, exchange.served_by());
-            for filter in route.all_filters() {
+            for filter in route.all_filters().chain(of_target) {
                 filter.filter.on_response(&mut out.headers, &variables);
             }
         }

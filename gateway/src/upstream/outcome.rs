@@ -299,6 +299,8 @@ pub struct Attempt<'a> {
     pub route: &'a Route,
     /// The backend.
     pub backend: &'a Backend,
+    /// Index of the target of the route; `None` for a backend that is asked in place of its own, and for copies and probes.
+    pub target: Option<usize>,
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
     /// Requests in flight at the endpoint, this one included.

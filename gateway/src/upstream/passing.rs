@@ -229,6 +229,7 @@ impl<'a> Conversation<'_, 'a> {
     async fn pass_head(&mut self, head: ResponseHead, is_head: bool, ends: bool) -> pingora::Result<()> {
         self.exchange.outcome.status = head.status.as_u16();
         self.exchange.outcome.served_by = ServedBy::Backend(self.attempt.backend.name.clone());
+        self.exchange.outcome.target = self.attempt.target;
         self.exchange.outcome.endpoint = Some(self.attempt.endpoint.address.clone());
         let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
         let is_http11 = self.session.req_header().version == Version::HTTP_11;

@@ -221,6 +221,7 @@ async fn accept(
     exchange.outcome.begin_answer();
     exchange.outcome.status = head.status.as_u16();
     exchange.outcome.served_by = ServedBy::Backend(attempt.backend.name.clone());
+    exchange.outcome.target = attempt.target;
     exchange.outcome.endpoint = Some(attempt.endpoint.address.clone());
     exchange.outcome.answered_in = Some(clock::since(attempt.started));
     remove_hop_by_hop(&mut head);

@@ -67,6 +67,17 @@ const TRANSFORM: &str = "routes:
             set: {/service: chat}
             default: {/usage: {}}
     backendRefs: [{name: chat}]
+/// Filters of one backend of a route.
+const OF_TARGET: &str = "backends:
+  - {name: chat, endpoints: [{url: \"http://127.0.0.1:8081\"}]}
+  - {name: next, endpoints: [{url: \"http://127.0.0.1:8082\"}]}
+routes:
+    backendRefs:
+      - {name: chat, weight: 9}
+      - name: next
+        filters:
+          - requestHeaders: {set: {x-version: next}}
+          - responseHeaders: {set: {x-served-by: \"{backend}\"}}
 ";
 
 const EXAMPLES: &[Example] = &[
@@ -76,6 +87,9 @@ const EXAMPLES: &[Example] = &[
     Example { path: "discovery", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes.leaderElection", yaml: DISCOVERY },
+    Example { path: "routes[].backendRefs[].filters[].requestHeaders", yaml: OF_TARGET },
+    Example { path: "routes[].backendRefs[].filters[].responseHeaders", yaml: OF_TARGET },
+    Example { path: "routes[].backendRefs[].filters[]", yaml: OF_TARGET },
     Example {
         path: "routes[].filters[].cache",
         yaml: "routes:

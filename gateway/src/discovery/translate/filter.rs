@@ -38,6 +38,19 @@ pub(super) fn all(
     Ok(out)
 }
 
+/// Filters of one target: those that change headers.
+pub(super) fn of_target(written: &[Value]) -> Result<Vec<FilterEntry>, Unsupported> {
+    let kind = |filter: &Value| filter.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let is_served = |kind: &String| matches!(kind.as_str(), "RequestHeaderModifier" | "ResponseHeaderModifier");
+    if let Some(other) = written.iter().map(kind).find(|kind| !is_served(kind)) {
+        return Err(format!(
+            "filters of a backendRef of the type {other} are not supported; expected RequestHeaderModifier or \
+             ResponseHeaderModifier, and others under the filters of the rule"
+        ));
+    }
+    all(written, |_| Ok(None))
+}
+
 fn text<'v>(value: &'v Value, key: &str) -> Option<&'v str> {
     value.get(key).and_then(Value::as_str)
 }

@@ -71,6 +71,9 @@ impl Rules for GrpcRule {
     }
 }
 
+/// Name of a target, and its filters.
+type NamedTarget = (String, Value);
+
 /// Route of the configuration with its place among those of equal rank.
 struct Placed {
     order: (Reverse<usize>, String, ObjectKey, usize),
@@ -326,13 +329,11 @@ impl OneRoute<'_, '_, '_> {
                 }
             }
         })?;
-        let (mut references, mut spills): (Vec<(String, u32)>, bool) = (Vec::new(), false);
+        let (mut references, mut spills): (Vec<(NamedTarget, u32)>, bool) = (Vec::new(), false);
         // Sum of the weights of targets that cannot be used.
         let mut lost = 0_u64;
         for target in rule.targets {
-            if !target.filters.is_empty() {
-                return Err("`filters` of a backendRef is not supported".to_owned());
-            }
+            let own = filter::of_target(&target.filters)?;
             let found = self.backends.resolve(from, &target.object, target.port);
             if let Some(pool) = pool_of(&target.object, from.namespace)
                 && found.as_ref().err().is_none_or(|condition| condition.reason != NOT_PERMITTED)
@@ -344,10 +345,11 @@ impl OneRoute<'_, '_, '_> {
             let weight = target.weight.unwrap_or(1);
             match found {
                 Ok(found) => {
-                    // Two references to one backend are one with both weights.
-                    match references.iter_mut().find(|(name, _)| *name == found.name) {
+                    let reference = (found.name, json!(own));
+                    // Two references to one backend with the same filters are one with both weights.
+                    match references.iter_mut().find(|(known, _)| *known == reference) {
                         Some((_, known)) => *known = known.saturating_add(weight),
-                        None => references.push((found.name, weight)),
+                        None => references.push((reference, weight)),
                     }
                     spills |= found.is_pool;
                 }
@@ -364,9 +366,8 @@ impl OneRoute<'_, '_, '_> {
         }
         let mut settings = serde_json::Map::new();
         if usable > 0 {
-            let references =
-                references.into_iter().map(|(name, weight)| json!({"name": name, "weight": weight})).collect();
-            settings.insert("backendRefs".to_owned(), references);
+            let weighted = |((name, filters), weight): (NamedTarget, u32)| json!({"name": name, "weight": weight, "filters": filters});
+            settings.insert("backendRefs".to_owned(), references.into_iter().map(weighted).collect());
             if let Some(model) = self.input.settings.spill_to.as_ref().filter(|_| spills) {
                 settings.insert("whenSaturated".to_owned(), json!({"spillTo": model}));
             }

@@ -205,7 +205,9 @@ fn what_cannot_be_served_is_refused_by_its_name_and_costs_the_object_alone() {
         ("filters: [{type: ExternalAuth}]", "ExternalAuth"),
         ("retry: {attempts: 2}", "retry"),
         ("sessionPersistence: {}", "sessionPersistence"),
-        ("backendRefs: [{name: web, port: 80, filters: [{type: CORS}]}]", "`filters` of a backendRef"),
+        ("backendRefs: [{name: web, port: 80, filters: [{type: CORS}]}]", "of a backendRef of the type CORS"),
+        ("backendRefs: [{name: web, port: 80, filters: [7]}]", "of a backendRef of the type "),
+        ("backendRefs: [{name: web, port: 80, filters: [{type: RequestHeaderModifier}]}]", "requestHeaderModifier"),
         ("timeouts: {request: soon}", "timeouts.request"),
         ("matches: 7", "cannot be read"),
         (
@@ -271,6 +273,30 @@ fn weights_are_kept_and_references_to_one_backend_are_added() {
     let (route, _) = one(&format!("{{{PARENT}, rules: [{{backendRefs: [{{name: web, port: 80, weight: 0}}]}}]}}"));
     assert_eq!(route["filters"][0]["respond"]["status"], 500);
     assert_eq!(route["backendRefs"], serde_json::json!([]));
+}
+
+#[test]
+fn a_target_has_filters_of_its_own() {
+    let add = |value: &str| {
+        format!(
+            "filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: X-To, value: {value}}}]}}}}]"
+        )
+    };
+    let told = "{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [x-from]}}";
+    let refs = format!(
+        "[{{name: web, port: 80, {}}}, {{name: web, port: 80, {}}}, {{name: web, port: 80, weight: 3, {}}}, \
+         {{name: web, port: 90, filters: [{told}]}}]",
+        add("a"),
+        add("b"),
+        add("a")
+    );
+    let (route, condition) = one(&format!("{{{PARENT}, rules: [{{backendRefs: {refs}}}]}}"));
+    assert_eq!(condition, FINE);
+    let set = |value: &str| serde_json::json!([{"requestHeaders": {"set": {"x-to": value}}}]);
+    let of = |n: usize, key: &str| route["backendRefs"][n][key].clone();
+    assert_eq!((of(0, "weight"), of(0, "filters")), (4.into(), set("a")), "equal ones are added");
+    assert_eq!((of(1, "weight"), of(1, "filters")), (1.into(), set("b")), "others stay apart");
+    assert_eq!(of(2, "filters"), serde_json::json!([{"responseHeaders": {"remove": ["x-from"]}}]));
 }
 
 #[test]
