@@ -136,6 +136,28 @@ fn all() -> Vec<Bad> {
             )),
         ),
         // Routes.
+        bad("found 0; expected more than 0", route("filters: [{respond: {percent: 0}}]")),
+        bad("exactly one of `exact` and `regex`", route("matches: [{headers: [{name: x-a}]}]")),
+        bad("exactly one of `exact` and `regex`", route("matches: [{queryParams: [{name: a, exact: b, regex: c}]}]")),
+        bad("not a regular expression", route("matches: [{headers: [{name: x-a, regex: \"a)|(?:b\"}]}]")),
+        bad("not a regular expression", route("matches: [{queryParams: [{name: a, regex: \"b{1000}{1000}\"}]}]")),
+        bad("an empty name", route("matches: [{queryParams: [{name: \"\", exact: b}]}]")),
+        bad(
+            "unknown key `cors` in `routes[0].backendRefs[0].filters[0]`",
+            with("").replace("[{name: x}]", "[{name: x, filters: [{cors: {allowOrigins: [\"*\"]}}]}]"),
+        ),
+        bad(
+            "cannot be changed here",
+            with("").replace("[{name: x}]", "[{name: x, filters: [{requestHeaders: {set: {host: a}}}]}]"),
+        ),
+        bad("duplicate target", with("").replace("[{name: x}]", "[{name: x}, {name: x}]")),
+        bad(
+            "duplicate target",
+            with("").replace(
+                "[{name: x}]}",
+                "[{name: x}, {name: x, filters: [{requestHeaders: {remove: [a]}}]}], sticky: {header: x-user}}",
+            ),
+        ),
         bad("`y`", route("filters: [{mirror: {backend: y}}]")),
         bad("`y`", route("whenSaturated: {spillTo: y}")),
         bad("regex", route("matches: [{path: {regex: \"(\"}}]")),

@@ -30,6 +30,9 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "backends[].capacity.queueDepth.metricsPath",
     "authentication.jwt[].jwks.url",
     "routes[].matches[].headers[].exact",
+    "routes[].matches[].headers[].regex",
+    "routes[].matches[].queryParams[].exact",
+    "routes[].matches[].queryParams[].regex",
     "routes[].matches[].when",
     "routes[].filters[].authorize",
     "routes[].filters[].cel.deny",
@@ -141,6 +144,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].matches[].path.regex",
     "routes[].matches[].method",
     "routes[].matches[].headers[].name",
+    "routes[].matches[].queryParams[].name",
     "routes[].matches[].model",
     "routes[].access.consumers[]",
     "routes[].access.tenants[]",
@@ -678,6 +682,13 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             "path": {"prefix": "/asked"},
             "headers": [{"name": "x-match", "exact": text(bed, "matches[].headers[].exact")}],
             "when": format!("request.headers['x-match'] != '{}'", text(bed, "matches[].when")),
+        }, {
+            "path": {"prefix": "/asked/otherwise"},
+            "headers": [{"name": "x-pattern", "regex": text(bed, "matches[].headers[].regex")}],
+            "queryParams": [
+                {"name": "a", "exact": text(bed, "matches[].queryParams[].exact")},
+                {"name": "b", "regex": text(bed, "matches[].queryParams[].regex")},
+            ],
         }],
         "authentication": "optional",
         "filters": [

@@ -52,9 +52,9 @@ pub use rollouts::{
     RolloutStrategy, Shadow, Weekday,
 };
 pub use routes::{
-    Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue,
-    Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, TargetFilter, UnknownCalls,
-    WhenSaturated, WhenUnavailable,
+    Access, BackendRef, Backoff, BodyLimits, CallerProtocol, FilterEntry, HeaderMatch, Hedge, Match, PathMatch,
+    QueryMatch, Queue, Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky,
+    TargetFilter, UnknownCalls, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{
     AuditLog, CallersDecide, Keep, LogFormat, Logs, LogsOtlp, MetricsPage, Otlp, OtlpProtocol, Telemetry, Tracing,

@@ -121,6 +121,8 @@ pub struct Match {
     pub method: Option<String>,
     /// Headers that must be there.
     pub headers: Vec<HeaderMatch>,
+    /// Parameters that the query must have, such as `version` in `/things?version=2`.
+    pub query_params: Vec<QueryMatch>,
     /// The model named in the body; `*` stands for any characters.
     pub model: Option<String>,
     /// A CEL expression over `request` (method, path, query, host, headers, clientAddress) that must be true.
@@ -151,14 +153,33 @@ pub enum PathMatch {
     Regex(String),
 }
 
-/// A header that must have this value.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+/// A header that must have such a value: exactly one of `exact` and `regex`. Of several with the name one is enough.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderMatch {
     /// Header name, in any case.
     pub name: String,
     /// Value, exactly.
-    pub exact: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// A regular expression over the whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+}
+
+/// A parameter of the query that must have such a value: exactly one of `exact` and `regex`. Names and values are compared decoded
+/// (`%41` is `A`, `+` is a blank), and of several parameters with the name the first one counts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QueryMatch {
+    /// Name of the parameter.
+    pub name: String,
+    /// Value, exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// A regular expression over the whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
 }
 
 /// Identification of callers.

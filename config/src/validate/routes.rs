@@ -90,6 +90,26 @@ fn no_slash(path: &str) -> String {
     format!("`{path}` does not begin with `/`: write `/{path}`")
 }
 
+/// Checks a regular expression over the whole of something.
+fn regular_expression(cx: &mut Context<'_>, at: Vec<Segment>, pattern: &str, of: &str) {
+    // Alone too: `a)|(?:b` would take the anchors apart that hold it to the whole.
+    let build = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(1 << 20).build();
+    if let Err(e) = build(pattern).and_then(|_| build(&format!("^(?:{pattern})$"))) {
+        let message = e.to_string().lines().last().unwrap_or_default().to_owned();
+        cx.error(at, format!("not a regular expression ({message}); expected one over the whole {of}"));
+    }
+}
+
+/// Checks the value of a header or a parameter: one way of comparison.
+fn one_value(cx: &mut Context<'_>, mut at: Vec<Segment>, (exact, regex): (&Option<String>, &Option<String>)) {
+    if exact.is_some() == regex.is_some() {
+        cx.error(at, "found both or none; expected exactly one of `exact` and `regex`");
+    } else if let Some(pattern) = regex {
+        at.push(Segment::from("regex"));
+        regular_expression(cx, at, pattern, "value");
+    }
+}
+
 fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
     match &written.path {
         Some(PathMatch::Exact(path)) if !path.starts_with('/') => {
@@ -99,15 +119,7 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
             cx.error(at!["routes", n, "matches", m, "path", "prefix"], no_slash(path));
         }
         Some(PathMatch::Regex(pattern)) => {
-            // Alone too: `a)|(?:b` would take the anchors apart that hold it to the whole path.
-            let build = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(1 << 20).build();
-            if let Err(e) = build(pattern).and_then(|_| build(&format!("^(?:{pattern})$"))) {
-                let message = e.to_string().lines().last().unwrap_or_default().to_owned();
-                cx.error(
-                    at!["routes", n, "matches", m, "path", "regex"],
-                    format!("not a regular expression ({message}); expected one over the whole path"),
-                );
-            }
+            regular_expression(cx, at!["routes", n, "matches", m, "path", "regex"], pattern, "path");
         }
         _ => {}
     }
@@ -118,11 +130,22 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
         cx.error(at!["routes", n, "matches", m, "method"], message);
     }
     for (h, header) in written.headers.iter().enumerate() {
+        let at = at!["routes", n, "matches", m, "headers", h];
         header_name(cx, at!["routes", n, "matches", m, "headers", h, "name"], &header.name);
-        if http::HeaderValue::from_str(&header.exact).is_err() {
+        one_value(cx, at, (&header.exact, &header.regex));
+        if header.exact.as_ref().is_some_and(|value| http::HeaderValue::from_str(value).is_err()) {
             let message = "this value has characters that no header may have: remove them";
             cx.error(at!["routes", n, "matches", m, "headers", h, "exact"], message);
         }
+    }
+    for (q, parameter) in written.query_params.iter().enumerate() {
+        if parameter.name.is_empty() {
+            cx.error(
+                at!["routes", n, "matches", m, "queryParams", q, "name"],
+                "an empty name; expected that of a parameter",
+            );
+        }
+        one_value(cx, at!["routes", n, "matches", m, "queryParams", q], (&parameter.exact, &parameter.regex));
     }
     if let Some(expression) = &written.when
         && let Err(message) = cx.options.catalog.check_expression(expression)
@@ -508,9 +531,14 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
 /// Warns of matches that an earlier route has too: the same path, method, headers and model on the same hosts.
 fn shadows(cx: &mut Context<'_>) {
     let key = |m: &Match| {
-        let mut headers: Vec<_> = m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone())).collect();
+        let mut headers: Vec<_> =
+            m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone(), h.regex.clone())).collect();
         headers.sort();
-        (m.path.as_ref().map(|p| format!("{p:?}")), m.method.clone(), headers, m.model.clone(), m.when.clone())
+        let mut parameters: Vec<_> =
+            m.query_params.iter().map(|q| (q.name.clone(), q.exact.clone(), q.regex.clone())).collect();
+        parameters.sort();
+        let path = m.path.as_ref().map(|p| format!("{p:?}"));
+        (path, m.method.clone(), headers, parameters, m.model.clone(), m.when.clone())
     };
     let everything = [Match::default()];
     let mut seen = std::collections::HashMap::new();

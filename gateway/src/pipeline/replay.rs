@@ -26,6 +26,9 @@ pub enum NotReplayed {
     /// A match asks for a header that is not kept.
     #[error("a match asks for the header `{0}`, of which nothing is kept")]
     Header(HeaderName),
+    /// A match asks for a parameter of the query.
+    #[error("a match asks for a parameter of the query, which is not kept")]
+    Query,
     /// An expression reads what is not kept.
     #[error("an expression of the route `{0}` reads headers or the query, which are not kept")]
     Expression(String),
@@ -120,6 +123,7 @@ pub fn replay(snapshot: &Snapshot, head: &RecentHead) -> Result<Option<Arc<Route
     match routes.undecided(host, &partial) {
         None => {}
         Some(Undecided::Header(name)) => return Err(NotReplayed::Header(name)),
+        Some(Undecided::Query) => return Err(NotReplayed::Query),
         Some(Undecided::Expression(route)) => return Err(NotReplayed::Expression(route)),
     }
     let candidates = routes.candidates(host, &path, &method, &headers, context);

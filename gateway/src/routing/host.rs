@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use spillway_filter::Fields;
 
 use super::candidates::Candidates;
-use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PartialHead, PathKey, Truth, Undecided};
+use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PartialHead, PathKey, Truth, Undecided, Unknown};
 use super::models::{ModelEntry, ModelGroup};
 use super::prefixes::Prefixes;
 use crate::topology::Route;
@@ -120,8 +120,9 @@ impl HostRoutes {
         heads.flat_map(|heads| &heads.all).try_for_each(|known| match (known.conditions.truth(head), &known.takes) {
             (Truth::Fails, _) | (Truth::Holds, Takes::ByModel(_)) => ControlFlow::Continue(()),
             (Truth::Holds, Takes::Any(_)) => ControlFlow::Break(None),
-            (Truth::Unknown(Some(name)), _) => ControlFlow::Break(Some(Undecided::Header(name))),
-            (Truth::Unknown(None), takes) => {
+            (Truth::Unknown(Unknown::Header(name)), _) => ControlFlow::Break(Some(Undecided::Header(name))),
+            (Truth::Unknown(Unknown::Query), _) => ControlFlow::Break(Some(Undecided::Query)),
+            (Truth::Unknown(Unknown::Expression), takes) => {
                 let first = match takes {
                     Takes::Any(route) => Some(route),
                     Takes::ByModel(models) => models.entries().first().map(|entry| &entry.route),

@@ -9,8 +9,9 @@ use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
 use spillway_cel::{Expression, Fact, Scope, Seen};
 use spillway_config::path;
-use spillway_config::schema::{Match, PathMatch};
+use spillway_config::schema::{HeaderMatch, Match, PathMatch, QueryMatch};
 use spillway_filter::Fields;
+use url::form_urlencoded;
 
 /// Largest compiled regular expression in bytes, which also bounds its cost per character.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
@@ -28,7 +29,7 @@ pub struct CompileError {
 /// Fault of a match.
 #[derive(Debug, thiserror::Error)]
 pub enum MatchFault {
-    /// The regular expression of the path does not compile, or compiles to more than 1 MiB.
+    /// A regular expression does not compile, or compiles to more than 1 MiB.
     #[error(transparent)]
     Regex(#[from] regex::Error),
     /// The method is no token.
@@ -40,6 +41,9 @@ pub enum MatchFault {
     /// The value of the header of this name has bytes that are not allowed.
     #[error("the value of header `{0}` has characters that no header may have")]
     HeaderValue(String),
+    /// The header or parameter of this name has no way of comparison, or two.
+    #[error("`{0}` has both or none of `exact` and `regex`")]
+    Comparison(String),
     /// The expression does not compile, or has no boolean value.
     #[error("{0}")]
     Expression(String),
@@ -67,7 +71,26 @@ pub(super) struct Conditions {
 #[derive(Debug)]
 struct RareConditions {
     path: Option<Regex>,
+    /// Headers by patterns; one value of each name must match.
+    headers: Box<[(HeaderName, Regex)]>,
+    query: Box<[(Box<str>, Pattern)]>,
     when: Option<Expression>,
+}
+
+/// Value of a parameter.
+#[derive(Debug)]
+enum Pattern {
+    Exact(Box<str>),
+    Regex(Regex),
+}
+
+impl Pattern {
+    fn matches(&self, value: &str) -> bool {
+        match self {
+            Self::Exact(exact) => **exact == *value,
+            Self::Regex(regex) => regex.is_match(value.as_bytes()),
+        }
+    }
 }
 
 /// Identity of conditions: equal where the same heads meet them.
@@ -75,13 +98,16 @@ struct RareConditions {
 pub(super) struct ConditionsKey {
     method: Option<Method>,
     headers: Box<[(HeaderName, HeaderValue)]>,
+    /// Headers that are compared by patterns.
+    patterns: Box<[HeaderMatch]>,
+    query: Box<[QueryMatch]>,
     regex: Option<Box<str>>,
     when: Option<Box<str>>,
 }
 
 /// Precedence among several matches of a host, the smallest first: exact path, longest prefix, regex, any; then a method, more
-/// headers, a model, an expression.
-pub(super) type Rank = (u8, Reverse<usize>, bool, Reverse<usize>, bool, bool);
+/// headers, more parameters of the query, a model, an expression.
+pub(super) type Rank = (u8, Reverse<usize>, bool, Reverse<usize>, Reverse<usize>, bool, bool);
 
 /// Compiled match.
 #[derive(Debug, Clone)]
@@ -129,6 +155,8 @@ pub struct PartialHead<'a> {
 pub enum Undecided {
     /// A header.
     Header(HeaderName),
+    /// The query.
+    Query,
     /// The expression of the route of this name.
     Expression(String),
 }
@@ -137,8 +165,14 @@ pub enum Undecided {
 pub(super) enum Truth {
     Holds,
     Fails,
-    /// Name of the header that decides; `None` where an expression does.
-    Unknown(Option<HeaderName>),
+    Unknown(Unknown),
+}
+
+/// Part of a head that is not known, and decides.
+pub(super) enum Unknown {
+    Header(HeaderName),
+    Query,
+    Expression,
 }
 
 impl Matcher {
@@ -166,7 +200,8 @@ impl Matcher {
             kind,
             Reverse(length),
             conditions.method.is_none(),
-            Reverse(conditions.headers.len()),
+            Reverse(written.headers.len()),
+            Reverse(written.query_params.len()),
             written.model.is_none(),
             written.when.is_none(),
         );
@@ -177,9 +212,7 @@ impl Matcher {
 impl Conditions {
     fn parse(written: &Match) -> Result<Self, MatchFault> {
         let regex = match &written.path {
-            Some(PathMatch::Regex(pattern)) => {
-                Some(RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_SIZE_LIMIT).build()?)
-            }
+            Some(PathMatch::Regex(pattern)) => Some(whole(pattern)?),
             _ => None,
         };
         let method = match &written.method {
@@ -188,22 +221,34 @@ impl Conditions {
                 Some(Method::from_bytes(method.as_bytes()).map_err(|_| MatchFault::Method(method.clone()))?)
             }
         };
-        let headers = written
-            .headers
-            .iter()
-            .map(|header| {
-                let name = HeaderName::from_bytes(header.name.as_bytes())
-                    .map_err(|_| MatchFault::HeaderName(header.name.clone()))?;
-                let value =
-                    HeaderValue::from_str(&header.exact).map_err(|_| MatchFault::HeaderValue(header.name.clone()))?;
-                Ok((name, value))
-            })
-            .collect::<Result<Box<[_]>, MatchFault>>()?;
+        let (mut headers, mut patterns, mut query) = (Vec::new(), Vec::new(), Vec::new());
+        for header in &written.headers {
+            let name = HeaderName::from_bytes(header.name.as_bytes())
+                .map_err(|_| MatchFault::HeaderName(header.name.clone()))?;
+            match (&header.exact, &header.regex) {
+                (Some(exact), None) => {
+                    let value =
+                        HeaderValue::from_str(exact).map_err(|_| MatchFault::HeaderValue(header.name.clone()))?;
+                    headers.push((name, value));
+                }
+                (None, Some(pattern)) => patterns.push((name, whole(pattern)?)),
+                _ => return Err(MatchFault::Comparison(header.name.clone())),
+            }
+        }
+        for parameter in &written.query_params {
+            let pattern = match (&parameter.exact, &parameter.regex) {
+                (Some(exact), None) => Pattern::Exact(exact.as_str().into()),
+                (None, Some(pattern)) => Pattern::Regex(whole(pattern)?),
+                _ => return Err(MatchFault::Comparison(parameter.name.clone())),
+            };
+            query.push((parameter.name.as_str().into(), pattern));
+        }
         let when = written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose();
         let when = when.map_err(|error| MatchFault::Expression(error.to_string()))?;
-        let has_rare = regex.is_some() || when.is_some();
-        let rare = has_rare.then(|| Arc::new(RareConditions { path: regex, when }));
-        Ok(Self { method, headers, rare })
+        let has_rare = regex.is_some() || when.is_some() || !patterns.is_empty() || !query.is_empty();
+        let rare = has_rare
+            .then(|| Arc::new(RareConditions { path: regex, headers: patterns.into(), query: query.into(), when }));
+        Ok(Self { method, headers: headers.into(), rare })
     }
 
     /// Identity of the conditions, with the texts of the match from which they were compiled.
@@ -215,12 +260,14 @@ impl Conditions {
         ConditionsKey {
             method: self.method.clone(),
             headers: self.headers.clone(),
+            patterns: written.headers.iter().filter(|header| header.regex.is_some()).cloned().collect(),
+            query: written.query_params.iter().cloned().collect(),
             regex,
             when: written.when.as_deref().map(Into::into),
         }
     }
 
-    /// Headers that a head must have.
+    /// Headers that a head must have with these values.
     pub(super) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }
@@ -239,16 +286,21 @@ impl Conditions {
         if let Some(when) = self.rare.as_ref().and_then(|rare| rare.when.as_ref()) {
             let asked = when.asked();
             if asked.reads(Fact::Headers) || asked.reads(Fact::Host) || asked.reads(Fact::Query) {
-                return Truth::Unknown(None);
+                return Truth::Unknown(Unknown::Expression);
             }
             let context = HeadContext { query: "", client: head.client };
             if !holds(when, &HeadView { path, method, headers: &Fields::default(), context }) {
                 return Truth::Fails;
             }
         }
-        match self.headers.iter().find(|header| known(header).is_none()) {
-            Some((name, _)) => Truth::Unknown(Some(name.clone())),
-            None => Truth::Holds,
+        let exact = self.headers.iter().find(|header| known(header).is_none()).map(|(name, _)| name);
+        let pattern = || self.rare.as_ref().and_then(|rare| rare.headers.first()).map(|(name, _)| name);
+        if let Some(name) = exact.or_else(pattern) {
+            return Truth::Unknown(Unknown::Header(name.clone()));
+        }
+        match &self.rare {
+            Some(rare) if !rare.query.is_empty() => Truth::Unknown(Unknown::Query),
+            _ => Truth::Holds,
         }
     }
 
@@ -262,9 +314,22 @@ impl Conditions {
 
 impl RareConditions {
     fn hold(&self, head: &HeadView<'_>) -> bool {
+        let has = |(name, pattern): &(HeaderName, Regex)| {
+            head.headers.get_all(name).iter().any(|value| pattern.is_match(value.as_bytes()))
+        };
         self.path.as_ref().is_none_or(|regex| regex.is_match(head.path.as_bytes()))
+            && self.headers.iter().all(has)
+            && self.query.iter().all(|(name, pattern)| {
+                let mut all = form_urlencoded::parse(head.context.query.as_bytes());
+                all.find(|(found, _)| **found == **name).is_some_and(|(_, value)| pattern.matches(&value))
+            })
             && self.when.as_ref().is_none_or(|when| holds(when, head))
     }
+}
+
+/// Regular expression over the whole of a text.
+fn whole(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_SIZE_LIMIT).build()
 }
 
 /// Converts a path of the configuration to the form in which paths of requests are compared. A path that no request can

@@ -67,6 +67,11 @@ const TRANSFORM: &str = "routes:
             set: {/service: chat}
             default: {/usage: {}}
     backendRefs: [{name: chat}]
+/// Matches by values and by regular expressions.
+const MATCHES: &str = "routes:
+    matches:
+      - headers: [{name: x-tier, regex: \"gold|silver\"}, {name: x-beta, exact: \"1\"}]
+        queryParams: [{name: api-version, regex: \"2026-.*\"}]
 /// Filters of one backend of a route.
 const OF_TARGET: &str = "backends:
   - {name: chat, endpoints: [{url: \"http://127.0.0.1:8081\"}]}
@@ -87,6 +92,8 @@ const EXAMPLES: &[Example] = &[
     Example { path: "discovery", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes", yaml: DISCOVERY },
     Example { path: "discovery.kubernetes.leaderElection", yaml: DISCOVERY },
+    Example { path: "routes[].matches[].headers[]", yaml: MATCHES },
+    Example { path: "routes[].matches[].queryParams[]", yaml: MATCHES },
     Example { path: "routes[].backendRefs[].filters[].requestHeaders", yaml: OF_TARGET },
     Example { path: "routes[].backendRefs[].filters[].responseHeaders", yaml: OF_TARGET },
     Example { path: "routes[].backendRefs[].filters[]", yaml: OF_TARGET },

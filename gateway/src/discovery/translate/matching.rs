@@ -1,8 +1,12 @@
 //! Matches of routes as matches of the configuration. A match that cannot be served is refused with the reason; none is widened.
 
-use spillway_config::schema::{HeaderMatch, Match, PathMatch};
+use regex::RegexBuilder;
+use spillway_config::schema::{HeaderMatch, Match, PathMatch, QueryMatch};
 
 use crate::discovery::objects::{GrpcMatch, HttpMatch, NamedValue};
+
+/// Largest compiled regular expression in bytes: that of the configuration, which judges it again as a part of a path.
+const REGEX_SIZE_LIMIT: usize = 1 << 20;
 
 /// Reason why a route cannot be served.
 pub(super) type Unsupported = String;
@@ -25,8 +29,8 @@ pub(super) fn http(written: &HttpMatch) -> Result<Match, Unsupported> {
         path,
         method: written.method.clone(),
         headers: headers(&written.headers)?,
-        model: None,
-        when: query(&written.query_params)?,
+        query_params: query(&written.query_params)?,
+        ..Match::default()
     })
 }
 
@@ -34,79 +38,68 @@ pub(super) fn http(written: &HttpMatch) -> Result<Match, Unsupported> {
 pub(super) fn grpc(written: &GrpcMatch) -> Result<Match, Unsupported> {
     let path = match &written.method {
         None => None,
-        Some(method) => {
-            if method.kind.as_deref().unwrap_or("Exact") != "Exact" {
-                return Err("method matches of the type RegularExpression are not supported".to_owned());
+        Some(written) => match (written.kind.as_deref().unwrap_or("Exact"), &written.service, &written.method) {
+            ("Exact" | "RegularExpression", None, None) => None,
+            ("Exact", Some(service), Some(method)) => Some(PathMatch::Exact(format!("/{service}/{method}"))),
+            ("Exact", Some(service), None) => Some(PathMatch::Prefix(format!("/{service}"))),
+            ("Exact", None, Some(method)) => Some(PathMatch::Regex(format!("/[^/]+/{}", regex::escape(method)))),
+            ("RegularExpression", service, method) => {
+                let element = |pattern: &Option<String>| match pattern {
+                    None => Ok("[^/]+".to_owned()),
+                    Some(pattern) => alone(pattern).map(|()| format!("(?:{pattern})")),
+                };
+                Some(PathMatch::Regex(format!("/{}/{}", element(service)?, element(method)?)))
             }
-            match (&method.service, &method.method) {
-                (Some(service), Some(method)) => Some(PathMatch::Exact(format!("/{service}/{method}"))),
-                (Some(service), None) => Some(PathMatch::Prefix(format!("/{service}"))),
-                (None, Some(method)) => Some(PathMatch::Regex(format!("/[^/]+/{}", regex::escape(method)))),
-                (None, None) => None,
-            }
-        }
+            (other, ..) => return Err(format!("method matches of the type {other} are not supported")),
+        },
     };
     Ok(Match { path, headers: headers(&written.headers)?, ..Match::default() })
+}
+
+/// Checks that a regular expression holds by itself: one that does not, such as `a)|(b`, may do so between others and stand for
+/// something else there.
+fn alone(pattern: &str) -> Result<(), Unsupported> {
+    let built = RegexBuilder::new(pattern).size_limit(REGEX_SIZE_LIMIT).build();
+    let reason = |e: regex::Error| e.to_string().lines().last().unwrap_or_default().to_owned();
+    built.map(|_| ()).map_err(|e| format!("`{pattern}` is not a regular expression ({})", reason(e)))
+}
+
+/// Number of the regular expressions in a match.
+pub(super) fn patterns(of: &Match) -> usize {
+    usize::from(matches!(of.path, Some(PathMatch::Regex(_))))
+        + of.headers.iter().filter(|header| header.regex.is_some()).count()
+        + of.query_params.iter().filter(|parameter| parameter.regex.is_some()).count()
 }
 
 /// Headers; of several with one name the first counts, as the API says.
 fn headers(written: &[NamedValue]) -> Result<Vec<HeaderMatch>, Unsupported> {
     let mut out: Vec<HeaderMatch> = Vec::new();
     for one in written {
-        exact(one, "header")?;
+        let (exact, regex) = value(one, "header")?;
         if !out.iter().any(|known| known.name.eq_ignore_ascii_case(&one.name)) {
-            out.push(HeaderMatch { name: one.name.clone(), exact: one.value.clone() });
+            out.push(HeaderMatch { name: one.name.clone(), exact, regex });
         }
     }
     Ok(out)
 }
 
-fn exact(one: &NamedValue, what: &str) -> Result<(), Unsupported> {
+/// Parameters of a query; of several with one name the first counts too.
+fn query(written: &[NamedValue]) -> Result<Vec<QueryMatch>, Unsupported> {
+    let mut out: Vec<QueryMatch> = Vec::new();
+    for one in written {
+        let (exact, regex) = value(one, "query parameter")?;
+        if !out.iter().any(|known| known.name == one.name) {
+            out.push(QueryMatch { name: one.name.clone(), exact, regex });
+        }
+    }
+    Ok(out)
+}
+
+/// Value to compare with: exact, or a regular expression.
+fn value(one: &NamedValue, what: &str) -> Result<(Option<String>, Option<String>), Unsupported> {
     match one.kind.as_deref().unwrap_or("Exact") {
-        "Exact" => Ok(()),
+        "Exact" => Ok((Some(one.value.clone()), None)),
+        "RegularExpression" => Ok((None, Some(one.value.clone()))),
         other => Err(format!("{what} matches of the type {other} are not supported")),
     }
-}
-
-/// Expression over the parameters of a query; `None` without any.
-fn query(written: &[NamedValue]) -> Result<Option<String>, Unsupported> {
-    let mut conditions: Vec<(&str, String)> = Vec::new();
-    for one in written {
-        exact(one, "query parameter")?;
-        if !conditions.iter().any(|(known, _)| *known == one.name) {
-            let pattern = format!("(^|&){}={}(&|$)", spellings(&one.name), spellings(&one.value));
-            conditions.push((&one.name, format!("request.query.matches('{pattern}')")));
-        }
-    }
-    let conditions: Vec<String> = conditions.into_iter().map(|(_, condition)| condition).collect();
-    Ok((!conditions.is_empty()).then(|| conditions.join(" && ")))
-}
-
-/// Pattern of all spellings of a text in a query: as it is, and percent-encoded. Nothing of the text is left that a pattern or
-/// an expression would read otherwise.
-fn spellings(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        let encoded = format!("%{}", hex_of(byte));
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => out.push_str(&format!("({}|{encoded})", char::from(byte))),
-            b' ' => out.push_str(&format!("([+]|{encoded})")),
-            // Characters of a query that end no parameter (RFC 3986, 3.4), each as a class of its own.
-            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'(' | b')' | b'*' | b',' | b';' | b':' | b'@' | b'/' | b'?'
-            | b'=' => {
-                out.push_str(&format!("([{}]|{encoded})", char::from(byte)));
-            }
-            _ => out.push_str(&encoded),
-        }
-    }
-    out
-}
-
-/// Pattern of the two digits of an encoded byte, in either case.
-fn hex_of(byte: u8) -> String {
-    let digit = |digit: char| match digit {
-        'a'..='f' => format!("[{digit}{}]", digit.to_ascii_uppercase()),
-        other => other.to_string(),
-    };
-    format!("{byte:02x}").chars().map(digit).collect()
 }

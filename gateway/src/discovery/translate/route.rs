@@ -1,6 +1,5 @@
 //! Routes: the listeners that they are attached to, and their rules as routes of the configuration.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -20,11 +19,12 @@ use crate::discovery::objects::{
 /// Time limit in place of none (`0s`), which the configuration does not have: a day.
 const NO_LIMIT: &str = "24h";
 
+/// Most regular expressions of one route. Each takes up to 1 MiB, and who may write a route must not take the memory of all.
+const MAX_PATTERNS: usize = 64;
+
 /// Rule in neutral form.
 struct Rule<'r> {
     matches: Vec<Match>,
-    /// Most parameters of a query that one of its matches asks for: part of the precedence.
-    parameters: usize,
     filters: &'r [Value],
     targets: &'r [BackendReference],
     request: Option<&'r str>,
@@ -48,7 +48,6 @@ impl Rules for HttpRule {
         none_of(&[("retry", &self.retry), ("sessionPersistence", &self.session_persistence)])?;
         Ok(Rule {
             matches: self.matches.iter().map(matching::http).collect::<Result<_, _>>()?,
-            parameters: self.matches.iter().map(|one| one.query_params.len()).max().unwrap_or(0),
             filters: &self.filters,
             targets: &self.backend_refs,
             request: self.timeouts.request.as_deref(),
@@ -62,7 +61,6 @@ impl Rules for GrpcRule {
         none_of(&[("sessionPersistence", &self.session_persistence)])?;
         Ok(Rule {
             matches: self.matches.iter().map(matching::grpc).collect::<Result<_, _>>()?,
-            parameters: 0,
             filters: &self.filters,
             targets: &self.backend_refs,
             request: None,
@@ -76,7 +74,7 @@ type NamedTarget = (String, Value);
 
 /// Route of the configuration with its place among those of equal rank.
 struct Placed {
-    order: (Reverse<usize>, String, ObjectKey, usize),
+    order: (String, ObjectKey, usize),
     route: Route,
 }
 
@@ -267,9 +265,15 @@ impl OneRoute<'_, '_, '_> {
             }
         }
         let mut resolved = Condition::yes("ResolvedRefs", "ResolvedRefs");
-        let mut made = Vec::new();
+        let (mut made, mut patterns) = (Vec::new(), 0);
         for (n, written) in spec.rules.iter().enumerate() {
             let rule = written.neutral().map_err(|why| format!("rule {n}: {why}"))?;
+            patterns += rule.matches.iter().map(matching::patterns).sum::<usize>();
+            if patterns > MAX_PATTERNS {
+                return Err(format!(
+                    "rule {n}: more than {MAX_PATTERNS} regular expressions in one route; expected fewer"
+                ));
+            }
             let (filters, settings) =
                 self.one_rule(&rule, gateways, &mut resolved).map_err(|why| format!("rule {n}: {why}"))?;
             for (g, (hostnames, ports)) in groups.iter().enumerate() {
@@ -284,7 +288,7 @@ impl OneRoute<'_, '_, '_> {
                 let mut route: Route = serde_json::from_value(settings.into()).map_err(|e| format!("rule {n}: {e}"))?;
                 route.matches = rule.matches.clone();
                 route.filters = filters.clone();
-                let order = (Reverse(rule.parameters), self.metadata.creation_timestamp.clone(), self.key.clone(), n);
+                let order = (self.metadata.creation_timestamp.clone(), self.key.clone(), n);
                 made.push((name, Placed { order, route }));
             }
         }

@@ -140,8 +140,18 @@ fn every_part_of_a_rule_has_its_counterpart() {
         ),
         (
             "matches: [{queryParams: [{name: a, value: \"b c\"}]}]",
-            "/matches/0/when",
-            r#""request.query.matches('(^|&)(a|%61)=(b|%62)([+]|%20)(c|%63)(&|$)')""#,
+            "/matches/0/queryParams",
+            r#"[{"name":"a","exact":"b c"}]"#,
+        ),
+        (
+            "matches: [{queryParams: [{name: a, type: RegularExpression, value: \"[0-9]+\"}, {name: a, value: c}, {name: A}]}]",
+            "/matches/0/queryParams",
+            r#"[{"name":"a","regex":"[0-9]+"},{"name":"A","exact":""}]"#,
+        ),
+        (
+            "matches: [{headers: [{name: a, type: RegularExpression, value: \"v.*\"}, {name: b, value: c}]}]",
+            "/matches/0/headers",
+            r#"[{"name":"a","regex":"v.*"},{"name":"b","exact":"c"}]"#,
         ),
         ("timeouts: {request: 1m30s, backendRequest: 10s}", "/timeouts/request", "\"90s\""),
         ("timeouts: {backendRequest: 10s}", "/timeouts/backendRequest", "\"10s\""),
@@ -196,11 +206,8 @@ fn what_cannot_be_served_is_refused_by_its_name_and_costs_the_object_alone() {
         translated(&format!("{bad}\n---\n{good}"))
     };
     for (rule, word) in [
-        (
-            "matches: [{headers: [{name: a, type: RegularExpression, value: b}]}]",
-            "header matches of the type RegularExpression",
-        ),
-        ("matches: [{queryParams: [{name: a, type: RegularExpression, value: b}]}]", "query parameter matches"),
+        ("matches: [{headers: [{name: a, type: Glob, value: b}]}]", "header matches of the type Glob"),
+        ("matches: [{queryParams: [{name: a, type: Prefix, value: b}]}]", "query parameter matches of the type Prefix"),
         ("filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]", "ExtensionRef"),
         ("filters: [{type: ExternalAuth}]", "ExternalAuth"),
         ("retry: {attempts: 2}", "retry"),
@@ -531,14 +538,48 @@ fn a_route_of_grpc_asks_servers_that_speak_http_2() {
 }
 
 #[test]
-fn of_equal_matches_more_parameters_then_the_older_then_the_first_name_come_first() {
+fn a_route_of_grpc_matches_by_regular_expressions_that_hold_alone() {
+    let of = |method: &str| {
+        let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: g, namespace: models}\nspec: {parentRefs: \
+                     [{name: public, namespace: infra}], rules: [{matches: [{method: {type: RegularExpression, METHOD}}], backendRefs: \
+                     [{name: web, port: 80}]}]}";
+        translated(&route.replace("METHOD", method))
+    };
+    for (method, path) in [
+        ("service: \"a|b\", method: \"C.*\"", "/(?:a|b)/(?:C.*)"),
+        ("service: \"a.+\"", "/(?:a.+)/[^/]+"),
+        ("method: C", "/[^/]+/(?:C)"),
+    ] {
+        let out = of(method);
+        let path_ = out.further.routes[0].matches[0].path.clone();
+        assert_eq!(path_, Some(spillway_config::schema::PathMatch::Regex(path.to_owned())), "{method}");
+    }
+    for method in ["service: \"a)|(?:b\"", "method: \"(\"", "service: \"a{1000}{1000}\""] {
+        let out = of(method);
+        let accepted = &out.statuses.routes[0].parents[0].accepted;
+        assert!(!accepted.holds && accepted.message.contains("is not a regular expression"), "{method}: {accepted:?}");
+        assert!(out.further.routes.is_empty());
+    }
+}
+
+#[test]
+fn one_route_has_a_bounded_number_of_regular_expressions() {
+    let pattern = "{headers: [{name: a, type: RegularExpression, value: b}]}";
+    for (count, holds) in [(64, true), (65, false)] {
+        let rules = vec![format!("{{matches: [{pattern}], {TARGET}}}"); count].join(", ");
+        let out = translated(&http_route("a", &format!("{{{PARENT}, rules: [{rules}]}}")));
+        assert_eq!(out.statuses.routes[0].parents[0].accepted.holds, holds, "{count}");
+    }
+}
+
+#[test]
+fn of_equal_matches_the_older_then_the_first_name_come_first() {
     let of = |name: &str, rule: &str| http_route(name, &format!("{{{PARENT}, rules: [{{{rule}{TARGET}}}]}}"));
     let older = of("z", "").replace("2026-01-02", "2025-01-02");
-    let params = of("p", "matches: [{queryParams: [{name: a, value: b}]}], ");
-    let out = translated(&[of("b", ""), of("a", ""), older, params].join("\n---\n"));
+    let out = translated(&[of("b", ""), of("a", ""), older].join("\n---\n"));
     let names: Vec<_> =
         out.further.routes.iter().map(|route| route.name.as_deref().unwrap().rsplit('/').nth(1).unwrap()).collect();
-    assert_eq!(names, ["p", "z", "a", "b"]);
+    assert_eq!(names, ["z", "a", "b"]);
 }
 
 #[test]
