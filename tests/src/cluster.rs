@@ -54,7 +54,11 @@ pub fn own_address() -> IpAddr {
 pub(crate) fn paths(object: &Value) -> (String, String) {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
     let (version, kind) = (text("/apiVersion").unwrap(), text("/kind").unwrap().to_lowercase());
-    let plural = if kind.ends_with('s') { format!("{kind}es") } else { format!("{kind}s") };
+    let plural = match kind.strip_suffix("cy") {
+        Some(stem) => format!("{stem}cies"),
+        None if kind.ends_with('s') => format!("{kind}es"),
+        None => format!("{kind}s"),
+    };
     let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
     let namespace = text("/metadata/namespace").map(|one| format!("/namespaces/{one}")).unwrap_or_default();
     let kind = format!("{root}{namespace}/{plural}");

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use spillway_tests::{Client, Cluster, Gateway, Upstream, eventually, free_port, own_address};
+use spillway_tests::{Authority, Client, Cluster, Gateway, Upstream, eventually, free_port, own_address};
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 
@@ -311,6 +311,137 @@ async fn a_pool_is_served_from_its_ready_pods_and_a_picker_that_must_be_asked_is
     })
     .await;
     drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_match_by_patterns_split_with_headers_of_targets_and_answer_for_lost_ones() {
+    let cluster = Cluster::scripted(&[]).await;
+    let (a, b) = (server("a").await, server("b").await);
+    let port = free_port();
+    let header = |value: &str| {
+        let set = json!({"set": [{"name": "x-target", "value": value}]});
+        json!([{"type": "RequestHeaderModifier", "requestHeaderModifier": set}])
+    };
+    let rules = json!([
+        {
+            "matches": [{"headers": [{"name": "x-tier", "type": "RegularExpression", "value": "gold|silver"}]}],
+            "backendRefs": [{"name": "a", "port": 80, "filters": header("{a}")}],
+        },
+        {
+            "matches": [{"queryParams": [{"name": "v", "type": "RegularExpression", "value": "[0-9]+"}]}],
+            "backendRefs": [{"name": "b", "port": 80}],
+        },
+        {"backendRefs": [{"name": "a", "port": 80}, {"name": "none", "port": 80}]},
+    ]);
+    for one in [
+        class(),
+        namespace("infra"),
+        namespace("models"),
+        gateway(port),
+        service("a"),
+        service("b"),
+        slice("a", &[a.address]),
+        slice("b", &[b.address]),
+        route("r", rules),
+    ] {
+        cluster.apply(&one).await;
+    }
+    let running = start(&cluster, "").await;
+    let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
+    answers(&client, "/?v=12", "b").await;
+    let answer = client.send(client.request("GET", "/?v=x", &[("x-tier", "silver")], "")).await;
+    assert_eq!((answer.text().as_str(), &a.last().headers["x-target"]), ("a", &"{a}".parse().unwrap()));
+    route_is(&cluster, &route("r", json!([])), "ResolvedRefs", (false, "BackendNotFound")).await;
+    let mut statuses = std::collections::BTreeMap::new();
+    for _ in 0..200 {
+        let answer = client.send(client.request("GET", "/", &[("x-tier", "golden")], "")).await;
+        *statuses.entry(answer.status).or_insert(0) += 1;
+        assert!(answer.status != 200 || !a.last().headers.contains_key("x-target"));
+    }
+    // Either is missing less often than once in 10^59.
+    assert_eq!(statuses.keys().copied().collect::<Vec<_>>(), [200, 500], "{statuses:?}");
+    drop(running);
+}
+
+/// Condition of a policy at its only Gateway.
+async fn policy_is(cluster: &Cluster, policy: &Value, kind: &str, expected: (bool, &str)) {
+    eventually(&format!("the policy is {kind} {expected:?}"), || async {
+        let policy = cluster.get(policy).await?;
+        let found = condition(&policy, &policy["status"]["ancestors"][0]["conditions"], kind)?;
+        (found == (expected.0, expected.1.to_owned())).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_with_a_policy_is_spoken_to_with_tls_or_not_at_all() {
+    let cluster = Cluster::scripted(&[]).await;
+    let (authority, folder) = (Authority::default(), tempfile::tempdir().unwrap());
+    authority.server(&["web.test"]).write(folder.path(), "server");
+    let tls = "tls: {certificates: [{certFile: server.pem, keyFile: server.key}]}";
+    let yaml = format!(
+        "listeners: [{{name: tls, address: \"{}:0\", protocol: https, {tls}}}]
+routes: [{{name: r, filters: [{{respond: {{body: safe}}}}]}}]
+",
+        own_address()
+    );
+    let secure = Gateway::start_in(folder, &yaml).await;
+    let port = free_port();
+    let policy = |hostname: &str, validation: Value| {
+        let mut validation = validation;
+        validation["hostname"] = hostname.into();
+        let target = json!({"group": "", "kind": "Service", "name": "a"});
+        object(
+            GATEWAY_API,
+            "BackendTLSPolicy",
+            "models",
+            "p",
+            json!({"targetRefs": [target], "validation": validation}),
+        )
+    };
+    let host = json!({"type": "URLRewrite", "urlRewrite": {"hostname": "web.test"}});
+    let by_map = json!({"caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]});
+    let map = |pem: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca", "namespace": "models"},
+            "data": {"ca.crt": pem},
+        })
+    };
+    for one in [
+        class(),
+        namespace("infra"),
+        namespace("models"),
+        gateway(port),
+        service("a"),
+        slice("a", &[secure.listener("tls")]),
+        // The server wants requests for the host of its certificate alone.
+        route("r", json!([{"filters": [host], "backendRefs": [{"name": "a", "port": 80}]}])),
+        policy("web.test", by_map.clone()),
+    ] {
+        cluster.apply(&one).await;
+    }
+    let running = start(&cluster, "caConfigMaps: true").await;
+    let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
+    let any = policy("web.test", by_map.clone());
+    status_is(&client, "/", 500).await;
+    policy_is(&cluster, &any, "Accepted", (false, "NoValidCACertificate")).await;
+    policy_is(&cluster, &any, "ResolvedRefs", (false, "InvalidCACertificateRef")).await;
+    cluster.apply(&map(&authority.pem)).await;
+    answers(&client, "/", "safe").await;
+    policy_is(&cluster, &any, "Accepted", (true, "Accepted")).await;
+    policy_is(&cluster, &any, "ResolvedRefs", (true, "ResolvedRefs")).await;
+    // The name, and who has signed it, are verified.
+    cluster.apply(&policy("other.test", by_map.clone())).await;
+    status_is(&client, "/", 503).await;
+    cluster.apply(&policy("web.test", by_map)).await;
+    answers(&client, "/", "safe").await;
+    cluster.apply(&map(&Authority::default().pem)).await;
+    status_is(&client, "/", 503).await;
+    cluster.apply(&map(&authority.pem)).await;
+    answers(&client, "/", "safe").await;
+    cluster.apply(&policy("web.test", json!({"wellKnownCACertificates": "System"}))).await;
+    status_is(&client, "/", 503).await;
+    drop((running, secure));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,8 @@
 //! `backends`: groups of servers and the connections to them. The choice of an endpoint is in `balancing`.
 
+use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -195,8 +197,26 @@ pub struct BackendTls {
     pub sni: Option<String>,
     /// The authorities that may have signed it, in PEM; those of the system when left out.
     pub ca_file: Option<FilePath>,
+    /// Authorities from elsewhere than a file, in place of those.
+    #[serde(skip)]
+    pub authorities: Option<PemAuthorities>,
     /// Certificate and key that the gateway presents.
     pub client_certificate: Option<CertificateFiles>,
+}
+
+/// Authorities that are no file, in PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemAuthorities {
+    /// Name in messages.
+    pub name: String,
+    /// Certificates of the authorities.
+    pub pem: Arc<[u8]>,
+}
+
+impl fmt::Debug for PemAuthorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PemAuthorities({})", self.name)
+    }
 }
 
 /// Protocol of the servers of a backend.

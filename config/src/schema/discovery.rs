@@ -17,8 +17,8 @@ pub struct Discovery {
     pub kubernetes: Option<Kubernetes>,
 }
 
-/// Kubernetes as a source: the Gateway API (`GatewayClass`, `Gateway`, `HTTPRoute`, `GRPCRoute`, `ReferenceGrant`), services with
-/// their endpoints, and inference pools. Each listener of a Gateway becomes a listener that serves the routes attached to it
+/// Kubernetes as a source: the Gateway API (`GatewayClass`, `Gateway`, `HTTPRoute`, `GRPCRoute`, `ReferenceGrant`,
+/// `BackendTLSPolicy`), services with their endpoints, and inference pools. Each listener of a Gateway becomes a listener that serves the routes attached to it
 /// and none of this file. An object that cannot be served is left out, and its status says why. The API server is found by
 /// `kubeconfig`, else as in a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -36,6 +36,10 @@ pub struct Kubernetes {
     /// and the gateway needs no right to read secrets.
     #[serde(default)]
     pub tls_secrets: bool,
+    /// Reads ConfigMaps, for the authorities that a `BackendTLSPolicy` names. Without it requests for services with such a policy are
+    /// refused, unless it names the authorities of the system, and the gateway needs no right to read ConfigMaps.
+    #[serde(default)]
+    pub ca_config_maps: bool,
     /// Model or backend of this file that answers requests to an inference pool without room; such requests are refused when left
     /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,7 +23,7 @@ pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::{Admin, AdminLogin, AllowedClaim, LoginSessions};
 pub use backends::{
     Backend, BackendProtocol, BackendTimeouts, BackendTls, CallerCredentials, Credentials, Endpoint, MaxTokensField,
-    ModelList, NoReasoning, OpenAiApi,
+    ModelList, NoReasoning, OpenAiApi, PemAuthorities,
 };
 pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,

@@ -10,7 +10,8 @@ use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Cre
 /// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let tls = &backend.tls;
-    let is_known = !is_unread(backend);
+    // Endpoints from elsewhere come and go; their scheme stays.
+    let is_known = !is_unread(backend) && !backend.discovered;
     if is_known && *tls != BackendTls::default() && !backend.endpoints.iter().any(|endpoint| endpoint.url.https) {
         cx.error(
             at!["backends", n, "tls"],

@@ -39,11 +39,15 @@ pub enum Kind {
     InferencePool,
     /// Model server of a pool.
     Pod,
+    /// TLS towards the servers of a service.
+    BackendTlsPolicy,
+    /// Authorities of such a policy.
+    ConfigMap,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::GatewayClass,
         Self::Gateway,
         Self::HttpRoute,
@@ -55,6 +59,8 @@ impl Kind {
         Self::Secret,
         Self::InferencePool,
         Self::Pod,
+        Self::BackendTlsPolicy,
+        Self::ConfigMap,
     ];
 
     /// Group, version, kind and plural of the resource.
@@ -72,6 +78,8 @@ impl Kind {
             Self::Secret => ("", "v1", "Secret", "secrets"),
             Self::InferencePool => (INFERENCE_GROUP, "v1", "InferencePool", "inferencepools"),
             Self::Pod => ("", "v1", "Pod", "pods"),
+            Self::BackendTlsPolicy => (GATEWAY_GROUP, "v1", "BackendTLSPolicy", "backendtlspolicies"),
+            Self::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
         }
     }
 
@@ -175,9 +183,16 @@ impl Objects {
 
 /// Object without the fields that nobody reads here: those that only the API server uses, and of kinds without a status of ours
 /// all that changes without meaning.
-fn trimmed(kind: Kind, mut object: Value) -> Value {
-    let has_status =
-        matches!(kind, Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::GrpcRoute | Kind::InferencePool);
+pub(super) fn trimmed(kind: Kind, mut object: Value) -> Value {
+    let has_status = matches!(
+        kind,
+        Kind::GatewayClass
+            | Kind::Gateway
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::InferencePool
+            | Kind::BackendTlsPolicy
+    );
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.retain(|key, _| match key.as_str() {
             "managedFields" | "annotations" => false,
@@ -187,13 +202,16 @@ fn trimmed(kind: Kind, mut object: Value) -> Value {
     }
     let kept: &[&str] = match kind {
         Kind::Namespace => &["metadata"],
-        Kind::Secret => &["metadata", "data"],
+        Kind::Secret | Kind::ConfigMap => &["metadata", "data"],
         Kind::Service => &["metadata", "spec"],
         Kind::Pod => &["metadata", "status"],
         _ => return object,
     };
     if let Some(entries) = object.as_object_mut() {
         entries.retain(|key, _| kept.contains(&key.as_str()));
+    }
+    if let Some(data) = object.get_mut("data").and_then(Value::as_object_mut).filter(|_| kind == Kind::ConfigMap) {
+        data.retain(|key, _| key == "ca.crt");
     }
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut).filter(|_| kind == Kind::Pod) {
         status.retain(|key, _| matches!(key.as_str(), "podIP" | "conditions"));
@@ -594,6 +612,39 @@ pub struct GrantTo {
     /// Name; all when left out.
     #[serde(default)]
     pub name: Option<String>,
+}
+
+/// Object that a `BackendTLSPolicy` is about.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyTarget {
+    /// Group.
+    #[serde(default)]
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+    /// Name of a port; all when left out.
+    #[serde(default)]
+    pub section_name: Option<String>,
+}
+
+/// Verification of servers by a `BackendTLSPolicy`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyValidation {
+    /// Objects with authorities.
+    #[serde(default)]
+    pub ca_certificate_refs: Vec<Reference>,
+    /// `System` for the authorities of the system.
+    #[serde(default, rename = "wellKnownCACertificates")]
+    pub well_known_ca_certificates: Option<String>,
+    /// Name that is asked for and that the certificate must have.
+    pub hostname: String,
+    /// Further names, of which the certificate must have one in place of it.
+    #[serde(default)]
+    pub subject_alt_names: Vec<Value>,
 }
 
 /// Content of a `Service`.

@@ -152,6 +152,7 @@ async fn config(kubeconfig: Option<&Path>) -> Result<Config, DiscoveryError> {
 fn watched(settings: &Kubernetes) -> Vec<(Kind, Option<Arc<str>>)> {
     let is_asked = |kind: &Kind| match kind {
         Kind::Secret => settings.tls_secrets,
+        Kind::ConfigMap => settings.ca_config_maps,
         Kind::InferencePool | Kind::Pod => settings.inference_pools,
         _ => true,
     };

@@ -4,12 +4,16 @@
 use serde_json::{Value, json};
 
 use super::objects::{Kind, ObjectKey, Objects};
-use super::translate::{CONTROLLER, Condition, GatewayStatus, ListenerStatus, PoolStatus, RouteStatus, Statuses};
+use super::translate::{
+    CONTROLLER, Condition, GatewayStatus, ListenerStatus, PolicyStatus, PoolStatus, RouteStatus, Statuses,
+};
 
 /// Longest message of a condition that the API server takes, in characters.
 const MAX_MESSAGE: usize = 1_024;
 /// Most parents of a status that the API server takes.
 const MAX_PARENTS: usize = 32;
+/// Most ancestors of a status that the API server takes.
+const MAX_ANCESTORS: usize = 16;
 
 /// Status to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +66,9 @@ pub fn differing(objects: &Objects, wanted: &Statuses, addresses: &[String], now
     }
     for pool in &wanted.pools {
         add(Kind::InferencePool, &pool.key, &|before| of_pool(before, pool, now));
+    }
+    for policy in &wanted.policies {
+        add(Kind::BackendTlsPolicy, &policy.key, &|before| of_policy(before, policy, now));
     }
     writes
 }
@@ -163,4 +170,25 @@ fn of_pool(before: &Value, pool: &PoolStatus, now: &str) -> Value {
     }
     all.truncate(MAX_PARENTS);
     with(before, "parents", all.into())
+}
+
+fn of_policy(before: &Value, policy: &PolicyStatus, now: &str) -> Value {
+    let ancestors: Vec<&Value> = before.get("ancestors").and_then(Value::as_array).into_iter().flatten().collect();
+    let is_ours = |one: &Value| one.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER);
+    // A policy that no Gateway of ours uses is nobody's here.
+    if policy.ancestors.is_empty() && !ancestors.iter().any(|one| is_ours(one)) {
+        return before.clone();
+    }
+    let mut all: Vec<Value> = ancestors.iter().filter(|one| !is_ours(one)).map(|one| (*one).clone()).collect();
+    for gateway in &policy.ancestors {
+        let reference = json!({
+            "group": super::objects::GATEWAY_GROUP, "kind": "Gateway", "namespace": gateway.namespace, "name": gateway.name,
+        });
+        let known = ancestors.iter().find(|one| is_ours(one) && one.get("ancestorRef") == Some(&reference));
+        let before = known.map_or_else(|| json!({}), |one| (*one).clone());
+        let conditions = conditions(&before, &[&policy.accepted, &policy.resolved], policy.generation, now);
+        all.push(json!({"ancestorRef": reference, "controllerName": CONTROLLER, "conditions": conditions}));
+    }
+    all.truncate(MAX_ANCESTORS);
+    with(before, "ancestors", all.into())
 }

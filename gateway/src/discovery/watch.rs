@@ -11,10 +11,12 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::objects::{Kind, ObjectKey, key_of};
+use super::objects::{Kind, ObjectKey, key_of, trimmed};
 
 /// Objects of one answer of a list.
 const PAGE: u32 = 500;
+/// ConfigMaps of one answer of a list: each may have 1 MiB, of which little is kept.
+const PAGE_OF_MAPS: u32 = 50;
 
 /// Change of the objects of a watch.
 pub(super) enum Change {
@@ -61,13 +63,14 @@ pub(super) async fn watch(
     match kind {
         Kind::GatewayClass => config = config.fields(&format!("metadata.name={class}")),
         Kind::Secret => config = config.fields("type=kubernetes.io/tls"),
+        Kind::ConfigMap => config = config.page_size(PAGE_OF_MAPS),
         _ => {}
     }
     let api = api(&client, kind, namespace.as_deref());
     let mut stream = watcher(api, config).default_backoff().boxed();
     let mut listed: Vec<Value> = Vec::new();
     while let Some(event) = stream.next().await {
-        let json = |object: DynamicObject| serde_json::to_value(object).unwrap_or_default();
+        let json = |object: DynamicObject| trimmed(kind, serde_json::to_value(object).unwrap_or_default());
         let change = match event {
             Ok(watcher::Event::Init) => {
                 listed = Vec::new();

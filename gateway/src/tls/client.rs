@@ -1,5 +1,6 @@
 //! TLS towards the endpoints of a backend: trusted authorities, client certificate, name of the server.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -32,13 +33,17 @@ impl UpstreamTls {
     pub fn read(written: &BackendTls, http2: bool, https: bool) -> Result<Self, TlsError> {
         let mut digest = Sha256::new();
         digest.update(format!("{:?}", (&written.sni, http2)));
-        let (roots, trusted) = match &written.ca_file {
+        let given: Option<(PathBuf, Arc<[u8]>)> = match (&written.authorities, &written.ca_file) {
+            (Some(given), _) => Some((PathBuf::from(&given.name), given.pem.clone())),
+            (None, Some(file)) => Some((file.to_path_buf(), read(file)?.into())),
+            (None, None) => None,
+        };
+        let (roots, trusted) = match given {
             None if https => (system()?, None),
             None => (Arc::new(RootCertStore::empty()), None),
-            Some(file) => {
-                let pem = read(file)?;
+            Some((name, pem)) => {
                 digest.update(&pem);
-                let read = authorities(file, &pem)?;
+                let read = authorities(&name, &pem)?;
                 (Arc::new(read.roots), Some(read.certificates))
             }
         };
@@ -94,7 +99,7 @@ fn system() -> Result<Arc<RootCertStore>, TlsError> {
 
 #[cfg(test)]
 mod tests {
-    use spillway_config::schema::CertificateFiles;
+    use spillway_config::schema::{CertificateFiles, PemAuthorities};
 
     use super::*;
     use crate::tls::testing::Authority;
@@ -118,6 +123,13 @@ mod tests {
         // Pingora asks a key for its form and panics where it has none.
         let (_, key) = shown.client_certificate.unwrap();
         assert!(PrivateKeyDer::try_from(key.secret_der().to_vec()).is_ok());
+        let pem = std::fs::read(folder.path().join("ca.pem")).unwrap();
+        let given = |pem: &[u8]| Some(PemAuthorities { name: "ConfigMap a/b".to_owned(), pem: pem.into() });
+        let other = BackendTls { ca_file: None, authorities: given(&pem), ..BackendTls::default() };
+        let other = UpstreamTls::read(&other, false, true).unwrap();
+        assert_eq!((other.authorities, other.digest), (plain.authorities, plain.digest), "a file or not");
+        let wrong = BackendTls { authorities: given(b"no certificate"), ..BackendTls::default() };
+        assert!(UpstreamTls::read(&wrong, false, true).err().unwrap().to_string().contains("ConfigMap a/b"));
         written.ca_file = Some(folder.path().join("gw.key").into());
         assert!(UpstreamTls::read(&written, false, true).err().unwrap().to_string().contains("gw.key"));
     }

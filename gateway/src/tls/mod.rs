@@ -16,8 +16,8 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use spillway_config::schema::PemPair;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use spillway_config::schema::{PemAuthorities, PemPair};
 
 pub use acme::{Acme, Challenges, ExternalAccountError, ManagedCertificate};
 pub use certificate::{CertificatePair, Names};
@@ -127,6 +127,16 @@ pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, 
 /// Checks that a certificate and its key that are no files belong together.
 pub fn check_pem(pair: &PemPair) -> Result<(), TlsError> {
     CertificatePair::of(pair).map(|_| ())
+}
+
+/// Checks authorities that are no file.
+pub fn check_authorities_pem(given: &PemAuthorities) -> Result<(), TlsError> {
+    authorities(Path::new(&given.name), &given.pem).map(|_| ())
+}
+
+/// True for a name of a server, which its certificate may have; not for an address.
+pub fn is_server_name(name: &str) -> bool {
+    matches!(ServerName::try_from(name), Ok(ServerName::DnsName(_)))
 }
 
 /// Validates a file of authorities and returns its content, for clients that compile it themselves.

@@ -31,6 +31,7 @@ const DISCOVERY: &str = "discovery:
     gatewayClass: spillway
     namespaces: [models] # one role there, and none for the whole cluster
     inferencePools: true
+    caConfigMaps: true # for the authorities that a BackendTLSPolicy names
     spillTo: chat # requests to an inference pool without room
     leaderElection: {namespace: inference, name: spillway}
 ";
@@ -67,16 +68,23 @@ const TRANSFORM: &str = "routes:
             set: {/service: chat}
             default: {/usage: {}}
     backendRefs: [{name: chat}]
+";
+
 /// Matches by values and by regular expressions.
 const MATCHES: &str = "routes:
+  - name: chat
     matches:
       - headers: [{name: x-tier, regex: \"gold|silver\"}, {name: x-beta, exact: \"1\"}]
         queryParams: [{name: api-version, regex: \"2026-.*\"}]
+    backendRefs: [{name: chat}]
+";
+
 /// Filters of one backend of a route.
 const OF_TARGET: &str = "backends:
   - {name: chat, endpoints: [{url: \"http://127.0.0.1:8081\"}]}
   - {name: next, endpoints: [{url: \"http://127.0.0.1:8082\"}]}
 routes:
+  - name: chat
     backendRefs:
       - {name: chat, weight: 9}
       - name: next

@@ -45,8 +45,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "spillway.rules" -}}
-- {apiGroups: [gateway.networking.k8s.io], resources: [gateways, httproutes, grpcroutes, referencegrants], verbs: [list, watch]}
-- {apiGroups: [gateway.networking.k8s.io], resources: [gateways/status, httproutes/status, grpcroutes/status], verbs: [patch]}
+- {apiGroups: [gateway.networking.k8s.io], resources: [gateways, httproutes, grpcroutes, referencegrants, backendtlspolicies], verbs: [list, watch]}
+- {apiGroups: [gateway.networking.k8s.io], resources: [gateways/status, httproutes/status, grpcroutes/status, backendtlspolicies/status], verbs: [patch]}
 - {apiGroups: [""], resources: [services], verbs: [list, watch]}
 - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
 {{- if .inferencePools }}
@@ -56,6 +56,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- if .tlsSecrets }}
 - {apiGroups: [""], resources: [secrets], verbs: [list, watch]}
+{{- end }}
+{{- if .caConfigMaps }}
+- {apiGroups: [""], resources: [configmaps], verbs: [list, watch]}
 {{- end }}
 {{- end }}
 

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use spillway_config::schema::{Backend, Endpoint};
+use spillway_config::schema::{Backend, BackendTls, Endpoint};
 use spillway_config::values::ServerUrl;
 
+use super::matching::Unsupported;
+use super::policy::Policies;
 use super::{Condition, Input, PoolStatus, Referred, Translation, part_name};
 use crate::discovery::objects::{
     EndpointSlice, INFERENCE_GROUP, InferencePool, Kind, Object, ObjectKey, Pod, Reference, Service,
@@ -26,6 +28,7 @@ pub(super) struct Backends<'i> {
     pods: Option<BTreeMap<String, Vec<Pod>>>,
     made: BTreeMap<String, Backend>,
     pools: BTreeMap<ObjectKey, PoolStatus>,
+    policies: Policies,
 }
 
 /// Backend that a route refers to.
@@ -33,6 +36,8 @@ pub(super) struct Target {
     pub(super) name: String,
     /// True for the backend of an inference pool.
     pub(super) is_pool: bool,
+    /// Reason why nothing may be sent there: a policy of its TLS does not hold. The reference itself is sound.
+    pub(super) closed: Option<Unsupported>,
 }
 
 /// Route that refers to a backend.
@@ -45,10 +50,9 @@ pub(super) struct Referrer<'r> {
 /// Reason of a reference to another namespace that nothing there permits.
 pub(super) const NOT_PERMITTED: &str = "RefNotPermitted";
 
-/// Inference pool that a reference names, if it names one.
-pub(super) fn pool_of(object: &Reference, namespace: &str) -> Option<ObjectKey> {
-    let is_pool = object.group.as_deref() == Some(INFERENCE_GROUP) && object.kind.as_deref() == Some("InferencePool");
-    is_pool.then(|| ObjectKey::new(object.namespace.as_deref().unwrap_or(namespace), &object.name))
+/// Group and kind of a reference; a service where it names none.
+fn kind_of(object: &Reference) -> (&str, &str) {
+    (object.group.as_deref().unwrap_or_default(), object.kind.as_deref().unwrap_or("Service"))
 }
 
 fn unresolved(reason: &'static str, message: impl Into<String>) -> Condition {
@@ -76,7 +80,8 @@ impl<'i> Backends<'i> {
                 },
             ))
         });
-        Self { input, slices, pods: None, made: BTreeMap::new(), pools: pools.collect() }
+        let policies = Policies::read(input);
+        Self { input, slices, pods: None, made: BTreeMap::new(), pools: pools.collect(), policies }
     }
 
     /// Backend of a reference, or the condition that says why there is none.
@@ -86,7 +91,7 @@ impl<'i> Backends<'i> {
         object: &Reference,
         port: Option<u16>,
     ) -> Result<Target, Condition> {
-        let (group, kind) = (object.group.as_deref().unwrap_or_default(), object.kind.as_deref().unwrap_or("Service"));
+        let (group, kind) = kind_of(object);
         let namespace = object.namespace.as_deref().unwrap_or(from.namespace);
         let key = ObjectKey::new(namespace, &object.name);
         let to = Referred { group, kind, namespace, name: &object.name };
@@ -127,22 +132,28 @@ impl<'i> Backends<'i> {
         if port.protocol.as_deref().unwrap_or("TCP") != "TCP" {
             return Err(unsupported(port.protocol.as_deref().unwrap_or_default()));
         }
+        let has_policy = self.policies.has(key, &port.name);
         let http2 = match port.app_protocol.as_deref() {
             Some("kubernetes.io/h2c" | "grpc") => true,
-            Some(secure @ ("https" | "kubernetes.io/wss")) => return Err(unsupported(secure)),
+            // Nothing else says which authorities to trust.
+            Some(secure @ ("https" | "kubernetes.io/wss")) if !has_policy => return Err(unsupported(secure)),
             // A server of gRPC speaks HTTP/2.
             _ => is_grpc,
         };
         let (number, suffix) = (number.to_string(), if http2 { Some("h2") } else { None });
         let name = part_name([key.namespace.as_str(), &key.name, &number].into_iter().chain(suffix));
+        let tls = match self.policies.tls(key, &port.name) {
+            Ok(tls) => tls,
+            Err(why) => return Ok(Target { name, is_pool: false, closed: Some(why) }),
+        };
         if !self.made.contains_key(&name) {
             let slices = self.slices.get(key).into_iter().flatten();
             let found = slices.flat_map(|slice| addresses_of(slice, &port.name)).collect();
             // The servers are the cluster's own, and callers have accounts there as without the gateway.
-            let backend = backend(&name, found, json!({"http2": http2, "callerCredentials": "pass"}));
+            let backend = backend(&name, found, tls, json!({"http2": http2, "callerCredentials": "pass"}));
             self.made.insert(name.clone(), backend.map_err(missing)?);
         }
-        Ok(Target { name, is_pool: false })
+        Ok(Target { name, is_pool: false, closed: None })
     }
 
     fn pool(&mut self, key: &ObjectKey) -> Result<Target, Condition> {
@@ -174,10 +185,13 @@ impl<'i> Backends<'i> {
         if !self.made.contains_key(&name) {
             let found = self.pods_of(key, &pool);
             let http2 = pool.app_protocol.as_deref() == Some("kubernetes.io/h2c");
-            let backend = backend(&name, found, json!({"protocol": "openai", "http2": http2}));
+            let backend = backend(&name, found, None, json!({"protocol": "openai", "http2": http2}));
             self.made.insert(name.clone(), backend.map_err(missing)?);
         }
-        Ok(Target { name, is_pool: true })
+        // A policy about a pool is refused, and must not be passed over.
+        let is_closed = self.policies.is_about(INFERENCE_GROUP, "InferencePool", key);
+        let closed = is_closed.then(|| format!("a BackendTLSPolicy is about pool {key}, which is not supported"));
+        Ok(Target { name, is_pool: true, closed })
     }
 
     /// Endpoints of a pool: each port of each ready pod that its selector selects.
@@ -202,9 +216,14 @@ impl<'i> Backends<'i> {
         addresses.flat_map(|address| pool.target_ports.iter().map(move |port| (address, port.number))).collect()
     }
 
-    /// Notes that a route of a Gateway uses a pool.
-    pub(super) fn use_pool(&mut self, pool: &ObjectKey, gateway: &ObjectKey) {
-        if let Some(status) = self.pools.get_mut(pool) {
+    /// Notes that a route of a Gateway uses the object that it refers to.
+    pub(super) fn use_object(&mut self, from: Referrer<'_>, object: &Reference, gateway: &ObjectKey) {
+        let (group, kind) = kind_of(object);
+        let key = ObjectKey::new(object.namespace.as_deref().unwrap_or(from.namespace), &object.name);
+        self.policies.use_object((group, kind), &key, gateway);
+        if (group, kind) == (INFERENCE_GROUP, "InferencePool")
+            && let Some(status) = self.pools.get_mut(&key)
+        {
             status.parents.insert(gateway.clone());
         }
     }
@@ -213,6 +232,7 @@ impl<'i> Backends<'i> {
     pub(super) fn finish(self, out: &mut Translation) {
         out.further.backends.extend(self.made.into_values());
         out.statuses.pools.extend(self.pools.into_values());
+        self.policies.finish(out);
     }
 }
 
@@ -224,19 +244,25 @@ fn addresses_of<'s>(slice: &'s EndpointSlice, port: &'s str) -> impl Iterator<It
     ready.filter_map(move |endpoint| Some((endpoint.addresses.first()?.parse().ok()?, number?)))
 }
 
-/// Backend with endpoints and some further settings.
-fn backend(name: &str, endpoints: BTreeSet<(IpAddr, u16)>, settings: Value) -> Result<Backend, String> {
+/// Backend with endpoints, TLS where that is spoken, and some further settings.
+fn backend(
+    name: &str,
+    endpoints: BTreeSet<(IpAddr, u16)>,
+    tls: Option<&BackendTls>,
+    settings: Value,
+) -> Result<Backend, String> {
     let mut written = json!({"name": name});
     if let (Some(written), Value::Object(settings)) = (written.as_object_mut(), settings) {
         written.extend(settings);
     }
     let mut backend: Backend = serde_json::from_value(written).map_err(|e| e.to_string())?;
     let endpoint = |(address, port): (IpAddr, u16)| Endpoint {
-        url: ServerUrl { https: false, host: address.to_string(), port },
+        url: ServerUrl { https: tls.is_some(), host: address.to_string(), port },
         weight: 1,
         priority: 0,
     };
     backend.endpoints = endpoints.into_iter().map(endpoint).collect();
+    backend.tls = tls.cloned().unwrap_or_default();
     backend.discovered = true;
     Ok(backend)
 }

@@ -5,6 +5,7 @@ mod backend;
 mod filter;
 mod gateway;
 mod matching;
+mod policy;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -161,6 +162,21 @@ pub struct PoolStatus {
     pub resolved: Condition,
 }
 
+/// Status of a policy of TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyStatus {
+    /// Object.
+    pub key: ObjectKey,
+    /// Number of its content.
+    pub generation: i64,
+    /// Gateways whose routes use an object that the policy is about.
+    pub ancestors: BTreeSet<ObjectKey>,
+    /// `Accepted`.
+    pub accepted: Condition,
+    /// `ResolvedRefs`.
+    pub resolved: Condition,
+}
+
 /// Statuses of all objects.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Statuses {
@@ -172,6 +188,8 @@ pub struct Statuses {
     pub routes: Vec<RouteStatus>,
     /// Pools.
     pub pools: Vec<PoolStatus>,
+    /// Policies of TLS.
+    pub policies: Vec<PolicyStatus>,
 }
 
 /// Result of a translation.

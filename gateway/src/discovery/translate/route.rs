@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spillway_config::schema::{FilterEntry, Match, Route};
 
-use super::backend::{Backends, NOT_PERMITTED, Referrer, pool_of};
+use super::backend::{Backends, NOT_PERMITTED, Referrer, Target};
 use super::gateway::{Gateways, common, port_name};
 use super::matching::{self, Unsupported};
 use super::{Condition, Input, ParentStatus, RouteStatus, Translation, filter, part_name};
@@ -66,6 +66,13 @@ impl Rules for GrpcRule {
             request: None,
             backend_request: None,
         })
+    }
+}
+
+/// Adds to the condition that references are resolved why one of them gets no requests all the same.
+fn note(resolved: &mut Condition, why: Unsupported) {
+    if resolved.holds {
+        resolved.message = why;
     }
 }
 
@@ -299,6 +306,22 @@ impl OneRoute<'_, '_, '_> {
         Ok(resolved)
     }
 
+    /// Backend of a reference; notes which Gateways use its object.
+    fn resolve(
+        &mut self,
+        from: Referrer<'_>,
+        reference: &BackendReference,
+        gateways: &[usize],
+    ) -> Result<Target, Condition> {
+        let found = self.backends.resolve(from, &reference.object, reference.port);
+        if found.as_ref().err().is_none_or(|condition| condition.reason != NOT_PERMITTED) {
+            for gateway in gateways.iter().filter_map(|n| self.gateways.key(*n)) {
+                self.backends.use_object(from, &reference.object, gateway);
+            }
+        }
+        found
+    }
+
     /// Answer to the requests of targets that cannot be used: those of all, or the share of their weights.
     fn unusable(&self, usable: u64, lost: u64) -> FilterEntry {
         // Clients of gRPC read 503 as UNAVAILABLE, which the API asks for.
@@ -324,7 +347,11 @@ impl OneRoute<'_, '_, '_> {
         let from = Referrer { kind: self.kind, namespace: &self.key.namespace };
         let mut filters = filter::all(rule.filters, |reference| {
             let reference = BackendReference::deserialize(reference).map_err(|e| format!("a mirror: {e}"))?;
-            match self.backends.resolve(from, &reference.object, reference.port) {
+            match self.resolve(from, &reference, gateways) {
+                Ok(Target { closed: Some(why), .. }) => {
+                    note(resolved, why);
+                    Ok(None)
+                }
                 Ok(target) => Ok(Some(target.name)),
                 // The request itself goes on.
                 Err(condition) => {
@@ -338,16 +365,13 @@ impl OneRoute<'_, '_, '_> {
         let mut lost = 0_u64;
         for target in rule.targets {
             let own = filter::of_target(&target.filters)?;
-            let found = self.backends.resolve(from, &target.object, target.port);
-            if let Some(pool) = pool_of(&target.object, from.namespace)
-                && found.as_ref().err().is_none_or(|condition| condition.reason != NOT_PERMITTED)
-            {
-                for gateway in gateways.iter().filter_map(|n| self.gateways.key(*n)) {
-                    self.backends.use_pool(&pool, gateway);
-                }
-            }
+            let found = self.resolve(from, target, gateways);
             let weight = target.weight.unwrap_or(1);
             match found {
+                Ok(Target { closed: Some(why), .. }) => {
+                    lost += u64::from(weight);
+                    note(resolved, why);
+                }
                 Ok(found) => {
                     let reference = (found.name, json!(own));
                     // Two references to one backend with the same filters are one with both weights.

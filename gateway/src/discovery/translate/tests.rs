@@ -44,7 +44,8 @@ ports: [{name: http, port: 8000}]
 "#;
 
 fn settings(yaml: &str) -> Kubernetes {
-    let written = format!("{{gatewayClass: spillway, inferencePools: true, tlsSecrets: true{yaml}}}");
+    let written =
+        format!("{{gatewayClass: spillway, inferencePools: true, tlsSecrets: true, caConfigMaps: true{yaml}}}");
     serde_saphyr::from_str(&written).unwrap()
 }
 
@@ -632,6 +633,297 @@ fn what_changes_without_meaning_makes_no_edit() {
 fn long_names_stay_apart_and_fit() {
     let name = |last: &str| part_name(["HTTPRoute", &"n".repeat(63), &"r".repeat(253), last]);
     assert!(name("1").len() <= MAX_NAME && name("1") != name("2"));
+}
+
+/// Pointers to all values in a value.
+fn pointers(value: &Value, here: &str, out: &mut Vec<String>) {
+    out.push(here.to_owned());
+    let members: Vec<(String, &Value)> = match value {
+        Value::Object(members) => members.iter().map(|(key, value)| (key.replace('/', "~1"), value)).collect(),
+        Value::Array(all) => all.iter().enumerate().map(|(n, value)| (n.to_string(), value)).collect(),
+        _ => Vec::new(),
+    };
+    for (key, value) in members {
+        pointers(value, &format!("{here}/{key}"), out);
+    }
+}
+
+#[test]
+fn an_object_that_is_wrong_in_any_place_is_read_without_a_panic_and_gets_a_status() {
+    use crate::discovery::status::differing;
+    let rules = "[{matches: [{path: {type: Exact, value: /a}, method: GET, headers: [{type: RegularExpression, name: a, value: b}], \
+                 queryParams: [{name: a, value: b}]}], filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}, \
+                 percent: 5}}], timeouts: {request: 1s}, backendRefs: [{name: web, port: 80, weight: 3, filters: [{type: \
+                 RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: b}], remove: [c]}}]}, {name: none, port: 80}]}]";
+    let grpc = "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: g, namespace: models}\nspec: {parentRefs: \
+                [{name: public, namespace: infra}], rules: [{matches: [{method: {type: RegularExpression, service: a, method: b}}], \
+                backendRefs: [{name: web, port: 90}]}]}";
+    let policy = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: models, generation: \
+                  1}\nspec: {targetRefs: [{group: \"\", kind: Service, name: web, sectionName: http}], validation: {hostname: web.test, \
+                  caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}]}, options: {}}\nstatus: {ancestors: [{controllerName: \
+                  spillway.dev/gateway, ancestorRef: {name: public}, conditions: [{type: Accepted, status: \"True\"}]}]}";
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ca, namespace: models}\ndata: {ca.crt: none}";
+    let route = http_route("r", &format!("{{{PARENT}, hostnames: [a.test], rules: {rules}}}"));
+    let all = [BASE, &pool(""), &route, grpc, policy, map].join("\n---\n");
+    let (all, settings) = (objects(&all), settings(", spillTo: small"));
+    let mut tried = 0;
+    for kind in Kind::ALL {
+        for (_, object) in all.of(kind) {
+            let mut places = Vec::new();
+            pointers(object, "", &mut places);
+            for place in places {
+                for wrong in
+                    ["null", "-7", "\"\"", "\"*.%/\u{e9}{\"", "[]", "[7]", "{}", "{\"a\": null}", "99999999999"]
+                {
+                    let (mut objects, mut changed) = (all.clone(), (**object).clone());
+                    *changed.pointer_mut(&place).unwrap() = serde_json::from_str(wrong).unwrap();
+                    objects.insert(kind, changed);
+                    let out = translate(&objects, &settings);
+                    let _ = differing(&objects, &out.statuses, &[], "2026-01-01T00:00:00Z");
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(tried > 1_000, "{tried}");
+}
+
+mod policies {
+    use super::*;
+
+    fn policy(name: &str, created: &str, target: &str, validation: &str) -> String {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: {name}, namespace: models, \
+             generation: 2, creationTimestamp: \"{created}T00:00:00Z\"}}\nspec: {{targetRefs: [{target}], validation: {validation}}}"
+        )
+    }
+
+    const WEB: &str = "{group: \"\", kind: Service, name: web}";
+    const SYSTEM: &str = "{hostname: web.test, wellKnownCACertificates: System}";
+
+    fn config_map(name: &str, pem: &str) -> String {
+        let value = serde_json::json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "models"},
+            "data": {"ca.crt": pem, "further": "x"},
+        });
+        value.to_string()
+    }
+
+    /// Translation of a route to port 80 of `web` with further objects.
+    fn with(further: &[String]) -> Translation {
+        let route = http_route("a", &format!("{{{PARENT}, rules: [{{{TARGET}}}]}}"));
+        translated(&[&[route], further].concat().join("\n---\n"))
+    }
+
+    fn shown(status: &PolicyStatus) -> (bool, &'static str, bool, &'static str) {
+        (status.accepted.holds, status.accepted.reason, status.resolved.holds, status.resolved.reason)
+    }
+
+    /// True if requests to `web` are refused, and none go there in any other way.
+    fn is_refused(out: &Translation) -> bool {
+        let [route] = &out.further.routes[..] else { panic!("one route") };
+        route.filters.iter().any(|filter| filter.config.get("status") == Some(&500.into()))
+            && route.backend_refs.is_empty()
+            && out.further.backends.is_empty()
+    }
+
+    #[test]
+    fn a_service_with_a_policy_is_spoken_to_with_tls() {
+        let pem = crate::tls::testing::Authority::new();
+        let folder = tempfile::tempdir().unwrap();
+        let pem = std::fs::read_to_string(pem.write(folder.path())).unwrap();
+        let given = "{hostname: web.test, caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}]}";
+        for (validation, has_authorities) in [(SYSTEM, false), (given, true)] {
+            let out = with(&[policy("p", "2026-01-01", WEB, validation), config_map("ca", &pem)]);
+            let [backend] = &out.further.backends[..] else { panic!("one backend") };
+            assert_eq!(backend.tls.sni.as_deref(), Some("web.test"));
+            let authorities =
+                backend.tls.authorities.as_ref().map(|given| String::from_utf8(given.pem.to_vec()).unwrap());
+            assert_eq!(authorities, has_authorities.then(|| format!("{pem}\n")));
+            assert!(backend.endpoints.iter().all(|endpoint| endpoint.url.https) && backend.endpoints.len() == 3);
+            let status = &out.statuses.policies[0];
+            assert_eq!(shown(status), (true, "Accepted", true, "ResolvedRefs"));
+            assert_eq!(status.ancestors, BTreeSet::from([ObjectKey::new("infra", "public")]));
+            assert_eq!(conditions(&out.statuses), [FINE]);
+        }
+        let out = with(&[]);
+        assert!(!out.further.backends[0].endpoints[0].url.https && out.statuses.policies.is_empty());
+    }
+
+    #[test]
+    fn a_policy_is_about_one_port_where_it_names_one() {
+        let section = |name: &str| format!("{{group: \"\", kind: Service, name: web, sectionName: {name}}}");
+        let sni = |policies: &[String]| {
+            let out = with(policies);
+            let shown: Vec<_> = out.statuses.policies.iter().map(|one| one.accepted.reason).collect();
+            (out.further.backends[0].tls.sni.clone(), shown.join(" "))
+        };
+        let of_port = |host: &str, name: &str| {
+            policy(
+                host,
+                "2026-02-02",
+                &section(name),
+                &format!("{{hostname: {host}.test, wellKnownCACertificates: System}}"),
+            )
+        };
+        assert_eq!(sni(&[of_port("p", "http")]), (Some("p.test".to_owned()), "Accepted".to_owned()));
+        assert_eq!(sni(&[of_port("p", "grpc")]), (None, "Accepted".to_owned()));
+        assert_eq!(sni(&[of_port("p", "none")]), (None, "TargetNotFound".to_owned()));
+        // One about the port comes before one about the service, whatever its age, and they are in no conflict.
+        let both = [policy("all", "2026-01-01", WEB, SYSTEM), of_port("p", "http")];
+        assert_eq!(sni(&both), (Some("p.test".to_owned()), "Accepted Accepted".to_owned()));
+    }
+
+    #[test]
+    fn of_two_policies_the_older_wins_then_the_first_name_and_the_other_says_so() {
+        let of = |name: &str, created: &str| {
+            policy(name, created, WEB, &format!("{{hostname: {name}.test, wellKnownCACertificates: System}}"))
+        };
+        for (one, other, winner) in
+            [(of("a", "2026-01-02"), of("b", "2026-01-01"), "b"), (of("a", "2026-01-01"), of("b", "2026-01-01"), "a")]
+        {
+            let out = with(&[one, other]);
+            assert_eq!(out.further.backends[0].tls.sni, Some(format!("{winner}.test")));
+            for status in &out.statuses.policies {
+                let reason = if status.key.name == winner { "Accepted" } else { "Conflicted" };
+                assert_eq!(status.accepted.reason, reason, "{}", status.key);
+                assert!(
+                    status.ancestors.len() == 1 && (reason == "Accepted" || status.accepted.message.contains(winner))
+                );
+            }
+        }
+        // An older one that does not hold is in the way all the same: without it there would be no TLS as it says.
+        let broken = policy("b", "2026-01-01", WEB, "{hostname: \"\", wellKnownCACertificates: System}");
+        assert!(is_refused(&with(&[of("a", "2026-01-02"), broken])));
+    }
+
+    #[test]
+    fn a_policy_that_does_not_hold_says_why_and_lets_nothing_through() {
+        let refs = |refs: &str| format!("{{hostname: web.test, caCertificateRefs: [{refs}]}}");
+        let none = (false, "NoValidCACertificate", false, "InvalidCACertificateRef");
+        let invalid = (false, "Invalid", true, "ResolvedRefs");
+        for (validation, expected, word) in [
+            (refs("{group: \"\", kind: ConfigMap, name: none}"), none, "no ConfigMap models/none"),
+            (refs("{group: \"\", kind: ConfigMap, name: empty}"), none, "no `ca.crt`"),
+            (refs("{group: \"\", kind: ConfigMap, name: wrong}"), none, "no certificate found"),
+            (
+                refs("{group: \"\", kind: Secret, name: ca}"),
+                (false, "NoValidCACertificate", false, "InvalidKind"),
+                "expected a ConfigMap",
+            ),
+            ("{hostname: web.test}".to_owned(), invalid, "names no authorities"),
+            ("{hostname: web.test, wellKnownCACertificates: Mine}".to_owned(), invalid, "\"Mine\""),
+            ("{hostname: \"*.test\", wellKnownCACertificates: System}".to_owned(), invalid, "\"*.test\""),
+            ("{hostname: 10.0.0.1, wellKnownCACertificates: System}".to_owned(), invalid, "\"10.0.0.1\""),
+            (
+                "{hostname: web.test, wellKnownCACertificates: System, subjectAltNames: [{type: Hostname, hostname: a.test}]}".to_owned(),
+                invalid,
+                "subjectAltNames",
+            ),
+            ("{wellKnownCACertificates: System}".to_owned(), invalid, "cannot be read"),
+            ("7".to_owned(), invalid, "cannot be read"),
+        ] {
+            let empty = r#"{"kind": "ConfigMap", "metadata": {"name": "empty", "namespace": "models"}, "data": {"a": "b"}}"#;
+            let maps = [empty.to_owned(), config_map("wrong", "not PEM"), config_map("ca", "x")];
+            let out = with(&[&[policy("p", "2026-01-01", WEB, &validation)], &maps[..]].concat());
+            let status = &out.statuses.policies[0];
+            assert_eq!(shown(status), expected, "{validation}");
+            let message = if status.resolved.holds { &status.accepted.message } else { &status.resolved.message };
+            assert!(message.contains(word), "{validation}: {message}");
+            assert!(is_refused(&out), "{validation}");
+            assert_eq!(conditions(&out.statuses), [FINE], "the reference itself is sound: {validation}");
+            let resolved = &out.statuses.routes[0].parents[0].resolved;
+            assert!(resolved.message.contains("BackendTLSPolicy models/p"), "{resolved:?}");
+        }
+    }
+
+    #[test]
+    fn authorities_that_can_be_used_are_used_beside_others_that_cannot() {
+        let folder = tempfile::tempdir().unwrap();
+        let pem = std::fs::read_to_string(crate::tls::testing::Authority::new().write(folder.path())).unwrap();
+        let validation = "{hostname: web.test, caCertificateRefs: [{group: \"\", kind: ConfigMap, name: none}, \
+                          {group: \"\", kind: ConfigMap, name: ca}]}";
+        let out = with(&[policy("p", "2026-01-01", WEB, validation), config_map("ca", &pem)]);
+        assert_eq!(shown(&out.statuses.policies[0]), (true, "Accepted", false, "InvalidCACertificateRef"));
+        assert!(out.further.backends[0].tls.authorities.is_some());
+    }
+
+    #[test]
+    fn config_maps_are_not_read_unless_the_file_says_so() {
+        let validation = "{hostname: web.test, caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}]}";
+        let route = http_route("a", &format!("{{{PARENT}, rules: [{{{TARGET}}}]}}"));
+        let all = [BASE.to_owned(), route, policy("p", "2026-01-01", WEB, validation)].join("\n---\n");
+        let mut settings = settings("");
+        settings.ca_config_maps = false;
+        let out = translate(&objects(&all), &settings);
+        assert!(out.statuses.policies[0].resolved.message.contains("caConfigMaps: true") && is_refused(&out));
+    }
+
+    #[test]
+    fn a_policy_about_a_pool_is_refused_and_closes_it() {
+        let target = "{group: inference.networking.k8s.io, kind: InferencePool, name: llama}";
+        let out = translated(&format!("{}\n---\n{}", pool(""), policy("p", "2026-01-01", target, SYSTEM)));
+        let status = &out.statuses.policies[0];
+        assert_eq!((status.accepted.reason, status.ancestors.len()), ("Invalid", 1));
+        assert!(out.further.routes[0].backend_refs.is_empty());
+    }
+
+    #[test]
+    fn a_protocol_with_tls_is_served_where_a_policy_says_how() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: safe, namespace: models}\nspec: {ports: [{name: https, port: 443, \
+                       appProtocol: https}]}";
+        let route = http_route("a", &format!("{{{PARENT}, rules: [{{backendRefs: [{{name: safe, port: 443}}]}}]}}"));
+        let target = "{group: \"\", kind: Service, name: safe}";
+        for (policies, reason) in
+            [(vec![], "UnsupportedProtocol"), (vec![policy("p", "2026-01-01", target, SYSTEM)], "ResolvedRefs")]
+        {
+            let out = translated(&[vec![service.to_owned(), route.clone()], policies].concat().join("\n---\n"));
+            assert_eq!(out.statuses.routes[0].parents[0].resolved.reason, reason);
+        }
+    }
+
+    #[test]
+    fn a_status_is_written_for_the_gateways_that_use_the_policy_alone() {
+        use crate::discovery::status::differing;
+        let unused = policy("unused", "2026-01-01", "{group: \"\", kind: Service, name: other}", SYSTEM);
+        let route = http_route("a", &format!("{{{PARENT}, rules: [{{{TARGET}}}]}}"));
+        let all = [BASE.to_owned(), route, unused, policy("p", "2026-01-01", WEB, SYSTEM)].join("\n---\n");
+        let mut objects = objects(&all);
+        let key = ObjectKey::new("models", "p");
+        let other =
+            serde_json::json!({"controllerName": "example.com/other", "ancestorRef": {"name": "x"}, "conditions": []});
+        let mut object = (**objects.get(Kind::BackendTlsPolicy, &key).unwrap()).clone();
+        object["status"] = serde_json::json!({"ancestors": [other]});
+        objects.insert(Kind::BackendTlsPolicy, object.clone());
+        let statuses = translate(&objects, &settings("")).statuses;
+        let writes = differing(&objects, &statuses, &[], "2026-01-01T00:00:00Z");
+        let written: Vec<_> = writes.iter().filter(|write| write.kind == Kind::BackendTlsPolicy).collect();
+        let [write] = written[..] else { panic!("{written:?}") };
+        assert_eq!((&write.key, &write.status["ancestors"][0]), (&key, &other));
+        let own = &write.status["ancestors"][1];
+        assert_eq!((&own["ancestorRef"]["kind"], &own["ancestorRef"]["name"]), (&"Gateway".into(), &"public".into()));
+        assert_eq!(
+            (&own["conditions"][0]["type"], &own["conditions"][1]["type"]),
+            (&"Accepted".into(), &"ResolvedRefs".into())
+        );
+        object["status"] = write.status.clone();
+        objects.insert(Kind::BackendTlsPolicy, object);
+        let again = differing(&objects, &statuses, &[], "2026-02-02T00:00:00Z");
+        assert!(again.iter().all(|write| write.kind != Kind::BackendTlsPolicy));
+        // Once no route uses it, it keeps no status of ours.
+        let mut left = statuses.clone();
+        left.policies.iter_mut().for_each(|policy| policy.ancestors.clear());
+        let writes = differing(&objects, &left, &[], "2026-02-02T00:00:00Z");
+        let last = writes.iter().find(|write| write.kind == Kind::BackendTlsPolicy).unwrap();
+        assert_eq!(last.status["ancestors"], serde_json::json!([other]));
+    }
+
+    #[test]
+    fn of_a_config_map_only_the_authorities_are_kept() {
+        let objects = objects(&config_map("ca", "x"));
+        let kept = objects.get(Kind::ConfigMap, &ObjectKey::new("models", "ca")).unwrap();
+        assert_eq!(kept["data"], serde_json::json!({"ca.crt": "x"}));
+    }
 }
 
 mod written {
