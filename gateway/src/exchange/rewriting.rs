@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::{StatusCode, header};
-use spillway_filter::{AnswerHead, ErrorKind, EventChange, EventSplitter, MAX_EVENT, Refusal, ResponseEvent, Rewriter};
+use spillway_filter::{AnswerHead, ErrorKind, EventChange, EventSplitter, Refusal, ResponseEvent, Rewriter};
 
 use crate::downstream::{Downstream, Unread};
 use crate::message::{ResponseHead, without_coding};
@@ -173,7 +173,13 @@ impl Rewriting {
                 splitter.feed(b"\n\n", |event| change(&mut self.all, event, &mut out, &mut self.refused));
                 for n in 0..self.all.len() {
                     let Some((last, behind)) = self.all.get_mut(n..).and_then(<[_]>::split_first_mut) else { break };
-                    let held = last.end();
+                    let held = match last.end() {
+                        Ok(held) => held,
+                        Err(refusal) => {
+                            self.refused = Some(refusal);
+                            break;
+                        }
+                    };
                     splitter.feed(&held, |event| change(behind, event, &mut out, &mut self.refused));
                 }
                 Ok(RewrittenEnd { head: None, body: out.freeze() })
@@ -263,7 +269,7 @@ fn change(
         EventChange::Keep => change(rest, event, out, refused),
         EventChange::Refuse(refusal) => *refused = Some(refusal),
         EventChange::Drop => {}
-        EventChange::Replace(bytes) if rest.is_empty() || bytes.len() > MAX_EVENT => out.extend_from_slice(&bytes),
+        EventChange::Replace(bytes) if rest.is_empty() => out.extend_from_slice(&bytes),
         EventChange::Replace(bytes) => {
             let mut splitter = if event.is_line { EventSplitter::of_lines() } else { EventSplitter::default() };
             splitter.feed(&bytes, |event| change(rest, event, out, refused));

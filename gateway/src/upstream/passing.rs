@@ -848,6 +848,8 @@ pub async fn break_off(
     let until = clock::now() + LAST_WORD;
     if exchange.rewriting.take().is_some_and(|rewriting| rewriting.holds_head()) {
         exchange.outcome.broken = false;
+        // Its server has worked for what the caller does not get.
+        exchange.outcome.is_answer_unread = true;
         let _ = client_write(until, Box::pin(refuse(&refusal, session, exchange))).await;
         return AttemptOutcome::Broken(cut);
     }

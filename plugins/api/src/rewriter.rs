@@ -98,8 +98,12 @@ pub trait Rewriter: Send + Sync {
     /// Changes an event of a stream.
     fn event(&mut self, event: &ResponseEvent<'_>) -> EventChange;
     /// Ends a stream whose events have all passed: returns events that were held back, with their ends.
-    fn end(&mut self) -> Bytes {
-        Bytes::new()
+    ///
+    /// # Errors
+    ///
+    /// The refusal that ends the stream.
+    fn end(&mut self) -> Result<Bytes, Box<Refusal>> {
+        Ok(Bytes::new())
     }
 }
 

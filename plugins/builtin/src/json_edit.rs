@@ -85,8 +85,8 @@ pub(crate) enum EditError {
         /// Elements of the list.
         length: usize,
     },
-    /// An object on the way has a name twice, so that readers may take one or the other.
-    #[error("the name `{0}` stands twice in one object")]
+    /// An object on the way has a name twice, or in other letters, so that readers may take one or the other.
+    #[error("the name `{0}` stands twice in one object, or in other letters")]
     Twice(String),
 }
 
@@ -243,6 +243,11 @@ fn scan_object(text: &str, name: &str) -> Result<Entries, EditError> {
             while let Some(key) = map.next_key_seed(Key)? {
                 let value: &'de RawValue = map.next_value()?;
                 let range = offset(self.text, value.get());
+                if key != self.name && folds_to(&key, self.name) {
+                    // Servers that read names in any letters would take one or the other.
+                    while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                    return Ok(Err(EditError::Twice(self.name.to_owned())));
+                }
                 if key == self.name {
                     if entries.found.is_some() {
                         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
@@ -259,6 +264,16 @@ fn scan_object(text: &str, name: &str) -> Result<Entries, EditError> {
     }
     let mut reader = serde_json::Deserializer::from_str(text);
     reader.deserialize_map(Object { text, name }).map_err(|_| EditError::NotJson)?
+}
+
+/// True for a name that Go's `encoding/json` takes for another one: in other letters, with the two that fold to letters of ASCII.
+fn folds_to(key: &str, name: &str) -> bool {
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(name.chars().map(fold))
 }
 
 /// Name of a member, borrowed where it has no escapes.
@@ -377,6 +392,8 @@ mod tests {
         assert_eq!(set("", &pointer("/a"), "1"), Err(EditError::NotJson));
         let twice = Err(EditError::Twice("a".to_owned()));
         assert_eq!(set(r#"{"a":1,"b":2,"\u0061":3}"#, &pointer("/a"), "1"), twice);
+        assert_eq!(set(r#"{"A":1}"#, &pointer("/a"), "1"), twice);
+        assert!(set("{\"ma\u{17f}k\":1}", &pointer("/mask"), "1").is_err());
         assert_eq!(
             set(r#"{"a":"x"}"#, &pointer("/a/b"), "1").unwrap_err().to_string(),
             "it has a string where `/a/b` expects an object or a list"

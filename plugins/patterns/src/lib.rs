@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 use std::sync::LazyLock;
 
-use regex::{Captures, Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder};
 
 /// Digits of card numbers (ISO/IEC 7812).
 const CARD: RangeInclusive<usize> = 13..=19;
@@ -56,31 +56,70 @@ impl Kind {
         }
     }
 
-    /// Forms that are looked for, and what of each is of the kind.
-    fn forms(self) -> &'static [(&'static str, Find)] {
-        match self {
-            Self::Jwt => &[(r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*", whole)],
-            Self::ApiKey => &[
-                (
-                    r"\b(?:(?:sk|pk|rk|hf|npm|pypi|whsec|SG)[-_.]|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|dop_v1_|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_.+/=-]{16,}",
+    /// Forms that are looked for. Boundaries of words are those of ASCII: scripts without blanks put numbers between letters.
+    fn forms(self) -> Vec<Form> {
+        let form = |form: &str, find: Find| Regex::new(form).ok().map(|form| Form::Expression(form, find));
+        let forms = match self {
+            Self::Card => return vec![Form::Scan(find_cards)],
+            Self::Jwt => vec![form(r"(?-u:\b)eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*", whole)],
+            Self::ApiKey => vec![
+                form(
+                    r"(?-u:\b)(?:(?:sk|pk|rk|hf|npm|pypi|whsec|SG)[-_.]|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|dop_v1_|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_.+/=-]{16,}",
                     whole,
                 ),
-                (
-                    r#"(?i)\b(?:api[ _-]?key|access[ _-]?key|secret(?:[ _-]?key)?|token|password|passwd|bearer|authorization)\b["']?\s*(?:is|:|=)?\s*["']?(?:bearer\s+)?[A-Za-z0-9_.+/=~-]{12,}"#,
+                form(
+                    r#"(?i-u:\b(?:api[ _-]?key|access[ _-]?key|secret(?:[ _-]?key)?|token|password|passwd|bearer|authorization)\b)["']?\s*(?:(?i-u:is)|:|=)?\s*["']?(?:(?i-u:bearer)\s+)?[A-Za-z0-9_.+/=~-]{12,256}"#,
                     with_digit,
                 ),
             ],
-            Self::Email => &[(r"(?i)[\p{L}\p{N}._%+'-]+@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+", whole)],
-            Self::Iban => &[(r"(?i)\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", iban)],
-            Self::Card => &[(r"\b\d(?:[ -]?\d){12,60}\b", card)],
-            Self::IpAddress => &[
-                (r"(?i)(?:[0-9a-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f]{0,4})", address),
-                (r"\b(?:\d{1,3}\.){3}\d{1,3}\b", address),
+            Self::Email => vec![form(r"(?i)[\p{L}\p{N}._%+'-]{1,64}@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+", whole)],
+            Self::Iban => vec![form(r"(?i-u:\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11,30})", iban)],
+            Self::IpAddress => vec![
+                form(r"(?i)(?:[0-9a-f]{0,4}:){2,7}(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-f]{0,4})", address),
+                form(r"(?-u:\b)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?-u:\b)", address),
             ],
-            Self::Phone => &[
-                (r"\+\d(?:[ ()./-]{0,3}\d){6,14}\b", phone),
-                (r"(?:\(\d{2,5}\)[ ./-]{0,2}|\b\d{2,5}[ ./-]{1,2})\d{2,5}(?:[ ./-]\d{2,5}){1,4}\b", phone),
+            Self::Phone => vec![
+                form(r"\+[0-9](?:[ ()./-]{0,3}[0-9]){6,14}(?-u:\b)", phone),
+                form(
+                    r"(?:\([0-9]{2,5}\)[ ./-]{0,2}|(?-u:\b)[0-9]{2,5}[ ./-]{1,2})[0-9]{2,5}(?:[ ./-][0-9]{2,5}){1,4}(?-u:\b)",
+                    phone,
+                ),
             ],
+        };
+        // The forms are constant, and a test counts those that compile.
+        forms.into_iter().flatten().collect()
+    }
+}
+
+/// Form that is looked for.
+#[derive(Debug, Clone)]
+enum Form {
+    /// Expression, and what of a text that it finds is of the kind.
+    Expression(Regex, Find),
+    /// Search of its own.
+    Scan(fn(&str, &mut Vec<Range<usize>>)),
+}
+
+impl Form {
+    /// Adds the ranges of what is found, in order.
+    fn find(&self, text: &str, found: &mut Vec<Range<usize>>) {
+        let (form, find) = match self {
+            Self::Scan(scan) => return scan(text, found),
+            Self::Expression(form, find) => (form, find),
+        };
+        let mut at = 0;
+        while let Some(form) = form.find_at(text, at) {
+            at = match find(form.as_str()) {
+                Some(range) => {
+                    found.push(form.start() + range.start..form.start() + range.end);
+                    form.start() + range.end
+                }
+                // Something may begin within what only looks alike.
+                None => text.ceil_char_boundary(form.start() + 1),
+            };
+            if at >= text.len() {
+                break;
+            }
         }
     }
 }
@@ -88,26 +127,25 @@ impl Kind {
 /// Finds one kind of thing.
 #[derive(Debug, Clone)]
 pub struct Detector {
-    forms: Vec<(Regex, Find)>,
+    forms: Vec<Form>,
     is_of_kind: bool,
 }
 
 impl Detector {
     /// Detector of a kind.
     pub fn of(kind: Kind) -> Self {
-        // The forms are constant, and a test counts those that compile.
-        let forms = kind.forms().iter().filter_map(|(form, find)| Some((Regex::new(form).ok()?, *find)));
-        Self { forms: forms.collect(), is_of_kind: true }
+        Self { forms: kind.forms(), is_of_kind: true }
     }
 
-    /// Detector of all that a regular expression finds (syntax of the crate `regex`, whose time is linear in the text).
+    /// Detector of all that a regular expression finds (syntax of the crate `regex`: each thing is found in time that is linear in
+    /// the text).
     ///
     /// # Errors
     ///
     /// The mistake in the expression, or that its automaton is larger than a MiB.
     pub fn of_expression(expression: &str) -> Result<Self, String> {
         let form = RegexBuilder::new(expression).size_limit(1 << 20).build().map_err(|error| error.to_string())?;
-        Ok(Self { forms: vec![(form, whole)], is_of_kind: false })
+        Ok(Self { forms: vec![Form::Expression(form, whole)], is_of_kind: false })
     }
 
     /// True if the end of a text tells whether more of it could belong to something that is found ([`without_cut_end`]).
@@ -117,16 +155,7 @@ impl Detector {
 
     /// Adds the ranges of what is found in a text, in bytes. Ranges of several forms may overlap.
     pub fn find(&self, text: &str, found: &mut Vec<Range<usize>>) {
-        for (form, find) in &self.forms {
-            for form in form.find_iter(text) {
-                let (mut start, mut rest) = (form.start(), form.as_str());
-                while let Some(range) = find(rest) {
-                    found.push(start + range.start..start + range.end);
-                    start += range.end;
-                    rest = rest.get(range.end..).unwrap_or_default();
-                }
-            }
-        }
+        self.forms.iter().for_each(|form| form.find(text, found));
     }
 }
 
@@ -159,14 +188,61 @@ fn is_card(digits: &[u32]) -> bool {
     CARD.contains(&digits.len()) && digits.iter().rev().enumerate().map(value).sum::<u32>().is_multiple_of(10)
 }
 
-/// Longest card number in groups of digits: other groups may stand before and behind it.
-fn card(text: &str) -> Option<Range<usize>> {
-    let is_digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
-    let starts = (0..text.len()).filter(|at| is_digit(*at) && (*at == 0 || !is_digit(at - 1)));
-    let ends: Vec<usize> = (1..=text.len()).filter(|at| is_digit(at - 1) && !is_digit(*at)).collect();
-    let runs = starts.flat_map(|start| ends.iter().filter(move |end| **end > start).map(move |end| start..*end));
-    let cards = runs.filter(|run| text.get(run.clone()).is_some_and(|run| is_card(&digits(run))));
-    cards.max_by_key(|run| (run.len(), std::cmp::Reverse(run.start)))
+/// True where a number may begin behind `before`: not within a word or number of ASCII, but behind an escape of JSON.
+fn may_begin(before: &str) -> bool {
+    let mut last = before.bytes().rev();
+    match (last.next(), last.next()) {
+        (Some(b'n' | b't' | b'r' | b'b' | b'f'), Some(b'\\')) => true,
+        (Some(byte), _) => !byte.is_ascii_alphanumeric(),
+        (None, _) => true,
+    }
+}
+
+/// Card numbers: groups of digits with a blank or a dash between them, other groups before and behind. Of those that begin with
+/// a group the longest. Each group is tried with the digits of one card behind it, so that the time is linear in the text.
+fn find_cards(text: &str, found: &mut Vec<Range<usize>>) {
+    let bytes = text.as_bytes();
+    let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    let mut at = 0;
+    while at < bytes.len() {
+        let begins = is_digit(at) && (at == 0 || !is_digit(at - 1)) && may_begin(text.get(..at).unwrap_or_default());
+        let card = if begins { card_from(bytes, at) } else { None };
+        match card {
+            Some(end) => {
+                found.push(at..end);
+                at = end;
+            }
+            None => at += 1,
+        }
+    }
+}
+
+/// End of the longest card number that begins with the group at `start`.
+fn card_from(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut digits = [0_u32; *CARD.end()];
+    let (mut count, mut at, mut end) = (0, start, None);
+    loop {
+        let Some(digit) = bytes.get(at).filter(|byte| byte.is_ascii_digit()) else { break };
+        *digits.get_mut(count)? = u32::from(digit - b'0');
+        count += 1;
+        at += 1;
+        let next = bytes.get(at);
+        if next.is_some_and(u8::is_ascii_digit) {
+            if count == *CARD.end() {
+                break;
+            }
+            continue;
+        }
+        if next.is_none_or(|byte| !byte.is_ascii_alphabetic()) && digits.get(..count).is_some_and(is_card) {
+            end = Some(at);
+        }
+        // One mark may stand between two groups.
+        at += usize::from(next.is_some_and(|byte| matches!(byte, b' ' | b'-')));
+        if count == *CARD.end() {
+            break;
+        }
+    }
+    end
 }
 
 /// True for an account number whose check digits are right.
@@ -207,17 +283,17 @@ fn phone(text: &str) -> Option<Range<usize>> {
 pub fn redacted(text: &str) -> String {
     DETECTORS.iter().fold(text.to_owned(), |text, (kind, detector)| {
         // Each form after the other: what one has replaced is not found again.
-        detector.forms.iter().fold(text, |text, (form, find)| {
-            let replace = |found: &Captures<'_>| {
-                let (mut out, mut rest) = (String::new(), found.get(0).map_or("", |found| found.as_str()));
-                while let Some(range) = find(rest) {
-                    out.push_str(rest.get(..range.start).unwrap_or_default());
-                    out.extend(["[", kind.name(), "]"]);
-                    rest = rest.get(range.end..).unwrap_or_default();
-                }
-                out + rest
-            };
-            form.replace_all(&text, replace).into_owned()
+        detector.forms.iter().fold(text, |text, form| {
+            let mut found = Vec::new();
+            form.find(&text, &mut found);
+            let (mut out, mut copied) = (String::with_capacity(text.len()), 0);
+            for range in found {
+                out.push_str(text.get(copied..range.start).unwrap_or_default());
+                out.extend(["[", kind.name(), "]"]);
+                copied = range.end;
+            }
+            out.push_str(text.get(copied..).unwrap_or_default());
+            out
         })
     })
 }
@@ -298,6 +374,35 @@ mod tests {
             redacted("4111 1111 1111 1111 12/29, DE89 3704 0044 0532 0130 00 at home"),
             "[card] 12/29, [iban] at home"
         );
+    }
+
+    #[test]
+    fn what_stands_between_letters_of_other_scripts_is_found() {
+        for text in [
+            "卡号4111111111111111是",
+            "帐号DE89370400440532013000是",
+            "密钥sk-proj-abcdefghijklmnop1234是",
+            "地址192.0.2.17是",
+        ] {
+            assert!(redacted(text).contains('['), "{text}");
+        }
+        assert_eq!(redacted("card_4111111111111111"), "card_[card]");
+        assert_eq!(redacted("\\n4111111111111111"), "\\n[card]");
+        assert_eq!(redacted("id a4111111111111111"), "id a4111111111111111", "a part of a word is none");
+    }
+
+    #[test]
+    fn what_only_looks_alike_before_hides_nothing() {
+        let digits = "1 ".repeat(55);
+        assert!(!redacted(&format!("{digits}4111 1111 1111 1111")).contains("1111"), "a table of numbers in front");
+        for text in [
+            "XX00 1234 5678 9012 DE89 3704 0044 0532 0130 00",
+            "AB12 is of DE89 3704 0044 0532 0130 00 and more",
+            "secret authorization: s3cr3tvalue12345",
+        ] {
+            let text = redacted(text);
+            assert!(!text.contains("3704") && !text.contains("s3cr3t"), "{text}");
+        }
     }
 
     #[test]

@@ -359,12 +359,12 @@ impl Rewriter for Storing {
         EventChange::Keep
     }
 
-    fn end(&mut self) -> Bytes {
+    fn end(&mut self) -> Result<Bytes, Box<Refusal>> {
         if self.is_finished && !self.is_spoiled {
             let stream = std::mem::take(&mut self.stream);
             self.keep(stream.into());
         }
-        Bytes::new()
+        Ok(Bytes::new())
     }
 }
 
@@ -410,7 +410,7 @@ mod tests {
         }
         if head.is_stream() {
             split_events(body, |event| assert!(matches!(rewriter.event(event), EventChange::Keep)));
-            assert!(rewriter.end().is_empty());
+            assert!(rewriter.end().unwrap().is_empty());
         } else {
             assert!(rewriter.whole(body.as_bytes()).unwrap().is_none());
         }

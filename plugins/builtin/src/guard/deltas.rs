@@ -97,7 +97,16 @@ pub(super) fn read(event: &Value) -> (Vec<Delta>, Ended) {
         let is_done = event.get("done") == Some(&Value::Bool(true));
         return (deltas, if is_done { Ended::All } else { Ended::Nothing });
     }
-    (deltas, if kind == "message_stop" || event.get("error").is_some() { Ended::All } else { Ended::Nothing })
+    // Streams of other servers (llama.cpp, TGI, Triton, transcriptions): parts under the names that those know.
+    collect(event, "", &["delta", "content", "text", "text_output", "reasoning_content"], kind, &mut deltas);
+    if let Some(token) = event.get("token") {
+        collect(token, "/token", &["text"], "token", &mut deltas);
+    }
+    let is_last = event.get("stop") == Some(&Value::Bool(true))
+        || event.get("generated_text").is_some_and(Value::is_string)
+        || kind.ends_with(".done");
+    let is_over = is_last || kind == "message_stop" || event.get("error").is_some();
+    (deltas, if is_over { Ended::All } else { Ended::Nothing })
 }
 
 /// Adds the members of an object that are strings.
@@ -160,6 +169,13 @@ mod tests {
             ),
             (json!({"response": "a", "done": true}), vec![("/response", "a")], Ended::All),
             (json!({"error": {"message": "x"}}), vec![], Ended::All),
+            (json!({"content": "a", "stop": true}), vec![("/content", "a")], Ended::All),
+            (
+                json!({"token": {"id": 1, "text": "a"}, "generated_text": null}),
+                vec![("/token/text", "a")],
+                Ended::Nothing,
+            ),
+            (json!({"type": "transcript.text.delta", "delta": "a"}), vec![("/delta", "a")], Ended::Nothing),
         ] {
             let (deltas, found) = read(&event);
             let places: Vec<_> = deltas.iter().map(|delta| (delta.pointer.to_string(), delta.text.as_str())).collect();

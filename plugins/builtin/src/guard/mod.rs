@@ -35,8 +35,19 @@ const WINDOW: std::ops::RangeInclusive<u64> = 64..=65_536;
 /// Most texts of one stream at the same time, such as choices and arguments of calls.
 const MAX_CHANNELS: usize = 256;
 /// Members of a request by which the answer shows its tokens one by one, where no pattern finds anything.
-const TOKEN_MEMBERS: [&str; 6] =
-    ["logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "include_tokens"];
+/// With true, 0 asks for nothing.
+const TOKEN_MEMBERS: [(&str, bool); 8] = [
+    ("logprobs", false),
+    ("top_logprobs", true),
+    ("prompt_logprobs", false),
+    ("n_probs", true),
+    ("return_logprob", false),
+    ("return_tokens", false),
+    ("return_token_ids", false),
+    ("return_tokens_as_token_ids", false),
+];
+/// Members of a request that may hold a text as numbers of tokens, in which nothing is found.
+const PROMPT_MEMBERS: [&str; 5] = ["prompt", "input", "context", "input_ids", "prompt_token_ids"];
 /// Longest event that is kept to carry the end of its text, in bytes. The text of a longer one is not held back.
 const MAX_TEMPLATE: usize = 16 << 10;
 
@@ -222,6 +233,13 @@ impl Guarded {
     fn request(&self, body: &[u8], masked: &mut Masked) -> Result<Option<Bytes>, Box<Refusal>> {
         let text = String::from_utf8_lossy(body);
         let in_request = |Refused(name): Refused| refused(&name, "request");
+        let begins_as_json = text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']);
+        if matches!(text, Cow::Borrowed(_)) && begins_as_json && !is_json(&text) {
+            // Some servers read what JSON is not, with its escapes.
+            let message =
+                "a guard of this route reads the body, which begins as JSON and is none: send JSON (RFC 8259)";
+            return Err(Box::new(Refusal::invalid("unsupported_body", message)));
+        }
         if !matches!(text, Cow::Borrowed(_)) || !is_json(&text) {
             return self.patterns.first_in(&text).map_or(Ok(None), |name| Err(refused(name, "request")));
         }
@@ -234,13 +252,29 @@ impl Guarded {
 fn shows_tokens(body: &[u8]) -> Option<&'static str> {
     let mut asking = None;
     strings::each_member(body, |name, value| {
-        let asks = match TOKEN_MEMBERS.into_iter().find(|known| *known == name) {
-            Some(known) => (!matches!(value, "null" | "false" | "0")).then_some(known),
-            None => (name == "include" && value.contains("logprobs")).then_some("include"),
+        let asks = match TOKEN_MEMBERS.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+            Some((known, zero_is_none)) => {
+                let is_none = matches!(value, "null" | "false") || (zero_is_none && value == "0");
+                (!is_none).then_some(known)
+            }
+            None if name.eq_ignore_ascii_case("include") => value.contains("logprobs").then_some("include"),
+            None => (name.eq_ignore_ascii_case("parameters") && value.contains("details")).then_some("parameters"),
         };
         asking = asking.or(asks);
     });
     asking
+}
+
+/// Member of a request that holds a text as numbers of tokens.
+fn holds_tokens(body: &[u8]) -> Option<&'static str> {
+    let mut holding = None;
+    strings::each_member(body, |name, value| {
+        let known = PROMPT_MEMBERS.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        let first = value.trim_start_matches(|c: char| c == '[' || c.is_whitespace());
+        let is_list_of_numbers = value.starts_with('[') && first.starts_with(|c: char| c.is_ascii_digit());
+        holding = holding.or(known.filter(|_| is_list_of_numbers));
+    });
+    holding
 }
 
 impl Filter for Guarded {
@@ -256,6 +290,13 @@ impl Filter for Guarded {
             let message = format!(
                 "a guard of this route reads answers, and does not see their tokens one by one: leave out `{member}`"
             );
+            return Flow::Refuse(Box::new(Refusal::invalid("unsupported_parameter", message).param(member)));
+        }
+        if self.prompts
+            && let Some(member) = holds_tokens(body)
+        {
+            let message =
+                format!("a guard of this route reads prompts, and finds nothing in tokens: send `{member}` as text");
             return Flow::Refuse(Box::new(Refusal::invalid("unsupported_parameter", message).param(member)));
         }
         let mut masked = Masked::default();
@@ -299,7 +340,7 @@ struct Channel {
 }
 
 impl Channel {
-    /// Event with what is held back; `None` where nothing is.
+    /// Event with what is held back; `None` where nothing is. Refused is also an event that cannot carry it.
     fn rest(&mut self, patterns: &Patterns, masked: &Masked) -> Result<Option<Bytes>, Refused> {
         if self.flowing.is_empty() {
             return Ok(None);
@@ -309,8 +350,13 @@ impl Channel {
         let data = event.data().unwrap_or_default();
         let set =
             std::str::from_utf8(&data).ok().and_then(|data| json_edit::set(data, &self.pointer, &quoted(&rest)).ok());
-        Ok(set.map(|data| event.with_data(data.as_bytes())))
+        set.map(|data| Some(event.with_data(data.as_bytes()))).ok_or_else(unread)
     }
+}
+
+/// Refusal of an event that cannot be read or written, such as one with a name that stands twice.
+fn unread() -> Refused {
+    Refused("what it cannot read".to_owned())
 }
 
 impl AnswerGuard {
@@ -333,9 +379,9 @@ impl AnswerGuard {
 
     /// Data of an event with what may pass of its texts.
     fn guarded(&mut self, event: &ResponseEvent<'_>, data: &str, out: &mut Vec<u8>) -> Result<String, Refused> {
-        let value: Value = serde_json::from_str(data).unwrap_or_default();
+        let value: Value = serde_json::from_str(data).map_err(|_| unread())?;
         let (deltas, ended) = deltas::read(&value);
-        let mut text = data.to_owned();
+        let (mut text, mut read) = (data.to_owned(), Vec::new());
         for delta in &deltas {
             // A text of another kind in the same part of the answer begins behind the one before.
             let others = |channel: &Channel| channel.group == delta.group && channel.name != delta.channel;
@@ -347,18 +393,22 @@ impl AnswerGuard {
                 }
             }
             let passed = self.pass(event, delta, ended.has(&delta.group))?;
-            if passed != delta.text
-                && let Ok(set) = json_edit::set(&text, &delta.pointer, &quoted(&passed))
-            {
-                text = set;
+            if passed != delta.text {
+                text = json_edit::set(&text, &delta.pointer, &quoted(&passed)).map_err(|_| unread())?;
             }
+            read.push(passed);
         }
         // Texts that end with this event, and of which it has no part.
         self.flush(&ended, out)?;
-        // Events that show a whole text, such as the last ones of a response.
-        let whole = change_strings(&text, |text| {
-            if deltas.is_empty() { self.patterns.of_answer(text, &self.masked) } else { Ok(None) }
-        })?;
+        // Whole texts beside the parts, such as arguments of calls and those that the last events of a response repeat.
+        let is_part = |text: &str| read.iter().any(|read| read == text);
+        let whole =
+            change_strings(
+                &text,
+                |text| {
+                    if is_part(text) { Ok(None) } else { self.patterns.of_answer(text, &self.masked) }
+                },
+            )?;
         Ok(whole.unwrap_or(text))
     }
 
@@ -451,11 +501,10 @@ impl Rewriter for AnswerGuard {
         }
     }
 
-    fn end(&mut self) -> Bytes {
+    fn end(&mut self) -> Result<Bytes, Box<Refusal>> {
         let mut out = Vec::new();
-        // A text whose end is refused ends before it.
-        let _ = self.flush(&Ended::All, &mut out);
-        out.into()
+        self.flush(&Ended::All, &mut out).map_err(|Refused(name)| refused(&name, "answer"))?;
+        Ok(out.into())
     }
 }
 
@@ -492,7 +541,10 @@ mod tests {
             EventChange::Refuse(refusal) => refused = Some(refusal.code),
             EventChange::Drop => {}
         });
-        passed.extend_from_slice(&rewriter.end());
+        match rewriter.end() {
+            Ok(rest) => passed.extend_from_slice(&rest),
+            Err(refusal) => refused = Some(refusal.code),
+        }
         refused.map_or_else(|| Ok(String::from_utf8(passed).unwrap()), Err)
     }
 
@@ -527,6 +579,10 @@ mod tests {
             (br#"{"prompt":"to jane@example.com"}"#.to_vec(), Some(CODE)),
             (br#"{"prompt":"x","logprobs":true}"#.to_vec(), Some("unsupported_parameter")),
             (br#"{"prompt":"x","logprobs":false,"top_logprobs":0}"#.to_vec(), None),
+            (br#"{"prompt":"x","Logprobs":0}"#.to_vec(), Some("unsupported_parameter")),
+            (br#"{"prompt":[[1,2]]}"#.to_vec(), Some("unsupported_parameter")),
+            (br#"{"prompt":["1"]}"#.to_vec(), None),
+            (br#"{"prompt":NaN}"#.to_vec(), Some("unsupported_body")),
             (br#"{"include":["message.output_text.logprobs"]}"#.to_vec(), Some("unsupported_parameter")),
         ] {
             let text = String::from_utf8_lossy(&body).into_owned();

@@ -1,5 +1,6 @@
 //! What a guard finds in a text and does about it: whole texts, and texts that come in parts.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use spillway_patterns::{Detector, without_cut_end};
@@ -46,9 +47,16 @@ const CONTEXT: usize = 128;
 /// Things that stand masked in a request, by the names that the model reads.
 #[derive(Debug, Default)]
 pub(super) struct Masked {
-    /// Name for the model, and the thing itself.
-    things: Vec<(String, String)>,
+    /// Things by the names that the model reads.
+    things: HashMap<String, String>,
+    /// Names by things.
+    names: HashMap<String, String>,
+    /// Number of the last thing of each pattern.
+    last: HashMap<String, usize>,
 }
+
+/// Longest name of a masked thing in bytes: that of a pattern, a number and marks.
+const MAX_MASK: usize = 48;
 
 impl Masked {
     /// True if nothing is masked.
@@ -58,30 +66,35 @@ impl Masked {
 
     /// Name for a thing: one that came before has its name again. `None` where there are too many.
     fn name_of(&mut self, pattern: &str, thing: &str) -> Option<String> {
-        if let Some((name, _)) = self.things.iter().find(|(_, known)| known == thing) {
+        if let Some(name) = self.names.get(thing) {
             return Some(name.clone());
         }
-        let prefix = format!("[{pattern}-");
-        let count = self.things.iter().filter(|(name, _)| name.starts_with(&prefix)).count();
-        let name = format!("{prefix}{}]", count + 1);
         if self.things.len() >= MAX_MASKED {
             return None;
         }
-        self.things.push((name.clone(), thing.to_owned()));
+        let last = self.last.entry(pattern.to_owned()).or_default();
+        *last += 1;
+        let name = format!("[{pattern}-{last}]");
+        self.things.insert(name.clone(), thing.to_owned());
+        self.names.insert(thing.to_owned(), name.clone());
         Some(name)
     }
 
     /// Text with the things in place of their names.
     fn unmask(&self, text: &str) -> Option<String> {
-        let (mut out, mut rest) = (String::new(), text);
+        if self.is_empty() || !text.contains('[') {
+            return None;
+        }
+        let (mut out, mut rest) = (String::with_capacity(text.len()), text);
         // Only what stood in the text is a name: not what a thing put into it.
         while let Some(at) = rest.find('[') {
             let (before, from) = rest.split_at_checked(at).unwrap_or((rest, ""));
             out.push_str(before);
-            match self.things.iter().find(|(name, _)| from.starts_with(name.as_str())) {
-                Some((name, thing)) => {
+            let end = from.bytes().take(MAX_MASK).position(|byte| byte == b']').map_or(0, |end| end + 1);
+            match self.things.get(from.get(..end).unwrap_or_default()) {
+                Some(thing) => {
                     out.push_str(thing);
-                    rest = from.get(name.len()..).unwrap_or_default();
+                    rest = from.get(end..).unwrap_or_default();
                 }
                 None => {
                     out.push('[');
@@ -96,8 +109,8 @@ impl Masked {
     /// Position from which the end of a text may be the beginning of a name.
     fn begun_name(&self, text: &str) -> Option<usize> {
         let at = text.rfind('[')?;
-        let end = text.get(at..)?;
-        self.things.iter().any(|(name, _)| name.len() > end.len() && name.starts_with(end)).then_some(at)
+        let end = text.get(at..).filter(|end| end.len() < MAX_MASK)?;
+        self.things.keys().any(|name| name.len() > end.len() && name.starts_with(end)).then_some(at)
     }
 }
 
@@ -267,8 +280,13 @@ mod tests {
     const EXPECTED: &str =
         "Pay with [card] or ask [email]; the [apiKey], see 5500000000000004 and order 4711. Ünd Ende.";
 
+    fn things(all: &[(&str, &str)]) -> Masked {
+        let things = all.iter().map(|(name, thing)| ((*name).to_owned(), (*thing).to_owned()));
+        Masked { things: things.collect(), ..Masked::default() }
+    }
+
     fn masked() -> Masked {
-        Masked { things: vec![("[card-1]".to_owned(), "5500000000000004".to_owned())] }
+        things(&[("[card-1]", "5500000000000004")])
     }
 
     #[test]
@@ -332,8 +350,7 @@ mod tests {
         );
         assert_eq!(masked.unmask("nothing [here]"), None);
         // The name of a thing is not looked for in another thing.
-        let tricky =
-            Masked { things: vec![("[a-1]".to_owned(), "[a-2]".to_owned()), ("[a-2]".to_owned(), "x".to_owned())] };
+        let tricky = things(&[("[a-1]", "[a-2]"), ("[a-2]", "x")]);
         assert_eq!(tricky.unmask("[a-1]").unwrap(), "[a-2]");
     }
 

@@ -11,6 +11,9 @@ use crate::json_edit::quoted;
 /// Member of a request or answer that names the model. It is left as it is: routes and limits have read it.
 const MODEL: &str = "model";
 
+/// Most texts of JSON within strings of each other.
+const MAX_NESTED: usize = 3;
+
 /// True for a text that is one value of JSON.
 pub(super) fn is_json(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_ok()
@@ -26,6 +29,16 @@ pub(super) fn change_strings<E>(
     text: &str,
     mut change: impl FnMut(&str) -> Result<Option<String>, E>,
 ) -> Result<Option<String>, E> {
+    change_nested(text, &mut change, MAX_NESTED)
+}
+
+/// As [`change_strings`], with so many texts of JSON within strings. Arguments and results of tools are such texts: what stands
+/// in them has escapes of its own.
+fn change_nested<E>(
+    text: &str,
+    change: &mut dyn FnMut(&str) -> Result<Option<String>, E>,
+    nested: usize,
+) -> Result<Option<String>, E> {
     let bytes = text.as_bytes();
     let (mut out, mut copied) = (None::<String>, 0);
     let (mut at, mut depth, mut is_model) = (0, 0_usize, false);
@@ -39,11 +52,17 @@ pub(super) fn change_strings<E>(
                 let raw = text.get(at..end).unwrap_or_default();
                 let inner = decoded(raw);
                 let is_name = text.get(end..).unwrap_or_default().trim_start().starts_with(':');
-                if is_name && depth == 1 {
+                if is_name && depth == 1 && nested == MAX_NESTED {
                     is_model = inner == MODEL;
                 }
                 // The name of the member itself has nothing to find.
-                if !is_model && let Some(changed) = change(&inner)? {
+                let is_nested = nested > 0 && inner.trim_start().starts_with(['{', '[']) && is_json(&inner);
+                let changed = match (is_model, is_nested) {
+                    (true, _) => None,
+                    (false, true) => change_nested(&inner, change, nested - 1)?,
+                    (false, false) => change(&inner)?,
+                };
+                if let Some(changed) = changed {
                     let out = out.get_or_insert_with(|| String::with_capacity(text.len()));
                     out.push_str(text.get(copied..at).unwrap_or_default());
                     out.push_str(&quoted(&changed));
@@ -93,13 +112,43 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// Text of a string. Half of a surrogate pair, which is no text, is left as it is written.
+/// Text of a string. Half of a surrogate pair, which is no character, is read as U+FFFD.
 fn decoded(raw: &str) -> Cow<'_, str> {
     let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
     if !inner.contains('\\') {
         return Cow::Borrowed(inner);
     }
-    serde_json::from_str::<String>(raw).map_or(Cow::Borrowed(inner), Cow::Owned)
+    if let Ok(text) = serde_json::from_str::<String>(raw) {
+        return Cow::Owned(text);
+    }
+    let (mut units, mut rest) = (Vec::with_capacity(inner.len()), inner);
+    while let Some(c) = rest.chars().next() {
+        let (unit, length) = match (c, rest.as_bytes().get(1)) {
+            ('\\', Some(b'u')) => {
+                let code = rest.get(2..6).and_then(|digits| u16::from_str_radix(digits, 16).ok());
+                (code.unwrap_or(0xFFFD), if code.is_some() { 6 } else { 2 })
+            }
+            ('\\', Some(escaped)) => {
+                let plain = match escaped {
+                    b'n' => b'\n',
+                    b't' => b'\t',
+                    b'r' => b'\r',
+                    b'b' => 8,
+                    b'f' => 12,
+                    other => *other,
+                };
+                (u16::from(plain), 2)
+            }
+            _ => {
+                units.extend_from_slice(c.encode_utf16(&mut [0; 2]));
+                rest = rest.get(c.len_utf8()..).unwrap_or_default();
+                continue;
+            }
+        };
+        units.push(unit);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Cow::Owned(String::from_utf16_lossy(&units))
 }
 
 #[cfg(test)]
@@ -117,11 +166,13 @@ mod tests {
             (r#"{"a":"x","b":[1.50,"y"]}"#, Some(r#"{"a":"?","b":[1.50,"y"]}"#)),
             (r#"{ "x" : { "y" : "\u0078\n" } }"#, Some(r#"{ "?" : { "y" : "?\n" } }"#)),
             (r#"{"a":"\"x\\","b":"x"}"#, Some(r#"{"a":"\"?\\","b":"?"}"#)),
-            (r#"["\ud800x"]"#, Some(r#"["\\ud800?"]"#)),
+            (r#"["\ud800 \u0078\n\"x"]"#, Some("[\"\u{fffd} ?\\n\\\"?\"]")),
             (r#"{"model":"x","messages":[{"model":"x"}]}"#, Some(r#"{"model":"x","messages":[{"model":"?"}]}"#)),
             (r#"{"model":{"y":"x"},"a":"x"}"#, Some(r#"{"model":{"y":"x"},"a":"?"}"#)),
             (r#""x""#, Some(r#""?""#)),
             (r#"{"a":"é","n":12345678901234567890}"#, None),
+            (r#"{"arguments":"{\"a\":\"\\nx\"}"}"#, Some(r#"{"arguments":"{\"a\":\"\\n?\"}"}"#)),
+            (r#"{"a":"{\"model\":\"x\"}"}"#, Some(r#"{"a":"{\"model\":\"?\"}"}"#)),
             ("7", None),
         ] {
             assert_eq!(without_x(text).as_deref(), expected, "{text}");

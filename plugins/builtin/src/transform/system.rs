@@ -286,7 +286,21 @@ mod tests {
                 r#"{"messages":[{"role":"system","content":7}]}"#,
                 "`content` is a number; expected a string, or a list of blocks",
             ),
-            (Messages, r#"{"messages":[],"messages":[]}"#, "the name `messages` stands twice in one object"),
+            (
+                Messages,
+                r#"{"messages":[],"messages":[]}"#,
+                "the name `messages` stands twice in one object, or in other letters",
+            ),
+            (
+                SystemPlace::SystemOrPrompt,
+                r#"{"prompt":"x","Raw":true}"#,
+                "the name `raw` stands twice in one object, or in other letters",
+            ),
+            (
+                Messages,
+                r#"{"messages":[{"role":"system","content":"x","Content":"y"}]}"#,
+                "the name `content` stands twice in one object, or in other letters",
+            ),
             (System, r#"{"system":{}}"#, "`system` is an object; expected a string, or a list of blocks"),
             (Instructions, r#"{"instructions":[]}"#, "`instructions` is a list; expected a string"),
             (Prompt, r#"{"prompt":[1,2]}"#, "`prompt` is a list of tokens; expected a string, or a list of strings"),
