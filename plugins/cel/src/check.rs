@@ -1,5 +1,5 @@
 //! Static check of an expression: unknown names and operations that do not fit their types are reported with their position,
-//! and loops whose cost would grow faster than the request are refused.
+//! and loops whose cost would grow faster than the request are refused. What is accepted is counted when it is evaluated (`meter.rs`).
 
 use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
@@ -47,6 +47,19 @@ fn root(expr: &IdedExpr) -> Option<&str> {
     }
 }
 
+/// Root of a name that is read without computing anything: `a`, `a.b` and `a['b']`.
+fn path_root(expr: &IdedExpr) -> Option<&str> {
+    match &expr.expr {
+        Expr::Ident(name) => Some(name),
+        Expr::Select(select) => path_root(&select.operand),
+        Expr::Call(call) if call.func_name == "_[_]" => match call.args.as_slice() {
+            [of, key] => matches!(key.expr, Expr::Literal(_)).then(|| path_root(of)).flatten(),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 fn literal(expr: &IdedExpr) -> Option<&str> {
     match &expr.expr {
         Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
@@ -56,14 +69,26 @@ fn literal(expr: &IdedExpr) -> Option<&str> {
 
 /// Checks an expression and returns the type of its value.
 pub(crate) fn check(expr: &IdedExpr, scope: Scope) -> Result<(Type, Found), Mistake> {
-    let mut checker = Checker { scope, variables: Vec::new(), found: Found::default() };
+    let mut checker = Checker { scope, variables: Vec::new(), depth: 0, reads_little: false, found: Found::default() };
     let kind = checker.kind(expr)?;
     Ok((kind, checker.found))
 }
 
+/// Variable of a loop.
+struct Variable<'e> {
+    name: &'e str,
+    kind: Type,
+    /// Number of loops around its uses, its own one included.
+    depth: usize,
+}
+
 struct Checker<'e> {
     scope: Scope,
-    variables: Vec<(&'e str, Type)>,
+    variables: Vec<Variable<'e>>,
+    /// Number of loops around the expression.
+    depth: usize,
+    /// True if what is done with the value of the expression takes no longer than what it is done with is long.
+    reads_little: bool,
     found: Found,
 }
 
@@ -116,8 +141,29 @@ impl<'e> Checker<'e> {
         Ok(())
     }
 
-    fn variable(&self, name: &str) -> Option<Type> {
-        self.variables.iter().rev().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+    fn variable(&self, name: &str) -> Option<&Variable<'e>> {
+        self.variables.iter().rev().find(|known| known.name == name)
+    }
+
+    /// True if the expression is a part of a variable of a loop around the innermost one.
+    fn is_outer(&self, expr: &IdedExpr) -> bool {
+        path_root(expr).and_then(|name| self.variable(name)).is_some_and(|variable| variable.depth < self.depth)
+    }
+
+    /// Type of an operand at `index` of an operator. A variable of an outer loop may be compared, or decide, in an inner one: that costs no
+    /// more than what the inner one goes over. Other operations would read all of it in every turn.
+    fn operand(&mut self, call: &'e CallExpr, index: usize, part: &'e IdedExpr) -> Result<Type, Mistake> {
+        let little = match call.func_name.as_str() {
+            "_&&_" | "_||_" | "!_" | "@not_strictly_false" => true,
+            "_?_:_" => index == 0,
+            "_[_]" => self.reads_little && index == 0,
+            "_==_" | "_!=_" | "_<_" | "_<=_" | "_>_" | "_>=_" => !call.args.iter().all(|part| self.is_outer(part)),
+            _ => false,
+        };
+        let before = std::mem::replace(&mut self.reads_little, little && path_root(part).is_some());
+        let kind = self.kind(part);
+        self.reads_little = before;
+        kind
     }
 
     fn read(&mut self, name: &Name) -> Type {
@@ -144,8 +190,17 @@ impl<'e> Checker<'e> {
     }
 
     fn ident(&mut self, at: &'e IdedExpr, name: &str) -> Result<Type, Mistake> {
-        if let Some(kind) = self.variable(name) {
-            return Ok(kind);
+        if let Some(variable) = self.variable(name) {
+            if variable.depth < self.depth && !self.reads_little {
+                return mistake(
+                    at,
+                    format!(
+                        "`{name}` of the outer loop is read in every turn of the inner one, whose cost would grow with the square of the \
+                         request; expected it to be compared with a part of the variable of the inner loop"
+                    ),
+                );
+            }
+            return Ok(variable.kind);
         }
         if TYPES.contains(&name) {
             return Ok(Type::Type);
@@ -251,8 +306,8 @@ impl<'e> Checker<'e> {
             }
         }
         let mut kinds = Vec::with_capacity(call.args.len() + 1);
-        for part in call.target.iter().map(AsRef::as_ref).chain(&call.args) {
-            kinds.push(self.kind(part)?);
+        for (index, part) in call.target.iter().map(AsRef::as_ref).chain(&call.args).enumerate() {
+            kinds.push(self.operand(call, index, part)?);
         }
         match result(name, &kinds) {
             Some(kind) => Ok(kind),
@@ -266,12 +321,12 @@ impl<'e> Checker<'e> {
     }
 
     fn comprehension(&mut self, at: &'e IdedExpr, c: &'e ComprehensionExpr) -> Result<Type, Mistake> {
-        let is_inner = !self.variables.is_empty();
-        if is_inner && root(&c.iter_range).is_none_or(|name| self.variable(name).is_none()) {
+        let is_own = |variable: &Variable<'_>| variable.depth == self.depth;
+        if self.depth > 0 && root(&c.iter_range).and_then(|name| self.variable(name)).is_none_or(|of| !is_own(of)) {
             return mistake(
                 at,
                 "a loop inside a loop, whose cost would grow with the square of the request; expected it to go over \
-                 the variable of the outer loop"
+                 the variable of the loop around it"
                     .to_owned(),
             );
         }
@@ -283,15 +338,19 @@ impl<'e> Checker<'e> {
         };
         let accumulated = self.kind(&c.accu_init)?;
         let before = self.variables.len();
+        self.depth += 1;
+        let depth = self.depth;
+        let variable = |name, kind| Variable { name, kind, depth };
         // A second variable is an index or a value; the first is then a key or an index.
         let first = if c.iter_var2.is_some() { Type::Any } else { element };
-        self.variables.push((&c.iter_var, first));
-        self.variables.extend(c.iter_var2.as_deref().map(|name| (name, Type::Any)));
-        self.variables.push((&c.accu_var, accumulated));
+        self.variables.push(variable(&c.iter_var, first));
+        self.variables.extend(c.iter_var2.as_deref().map(|name| variable(name, Type::Any)));
+        self.variables.push(variable(&c.accu_var, accumulated));
         self.kind(&c.loop_cond)?;
         self.kind(&c.loop_step)?;
         let result = self.kind(&c.result)?;
         self.variables.truncate(before);
+        self.depth -= 1;
         Ok(result)
     }
 }

@@ -1,7 +1,10 @@
 //! CEL (Common Expression Language) over a request. An expression is compiled and checked with the configuration,
-//! then evaluated for each request in time linear in the size of the request. Owns the language's names ([`NAMES`]) and its bounds; callers decide what follows from a value.
+//! then evaluated for each request within a bound of steps. Owns the language's names ([`NAMES`]) and its bounds; callers decide what
+//! follows from a value.
 
 mod check;
+mod facts;
+mod meter;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -11,11 +14,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use cel::extractors::This;
-use cel::{Context, Env, ExecutionError, Program, Value};
+use cel::common::types::{CelBool, CelInt, CelString, CelUInt};
+use cel::common::value::{CowVal, Val};
+use cel::{Context, Env, ExecutionError, FunctionContext, IdedExpr, Program, Value};
 use http::HeaderName;
 use regex::Regex;
 
+use facts::Facts;
 pub use schema::{Asked, Fact, NAMES, Name, Type};
 pub use values::Seen;
 
@@ -23,6 +28,9 @@ pub use values::Seen;
 pub const MAX_EXPRESSION: usize = 4096;
 /// Longest body that an expression can read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
+/// Most steps of the loops of an expression for one request. One is an operation on one element, or the reading of one value or 512 bytes
+/// of text that a loop reads in every turn. Enough for a condition of 8 parts over 25,000 elements.
+pub const MAX_STEPS: usize = 200_000;
 /// Most memory of one compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
@@ -49,6 +57,8 @@ pub enum Scope {
 /// A compiled expression.
 pub struct Expression {
     program: Program,
+    /// The program's expression with its loops counted; `None` if there is nothing to count.
+    metered: Option<IdedExpr>,
     patterns: Arc<HashMap<String, Regex>>,
     asked: Asked,
     headers: Vec<HeaderName>,
@@ -75,7 +85,7 @@ impl Expression {
     pub fn condition(text: &str, scope: Scope) -> Result<Self, String> {
         let expression = Self::compile(text, scope)?;
         expression.must_be(|kind| kind == Type::Bool, "true or false")?;
-        expression.try_out(|value| matches!(value, Value::Bool(_)), "true or false")?;
+        expression.try_out(|value| value.downcast_ref::<CelBool>().is_some(), "true or false")?;
         Ok(expression)
     }
 
@@ -139,20 +149,28 @@ impl Expression {
             .map(|name| HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is not a header name")));
         let headers = headers.collect::<Result<Vec<_>, String>>()?;
         let (asked, all_headers) = (found.asked, found.all_headers);
-        Ok(Self { program, patterns: Arc::new(patterns), asked, headers, all_headers, kind })
+        let metered = meter::counted(program.expression());
+        Ok(Self { program, metered, patterns: Arc::new(patterns), asked, headers, all_headers, kind })
     }
 
     /// Evaluates the expression for sample requests with every kind of value, to find mistakes that always fail.
-    fn try_out(&self, fits: impl Fn(&Value) -> bool, wanted: &str) -> Result<(), String> {
-        values::with_samples(|sample| match self.run(sample) {
-            Ok(value) if fits(&value) => Ok(()),
-            Ok(value) => Err(format!("the value is {}; expected {wanted}", value.type_of())),
-            // A request may have what a sample lacks.
-            Err(ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_)) => Ok(()),
-            Err(ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_)) => Ok(()),
-            // Types of values from the body or a token are not known yet.
-            Err(_) if self.reads_open_types() => Ok(()),
-            Err(e) => Err(short(&e)),
+    fn try_out(&self, fits: impl Fn(&dyn Val) -> bool, wanted: &str) -> Result<(), String> {
+        values::with_samples(|sample| {
+            let tried = self.run(sample, |value| {
+                if fits(value) {
+                    return Ok(());
+                }
+                Err(format!("the value is {}; expected {wanted}", value.get_type().name()))
+            });
+            match tried {
+                Ok(judged) => judged,
+                // A request may have what a sample lacks.
+                Err(ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_)) => Ok(()),
+                Err(ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_)) => Ok(()),
+                // Types of values from the body or a token are not known yet.
+                Err(_) if self.reads_open_types() => Ok(()),
+                Err(e) => Err(short(&e)),
+            }
         })
     }
 
@@ -167,10 +185,13 @@ impl Expression {
 
     /// Evaluates a condition for a request.
     pub fn holds(&self, x: &Seen<'_>) -> Result<bool, EvaluationError> {
-        match self.evaluate(x)? {
-            Value::Bool(holds) => Ok(holds),
-            other => Err(EvaluationError::Failed(format!("the value is {}; expected true or false", other.type_of()))),
-        }
+        self.evaluate(x, |value| match value.downcast_ref::<CelBool>() {
+            Some(holds) => Ok(*holds.inner()),
+            None => {
+                let kind = value.get_type().name();
+                Err(EvaluationError::Failed(format!("the value is {kind}; expected true or false")))
+            }
+        })?
     }
 
     /// Value for a request as JSON, and the name of its type.
@@ -178,33 +199,68 @@ impl Expression {
     /// # Errors
     /// The request has no value for the expression.
     pub fn json(&self, x: &Seen<'_>) -> Result<(serde_json::Value, String), EvaluationError> {
-        let value = self.evaluate(x)?;
+        let value = self.evaluate(x, |value| Value::try_from(value))?.map_err(|e| failed(&e))?;
         Ok((values::to_json(&value), values::type_name(&value).to_owned()))
     }
 
     /// Value for a request as text; `None` if it has none that can be rendered.
     pub fn text(&self, x: &Seen<'_>) -> Option<String> {
-        self.evaluate(x).ok().as_ref().and_then(as_text)
+        self.evaluate(x, as_text).ok().flatten()
     }
 
-    fn evaluate(&self, x: &Seen<'_>) -> Result<Value, EvaluationError> {
-        self.run(x).map_err(|e| match e {
-            ExecutionError::NoSuchKey(_) => EvaluationError::Missing(short(&e)),
-            e => EvaluationError::Failed(short(&e)),
-        })
+    fn evaluate<T>(&self, x: &Seen<'_>, read: impl FnOnce(&dyn Val) -> T) -> Result<T, EvaluationError> {
+        self.run(x, read).map_err(|e| failed(&e))
     }
 
-    fn run(&self, x: &Seen<'_>) -> Result<Value, ExecutionError> {
+    fn run<T>(&self, x: &Seen<'_>, read: impl FnOnce(&dyn Val) -> T) -> Result<T, ExecutionError> {
+        let facts = Facts::new(x, self.asked, &self.headers, self.all_headers);
         let mut context = Context::with_env(environment());
-        values::bind(&mut context, x, self.asked, &self.headers, self.all_headers)?;
+        context.set_variable_resolver(&facts);
         if !self.patterns.is_empty() {
             let patterns = self.patterns.clone();
-            let matches = move |This(text): This<Arc<String>>, pattern: Arc<String>| {
-                patterns.get(pattern.as_str()).is_some_and(|pattern| pattern.is_match(&text))
-            };
+            let matches: Matches = Box::new(move |call| matches(&patterns, call));
             context.add_function("matches", matches).map_err(|e| ExecutionError::function_error("matches", e))?;
         }
-        self.program.execute(&context)
+        let expression = self.metered.as_ref().unwrap_or_else(|| self.program.expression());
+        let value = Value::resolve_val(expression, &context);
+        // Some operators put up with an error of one operand: whatever the value is, it was not computed to the end.
+        if facts.is_exhausted() {
+            return Err(ExecutionError::function_error("loop", format!("it takes more than {MAX_STEPS} steps")));
+        }
+        Ok(read(value?.as_ref()))
+    }
+}
+
+/// Function as the interpreter holds it.
+type Matches = Box<
+    dyn for<'context, 'call> Fn(
+            &mut FunctionContext<'context, 'call>,
+        ) -> Result<CowVal<'context, 'call>, ExecutionError>
+        + Send
+        + Sync,
+>;
+
+/// `text.matches(pattern)` and `matches(text, pattern)`.
+fn matches<'context, 'call>(
+    patterns: &HashMap<String, Regex>,
+    call: &FunctionContext<'context, 'call>,
+) -> Result<CowVal<'context, 'call>, ExecutionError> {
+    let mut operands = call.this.iter().chain(&call.args);
+    let mut text = || {
+        let operand = operands.next().ok_or_else(ExecutionError::missing_argument_or_target)?;
+        let unexpected =
+            || ExecutionError::UnexpectedType { got: operand.get_type().name().to_owned(), want: "string".to_owned() };
+        operand.downcast_ref::<CelString>().ok_or_else(unexpected)
+    };
+    let (text, pattern) = (text()?, text()?);
+    let found = patterns.get(pattern.inner()).is_some_and(|pattern| pattern.is_match(text.inner()));
+    Ok(CowVal::owned(CelBool::from(found)))
+}
+
+fn failed(e: &ExecutionError) -> EvaluationError {
+    match e {
+        ExecutionError::NoSuchKey(_) => EvaluationError::Missing(short(e)),
+        e => EvaluationError::Failed(short(e)),
     }
 }
 
@@ -213,13 +269,15 @@ fn position(line: impl fmt::Display + PartialOrd + From<u8>, column: impl fmt::D
     if line > 1.into() { format!("line {line}, column {column}: ") } else { format!("column {column}: ") }
 }
 
-fn as_text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.to_string()),
-        Value::Int(n) => Some(n.to_string()),
-        Value::UInt(n) => Some(n.to_string()),
-        Value::Bool(b) => Some(b.to_string()),
-        _ => None,
+fn as_text(value: &dyn Val) -> Option<String> {
+    if let Some(text) = value.downcast_ref::<CelString>() {
+        Some(text.inner().to_owned())
+    } else if let Some(n) = value.downcast_ref::<CelInt>() {
+        Some(n.inner().to_string())
+    } else if let Some(n) = value.downcast_ref::<CelUInt>() {
+        Some(n.inner().to_string())
+    } else {
+        value.downcast_ref::<CelBool>().map(|holds| holds.inner().to_string())
     }
 }
 

@@ -119,7 +119,7 @@ pub const NAMES: &[Name] = &[
     name(Fact::Headers, "request", "headers", Type::Map(&Type::String), Scope::Head, "a header that was not sent has no entry", "Headers by names in small letters; several of one name are joined by `, `."),
     name(Fact::ClientAddress, "request", "clientAddress", Type::String, Scope::Head, ALWAYS, "Address of the client."),
     name(Fact::Model, "request", "model", Type::String, Scope::All, "empty", "Model that the body names."),
-    name(Fact::Body, "request", "body", Type::Any, Scope::All, "an empty map without a body; no value where it is not JSON or longer than 1 MiB", "Body as JSON, decoded from its `Content-Encoding`, never a part of it."),
+    name(Fact::Body, "request", "body", Type::Any, Scope::All, "absent without a body, and where it is not JSON or longer than 1 MiB: `has(request.body)` is false, and reading it has no value", "Body as JSON, decoded from its `Content-Encoding`, never a part of it."),
     name(Fact::ConsumerName, "consumer", "name", Type::String, Scope::All, "empty", "Name of the consumer."),
     name(Fact::Tenant, "consumer", "tenant", Type::String, Scope::All, "empty", "Tenant of the consumer."),
     name(Fact::Scopes, "consumer", "scopes", Type::List(&Type::String), Scope::All, "empty", "Scopes of the token."),

@@ -75,9 +75,113 @@ fn what_is_missing_or_does_not_fit_has_no_value() {
     assert!(matches!(holds("request.headers['x-none'] == '1'", b"{}"), Err(EvaluationError::Missing(_))));
     assert!(matches!(holds("size(request.body.messages) > 1", b"{}"), Err(EvaluationError::Missing(_))));
     assert!(matches!(holds("size(request.body.messages) > 1", b"{\"messages\":7}"), Err(EvaluationError::Failed(_))));
-    assert!(matches!(holds("size(request.body) > 1", b"no json"), Err(EvaluationError::Failed(_))));
+    assert!(matches!(holds("request.body.n > 'a'", b"{\"n\":1}"), Err(EvaluationError::Failed(_))));
+}
+
+#[test]
+fn a_body_that_cannot_be_read_is_absent() {
     let long = format!("\"{}\"", "x".repeat(MAX_BODY));
-    assert!(matches!(holds("size(request.body) > 1", long.as_bytes()), Err(EvaluationError::Failed(_))));
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    for body in ["", "no json", "{\"cut\": \"sho", &long, &deep] {
+        let shown = &body[..body.len().min(20)];
+        for (text, expected) in [
+            ("has(request.body)", Some(false)),
+            ("'body' in request", Some(false)),
+            ("has(request.model) && has(request.headers) && has(tls.used)", Some(true)),
+            ("has(request.body) && request.body.n == 1", Some(false)),
+            ("!has(request.body) || request.body.n == 1", Some(true)),
+            ("size(request.body) >= 0", None),
+            ("has(request.body.n)", None),
+            ("request.body == {}", None),
+            ("request['body'] == {}", None),
+            ("[1].exists(n, has(request.body))", Some(false)),
+            ("[1].all(n, n == request.body)", None),
+        ] {
+            let found = holds(text, body.as_bytes());
+            match expected {
+                Some(expected) => assert_eq!(found, Ok(expected), "{text} of {shown}"),
+                None => assert!(matches!(found, Err(EvaluationError::Missing(_))), "{text} of {shown}: {found:?}"),
+            }
+        }
+    }
+    for body in ["{}", "null", "[]", "7"] {
+        assert_eq!(holds("has(request.body) && 'body' in request", body.as_bytes()), Ok(true), "{body}");
+    }
+}
+
+#[test]
+fn loops_end_after_a_bound_of_steps() {
+    let numbers = format!("[{}0]", "0,".repeat(MAX_BODY / 2 - 64));
+    let body = |list: &str, text: &str| format!("{{\"a\":{list},\"s\":\"{text}\"}}").into_bytes();
+    let many = body(&numbers, "");
+    let halves = body(&format!("[{}0]", "0,".repeat(2_000)), &"x".repeat(MAX_BODY / 2));
+    let nested = body(&format!("[[{}0]]", "0,".repeat(MAX_BODY / 4)), "");
+    for (text, body) in [
+        ("request.body.a.all(n, n == 0)", &many),
+        ("request.body.a.exists(n, n == 1)", &many),
+        ("request.body.a.exists(n, n.none == 1)", &many),
+        ("request.body.a.exists_one(n, n == 1)", &many),
+        ("size(request.body.a.map(n, n)) > 0", &many),
+        ("size(request.body.a.map(n, n == 0, n)) > 0", &many),
+        ("size(request.body.a.filter(n, n == 0)) > 0", &many),
+        ("request.body.a.exists(n, n == 1) || true", &many),
+        ("request.body.a.all(n, n in request.body.a)", &many),
+        ("request.body.a.all(n, !request.body.s.contains('y'))", &halves),
+        ("request.body.a.all(n, !request.body['s'].contains('y'))", &halves),
+        ("request.body.a.all(n, !request['body'].s.contains('y'))", &halves),
+        ("size(request.body.a.map(n, request.body.s)) > 0", &halves),
+        ("size(request.body.a.map(n, request.body)) > 0", &halves),
+        ("size(request.body.a.map(n, [request])) > 0", &halves),
+        ("request.body.a.all(n, request.body.s.matches('^x*$'))", &halves),
+        ("request.body.a.all(x, x.all(y, y == 0))", &nested),
+        ("size([request.body, request.body, request.body]) > 0", &many),
+        ("size(request.body.a + request.body.a) > 0", &many),
+    ] {
+        let began = std::time::Instant::now();
+        let found = holds(text, body);
+        let Err(EvaluationError::Failed(why)) = &found else { panic!("{text}: {found:?}") };
+        assert!(why.contains("200000 steps"), "{text}: {why}");
+        // Without a bound most of them cost the square of the body. The limit is far above what the bound allows.
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "{text}");
+    }
+    assert_eq!(holds("size(request.body.a) > 500000 && request.body.a[7] == 0", &many), Ok(true));
+    assert_eq!(holds("request.body.a.all(n, n == 0 && size(request.headers) == 2)", &halves), Ok(true));
+    assert_eq!(holds("!request.body.s.contains('y') && request.body.s.matches('^x*$')", &halves), Ok(true));
+}
+
+#[test]
+fn counted_loops_mean_what_loops_mean() {
+    let body = br#"{"a":[1,2,3],"b":[{"n":1,"l":[1,2]},{"n":5,"l":[]}],"m":{"k":"v","w":"v"},"s":"1"}"#;
+    for (text, expected) in [
+        ("request.body.a.all(n, n > 0)", true),
+        ("request.body.a.all(n, n > 1)", false),
+        ("request.body.a.exists(n, n == 3)", true),
+        ("request.body.a.exists_one(n, n > 2)", true),
+        ("request.body.a.exists_one(n, n > 1)", false),
+        ("request.body.a.map(n, n * 2) == [2, 4, 6]", true),
+        ("request.body.a.map(n, n > 1, n * 2) == [4, 6]", true),
+        ("request.body.a.filter(n, n != 2) == [1, 3]", true),
+        ("request.body.a.filter(n, n > 9) == []", true),
+        ("request.body.b.all(b, b.l.all(n, n <= b.n + 0 || true))", true),
+        ("request.body.b.exists(b, b.l.exists(n, n == b.n))", true),
+        ("request.body.b.exists(b, has(b.n) && b.l.all(n, b.n > n))", true),
+        ("request.body.m.all(k, request.body.m[k] == 'v')", true),
+        ("request.body.a.exists(request, request == 3)", true),
+        ("request.body.a.map(body, body + 1).exists(n, n == 4)", true),
+        ("request.body.a.all(n, n in request.body.a && request.body.s == '1')", true),
+        ("request.body.a.exists(n, request.body.none == n || n == 3)", true),
+        ("request.body.a.all(n, has(request.body) && has(request.body.s) && !has(request.body.t))", true),
+        ("consumer.scopes.all(s, claims.org.id == 7 && s == 'chat.write' && tls.used)", true),
+        ("[request.body.s, request.method] == ['1', 'POST']", true),
+        ("{'a': request.body.a}.a == [1, 2, 3]", true),
+        ("request.body.a + [4] == [1, 2, 3, 4] && request.body.s + 'a' == '1a'", true),
+    ] {
+        match Expression::condition(text, Scope::All) {
+            Ok(_) => assert_eq!(holds(text, body), Ok(expected), "{text}"),
+            // The one that computes with a variable of the outer loop.
+            Err(e) => assert!(text.contains("b.n + 0") && e.contains("compared"), "{text}: {e}"),
+        }
+    }
 }
 
 #[test]
@@ -102,6 +206,11 @@ fn mistakes_are_told_before_a_request_comes() {
         ("request.path.matches(request.query)", "expected a string in quotes"),
         ("request.path.matches('(')", "not a regular expression"),
         ("request.body.a.exists(x, request.body.a.exists(y, x == y))", "square"),
+        ("request.body.a.all(x, x.all(y, x.all(z, z == y)))", "square"),
+        ("request.body.a.all(x, x.l.all(y, x.s.contains(y)))", "column 34: `x` of the outer loop"),
+        ("request.body.a.all(x, x.l.all(y, y in x.l))", "`x` of the outer loop"),
+        ("request.body.a.all(x, x.l.all(y, x.l == x.m))", "`x` of the outer loop"),
+        ("size(request.body.a.map(x, x.l.map(y, x))) > 0", "`x` of the outer loop"),
     ] {
         let error = Expression::condition(text, Scope::All).err().unwrap_or_else(|| panic!("{text} compiles"));
         assert!(error.contains(part), "{text}: {error}");
