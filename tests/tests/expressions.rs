@@ -49,6 +49,23 @@ fn an_expression_has_the_value_and_type_of_the_request_in_the_file() {
         assert_eq!(ended, Some(code), "{arguments:?}: {said}");
         assert!(if code == 0 { said == says } else { said.contains(says) }, "{arguments:?}: {said}");
     }
+    let form = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--b--\r\n";
+    write(
+        "form.http",
+        &format!(
+            "POST /v1/audio/transcriptions HTTP/1.1\r\ncontent-type: multipart/form-data; boundary=b\r\n\r\n{form}"
+        ),
+    );
+    write("path.http", "POST /v2/models/resnet/infer HTTP/1.1\nhost: a\n\n{\"inputs\": []}");
+    write("twice.http", "POST /v1/chat/completions HTTP/1.1\nhost: a\n\n{\"model\": \"a\", \"model\": \"b\"}");
+    for (file, code, says) in [
+        ("form", 0, "\"whisper\" (string)\n"),
+        ("path", 0, "\"resnet\" (string)\n"),
+        ("twice", 2, "twice.http: the gateway refuses this request: "),
+    ] {
+        let (ended, said) = eval(folder.path(), &["request.model", "--request", &format!("{file}.http")]);
+        assert!(ended == Some(code) && said.contains(says), "{file}: {ended:?} {said}");
+    }
     write("packed.http", &CHAT.replace("x-team: blue", "content-encoding: gzip"));
     write("open.http", "GET / HTTP/1.1\nhost: a");
     write("dots.http", "GET /a/%2e%2e/b HTTP/1.1\nhost: a\n\n");

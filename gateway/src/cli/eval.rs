@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use serde::Deserialize;
-use spillway_cel::{Expression, Scope, Seen};
+use spillway_cel::{Expression, Fact, Scope, Seen};
 use spillway_config::path;
-use spillway_filter::{Caller, Fields};
+use spillway_filter::{Caller, Fields, Refusal};
 
 use super::{FAILED, WRONG, fail};
+use crate::protocol::{self, ModelPlace, ResolvedOperation};
 
 /// Most header fields of a request.
 const MAX_FIELDS: usize = 256;
@@ -104,7 +105,10 @@ fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
         Some(file) => (file.display().to_string(), read(file)?),
         None => (String::new(), PLAIN.to_vec()),
     };
-    let request = parse(&bytes).map_err(|reason| EvalError::Content { file, reason })?;
+    let mut request = parse(&bytes).map_err(|reason| EvalError::Content { file: file.clone(), reason })?;
+    if expression.asked().reads(Fact::Model) {
+        request.model = model(&request).map_err(|reason| EvalError::Content { file, reason })?;
+    }
     let consumer = arguments.consumer.as_deref().map(consumer).transpose()?;
     let caller = consumer.as_ref().map(|known| Caller {
         consumer: &known.name,
@@ -173,13 +177,41 @@ fn parse(bytes: &[u8]) -> Result<Request, String> {
         );
     }
     let path = path::normal(target.path()).map_err(|e| format!("the path `{}`: {e}", target.path()))?;
-    let named = serde_json::from_slice::<serde_json::Value>(&body).ok();
     Ok(Request {
         method: head.method.unwrap_or_default().to_owned(),
         path: path::key(&path).into_owned(),
         query: target.query().unwrap_or_default().to_owned(),
         headers,
         body,
-        model: named.and_then(|body| Some(body.get("model")?.as_str()?.to_owned())),
+        model: None,
     })
+}
+
+/// Model that a request names where the gateway reads it: in the path of an API, in a form, in the message of a gRPC call, or in JSON.
+/// What the gateway refuses because readers could find different models is an error.
+fn model(request: &Request) -> Result<Option<String>, String> {
+    let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| "the method is no token".to_owned())?;
+    let resolved = ResolvedOperation::of(&method, &request.path);
+    let refused = |refusal: Refusal| format!("the gateway refuses this request: {}", refusal.message);
+    let (body, dialect) = (request.body.as_slice(), resolved.dialect);
+    match resolved.model_place {
+        ModelPlace::Path => {
+            let named = resolved.api.model_in_path(&request.path).and_then(|at| request.path.get(at));
+            let bytes = |name: &str| path::decoded(name).into_iter().map(|(byte, _)| byte).collect::<Vec<u8>>();
+            Ok(named.map(|name| String::from_utf8_lossy(&bytes(name)).into_owned()))
+        }
+        ModelPlace::Message => Ok(resolved.api.model_in_message(body).map_err(refused)?.map(|named| named.name)),
+        ModelPlace::Body => {
+            let content_type = request.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+            if !resolved.must_be_json && protocol::is_form(content_type) {
+                return Ok(protocol::form_model(content_type, body).map_err(refused)?.map(|(name, _)| name));
+            }
+            let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
+            if body.is_empty() || !(says_json || resolved.must_be_json || protocol::looks_like_json(body)) {
+                return Ok(None);
+            }
+            let named = protocol::peek(body, true).map_err(refused)?.model;
+            Ok(named.map(|name| dialect.bare_model(&name).to_owned()))
+        }
+    }
 }
