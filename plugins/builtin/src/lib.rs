@@ -10,6 +10,7 @@ mod external_authorization;
 mod guard;
 mod headers;
 mod json_edit;
+mod methods;
 mod mirror;
 mod public_location;
 mod rate_limit;
@@ -27,6 +28,7 @@ pub fn registry() -> Registry {
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
     registry.add(transform::factory()).add(guard::factory()).add(cache::factory());
+    registry.add(transform::factory()).add(methods::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

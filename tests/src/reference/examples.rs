@@ -93,6 +93,17 @@ routes:
           - responseHeaders: {set: {x-served-by: \"{backend}\"}}
 ";
 
+/// Methods that callers may use.
+const METHODS: &str = "routes:
+  - name: mcp
+    filters:
+      - methods:
+          jsonRpc:
+            allow: [initialize, \"notifications/*\", tools/list, tools/call]
+            tools: [search, \"read_*\"] # of `tools/call`
+    backendRefs: [{name: tools}]
+";
+
 const EXAMPLES: &[Example] = &[
     Example { path: "admin.oidc", yaml: LOGIN },
     Example { path: "admin.oidc.allow[]", yaml: LOGIN },
@@ -115,6 +126,8 @@ const EXAMPLES: &[Example] = &[
     },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
+    Example { path: "routes[].filters[].methods", yaml: METHODS },
+    Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.request", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.response", yaml: TRANSFORM },
