@@ -2,14 +2,18 @@
 //! other are judged together. At the end, what was reserved is settled by what was used.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Flow, Refusal, RequestView};
-use std::sync::Arc;
+use tokio::time::sleep_until;
 
 use super::access::{is_open_to, refused_by_targets, refused_operation};
+use super::answers::too_late;
 use super::{changing, rewritten};
+use crate::clock;
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
@@ -295,6 +299,7 @@ async fn run(
             Flow::Refuse(refusal) => Some(refusal),
             Flow::Wait(waiting) => {
                 let waited = waiting.await;
+                hold_up(waited.delay, session, exchange).await?;
                 if let Some(reason) = &waited.failure
                     && let Some(route) = &exchange.route
                 {
@@ -331,6 +336,22 @@ async fn run(
         }
     }
     take(&mut rules, limits, session, exchange).await
+}
+
+/// Holds a request up for a filter, until its deadline at most and while its client stays.
+async fn hold_up(delay: Duration, session: &mut ClientSession, exchange: &Exchange) -> Result<(), End> {
+    if delay.is_zero() {
+        return Ok(());
+    }
+    let end = clock::now() + delay;
+    let deadline = exchange.route.as_ref().map(|route| (route, exchange.deadline(route)));
+    let late = deadline.filter(|(_, deadline)| *deadline < end);
+    tokio::select! {
+        biased;
+        () = sleep_until(late.map_or(end, |(_, deadline)| deadline)) => {}
+        _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+    }
+    late.map_or(Ok(()), |(route, _)| Err(too_late(route, exchange)))
 }
 
 /// Takes from rules, all together, and forgets them.

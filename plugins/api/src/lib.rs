@@ -64,6 +64,9 @@ pub type Waiting = Pin<Box<dyn Future<Output = Waited> + Send>>;
 /// Result of a wait.
 #[derive(Debug, Default)]
 pub struct Waited {
+    /// Further delay before the result takes effect. The gateway keeps the time, until the deadline of the request and while its
+    /// client stays.
+    pub delay: std::time::Duration,
     /// Refusal that ends the request.
     pub refusal: Option<Box<Refusal>>,
     /// Answer that ends the request, in place of an error of the gateway's own.

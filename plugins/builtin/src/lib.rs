@@ -8,6 +8,7 @@ mod client_address;
 mod cors;
 mod external_authorization;
 mod guard;
+mod fault;
 mod headers;
 mod json_edit;
 mod methods;
@@ -29,6 +30,7 @@ pub fn registry() -> Registry {
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
     registry.add(transform::factory()).add(guard::factory()).add(cache::factory());
     registry.add(transform::factory()).add(methods::factory());
+    registry.add(transform::factory()).add(methods::factory()).add(fault::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

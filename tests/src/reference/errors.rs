@@ -117,6 +117,11 @@ const ROWS: &[Row] = &[
     ),
     ("engine_stopped", "The built-in model is being stopped, by an edit or with the process.", "Try again."),
     (
+        "fault_injected",
+        "The filter `fault` of the route fails a share of the requests on purpose, as a [test](../how-to/faults.md).",
+        "Try again. Operators: remove the filter when the test is over.",
+    ),
+    (
         "filter_failed",
         "A filter of the route has changed the body of the request to one that cannot be sent: it names another model, or none reads it.",
         "Operators: the log names the filter and why (`filter_failed`).",
@@ -454,6 +459,7 @@ const ROWS: &[Row] = &[
 
 /// Codes whose status is not one of the sources: the statuses, and what decides.
 const DEPENDS: &[(&str, &[u16], &str)] = &[
+    ("fault_injected", &[503], "`abort` of the filter decides."),
     ("invalid_credentials", &[401], ""),
     ("not_found", &[404], ""),
     ("overloaded", &[429, 503], "`whenSaturated.reject.status` decides; a built-in model without room is 429."),

@@ -93,6 +93,16 @@ routes:
           - responseHeaders: {set: {x-served-by: \"{backend}\"}}
 ";
 
+";
+
+/// A test of what callers do when requests fail.
+const FAULT: &str = "routes:
+  - name: chat
+    filters:
+      - fault: {when: \"request.headers['x-team'] == 'red'\", percent: 5, delay: 2s, abort: 503}
+    backendRefs: [{name: chat}]
+";
+
 /// Methods that callers may use.
 const METHODS: &str = "routes:
   - name: mcp
@@ -126,6 +136,7 @@ const EXAMPLES: &[Example] = &[
     },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
+    Example { path: "routes[].filters[].fault", yaml: FAULT },
     Example { path: "routes[].filters[].methods", yaml: METHODS },
     Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },
