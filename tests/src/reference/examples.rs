@@ -111,7 +111,7 @@ const METHODS: &str = "routes:
           jsonRpc:
             allow: [initialize, \"notifications/*\", tools/list, tools/call]
             tools: [search, \"read_*\"] # of `tools/call`
-    backendRefs: [{name: tools}]
+    backendRefs: [{name: chat}]
 ";
 
 const EXAMPLES: &[Example] = &[
