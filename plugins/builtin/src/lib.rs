@@ -7,8 +7,8 @@ mod cache;
 mod client_address;
 mod cors;
 mod external_authorization;
-mod guard;
 mod fault;
+mod guard;
 mod headers;
 mod json_edit;
 mod methods;
@@ -29,8 +29,7 @@ pub fn registry() -> Registry {
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
     registry.add(transform::factory()).add(guard::factory()).add(cache::factory());
-    registry.add(transform::factory()).add(methods::factory());
-    registry.add(transform::factory()).add(methods::factory()).add(fault::factory());
+    registry.add(methods::factory()).add(fault::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry

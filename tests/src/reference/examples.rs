@@ -93,8 +93,6 @@ routes:
           - responseHeaders: {set: {x-served-by: \"{backend}\"}}
 ";
 
-";
-
 /// A test of what callers do when requests fail.
 const FAULT: &str = "routes:
   - name: chat
