@@ -221,8 +221,7 @@ fn find_cards(text: &str, found: &mut Vec<Range<usize>>) {
 fn card_from(bytes: &[u8], start: usize) -> Option<usize> {
     let mut digits = [0_u32; *CARD.end()];
     let (mut count, mut at, mut end) = (0, start, None);
-    loop {
-        let Some(digit) = bytes.get(at).filter(|byte| byte.is_ascii_digit()) else { break };
+    while let Some(digit) = bytes.get(at).filter(|byte| byte.is_ascii_digit()) {
         *digits.get_mut(count)? = u32::from(digit - b'0');
         count += 1;
         at += 1;
