@@ -188,7 +188,7 @@ fn parse(bytes: &[u8]) -> Result<Request, String> {
 }
 
 /// Model that a request names where the gateway reads it: in the path of an API, in a form, in the message of a gRPC call, or in JSON.
-/// What the gateway refuses because readers could find different models is an error.
+/// A request that the gateway refuses, because readers could find different models in it, is an error.
 fn model(request: &Request) -> Result<Option<String>, String> {
     let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| "the method is no token".to_owned())?;
     let resolved = ResolvedOperation::of(&method, &request.path);

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use spillway_config::ModelPattern;
 use spillway_config::schema::{HashOn, PolicyName};
 
-use super::route::NamedFilter;
+use super::named_filter::NamedFilter;
 use crate::balancing::{Balancer, ServedModels};
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;

@@ -3,12 +3,12 @@
 
 mod backend;
 mod feedback;
+mod named_filter;
 mod route;
 mod spill_rule;
 
 pub use backend::{Backend, Target, TargetKind};
 pub use feedback::FeedbackPlan;
-pub use route::{
-    Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout, ShadowPlan,
-};
+pub use named_filter::NamedFilter;
+pub use route::{Answerers, Fallback, HedgePlan, ListedModel, MirrorPlan, RetryPlan, Route, RouteRollout, ShadowPlan};
 pub use spill_rule::SpillRule;

@@ -11,10 +11,10 @@ use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
 use super::backend::{Backend, Target, TargetKind};
+use super::named_filter::NamedFilter;
 use super::spill_rule::SpillRule;
 use crate::builtin::LoadedModel;
 use crate::feedback::RouteLabels;
-use crate::limits::Rules;
 use crate::protocol::{Dialect, ModelCard, PROBLEM};
 use crate::quality::{Contents, Sampling};
 use crate::queueing::Queue;
@@ -159,18 +159,6 @@ impl ListedModel {
     pub fn card(&self) -> ModelCard<'_> {
         ModelCard { id: &self.id, created: self.created }
     }
-}
-
-/// Filter with its name in the configuration.
-pub struct NamedFilter {
-    /// Name in metrics and spans.
-    pub name: String,
-    /// Compiled filter.
-    pub filter: Arc<dyn Filter>,
-    /// Rules of its limits that are judged here, before the filter itself is asked.
-    pub rules: Rules,
-    /// True where the hooks are called: in one list at most. A filter may have rules in the other list too.
-    pub acts: bool,
 }
 
 /// Fallback where no target answers a request: another backend or a built-in model, else a refusal.

@@ -217,7 +217,7 @@ fn offset(text: &str, part: &str) -> Range<usize> {
     start..start + part.len()
 }
 
-/// What a scan of an object or list has found, as positions in its text.
+/// Result of a scan of an object or list, as positions in its text.
 struct Entries {
     /// Value of the entry.
     found: Option<Range<usize>>,

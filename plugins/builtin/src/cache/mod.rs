@@ -185,7 +185,7 @@ struct Caching {
     max_entry: usize,
 }
 
-/// What a caller says of answers that are kept (RFC 9111, 5.2.1).
+/// Wishes of a caller about answers that are kept (RFC 9111, 5.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wishes {
     /// An answer that is kept will do.

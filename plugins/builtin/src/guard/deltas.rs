@@ -23,7 +23,7 @@ pub(super) struct Delta {
 pub(super) enum Ended {
     /// None.
     Nothing,
-    /// Those of one group.
+    /// Texts of one group.
     Group(String),
     /// All.
     All,

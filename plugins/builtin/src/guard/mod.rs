@@ -56,7 +56,7 @@ const MAX_TEMPLATE: usize = 16 << 10;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Guard {
-    /// What is looked for, at most 64.
+    /// Patterns to look for, at most 64.
     patterns: Vec<WrittenPattern>,
     /// Where: in `prompt`s, in `answer`s, or in both. What is masked in prompts comes back in answers either way.
     #[serde(default = "both")]
@@ -85,7 +85,7 @@ enum Side {
     Answer,
 }
 
-/// What is looked for.
+/// Pattern to look for.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenPattern {
@@ -98,7 +98,7 @@ struct WrittenPattern {
     /// Regular expression in the syntax of RE2 (the crate `regex`), in place of `kind`. It must not find the empty text.
     #[serde(default)]
     regex: Option<String>,
-    /// What is done about it.
+    /// Treatment of what it finds.
     #[serde(default)]
     action: Action,
 }
@@ -137,11 +137,11 @@ impl WrittenKind {
     }
 }
 
-/// What is done about a thing that was found.
+/// Treatment of a thing that was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum Action {
-    /// It is replaced by the name of the pattern in brackets.
+    /// The name of the pattern stands in its place, in brackets.
     #[default]
     Redact,
     /// In a prompt it is replaced by a name, such as `[card-1]`; where the answer has the name, the caller reads the thing

@@ -1,4 +1,4 @@
-//! What a guard finds in a text and does about it: whole texts, and texts that come in parts.
+//! Search of a guard in texts, whole or in parts, and what stands in the place of what it finds.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,7 +14,7 @@ pub(super) struct Pattern {
     pub(super) name: String,
     /// Finds it.
     pub(super) detector: Detector,
-    /// What is done about it.
+    /// Treatment of what it finds.
     pub(super) action: Action,
 }
 
@@ -199,7 +199,7 @@ impl Patterns {
 pub(super) struct Flowing {
     /// End of what has passed, as the model wrote it: what is looked for may begin in it.
     passed: String,
-    /// What is held back.
+    /// Text that is held back.
     held: String,
 }
 

@@ -43,9 +43,9 @@ pub(super) enum SystemError {
     Form {
         /// Name of the member.
         member: &'static str,
-        /// What it is.
+        /// Form that it has.
         found: &'static str,
-        /// What it may be.
+        /// Forms that it may have.
         expected: &'static str,
     },
 }
