@@ -36,6 +36,11 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].matches[].when",
     "routes[].filters[].authorize",
     "routes[].filters[].cel.deny",
+    "routes[].filters[].fault.when",
+    "routes[].filters[].guard.patterns[].regex",
+    "routes[].filters[].transform.when",
+    "routes[].filters[].transform.request.prependSystem",
+    "routes[].filters[].transform.request.appendSystem",
     "routes[].filters[].externalAuthorization.url",
     "routes[].filters[].rateLimit.by.value",
     "routes[].filters[].requestHeaders.set{}",
@@ -157,6 +162,13 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].externalAuthorization.forwardHeaders[]",
     "routes[].filters[].externalAuthorization.copyToRequest[]",
     "routes[].filters[].externalAuthorization.copyToAnswer[]",
+    "routes[].filters[].guard.patterns[].name",
+    "routes[].filters[].methods.jsonRpc.allow[]",
+    "routes[].filters[].methods.jsonRpc.tools[]",
+    "routes[].filters[].transform.request.move{}",
+    "routes[].filters[].transform.request.remove[]",
+    "routes[].filters[].transform.response.move{}",
+    "routes[].filters[].transform.response.remove[]",
     "routes[].filters[].mirror.backend",
     "routes[].filters[].publicLocation.host",
     "routes[].filters[].publicLocation.internal[]",
@@ -722,10 +734,21 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
         "name": "answers",
         "matches": [{"path": {"prefix": "/answers"}}],
         "authentication": "none",
-        "filters": [{"respond": {
-            "headers": {"x-told": text(bed, "filters[].respond.headers{}")},
-            "body": text(bed, "filters[].respond.body"),
-        }}],
+        "filters": [
+            {"fault": {"when": format!("request.path == '{}'", text(bed, "filters[].fault.when")), "abort": 503}},
+            {"transform": {
+                "when": format!("request.path == '{}'", text(bed, "filters[].transform.when")),
+                "request": {
+                    "prependSystem": text(bed, "filters[].transform.request.prependSystem"),
+                    "appendSystem": text(bed, "filters[].transform.request.appendSystem"),
+                },
+            }},
+            {"guard": {"patterns": [{"name": "own", "regex": text(bed, "filters[].guard.patterns[].regex")}]}},
+            {"respond": {
+                "headers": {"x-told": text(bed, "filters[].respond.headers{}")},
+                "body": text(bed, "filters[].respond.body"),
+            }},
+        ],
     });
     (asked, answers)
 }
