@@ -54,9 +54,9 @@ pub(super) async fn local(session: &mut ClientSession, exchange: &mut Exchange, 
     for (name, value) in answer.headers {
         let _ = head.append_header(name, value);
     }
-    match send_made(session, exchange, head, answer.body).await {
+    match Box::pin(send_made(session, exchange, head, answer.body)).await {
         Ok(()) => AfterRequest::Keep,
-        Err(End::Refuse(refusal)) => refuse(session, exchange, &refusal).await,
+        Err(End::Refuse(refusal)) => Box::pin(refuse(session, exchange, &refusal)).await,
         Err(_) => {
             exchange.outcome.client_gone = true;
             AfterRequest::Close
@@ -77,7 +77,8 @@ pub(super) async fn send_made(
             // What reads a large answer must not hold up the other requests of this thread.
             let off_loop = exchange.off_loop.clone();
             let is_spilled = exchange.outcome.spilled.is_some();
-            let changed = off_loop.run(body.len(), || rewriting.change(&mut head, is_spilled, body)).await.flatten();
+            let change = off_loop.run(body.len(), || rewriting.change(&mut head, is_spilled, body));
+            let changed = Box::pin(change).await.flatten();
             let is_worked_for = !matches!(exchange.outcome.served_by, ServedBy::Gateway);
             changed.inspect_err(|_| exchange.outcome.is_answer_unread = is_worked_for)?
         }

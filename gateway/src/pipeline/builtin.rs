@@ -242,7 +242,7 @@ pub(super) async fn write_frames(
     }
     let mut last = Bytes::new();
     if exchange.rewriting.is_some() {
-        let ended = exchange.end_rewriting().await.map_err(|refusal| {
+        let ended = Box::pin(exchange.end_rewriting()).await.map_err(|refusal| {
             exchange.outcome.is_answer_unread = true;
             End::Refuse(refusal)
         })?;

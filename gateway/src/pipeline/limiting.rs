@@ -289,7 +289,8 @@ async fn run(
                 None
             }
             Flow::Rewrite(rewrite) => {
-                changing::apply(*rewrite, &named.name, session, exchange).await?;
+                // Boxed, because few filters change bodies: the other requests need not hold this state.
+                Box::pin(changing::apply(*rewrite, &named.name, session, exchange)).await?;
                 None
             }
             Flow::Answer(answer) => {
@@ -299,7 +300,9 @@ async fn run(
             Flow::Refuse(refusal) => Some(refusal),
             Flow::Wait(waiting) => {
                 let waited = waiting.await;
-                hold_up(waited.delay, session, exchange).await?;
+                if !waited.delay.is_zero() {
+                    Box::pin(hold_up(waited.delay, session, exchange)).await?;
+                }
                 if let Some(reason) = &waited.failure
                     && let Some(route) = &exchange.route
                 {
@@ -321,7 +324,7 @@ async fn run(
                         exchange.observers.add(&named.name, observer);
                     }
                     if !waited.rewrite.is_empty() {
-                        changing::apply(waited.rewrite, &named.name, session, exchange).await?;
+                        Box::pin(changing::apply(waited.rewrite, &named.name, session, exchange)).await?;
                     }
                 }
                 waited.refusal
@@ -340,9 +343,6 @@ async fn run(
 
 /// Holds a request up for a filter, until its deadline at most and while its client stays.
 async fn hold_up(delay: Duration, session: &mut ClientSession, exchange: &Exchange) -> Result<(), End> {
-    if delay.is_zero() {
-        return Ok(());
-    }
     let end = clock::now() + delay;
     let deadline = exchange.route.as_ref().map(|route| (route, exchange.deadline(route)));
     let late = deadline.filter(|(_, deadline)| *deadline < end);

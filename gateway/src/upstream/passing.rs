@@ -354,10 +354,27 @@ impl<'a> Conversation<'_, 'a> {
 
     /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
     async fn pass(&mut self, part: Bytes) -> Result<(), AttemptOutcome> {
-        self.write(part).await.map_err(|_| self.state.client_gone())?;
-        if self.exchange.rewriting.is_none() {
-            return Ok(());
+        // Boxed, because the answers of few routes are changed.
+        match self.exchange.rewriting {
+            None => self.write(part).await.map_err(|_| self.state.client_gone()),
+            Some(_) => Box::pin(self.pass_changed(part)).await,
         }
+    }
+
+    /// Writes a part as the filters change it.
+    async fn pass_changed(&mut self, part: Bytes) -> Result<(), AttemptOutcome> {
+        let mut rest = part;
+        loop {
+            while let Some(next) = slice(&mut rest) {
+                let changed = self.exchange.pass(next);
+                self.write_slices(changed).await.map_err(|_| self.state.client_gone())?;
+            }
+            match self.passing.unread.take_slice() {
+                Some(more) => rest = more,
+                None => break,
+            }
+        }
+        self.exchange.outcome.pause.end();
         if let Some(cut) = refused(self.exchange) {
             self.leave().await;
             return Err(Box::pin(self.break_off(cut)).await);
@@ -368,14 +385,21 @@ impl<'a> Conversation<'_, 'a> {
         Ok(())
     }
 
+    /// Writes a part that was changed and shown.
+    async fn write_slices(&mut self, mut part: Bytes) -> pingora::Result<()> {
+        while let Some(next) = slice(&mut part) {
+            let (session, mut server, limits) = self.sides();
+            deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
+        }
+        Ok(())
+    }
+
     async fn write(&mut self, mut part: Bytes) -> pingora::Result<()> {
         loop {
             while let Some(next) = slice(&mut part) {
-                let mut passed = self.exchange.pass(next);
-                while let Some(next) = slice(&mut passed) {
-                    let (session, mut server, limits) = self.sides();
-                    deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
-                }
+                self.exchange.show(&next);
+                let (session, mut server, limits) = self.sides();
+                deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await?;
             }
             match self.passing.unread.take_slice() {
                 Some(more) => part = more,
@@ -551,7 +575,8 @@ impl<'a> Conversation<'_, 'a> {
                 Err(outcome) => return outcome,
             }
         } else {
-            self.exchange.pass(last)
+            self.exchange.show(&last);
+            last
         };
         let (session, mut server, limits) = self.sides();
         let delivered = match trailers {
@@ -590,11 +615,7 @@ impl<'a> Conversation<'_, 'a> {
         let cut = refused(self.exchange);
         let mut whole = if passed.is_empty() { ended.body } else { Bytes::from([passed, ended.body].concat()) };
         let last = if cut.is_some() { Bytes::new() } else { whole.split_off(whole.len().saturating_sub(SLICE)) };
-        while let Some(next) = slice(&mut whole) {
-            let (session, mut server, limits) = self.sides();
-            let written = deliver(pin!(session.write_response_body(next, false)), limits, &mut server).await;
-            written.map_err(|_| self.state.client_gone())?;
-        }
+        self.write_slices(whole).await.map_err(|_| self.state.client_gone())?;
         match cut {
             None => Ok(last),
             Some(cut) => Err(self.break_off(cut).await),
