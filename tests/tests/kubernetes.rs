@@ -128,10 +128,8 @@ async fn status_is(client: &Client, path: &str, expected: u16) {
     .await;
 }
 
-/// The way of a route from its creation to its end.
-async fn scenario(cluster: &Cluster) {
-    let (a, b) = (server("a").await, server("b").await);
-    let port = free_port();
+/// A gateway on a port, and the services `a` and `b` with a server each.
+async fn two_services(cluster: &Cluster, port: u16, [a, b]: [&Upstream; 2]) {
     for one in [
         class(),
         namespace("infra"),
@@ -144,6 +142,13 @@ async fn scenario(cluster: &Cluster) {
     ] {
         cluster.apply(&one).await;
     }
+}
+
+/// The way of a route from its creation to its end.
+async fn scenario(cluster: &Cluster) {
+    let (a, b) = (server("a").await, server("b").await);
+    let port = free_port();
+    two_services(cluster, port, [&a, &b]).await;
     let running = start(cluster, "publishedAddresses: [203.0.113.7]").await;
     let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
 
@@ -333,19 +338,8 @@ async fn rules_match_by_patterns_split_with_headers_of_targets_and_answer_for_lo
         },
         {"backendRefs": [{"name": "a", "port": 80}, {"name": "none", "port": 80}]},
     ]);
-    for one in [
-        class(),
-        namespace("infra"),
-        namespace("models"),
-        gateway(port),
-        service("a"),
-        service("b"),
-        slice("a", &[a.address]),
-        slice("b", &[b.address]),
-        route("r", rules),
-    ] {
-        cluster.apply(&one).await;
-    }
+    two_services(&cluster, port, [&a, &b]).await;
+    cluster.apply(&route("r", rules)).await;
     let running = start(&cluster, "").await;
     let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
     answers(&client, "/?v=12", "b").await;

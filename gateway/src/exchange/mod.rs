@@ -25,8 +25,9 @@ use crate::clock;
 use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger, Payer};
+use crate::message::ResponseHead;
 use crate::off_loop::OffLoop;
-use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written};
+use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written, render};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::rollout::{LiveRollout, Observation, Pair};
 use crate::snapshot::Snapshot;
@@ -498,6 +499,17 @@ impl Exchange {
     /// Dialect in which the caller reads refusals, and the end of an answer that breaks.
     pub fn error_dialect(&self) -> &'static dyn Dialect {
         if self.is_grpc { GRPC } else { self.dialect }
+    }
+
+    /// Head and body of a refusal, as its caller reads it.
+    pub fn render(&self, refusal: &Refusal) -> (ResponseHead, Bytes) {
+        let rendered = render(refusal, self.error_dialect(), self.request_id.to_str().unwrap_or_default());
+        let mut head = ResponseHead::new(rendered.status, 8);
+        let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
+        for (name, value) in rendered.headers {
+            let _ = head.insert_header(name, value);
+        }
+        (head, rendered.body)
     }
 
     /// Caller in the form that filters see.

@@ -4,8 +4,6 @@
 use http::{StatusCode, header};
 use spillway_filter::{EventSplitter, ExchangeEnd, Headers, Observer, Refusal};
 
-use crate::protocol::JSON_LINES;
-
 /// An observer and the name of its filter.
 struct NamedObserver {
     filter: String,
@@ -67,19 +65,8 @@ impl Observers {
             named.observer.on_response_head(status, headers);
         }
         let is_coded = headers.get(&header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-        let kind = headers.get(&header::CONTENT_TYPE).map(|kind| kind.as_bytes());
-        let begins_as = |name: &str| {
-            kind.and_then(|kind| kind.get(..name.len()))
-                .is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
-        };
-        let splitter = if begins_as("text/event-stream") {
-            Some(EventSplitter::default as fn() -> EventSplitter)
-        } else if JSON_LINES.iter().any(|name| begins_as(name)) {
-            Some(EventSplitter::of_lines as fn() -> EventSplitter)
-        } else {
-            None
-        };
-        self.events = splitter.filter(|_| !is_coded && self.reads_events()).map(|splitter| splitter());
+        let reads = !is_coded && self.reads_events();
+        self.events = EventSplitter::of(headers.get(&header::CONTENT_TYPE)).filter(|_| reads);
     }
 
     /// Shows a part of the answer's body, and the events that end in it.

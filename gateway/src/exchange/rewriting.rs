@@ -9,7 +9,6 @@ use spillway_filter::{AnswerHead, ErrorKind, EventChange, EventSplitter, Refusal
 
 use crate::downstream::{Downstream, Unread};
 use crate::message::{ResponseHead, without_coding};
-use crate::protocol::JSON_LINES;
 
 /// Rewriters of one exchange, in the order in which an answer passes them: that of the last filter first.
 #[derive(Default)]
@@ -94,15 +93,15 @@ impl Rewriting {
     /// unless the answer is read whole.
     pub fn begin(&mut self, head: Box<ResponseHead>, is_spilled: bool, most: u64) -> Option<Box<ResponseHead>> {
         let facts = shown(&head, is_spilled);
-        let by_events = facts.is_stream();
+        let splitter = EventSplitter::of(facts.content_type());
         self.all.retain(|rewriter| rewriter.reads(&facts));
         if self.all.is_empty() {
             return Some(head);
         }
         let mut head = head;
         without_coding(&mut head);
-        if by_events {
-            self.state = State::Events(splitter(&head));
+        if let Some(splitter) = splitter {
+            self.state = State::Events(splitter);
             return Some(head);
         }
         self.state = State::Whole(HeldAnswer { head, body: Unread::default(), length: 0, most, fault: None });
@@ -190,12 +189,7 @@ impl Rewriting {
                 while let Some(piece) = body.take_slice() {
                     whole.extend_from_slice(&piece);
                 }
-                let mut whole = whole.freeze();
-                for rewriter in &mut self.all {
-                    if let Some(changed) = rewriter.whole(&whole)? {
-                        whole = changed;
-                    }
-                }
+                let whole = self.change_whole(whole.freeze())?;
                 let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(whole.len()));
                 Ok(RewrittenEnd { head: Some(head), body: whole })
             }
@@ -209,19 +203,23 @@ impl Rewriting {
     /// The refusal in place of the answer.
     pub fn change(&mut self, head: &mut ResponseHead, is_spilled: bool, body: Bytes) -> Result<Bytes, Box<Refusal>> {
         let facts = shown(head, is_spilled);
-        let is_stream = facts.is_stream();
+        let splitter = EventSplitter::of(facts.content_type());
         self.all.retain(|rewriter| rewriter.reads(&facts));
         if self.all.is_empty() || body.is_empty() {
             return Ok(body);
         }
         without_coding(head);
-        if is_stream {
-            self.state = State::Events(splitter(head));
+        if let Some(splitter) = splitter {
+            self.state = State::Events(splitter);
             let begun = self.pass_events(&body);
             let ended = self.end()?;
             return self.refused.take().map_or_else(|| Ok([begun, ended.body].concat().into()), Err);
         }
-        let mut body = body;
+        self.change_whole(body)
+    }
+
+    /// Changes a whole body by one rewriter after the other.
+    fn change_whole(&mut self, mut body: Bytes) -> Result<Bytes, Box<Refusal>> {
         for rewriter in &mut self.all {
             if let Some(changed) = rewriter.whole(&body)? {
                 body = changed;
@@ -241,14 +239,6 @@ impl Rewriting {
 
 fn shown(head: &ResponseHead, is_spilled: bool) -> AnswerHead<'_> {
     AnswerHead { status: head.status, headers: &head.headers, is_spilled }
-}
-
-/// Splitter of a stream: into events, or into lines of JSON.
-fn splitter(head: &ResponseHead) -> EventSplitter {
-    let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let essence = kind.split(';').next().unwrap_or_default().trim();
-    let is_lines = JSON_LINES.iter().any(|name| essence.eq_ignore_ascii_case(name));
-    if is_lines { EventSplitter::of_lines() } else { EventSplitter::default() }
 }
 
 /// Writes an event as the rewriters change it, one after the other.

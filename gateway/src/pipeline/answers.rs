@@ -29,15 +29,9 @@ const MALFORMED: Duration = Duration::from_secs(10);
 /// Sends a refusal. The connection is kept when the request was read to its end. Logs and metrics have the status that the
 /// refusal stands for, also where the caller's dialect sends it in another form.
 pub(super) async fn refuse(session: &mut ClientSession, exchange: &mut Exchange, refusal: &Refusal) -> AfterRequest {
-    let rendered =
-        protocol::render(refusal, exchange.error_dialect(), exchange.request_id.to_str().unwrap_or_default());
+    let (head, body) = exchange.render(refusal);
     exchange.outcome.error_code = Some(refusal.code);
-    let mut head = ResponseHead::new(rendered.status, 8);
-    let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
-    for (name, value) in rendered.headers {
-        let _ = head.insert_header(name, value);
-    }
-    let sent = send(session, exchange, head, rendered.body).await;
+    let sent = send(session, exchange, head, body).await;
     exchange.outcome.status = refusal.status.as_u16();
     match sent {
         Ok(()) => AfterRequest::Keep,

@@ -48,9 +48,6 @@ pub use predict::named_by_path;
 pub use refusals::{http2_required, model_not_found, named, shown};
 pub use registry::{ANTHROPIC, ForeignOperations, GRPC, OIP, OIP_GRPC, OLLAMA, OPENAI, PROBLEM, ResolvedOperation};
 
-/// Content types of JSON in lines.
-pub const JSON_LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
-
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
 

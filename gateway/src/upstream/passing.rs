@@ -34,9 +34,7 @@ use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slic
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::{ResponseHead, without_coding};
 use crate::protocol::translate::Unreadable;
-use crate::protocol::{
-    DROPPED, GRPC_STATUS, Observation, Observe, SERVED_BY, StreamFraming, Written, render, server_error,
-};
+use crate::protocol::{DROPPED, GRPC_STATUS, Observation, Observe, SERVED_BY, StreamFraming, Written, server_error};
 
 /// Ends an event of which a part has passed, so that the next one stands by itself.
 pub(super) const END_OF_EVENT: &[u8] = b"\n\n";
@@ -901,19 +899,13 @@ pub fn refused(exchange: &mut Exchange) -> Option<CutReason> {
 
 /// Sends a refusal in place of an answer whose head no client has.
 async fn refuse(refusal: &Refusal, session: &mut ClientSession, exchange: &mut Exchange) -> pingora::Result<()> {
-    let id = exchange.request_id.to_str().unwrap_or_default();
-    let rendered = render(refusal, exchange.error_dialect(), id);
-    let mut head = ResponseHead::new(rendered.status, 8);
-    let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
-    for (name, value) in rendered.headers {
-        let _ = head.insert_header(name, value);
-    }
-    let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(rendered.body.len()));
+    let (mut head, body) = exchange.render(refusal);
+    let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
     finish_response(&mut head, exchange);
     exchange.outcome.status = refusal.status.as_u16();
-    exchange.show(&rendered.body);
+    exchange.show(&body);
     write_head(session, Box::new(head), false).await?;
-    session.write_response_body(rendered.body, true).await
+    session.write_response_body(body, true).await
 }
 
 /// Outcome of an answer that is there and that no turn came to read. Its server has worked for it, and may have billed that.

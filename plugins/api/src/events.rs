@@ -4,9 +4,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use http::HeaderValue;
 
 /// Longest event that is held until it is whole, in bytes: room for a large chunk of a model's answer.
 pub const MAX_EVENT: usize = 256 << 10;
+
+/// Media types of JSON in lines, of which there is no registered one.
+pub const JSON_LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// An event as the client gets it, with its empty line; or a line of JSON, with its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +101,20 @@ impl Default for EventSplitter {
 }
 
 impl EventSplitter {
+    /// Splitter of an answer with this `Content-Type`; `None` for one that is no stream.
+    pub fn of(content_type: Option<&HeaderValue>) -> Option<Self> {
+        let kind = content_type?.as_bytes();
+        let begins_as =
+            |name: &str| kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()));
+        if begins_as("text/event-stream") {
+            Some(Self::default())
+        } else if JSON_LINES.iter().any(|name| begins_as(name)) {
+            Some(Self::of_lines())
+        } else {
+            None
+        }
+    }
+
     /// Splits JSON in lines, each of which is an event.
     pub fn of_lines() -> Self {
         Self { splits_lines: true, ..Self::default() }

@@ -14,14 +14,14 @@ mod rewriter;
 mod state;
 pub mod testing;
 
-pub use events::{EventSplitter, MAX_EVENT, ResponseEvent};
+pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use fields::{FieldName, Fields, NameSet, Values};
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
 pub use refusal::{ErrorKind, Refusal};
-pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define};
+pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define, define_compiled};
 pub use rewriter::{AnswerHead, EventChange, Rewrite, Rewriter};
 pub use spillway_config::FieldError;
 pub use state::SharedStates;

@@ -45,6 +45,20 @@ where
     Box::new(Defined { name, check, build, config: PhantomData::<fn() -> C> })
 }
 
+/// Makes a factory of filters that are made of their configuration alone: `compile` makes the filter, or tells all mistakes.
+pub fn define_compiled<C, F, K>(name: &'static str, compile: K) -> Box<dyn FilterFactory>
+where
+    C: DeserializeOwned + JsonSchema + 'static,
+    F: Filter + 'static,
+    K: Fn(&C) -> Result<F, Vec<FieldError>> + Copy + Send + Sync + 'static,
+{
+    let check = move |config: &C| compile(config).err().unwrap_or_default();
+    define(name, check, move |config: C, _: &BuildContext<'_>| match compile(&config) {
+        Ok(filter) => Ok(Arc::new(filter) as Arc<dyn Filter>),
+        Err(mut errors) => Err(errors.swap_remove(0)),
+    })
+}
+
 struct Defined<C, K, B> {
     name: &'static str,
     check: K,

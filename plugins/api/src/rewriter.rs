@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{Fields, Observer, Refusal, ResponseEvent};
+use crate::{EventSplitter, Fields, Observer, Refusal, ResponseEvent};
 
 /// Changes to an exchange by a filter that lets its request pass.
 #[derive(Debug, Default)]
@@ -48,12 +48,9 @@ impl AnswerHead<'_> {
                 .is_some_and(|end| end.eq_ignore_ascii_case("+json"))
     }
 
-    /// True if the `Content-Type` is that of an event stream or of JSON in lines (`application/x-ndjson`, `application/ndjson`,
-    /// `application/jsonl`).
+    /// True if the answer is a stream, which is read event by event ([`EventSplitter::of`]).
     pub fn is_stream(&self) -> bool {
-        const STREAMS: [&str; 4] =
-            ["text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl"];
-        STREAMS.iter().any(|name| self.essence().eq_ignore_ascii_case(name))
+        EventSplitter::of(self.content_type()).is_some()
     }
 
     /// `Content-Type`.

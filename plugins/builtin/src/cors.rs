@@ -1,15 +1,14 @@
 //! `cors`: origins whose pages may call from a browser (Fetch, section 3.2). Preflights are answered here, before
 //! authentication, because they carry no credentials.
 
-use std::sync::Arc;
-
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::Duration;
 use spillway_filter::{
-    Answer, ErrorKind, FieldError, Filter, FilterFactory, Flow, Headers, Refusal, RequestView, Stage, Variables, define,
+    Answer, ErrorKind, FieldError, Filter, FilterFactory, Flow, Headers, Refusal, RequestView, Stage, Variables,
+    define_compiled,
 };
 
 /// Allows pages of other origins to call from a browser.
@@ -36,14 +35,7 @@ struct Cors {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    define(
-        "cors",
-        |config: &Cors| compile(config).err().unwrap_or_default(),
-        |config: Cors, _| {
-            let compiled = compile(&config).map_err(|mut errors| errors.swap_remove(0))?;
-            Ok(Arc::new(compiled) as Arc<dyn Filter>)
-        },
-    )
+    define_compiled("cors", compile)
 }
 
 enum Origins {

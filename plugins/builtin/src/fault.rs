@@ -1,6 +1,5 @@
 //! `fault`: delays and errors for a share of the requests, to see how callers cope with them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -8,7 +7,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_cel::{Expression, Scope, Seen};
 use spillway_config::values;
-use spillway_filter::{ErrorKind, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, Waited, define};
+use spillway_filter::{
+    ErrorKind, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, Waited, define_compiled,
+};
 
 /// Longest delay: a request that waits holds its connection and body.
 const MAX_DELAY: Duration = Duration::from_mins(10);
@@ -77,11 +78,7 @@ fn compile(written: &Fault) -> Result<Injection, Vec<FieldError>> {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |written: &Fault| compile(written).err().unwrap_or_default();
-    define("fault", check, |written: Fault, _| match compile(&written) {
-        Ok(injection) => Ok(Arc::new(injection) as Arc<dyn Filter>),
-        Err(mut errors) => Err(errors.swap_remove(0)),
-    })
+    define_compiled("fault", compile)
 }
 
 /// Filter with its fault.

@@ -243,7 +243,7 @@ fn scan_object(text: &str, name: &str) -> Result<Entries, EditError> {
             while let Some(key) = map.next_key_seed(Key)? {
                 let value: &'de RawValue = map.next_value()?;
                 let range = offset(self.text, value.get());
-                if key != self.name && folds_to(&key, self.name) {
+                if key != self.name && folded(&key).eq(folded(self.name)) {
                     // Servers that read names in any letters would take one or the other.
                     while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                     return Ok(Err(EditError::Twice(self.name.to_owned())));
@@ -266,14 +266,14 @@ fn scan_object(text: &str, name: &str) -> Result<Entries, EditError> {
     reader.deserialize_map(Object { text, name }).map_err(|_| EditError::NotJson)?
 }
 
-/// True for a name that Go's `encoding/json` takes for another one: in other letters, with the two that fold to letters of ASCII.
-fn folds_to(key: &str, name: &str) -> bool {
-    let fold = |c: char| match c {
+/// Letters of a name as servers fold it that compare names so (Go's `encoding/json`): small ones of ASCII, also for the two others that
+/// fold to them.
+pub(crate) fn folded(name: &str) -> impl Iterator<Item = char> {
+    name.chars().map(|c| match c {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',
         c => c.to_ascii_lowercase(),
-    };
-    key.chars().map(fold).eq(name.chars().map(fold))
+    })
 }
 
 /// Name of a member, borrowed where it has no escapes.

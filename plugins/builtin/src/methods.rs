@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -10,7 +9,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use spillway_filter::{Answer, FieldError, Filter, FilterFactory, Flow, RequestView, Waited, define};
+use spillway_filter::{Answer, FieldError, Filter, FilterFactory, Flow, RequestView, Waited, define_compiled};
+
+use crate::json_edit::folded;
 
 /// Most messages of a batch: each refused one costs an error in the answer.
 const MAX_BATCH: usize = 100;
@@ -94,11 +95,7 @@ fn compile(written: &Methods) -> Result<Allowed, Vec<FieldError>> {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |written: &Methods| compile(written).err().unwrap_or_default();
-    define("methods", check, |written: Methods, _| match compile(&written) {
-        Ok(allowed) => Ok(Arc::new(allowed) as Arc<dyn Filter>),
-        Err(mut errors) => Err(errors.swap_remove(0)),
-    })
+    define_compiled("methods", compile)
 }
 
 /// Filter with its names.
@@ -230,11 +227,6 @@ struct Members<'a> {
     is_answer: bool,
 }
 
-/// Name in small letters as servers fold it that compare names so (Go's `encoding/json`): the long s and the Kelvin sign too.
-fn folded(name: &str) -> String {
-    name.chars().flat_map(char::to_lowercase).map(|c| if c == 'ſ' { 's' } else { c }).collect()
-}
-
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -246,7 +238,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Members::default();
                 while let Some(key) = map.next_key::<String>()? {
-                    let name = folded(&key);
+                    let name: String = folded(&key).collect();
                     let member = match name.as_str() {
                         "jsonrpc" => &mut members.version,
                         "method" => &mut members.method,
@@ -303,6 +295,8 @@ fn refused(judged: &[(Option<&str>, Option<Fault>)], is_batch: bool) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::{Value, json};
     use spillway_filter::testing::{FilterBuilder, TestRequest, wait};
 

@@ -5,12 +5,11 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use http::header::{self, HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_filter::{FieldError, Filter, FilterFactory, Headers, ServerView, define};
+use spillway_filter::{FieldError, Filter, FilterFactory, Headers, ServerView, define_compiled};
 
 use crate::target::Scheme;
 
@@ -35,11 +34,7 @@ struct PublicLocation {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |config: &PublicLocation| Compiled::new(config).err().unwrap_or_default();
-    define("publicLocation", check, |config: PublicLocation, _| match Compiled::new(&config) {
-        Ok(compiled) => Ok(Arc::new(compiled) as Arc<dyn Filter>),
-        Err(mut errors) => Err(errors.swap_remove(0)),
-    })
+    define_compiled("publicLocation", Compiled::new)
 }
 
 /// Host of an authority.
@@ -398,6 +393,8 @@ impl Filter for Compiled {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use spillway_filter::Fields;
     use spillway_filter::testing::{self, FilterBuilder, server_view};
 

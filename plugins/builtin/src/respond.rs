@@ -1,14 +1,13 @@
 //! `respond`: an answer that the file holds.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_filter::{Answer, FieldError, Filter, FilterFactory, Flow, RequestView, define};
+use spillway_filter::{Answer, FieldError, Filter, FilterFactory, Flow, RequestView, define_compiled};
 
 use crate::headers;
 
@@ -93,10 +92,8 @@ fn compile(written: &Respond) -> Result<Answer, Vec<FieldError>> {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |written: &Respond| compile(written).err().unwrap_or_default();
-    define("respond", check, |written: Respond, _| match compile(&written) {
-        Ok(answer) => Ok(Arc::new(Fixed { answer, share: written.percent / 100.0 }) as Arc<dyn Filter>),
-        Err(mut errors) => Err(errors.swap_remove(0)),
+    define_compiled("respond", |written: &Respond| {
+        compile(written).map(|answer| Fixed { answer, share: written.percent / 100.0 })
     })
 }
 

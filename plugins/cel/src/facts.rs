@@ -85,7 +85,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// One time for all that is read of it: hour and minute belong together.
+    /// Time of the evaluation, the same for all that is read of it: hour and minute belong together.
     fn now(&self) -> i64 {
         *self.now.get_or_init(|| {
             let now = self.seen.now.unwrap_or_else(SystemTime::now);

@@ -6,6 +6,8 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::LazyLock;
 
 use regex::{Regex, RegexBuilder};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// Digits of card numbers (ISO/IEC 7812).
 const CARD: RangeInclusive<usize> = 13..=19;
@@ -20,11 +22,12 @@ const IBAN_REMAINDER: u32 = 1;
 type Find = fn(&str) -> Option<Range<usize>>;
 
 /// Kind of what is found by its form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// JSON Web Token (RFC 7519).
     Jwt,
-    /// Credential with a known beginning, or named as one.
+    /// Credential with a known beginning (`sk-`, `ghp_`, `AKIA` and others), or named as one (`password: …`).
     ApiKey,
     /// Address of mail.
     Email,

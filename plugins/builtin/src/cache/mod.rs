@@ -68,7 +68,7 @@ fn entry() -> Size {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum Scope {
-    /// One consumer.
+    /// The consumer of the request alone.
     #[default]
     Consumer,
     /// All consumers of a tenant.

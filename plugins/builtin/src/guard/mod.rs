@@ -15,7 +15,7 @@ use serde_json::Value;
 use spillway_config::values::Size;
 use spillway_filter::{
     AnswerHead, EventChange, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, ResponseEvent, Rewrite,
-    Rewriter, define,
+    Rewriter, define_compiled,
 };
 use spillway_patterns::{Detector, Kind};
 
@@ -94,47 +94,13 @@ struct WrittenPattern {
     name: Option<String>,
     /// Kind that has a form of its own and, for cards and accounts, check digits.
     #[serde(default)]
-    kind: Option<WrittenKind>,
+    kind: Option<Kind>,
     /// Regular expression in the syntax of RE2 (the crate `regex`), in place of `kind`. It must not find the empty text.
     #[serde(default)]
     regex: Option<String>,
     /// Treatment of what it finds.
     #[serde(default)]
     action: Action,
-}
-
-/// Kind of what is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-enum WrittenKind {
-    /// JSON Web Token.
-    Jwt,
-    /// Credential with a known beginning (`sk-`, `ghp_`, `AKIA` and others), or named as one (`password: …`).
-    ApiKey,
-    /// Address of mail.
-    Email,
-    /// Account number with right check digits (ISO 13616).
-    Iban,
-    /// Card number with a right check digit (ISO/IEC 7812).
-    Card,
-    /// IPv4 or IPv6 address.
-    IpAddress,
-    /// Telephone number.
-    Phone,
-}
-
-impl WrittenKind {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Jwt => Kind::Jwt,
-            Self::ApiKey => Kind::ApiKey,
-            Self::Email => Kind::Email,
-            Self::Iban => Kind::Iban,
-            Self::Card => Kind::Card,
-            Self::IpAddress => Kind::IpAddress,
-            Self::Phone => Kind::Phone,
-        }
-    }
 }
 
 /// Treatment of a thing that was found.
@@ -161,7 +127,7 @@ fn compile(written: &Guard) -> Result<Guarded, Vec<FieldError>> {
         let n = n.to_string();
         let mut fault = |key: &str, why: String| errors.push(FieldError::at(["patterns", &n, key], why));
         let detector = match (pattern.kind, &pattern.regex) {
-            (Some(kind), None) => Detector::of(kind.kind()),
+            (Some(kind), None) => Detector::of(kind),
             (None, Some(expression)) => match Detector::of_expression(expression) {
                 Ok(detector) => {
                     if regex::Regex::new(expression).is_ok_and(|regex| regex.is_match("")) {
@@ -182,7 +148,7 @@ fn compile(written: &Guard) -> Result<Guarded, Vec<FieldError>> {
                 continue;
             }
         };
-        let name = pattern.name.as_deref().or(pattern.kind.map(|kind| kind.kind().name())).unwrap_or_default();
+        let name = pattern.name.as_deref().or(pattern.kind.map(Kind::name)).unwrap_or_default();
         let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
         if name.is_empty() || name.len() > MAX_NAME || !is_name(name) {
             let why = format!("found `{name}`; expected 1 to {MAX_NAME} letters, digits, `-` and `_`");
@@ -208,11 +174,7 @@ fn compile(written: &Guard) -> Result<Guarded, Vec<FieldError>> {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |written: &Guard| compile(written).err().unwrap_or_default();
-    define("guard", check, |written: Guard, _| match compile(&written) {
-        Ok(guard) => Ok(Arc::new(guard) as Arc<dyn Filter>),
-        Err(mut errors) => Err(errors.swap_remove(0)),
-    })
+    define_compiled("guard", compile)
 }
 
 /// Filter with its patterns.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use spillway_cel::{Expression, Scope, Seen};
 use spillway_filter::{
     AnswerHead, EventChange, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, ResponseEvent, Rewrite,
-    Rewriter, define,
+    Rewriter, define_compiled,
 };
 
 use crate::json_edit::{self, EditError, Pointer};
@@ -87,7 +87,7 @@ struct Edits {
     defaults: BTreeMap<String, Value>,
 }
 
-/// One edit.
+/// Edit of a text.
 #[derive(Debug, Clone)]
 enum Edit {
     Move(Pointer, Pointer),
@@ -214,11 +214,7 @@ fn compile(written: &Transform) -> Result<Changes, Vec<FieldError>> {
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |written: &Transform| compile(written).err().unwrap_or_default();
-    define("transform", check, |written: Transform, _| match compile(&written) {
-        Ok(changes) => Ok(Arc::new(changes) as Arc<dyn Filter>),
-        Err(mut errors) => Err(errors.swap_remove(0)),
-    })
+    define_compiled("transform", compile)
 }
 
 /// Filter with its changes.

@@ -13,8 +13,8 @@ mod tests;
 use std::time::Instant;
 
 use http::HeaderValue;
+use spillway_filter::JSON_LINES;
 
-use crate::protocol::JSON_LINES;
 use crate::protocol::chat::Observation;
 use crate::protocol::dialect::Observe;
 use lines::{Lines, StreamPart};
