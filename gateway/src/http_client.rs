@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::builderstates::WantsProtocols1;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -86,15 +87,7 @@ fn late(timeout: Duration) -> HttpError {
 }
 
 fn client(roots: rustls::RootCertStore) -> HyperClient {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(Duration::from_secs(5)));
-    let tls = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls_config(roots))
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
+    let tls = connector(roots).enable_http1().wrap_connector(tcp());
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIME)
@@ -102,8 +95,22 @@ fn client(roots: rustls::RootCertStore) -> HyperClient {
         .build(tls)
 }
 
+/// TCP to a server, without delay.
+pub fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(Duration::from_secs(5)));
+    tcp
+}
+
+/// Connections to servers whose certificates these authorities have signed, and to those without TLS.
+pub fn connector(roots: rustls::RootCertStore) -> HttpsConnectorBuilder<WantsProtocols1> {
+    HttpsConnectorBuilder::new().with_tls_config(tls_config(roots)).https_or_http()
+}
+
 /// The system's certificates. Without any, each `https` call fails with an error that says so.
-fn system_roots() -> rustls::RootCertStore {
+pub fn system_roots() -> rustls::RootCertStore {
     let mut roots = rustls::RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     for e in &found.errors {
@@ -149,7 +156,7 @@ fn without_user<B>(mut request: http::Request<B>) -> http::Request<B> {
 }
 
 /// Text of an error with its causes: the outermost error of this client says only that something failed.
-fn with_causes(e: &dyn std::error::Error) -> String {
+pub fn with_causes(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(e) = cause {

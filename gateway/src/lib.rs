@@ -22,6 +22,7 @@ pub mod exchange;
 pub mod feedback;
 pub mod framing;
 pub mod gateway;
+pub mod grpc_client;
 pub mod handover;
 pub mod http_client;
 pub mod identity;

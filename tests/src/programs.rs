@@ -120,8 +120,14 @@ pub struct PythonServer {
 impl PythonServer {
     /// Starts a script, and waits until it listens.
     pub fn start(script: &str) -> Self {
+        Self::start_with(script, &[])
+    }
+
+    /// As [`Self::start`], with arguments of the script.
+    pub fn start_with(script: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new(python())
             .arg(repository().join("tests/python").join(script))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

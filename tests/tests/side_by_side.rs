@@ -19,6 +19,7 @@ mod credentials;
 mod deadlines;
 mod edges;
 mod expressions;
+mod external_processing;
 mod failures;
 mod feedback;
 mod guarding;

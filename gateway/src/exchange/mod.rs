@@ -380,6 +380,8 @@ pub struct Exchange {
     pub signs_via: bool,
     /// Headers that filters add to the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers of the caller that filters remove.
+    pub removed_headers: Vec<HeaderName>,
     /// Upgrade that the client asks for and the route passes.
     pub upgrade: Option<Box<Upgrade>>,
     /// Body of the request.
@@ -461,6 +463,7 @@ impl Exchange {
             hops: None,
             signs_via: connection.via,
             request_headers: Vec::new(),
+            removed_headers: Vec::new(),
             upgrade: None,
             body: RequestBody::Unread,
             asked: None,
@@ -586,19 +589,20 @@ impl Exchange {
     }
 
     /// Changes a part of the answer's body as the filters say, and shows what goes to the client now, which is returned.
-    pub fn pass(&mut self, part: Bytes) -> Bytes {
+    pub async fn pass(&mut self, part: Bytes) -> Bytes {
         let part = match &mut self.rewriting {
             None => part,
-            Some(rewriting) => rewriting.pass(part, &self.snapshot.downstream),
+            // Boxed, because the answers of few routes are changed.
+            Some(rewriting) => Box::pin(rewriting.pass(part, &self.snapshot.downstream)).await,
         };
         self.show(&part);
         part
     }
 
     /// As [`Self::pass`], for the last part of an event stream.
-    pub fn pass_last(&mut self, part: Bytes) -> Bytes {
-        let part = self.pass(part);
-        let Some(Ok(ended)) = self.rewriting.as_mut().map(|rewriting| rewriting.end()) else { return part };
+    pub async fn pass_last(&mut self, part: Bytes) -> Bytes {
+        let part = self.pass(part).await;
+        let Ok(ended) = self.end_rewriting().await else { return part };
         self.show(&ended.body);
         if ended.body.is_empty() { part } else { [part, ended.body].concat().into() }
     }
@@ -610,9 +614,7 @@ impl Exchange {
     /// The refusal in place of an answer that was read whole.
     pub async fn end_rewriting(&mut self) -> Result<RewrittenEnd, Box<Refusal>> {
         let Some(rewriting) = &mut self.rewriting else { return Ok(RewrittenEnd::default()) };
-        let off_loop = self.off_loop.clone();
-        // What reads a large answer must not hold up the other requests of this thread.
-        off_loop.run(rewriting.weight(), || rewriting.end()).await?
+        Box::pin(rewriting.end(&self.off_loop)).await
     }
 
     /// Counts a part of the answer's body that goes to the client, and shows it to the observers.

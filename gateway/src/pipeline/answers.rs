@@ -68,11 +68,8 @@ pub(super) async fn send_made(
     let body = match &mut exchange.rewriting {
         None => body,
         Some(rewriting) => {
-            // What reads a large answer must not hold up the other requests of this thread.
-            let off_loop = exchange.off_loop.clone();
             let is_spilled = exchange.outcome.spilled.is_some();
-            let change = off_loop.run(body.len(), || rewriting.change(&mut head, is_spilled, body));
-            let changed = Box::pin(change).await.flatten();
+            let changed = Box::pin(rewriting.change(&mut head, is_spilled, body, &exchange.off_loop)).await;
             let is_worked_for = !matches!(exchange.outcome.served_by, ServedBy::Gateway);
             changed.inspect_err(|_| exchange.outcome.is_answer_unread = is_worked_for)?
         }

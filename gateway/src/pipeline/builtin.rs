@@ -139,7 +139,9 @@ async fn write(
     let mut unread = Unread::default();
     let answer = match &mut exchange.rewriting {
         None => Some(Box::new(answer)),
-        Some(rewriting) => rewriting.begin(Box::new(answer), exchange.outcome.spilled.is_some(), MOST_CHANGED),
+        Some(rewriting) => {
+            Box::pin(rewriting.begin(Box::new(answer), exchange.outcome.spilled.is_some(), true, MOST_CHANGED)).await
+        }
     };
     if let Some(answer) = answer {
         write_head(stream, *answer, &mut unread, session, exchange).await?;
@@ -228,7 +230,7 @@ pub(super) async fn write_frames(
         };
         let Some(mut frame) = frame else { break };
         while let Some(next) = slice(&mut frame) {
-            let mut passed = exchange.pass(next);
+            let mut passed = exchange.pass(next).await;
             while let Some(next) = slice(&mut passed) {
                 let mut ahead = Ahead::new(stream, &mut unread, exchange);
                 let write = session.write_response_body(next, false);

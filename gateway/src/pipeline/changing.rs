@@ -29,6 +29,9 @@ pub(super) async fn apply(
     if let Some(rewriter) = rewrite.rewriter {
         exchange.rewriting.get_or_insert_default().add(rewriter);
     }
+    if let Some(processor) = rewrite.processor {
+        exchange.rewriting.get_or_insert_default().add_processor(processor);
+    }
     if let Some(observer) = rewrite.observer {
         exchange.observers.add(filter, observer);
     }

@@ -318,6 +318,7 @@ async fn run(
                     span.event("refused", &named.name);
                     return Err(End::Answer(answer));
                 }
+                exchange.removed_headers.extend(waited.removed_headers);
                 exchange.request_headers.extend(waited.request_headers);
                 if waited.refusal.is_none() {
                     if let Some(observer) = waited.observer {

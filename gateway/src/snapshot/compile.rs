@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::HeaderName;
 use spillway_config::Loaded;
 use spillway_config::schema::{Config, IdentityHeaders, KeysByApi};
-use spillway_filter::{HttpClient, Registry, SharedStates};
+use spillway_filter::{GrpcClient, HttpClient, Registry, SharedStates};
 
 use super::compile_backend::BackendCompiler;
 use super::compile_rollouts;
@@ -21,6 +21,7 @@ use crate::builtin::Models;
 use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::feedback::Feedback;
+use crate::grpc_client::Grpc;
 use crate::http_client::Http;
 use crate::identity::{Authenticator, IdentityDeps, IssuedKeys};
 use crate::limits::{Limits, Prices};
@@ -61,6 +62,8 @@ pub struct Compiler {
     pub contents: Arc<Contents>,
     /// Client for requests that the gateway itself makes.
     pub http: Arc<dyn HttpClient>,
+    /// Client for streams of gRPC messages of filters.
+    pub grpc: Arc<dyn GrpcClient>,
     /// Receivers of events.
     pub notifier: Arc<Notifier>,
     /// Rollouts of the process.
@@ -146,6 +149,7 @@ impl Compiler {
             contents: Arc::default(),
             notifier,
             http,
+            grpc: Arc::new(Grpc::default()),
             feedback,
             registry,
             states: SharedStates::default(),
@@ -220,6 +224,7 @@ impl Compiler {
             registry: &self.registry,
             states: &self.states,
             http: &self.http,
+            grpc: &self.grpc,
             metrics: &self.metrics,
             config,
             backends: &backends.by_name,

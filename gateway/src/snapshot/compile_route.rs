@@ -11,7 +11,9 @@ use spillway_config::ModelPattern;
 use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
 use spillway_config::{Origins, RouteRules};
 use spillway_engine::Task;
-use spillway_filter::{BuildContext, Filter, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates, Stage};
+use spillway_filter::{
+    BuildContext, Filter, GrpcClient, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates, Stage,
+};
 use tokio::sync::Semaphore;
 
 use super::compile_rollouts::{is_to, route_name};
@@ -85,6 +87,7 @@ pub(super) struct RouteCompiler<'a> {
     pub(super) registry: &'a Registry,
     pub(super) states: &'a SharedStates,
     pub(super) http: &'a Arc<dyn HttpClient>,
+    pub(super) grpc: &'a Arc<dyn GrpcClient>,
     pub(super) metrics: &'a Metrics,
     pub(super) config: &'a Config,
     pub(super) backends: &'a HashMap<&'a str, Arc<Backend>>,
@@ -405,7 +408,7 @@ impl RouteCompiler<'_> {
 
     /// Filter of one target: it changes headers, and asks for no place in the chain of the route.
     fn target_filter(&self, route: &str, entry: &schema::FilterEntry) -> Result<NamedFilter, RouteError> {
-        let cx = BuildContext { route, prefixes: &[], states: self.states, http: self.http };
+        let cx = BuildContext { route, prefixes: &[], states: self.states, http: self.http, grpc: self.grpc };
         let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
             route: route.to_owned(),
             filter: entry.name.clone(),
@@ -559,7 +562,7 @@ impl RouteCompiler<'_> {
         let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
         let mut compiled = RouteFilters::default();
         for entry in &written.filters {
-            let cx = BuildContext { route, prefixes: &prefixes, states: self.states, http: self.http };
+            let cx = BuildContext { route, prefixes: &prefixes, states: self.states, http: self.http, grpc: self.grpc };
             let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
                 route: route.to_owned(),
                 filter: entry.name.clone(),

@@ -249,7 +249,7 @@ impl ResumedStream<'_, '_> {
         let last = if is_last { part.split_off(part.len().saturating_sub(SLICE)) } else { Bytes::new() };
         loop {
             while let Some(next) = slice(&mut part) {
-                let mut passed = exchange.pass(next);
+                let mut passed = exchange.pass(next).await;
                 while let Some(next) = slice(&mut passed) {
                     let mut beside =
                         ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
@@ -263,7 +263,7 @@ impl ResumedStream<'_, '_> {
         }
         exchange.outcome.pause.end();
         if is_last {
-            let last = exchange.pass_last(last);
+            let last = exchange.pass_last(last).await;
             let mut beside =
                 ResumedSide { rest: self, most, place: &mut exchange.place, outcome: &mut exchange.outcome };
             let ends = exchange.rewriting.as_ref().is_none_or(|rewriting| !rewriting.is_refused());

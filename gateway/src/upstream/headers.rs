@@ -98,6 +98,9 @@ impl Headers for RequestHeaders<'_> {
         self.remove_spellings(name);
         self.head.remove_header(name);
     }
+    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        Headers::each(&self.head.headers, see);
+    }
 }
 
 /// Request header as the filters of a route change it; records the credentials that they add.
@@ -132,6 +135,9 @@ impl Headers for Recorded<'_> {
     }
     fn remove(&mut self, name: &HeaderName) {
         self.headers.remove(name);
+    }
+    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        self.headers.each(see);
     }
 }
 
@@ -404,6 +410,9 @@ fn without_hop_by_hop(client: &RequestHead) -> RequestHead {
 /// Adds the headers that filters put on the request, such as a token that another server issued for the caller's.
 fn add_headers_of_filters(out: &mut RequestHead, exchange: &Exchange, shown: &mut SentCredentials) {
     let names = &exchange.snapshot.caller_headers;
+    for name in &exchange.removed_headers {
+        out.remove_header(name);
+    }
     for (name, value) in &exchange.request_headers {
         let _ = out.append_header(name.clone(), value.clone());
         if names.may_hold_credential(name) {

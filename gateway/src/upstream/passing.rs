@@ -245,14 +245,16 @@ impl<'a> Conversation<'_, 'a> {
         }
         self.state.head_passed = true;
         self.passing.has_ended = ends;
-        if has_body
-            && !ends
-            && let Some(rewriting) = &mut self.exchange.rewriting
-        {
+        if let Some(rewriting) = &mut self.exchange.rewriting {
             let most = u64::try_from(self.attempt.backend.max_translated_bytes).unwrap_or(u64::MAX);
-            match rewriting.begin(Box::new(head), self.exchange.outcome.spilled.is_some(), most) {
+            let is_spilled = self.exchange.outcome.spilled.is_some();
+            // Boxed, because the answers of few routes are changed.
+            match Box::pin(rewriting.begin(Box::new(head), is_spilled, has_body && !ends, most)).await {
                 Some(begun) => head = *begun,
-                None => return Ok(()),
+                None => {
+                    self.passing.has_ended = false;
+                    return Ok(());
+                }
             }
         }
         let out = self.outgoing(head, is_http11, has_body);
@@ -364,7 +366,7 @@ impl<'a> Conversation<'_, 'a> {
         let mut rest = part;
         loop {
             while let Some(next) = slice(&mut rest) {
-                let changed = self.exchange.pass(next);
+                let changed = self.exchange.pass(next).await;
                 self.write_slices(changed).await.map_err(|_| self.state.client_gone())?;
             }
             match self.passing.unread.take_slice() {
@@ -377,7 +379,7 @@ impl<'a> Conversation<'_, 'a> {
             self.leave().await;
             return Err(Box::pin(self.break_off(cut)).await);
         }
-        if self.exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.has_failed()) {
+        if self.exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.needs_no_more()) {
             self.leave().await;
         }
         Ok(())
@@ -597,7 +599,7 @@ impl<'a> Conversation<'_, 'a> {
     /// Ends the changes of filters to an answer, of which `last` is the end: writes its head where that has waited, and all but
     /// the last bytes, which are returned.
     async fn finish_rewriting(&mut self, last: Bytes) -> Result<Bytes, AttemptOutcome> {
-        let passed = self.exchange.pass(last);
+        let passed = self.exchange.pass(last).await;
         let ended = match self.exchange.end_rewriting().await {
             Ok(ended) => ended,
             Err(refusal) => return Err(unread(self.exchange, refusal)),

@@ -17,6 +17,8 @@ pub trait Headers {
     fn append(&mut self, name: &HeaderName, value: HeaderValue);
     /// Removes all values of `name`.
     fn remove(&mut self, name: &HeaderName);
+    /// Shows each header, in their order.
+    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue));
 }
 
 impl Headers for Fields {
@@ -34,6 +36,9 @@ impl Headers for Fields {
     }
     fn remove(&mut self, name: &HeaderName) {
         Fields::remove(self, name);
+    }
+    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        self.iter().for_each(|(name, value)| see(name, value));
     }
 }
 

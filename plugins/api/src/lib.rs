@@ -4,10 +4,12 @@
 
 mod events;
 mod fields;
+mod grpc_client;
 mod headers;
 mod http_client;
 mod limit;
 mod observer;
+mod processor;
 mod refusal;
 mod registry;
 mod rewriter;
@@ -16,10 +18,12 @@ pub mod testing;
 
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use fields::{FieldName, Fields, NameSet, Values};
+pub use grpc_client::{GrpcClient, GrpcError, GrpcStream, NoGrpc, Pending};
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
+pub use processor::{AnswerEdit, Processor, Reads};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define, define_compiled};
 pub use rewriter::{AnswerHead, EventChange, Rewrite, Rewriter};
@@ -79,6 +83,8 @@ pub struct Waited {
     pub failure: Option<String>,
     /// Headers that are set on the request for later filters and the backend, replacing the caller's.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers of the caller that are removed from the request before [`Self::request_headers`] are set.
+    pub removed_headers: Vec<HeaderName>,
     /// Changes to the bodies of the exchange if the request passes.
     pub rewrite: Rewrite,
 }

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use spillway_config::{FieldError, FilterCatalog};
 
-use crate::{Filter, HttpClient, SharedStates};
+use crate::{Filter, GrpcClient, HttpClient, SharedStates};
 
 /// Environment in which a filter is built.
 pub struct BuildContext<'a> {
@@ -21,6 +21,8 @@ pub struct BuildContext<'a> {
     pub states: &'a SharedStates,
     /// Client for calls to other servers.
     pub http: &'a Arc<dyn HttpClient>,
+    /// Client for streams of gRPC messages.
+    pub grpc: &'a Arc<dyn GrpcClient>,
 }
 
 /// Builds filters of one kind.

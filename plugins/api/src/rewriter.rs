@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{EventSplitter, Fields, Observer, Refusal, ResponseEvent};
+use crate::{EventSplitter, Fields, Observer, Processor, Refusal, ResponseEvent};
 
 /// Changes to an exchange by a filter that lets its request pass.
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ pub struct Rewrite {
     pub body: Option<Bytes>,
     /// Changes the answer of the server or built-in model.
     pub rewriter: Option<Box<dyn Rewriter>>,
+    /// Changes the answer too, and may wait for another server; behind the rewriter where there are both.
+    pub processor: Option<Box<dyn Processor>>,
     /// Follows the exchange; sees the answer as it was changed.
     pub observer: Option<Box<dyn Observer>>,
 }
@@ -21,7 +23,7 @@ pub struct Rewrite {
 impl Rewrite {
     /// True if nothing is changed or followed.
     pub fn is_empty(&self) -> bool {
-        self.body.is_none() && self.rewriter.is_none() && self.observer.is_none()
+        self.body.is_none() && self.rewriter.is_none() && self.processor.is_none() && self.observer.is_none()
     }
 }
 

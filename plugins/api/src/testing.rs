@@ -13,8 +13,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, HttpClient, HttpError,
-    NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
+    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, GrpcClient,
+    HttpClient, HttpError, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace,
+    Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -24,13 +25,20 @@ pub struct FilterBuilder {
     prefixes: Vec<String>,
     states: SharedStates,
     http: Arc<dyn HttpClient>,
+    grpc: Arc<dyn GrpcClient>,
 }
 
 impl FilterBuilder {
     /// Builder for a route `route` that matches every path, with calls to other servers disabled.
     pub fn new() -> Self {
         let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
-        Self { route: "route".to_owned(), prefixes: Vec::new(), states: SharedStates::default(), http }
+        Self {
+            route: "route".to_owned(),
+            prefixes: Vec::new(),
+            states: SharedStates::default(),
+            http,
+            grpc: Arc::new(NoGrpc),
+        }
     }
 
     /// Sets the name of the route.
@@ -59,6 +67,13 @@ impl FilterBuilder {
         self
     }
 
+    /// Sets the client for streams of gRPC messages.
+    #[must_use]
+    pub fn grpc(mut self, client: Arc<dyn GrpcClient>) -> Self {
+        self.grpc = client;
+        self
+    }
+
     /// Checks a configuration and builds the filter.
     ///
     /// # Panics
@@ -68,7 +83,13 @@ impl FilterBuilder {
         let errors = factory.check(config);
         assert!(errors.is_empty(), "{config}: {errors:?}");
         let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
-        let cx = BuildContext { route: &self.route, prefixes: &prefixes, states: &self.states, http: &self.http };
+        let cx = BuildContext {
+            route: &self.route,
+            prefixes: &prefixes,
+            states: &self.states,
+            http: &self.http,
+            grpc: &self.grpc,
+        };
         factory.build(config, &cx).unwrap_or_else(|error| panic!("{config}: {error:?}"))
     }
 }

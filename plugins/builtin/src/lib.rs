@@ -31,6 +31,7 @@ pub fn registry() -> Registry {
     registry.add(transform::factory()).add(guard::factory()).add(cache::factory());
     registry.add(methods::factory()).add(fault::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
+    registry.add(spillway_extproc::factory());
     registry.expressions(spillway_cel::check_head);
     registry
 }

@@ -117,6 +117,11 @@ const ROWS: &[Row] = &[
     ),
     ("engine_stopped", "The built-in model is being stopped, by an edit or with the process.", "Try again."),
     (
+        "external_processing_failed",
+        "The server of the filter [`externalProcessing`](../how-to/external-processing.md) is down, too slow, or speaks another protocol.",
+        "Try again. Operators: look at that server, or let requests pass without it (`onFailure: open`).",
+    ),
+    (
         "fault_injected",
         "The filter `fault` of the route fails a share of the requests on purpose, as a [test](../how-to/faults.md).",
         "Try again. Operators: remove the filter when the test is over.",

@@ -101,6 +101,27 @@ const FAULT: &str = "routes:
     backendRefs: [{name: chat}]
 ";
 
+/// A server that sees and changes requests and answers.
+const EXTERNAL_PROCESSING: &str = "routes:
+  - name: chat
+    filters:
+      - externalProcessing:
+          url: grpc://127.0.0.1:9003
+          requestHeaders: send
+          requestBody: buffered
+          responseHeaders: skip
+          responseBody: streamed
+          hiddenHeaders: [authorization, cookie]
+          requestAttributes: [request.path]
+          timeout: 200ms
+          maxTimeout: 1s
+          onFailure: closed
+          allowModeOverride: true
+          observeOnly: false
+          maxMessageBytes: 4194304
+    backendRefs: [{name: chat}]
+";
+
 /// Methods that callers may use.
 const METHODS: &str = "routes:
   - name: mcp
@@ -134,6 +155,7 @@ const EXAMPLES: &[Example] = &[
     },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
+    Example { path: "routes[].filters[].externalProcessing", yaml: EXTERNAL_PROCESSING },
     Example { path: "routes[].filters[].fault", yaml: FAULT },
     Example { path: "routes[].filters[].methods", yaml: METHODS },
     Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },

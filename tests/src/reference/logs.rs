@@ -169,6 +169,10 @@ const EVENTS: &[(&str, &str)] = &[
     ),
     ("file_limit_not_raised", "The limit of open files could not be raised to what the system allows."),
     (
+        "external_processing_failed",
+        "A server of `externalProcessing` has failed, or asked for a change that it may not make.",
+    ),
+    (
         "feedback_comment",
         "A caller has sent a comment with its label, where `feedback.logComments` is set ([feedback](../how-to/feedback.md)).",
     ),

@@ -238,9 +238,9 @@ impl Filter for Caching {
         }
         let (max_entry, number, state) = (self.max_entry, self.number, self.state.clone());
         let kept = move |leader| Rewrite {
-            body: None,
             rewriter: Some(Box::new(Storing::new(leader, max_entry)) as Box<dyn Rewriter>),
             observer: Some(Box::new(Missed) as Box<dyn Observer>),
+            ..Rewrite::default()
         };
         match state.lead(key, number) {
             Ok(leader) => Flow::Rewrite(Box::new(kept(leader))),

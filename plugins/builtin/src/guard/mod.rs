@@ -278,7 +278,7 @@ impl Filter for Guarded {
         if changed.is_none() && rewriter.is_none() {
             return Flow::Continue;
         }
-        Flow::Rewrite(Box::new(Rewrite { body: changed, rewriter, observer: None }))
+        Flow::Rewrite(Box::new(Rewrite { body: changed, rewriter, ..Rewrite::default() }))
     }
 }
 

@@ -273,7 +273,7 @@ impl Filter for Changes {
         if body.is_none() && rewriter.is_none() {
             return Flow::Continue;
         }
-        Flow::Rewrite(Box::new(Rewrite { body, rewriter, observer: None }))
+        Flow::Rewrite(Box::new(Rewrite { body, rewriter, ..Rewrite::default() }))
     }
 }
 

@@ -1,0 +1,58 @@
+//! Streams of gRPC messages between a filter and another server. The gateway provides the client, so that a filter knows no
+//! runtime and no transport.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Reason for which a stream cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GrpcError(pub String);
+
+/// Future of a [`GrpcStream`].
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Client of a filter's streams.
+pub trait GrpcClient: Send + Sync {
+    /// Prepares the first stream, for example by reading certificates, so that this does not count against its timeout. Called
+    /// when a configuration that will open streams is compiled.
+    fn prepare(&self) {}
+    /// Opens a stream to a method, such as `/package.Service/Method`, of the server `http://HOST:PORT` or `https://HOST:PORT`.
+    /// A server that cannot be reached shows when a message is received. A received message is of at most `most` bytes.
+    /// Dropping the stream ends it: the server reads to the end of what was sent.
+    fn open(&self, server: &str, method: &'static str, most: usize) -> Box<dyn GrpcStream>;
+}
+
+/// Stream of messages in both directions.
+pub trait GrpcStream: Send + Sync {
+    /// Sends a message, and waits at most `timeout` while the server does not read.
+    fn send(&mut self, message: Bytes, timeout: Duration) -> Pending<'_, Result<(), GrpcError>>;
+    /// Sends a message if there is room for it, and returns whether there was.
+    fn offer(&mut self, message: Bytes) -> bool;
+    /// Receives the next message within `timeout`; `None` where the server has ended the stream with the status OK.
+    fn receive(&mut self, timeout: Duration) -> Pending<'_, Result<Option<Bytes>, GrpcError>>;
+}
+
+/// Client whose streams always fail; for checks and tests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoGrpc;
+
+impl GrpcClient for NoGrpc {
+    fn open(&self, _: &str, _: &'static str, _: usize) -> Box<dyn GrpcStream> {
+        Box::new(Self)
+    }
+}
+
+impl GrpcStream for NoGrpc {
+    fn send(&mut self, _: Bytes, _: Duration) -> Pending<'_, Result<(), GrpcError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn offer(&mut self, _: Bytes) -> bool {
+        true
+    }
+    fn receive(&mut self, _: Duration) -> Pending<'_, Result<Option<Bytes>, GrpcError>> {
+        Box::pin(async { Err(GrpcError("streams are disabled here".to_owned())) })
+    }
+}
