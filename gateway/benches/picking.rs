@@ -44,7 +44,7 @@ fn picking(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name.as_str(), count), |b| {
                 b.iter(|| {
                     n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    let ask = PickInputs { now: 100 + (n >> 60), random: n, key: Some(n), tried: &[] };
+                    let ask = PickInputs { now: 100 + (n >> 60), random: n, key: Some(n), tried: &[], only: None };
                     black_box(balancer.take(&ask).is_some())
                 });
             });

@@ -433,3 +433,54 @@ routes: [{{name: r, filters: [{}, {processing}, {}], backendRefs: [{{name: b}}]}
         gateway.client().post("/v1/chat/completions", &[JSON, ("x-script", &script)], chat(false).to_string()).await;
     assert_eq!(got.json(), json!({"FROM": "SERVER", "INNER": "X", "outer": "x"}));
 }
+
+#[tokio::test]
+async fn a_processor_picks_the_endpoint_or_sheds_into_the_spill() {
+    let answering = |name: &'static str| Upstream::fixed(200, name);
+    let (first, second, spare) = (answering("first").await, answering("second").await, answering("spare").await);
+    let processor = Processor::start();
+    let processing =
+        json!({"url": processor.url(), "timeout": "5s", "picksEndpoints": true, "responseHeaders": "skip"});
+    let dead = free_port();
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: pool, protocol: http, endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}, {{url: \"http://127.0.0.1:{dead}\"}}]}}
+  - {{name: spare, protocol: http, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    filters: [{{externalProcessing: {processing}}}]
+    retry: {{attempts: 2}}
+    whenSaturated: {{queue: {{maxWait: 20s}}, spillTo: spare}}
+    backendRefs: [{{name: pool}}]
+",
+        first.url(),
+        second.url(),
+        spare.url()
+    ))
+    .await;
+    let address = |upstream: &Upstream| upstream.url().trim_start_matches("http://").to_owned();
+    let ask = async |script: Value| {
+        let script = script.to_string();
+        let request = gateway.client().request("GET", "/x", &[("x-script", &script)], "");
+        gateway.client().send(request).await
+    };
+    let pick = |picked: &str| json!({"request_headers": {"set": {"x-gateway-destination-endpoint": picked}}});
+    for _ in 0..4 {
+        assert_eq!(ask(pick(&address(&first))).await.text(), "first");
+        assert_eq!(ask(pick(&address(&second))).await.text(), "second");
+    }
+    let both = format!("127.0.0.1:{dead}, {}", address(&second));
+    assert_eq!(ask(pick(&both)).await.text(), "second", "the next of a pick takes what the first could not");
+    for (script, why) in [
+        (json!({"request_headers": {"immediate": {"status": 429, "body": "later"}}}), "the picker sheds"),
+        (json!({"request_headers": {"immediate": {"status": 503}}}), "the picker knows no endpoint"),
+        (pick("127.0.0.9:1"), "the picked endpoint is none of the pool"),
+    ] {
+        assert_eq!(ask(script).await.text(), "spare", "{why}");
+    }
+    for script in [json!({}), pick("somewhere")] {
+        assert_eq!(ask(script).await.status, 502, "a picker that picks nothing has failed");
+    }
+    let refused = ask(json!({"request_headers": {"immediate": {"status": 403, "body": "no"}}})).await;
+    assert_eq!((refused.status.as_u16(), refused.text().as_str()), (403, "no"));
+}

@@ -6,6 +6,7 @@
 
 mod draw;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct TargetSelection {
     candidate: Option<usize>,
     /// True if the request left its version because that was not available.
     has_left: bool,
+    /// Addresses of the only endpoints that may have the request, as a filter has picked them.
+    picked: Option<Arc<[SocketAddr]>>,
 }
 
 /// Result of an admission.
@@ -63,9 +66,15 @@ pub enum Admission<'a> {
 }
 
 impl TargetSelection {
+    /// Selection of those endpoints alone that a filter has picked, if it has.
+    #[must_use]
+    pub fn among(self, picked: Option<Arc<[SocketAddr]>>) -> Self {
+        Self { picked, ..self }
+    }
+
     /// Selection among the targets in the order that was drawn.
     pub fn new(order: Order) -> Self {
-        Self { order, tried: Vec::new(), closed: Vec::new(), moves: 0, candidate: None, has_left: false }
+        Self { order, tried: Vec::new(), closed: Vec::new(), moves: 0, candidate: None, has_left: false, picked: None }
     }
 
     /// Keeps the request at the version of a rollout that comes first, as long as that is available.
@@ -218,7 +227,8 @@ impl TargetSelection {
                     }
                 }
                 TargetKind::Backend(backend) => {
-                    if let Some((endpoint, slot)) = self.pick(backend, now, random, key(backend), again) {
+                    let only = self.picked.as_deref();
+                    if let Some((endpoint, slot)) = self.pick(backend, now, random, key(backend), again, only) {
                         found = Some((index, backend, endpoint, slot));
                         break;
                     }
@@ -243,7 +253,7 @@ impl TargetSelection {
         random: u64,
         key: Option<u64>,
     ) -> Option<(Arc<Endpoint>, WakingSlot)> {
-        let (endpoint, slot) = self.pick(backend, now, random, key, false)?;
+        let (endpoint, slot) = self.pick(backend, now, random, key, false, None)?;
         self.tried.push(endpoint.state.clone());
         Some((endpoint, slot))
     }
@@ -255,9 +265,10 @@ impl TargetSelection {
         random: u64,
         key: Option<u64>,
         again: bool,
+        only: Option<&[SocketAddr]>,
     ) -> Option<(Arc<Endpoint>, WakingSlot)> {
         let tried = if again { &[][..] } else { &self.tried };
-        let picked = backend.balancer.take(&PickInputs { now, random, key, tried })?;
+        let picked = backend.balancer.take(&PickInputs { now, random, key, tried, only })?;
         Some((picked.endpoint, WakingSlot::new(picked.slot, &backend.room)))
     }
 }

@@ -1,6 +1,7 @@
 //! The present endpoints of a backend in tiers, and the pick: availability, tier, policy, slot. The set is replaced as a
 //! whole when the configuration or the addresses of a name change; picks read it without a lock.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -188,6 +189,8 @@ pub struct PickInputs<'a> {
     pub key: Option<u64>,
     /// Endpoints that had the request before.
     pub tried: &'a [Arc<EndpointState>],
+    /// Addresses of the only endpoints that may be picked, the best first; `None` leaves the choice to the policy.
+    pub only: Option<&'a [SocketAddr]>,
 }
 
 /// An endpoint and a slot at it.
@@ -294,10 +297,28 @@ impl Balancer {
     }
 
     fn take_in(&self, set: &EndpointSet, ask: &PickInputs<'_>) -> Option<PickedEndpoint> {
+        if let Some(only) = ask.only {
+            return only.iter().find_map(|address| self.take_at(set, *address, ask));
+        }
         let first = set.first_tier(ask.random);
         // Then the others, the lowest first.
         let rest = set.tiers.iter().enumerate().filter(|(at, _)| *at != first).map(|(_, tier)| tier);
         set.tiers.get(first).into_iter().chain(rest).find_map(|tier| self.take_of(tier, ask))
+    }
+
+    /// Acquires a slot at the endpoint with this address.
+    fn take_at(&self, set: &EndpointSet, address: SocketAddr, ask: &PickInputs<'_>) -> Option<PickedEndpoint> {
+        set.tiers.iter().find_map(|tier| {
+            let panic = tier.panic.load(Ordering::Relaxed);
+            let is_right = |e: &&Arc<Endpoint>| {
+                e.socket == address
+                    && e.is_open(ask.now, panic)
+                    && !ask.tried.iter().any(|tried| Arc::ptr_eq(tried, &e.state))
+            };
+            let endpoint = tier.endpoints.iter().find(is_right)?;
+            let slot = endpoint.state.try_acquire_within(endpoint.room(ask.now, panic).0, self.max_in_flight)?;
+            Some(PickedEndpoint { endpoint: endpoint.clone(), slot })
+        })
     }
 
     fn take_of(&self, tier: &Tier, ask: &PickInputs<'_>) -> Option<PickedEndpoint> {

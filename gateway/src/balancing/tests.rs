@@ -65,7 +65,7 @@ fn balancer_of(endpoints: Vec<Arc<Endpoint>>, policy: PolicyName) -> Balancer {
 }
 
 fn ask(now: u64, random: u64) -> PickInputs<'static> {
-    PickInputs { now, random, key: None, tried: &[] }
+    PickInputs { now, random, key: None, tried: &[], only: None }
 }
 
 fn limited(max: u32) -> impl Fn() -> Vec<Box<dyn SaturationSignal>> {
@@ -248,11 +248,11 @@ fn what_was_tried_is_not_taken_again() {
     let balancer = balancer(endpoints(&[1, 1, 1]));
     let mut tried = Vec::new();
     for n in 0..3 {
-        let taken = balancer.take(&PickInputs { now: 1, random: n, key: None, tried: &tried }).unwrap();
+        let taken = balancer.take(&PickInputs { now: 1, random: n, key: None, tried: &tried, only: None }).unwrap();
         assert!(!tried.iter().any(|t| Arc::ptr_eq(t, &taken.endpoint.state)));
         tried.push(taken.endpoint.state.clone());
     }
-    assert!(balancer.take(&PickInputs { now: 1, random: 9, key: None, tried: &tried }).is_none());
+    assert!(balancer.take(&PickInputs { now: 1, random: 9, key: None, tried: &tried, only: None }).is_none());
 }
 
 #[path = "../../benches/support/simulation.rs"]

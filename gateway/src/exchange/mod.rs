@@ -9,7 +9,7 @@ mod observers;
 mod rewriting;
 mod taps;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -380,6 +380,8 @@ pub struct Exchange {
     pub signs_via: bool,
     /// Headers that filters add to the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Addresses of the only endpoints that may have the request, the best first, where a filter has picked.
+    pub picked: Option<Arc<[SocketAddr]>>,
     /// Headers of the caller that filters remove.
     pub removed_headers: Vec<HeaderName>,
     /// Upgrade that the client asks for and the route passes.
@@ -464,6 +466,7 @@ impl Exchange {
             signs_via: connection.via,
             request_headers: Vec::new(),
             removed_headers: Vec::new(),
+            picked: None,
             upgrade: None,
             body: RequestBody::Unread,
             asked: None,

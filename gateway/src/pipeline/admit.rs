@@ -83,6 +83,7 @@ pub(super) fn select(route: &Route, session: &ClientSession, exchange: &mut Exch
         None => TargetSelection::new(Order::draw(route, &answerers, sticky)),
         Some(rollout) => select_version(route, rollout, &answerers, sticky, exchange)?,
     };
+    let selection = selection.among(exchange.picked.clone());
     let (translations, wait) = (Translations::default(), Wait::default());
     Ok(Tries { selection, translations, wait, retries: 0, resends: 0, retrying: None })
 }
@@ -165,6 +166,12 @@ pub(super) async fn admit<'r>(
                 {
                     continue;
                 }
+                if exchange.picked.is_some() {
+                    // No place in the queue is one at the endpoints that were picked.
+                    tries.wait.leave_without_slot(exchange);
+                    tries.retrying = None;
+                    return Ok(Err(SpillReason::Saturated));
+                }
                 if let Some(reason) = wait_for_slot(route, tries, session, exchange).await? {
                     return Ok(Err(reason));
                 }
@@ -189,7 +196,7 @@ fn look_for_slot<'r>(
     let key = |backend: &Backend| affinity::key(backend, session, exchange);
     let is_retry = tries.retries > 0 || tries.resends > 0;
     let (wait, selection) = (&tries.wait, &mut tries.selection);
-    let admission = if wait.is_behind(route, selection) {
+    let admission = if exchange.picked.is_none() && wait.is_behind(route, selection) {
         Admission::Saturated
     } else {
         match selection.admit(route, now_millis(), random, wait.is_called(), &key) {

@@ -318,6 +318,9 @@ async fn run(
                     span.event("refused", &named.name);
                     return Err(End::Answer(answer));
                 }
+                if let Some(picked) = waited.endpoints {
+                    exchange.picked = Some(picked.into());
+                }
                 exchange.removed_headers.extend(waited.removed_headers);
                 exchange.request_headers.extend(waited.request_headers);
                 if waited.refusal.is_none() {

@@ -85,6 +85,9 @@ pub struct Waited {
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Headers of the caller that are removed from the request before [`Self::request_headers`] are set.
     pub removed_headers: Vec<HeaderName>,
+    /// Addresses of the only endpoints that may have the request, the best first; none of them: no endpoint has room for it, and what
+    /// the route does while it is saturated follows. `None` leaves the choice to the balancing of the backend.
+    pub endpoints: Option<Vec<std::net::SocketAddr>>,
     /// Changes to the bodies of the exchange if the request passes.
     pub rewrite: Rewrite,
 }

@@ -8,6 +8,7 @@ mod mutation;
 mod session;
 mod watching;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +28,13 @@ use crate::watching::Watching;
 
 /// Method of the protocol.
 const METHOD: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
+
+/// Header by which a processor names endpoints (`docs/proposals/004-endpoint-picker-protocol` of the Gateway API inference
+/// extension).
+const PICKED: HeaderName = HeaderName::from_static("x-gateway-destination-endpoint");
+
+/// Most endpoints of a pick.
+const MOST_PICKED: usize = 16;
 
 /// Bytes of a message that are not of the body which it carries.
 const AROUND_BODY: usize = 1 << 10;
@@ -122,6 +130,12 @@ struct ExternalProcessing {
     /// True if the processor only watches: nothing is awaited, what it says is not read, and messages for which it is too slow are left out.
     #[serde(default)]
     observe_only: bool,
+    /// True if the processor picks the endpoint of each request, as the endpoint pickers of Kubernetes' inference pools do: by the
+    /// header `x-gateway-destination-endpoint`, which has one `ADDRESS:PORT` or several, the best first. No other endpoint of the
+    /// route's backends gets the request. Where the processor answers 429 or 503, or none of those has room, the route does what it does
+    /// while it is saturated.
+    #[serde(default)]
+    picks_endpoints: bool,
     /// Longest message in either direction, in bytes.
     #[serde(default = "max_message_bytes")]
     max_message_bytes: u32,
@@ -157,6 +171,7 @@ pub(crate) struct Settings {
     is_open: bool,
     allow_mode_override: bool,
     observe_only: bool,
+    picks_endpoints: bool,
     max_message: usize,
 }
 
@@ -237,6 +252,10 @@ fn compile(config: &ExternalProcessing) -> Result<Settings, Vec<FieldError>> {
         let message = "has no effect with `observeOnly`: what the processor says is not read. Remove one of them";
         errors.push(FieldError::at(["allowModeOverride"], message));
     }
+    if config.observe_only && config.picks_endpoints {
+        let message = "has no effect with `observeOnly`: what the processor says is not read. Remove one of them";
+        errors.push(FieldError::at(["picksEndpoints"], message));
+    }
     let skips = config.request_headers == SendHeaders::Skip && config.response_headers == SendHeaders::Skip;
     if skips && waits.iter().all(|(_, body)| *body == SendBody::None) {
         errors.push(FieldError { path: Vec::new(), message: "nothing is sent to the processor".to_owned() });
@@ -259,6 +278,7 @@ fn compile(config: &ExternalProcessing) -> Result<Settings, Vec<FieldError>> {
         is_open: config.on_failure == OnFailure::Open,
         allow_mode_override: config.allow_mode_override,
         observe_only: config.observe_only,
+        picks_endpoints: config.picks_endpoints,
         max_message: usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX),
     })
 }
@@ -319,7 +339,9 @@ impl Filter for Processing {
         };
         let settings = self.settings.clone();
         Flow::Wait(Box::pin(async move {
-            request.process(session).await.unwrap_or_else(|failed| {
+            let processed = request.process(session).await;
+            let picked = if settings.picks_endpoints { processed.and_then(picked) } else { processed };
+            picked.unwrap_or_else(|failed| {
                 settings.report(&failed.0);
                 let refusal = (!settings.is_open).then(|| Box::new(refused()));
                 let failure = Some(format!("{}: {}", settings.server, failed.0));
@@ -418,6 +440,25 @@ impl Request {
             waited.failure = changed.left_out;
         }
     }
+}
+
+/// Takes over the endpoints that the processor has picked.
+fn picked(waited: Waited) -> Result<Waited, Failed> {
+    let sheds = |answer: &Answer| matches!(answer.status.as_u16(), 429 | 503);
+    if waited.answer.as_deref().is_some_and(sheds) {
+        return Ok(Waited { endpoints: Some(Vec::new()), ..Waited::default() });
+    }
+    if waited.answer.is_some() || waited.served.is_some() {
+        return Ok(waited);
+    }
+    let values = waited.request_headers.iter().filter(|(name, _)| *name == PICKED);
+    let addresses = values.filter_map(|(_, value)| value.to_str().ok()).flat_map(|text| text.split(','));
+    let endpoints: Vec<SocketAddr> =
+        addresses.filter_map(|address| address.trim().parse().ok()).take(MOST_PICKED).collect();
+    if endpoints.is_empty() {
+        return Err(Failed(format!("it has picked no endpoint: `{PICKED}` has no address with a port")));
+    }
+    Ok(Waited { endpoints: Some(endpoints), ..waited })
 }
 
 /// End of a request that the processor has answered.

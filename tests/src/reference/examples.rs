@@ -118,6 +118,7 @@ const EXTERNAL_PROCESSING: &str = "routes:
           onFailure: closed
           allowModeOverride: true
           observeOnly: false
+          picksEndpoints: true
           maxMessageBytes: 4194304
     backendRefs: [{name: chat}]
 ";
