@@ -283,6 +283,13 @@ impl<'s> Checker<'s> {
         {
             return self.walk(node, only, path);
         }
+        if let Some((text, mapping)) = text_or_mapping(&branches) {
+            return match &node.value {
+                Value::String(_) => self.walk(node, text, path),
+                Value::Mapping(_) => self.walk(node, mapping, path),
+                _ => self.mismatch(node, A_STRING_OR_MAPPING, path),
+            };
+        }
         let (words, keyed) = forms(&branches);
         let keys: Vec<&str> = keyed.iter().map(|(name, _)| *name).collect();
         let is_text = |branch: &&Json| {
@@ -318,6 +325,7 @@ impl<'s> Checker<'s> {
 }
 
 const A_STRING: &str = "a string";
+const A_STRING_OR_MAPPING: &str = "a string or a mapping";
 const A_LIST: &str = "a list";
 
 /// Follows the references of a schema.
@@ -338,6 +346,15 @@ pub(crate) fn resolve<'s>(root: &'s Json, mut schema: &'s Json) -> &'s Json {
 pub(crate) fn branches(schema: &Json) -> &[Json] {
     let branches = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Json::as_array);
     branches.map_or(std::slice::from_ref(schema), Vec::as_slice)
+}
+
+/// Schemas of a text and of a mapping with several keys, of which these branches consist.
+fn text_or_mapping<'s>(branches: &[&'s Json]) -> Option<(&'s Json, &'s Json)> {
+    let [text, mapping] = branches else { return None };
+    let is_text = text.get("type").and_then(Json::as_str) == Some("string")
+        && text.get("const").or_else(|| text.get("enum")).is_none();
+    let properties = mapping.get("properties").and_then(Json::as_object);
+    (is_text && properties.is_some_and(|properties| properties.len() > 1)).then_some((*text, *mapping))
 }
 
 /// Words and mappings with one key, each with the schema of its value, of which these branches consist.
@@ -365,6 +382,7 @@ fn expectation(root: &Json, schema: &Json) -> String {
     match branches.as_slice() {
         [only] if !std::ptr::eq(*only, schema) => return expectation(root, only),
         [_] => {}
+        several if text_or_mapping(several).is_some() => return A_STRING_OR_MAPPING.to_owned(),
         several => {
             let (words, keyed) = forms(several);
             return alternatives(&words, &keyed.iter().map(|(key, _)| *key).collect::<Vec<_>>());

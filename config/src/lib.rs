@@ -21,6 +21,7 @@ mod price_catalogue;
 mod reporter;
 mod rules;
 pub mod schema;
+pub mod spelling;
 mod tree;
 mod validate;
 pub mod values;

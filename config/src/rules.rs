@@ -159,10 +159,15 @@ impl<'c> RouteRules<'c> {
             if EXPRESSIONS.contains(name) {
                 config.to_string().contains("path")
             } else {
-                !BLIND_TO_PATHS.contains(name)
+                !BLIND_TO_PATHS.contains(name) || rewrites_by_pattern(name, config)
             }
         })
     }
+}
+
+/// True for a filter that finds a part of the path by an expression.
+pub(crate) fn rewrites_by_pattern(name: &str, config: &serde_json::Value) -> bool {
+    name == "urlRewrite" && config.get("path").is_some_and(serde_json::Value::is_object)
 }
 
 /// Filters of a target, each with the name of the target.

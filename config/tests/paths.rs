@@ -166,3 +166,17 @@ fn a_path_expression_is_whole_without_its_anchors() {
         assert_eq!(found.is_empty(), sound, "{regex}: {found:?}");
     }
 }
+
+#[test]
+fn an_expression_over_the_path_comes_before_other_changes_of_it() {
+    let found = |filters: &str| errors("", &format!(", filters: [{filters}]"), &matches("prefix: /admin"));
+    let pattern = "{urlRewrite: {path: {regex: x, replacement: y}}}";
+    assert_eq!(
+        found(&format!("{{urlRewrite: {{hostname: a.test}}}}, {pattern}, {{urlRewrite: {{replacePrefix: /x}}}}")),
+        [""; 0]
+    );
+    for before in ["{urlRewrite: {replacePrefix: /x}}", pattern] {
+        let found = found(&format!("{before}, {pattern}"));
+        assert!(found.len() == 1 && found[0].contains("expected the expression first"), "{found:?}");
+    }
+}

@@ -589,3 +589,44 @@ consumers: [{{name: nobody, keys: [{{sha256: \"{key}\"}}]}}]
     let (status, answer) = ask(gateway.address, "POST", "/closed/chat/completions", "", "{}").await;
     assert!(status == 404 && answer.contains("no_route") && !is_openai(&answer), "{answer}");
 }
+
+#[tokio::test]
+async fn a_path_is_rewritten_by_an_expression_to_one_that_has_one_reading() {
+    let upstream = Upstream::start(|seen| async move { Some(reply(200, &[], format!("REACHED {}", seen.path))) }).await;
+    let url = upstream.url();
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: openai, endpoints: [{{url: \"{url}\"}}]}}]
+routes:
+  - name: teams
+    matches: [{{path: {{prefix: /teams}}}}]
+    filters: [{{urlRewrite: {{path: {{regex: \"^/teams/([^/]+)/(.*)$\", replacement: '/\\2'}}}}}}, {{requestHeaders: {{set: {{x-a: b}}}}}}]
+    backendRefs: [{{name: b}}]
+  - name: joined
+    matches: [{{path: {{prefix: /joined}}}}]
+    filters: [{{urlRewrite: {{path: {{regex: \"-\", replacement: ''}}}}}}]
+    backendRefs: [{{name: b}}]
+"
+    ))
+    .await;
+    for (path, seen) in [
+        ("/teams/red/files?q=1", Some("/files?q=1")),
+        ("/teams/red/a%20b", Some("/a%20b")),
+        ("/teams", Some("/teams")),
+        ("/joined/a-b-c", Some("/joined/ab-c")),
+        ("/joined/.-./x", None),
+        ("/joined/%25-41", None),
+        ("/joined/%-2e", None),
+        ("/joined/..-;/x", None),
+        // Another reading (`/teams/red/files`) is another one for the expression.
+        ("/teams/red;x/files", None),
+    ] {
+        let (status, answer) = ask(gateway.address, "GET", path, "", "").await;
+        match seen {
+            Some(seen) => assert!(status == 200 && answer.ends_with(&format!("REACHED {seen}")), "{path}: {answer}"),
+            None => assert!(status == 400 && answer.contains("ambiguous_path"), "{path}: {status} {answer}"),
+        }
+    }
+    // The operation is the one that the servers see.
+    let (status, answer) = ask(gateway.address, "POST", "/teams/red/v1/chat/completions", "", "{not json").await;
+    assert!(status == 400 && answer.contains("\"error\":{") && !answer.contains("requestId"), "{answer}");
+}

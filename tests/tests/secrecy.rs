@@ -183,6 +183,8 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].responseHeaders.remove[]",
     "routes[].filters[].urlRewrite.hostname",
     "routes[].filters[].urlRewrite.path",
+    "routes[].filters[].urlRewrite.path.regex",
+    "routes[].filters[].urlRewrite.path.replacement",
     "routes[].backendRefs[].name",
     "routes[].backendRefs[].model",
     "routes[].backendRefs[].filters[].requestHeaders.remove[]",

@@ -2,6 +2,7 @@
 
 use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
+use crate::rules::rewrites_by_pattern;
 use crate::schema::{
     BackendProtocol, BackendRef, FilterEntry, Match, PathMatch, Route, RouteAuthentication, TargetFilter,
 };
@@ -214,7 +215,17 @@ fn authentication(cx: &mut Context<'_>, n: usize, route: &Route) {
 }
 
 fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let changes_path = |filter: &&FilterEntry| {
+        filter.name == "urlRewrite"
+            && ["path", "replacePrefix", "azureOpenai"].iter().any(|key| filter.config.get(key).is_some())
+    };
+    let first = route.filters.iter().position(|filter| changes_path(&filter));
     for (f, filter) in route.filters.iter().enumerate() {
+        if rewrites_by_pattern(&filter.name, &filter.config) && first.is_some_and(|first| first < f) {
+            let message = "another `urlRewrite` before it changes the path; expected the expression first, over the path of \
+                           the caller: write both changes into one expression";
+            cx.error(at!["routes", n, "filters", f, "urlRewrite", "path"], message);
+        }
         for FieldError { path, message } in cx.options.catalog.check(&filter.name, &filter.config) {
             let mut at = at!["routes", n, "filters", f, filter.name.as_str()];
             at.extend(path.iter().map(|key| Segment::from(key.as_str())));

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use spillway_config::spelling::Spelling;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::access::no_route;
@@ -16,7 +17,7 @@ use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
 use crate::protocol::{OPENAI, Operation, ResolvedOperation, is_grpc, read_timeout};
-use crate::routing::{Candidates, HeadContext, Spelling};
+use crate::routing::{Candidates, HeadContext};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
 use crate::wire::size_of_fields;

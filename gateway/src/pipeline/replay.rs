@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, header};
-use spillway_config::path;
+use spillway_config::{path, spelling};
 use spillway_filter::Fields;
 
 use super::begin::{operation_of, preflight_method};
@@ -15,7 +15,7 @@ use crate::coding::{DIGESTS, GRPC_ENCODING};
 use crate::downstream::ClientSession;
 use crate::exchange::{ConnectionInfo, Exchange};
 use crate::protocol::ResolvedOperation;
-use crate::routing::{AskedHeader, HeadContext, PartialHead, Undecided, read_path};
+use crate::routing::{AskedHeader, HeadContext, PartialHead, Undecided};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{RecentHead, RecentHeader};
 use crate::topology::Route;
@@ -90,7 +90,7 @@ pub(super) fn kept(
 /// # Errors
 /// The route depends on something that is not kept of requests.
 pub fn replay(snapshot: &Snapshot, head: &RecentHead) -> Result<Option<Arc<Route>>, NotReplayed> {
-    let (spelling, method) = match (read_path(&head.path), Method::from_bytes(head.method.as_bytes())) {
+    let (spelling, method) = match (spelling::read(&head.path), Method::from_bytes(head.method.as_bytes())) {
         (Ok((_, spelling)), Ok(method)) => (spelling, method),
         _ => return Err(NotReplayed::Path),
     };

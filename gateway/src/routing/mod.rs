@@ -7,12 +7,10 @@ mod host;
 mod matcher;
 mod models;
 mod prefixes;
-mod spelling;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use candidates::{Candidates, Routes};
 pub use matcher::{CompileError, HeadContext, MatchFault, PartialHead, Undecided, comparable};
-pub use spelling::{Spelling, read as read_path};
 pub use table::{AskedHeader, MAX_HOST, RouteTable, TableBuilder, without_port};

@@ -13,6 +13,7 @@ mod headers;
 mod json_edit;
 mod methods;
 mod mirror;
+mod path_pattern;
 mod public_location;
 mod rate_limit;
 mod respond;

@@ -14,6 +14,7 @@ use spillway_filter::{
 };
 
 use crate::azure;
+use crate::path_pattern::{PathPattern, WrittenPattern};
 
 /// Scheme of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -59,8 +60,8 @@ fn found() -> u16 {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct UrlRewrite {
-    /// Complete path.
-    path: Option<String>,
+    /// Complete path, or a part of it by a regular expression.
+    path: Option<NewPath>,
     /// Replacement of the prefix that the route matches; of `/` if it matches none.
     replace_prefix: Option<String>,
     /// `Host` sent to the server; default: the caller's.
@@ -69,6 +70,36 @@ struct UrlRewrite {
     /// `/v1/chat/completions`, and so does `/openai/v1/chat/completions`. The body names the model, as official clients
     /// write it beside the path.
     azure_openai: bool,
+}
+
+/// Path for the server.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum NewPath {
+    /// Complete path.
+    Whole(String),
+    /// A part of it by a regular expression.
+    Pattern(WrittenPattern),
+}
+
+impl NewPath {
+    /// Compiled form.
+    fn compile(&self) -> Result<ServerPath, Vec<FieldError>> {
+        match self {
+            Self::Whole(path) => check_path("path", Some(path))
+                .map_or_else(|| Ok(ServerPath::Whole(path.as_str().into())), |error| Err(vec![error])),
+            Self::Pattern(written) => PathPattern::new(written).map(ServerPath::Pattern).map_err(|mut errors| {
+                errors.iter_mut().for_each(|error| error.path.insert(0, "path".to_owned()));
+                errors
+            }),
+        }
+    }
+}
+
+/// Path for the server, compiled.
+enum ServerPath {
+    Whole(Box<str>),
+    Pattern(PathPattern),
 }
 
 fn check_path(key: &'static str, path: Option<&String>) -> Option<FieldError> {
@@ -127,7 +158,7 @@ pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
             errors.push(FieldError::at(["replacePrefix"], "`azureOpenai` and `replacePrefix` exclude each other"));
         }
         errors.extend(check_host(c.hostname.as_ref()));
-        errors.extend(check_path("path", c.path.as_ref()));
+        errors.extend(c.path.as_ref().and_then(|path| path.compile().err()).unwrap_or_default());
         errors.extend(check_path("replacePrefix", c.replace_prefix.as_ref()));
         errors
     };
@@ -135,8 +166,9 @@ pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
         let host = config.hostname.as_deref().map(HeaderValue::from_str).transpose();
         let host = host.map_err(|e| FieldError::at(["hostname"], e.to_string()))?;
         let prefix = config.replace_prefix.as_deref().map(|new| Prefix::new(cx, new));
-        Ok(Arc::new(Rewritten { path: config.path.map(Into::into), prefix, host, is_azure: config.azure_openai })
-            as Arc<dyn Filter>)
+        let path = config.path.as_ref().map(NewPath::compile).transpose();
+        let path = path.map_err(|mut errors| errors.swap_remove(0))?;
+        Ok(Arc::new(Rewritten { path, prefix, host, is_azure: config.azure_openai }) as Arc<dyn Filter>)
     })
 }
 
@@ -259,7 +291,7 @@ impl Filter for Redirected {
 
 struct Rewritten {
     /// Path in place of the caller's.
-    path: Option<Box<str>>,
+    path: Option<ServerPath>,
     prefix: Option<Prefix>,
     host: Option<HeaderValue>,
     /// True if paths of Azure OpenAI become those of OpenAI.
@@ -267,6 +299,14 @@ struct Rewritten {
 }
 
 impl Filter for Rewritten {
+    fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
+        let Some(ServerPath::Pattern(pattern)) = &self.path else { return Flow::Continue };
+        match pattern.apply(x.path) {
+            Ok(_) => Flow::Continue,
+            Err(error) => Flow::Refuse(Box::new(error.refusal())),
+        }
+    }
+
     fn on_upstream_request(&self, headers: &mut dyn Headers, _: &Variables<'_>) {
         if let Some(host) = &self.host {
             headers.set(&header::HOST, host.clone());
@@ -278,7 +318,10 @@ impl Filter for Rewritten {
             return azure::openai_target(target);
         }
         let path = match &self.path {
-            Some(path) => path.to_string(),
+            Some(ServerPath::Whole(path)) => path.to_string(),
+            // A path without a sound result was refused by `on_request`; it is the first filter to change the path
+            // (`spillway_config` checks that), so both see the same.
+            Some(ServerPath::Pattern(pattern)) => pattern.apply(target.path()).ok().flatten()?,
             None => self.prefix.as_ref()?.replace(target.path()),
         };
         let whole = match target.query() {
@@ -363,6 +406,26 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_path_is_replaced_by_an_expression() {
+        let config = serde_json::json!({"path": {"regex": "^/users/([^/]+)/(.*)$", "replacement": r"/\2/of/\1"}});
+        let filter = built(rewrite(), &["/users"], config);
+        let rewritten =
+            |target: &str| filter.upstream_target(&target.parse().unwrap()).map(|target| target.to_string());
+        assert_eq!(rewritten("/users/ann/chat?q=1").as_deref(), Some("/chat/of/ann?q=1"));
+        assert_eq!(rewritten("/users"), None);
+        assert_eq!(filter.caller_path("/users/ann/chat", "/chat/of/ann"), None, "nobody can say the way back");
+        assert!(matches!(TestRequest::get("/users/ann/chat").decide(&*filter), Flow::Continue));
+        let Flow::Refuse(refusal) = TestRequest::get("/users/%25/41").decide(&*built(
+            rewrite(),
+            &[],
+            serde_json::json!({"path": {"regex": "/([^/]*)$", "replacement": r"\1"}}),
+        )) else {
+            panic!("a double encoding is refused");
+        };
+        assert_eq!((refusal.status.as_u16(), refusal.code), (400, "ambiguous_path"));
+    }
+
+    #[test]
     fn a_prefix_is_replaced_by_whole_elements() {
         let rewritten = |prefixes: &[&str], new: &str, target: &str| {
             let filter = built(rewrite(), prefixes, serde_json::json!({"replacePrefix": new}));
@@ -442,6 +505,8 @@ mod tests {
             (rewrite(), serde_json::json!({"path": "/x?y"}), vec!["path"]),
             (rewrite(), serde_json::json!({"path": "/x", "replacePrefix": "/y"}), vec!["path"]),
             (rewrite(), serde_json::json!({"hostname": "user@a.test"}), vec!["hostname"]),
+            (rewrite(), serde_json::json!({"path": {"regex": "(", "replacement": "/"}}), vec!["path", "regex"]),
+            (rewrite(), serde_json::json!({"path": {"regex": "x", "replacement": r"\1"}}), vec!["path", "replacement"]),
         ] {
             let errors = factory.check(&json);
             assert_eq!(errors.len(), 1, "{json}");

@@ -43,7 +43,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "ambiguous_path",
-        "The path has a second reading, such as `%2F`, `..;` or a double encoding, to which other rules apply.",
+        "The path has a second reading, such as `%2F`, `..;` or a double encoding, to which other rules apply, or a filter would make such a path of it.",
         "Write the path that is meant. For names with a slash set [`encodedSlashes`](../how-to/encoded-slashes.md).",
     ),
     (
@@ -276,6 +276,11 @@ const ROWS: &[Row] = &[
         "overloaded",
         "Every server of the route is full and no [spill](../how-to/spill.md) took the request, or the built-in model has no room.",
         "Try again after `Retry-After`. Operators: `spillway_sheds_total` by reason, [capacity](../how-to/capacity.md), [queue](../how-to/queue.md).",
+    ),
+    (
+        "path_too_long",
+        "`urlRewrite` would make a path of more than 8 KiB.",
+        "Send a shorter path. Operators: look at the groups that the replacement repeats.",
     ),
     (
         "permission_denied",

@@ -134,6 +134,16 @@ const METHODS: &str = "routes:
     backendRefs: [{name: chat}]
 ";
 
+/// A path by a regular expression.
+const PATH_PATTERN: &str = "routes:
+  - name: chat
+    matches: [{path: {prefix: /teams}}]
+    filters:
+      - urlRewrite:
+          path: {regex: \"^/teams/([^/]+)/(.*)$\", replacement: '/\\2'} # /teams/red/v1/models: /v1/models
+    backendRefs: [{name: chat}]
+";
+
 const EXAMPLES: &[Example] = &[
     Example { path: "admin.oidc", yaml: LOGIN },
     Example { path: "admin.oidc.allow[]", yaml: LOGIN },
@@ -160,6 +170,7 @@ const EXAMPLES: &[Example] = &[
     Example { path: "routes[].filters[].fault", yaml: FAULT },
     Example { path: "routes[].filters[].methods", yaml: METHODS },
     Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },
+    Example { path: "routes[].filters[].urlRewrite.path", yaml: PATH_PATTERN },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.request", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.response", yaml: TRANSFORM },

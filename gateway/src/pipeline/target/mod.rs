@@ -10,12 +10,13 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use spillway_config::path;
 use spillway_config::schema::EncodedSlashes;
+use spillway_config::spelling::{self, Spelling};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::{answers, rewritten};
 use crate::message::RequestHead;
 use crate::protocol::{ModelPlace, ResolvedOperation};
-use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
+use crate::routing::{Candidates, MAX_HOST};
 use crate::topology::Route;
 
 /// Puts target, host and framing of a head into one form, or refuses them. Returns the ways in which other servers could
@@ -128,7 +129,7 @@ fn one_path(head: &mut RequestHead) -> Result<Spelling, Box<Refusal>> {
     if !head.raw_path_is_utf8() && std::str::from_utf8(path_as_it_came()).is_err() {
         return Err(wrong("bad_target", "the path of the request is no UTF-8"));
     }
-    let (path, spelling) = read_path(head.uri.path())
+    let (path, spelling) = spelling::read(head.uri.path())
         .map_err(|e| Box::new(Refusal::invalid("ambiguous_path", format!("{e}: write the path that is meant"))))?;
     if let Cow::Owned(path) = path {
         let whole = match head.uri.query() {

@@ -1,5 +1,5 @@
 //! Second readings of a path: other paths that a server could read where the gateway reads this one. Most paths have none.
-//! The file owns no state; its input is a path in normal form (`spillway_config::path`).
+//! The file owns no state; its input is a path in normal form (`path`).
 //!
 //! Known readers: ASGI servers decode `%2F`; servlets cut `;parameters`; IIS reads backslashes as slashes, decodes twice and
 //! accepts overlong UTF-8; Windows drops blanks and dots at the end of a name; code that parses a decoded path as a URL cuts
@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use spillway_config::path::{self, PathByte, PathError};
+use crate::path::{self, PathByte, PathError};
 
 /// Kinds of second readings that a path has, as a set of bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,6 +53,17 @@ impl Spelling {
     /// True if every server reads the path as the gateway does.
     pub fn is_one(self) -> bool {
         self.0 == 0
+    }
+
+    /// Kinds of readings of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// True if every kind of reading is one of `other` as well.
+    pub fn is_within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
     }
 
     /// True if no server behind may get the path, whatever the configuration says.
