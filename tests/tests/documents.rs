@@ -31,6 +31,18 @@ const WRITING: Duration = Duration::from_millis(300);
 const FURTHER_RUNS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// File of `prompts.md`, as the page shows it.
+const PROMPTS: &str = "---
+version: 3
+---
+You answer for the support of Example. Be {{tone}}.
+
+---
+version: 2
+---
+You answer for the support of Example.
+";
+
 /// What gateways of the pages have in their environment.
 const VARIABLES: [(&str, &str); 4] = [
     ("ADMIN_TOKEN", "token-of-the-operators"),
@@ -84,6 +96,8 @@ impl Files {
         let endpoints = json!([{"url": format!("http://127.0.0.1:{server}")}]);
         std::fs::write(path.join("endpoints.json"), endpoints.to_string()).unwrap();
         std::fs::copy(repository().join("config/examples/probes.jsonl"), path.join("probes.jsonl")).unwrap();
+        std::fs::create_dir(path.join("prompts")).unwrap();
+        std::fs::write(path.join("prompts/support.md"), PROMPTS).unwrap();
         std::fs::create_dir(path.join("models")).unwrap();
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();

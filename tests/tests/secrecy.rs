@@ -38,6 +38,7 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].filters[].cel.deny",
     "routes[].filters[].fault.when",
     "routes[].filters[].guard.patterns[].regex",
+    "routes[].filters[].promptTemplate.variables{}",
     "routes[].filters[].transform.when",
     "routes[].filters[].transform.request.prependSystem",
     "routes[].filters[].transform.request.appendSystem",
@@ -61,8 +62,12 @@ const MAY_HOLD_SECRETS: &[&str] = &[
 ];
 
 /// Files of the configuration whose content is secret.
-const SECRET_FILES: &[&str] =
-    &["listeners[].tls.certificates[].keyFile", "backends[].tls.clientCertificate.keyFile", "consumers[].keysFile"];
+const SECRET_FILES: &[&str] = &[
+    "listeners[].tls.certificates[].keyFile",
+    "backends[].tls.clientCertificate.keyFile",
+    "consumers[].keysFile",
+    "routes[].filters[].promptTemplate.file",
+];
 
 /// Strings and files of the configuration that hold no secret: names, which logs and metrics show, words of HTTP, words of
 /// the language, paths of files, and files that are public.
@@ -748,6 +753,9 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
                     "appendSystem": text(bed, "filters[].transform.request.appendSystem"),
                 },
             }},
+            {"promptTemplate": {"file": prompts(bed), "version": 1, "variables": {
+                "word": format!("request.path == '{}' ? 'a' : 'b'", text(bed, "filters[].promptTemplate.variables{}")),
+            }}},
             {"guard": {"patterns": [{"name": "own", "regex": text(bed, "filters[].guard.patterns[].regex")}]}},
             {"respond": {
                 "headers": {"x-told": text(bed, "filters[].respond.headers{}")},
@@ -756,6 +764,14 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
         ],
     });
     (asked, answers)
+}
+
+/// A file of prompts; returns its name.
+fn prompts(bed: &mut Bed) -> &'static str {
+    let secret = bed.planted.plant("routes[].filters[].promptTemplate.file");
+    let text = format!("---\nversion: 1\n---\n{secret} {{{{word}}}}\n");
+    std::fs::write(bed.folder.path().join("prompts.md"), text).unwrap();
+    "prompts.md"
 }
 
 /// A configuration whose servers are all away, with secrets in their URLs.

@@ -212,6 +212,11 @@ const ROWS: &[Row] = &[
         "The JSON Web Token is not accepted: ended, for another audience, or from an unknown issuer or key.",
         "Ask for a new token ([JWT](../how-to/jwt.md)). The audit log names the reason.",
     ),
+    (
+        "invalid_variable",
+        "The [prompt](../how-to/prompts.md) of the route has a place for a value that the request does not have, or that is no line of at most 1 KiB.",
+        "Send what the message names. Operators: let the expression say what counts where a request has no value.",
+    ),
     ("invalid_type", "A field has another type than the API says.", "Change it; `param` names it."),
     ("invalid_value", "A field has a value that the API does not have.", "Change it; `param` names it."),
     (
@@ -381,7 +386,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "unsupported_body",
-        "A filter of the route changes the body of requests, and this one has a form that it cannot change; the message says which.",
+        "A filter of the route changes the body of requests or adds a system prompt, and this one has a form that it cannot change; the message says which.",
         "Send it in the form that the message expects.",
     ),
     (

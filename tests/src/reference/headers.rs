@@ -261,6 +261,10 @@ const GROUPS: &[Group] = &[
                 "x-spillway-cache",
                 "`hit`: the answer was kept by the filter `cache`. `miss`: it was not there, and is kept if it can be.",
             ),
+            (
+                "x-spillway-prompt-version",
+                "Version of the prompt that the filter `promptTemplate` put into the request.",
+            ),
             ("age", "Seconds since an answer that was kept came from its server."),
             (
                 "server-timing",

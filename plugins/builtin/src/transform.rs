@@ -1,7 +1,5 @@
 //! `transform`: changes to the JSON of requests and answers, and texts around the system prompt.
 
-mod system;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,7 +14,7 @@ use spillway_filter::{
 };
 
 use crate::json_edit::{self, EditError, Pointer};
-use system::SystemText;
+use crate::system_prompt::SystemText;
 
 /// Most edits of a request, and of an answer: each is a pass over its text.
 const MAX_EDITS: usize = 64;

@@ -1,6 +1,8 @@
 //! Text in front of and behind the system prompt of a request, whatever API the request is of. A caller must not get around it
 //! by another form of its request: where the form has no place for the text, the request is refused.
 
+use std::sync::Arc;
+
 use serde_json::value::RawValue;
 use spillway_filter::SystemPlace;
 
@@ -8,12 +10,12 @@ use crate::json_edit::{EditError, Pointer, get, push_front, quoted, set};
 
 /// Texts that are added to the system prompt.
 #[derive(Debug, Clone)]
-pub(super) struct SystemText {
+pub(crate) struct SystemText {
     /// Text in front of it; may be empty.
-    pub(super) before: String,
+    pub(crate) before: String,
     /// Text behind it; may be empty.
-    pub(super) behind: String,
-    places: Places,
+    pub(crate) behind: String,
+    places: Arc<Places>,
 }
 
 /// Pointers to the members that hold a system prompt.
@@ -34,7 +36,7 @@ struct Places {
 
 /// Reason for which the text cannot be added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SystemError {
+pub(crate) enum SystemError {
     /// The body cannot be edited.
     #[error(transparent)]
     Edit(#[from] EditError),
@@ -52,7 +54,7 @@ pub(super) enum SystemError {
 
 impl SystemText {
     /// Makes the texts; `None` where both are empty.
-    pub(super) fn new(before: &str, behind: &str) -> Result<Option<Self>, String> {
+    pub(crate) fn new(before: &str, behind: &str) -> Result<Option<Self>, String> {
         if before.is_empty() && behind.is_empty() {
             return Ok(None);
         }
@@ -69,7 +71,12 @@ impl SystemText {
             template: Pointer::parse("/template")?,
             embeddings: Pointer::parse("/prompt_embeds")?,
         };
-        Ok(Some(Self { before: before.to_owned(), behind: behind.to_owned(), places }))
+        Ok(Some(Self { before: before.to_owned(), behind: behind.to_owned(), places: Arc::new(places) }))
+    }
+
+    /// The same places, with another text in front.
+    pub(crate) fn with_before(&self, before: String) -> Self {
+        Self { before, behind: self.behind.clone(), places: self.places.clone() }
     }
 
     /// Adds the texts to a body, an object of JSON.
@@ -77,7 +84,7 @@ impl SystemText {
     /// # Errors
     ///
     /// The member that is not in a form which takes a text.
-    pub(super) fn add(&self, body: &str, place: SystemPlace) -> Result<String, SystemError> {
+    pub(crate) fn add(&self, body: &str, place: SystemPlace) -> Result<String, SystemError> {
         let p = &self.places;
         match place {
             SystemPlace::Messages => self.to_messages(body),
