@@ -173,6 +173,8 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].guard.patterns[].name",
     "routes[].filters[].methods.jsonRpc.allow[]",
     "routes[].filters[].methods.jsonRpc.tools[]",
+    "routes[].filters[].validate.request.file",
+    "routes[].filters[].validate.response.file",
     "routes[].filters[].transform.request.move{}",
     "routes[].filters[].transform.request.remove[]",
     "routes[].filters[].transform.response.move{}",

@@ -40,3 +40,4 @@ mod smaller_operations;
 mod trailers;
 mod transforming;
 mod usage;
+mod validating;

@@ -6,6 +6,7 @@ mod azure;
 mod cache;
 mod client_address;
 mod cors;
+mod deltas;
 mod external_authorization;
 mod fault;
 mod guard;
@@ -18,10 +19,12 @@ mod prompt_template;
 mod public_location;
 mod rate_limit;
 mod respond;
+mod strict_json;
 mod system_prompt;
 mod target;
 mod transform;
 mod transport_security;
+mod validate;
 
 use spillway_filter::Registry;
 
@@ -31,8 +34,12 @@ pub fn registry() -> Registry {
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
-    registry.add(transform::factory()).add(guard::factory()).add(cache::factory());
-    registry.add(prompt_template::factory()).add(methods::factory()).add(fault::factory());
+    registry.add(validate::factory()).add(transform::factory()).add(guard::factory()).add(cache::factory());
+    registry
+        .add(prompt_template::factory())
+        
+        .add(methods::factory())
+        .add(fault::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.add(spillway_extproc::factory());
     registry.expressions(spillway_cel::check_head);

@@ -47,6 +47,11 @@ const ROWS: &[Row] = &[
         "Write the path that is meant. For names with a slash set [`encodedSlashes`](../how-to/encoded-slashes.md).",
     ),
     (
+        "answer_not_valid",
+        "The filter [`validate`](../how-to/validate.md) of the route checks answers, and that of the server does not pass; the message names the place and what is expected.",
+        "Try again: a model may answer otherwise. Operators: compare the schema with what the server answers, or ask it for structured answers (`response_format`).",
+    ),
+    (
         "array_above_max_length",
         "A list of the request is longer than a built-in model takes.",
         "Send a shorter one; `param` names it.",
@@ -306,6 +311,11 @@ const ROWS: &[Row] = &[
         "request_not_judged",
         "The expression of a filter `cel` reads something that the request does not have.",
         "Send what the message names in parentheses. Operators: let the expression test for it (`has(...)`).",
+    ),
+    (
+        "request_not_valid",
+        "The filter [`validate`](../how-to/validate.md) of the route checks requests, and this one does not pass; the message names the place and what is expected.",
+        "Send what the message expects.",
     ),
     (
         "request_timeout",

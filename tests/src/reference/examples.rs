@@ -134,6 +134,23 @@ const METHODS: &str = "routes:
     backendRefs: [{name: chat}]
 ";
 
+/// Schemas of requests and of the texts of answers.
+const VALIDATE: &str = "routes:
+  - name: chat
+    filters:
+      - validate:
+          request:
+            schema:
+              properties: {messages: {maxItems: 20}, n: {const: 1}}
+          response:
+            of: content # or body
+            schema: # or file: schemas/city.json
+              type: object
+              required: [city]
+              properties: {city: {type: string, maxLength: 80}}
+    backendRefs: [{name: chat}]
+";
+
 /// A path by a regular expression.
 const PATH_PATTERN: &str = "routes:
   - name: chat
@@ -171,6 +188,9 @@ const EXAMPLES: &[Example] = &[
     Example { path: "routes[].filters[].methods", yaml: METHODS },
     Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },
     Example { path: "routes[].filters[].urlRewrite.path", yaml: PATH_PATTERN },
+    Example { path: "routes[].filters[].validate", yaml: VALIDATE },
+    Example { path: "routes[].filters[].validate.request", yaml: VALIDATE },
+    Example { path: "routes[].filters[].validate.response", yaml: VALIDATE },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.request", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.response", yaml: TRANSFORM },

@@ -1,6 +1,5 @@
 //! `guard`: what must not be in prompts or answers, by patterns: replaced, masked for the model alone, or refused.
 
-mod deltas;
 mod search;
 mod strings;
 
@@ -19,8 +18,8 @@ use spillway_filter::{
 };
 use spillway_patterns::{Detector, Kind};
 
+use crate::deltas::{self, Delta, Ended};
 use crate::json_edit::{self, Pointer, quoted};
-use deltas::{Delta, Ended};
 use search::{Flowing, Masked, Pattern, Patterns, Refused};
 use strings::{change_strings, is_json};
 

@@ -7,20 +7,20 @@ use crate::json_edit::Pointer;
 
 /// A part of a text.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Delta {
+pub(crate) struct Delta {
     /// Place of the string in the event.
-    pub(super) pointer: Pointer,
+    pub(crate) pointer: Pointer,
     /// Text that it continues.
-    pub(super) channel: String,
+    pub(crate) channel: String,
     /// Part of the answer that the text belongs to, such as a choice; a text of another channel in it begins behind this one.
-    pub(super) group: String,
+    pub(crate) group: String,
     /// The part.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// Texts that have ended before an event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// None.
     Nothing,
     /// Texts of one group.
@@ -31,7 +31,7 @@ pub(super) enum Ended {
 
 impl Ended {
     /// True if the texts of a group have ended. The calls of a choice end with it.
-    pub(super) fn has(&self, group: &str) -> bool {
+    pub(crate) fn has(&self, group: &str) -> bool {
         match self {
             Self::Nothing => false,
             Self::Group(ended) => {
@@ -43,7 +43,7 @@ impl Ended {
 }
 
 /// Parts of texts in an event, and the texts that have ended before it.
-pub(super) fn read(event: &Value) -> (Vec<Delta>, Ended) {
+pub(crate) fn read(event: &Value) -> (Vec<Delta>, Ended) {
     let mut deltas = Vec::new();
     if let Some(choices) = event.get("choices").and_then(Value::as_array) {
         let mut ended = Ended::Nothing;
