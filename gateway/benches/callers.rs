@@ -74,6 +74,7 @@ fn chain(authenticator: &Authenticator, headers: &Fields) -> u64 {
         query: "",
         is_repeatable: false,
         system: None,
+        prompt_tokens: None,
         model: Some("m"),
         body: None,
     };

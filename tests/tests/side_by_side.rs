@@ -29,6 +29,7 @@ mod limits;
 mod model_names;
 mod own_answers;
 mod paths;
+mod prompt_limits;
 mod prompting;
 mod proxying;
 mod public_location;

@@ -75,6 +75,7 @@ fn take(rules: &Rules, asked: &Asked<'_>, ledger: &mut Ledger) -> Result<(), Box
         query: "",
         is_repeatable: false,
         system: None,
+        prompt_tokens: None,
         model: asked.model,
         body: None,
     };

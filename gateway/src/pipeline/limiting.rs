@@ -242,6 +242,7 @@ pub(super) fn view<'a>(session: &'a ClientSession, exchange: &'a Exchange) -> Re
         model: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
         is_repeatable: exchange.resolved.operation.is_repeatable(),
         system: exchange.resolved.system_place(),
+        prompt_tokens: exchange.asked.as_ref().map(|asked| asked.expected.input),
         body: match &exchange.body {
             RequestBody::Held(held) => Some(&held.bytes),
             RequestBody::Unread => None,

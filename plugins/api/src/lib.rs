@@ -158,6 +158,8 @@ pub struct RequestView<'a> {
     pub is_repeatable: bool,
     /// Place of the system prompt in the body; `None` for a call that asks for no text, or that the gateway does not know.
     pub system: Option<SystemPlace>,
+    /// Estimate of the tokens in the prompt, as limits of tokens count it; `None` if the body was not read.
+    pub prompt_tokens: Option<u64>,
     /// Body; `None` if it is not held (see [`Filter::needs_body`]).
     pub body: Option<&'a [u8]>,
 }

@@ -113,6 +113,7 @@ pub struct TestRequest {
     route: String,
     model: Option<String>,
     system: Option<SystemPlace>,
+    prompt_tokens: Option<u64>,
     is_repeatable: bool,
     body: Option<Bytes>,
 }
@@ -140,6 +141,7 @@ impl TestRequest {
             route: "route".to_owned(),
             model: None,
             system: None,
+            prompt_tokens: None,
             is_repeatable: false,
             body: None,
         }
@@ -219,6 +221,13 @@ impl TestRequest {
         self
     }
 
+    /// Sets the estimate of the tokens in the prompt. The gateway counts them; a test says them.
+    #[must_use]
+    pub fn prompt_tokens(mut self, tokens: u64) -> Self {
+        self.prompt_tokens = Some(tokens);
+        self
+    }
+
     /// Marks the request as a call whose answer depends on what it says. The gateway knows it from the path; a test says it.
     #[must_use]
     pub fn repeatable(mut self) -> Self {
@@ -246,6 +255,7 @@ impl TestRequest {
             model: self.model.as_deref(),
             is_repeatable: self.is_repeatable,
             system: self.system,
+            prompt_tokens: self.prompt_tokens,
             body: self.body.as_deref(),
         }
     }

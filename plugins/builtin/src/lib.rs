@@ -15,6 +15,7 @@ mod json_edit;
 mod methods;
 mod mirror;
 mod path_pattern;
+mod prompt_limits;
 mod prompt_template;
 mod public_location;
 mod rate_limit;
@@ -37,7 +38,7 @@ pub fn registry() -> Registry {
     registry.add(validate::factory()).add(transform::factory()).add(guard::factory()).add(cache::factory());
     registry
         .add(prompt_template::factory())
-        
+        .add(prompt_limits::factory())
         .add(methods::factory())
         .add(fault::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());

@@ -298,6 +298,11 @@ const ROWS: &[Row] = &[
         "Ask the operator. An authorization server that does not answer refuses too, with `onFailure: closed`.",
     ),
     (
+        "prompt_over_limit",
+        "The filter [`promptLimits`](../how-to/prompt-limits.md) of the route bounds each call: messages, their length, the prompt, tools, the length of the answer, images. The message names what was found and what is allowed.",
+        "Send less, or ask for less; `param` names the field.",
+    ),
+    (
         "rate_limit_exceeded",
         "A [limit](../how-to/limits.md) on requests, tokens or concurrency is used up, or the server of `externalAuthorization` answered 429.",
         "Try again after `Retry-After`; `x-ratelimit-*` say what is left.",

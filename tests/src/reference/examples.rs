@@ -134,6 +134,14 @@ const METHODS: &str = "routes:
     backendRefs: [{name: chat}]
 ";
 
+/// Bounds of single calls.
+const PROMPT_LIMITS: &str = "routes:
+  - name: chat
+    filters:
+      - promptLimits: {messages: 50, messageBytes: 32KiB, promptTokens: 8000, tools: 16, maxTokens: 1024, onMaxTokens: clamp, images: false}
+    backendRefs: [{name: chat}]
+";
+
 /// Schemas of requests and of the texts of answers.
 const VALIDATE: &str = "routes:
   - name: chat
@@ -188,6 +196,7 @@ const EXAMPLES: &[Example] = &[
     Example { path: "routes[].filters[].methods", yaml: METHODS },
     Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },
     Example { path: "routes[].filters[].urlRewrite.path", yaml: PATH_PATTERN },
+    Example { path: "routes[].filters[].promptLimits", yaml: PROMPT_LIMITS },
     Example { path: "routes[].filters[].validate", yaml: VALIDATE },
     Example { path: "routes[].filters[].validate.request", yaml: VALIDATE },
     Example { path: "routes[].filters[].validate.response", yaml: VALIDATE },
