@@ -65,6 +65,15 @@ async fn an_answer_is_given_again_whole_or_streamed_and_costs_nothing() {
     assert_eq!(ask(&gateway, &[], body("new", false)).await.header("x-spillway-cache"), "miss");
     let lines = eventually("lines", || async { Some(gateway.events("access")).filter(|lines| lines.len() == 7) }).await;
     assert_eq!((&lines[0]["completionTokens"], &lines[1]["completionTokens"]), (&json!(5), &Value::Null), "{lines:?}");
+    for (result, count) in [("hit", 2.0), ("miss", 4.0), ("bypassed", 1.0)] {
+        let series = format!("spillway_filter_cache_requests_total{{http_route=\"r\",result=\"{result}\"}}");
+        gateway.metric_becomes(&series, count).await;
+    }
+    // The stream of this server says no usage.
+    for (kind, count) in [("prompt", 3.0), ("completion", 5.0)] {
+        let series = format!("spillway_filter_cache_saved_tokens_total{{http_route=\"r\",kind=\"{kind}\"}}");
+        gateway.metric_becomes(&series, count).await;
+    }
 }
 
 #[tokio::test]

@@ -197,3 +197,36 @@ async fn a_prompt_that_is_refused_reaches_no_server_in_any_form() {
     assert_eq!(got.json()["error"]["param"], "logprobs");
     assert_eq!(upstream.count(), 0);
 }
+
+#[tokio::test]
+async fn a_shadow_counts_and_passes_all_and_an_edit_elsewhere_keeps_the_count() {
+    let upstream = echo().await;
+    let guard = json!({"patterns": [{"kind": "card", "action": "refuse"}], "shadow": true});
+    let gateway = Gateway::start(&yaml("openai", &upstream.url(), &guard)).await;
+    let path = "/v1/chat/completions";
+    let series = |name: &str, at: &str| {
+        format!("spillway_filter_{name}_total{{http_route=\"r\",pattern=\"card\",at=\"{at}\",action=\"refuse\"}}")
+    };
+    for (n, is_stream) in [false, true].into_iter().enumerate() {
+        let got = gateway.client().post(path, &[JSON], request(path, CARD, is_stream)).await;
+        assert_eq!(said(&got.text()), format!("You said {CARD}."));
+        for at in ["prompt", "answer"] {
+            gateway.metric_becomes(&series("guard_shadow_findings", at), (n + 1) as f64).await;
+        }
+    }
+    let logged = gateway.events("guard_shadow_finding");
+    assert_eq!(logged.len(), 2, "one for each side: {logged:?}");
+    assert!(logged.iter().all(|line| !line.to_string().contains("1111")), "{logged:?}");
+
+    let written = std::fs::read_to_string(gateway.config()).unwrap();
+    std::fs::write(gateway.config(), format!("{written}prices: [{{model: x, input: 1, output: 1}}]\n")).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(gateway.metric(&series("guard_shadow_findings", "answer")).await, 2.0);
+    std::fs::write(gateway.config(), written.replace("\"shadow\":true", "\"shadow\":false")).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    let got = gateway.client().post(path, &[JSON], request(path, CARD, false)).await;
+    assert_eq!(got.status, 400, "{}", got.text());
+    gateway.metric_becomes(&series("guard_findings", "prompt"), 1.0).await;
+    let text = gateway.shown("/metrics").await;
+    assert!(!text.contains("guard_shadow_findings"), "what no filter holds is gone");
+}

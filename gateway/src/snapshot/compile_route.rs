@@ -408,7 +408,14 @@ impl RouteCompiler<'_> {
 
     /// Filter of one target: it changes headers, and asks for no place in the chain of the route.
     fn target_filter(&self, route: &str, entry: &schema::FilterEntry) -> Result<NamedFilter, RouteError> {
-        let cx = BuildContext { route, prefixes: &[], states: self.states, http: self.http, grpc: self.grpc };
+        let cx = BuildContext {
+            route,
+            prefixes: &[],
+            states: self.states,
+            http: self.http,
+                grpc: self.grpc,
+            counters: &self.metrics.filters,
+        };
         let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
             route: route.to_owned(),
             filter: entry.name.clone(),
@@ -562,7 +569,14 @@ impl RouteCompiler<'_> {
         let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
         let mut compiled = RouteFilters::default();
         for entry in &written.filters {
-            let cx = BuildContext { route, prefixes: &prefixes, states: self.states, http: self.http, grpc: self.grpc };
+            let cx = BuildContext {
+                route,
+                prefixes: &prefixes,
+                states: self.states,
+                http: self.http,
+                grpc: self.grpc,
+                counters: &self.metrics.filters,
+            };
             let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
                 route: route.to_owned(),
                 filter: entry.name.clone(),

@@ -2,6 +2,7 @@
 //! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
+mod counter;
 mod events;
 mod fields;
 mod grpc_client;
@@ -16,6 +17,7 @@ mod rewriter;
 mod state;
 pub mod testing;
 
+pub use counter::{Counter, CounterSample, CounterSpec, Counters};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use fields::{FieldName, Fields, NameSet, Values};
 pub use grpc_client::{GrpcClient, GrpcError, GrpcStream, NoGrpc, Pending};

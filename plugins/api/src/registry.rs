@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use spillway_config::{FieldError, FilterCatalog};
 
-use crate::{Filter, GrpcClient, HttpClient, SharedStates};
+use crate::{Counter, CounterSpec, Counters, Filter, GrpcClient, HttpClient, SharedStates};
 
 /// Environment in which a filter is built.
 pub struct BuildContext<'a> {
@@ -23,6 +23,18 @@ pub struct BuildContext<'a> {
     pub http: &'a Arc<dyn HttpClient>,
     /// Client for streams of gRPC messages.
     pub grpc: &'a Arc<dyn GrpcClient>,
+    /// Counters of all filters.
+    pub counters: &'a Counters,
+}
+
+impl BuildContext<'_> {
+    /// Counter of the route with these values of its labels, which the configuration bounds: never what a caller sends.
+    ///
+    /// # Errors
+    /// A declaration that no page of metrics can show ([`Counters::counter`]).
+    pub fn counter(&self, spec: CounterSpec, values: &[&str]) -> Result<Counter, FieldError> {
+        self.counters.counter(spec, self.route, values)
+    }
 }
 
 /// Builds filters of one kind.

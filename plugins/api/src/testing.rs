@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, GrpcClient,
+    BuildContext, Call, Caller, Counters, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, GrpcClient,
     HttpClient, HttpError, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace,
     Variables, Waited,
 };
@@ -26,6 +26,7 @@ pub struct FilterBuilder {
     states: SharedStates,
     http: Arc<dyn HttpClient>,
     grpc: Arc<dyn GrpcClient>,
+    counters: Counters,
 }
 
 impl FilterBuilder {
@@ -38,6 +39,7 @@ impl FilterBuilder {
             states: SharedStates::default(),
             http,
             grpc: Arc::new(NoGrpc),
+            counters: Counters::default(),
         }
     }
 
@@ -58,6 +60,13 @@ impl FilterBuilder {
     /// States that the filters of this builder share.
     pub fn states(&self) -> &SharedStates {
         &self.states
+    }
+
+    /// Value of a counter of the filters: its name, and the values of its labels without the route. 0 where no filter holds it.
+    pub fn count(&self, name: &str, values: &[&str]) -> u64 {
+        let samples = self.counters.samples();
+        let series = samples.iter().filter(|sample| sample.spec.name == name).flat_map(|sample| &sample.series);
+        series.filter(|(own, _)| own.iter().skip(1).eq(values.iter())).map(|(_, count)| count).sum()
     }
 
     /// Sets the client for calls to other servers.
@@ -89,6 +98,7 @@ impl FilterBuilder {
             states: &self.states,
             http: &self.http,
             grpc: &self.grpc,
+            counters: &self.counters,
         };
         factory.build(config, &cx).unwrap_or_else(|error| panic!("{config}: {error:?}"))
     }

@@ -475,6 +475,24 @@ const DASHBOARDS: &[Dashboard] = &[
                     )],
                 ),
                 (
+                    "Found by a guard a second",
+                    Stack,
+                    "short",
+                    &[(
+                        "sum by (http_route, pattern, at) (rate(spillway_filter_guard_findings_total{$i,$r}[$__rate_interval])) > 0",
+                        "{{http_route}} {{pattern}} {{at}}",
+                    )],
+                ),
+                (
+                    "Requests at a cache a second",
+                    Stack,
+                    "reqps",
+                    &[(
+                        "sum by (http_route, result) (rate(spillway_filter_cache_requests_total{$i,$r}[$__rate_interval])) > 0",
+                        "{{http_route}} {{result}}",
+                    )],
+                ),
+                (
                     "Days until a certificate ends",
                     Stat,
                     "d",

@@ -46,6 +46,7 @@ const GUARD: &str = "routes:
             - {name: project, regex: \"(?i)project orca\", action: refuse}
           on: [prompt, answer]
           window: 512B
+          shadow: false # true finds and counts only
     backendRefs: [{name: chat}]
 ";
 

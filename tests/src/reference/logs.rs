@@ -190,6 +190,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("gpu_given_up", "A model runs on the CPU from now on, because its GPU failed."),
     ("gpu_refused", "A model runs on the CPU, because the GPU cannot run it."),
     ("grammar_failed", "An answer could not be constrained to its schema."),
+    (
+        "guard_shadow_finding",
+        "A guard in shadow mode found something for the first time since the edit: the pattern, and `prompt` or `answer`.",
+    ),
     ("jwks_empty", "The key set of an issuer has no usable key."),
     ("jwks_failed", "The key set of an issuer cannot be fetched or read; the last one stays in use."),
     ("jwks_reached", "The key set of an issuer was fetched after a failure."),

@@ -49,6 +49,10 @@ const PROVIDER: Label =
     ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
 const ASKED: Label = ("gen_ai_request_model", Text("name of the backend or of the built-in model"));
 
+const PATTERN: Label = ("pattern", Text("name of the pattern of a guard"));
+const AT: Label = ("at", List(&["prompt", "answer"]));
+const ACTION: Label = ("action", List(&["redact", "mask", "refuse"]));
+
 const METRIC: Label = ("metric", Text("name of the metric, as in `abortWhen`"));
 const RECEIVER: Label = ("receiver", Text("scheme, host and port of the receiver"));
 
@@ -76,6 +80,24 @@ const GROUPS: &[Group] = &[
             ("spillway_sockets", &[ROUTE, ("end", Enum("SocketEnd"))], "sockets"),
             ("spillway_filter_refusals", &[ROUTE, ("filter", Text("name of the filter"))], "requests"),
             ("spillway_filter_failures", &[ROUTE], "requests"),
+        ],
+    ),
+    (
+        "Guards and caches",
+        &[
+            ("spillway_filter_guard_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
+            ("spillway_filter_guard_shadow_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
+            (
+                "spillway_filter_cache_requests",
+                &[ROUTE, ("result", List(&["hit", "joined", "miss", "bypassed"]))],
+                "requests",
+            ),
+            (
+                "spillway_filter_cache_unkept_answers",
+                &[ROUTE, ("reason", List(&["status", "spilled", "form", "forbidden", "error", "too_long", "cut"]))],
+                "answers",
+            ),
+            ("spillway_filter_cache_saved_tokens", &[ROUTE, ("kind", List(&["prompt", "completion"]))], "tokens"),
         ],
     ),
     (
@@ -586,7 +608,7 @@ pub fn families() -> Vec<Family<'static>> {
 }
 
 fn sources() -> Vec<File> {
-    files(&["gateway/src/telemetry", "gateway/src/descriptors.rs"])
+    files(&["gateway/src/telemetry", "gateway/src/descriptors.rs", "plugins/builtin/src"])
 }
 
 /// Series that the sources register.
@@ -597,7 +619,22 @@ fn found(files: &[File]) -> BTreeMap<String, Series> {
     for file in files.iter().filter(|file| file.path.contains("/metrics")) {
         series_of(file, &labels, &mut found);
     }
+    for file in files.iter().filter(|file| file.path.contains("plugins/builtin")) {
+        counters_of(file, &mut found);
+    }
     found
+}
+
+/// Counters that a filter declares.
+fn counters_of(file: &File, found: &mut BTreeMap<String, Series>) {
+    for (at, opened) in file.text.match_indices("CounterSpec {") {
+        if !file.text[..at].trim_end().ends_with('=') {
+            continue;
+        }
+        let declared = literals(file.text[at + opened.len()..].split("};").next().unwrap());
+        let [name, help, ..] = &declared[..] else { panic!("{}: a counter without name and help", file.path) };
+        found.insert(format!("spillway_filter_{name}"), Series { help: help.clone(), kind: "counter" });
+    }
 }
 
 /// Renders the page.

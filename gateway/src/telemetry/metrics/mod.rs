@@ -1,6 +1,7 @@
 //! Metrics in OpenMetrics text. Handles are found at reload; a request updates only atomics. No label value comes from a
 //! caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
 
+mod filters;
 mod handles;
 mod held;
 mod histogram;
@@ -273,6 +274,8 @@ pub struct Metrics {
     pub acme_failed: Counter,
     /// Request bodies that were refused.
     pub bodies_refused: ByLabel<BodyRefusal, Counter>,
+    /// Counters of filters.
+    pub filters: spillway_filter::Counters,
     /// Spans that no collector took.
     pub spans_dropped: Arc<AtomicU64>,
     /// Records of the log that no collector took.
@@ -302,6 +305,7 @@ impl Metrics {
             acme_ok: of(&families.orders, "result", "ok"),
             acme_failed: of(&families.orders, "result", "failed"),
             bodies_refused: ByLabel::new(|reason: BodyRefusal| of(&families.bodies, "reason", reason.as_str())),
+            filters: spillway_filter::Counters::default(),
             spans_dropped: Arc::default(),
             log_records_dropped: Arc::default(),
             started: SystemTime::now(),
@@ -400,6 +404,7 @@ impl Metrics {
             "Log lines that found the queue full",
             samples.log_dropped,
         );
+        filters::register_filters(&mut now, self.filters.samples());
         now::process(&mut now, self.started);
         let mut text = String::with_capacity(16 << 10);
         // Writing to a string does not fail.

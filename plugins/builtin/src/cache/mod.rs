@@ -1,5 +1,6 @@
 //! `cache`: answers that are kept for requests that ask the same again.
 
+mod counts;
 mod key;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use spillway_filter::{
     Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
 };
 
+use counts::{Counts, Said, Tokens, Unkept};
 use key::Key;
 
 /// Header that says whether the answer was kept (`hit`), or is kept from now on (`miss`).
@@ -106,7 +108,8 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
         let state = cx.states.get_or_insert(&name, || Kept::new(written.max_size.0, written.ttl.0));
         let max_entry = usize::try_from(written.max_entry.0).unwrap_or(usize::MAX);
         let number = FILTERS.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Caching { number, state, scope: written.scope, max_entry }) as Arc<dyn Filter>)
+        let counts = Arc::new(Counts::new(cx)?);
+        Ok(Arc::new(Caching { number, state, scope: written.scope, max_entry, counts }) as Arc<dyn Filter>)
     })
 }
 
@@ -116,6 +119,7 @@ struct Entry {
     since: Instant,
     content_type: HeaderValue,
     body: Bytes,
+    tokens: Tokens,
 }
 
 impl Entry {
@@ -183,6 +187,7 @@ struct Caching {
     state: Arc<Kept>,
     scope: Scope,
     max_entry: usize,
+    counts: Arc<Counts>,
 }
 
 /// Wishes of a caller about answers that are kept (RFC 9111, 5.2.1).
@@ -229,36 +234,53 @@ impl Filter for Caching {
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
         let wishes = Wishes::of(x.headers);
-        let Some(key) = key::of(x, self.scope).filter(|_| wishes.reads || wishes.stores) else { return Flow::Continue };
+        let Some(key) = key::of(x, self.scope).filter(|_| wishes.reads || wishes.stores) else {
+            self.counts.bypassed.inc();
+            return Flow::Continue;
+        };
         if let Some(entry) = self.state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
+            self.counts.hit.inc();
+            self.counts.saved(entry.tokens);
             return Flow::Answer(entry.answer());
         }
         if !wishes.stores {
+            self.counts.bypassed.inc();
             return Flow::Continue;
         }
-        let (max_entry, number, state) = (self.max_entry, self.number, self.state.clone());
-        let kept = move |leader| Rewrite {
-            rewriter: Some(Box::new(Storing::new(leader, max_entry)) as Box<dyn Rewriter>),
-            observer: Some(Box::new(Missed) as Box<dyn Observer>),
-            ..Rewrite::default()
+        let (max_entry, number, state, counts) = (self.max_entry, self.number, self.state.clone(), self.counts.clone());
+        let kept = move |leader, counts: Arc<Counts>| {
+            counts.miss.inc();
+            Rewrite {
+                rewriter: Some(Box::new(Storing::new(leader, max_entry, counts)) as Box<dyn Rewriter>),
+                observer: Some(Box::new(Missed) as Box<dyn Observer>),
+                ..Rewrite::default()
+            }
         };
         match state.lead(key, number) {
-            Ok(leader) => Flow::Rewrite(Box::new(kept(leader))),
+            Ok(leader) => Flow::Rewrite(Box::new(kept(leader, counts))),
             Err(flight) if wishes.reads && flight.filter == number => Flow::Wait(Box::pin(async move {
                 // It ends with the request that leads, which has a deadline.
                 let _ = flight.ended.await;
                 if let Some(entry) = state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
+                    counts.joined.inc();
+                    counts.saved(entry.tokens);
                     return Waited { served: Some(entry.answer()), ..Waited::default() };
                 }
                 // Nothing was kept. The first one that comes here leads, the others ask for themselves: an answer that
                 // cannot be kept must not make them wait one by one.
                 match state.lead(key, number) {
-                    Ok(leader) => Waited { rewrite: kept(leader), ..Waited::default() },
-                    Err(_) => Waited::default(),
+                    Ok(leader) => Waited { rewrite: kept(leader, counts), ..Waited::default() },
+                    Err(_) => {
+                        counts.bypassed.inc();
+                        Waited::default()
+                    }
                 }
             })),
             // It wants an answer of its own, and another one is on its way to be kept.
-            Err(_) => Flow::Continue,
+            Err(_) => {
+                counts.bypassed.inc();
+                Flow::Continue
+            }
         }
     }
 }
@@ -276,39 +298,51 @@ impl Observer for Missed {
 struct Storing {
     leader: Leader,
     max_entry: usize,
+    counts: Arc<Counts>,
     content_type: OnceLock<HeaderValue>,
+    /// Reason why the answer is not kept, by its head.
+    unkept: OnceLock<Unkept>,
     /// Events so far.
     stream: Vec<u8>,
+    /// Tokens that they say.
+    tokens: Tokens,
     /// True once the stream has come to its last event.
     is_finished: bool,
-    /// True if the answer is too long, or is no answer.
-    is_spoiled: bool,
+    /// Reason why the stream so far is not kept.
+    spoiled: Option<Unkept>,
+    is_kept: bool,
+}
+
+impl Drop for Storing {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.counts.unkept(self.spoiled.or(self.unkept.get().copied()).unwrap_or(Unkept::Cut));
+        }
+    }
 }
 
 impl Storing {
-    fn new(leader: Leader, max_entry: usize) -> Self {
-        let content_type = OnceLock::new();
-        Self { leader, max_entry, content_type, stream: Vec::new(), is_finished: false, is_spoiled: false }
+    fn new(leader: Leader, max_entry: usize, counts: Arc<Counts>) -> Self {
+        Self {
+            leader,
+            max_entry,
+            counts,
+            content_type: OnceLock::new(),
+            unkept: OnceLock::new(),
+            stream: Vec::new(),
+            tokens: Tokens::default(),
+            is_finished: false,
+            spoiled: None,
+            is_kept: false,
+        }
     }
 
-    fn keep(&self, body: Bytes) {
+    fn keep(&mut self, body: Bytes, tokens: Tokens) {
+        self.is_kept = true;
         let content_type = self.content_type.get().cloned();
         let content_type = content_type.unwrap_or(HeaderValue::from_static("application/json"));
-        self.leader.state.answers.insert(self.leader.key, Entry { since: Instant::now(), content_type, body });
+        self.leader.state.answers.insert(self.leader.key, Entry { since: Instant::now(), content_type, body, tokens });
     }
-}
-
-/// Members of an answer that say whether it is one.
-#[derive(Deserialize)]
-struct Said {
-    #[serde(default)]
-    error: serde_json::Value,
-    #[serde(default)]
-    done: Option<bool>,
-    #[serde(rename = "type", default)]
-    kind: Option<String>,
-    #[serde(default)]
-    status: Option<String>,
 }
 
 impl Rewriter for Storing {
@@ -319,29 +353,45 @@ impl Rewriter for Storing {
                 .iter()
                 .any(|name| directive.get(..name.len()).is_some_and(|it| it.eq_ignore_ascii_case(name)))
         });
-        // What stands in for the route's own must not be given when those are back.
-        let is_answer = head.status == StatusCode::OK && !head.is_spilled && (head.is_json() || head.is_stream());
-        if let (true, Some(kind)) = (is_answer && may_keep, head.content_type()) {
+        let unkept = if head.status != StatusCode::OK {
+            Some(Unkept::Status)
+        } else if head.is_spilled {
+            // What stands in for the route's own must not be given when those are back.
+            Some(Unkept::Spilled)
+        } else if !head.is_json() && !head.is_stream() {
+            Some(Unkept::Form)
+        } else {
+            (!may_keep).then_some(Unkept::Forbidden)
+        };
+        if let Some(reason) = unkept {
+            let _ = self.unkept.set(reason);
+        } else if let Some(kind) = head.content_type() {
             let _ = self.content_type.set(kind.clone());
         }
-        is_answer && may_keep
+        unkept.is_none()
     }
 
     fn whole(&mut self, body: &[u8]) -> Result<Option<Bytes>, Box<Refusal>> {
-        let is_answer = || {
-            let said: Option<Said> = serde_json::from_slice(body).ok();
-            // A response of OpenAI's that goes on in the background is not there yet.
-            said.is_some_and(|said| said.error.is_null() && said.status.is_none_or(|status| status == "completed"))
-        };
-        if body.len() <= self.max_entry && is_answer() {
-            self.keep(Bytes::copy_from_slice(body));
+        if body.len() > self.max_entry {
+            self.spoiled = Some(Unkept::TooLong);
+            return Ok(None);
+        }
+        let said: Option<Said<'_>> = serde_json::from_slice(body).ok();
+        // A response of OpenAI's that goes on in the background is not there yet.
+        let is_answer =
+            |said: &Said<'_>| said.error.is_null() && said.status.as_ref().is_none_or(|status| status == "completed");
+        match said.filter(is_answer) {
+            Some(said) => self.keep(Bytes::copy_from_slice(body), said.tokens()),
+            None => self.spoiled = Some(Unkept::Error),
         }
         Ok(None)
     }
 
     fn event(&mut self, event: &ResponseEvent<'_>) -> EventChange {
-        self.is_spoiled |= !event.is_whole || self.stream.len() + event.bytes.len() > self.max_entry;
-        if self.is_spoiled {
+        if !event.is_whole || self.stream.len() + event.bytes.len() > self.max_entry {
+            self.spoiled = self.spoiled.or(Some(Unkept::TooLong));
+        }
+        if self.spoiled.is_some() {
             self.stream = Vec::new();
             return EventChange::Keep;
         }
@@ -351,18 +401,21 @@ impl Rewriter for Storing {
             self.is_finished = true;
             return EventChange::Keep;
         }
-        let said: Option<Said> = serde_json::from_slice(&data).ok();
+        let said: Option<Said<'_>> = serde_json::from_slice(&data).ok();
         let Some(said) = said else { return EventChange::Keep };
-        self.is_spoiled |= !said.error.is_null() || matches!(said.kind.as_deref(), Some("error" | "response.failed"));
+        if !said.error.is_null() || matches!(said.kind.as_deref(), Some("error" | "response.failed")) {
+            self.spoiled = Some(Unkept::Error);
+        }
+        self.tokens = self.tokens.max(said.tokens());
         self.is_finished |=
             said.done == Some(true) || matches!(said.kind.as_deref(), Some("message_stop" | "response.completed"));
         EventChange::Keep
     }
 
     fn end(&mut self) -> Result<Bytes, Box<Refusal>> {
-        if self.is_finished && !self.is_spoiled {
+        if self.is_finished && self.spoiled.is_none() {
             let stream = std::mem::take(&mut self.stream);
-            self.keep(stream.into());
+            self.keep(stream.into(), self.tokens);
         }
         Ok(Bytes::new())
     }
@@ -462,6 +515,42 @@ mod tests {
             let found = hit(&*filter, &request());
             assert_eq!(found.map(|(_, body)| body), is_kept.then(|| body.to_owned()), "{status} {pairs:?} {body}");
         }
+    }
+
+    #[test]
+    fn requests_answers_and_saved_tokens_are_counted() {
+        let builder = FilterBuilder::new();
+        let filter = builder.build(&*factory(), &json!({"exact": true, "maxEntry": "4KiB"}));
+        let (json, events) = (("content-type", "application/json"), ("content-type", "text/event-stream"));
+        let usage = r#"{"usage":{"prompt_tokens":3,"completion_tokens":5}}"#;
+        for (reason, status, kind, is_spilled, body) in [
+            ("status", 500, json, false, "{}".to_owned()),
+            ("spilled", 200, json, true, "{}".to_owned()),
+            ("form", 200, ("content-type", "text/plain"), false, "x".to_owned()),
+            ("error", 200, json, false, r#"{"error":{}}"#.to_owned()),
+            ("too_long", 200, json, false, format!("{{\"a\":\"{}\"}}", "x".repeat(4096))),
+            ("cut", 200, events, false, "data: {\"id\":1}\n\n".to_owned()),
+        ] {
+            answer(&mut *lead(&*filter, &request()), status, [kind, ("x", "y")], is_spilled, &body);
+            assert_eq!(builder.count("cache_unkept_answers", &[reason]), 1, "{reason}");
+        }
+        let no_store = ("cache-control", "no-store");
+        answer(&mut *lead(&*filter, &request()), 200, [json, no_store], false, "{}");
+        assert_eq!(builder.count("cache_unkept_answers", &["forbidden"]), 1);
+        let mut first = lead(&*filter, &request());
+        let waiting = request().decide(&*filter);
+        answer(&mut *first, 200, [json, ("x", "y")], false, usage);
+        drop(first);
+        spillway_filter::testing::wait(waiting).served.unwrap();
+        hit(&*filter, &request()).unwrap();
+        let _ = request().header(no_store.0, no_store.1).decide(&*filter);
+        for (result, count) in [("miss", 8), ("joined", 1), ("hit", 1), ("bypassed", 1)] {
+            assert_eq!(builder.count("cache_requests", &[result]), count, "{result}");
+        }
+        let stream = format!("data: {usage}\n\ndata: [DONE]\n\n");
+        answer(&mut *lead(&*filter, &request().model("n")), 200, [events, ("x", "y")], false, &stream);
+        hit(&*filter, &request().model("n")).unwrap();
+        assert_eq!(["prompt", "completion"].map(|kind| builder.count("cache_saved_tokens", &[kind])), [9, 15]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `guard`: what must not be in prompts or answers, by patterns: replaced, masked for the model alone, or refused.
 
 mod search;
+mod shadow;
 mod strings;
 
 use std::borrow::Cow;
@@ -8,13 +9,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use spillway_config::values::Size;
 use spillway_filter::{
-    AnswerHead, EventChange, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, ResponseEvent, Rewrite,
-    Rewriter, define_compiled,
+    AnswerHead, BuildContext, CounterSpec, EventChange, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView,
+    ResponseEvent, Rewrite, Rewriter, define,
 };
 use spillway_patterns::{Detector, Kind};
 
@@ -50,6 +52,19 @@ const PROMPT_MEMBERS: [&str; 5] = ["prompt", "input", "context", "input_ids", "p
 /// Longest event that is kept to carry the end of its text, in bytes. The text of a longer one is not held back.
 const MAX_TEMPLATE: usize = 16 << 10;
 
+/// Things that were found and replaced, or for which a request or answer was refused.
+const FINDINGS: CounterSpec = CounterSpec {
+    name: "guard_findings",
+    help: "Things that a guard found in prompts and answers",
+    labels: &["pattern", "at", "action"],
+};
+/// Things that were found in shadow mode.
+const SHADOW_FINDINGS: CounterSpec = CounterSpec {
+    name: "guard_shadow_findings",
+    help: "Things that a guard in shadow mode found in prompts and answers, with the action that it did not take",
+    labels: &["pattern", "at", "action"],
+};
+
 /// Looks for patterns in the texts of requests and answers. Every string of a body in JSON is a text, but for the name of the
 /// model. A body in another form, such as a form or a message of gRPC, is refused where a pattern finds something in it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -64,6 +79,10 @@ struct Guard {
     /// Where all patterns are of a `kind`, a text waits for the end of its last word alone.
     #[serde(default = "window")]
     window: Size,
+    /// Finds and counts only: nothing is changed or refused. The first finding of each pattern is logged after each edit, without
+    /// the text. An answer that is no stream is searched up to 1 MiB.
+    #[serde(default)]
+    shadow: bool,
 }
 
 fn both() -> BTreeSet<Side> {
@@ -82,6 +101,16 @@ enum Side {
     Prompt,
     /// Answers with a status of success.
     Answer,
+}
+
+impl Side {
+    /// Value of a label.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Answer => "answer",
+        }
+    }
 }
 
 /// Pattern to look for.
@@ -116,7 +145,18 @@ enum Action {
     Refuse,
 }
 
-fn compile(written: &Guard) -> Result<Guarded, Vec<FieldError>> {
+impl Action {
+    /// Value of a label.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Redact => "redact",
+            Self::Mask => "mask",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
+fn compile(written: &Guard) -> Result<Compiled, Vec<FieldError>> {
     let (mut errors, mut all, mut names) = (Vec::new(), Vec::new(), BTreeSet::new());
     if written.patterns.is_empty() || written.patterns.len() > MAX_PATTERNS {
         let why = format!("found {} patterns; expected 1 to {MAX_PATTERNS}", written.patterns.len());
@@ -155,7 +195,8 @@ fn compile(written: &Guard) -> Result<Guarded, Vec<FieldError>> {
         } else if !names.insert(name.to_owned()) {
             fault("name", format!("found `{name}` again; expected a name of its own"));
         }
-        all.push(Pattern { name: name.to_owned(), detector, action: pattern.action });
+        let (in_prompts, in_answers) = Default::default();
+        all.push(Pattern { name: name.to_owned(), detector, action: pattern.action, in_prompts, in_answers });
     }
     if written.on.is_empty() {
         errors.push(FieldError::at(["on"], "found nothing; expected `prompt`, `answer` or both"));
@@ -169,11 +210,45 @@ fn compile(written: &Guard) -> Result<Guarded, Vec<FieldError>> {
     }
     let window = usize::try_from(written.window.0).unwrap_or(usize::MAX);
     let on = |side| written.on.contains(&side);
-    Ok(Guarded { patterns: Arc::new(Patterns { all, window }), prompts: on(Side::Prompt), answers: on(Side::Answer) })
+    let patterns = Patterns { all, window, shadow: None };
+    Ok(Compiled { patterns, prompts: on(Side::Prompt), answers: on(Side::Answer) })
+}
+
+/// Guard without its counters.
+struct Compiled {
+    patterns: Patterns,
+    prompts: bool,
+    answers: bool,
+}
+
+fn build(written: &Guard, cx: &BuildContext<'_>) -> Result<Guarded, FieldError> {
+    let Compiled { mut patterns, prompts, answers } = compile(written).map_err(|mut errors| errors.swap_remove(0))?;
+    let spec = if written.shadow { SHADOW_FINDINGS } else { FINDINGS };
+    for pattern in &mut patterns.all {
+        let counter = |side: Side| cx.counter(spec, &[&pattern.name, side.as_str(), pattern.action.as_str()]);
+        // What is masked comes back in answers as it was counted in prompts.
+        if prompts {
+            pattern.in_prompts.found = counter(Side::Prompt)?;
+        }
+        if answers {
+            pattern.in_answers.found = counter(Side::Answer)?;
+        }
+        if written.shadow {
+            // Findings are dropped, and none ends the search.
+            pattern.action = Action::Redact;
+        }
+    }
+    patterns.shadow = written.shadow.then(|| cx.route.into());
+    Ok(Guarded { patterns: Arc::new(patterns), prompts, answers })
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    define_compiled("guard", compile)
+    let check = |written: &Guard| compile(written).err().unwrap_or_default();
+    define(
+        "guard",
+        check,
+        |written: Guard, cx: &BuildContext<'_>| Ok(Arc::new(build(&written, cx)?) as Arc<dyn Filter>),
+    )
 }
 
 /// Filter with its patterns.
@@ -202,7 +277,8 @@ impl Guarded {
             return Err(Box::new(Refusal::invalid("unsupported_body", message)));
         }
         if !matches!(text, Cow::Borrowed(_)) || !is_json(&text) {
-            return self.patterns.first_in(&text).map_or(Ok(None), |name| Err(refused(name, "request")));
+            let found = self.patterns.first_in(&text, Side::Prompt);
+            return found.map_or(Ok(None), |name| Err(refused(name, "request")));
         }
         let changed = change_strings(&text, |text| self.patterns.of_request(text, masked)).map_err(in_request)?;
         Ok(changed.map(Bytes::from))
@@ -245,6 +321,9 @@ impl Filter for Guarded {
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
         let body = x.body.unwrap_or_default();
+        if self.patterns.shadow.is_some() {
+            return self.look(body);
+        }
         if self.answers
             && let Some(member) = shows_tokens(body)
         {
@@ -270,10 +349,10 @@ impl Filter for Guarded {
             self.patterns.clone()
         } else {
             // Names of masked things come back, and nothing is looked for.
-            Arc::new(Patterns { all: Vec::new(), window: self.patterns.window })
+            Arc::new(Patterns { all: Vec::new(), window: self.patterns.window, shadow: None })
         };
         let rewriter = (self.answers || !masked.is_empty())
-            .then(|| Box::new(AnswerGuard { patterns, masked, channels: Vec::new() }) as Box<dyn Rewriter>);
+            .then(|| Box::new(AnswerGuard::new(patterns, masked)) as Box<dyn Rewriter>);
         if changed.is_none() && rewriter.is_none() {
             return Flow::Continue;
         }
@@ -320,7 +399,19 @@ fn unread() -> Refused {
     Refused("what it cannot read".to_owned())
 }
 
+/// True if an answer of this status and type is searched.
+fn is_searched(status: StatusCode, content_type: Option<&HeaderValue>) -> bool {
+    let kind = content_type.map_or(&b""[..], HeaderValue::as_bytes);
+    let begins = |name: &str| kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()));
+    let is_sound_or_image = ["audio/", "image/", "video/", "font/", "application/grpc"].into_iter().any(begins);
+    status.is_success() && !is_sound_or_image
+}
+
 impl AnswerGuard {
+    fn new(patterns: Arc<Patterns>, masked: Masked) -> Self {
+        Self { patterns, masked, channels: Vec::new() }
+    }
+
     /// Writes the ends of texts that have ended.
     fn flush(&mut self, ended: &Ended, out: &mut Vec<u8>) -> Result<(), Refused> {
         let (patterns, masked) = (&self.patterns, &self.masked);
@@ -412,11 +503,7 @@ impl AnswerGuard {
 
 impl Rewriter for AnswerGuard {
     fn reads(&self, head: &AnswerHead<'_>) -> bool {
-        let kind = head.content_type().map_or(&b""[..], |kind| kind.as_bytes());
-        let begins =
-            |name: &str| kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()));
-        let is_sound_or_image = ["audio/", "image/", "video/", "font/", "application/grpc"].into_iter().any(begins);
-        head.status.is_success() && !is_sound_or_image
+        is_searched(head.status, head.content_type())
     }
 
     fn whole(&mut self, body: &[u8]) -> Result<Option<Bytes>, Box<Refusal>> {
@@ -424,7 +511,7 @@ impl Rewriter for AnswerGuard {
         let in_answer = |Refused(name): Refused| refused(&name, "answer");
         let changed = if !matches!(text, Cow::Borrowed(_)) {
             // Neither JSON nor text: it passes as it is, or not at all.
-            self.patterns.first_in(&text).map_or(Ok(None), |name| Err(Refused(name.to_owned())))
+            self.patterns.first_in(&text, Side::Answer).map_or(Ok(None), |name| Err(Refused(name.to_owned())))
         } else if is_json(&text) {
             change_strings(&text, |text| self.patterns.of_answer(text, &self.masked))
         } else {
@@ -496,17 +583,25 @@ mod tests {
 
     fn read(rewriter: &mut dyn Rewriter, stream: &str) -> Result<String, &'static str> {
         let (mut passed, mut refused) = (Vec::new(), None);
-        split_events(stream, |event| match rewriter.event(event) {
-            EventChange::Keep => passed.extend_from_slice(event.bytes),
-            EventChange::Replace(bytes) => passed.extend_from_slice(&bytes),
-            EventChange::Refuse(refusal) => refused = Some(refusal.code),
-            EventChange::Drop => {}
+        split_events(stream, |event| {
+            if refused.is_some() {
+                return;
+            }
+            match rewriter.event(event) {
+                EventChange::Keep => passed.extend_from_slice(event.bytes),
+                EventChange::Replace(bytes) => passed.extend_from_slice(&bytes),
+                EventChange::Refuse(refusal) => refused = Some(refusal.code),
+                EventChange::Drop => {}
+            }
         });
+        if let Some(code) = refused {
+            return Err(code);
+        }
         match rewriter.end() {
             Ok(rest) => passed.extend_from_slice(&rest),
-            Err(refusal) => refused = Some(refusal.code),
+            Err(refusal) => return Err(refusal.code),
         }
-        refused.map_or_else(|| Ok(String::from_utf8(passed).unwrap()), Err)
+        Ok(String::from_utf8(passed).unwrap())
     }
 
     #[test]
@@ -553,6 +648,31 @@ mod tests {
             };
             assert_eq!(code, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn findings_are_counted_by_pattern_place_and_action() {
+        let builder = FilterBuilder::new();
+        let config = json!({"patterns": [{"kind": "card"}, {"kind": "email", "action": "refuse"}]});
+        let filter = builder.build(&*factory(), &config);
+        let body = json!({"prompt": [CARD, format!("{CARD} and {CARD}")]});
+        let Flow::Rewrite(rewrite) = TestRequest::post("/", body.to_string()).decide(&*filter) else { panic!() };
+        let mut rewriter = rewrite.rewriter.unwrap();
+        rewriter.whole(json!({"text": CARD}).to_string().as_bytes()).unwrap();
+        let event = |part: &str| format!("data: {}\n\n", json!({"choices": [{"index": 0, "text": part}]}));
+        read(&mut *rewriter, &(event("4111 1111") + &event(" 1111 1111") + &event(" it is"))).unwrap();
+        assert!(read(&mut *rewriter, &(event("jane@ex") + &event("ample.com."))).is_err());
+        let refused = TestRequest::post("/", r#"{"prompt":"a@example.com, b@example.com"}"#).decide(&*filter);
+        assert!(matches!(refused, Flow::Refuse(_)));
+        for (pattern, at, action, count) in [
+            ("card", "prompt", "redact", 3),
+            ("card", "answer", "redact", 2),
+            ("email", "prompt", "refuse", 2),
+            ("email", "answer", "refuse", 1),
+        ] {
+            assert_eq!(builder.count("guard_findings", &[pattern, at, action]), count, "{pattern} {at}");
+        }
+        assert_eq!(builder.count("guard_shadow_findings", &["card", "prompt", "redact"]), 0);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use spillway_filter::Counter;
 use spillway_patterns::{Detector, without_cut_end};
 
-use super::Action;
+use super::{Action, Side};
 
 /// Pattern of a guard.
 #[derive(Debug)]
@@ -16,6 +18,19 @@ pub(super) struct Pattern {
     pub(super) detector: Detector,
     /// Treatment of what it finds.
     pub(super) action: Action,
+    /// Its findings in prompts.
+    pub(super) in_prompts: Tally,
+    /// Its findings in answers.
+    pub(super) in_answers: Tally,
+}
+
+/// Findings of a pattern on one side.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Their number.
+    pub(super) found: Counter,
+    /// True once a guard in shadow mode has logged one.
+    is_logged: AtomicBool,
 }
 
 /// Patterns of a guard, in the order of the file.
@@ -25,6 +40,8 @@ pub(super) struct Patterns {
     pub(super) all: Vec<Pattern>,
     /// Bytes of a text in parts that are held back at most, and within which a thing is found that came in parts.
     pub(super) window: usize,
+    /// Route of a guard in shadow mode, whose findings change nothing.
+    pub(super) shadow: Option<Box<str>>,
 }
 
 /// Thing that was found: where, and by which pattern.
@@ -128,6 +145,10 @@ impl Patterns {
             all.extend(ranges.drain(..).map(|range| Found { range, pattern }));
         }
         all.sort_by_key(|found| (found.range.start, std::cmp::Reverse(found.range.end), found.pattern));
+        if self.shadow.is_some() {
+            // Nothing is replaced, and what one pattern finds must not hide what another would refuse.
+            return all;
+        }
         let mut end = 0;
         all.retain(|found| {
             let is_first = found.range.start >= end && !found.range.is_empty();
@@ -137,13 +158,38 @@ impl Patterns {
         all
     }
 
+    /// Counts findings of a pattern. A guard in shadow mode logs the first one of each pattern and side.
+    fn count(&self, pattern: &Pattern, side: Side, times: usize) {
+        let tally = match side {
+            Side::Prompt => &pattern.in_prompts,
+            Side::Answer => &pattern.in_answers,
+        };
+        tally.found.add(u64::try_from(times).unwrap_or(u64::MAX));
+        if let Some(route) = &self.shadow
+            && !tally.is_logged.swap(true, Ordering::Relaxed)
+        {
+            let (pattern, at) = (pattern.name.as_str(), side.as_str());
+            tracing::info!(event = "guard_shadow_finding", %route, pattern, at);
+        }
+    }
+
+    /// Counts what a text of a guard in shadow mode has.
+    pub(super) fn tell(&self, text: &str, side: Side) {
+        for found in self.find(text) {
+            if let Some(pattern) = self.all.get(found.pattern) {
+                self.count(pattern, side, 1);
+            }
+        }
+    }
+
     /// Refuses a text in which a pattern whose action that is finds something.
-    pub(super) fn judge(&self, text: &str) -> Result<(), Refused> {
+    fn judge(&self, text: &str, side: Side) -> Result<(), Refused> {
         // What one pattern finds may hide what another finds in it.
         let mut ranges = Vec::new();
         for pattern in self.all.iter().filter(|pattern| pattern.action == Action::Refuse) {
             pattern.detector.find(text, &mut ranges);
             if !ranges.is_empty() {
+                self.count(pattern, side, ranges.len());
                 return Err(Refused(pattern.name.clone()));
             }
         }
@@ -151,15 +197,17 @@ impl Patterns {
     }
 
     /// First pattern that finds anything in a text that cannot be changed.
-    pub(super) fn first_in(&self, text: &str) -> Option<&str> {
+    pub(super) fn first_in(&self, text: &str, side: Side) -> Option<&str> {
         let found = self.find(text);
-        found.first().and_then(|found| self.all.get(found.pattern)).map(|pattern| pattern.name.as_str())
+        let pattern = found.first().and_then(|found| self.all.get(found.pattern))?;
+        self.count(pattern, side, 1);
+        Some(pattern.name.as_str())
     }
 
     /// Text of a request as the model reads it; `None` where it stays.
     pub(super) fn of_request(&self, text: &str, masked: &mut Masked) -> Result<Option<String>, Refused> {
-        self.judge(text)?;
-        self.replaced(text, |pattern, thing| match pattern.action {
+        self.judge(text, Side::Prompt)?;
+        self.replaced(text, Side::Prompt, |pattern, thing| match pattern.action {
             Action::Mask => masked.name_of(&pattern.name, thing).ok_or_else(|| Refused(pattern.name.clone())),
             _ => Ok(format!("[{}]", pattern.name)),
         })
@@ -167,8 +215,8 @@ impl Patterns {
 
     /// Whole text of an answer as the caller reads it; `None` where it stays.
     pub(super) fn of_answer(&self, text: &str, masked: &Masked) -> Result<Option<String>, Refused> {
-        self.judge(text)?;
-        let replaced = self.replaced(text, |pattern, _| Ok(format!("[{}]", pattern.name)))?;
+        self.judge(text, Side::Answer)?;
+        let replaced = self.replaced(text, Side::Answer, |pattern, _| Ok(format!("[{}]", pattern.name)))?;
         let unmasked = masked.unmask(replaced.as_deref().unwrap_or(text));
         Ok(unmasked.or(replaced))
     }
@@ -176,6 +224,7 @@ impl Patterns {
     fn replaced(
         &self,
         text: &str,
+        side: Side,
         mut with: impl FnMut(&Pattern, &str) -> Result<String, Refused>,
     ) -> Result<Option<String>, Refused> {
         let found = self.find(text);
@@ -185,6 +234,7 @@ impl Patterns {
         let (mut out, mut copied) = (String::with_capacity(text.len()), 0);
         for Found { range, pattern } in found {
             let Some(pattern) = self.all.get(pattern) else { continue };
+            self.count(pattern, side, 1);
             out.push_str(text.get(copied..range.start).unwrap_or_default());
             out.push_str(&with(pattern, text.get(range.clone()).unwrap_or_default())?);
             copied = range.end;
@@ -201,6 +251,8 @@ pub(super) struct Flowing {
     passed: String,
     /// Text that is held back.
     held: String,
+    /// True if what has passed ends inside a thing, which goes on.
+    is_inside: bool,
 }
 
 impl Flowing {
@@ -214,15 +266,22 @@ impl Flowing {
     ) -> Result<String, Refused> {
         self.held.push_str(part);
         let text = [self.passed.as_str(), self.held.as_str()].concat();
-        patterns.judge(&text)?;
+        patterns.judge(&text, Side::Answer)?;
         let (base, found) = (self.passed.len(), patterns.find(&text));
         let cut = if is_last { text.len() } else { self.cut(&text, &found, patterns, masked) };
         let (mut out, mut copied) = (String::new(), base);
         let passes = |found: &&Found| found.range.start.max(base) < found.range.end.min(cut);
+        let was_inside = self.is_inside;
+        self.is_inside &= cut <= base;
         for Found { range, pattern } in found.iter().filter(passes) {
-            let name = patterns.all.get(*pattern).map_or("", |pattern| pattern.name.as_str());
+            let Some(pattern) = patterns.all.get(*pattern) else { continue };
+            // A thing that passes in parts is one thing.
+            if range.start >= base || !was_inside {
+                patterns.count(pattern, Side::Answer, 1);
+            }
+            self.is_inside |= range.end > cut || (range.end == text.len() && cut == text.len());
             out.push_str(text.get(copied..range.start.max(copied)).unwrap_or_default());
-            out.extend(["[", name, "]"]);
+            out.extend(["[", pattern.name.as_str(), "]"]);
             copied = range.end.min(cut);
         }
         out.push_str(text.get(copied..cut).unwrap_or_default());
@@ -266,14 +325,18 @@ mod tests {
     use super::*;
 
     fn patterns(window: usize, expression: Option<&str>) -> Patterns {
-        let of = |kind: Kind, action| Pattern { name: kind.name().to_owned(), detector: Detector::of(kind), action };
+        let pattern = |name: &str, detector, action| {
+            let (in_prompts, in_answers) = Default::default();
+            Pattern { name: name.to_owned(), detector, action, in_prompts, in_answers }
+        };
+        let of = |kind: Kind, action| pattern(kind.name(), Detector::of(kind), action);
         let mut all =
             vec![of(Kind::Card, Action::Mask), of(Kind::Email, Action::Redact), of(Kind::ApiKey, Action::Redact)];
         if let Some(expression) = expression {
             let detector = Detector::of_expression(expression).unwrap();
-            all.push(Pattern { name: "own".to_owned(), detector, action: Action::Redact });
+            all.push(pattern("own", detector, Action::Redact));
         }
-        Patterns { all, window }
+        Patterns { all, window, shadow: None }
     }
 
     const TEXT: &str = "Pay with 4111 1111 1111 1111 or ask jane@example.com; the password is hunter2hunter2x, see [card-1] and order 4711. Ünd Ende.";
@@ -310,6 +373,8 @@ mod tests {
                 let passed = ["password is [", "password is[", "password [", "password["];
                 let same = passed.iter().fold(out, |out, passed| out.replace(passed, "["));
                 assert_eq!(same, expected, "parts of {size}, window {window}");
+                let found: Vec<u64> = patterns.all.iter().map(|pattern| pattern.in_answers.found.get()).collect();
+                assert!(found.iter().all(|found| *found == size as u64 + 1), "parts of {size}: {found:?}");
                 // And the thing that reaches into the window.
                 assert!(pending <= window + 40 + size, "{pending} bytes were held back");
             }
@@ -336,6 +401,7 @@ mod tests {
         }
         out.push_str(&flowing.push(" end", true, &patterns, &Masked::default()).unwrap());
         assert!(!out.contains('X') && out.ends_with("[own] end"), "{out}");
+        assert_eq!(patterns.all.last().unwrap().in_answers.found.get(), 1, "it is one thing");
     }
 
     #[test]
