@@ -122,3 +122,26 @@ async fn what_a_guard_masks_is_not_kept_for_another() {
         assert!(!String::from_utf8_lossy(&upstream.last().body).contains("1111"));
     }
 }
+
+#[tokio::test]
+async fn an_operator_counts_and_forgets_the_answers_of_a_route() {
+    let upstream = Upstream::start(counting).await;
+    let gateway = Gateway::start(&yaml(&upstream, "", "{cache: {exact: true}}")).await;
+    let admin = spillway_tests::Client::new(gateway.admin);
+    for text in ["a", "b", "a"] {
+        ask(&gateway, &[], body(text, false)).await;
+    }
+    let purge = async |query: &str, headers: &[(&str, &str)]| {
+        admin.post(&format!("/api/caches/r/purge{query}"), headers, "").await
+    };
+    let change = [("x-spillway-admin", "1")];
+    assert_eq!(purge("", &[]).await.status, 403);
+    assert_eq!(purge("?dryrun=true", &change).await.status, 400, "a mistake forgets nothing");
+    let counted = purge("?dryRun=true", &change).await.json();
+    assert_eq!((&counted["dryRun"], &counted["answers"]), (&json!(true), &json!(2)), "{counted}");
+    assert_eq!(ask(&gateway, &[], body("a", false)).await.header("x-spillway-cache"), "hit");
+    let purged = purge("", &change).await.json();
+    assert_eq!((&purged["answers"], &purged["bytes"]), (&json!(2), &counted["bytes"]), "{purged}");
+    assert_eq!(ask(&gateway, &[], body("a", false)).await.header("x-spillway-cache"), "miss");
+    assert_eq!(admin.post("/api/caches/nothing/purge", &change, "").await.status, 404);
+}

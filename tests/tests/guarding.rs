@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, Upstream, event, reply, streamed};
+use spillway_tests::{Gateway, Upstream, event, eventually, reply, streamed};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const EVENTS: (&str, &str) = ("content-type", "text/event-stream");
@@ -214,7 +214,10 @@ async fn a_shadow_counts_and_passes_all_and_an_edit_elsewhere_keeps_the_count() 
             gateway.metric_becomes(&series("guard_shadow_findings", at), (n + 1) as f64).await;
         }
     }
-    let logged = gateway.events("guard_shadow_finding");
+    let logged = eventually("a line for each side", || async {
+        Some(gateway.events("guard_shadow_finding")).filter(|lines| lines.len() >= 2)
+    });
+    let logged = logged.await;
     assert_eq!(logged.len(), 2, "one for each side: {logged:?}");
     assert!(logged.iter().all(|line| !line.to_string().contains("1111")), "{logged:?}");
 

@@ -63,7 +63,7 @@ feedback: {{}}
 routes:
   - name: chat
     authentication: optional
-    filters: [{{clientAddress: {{deny: [192.0.2.0/24]}}}}]
+    filters: [{{clientAddress: {{deny: [192.0.2.0/24]}}}}, {{cache: {{exact: true}}}}]
     quality: {{sample: 1.0}}
     backendRefs: [{{name: chat}}, {{name: next}}]
     rollout: {{to: next, steps: [{{weight: 1, hold: {{for: 1h}}}}], abortWhen: {{errorRate: \"+0.5\"}}}}

@@ -5,6 +5,7 @@
 mod access;
 mod backends;
 mod body;
+mod caches;
 mod consumers;
 mod costs;
 mod dashboard;
@@ -35,12 +36,14 @@ use axum::routing::{delete, get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
+use spillway_filter::KeptAnswers;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::access::problem;
 use self::body::starting;
+pub use self::caches::NoCache;
 pub use self::costs::ShownCosts;
 pub use self::history::{History, HistoryReport, NoHistory};
 pub use self::keys::RunningKeys;
@@ -115,6 +118,8 @@ pub trait AdminState: Send + Sync + 'static {
     /// Drains the named endpoints, or puts them back. Returns their names, each with true if its state changed; `None` if
     /// the backend does not exist.
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
+    /// Forgets the answers that the caches of a route keep, or only counts them.
+    fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache>;
     /// Rollouts of the process; `None` before the gateway is ready.
     fn rollouts(&self) -> Option<Rollouts>;
     /// Keys that are made at run time; `None` before the gateway is ready.
@@ -279,6 +284,7 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/quality/{route}/reference", get(reference))
         .route("/api/backends/{backend}/endpoints/{endpoint}/drain", post(drain))
         .route("/api/backends/{backend}/endpoints/{endpoint}/undrain", post(undrain))
+        .route("/api/caches/{route}/purge", post(caches::purge))
         .route("/api/costs", get(costs::show))
         .route("/api/keys", get(keys::list))
         .route("/api/keys", post(keys::create))
@@ -565,6 +571,7 @@ const PATHS: &str = "spillway admin\n\n/healthz      the process lives\n/readyz 
     /api/config/history the last edits, with what each changed\n\
     /api/consumers consumers and tenants with what they have used: ?tenant=NAME, &after=NAME for the next\n\
     /api/keys     keys of consumers that were made at run time; POST makes one; DELETE .../{id}; POST .../{id}/rotate, /expire\n\
+    /api/caches/{route}/purge POST forgets the answers that a cache keeps; ?dryRun=true counts them\n\
     /api/costs    what consumers have used and what that costs; ?format=csv for a spreadsheet\n\
     /api/requests the requests as they end, an event stream: ?route=NAME, &consumer=NAME, &status=5xx\n\
     /api/requests/recent heads of the last requests, by which `spillway diff` tries an edit\n\

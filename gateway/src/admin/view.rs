@@ -6,10 +6,12 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::response::Response;
 use sha2::{Digest, Sha256};
+use spillway_filter::KeptAnswers;
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use super::backends::{self, backend_samples, reports, samples};
+use super::caches::{self, NoCache};
 use super::consumers;
 use super::history::History;
 use super::lasting::LastingAnswer;
@@ -252,6 +254,12 @@ impl AdminState for AdminView {
             gateway.drain_sockets(&backend.name, endpoint, drained);
         }
         Some(found)
+    }
+    fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache> {
+        let gateway = self.gateway.load();
+        let gateway = gateway.as_ref().as_ref().ok_or(NoCache::Unknown)?;
+        let snapshot = gateway.snapshot.load_full();
+        caches::of_route(snapshot.routes.named(route), dry_run)
     }
     fn rollouts(&self) -> Option<Rollouts> {
         self.gateway.load().as_ref().as_ref().map(|gateway| gateway.rollouts.clone())

@@ -16,14 +16,16 @@ const MAX_COUNTERS: usize = 256;
 const MAX_LABELS: usize = 8;
 /// Longest value of a label, in bytes.
 const MAX_VALUE: usize = 128;
+/// First part of every name.
+const PREFIX: &str = "spillway_filter_";
 /// Value of all labels of the series above [`MAX_SERIES`].
 const OTHER: &str = "other";
 
 /// Counter that a filter declares, once for the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CounterSpec {
-    /// Name: small letters, digits and `_`, beginning with the name of the filter and `_`. The page of metrics has it with
-    /// `spillway_filter_` in front and `_total` behind.
+    /// Name: `spillway_filter_`, the name of the filter, `_` and the thing that is counted, in small letters and digits. The
+    /// page of metrics has it with `_total` behind.
     pub name: &'static str,
     /// Help text: the thing that is counted.
     pub help: &'static str,
@@ -38,9 +40,10 @@ impl CounterSpec {
             name.starts_with(|c: char| c.is_ascii_lowercase())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
-        // Without `_` it could be one of the gateway's own.
-        if !is_name(self.name) || !self.name.contains('_') || self.name.ends_with("_total") {
-            return Some("expected a name such as `guard_findings`, without `_total`");
+        // Without `_` in its own part it could be one of the gateway's.
+        let own = self.name.strip_prefix(PREFIX).filter(|own| is_name(own) && own.contains('_'));
+        if own.is_none() || self.name.ends_with("_total") {
+            return Some("expected a name such as `spillway_filter_guard_findings`, without `_total`");
         }
         let is_own = |label: &&str| is_name(label) && **label != *"http_route";
         if self.labels.len() > MAX_LABELS || !self.labels.iter().all(is_own) {
@@ -166,7 +169,8 @@ impl Counters {
 mod tests {
     use super::*;
 
-    const FOUND: CounterSpec = CounterSpec { name: "guard_findings", help: "Things", labels: &["pattern"] };
+    const FOUND: CounterSpec =
+        CounterSpec { name: "spillway_filter_guard_findings", help: "Things", labels: &["pattern"] };
 
     #[test]
     fn a_series_keeps_its_count_while_a_filter_holds_it() {
@@ -190,12 +194,13 @@ mod tests {
         let spec = |name, labels| CounterSpec { name, help: "x", labels };
         let _held = counters.counter(FOUND, "r", &["card"]).unwrap();
         for (spec, values) in [
-            (spec("refusals", &[]), &[][..]),
-            (spec("Guard_x", &[]), &[]),
-            (spec("guard_x_total", &[]), &[]),
-            (spec("guard_x", &["http_route"]), &["r"]),
-            (spec("guard_x", &["a"]), &[]),
-            (spec("guard_findings", &[]), &[]),
+            (spec("spillway_filter_refusals", &[]), &[][..]),
+            (spec("guard_x", &[]), &[]),
+            (spec("spillway_filter_Guard_x", &[]), &[]),
+            (spec("spillway_filter_guard_x_total", &[]), &[]),
+            (spec("spillway_filter_guard_x", &["http_route"]), &["r"]),
+            (spec("spillway_filter_guard_x", &["a"]), &[]),
+            (spec("spillway_filter_guard_findings", &[]), &[]),
         ] {
             let error = counters.counter(spec, "r", values).unwrap_err();
             assert!(

@@ -200,6 +200,15 @@ pub struct ServerView<'a> {
     pub caller_path: &'a dyn Fn(&str) -> Option<String>,
 }
 
+/// Answers that a filter keeps in memory to give them again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptAnswers {
+    /// Their number.
+    pub answers: u64,
+    /// Their memory, in bytes.
+    pub bytes: u64,
+}
+
 /// Copies of requests for a second backend, whose answers are discarded. The gateway sends them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MirrorSpec {
@@ -268,6 +277,11 @@ pub trait Filter: Send + Sync {
     /// Only for [`Stage::Guard`].
     fn answers_preflight(&self) -> bool {
         false
+    }
+    /// Forgets the answers that the filter keeps, and those that are on their way to be kept, for an operator. With `dry_run` it
+    /// only counts them. `None` for a filter that keeps none.
+    fn purge(&self, _dry_run: bool) -> Option<KeptAnswers> {
+        None
     }
     /// Changes the headers of a server's answer. Called before [`Self::on_response`] of all filters, and not for answers of
     /// filters, built-in models and the gateway.

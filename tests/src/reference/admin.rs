@@ -322,6 +322,19 @@ const OPERATIONS: &[Operation] = &[
         content_type: "application/json",
     },
     Operation {
+        method: "POST",
+        path: "/api/caches/{route}/purge",
+        text: "Forgets the answers that the [caches](../how-to/cache.md#forget-answers) of a route keep, and those on their way; with `?dryRun=true` only counts those that are kept.",
+        guarded: true,
+        answers: &[
+            (200, "`route`, `dryRun`, `answers` (their number) and `bytes` (their memory)."),
+            (400, "The query has something else than `dryRun=true` or `dryRun=false`."),
+            (403, "The header `x-spillway-admin: 1` is missing."),
+            (404, "There is no such route, or it has no filter `cache`."),
+        ],
+        content_type: "application/json",
+    },
+    Operation {
         method: "GET",
         path: "/api/quality",
         text: "What callers ask and targets answer, beside the reference, and the answers to probes, for each route with `quality`.",
@@ -845,6 +858,7 @@ pub(super) fn openapi() -> String {
         let mut parameters: Vec<Value> = names.map(parameter).collect();
         let queries: &[&str] = match row.path {
             "/api/quality/examples" => &["route"],
+            "/api/caches/{route}/purge" => &["dryRun"],
             "/api/history" => &["window", "route"],
             "/api/consumers" => &["tenant", "after"],
             "/api/requests" => &["route", "consumer", "status"],
@@ -927,6 +941,10 @@ pub(super) fn openapi() -> String {
                     },
                 }}}})
             }
+            "/api/caches/{route}/purge" => json!({"type": "object", "properties": {
+                "route": {"type": "string"}, "dryRun": {"type": "boolean"},
+                "answers": {"type": "integer"}, "bytes": {"type": "integer"},
+            }}),
             "/api/quality/examples" if row.method == "DELETE" => {
                 json!({"type": "object", "properties": {"deleted": {"type": "integer"}}})
             }

@@ -94,7 +94,10 @@ const GROUPS: &[Group] = &[
             ),
             (
                 "spillway_filter_cache_unkept_answers",
-                &[ROUTE, ("reason", List(&["status", "spilled", "form", "forbidden", "error", "too_long", "cut"]))],
+                &[
+                    ROUTE,
+                    ("reason", List(&["status", "spilled", "form", "forbidden", "error", "too_long", "purged", "cut"])),
+                ],
                 "answers",
             ),
             ("spillway_filter_cache_saved_tokens", &[ROUTE, ("kind", List(&["prompt", "completion"]))], "tokens"),
@@ -633,7 +636,7 @@ fn counters_of(file: &File, found: &mut BTreeMap<String, Series>) {
         }
         let declared = literals(file.text[at + opened.len()..].split("};").next().unwrap());
         let [name, help, ..] = &declared[..] else { panic!("{}: a counter without name and help", file.path) };
-        found.insert(format!("spillway_filter_{name}"), Series { help: help.clone(), kind: "counter" });
+        found.insert(name.clone(), Series { help: help.clone(), kind: "counter" });
     }
 }
 

@@ -7,9 +7,6 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use spillway_filter::CounterSample;
 
-/// First part of the names of all counters of filters.
-const PREFIX: &str = "spillway_filter_";
-
 /// Series of one counter.
 #[derive(Debug)]
 struct Sampled(CounterSample);
@@ -32,6 +29,6 @@ impl EncodeMetric for Sampled {
 /// Registers the counters of filters.
 pub(super) fn register_filters(registry: &mut Registry, samples: Vec<CounterSample>) {
     for sample in samples {
-        registry.register(format!("{PREFIX}{}", sample.spec.name), sample.spec.help, Sampled(sample));
+        registry.register(sample.spec.name, sample.spec.help, Sampled(sample));
     }
 }

@@ -5,17 +5,20 @@ use serde_json::value::RawValue;
 use spillway_filter::{BuildContext, Counter, CounterSpec, FieldError};
 
 /// Requests by how they were answered.
-const REQUESTS: CounterSpec =
-    CounterSpec { name: "cache_requests", help: "Requests at a cache by how they were answered", labels: &["result"] };
+const REQUESTS: CounterSpec = CounterSpec {
+    name: "spillway_filter_cache_requests",
+    help: "Requests at a cache by how they were answered",
+    labels: &["result"],
+};
 /// Misses whose answers were not kept.
 const UNKEPT: CounterSpec = CounterSpec {
-    name: "cache_unkept_answers",
+    name: "spillway_filter_cache_unkept_answers",
     help: "Answers to misses that a cache did not keep, by reason",
     labels: &["reason"],
 };
 /// Tokens of answers that were given again.
 const SAVED: CounterSpec = CounterSpec {
-    name: "cache_saved_tokens",
+    name: "spillway_filter_cache_saved_tokens",
     help: "Tokens of answers that a cache gave again, which no server read or wrote",
     labels: &["kind"],
 };
@@ -35,18 +38,21 @@ pub(super) enum Unkept {
     Error,
     /// It is longer than `maxEntry`.
     TooLong,
+    /// An operator had all answers forgotten while it was on its way.
+    Purged,
     /// It broke off, or there was none.
     Cut,
 }
 
 impl Unkept {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Status, "status"),
         (Self::Spilled, "spilled"),
         (Self::Form, "form"),
         (Self::Forbidden, "forbidden"),
         (Self::Error, "error"),
         (Self::TooLong, "too_long"),
+        (Self::Purged, "purged"),
         (Self::Cut, "cut"),
     ];
 }

@@ -5,7 +5,7 @@ mod key;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -18,8 +18,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::{Duration, Size};
 use spillway_filter::{
-    Answer, AnswerHead, BuildContext, EventChange, FieldError, Fields, Filter, FilterFactory, Flow, Headers, Observer,
-    Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
+    Answer, AnswerHead, BuildContext, EventChange, FieldError, Fields, Filter, FilterFactory, Flow, Headers,
+    KeptAnswers, Observer, Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
 };
 
 use counts::{Counts, Said, Tokens, Unkept};
@@ -137,7 +137,15 @@ impl Entry {
 /// Answers that are kept, and the requests whose answers are on their way.
 struct Kept {
     answers: moka::sync::Cache<Key, Entry>,
-    flights: Mutex<HashMap<Key, Flight>>,
+    flights: Mutex<Flights>,
+}
+
+/// Requests whose answers are on their way.
+#[derive(Default)]
+struct Flights {
+    by_key: HashMap<Key, Flight>,
+    /// Number of times that all answers were forgotten. An answer to a request from before is not kept.
+    purges: u64,
 }
 
 /// Request whose answer is on its way.
@@ -157,13 +165,31 @@ impl Kept {
 
     /// Leads the requests that ask the same, or tells when the one that does has ended.
     fn lead(self: &Arc<Self>, key: Key, filter: u64) -> Result<Leader, Flight> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&key) {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.by_key.get(&key) {
             return Err(flight.clone());
         }
         let (end, ended) = oneshot::channel();
-        flights.insert(key, Flight { filter, ended: ended.shared() });
-        Ok(Leader { state: self.clone(), key, _end: end })
+        flights.by_key.insert(key, Flight { filter, ended: ended.shared() });
+        Ok(Leader { state: self.clone(), key, purges: flights.purges, _end: end })
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets all answers, or only counts them.
+    fn purge(&self, dry_run: bool) -> KeptAnswers {
+        self.answers.run_pending_tasks();
+        let kept = KeptAnswers { answers: self.answers.entry_count(), bytes: self.answers.weighted_size() };
+        if !dry_run {
+            let mut flights = self.flights();
+            flights.purges += 1;
+            self.answers.invalidate_all();
+            drop(flights);
+            self.answers.run_pending_tasks();
+        }
+        kept
     }
 }
 
@@ -171,12 +197,14 @@ impl Kept {
 struct Leader {
     state: Arc<Kept>,
     key: Key,
+    /// Purges before it.
+    purges: u64,
     _end: oneshot::Sender<()>,
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.state.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.state.flights().by_key.remove(&self.key);
     }
 }
 
@@ -230,6 +258,10 @@ fn directives(headers: &Fields) -> impl Iterator<Item = &str> {
 impl Filter for Caching {
     fn needs_body(&self) -> bool {
         true
+    }
+
+    fn purge(&self, dry_run: bool) -> Option<KeptAnswers> {
+        Some(self.state.purge(dry_run))
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
@@ -338,10 +370,16 @@ impl Storing {
     }
 
     fn keep(&mut self, body: Bytes, tokens: Tokens) {
-        self.is_kept = true;
         let content_type = self.content_type.get().cloned();
         let content_type = content_type.unwrap_or(HeaderValue::from_static("application/json"));
-        self.leader.state.answers.insert(self.leader.key, Entry { since: Instant::now(), content_type, body, tokens });
+        let entry = Entry { since: Instant::now(), content_type, body, tokens };
+        let flights = self.leader.state.flights();
+        if flights.purges == self.leader.purges {
+            self.leader.state.answers.insert(self.leader.key, entry);
+            self.is_kept = true;
+        } else {
+            self.spoiled = Some(Unkept::Purged);
+        }
     }
 }
 
@@ -532,11 +570,11 @@ mod tests {
             ("cut", 200, events, false, "data: {\"id\":1}\n\n".to_owned()),
         ] {
             answer(&mut *lead(&*filter, &request()), status, [kind, ("x", "y")], is_spilled, &body);
-            assert_eq!(builder.count("cache_unkept_answers", &[reason]), 1, "{reason}");
+            assert_eq!(builder.count("spillway_filter_cache_unkept_answers", &[reason]), 1, "{reason}");
         }
         let no_store = ("cache-control", "no-store");
         answer(&mut *lead(&*filter, &request()), 200, [json, no_store], false, "{}");
-        assert_eq!(builder.count("cache_unkept_answers", &["forbidden"]), 1);
+        assert_eq!(builder.count("spillway_filter_cache_unkept_answers", &["forbidden"]), 1);
         let mut first = lead(&*filter, &request());
         let waiting = request().decide(&*filter);
         answer(&mut *first, 200, [json, ("x", "y")], false, usage);
@@ -545,12 +583,15 @@ mod tests {
         hit(&*filter, &request()).unwrap();
         let _ = request().header(no_store.0, no_store.1).decide(&*filter);
         for (result, count) in [("miss", 8), ("joined", 1), ("hit", 1), ("bypassed", 1)] {
-            assert_eq!(builder.count("cache_requests", &[result]), count, "{result}");
+            assert_eq!(builder.count("spillway_filter_cache_requests", &[result]), count, "{result}");
         }
         let stream = format!("data: {usage}\n\ndata: [DONE]\n\n");
         answer(&mut *lead(&*filter, &request().model("n")), 200, [events, ("x", "y")], false, &stream);
         hit(&*filter, &request().model("n")).unwrap();
-        assert_eq!(["prompt", "completion"].map(|kind| builder.count("cache_saved_tokens", &[kind])), [9, 15]);
+        assert_eq!(
+            ["prompt", "completion"].map(|kind| builder.count("spillway_filter_cache_saved_tokens", &[kind])),
+            [9, 15]
+        );
     }
 
     #[test]
@@ -590,6 +631,27 @@ mod tests {
     }
 
     #[test]
+    fn a_purge_forgets_what_is_kept_and_what_is_on_its_way() {
+        let builder = FilterBuilder::new();
+        let filter = builder.build(&*factory(), &json!({"exact": true}));
+        let pairs = [("content-type", "application/json"), ("x", "y")];
+        answer(&mut *lead(&*filter, &request()), 200, pairs, false, "{}");
+        let mut late = lead(&*filter, &request().model("n"));
+        let counted = filter.purge(true).unwrap();
+        assert_eq!((counted.answers, counted.bytes > 2), (1, true));
+        assert!(hit(&*filter, &request()).is_some(), "a dry run forgets nothing");
+        assert_eq!(filter.purge(false), Some(counted));
+        assert_eq!(filter.purge(true), Some(KeptAnswers::default()));
+        assert!(hit(&*filter, &request()).is_none());
+        answer(&mut *late, 200, pairs, false, "{}");
+        drop(late);
+        assert!(hit(&*filter, &request().model("n")).is_none(), "its server may have answered before");
+        assert_eq!(builder.count("spillway_filter_cache_unkept_answers", &["purged"]), 1);
+        answer(&mut *lead(&*filter, &request()), 200, pairs, false, "{}");
+        assert!(hit(&*filter, &request()).is_some());
+    }
+
+    #[test]
     fn memory_is_bounded_and_survives_an_edit_elsewhere() {
         let builder = FilterBuilder::new();
         let config = json!({"exact": true, "maxSize": "16KiB", "maxEntry": "8KiB"});
@@ -610,7 +672,7 @@ mod tests {
         };
         state.answers.run_pending_tasks();
         assert!(state.answers.weighted_size() <= 16 << 10, "{}", state.answers.weighted_size());
-        assert!(state.answers.entry_count() > 0 && state.flights.lock().unwrap().is_empty());
+        assert!(state.answers.entry_count() > 0 && state.flights().by_key.is_empty());
     }
 
     #[test]

@@ -54,13 +54,13 @@ const MAX_TEMPLATE: usize = 16 << 10;
 
 /// Things that were found and replaced, or for which a request or answer was refused.
 const FINDINGS: CounterSpec = CounterSpec {
-    name: "guard_findings",
+    name: "spillway_filter_guard_findings",
     help: "Things that a guard found in prompts and answers",
     labels: &["pattern", "at", "action"],
 };
 /// Things that were found in shadow mode.
 const SHADOW_FINDINGS: CounterSpec = CounterSpec {
-    name: "guard_shadow_findings",
+    name: "spillway_filter_guard_shadow_findings",
     help: "Things that a guard in shadow mode found in prompts and answers, with the action that it did not take",
     labels: &["pattern", "at", "action"],
 };
@@ -670,9 +670,13 @@ mod tests {
             ("email", "prompt", "refuse", 2),
             ("email", "answer", "refuse", 1),
         ] {
-            assert_eq!(builder.count("guard_findings", &[pattern, at, action]), count, "{pattern} {at}");
+            assert_eq!(
+                builder.count("spillway_filter_guard_findings", &[pattern, at, action]),
+                count,
+                "{pattern} {at}"
+            );
         }
-        assert_eq!(builder.count("guard_shadow_findings", &["card", "prompt", "redact"]), 0);
+        assert_eq!(builder.count("spillway_filter_guard_shadow_findings", &["card", "prompt", "redact"]), 0);
     }
 
     #[test]

@@ -114,7 +114,9 @@ mod tests {
             json!([{"kind": "card", "action": "mask"}, {"name": "eleven", "regex": "1111", "action": "refuse"}]);
         let filter = builder.build(&*factory(), &json!({"patterns": patterns, "shadow": true}));
         let body = json!({"prompt": CARD, "logprobs": true, "input": [1, 2]}).to_string();
-        let count = |name: &str, at: &str, action: &str| builder.count("guard_shadow_findings", &[name, at, action]);
+        let count = |name: &str, at: &str, action: &str| {
+            builder.count("spillway_filter_guard_shadow_findings", &[name, at, action])
+        };
         let follow = |head: [(&str, &str); 1]| {
             let Flow::Observe(mut observer) = TestRequest::post("/", body.clone()).decide(&*filter) else { panic!() };
             observer.on_response_head(StatusCode::OK, &mut headers(head));
@@ -135,7 +137,7 @@ mod tests {
         split_events(events, |event| stream.on_response_event(event));
         stream.on_end(&exchange_end());
         assert_eq!((count("card", "answer", "mask"), count("eleven", "answer", "refuse")), (2, 6));
-        assert_eq!(builder.count("guard_findings", &["card", "prompt", "mask"]), 0);
+        assert_eq!(builder.count("spillway_filter_guard_findings", &["card", "prompt", "mask"]), 0);
 
         let mut packed = follow([("content-encoding", "gzip")]);
         packed.on_response_body(CARD.as_bytes());
