@@ -210,7 +210,9 @@ pub(crate) fn run(fleet: &Fleet, picker: Picker, mut each: impl FnMut(f64, &[Bal
         } else {
             let key = Some(hash_key(&key.to_le_bytes()));
             each(now, &gateways, None);
-            let taken = gateways[gateway].take(&PickInputs { now: clock(now), random: seed, key, tried: &[], only: None }).unwrap();
+            let taken = gateways[gateway]
+                .take(&PickInputs { now: clock(now), random: seed, key, tried: &[], only: None })
+                .unwrap();
             (place_of(taken.endpoint.socket), Some(taken.slot))
         };
         let first = free[server].iter_mut().min_by(|a, b| a.total_cmp(b)).unwrap();

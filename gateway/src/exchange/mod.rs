@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
-use spillway_filter::{Answer, Caller, Fields, Refusal, Variables};
+use spillway_filter::{Answer, Caller, Fields, HeaderChange, Refusal, Variables};
 use spillway_statistics::Version;
 use tokio::time::Instant as Deadline;
 
@@ -382,8 +382,8 @@ pub struct Exchange {
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// Addresses of the only endpoints that may have the request, the best first, where a filter has picked.
     pub picked: Option<Arc<[SocketAddr]>>,
-    /// Headers of the caller that filters remove.
-    pub removed_headers: Vec<HeaderName>,
+    /// Changes of filters to the headers of this request, for its backend.
+    pub header_changes: Vec<HeaderChange>,
     /// Upgrade that the client asks for and the route passes.
     pub upgrade: Option<Box<Upgrade>>,
     /// Body of the request.
@@ -465,8 +465,8 @@ impl Exchange {
             hops: None,
             signs_via: connection.via,
             request_headers: Vec::new(),
-            removed_headers: Vec::new(),
             picked: None,
+            header_changes: Vec::new(),
             upgrade: None,
             body: RequestBody::Unread,
             asked: None,

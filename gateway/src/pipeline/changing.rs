@@ -26,6 +26,12 @@ pub(super) async fn apply(
     if let Some(body) = rewrite.body {
         replace_body(body, filter, session, exchange).await?;
     }
+    if !rewrite.request_headers.is_empty() {
+        // Later filters read the client's head; what is set again for an endpoint, such as a credential, is not taken from it.
+        let headers = &mut session.req_header_mut().headers;
+        rewrite.request_headers.iter().for_each(|change| change.apply(headers));
+        exchange.header_changes.extend(rewrite.request_headers);
+    }
     if let Some(rewriter) = rewrite.rewriter {
         exchange.rewriting.get_or_insert_default().add(rewriter);
     }

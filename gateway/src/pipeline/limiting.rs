@@ -322,7 +322,6 @@ async fn run(
                 if let Some(picked) = waited.endpoints {
                     exchange.picked = Some(picked.into());
                 }
-                exchange.removed_headers.extend(waited.removed_headers);
                 exchange.request_headers.extend(waited.request_headers);
                 if waited.refusal.is_none() {
                     if let Some(observer) = waited.observer {

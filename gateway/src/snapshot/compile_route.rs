@@ -413,7 +413,7 @@ impl RouteCompiler<'_> {
             prefixes: &[],
             states: self.states,
             http: self.http,
-                grpc: self.grpc,
+            grpc: self.grpc,
             counters: &self.metrics.filters,
         };
         let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {

@@ -98,8 +98,8 @@ impl Headers for RequestHeaders<'_> {
         self.remove_spellings(name);
         self.head.remove_header(name);
     }
-    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
-        Headers::each(&self.head.headers, see);
+    fn for_each(&self, each: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        self.head.headers.for_each(each);
     }
 }
 
@@ -136,8 +136,8 @@ impl Headers for Recorded<'_> {
     fn remove(&mut self, name: &HeaderName) {
         self.headers.remove(name);
     }
-    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
-        self.headers.each(see);
+    fn for_each(&self, each: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        self.headers.for_each(each);
     }
 }
 
@@ -410,15 +410,18 @@ fn without_hop_by_hop(client: &RequestHead) -> RequestHead {
 /// Adds the headers that filters put on the request, such as a token that another server issued for the caller's.
 fn add_headers_of_filters(out: &mut RequestHead, exchange: &Exchange, shown: &mut SentCredentials) {
     let names = &exchange.snapshot.caller_headers;
-    for name in &exchange.removed_headers {
-        out.remove_header(name);
-    }
     for (name, value) in &exchange.request_headers {
         let _ = out.append_header(name.clone(), value.clone());
         if names.may_hold_credential(name) {
             shown.add(name, value);
         }
     }
+    if exchange.header_changes.is_empty() {
+        return;
+    }
+    let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
+    let mut headers = Recorded { headers, shown, names };
+    exchange.header_changes.iter().for_each(|change| change.apply(&mut headers));
 }
 
 /// Sets the configured headers that name the consumer and its tenant.

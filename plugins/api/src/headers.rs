@@ -17,8 +17,27 @@ pub trait Headers {
     fn append(&mut self, name: &HeaderName, value: HeaderValue);
     /// Removes all values of `name`.
     fn remove(&mut self, name: &HeaderName);
-    /// Shows each header, in their order.
-    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue));
+    /// Calls `each` with every field, in their order.
+    fn for_each(&self, each: &mut dyn FnMut(&HeaderName, &HeaderValue));
+}
+
+/// Change of a header of one request: all values of its name are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderChange {
+    /// Name.
+    pub name: HeaderName,
+    /// Values from now on, in their order; none removes the header.
+    pub values: Vec<HeaderValue>,
+}
+
+impl HeaderChange {
+    /// Applies the change.
+    pub fn apply(&self, headers: &mut dyn Headers) {
+        headers.remove(&self.name);
+        for value in &self.values {
+            headers.append(&self.name, value.clone());
+        }
+    }
 }
 
 impl Headers for Fields {
@@ -37,8 +56,8 @@ impl Headers for Fields {
     fn remove(&mut self, name: &HeaderName) {
         Fields::remove(self, name);
     }
-    fn each(&self, see: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
-        self.iter().for_each(|(name, value)| see(name, value));
+    fn for_each(&self, each: &mut dyn FnMut(&HeaderName, &HeaderValue)) {
+        self.iter().for_each(|(name, value)| each(name, value));
     }
 }
 

@@ -21,7 +21,7 @@ pub use counter::{Counter, CounterSample, CounterSpec, Counters};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use fields::{FieldName, Fields, NameSet, Values};
 pub use grpc_client::{GrpcClient, GrpcError, GrpcStream, NoGrpc, Pending};
-pub use headers::{HeaderEdit, Headers, Template};
+pub use headers::{HeaderChange, HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
@@ -85,8 +85,6 @@ pub struct Waited {
     pub failure: Option<String>,
     /// Headers that are set on the request for later filters and the backend, replacing the caller's.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Headers of the caller that are removed from the request before [`Self::request_headers`] are set.
-    pub removed_headers: Vec<HeaderName>,
     /// Addresses of the only endpoints that may have the request, the best first; none of them: no endpoint has room for it, and what
     /// the route does while it is saturated follows. `None` leaves the choice to the balancing of the backend.
     pub endpoints: Option<Vec<std::net::SocketAddr>>,

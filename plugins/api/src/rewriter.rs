@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{EventSplitter, Fields, Observer, Processor, Refusal, ResponseEvent};
+use crate::{EventSplitter, Fields, HeaderChange, Observer, Processor, Refusal, ResponseEvent};
 
 /// Changes to an exchange by a filter that lets its request pass.
 #[derive(Debug, Default)]
@@ -12,6 +12,9 @@ pub struct Rewrite {
     /// ([`Filter::needs_body`](crate::Filter::needs_body)). It must name the same model: routes, limits and permissions were
     /// judged by that name.
     pub body: Option<Bytes>,
+    /// Changes of the request's headers, for later filters and the backend. The gateway sets the headers of the connection, the
+    /// caller and the origin itself, whatever is changed here.
+    pub request_headers: Vec<HeaderChange>,
     /// Changes the answer of the server or built-in model.
     pub rewriter: Option<Box<dyn Rewriter>>,
     /// Changes the answer too, and may wait for another server; behind the rewriter where there are both.
@@ -23,7 +26,11 @@ pub struct Rewrite {
 impl Rewrite {
     /// True if nothing is changed or followed.
     pub fn is_empty(&self) -> bool {
-        self.body.is_none() && self.rewriter.is_none() && self.processor.is_none() && self.observer.is_none()
+        self.body.is_none()
+            && self.request_headers.is_empty()
+            && self.rewriter.is_none()
+            && self.processor.is_none()
+            && self.observer.is_none()
     }
 }
 

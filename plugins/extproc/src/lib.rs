@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::Duration;
 use spillway_filter::{
-    Answer, BuildContext, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, Refusal, RequestView,
-    Rewrite, Waited, define,
+    Answer, BuildContext, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, HeaderChange,
+    Refusal, RequestView, Waited, define,
 };
 
 use crate::answering::{Answering, head_of, joined};
@@ -386,7 +386,7 @@ impl Request {
             }
         }
         if body != before {
-            waited.rewrite = Rewrite { body: Some(body), ..Rewrite::default() };
+            waited.rewrite.body = Some(body);
         }
         if !session.is_over && !session.modes.skips_answer() {
             waited.rewrite.processor = Some(Box::new(Answering(session)));
@@ -432,9 +432,8 @@ impl Request {
         let Some(mutation) = &change.header_mutation else { return };
         let changed = mutation::apply(mutation, &mut self.fields);
         for name in changed.names.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
-            waited.request_headers.retain(|(set, _)| *set != name);
-            waited.request_headers.extend(self.fields.get_all(&name).map(|value| (name.clone(), value.clone())));
-            waited.removed_headers.push(name);
+            let values = self.fields.get_all(&name).cloned().collect();
+            waited.rewrite.request_headers.push(HeaderChange { name, values });
         }
         if waited.failure.is_none() {
             waited.failure = changed.left_out;
@@ -451,8 +450,10 @@ fn picked(waited: Waited) -> Result<Waited, Failed> {
     if waited.answer.is_some() || waited.served.is_some() {
         return Ok(waited);
     }
-    let values = waited.request_headers.iter().filter(|(name, _)| *name == PICKED);
-    let addresses = values.filter_map(|(_, value)| value.to_str().ok()).flat_map(|text| text.split(','));
+    let values =
+        waited.rewrite.request_headers.iter().rfind(|change| change.name == PICKED).map(|change| &change.values);
+    let addresses =
+        values.into_iter().flatten().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(','));
     let endpoints: Vec<SocketAddr> =
         addresses.filter_map(|address| address.trim().parse().ok()).take(MOST_PICKED).collect();
     if endpoints.is_empty() {

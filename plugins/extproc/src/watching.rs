@@ -48,7 +48,7 @@ impl Observer for Watching {
             raw_value: Bytes::copy_from_slice(value),
         };
         let mut shown = vec![value(":status", status.as_str().as_bytes())];
-        headers.each(&mut |name, text| shown.push(value(name.as_str(), text.as_bytes())));
+        headers.for_each(&mut |name, text| shown.push(value(name.as_str(), text.as_bytes())));
         let shown = HttpHeaders { headers: Some(HeaderMap { headers: shown }), end_of_stream: false };
         let message = self.session.show_headers(Half::Response, shown);
         self.session.tell(message);
