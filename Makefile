@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-upgrades test-image test-aarch64 test-gpu test-clients test-dashboard test-instructions test-kubernetes test-package test-dist soak fuzz lint bench dist package sbom model
+.PHONY: help run demo test test-upgrades test-image test-aarch64 test-gpu test-clients test-dashboard test-instructions test-kubernetes test-package test-wasm test-dist soak fuzz lint bench dist package sbom model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -38,6 +38,9 @@ test-instructions: ## instructions of a request through the release binary again
 
 test-kubernetes: ## the chart through Helm 3 and 4 and the types of Kubernetes, and the gateway before a real API server
 	@scripts/test-kubernetes.sh
+
+test-wasm: ## a module of the Rust SDK for proxy-wasm, built for wasm32-wasip1 and run in the gateway
+	@scripts/test-wasm.sh
 
 test-package: ## the Debian package and the service of systemd in it
 	@scripts/test-package.sh

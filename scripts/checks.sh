@@ -50,5 +50,5 @@ static_checks() {
   stage "unsafe code (scripts/unsafe.txt)" check_unsafe
   stage "dependencies (cargo deny)" check_dependencies
   stage "lints (cargo clippy, warnings denied)" check_clippy
-  stage "the gateway without gpu and kubernetes (cargo clippy, warnings denied)" check_features
+  stage "the gateway without gpu, kubernetes and wasm (cargo clippy, warnings denied)" check_features
 }

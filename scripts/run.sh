@@ -10,7 +10,7 @@ scripts/system.sh run
 scripts/rust.sh
 scripts/model.sh
 
-# What only GPUs and Kubernetes need is a seventh of the time of a first build.
+# What only GPUs, Kubernetes and WebAssembly need is left out: a good part of a first build.
 features=()
 if has_gpu; then
   features=(--features gpu)

@@ -42,7 +42,7 @@ const MEANT: &[(&str, &str)] = &[
 ];
 
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
-const UNSUPPORTED_KEYS: &[&str] = &["cache", "wasm"];
+const UNSUPPORTED_KEYS: &[&str] = &["mcp"];
 
 /// Places that a message about a key in a wrong place names at most.
 const MOST_HOMES: usize = 3;

@@ -276,8 +276,8 @@ fn what_can_never_take_effect_is_an_error() {
         (GOOD.replace("http://127.0.0.1:1", "ftp://127.0.0.1:1"), "must be http or https"),
         (GOOD.replace("endpoints", "tls: {sni: a.test}, endpoints"), "no endpoint of the backend has an https URL"),
         (
-            GOOD.replace("endpoints", "wasm: {}, endpoints"),
-            "unknown key `wasm` in `backends[0]`; this version does not support it",
+            GOOD.replace("endpoints", "mcp: {}, endpoints"),
+            "unknown key `mcp` in `backends[0]`; this version does not support it",
         ),
         (listener("protocol: https"), "needs `tls`"),
         (listener("protocol: https, tls: {certificates: []}"), "at least one certificate"),

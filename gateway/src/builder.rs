@@ -13,7 +13,7 @@ pub struct Builder {
 impl Builder {
     /// Begins with the built-in filters.
     pub fn new() -> Self {
-        Self { registry: spillway_filters::registry() }
+        Self { registry: built_in() }
     }
 
     /// Adds the filters of `registry`; one that has the name of a filter added before replaces it.
@@ -26,6 +26,24 @@ impl Builder {
     pub fn run(self) -> ExitCode {
         crate::cli::run(self.registry)
     }
+}
+
+/// Registry of the filters that this build has.
+#[cfg(feature = "wasm")]
+fn built_in() -> Registry {
+    let mut registry = spillway_filters::registry();
+    registry.extend(spillway_wasm::registry());
+    registry
+}
+
+/// Registry of the filters that this build has: without `wasm`, which is refused by name.
+#[cfg(not(feature = "wasm"))]
+fn built_in() -> Registry {
+    let mut registry = spillway_filters::registry();
+    let reason = "this build of the gateway has no WebAssembly: use the container image or a binary of `make dist`, or build with \
+                  `--features wasm`";
+    registry.add(spillway_filter::absent("wasm", reason));
+    registry
 }
 
 impl Default for Builder {

@@ -98,6 +98,10 @@ impl Files {
         std::fs::copy(repository().join("config/examples/probes.jsonl"), path.join("probes.jsonl")).unwrap();
         std::fs::create_dir(path.join("prompts")).unwrap();
         std::fs::write(path.join("prompts/support.md"), PROMPTS).unwrap();
+        let module = "(module (memory (export \"memory\") 1) (func (export \"proxy_abi_version_0_2_1\"))
+            (func (export \"malloc\") (param i32) (result i32) (i32.const 0)))";
+        std::fs::create_dir(path.join("plugins")).unwrap();
+        std::fs::write(path.join("plugins/words.wasm"), wat::parse_str(module).unwrap()).unwrap();
         std::fs::create_dir(path.join("models")).unwrap();
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();

@@ -232,7 +232,7 @@ backends:
   - name: a
     endpoints: [{url: \"http://127.0.0.1:1\", wieght: 2}]
     timeouts: {connect: 5}
-    wasm: {}
+    mcp: {}
 routes:
   - name: r
     backendRefs:
@@ -247,7 +247,7 @@ routes:
         "did you mean `weight`?".to_owned(),
         format!("--> {path}:5:45"),
         "expected a duration such as 30s, found the number 5".to_owned(),
-        "unknown key `wasm` in `backends[0]`; this version does not support it".to_owned(),
+        "unknown key `mcp` in `backends[0]`; this version does not support it".to_owned(),
         "= at: backends[0].endpoints[0].wieght".to_owned(),
     ] {
         assert!(told.contains(&part), "{part} is missing in\n{told}");
@@ -258,7 +258,7 @@ routes:
 
     std::fs::write(
         &file,
-        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    wasm: {}\n", ""),
+        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    mcp: {}\n", ""),
     )
     .unwrap();
     let (code, _, told) = run(&["check", path]);
@@ -271,7 +271,7 @@ routes:
         &file,
         yaml.replace(", wieght: 2", "")
             .replace("connect: 5", "connect: 5s")
-            .replace("    wasm: {}\n", "")
+            .replace("    mcp: {}\n", "")
             .replace("name: b", "name: a"),
     )
     .unwrap();

@@ -51,6 +51,7 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].filters[].responseHeaders.set{}",
     "routes[].filters[].responseHeaders.add{}",
     "routes[].filters[].urlRewrite.replacePrefix",
+    "routes[].filters[].wasm.calls{}",
     "routes[].backendRefs[].filters[].requestHeaders.set{}",
     "routes[].backendRefs[].filters[].requestHeaders.add{}",
     "routes[].backendRefs[].filters[].responseHeaders.set{}",
@@ -192,6 +193,8 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].urlRewrite.path",
     "routes[].filters[].urlRewrite.path.regex",
     "routes[].filters[].urlRewrite.path.replacement",
+    "routes[].filters[].wasm.module",
+    "routes[].filters[].wasm.rootId",
     "routes[].backendRefs[].name",
     "routes[].backendRefs[].model",
     "routes[].backendRefs[].filters[].requestHeaders.remove[]",
@@ -742,6 +745,10 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             }},
         ]}],
     });
+    let module = bed.folder.path().join("plain.wasm");
+    let plain = "(module (memory (export \"memory\") 1) (func (export \"proxy_abi_version_0_2_1\"))
+        (func (export \"malloc\") (param i32) (result i32) (i32.const 0)))";
+    std::fs::write(&module, wat::parse_str(plain).unwrap()).unwrap();
     let answers = json!({
         "name": "answers",
         "matches": [{"path": {"prefix": "/answers"}}],
@@ -759,6 +766,11 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
                 "word": format!("request.path == '{}' ? 'a' : 'b'", text(bed, "filters[].promptTemplate.variables{}")),
             }}},
             {"guard": {"patterns": [{"name": "own", "regex": text(bed, "filters[].guard.patterns[].regex")}]}},
+            {"wasm": {
+                "module": module,
+                "config": {"key": text(bed, "filters[].wasm.config")},
+                "calls": {"judge": format!("http://127.0.0.1:1/{}", text(bed, "filters[].wasm.calls{}"))},
+            }},
             {"respond": {
                 "headers": {"x-told": text(bed, "filters[].respond.headers{}")},
                 "body": text(bed, "filters[].respond.body"),

@@ -42,3 +42,4 @@ mod trailers;
 mod transforming;
 mod usage;
 mod validating;
+mod wasm;

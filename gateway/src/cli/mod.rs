@@ -138,6 +138,7 @@ fn version() -> &'static str {
         let parts = [
             (cfg!(feature = "gpu"), "GPUs for built-in models"),
             (cfg!(feature = "kubernetes"), "discovery.kubernetes"),
+            (cfg!(feature = "wasm"), "the filter wasm"),
         ];
         let lacking: Vec<_> = parts.iter().filter(|(is_there, _)| !is_there).map(|(_, part)| *part).collect();
         let version = env!("CARGO_PKG_VERSION");

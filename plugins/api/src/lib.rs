@@ -27,7 +27,7 @@ pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
 pub use processor::{AnswerEdit, Processor, Reads};
 pub use refusal::{ErrorKind, Refusal};
-pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define, define_compiled};
+pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, absent, define, define_compiled};
 pub use rewriter::{AnswerHead, EventChange, Rewrite, Rewriter};
 pub use spillway_config::FieldError;
 pub use state::SharedStates;

@@ -73,6 +73,31 @@ where
     })
 }
 
+/// Makes a factory of a filter that this build has not: a configuration that names it is refused for this reason.
+pub fn absent(name: &'static str, reason: &'static str) -> Box<dyn FilterFactory> {
+    Box::new(Absent { name, reason })
+}
+
+struct Absent {
+    name: &'static str,
+    reason: &'static str,
+}
+
+impl FilterFactory for Absent {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn schema(&self, _: &mut SchemaGenerator) -> Schema {
+        Schema::default()
+    }
+    fn check(&self, _: &serde_json::Value) -> Vec<FieldError> {
+        vec![FieldError::at([], self.reason)]
+    }
+    fn build(&self, _: &serde_json::Value, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
+        Err(FieldError::at([], self.reason))
+    }
+}
+
 struct Defined<C, K, B> {
     name: &'static str,
     check: K,

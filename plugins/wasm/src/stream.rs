@@ -68,20 +68,22 @@ impl Stream {
         let body = view.body.filter(|_| shows_body).unwrap_or_default();
         context.request_body = crate::context::Buffer::of(Bytes::copy_from_slice(body));
         let ends = if view.body.is_some() { view.body.is_none_or(<[u8]>::is_empty) } else { has_no_body(view.headers) };
-        let (place, id) = pool.with_any(|instance| instance.create(context))?;
-        let stream = Self { pool: pool.clone(), place, id, head: Mutex::default(), has_ended: AtomicBool::new(false) };
         let has_body = !body.is_empty();
-        let verdict = stream.with(|instance| {
-            let action = instance.request_headers(id, ends)?;
-            instance.context(id)?.is_paused = action == Action::Pause;
-            // A module that pauses at the head may want to read the body first.
-            if has_body && instance.context(id)?.local.is_none() {
-                let action = instance.request_body(id)?;
-                instance.context(id)?.is_paused = action == Action::Pause;
+        let (place, (id, verdict)) = pool.with_any(|instance| {
+            let id = instance.create(context)?;
+            match show_request(instance, id, ends, has_body) {
+                Ok(verdict) => Ok((id, verdict)),
+                Err(failure) => {
+                    // Nobody ends a stream that has not begun. An instance that has crashed is gone with it.
+                    if !failure.is_crash() {
+                        let _ = instance.end(id);
+                    }
+                    Err(failure)
+                }
             }
-            judge(instance, id, false)
         })?;
-        Ok((stream, verdict))
+        let (head, has_ended) = (Mutex::default(), AtomicBool::new(false));
+        Ok((Self { pool: pool.clone(), place, id, head, has_ended }, verdict))
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Instance) -> Result<R, Failure>) -> Result<R, Failure> {
@@ -183,6 +185,18 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Shows a request to the module.
+fn show_request(instance: &mut Instance, id: u32, ends: bool, has_body: bool) -> Result<Verdict, Failure> {
+    let action = instance.request_headers(id, ends)?;
+    instance.context(id)?.is_paused = action == Action::Pause;
+    // A module that pauses at the head may want to read the body first.
+    if has_body && instance.context(id)?.local.is_none() {
+        let action = instance.request_body(id)?;
+        instance.context(id)?.is_paused = action == Action::Pause;
+    }
+    judge(instance, id, false)
 }
 
 /// Decision of the module after a hook. `waits` is true while calls are under way.

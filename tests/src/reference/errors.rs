@@ -485,6 +485,11 @@ const ROWS: &[Row] = &[
         "No server answered in the time of one attempt. The message names the limit.",
         "Raise the limit, or look at the server: the access log names its endpoint (`failedEndpoint`) and the `limit`.",
     ),
+    (
+        "wasm_failed",
+        "A WebAssembly module of the route failed or took too long, and its filter says `onFailure: closed`.",
+        "Try again. Operators: the log says why (`wasm_failed`); see [failures](../how-to/wasm.md#failures).",
+    ),
 ];
 
 /// Codes whose status is not one of the sources: the statuses, and what decides.

@@ -50,6 +50,23 @@ const GUARD: &str = "routes:
     backendRefs: [{name: chat}]
 ";
 
+/// Module with all of its settings.
+const WASM: &str = "routes:
+  - name: chat
+    filters:
+      - wasm:
+          module: plugins/words.wasm
+          config: {words: [secret]}
+          rootId: words
+          limits: {memory: 16MiB, time: 5ms, wait: 2s}
+          onFailure: closed
+          instances: 4
+          requestBody: true
+          responseBody: false
+          calls: {judge: \"http://127.0.0.1:9002\"}
+    backendRefs: [{name: chat}]
+";
+
 /// Changes of requests and answers with all of their parts.
 const TRANSFORM: &str = "routes:
   - name: chat
@@ -201,6 +218,8 @@ const EXAMPLES: &[Example] = &[
     Example { path: "routes[].filters[].validate", yaml: VALIDATE },
     Example { path: "routes[].filters[].validate.request", yaml: VALIDATE },
     Example { path: "routes[].filters[].validate.response", yaml: VALIDATE },
+    Example { path: "routes[].filters[].wasm", yaml: WASM },
+    Example { path: "routes[].filters[].wasm.limits", yaml: WASM },
     Example { path: "routes[].filters[].transform", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.request", yaml: TRANSFORM },
     Example { path: "routes[].filters[].transform.response", yaml: TRANSFORM },

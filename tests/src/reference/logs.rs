@@ -360,6 +360,16 @@ const EVENTS: &[(&str, &str)] = &[
     ("traces_not_sent", "A collector accepts no spans; they are dropped and counted in `spillway_spans_dropped`."),
     ("upstream_tls_failed", "TLS towards an endpoint failed: the error says why."),
     ("variable_not_followed", "A variable `OTEL_*` has a value that the gateway does not support."),
+    ("wasm_allocation_failed", "The allocator of a WebAssembly module failed; the request that needed it fails."),
+    ("wasm_call_failed", "A server that a WebAssembly module called gave no answer; the module is told so."),
+    (
+        "wasm_failed",
+        "A WebAssembly module failed for a request. At most once a second for each filter, with the number of failures since the last line (`others`).",
+    ),
+    (
+        "wasm_log",
+        "A message of a WebAssembly module (`text`), at its level. At most 100 a second for each instance; `dropped` counts those that were left out before.",
+    ),
     ("worker_resumed", "A worker that stood still runs its tasks again; its connections were held up for `seconds`."),
     (
         "worker_stalled",

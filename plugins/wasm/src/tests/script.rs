@@ -183,7 +183,8 @@ impl File {
 
     /// Configuration of a filter with this module; `more` is added.
     pub(super) fn config(&self, more: &serde_json::Value) -> serde_json::Value {
-        let mut config = serde_json::json!({"module": self.path, "instances": 1});
+        // What is not about time has enough of it on a busy machine.
+        let mut config = serde_json::json!({"module": self.path, "instances": 1, "limits": {"time": "1s"}});
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         config
     }
