@@ -65,6 +65,13 @@ pub use weather::{weather_by_chat, weather_by_messages};
 
 use std::time::Duration;
 
+/// Module for the filter `wasm` that does nothing.
+pub fn plain_module() -> Vec<u8> {
+    let text = "(module (memory (export \"memory\") 1) (func (export \"proxy_abi_version_0_2_1\"))
+        (func (export \"malloc\") (param i32) (result i32) (i32.const 0)))";
+    wat::parse_str(text).unwrap()
+}
+
 /// Creates a key with `spillway key new`; returns the key and its digest.
 pub fn new_key() -> (String, String) {
     let out = std::process::Command::new(binary()).args(["key", "new"]).output().unwrap();

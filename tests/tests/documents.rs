@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use spillway_tests::{
     Authority, Gateway, IssuerKey, Page, Redis, Reply, Seen, Upstream, binary, check_tests, commands, free_port,
-    minilm, missing, model, pages, python, reference, reply, repository,
+    minilm, missing, model, pages, plain_module, python, reference, reply, repository,
 };
 
 /// Servers that pages name, each by its documented port: they repeat what they were asked, or speak OpenAI's API.
@@ -98,10 +98,8 @@ impl Files {
         std::fs::copy(repository().join("config/examples/probes.jsonl"), path.join("probes.jsonl")).unwrap();
         std::fs::create_dir(path.join("prompts")).unwrap();
         std::fs::write(path.join("prompts/support.md"), PROMPTS).unwrap();
-        let module = "(module (memory (export \"memory\") 1) (func (export \"proxy_abi_version_0_2_1\"))
-            (func (export \"malloc\") (param i32) (result i32) (i32.const 0)))";
         std::fs::create_dir(path.join("plugins")).unwrap();
-        std::fs::write(path.join("plugins/words.wasm"), wat::parse_str(module).unwrap()).unwrap();
+        std::fs::write(path.join("plugins/words.wasm"), plain_module()).unwrap();
         std::fs::create_dir(path.join("models")).unwrap();
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 
 use spillway_tests::{
-    Client, Gateway, Sample, Upstream, binary, eventually, examples, families, model, operations, repository, restarts,
-    whole,
+    Client, Gateway, Sample, Upstream, binary, eventually, examples, families, model, operations, plain_module,
+    repository, restarts, whole,
 };
 
 fn said(out: &Output) -> String {
@@ -24,6 +24,8 @@ fn every_example_of_the_reference_loads() {
     let out = check(&["--offline", file.to_str().unwrap()]);
     assert!(out.status.success(), "{}", said(&out));
     let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("plugins")).unwrap();
+    std::fs::write(folder.path().join("plugins/words.wasm"), plain_module()).unwrap();
     let file = folder.path().join("spillway.yaml");
     let defaults = [
         ("listeners:", "listeners: [{address: 127.0.0.1:8080}]\n"),

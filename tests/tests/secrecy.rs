@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use spillway_tests::{
     Answer, Authority, Client, Collector, Gateway, Issuer, IssuerKey, Pebble, Planted, Redis, Secure, Sighting,
-    Upstream, binary, eventually, free_port, new_key, reply,
+    Upstream, binary, eventually, free_port, new_key, plain_module, reply,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -746,9 +746,7 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
         ]}],
     });
     let module = bed.folder.path().join("plain.wasm");
-    let plain = "(module (memory (export \"memory\") 1) (func (export \"proxy_abi_version_0_2_1\"))
-        (func (export \"malloc\") (param i32) (result i32) (i32.const 0)))";
-    std::fs::write(&module, wat::parse_str(plain).unwrap()).unwrap();
+    std::fs::write(&module, plain_module()).unwrap();
     let answers = json!({
         "name": "answers",
         "matches": [{"path": {"prefix": "/answers"}}],
@@ -768,7 +766,6 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             {"guard": {"patterns": [{"name": "own", "regex": text(bed, "filters[].guard.patterns[].regex")}]}},
             {"wasm": {
                 "module": module,
-                "config": {"key": text(bed, "filters[].wasm.config")},
                 "calls": {"judge": format!("http://127.0.0.1:1/{}", text(bed, "filters[].wasm.calls{}"))},
             }},
             {"respond": {

@@ -35,6 +35,7 @@ pub(crate) struct Wasm {
     pub(crate) limits: Limits,
     /// Decision if the module traps, exceeds a limit or is being started again.
     #[serde(default)]
+    #[schemars(extend("default" = "closed"))]
     pub(crate) on_failure: OnFailure,
     /// Most instances of the module; a processor each without it. Each has a memory of its own, and works for one request at a time.
     #[serde(default)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use parking_lot::{Mutex, MutexGuard};
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -242,7 +243,7 @@ impl Slot {
 /// Refusal of a request whose module has failed.
 pub(crate) fn refused() -> Box<Refusal> {
     Box::new(Refusal::new(
-        http::StatusCode::SERVICE_UNAVAILABLE,
+        StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::Internal,
         "wasm_failed",
         "a WebAssembly module of this route failed; try again",
