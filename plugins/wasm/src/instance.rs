@@ -28,6 +28,9 @@ impl Action {
     }
 }
 
+/// Function that is told of an answer: context, call, headers, bytes of the body, trailers.
+type CallAnswered = TypedFunc<(u32, u32, u32, u32, u32), ()>;
+
 /// Functions of the module; `None` for one that it has not.
 struct Functions {
     context_create: Option<TypedFunc<(u32, u32), ()>>,
@@ -35,7 +38,7 @@ struct Functions {
     request_body: Option<TypedFunc<(u32, u32, u32), u32>>,
     response_headers: Option<TypedFunc<(u32, u32, u32), u32>>,
     response_body: Option<TypedFunc<(u32, u32, u32), u32>>,
-    http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    http_call_response: Option<CallAnswered>,
     done: Option<TypedFunc<u32, u32>>,
     log: Option<TypedFunc<u32, ()>>,
     delete: Option<TypedFunc<u32, ()>>,
@@ -105,31 +108,25 @@ impl Instance {
         configure: Option<&TypedFunc<(u32, u32), u32>>,
     ) -> Result<(), StartError> {
         let create = self.functions.context_create.clone();
-        self.optional(ROOT, create, (ROOT, 0)).map_err(|e| self.not_started("proxy_on_context_create", &e))?;
+        self.optional(ROOT, create, (ROOT, 0)).map_err(|e| Self::not_started("proxy_on_context_create", &e))?;
         for (name, hook, size) in [("proxy_on_vm_start", vm_start, 0), ("proxy_on_configure", configure, config)] {
-            match self.optional(ROOT, hook.cloned(), (ROOT, size)).map_err(|e| self.not_started(name, &e))? {
-                Some(0) => {
-                    let message =
-                        format!("the module refuses its configuration (`{name}` returned false); its log may say why");
-                    return Err(StartError::Config(message));
-                }
-                Some(_) | None => {}
+            let taken = self.optional(ROOT, hook.cloned(), (ROOT, size)).map_err(|e| Self::not_started(name, &e))?;
+            if taken == Some(0) {
+                let message =
+                    format!("the module refuses its configuration (`{name}` returned false); its log may say why");
+                return Err(StartError::Config(message));
             }
         }
         Ok(())
     }
 
-    /// Failure of a hook while the module starts. One that asked for what there is not says so.
-    fn not_started(&self, hook: &str, failure: &Failure) -> StartError {
-        let absent = self.store.data().refused;
-        let absent = absent.map(|name| format!("; it asked for `{name}`, which there is not here")).unwrap_or_default();
+    /// Failure of a hook while the module starts.
+    fn not_started(hook: &str, failure: &Failure) -> StartError {
         let reason = match failure {
             Failure::Timeout => format!("it ran longer than {} ms", START_TIME.as_millis()),
             other => other.to_string(),
         };
-        StartError::Config(format!(
-            "the module does not start with this configuration: `{hook}` failed: {reason}{absent}"
-        ))
+        StartError::Config(format!("the module does not start with this configuration: `{hook}` failed: {reason}"))
     }
 
     /// Calls a function of the module for a context.
@@ -142,9 +139,9 @@ impl Instance {
         self.store.data_mut().current = context;
         self.store.set_epoch_deadline(self.host.begin_call(self.time));
         let returned = function.call(&mut self.store, parameters);
-        let state = self.store.data();
-        let absent = state.refused;
-        let result = match returned {
+        let state = self.store.data_mut();
+        let absent = state.refused.take();
+        match returned {
             Ok(result) if state.allocate.is_some() => Ok(result),
             Ok(_) => Err(Failure::Trap("its allocator failed".to_owned())),
             Err(error) => Err(match (Failure::from(error), absent) {
@@ -153,9 +150,7 @@ impl Instance {
                 }
                 (failure, _) => failure,
             }),
-        };
-        self.store.data_mut().refused = absent.filter(|_| self.time == START_TIME);
-        result
+        }
     }
 
     fn optional<P: WasmParams, R: WasmResults>(
