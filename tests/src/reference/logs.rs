@@ -184,7 +184,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("files_polled", "The system reports no file events; files are polled."),
     (
         "filter_failed",
-        "A filter waited for a server that did not answer, or has changed a body to one that cannot be sent.",
+        "A filter failed: a server that it asked did not answer, its WebAssembly module failed, or it has changed a body to one that cannot be sent.",
     ),
     ("folder_not_watched", "A folder cannot be watched; its files are polled."),
     ("gpu_given_up", "A model runs on the CPU from now on, because its GPU failed."),

@@ -106,7 +106,7 @@ held! {
         unspilled: Counter = "spillway_unspilled", |route, values| values.counts("reason", &route.unspilled);
         /// Requests refused because no target could answer them
         sheds: Counter = "spillway_sheds", |route, values| values.counts("reason", &route.shed);
-        /// Requests for which a filter asked another server that did not answer
+        /// Requests for which a filter failed: a server that it asked did not answer, or its module failed
         failures: Counter = "spillway_filter_failures", |route, values| values.count(&route.filter_failures);
     }
 }
