@@ -13,9 +13,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, Counters, EventSplitter, ExchangeEnd, Fields, Filter, FilterFactory, Flow, GrpcClient,
-    HttpClient, HttpError, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace,
-    Variables, Waited,
+    BuildContext, Call, Caller, Counters, EventSplitter, ExchangeEnd, FieldError, Fields, Filter, FilterFactory, Flow,
+    GrpcClient, HttpClient, HttpError, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView, SharedStates,
+    SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -91,6 +91,19 @@ impl FilterBuilder {
     pub fn build(&self, factory: &dyn FilterFactory, config: &serde_json::Value) -> Arc<dyn Filter> {
         let errors = factory.check(config);
         assert!(errors.is_empty(), "{config}: {errors:?}");
+        self.try_build(factory, config).unwrap_or_else(|error| panic!("{config}: {error:?}"))
+    }
+
+    /// Builds the filter of a configuration that passes its check.
+    ///
+    /// # Errors
+    ///
+    /// What only the build can find.
+    pub fn try_build(
+        &self,
+        factory: &dyn FilterFactory,
+        config: &serde_json::Value,
+    ) -> Result<Arc<dyn Filter>, FieldError> {
         let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
         let cx = BuildContext {
             route: &self.route,
@@ -100,7 +113,7 @@ impl FilterBuilder {
             grpc: &self.grpc,
             counters: &self.counters,
         };
-        factory.build(config, &cx).unwrap_or_else(|error| panic!("{config}: {error:?}"))
+        factory.build(config, &cx)
     }
 }
 

@@ -151,7 +151,13 @@ impl Stream {
         }
         let stream = Arc::new(self);
         let rewriter = rewrites.then(|| Box::new(Body { stream: stream.clone(), held: 0 }) as Box<dyn Rewriter>);
-        Ok(Rewrite { body, request_headers, rewriter, observer: Some(Box::new(Follower(stream))) })
+        Ok(Rewrite {
+            body,
+            request_headers,
+            rewriter,
+            observer: Some(Box::new(Follower(stream))),
+            ..Rewrite::default()
+        })
     }
 
     /// Shows the head of the answer to the module.

@@ -204,7 +204,7 @@ impl Filter for Prompt {
             Ok(None) => Flow::Continue,
             Ok(body) => {
                 let observer = Box::new(Told(self.version.clone())) as Box<dyn Observer>;
-                Flow::Rewrite(Box::new(Rewrite { body, rewriter: None, observer: Some(observer) }))
+                Flow::Rewrite(Box::new(Rewrite { body, observer: Some(observer), ..Rewrite::default() }))
             }
             Err(refusal) => Flow::Refuse(refusal),
         }
@@ -330,9 +330,8 @@ mod tests {
         }
         // A file that does not exist is reported with all others.
         assert!(factory().check(&json!({"file": "/nowhere/x.md", "version": 1})).is_empty());
-        let (states, http) = (spillway_filter::SharedStates::default(), Arc::new(spillway_filter::NoHttp) as Arc<_>);
-        let cx = BuildContext { route: "r", prefixes: &[], states: &states, http: &http };
-        let built = factory().build(&json!({"file": "/nowhere/x.md", "version": 1}), &cx);
+        let builder = spillway_filter::testing::FilterBuilder::new();
+        let built = builder.try_build(&*factory(), &json!({"file": "/nowhere/x.md", "version": 1}));
         assert_eq!(built.err().unwrap().path, ["file"]);
     }
 }
