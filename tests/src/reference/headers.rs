@@ -195,6 +195,10 @@ const GROUPS: &[Group] = &[
                 "x-spillway-hops",
                 "Gateways that the request has passed. One that comes back, or has passed sixteen, is refused with 508 (`listeners[].loopHeader`).",
             ),
+            (
+                "x-gateway-destination-endpoint",
+                "Endpoints that a processor has picked ([`picksEndpoints`](../how-to/external-processing.md#let-it-pick-the-endpoints)), as it wrote them.",
+            ),
             ("x-forwarded-host", "Host that the client asked for. Also sent to the server of `externalAuthorization`."),
             ("endpoint-load-metrics-format", "`JSON`: requests the server's load (`capacity.loadReports`)."),
             ("x-spillway-consumer", "Name of the consumer, for the server of `externalAuthorization`."),
