@@ -15,7 +15,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use spillway_filter::{GrpcClient, GrpcError, GrpcStream, Pending};
+use spillway_filter::{Exchanged, GrpcClient, GrpcError, GrpcStream, Pending};
 use tokio::sync::mpsc;
 
 use crate::clock;
@@ -190,6 +190,26 @@ impl GrpcStream for Stream {
                 Ok(_) => Ok(()),
                 Err(_) => Err(GrpcError(format!("it took no message within {} ms", timeout.as_millis()))),
             }
+        })
+    }
+
+    fn exchange(&mut self, message: Bytes, timeout: Duration) -> Pending<'_, Result<Exchanged, GrpcError>> {
+        Box::pin(async move {
+            let Self { to_server, incoming } = self;
+            let either = async {
+                tokio::select! {
+                    biased;
+                    received = incoming.recv() => Ok(Exchanged::Received(received.transpose()?)),
+                    room = to_server.reserve() => {
+                        if let Ok(room) = room {
+                            room.send(framed(&message));
+                        }
+                        Ok(Exchanged::Sent)
+                    }
+                }
+            };
+            let late = |_| GrpcError(format!("it neither took nor sent a message within {} ms", timeout.as_millis()));
+            clock::within(timeout, either).await.map_err(late)?
         })
     }
 

@@ -202,10 +202,11 @@ routes: [{{name: r, filters: [{{externalProcessing: {processing}}}], backendRefs
             "request_body": {"duplex": request},
             "response_body": {"duplex": request},
         });
-        let body = "abcdefghij".repeat(40_000);
+        // More than what waits in the queues of both sides.
+        let body = "abcdefghij".repeat(200_000);
         let (script, text) = (script.to_string(), ("content-type", "text/plain"));
         let got = gateway.client().post("/x", &[text, ("x-script", &script)], body.clone()).await;
-        assert_eq!((got.status.as_u16(), got.text()), (200, "READ 400000".to_owned()), "{n}");
+        assert_eq!((got.status.as_u16(), got.text()), (200, "READ 2000000".to_owned()), "{n}");
         let seen = upstream.last();
         assert_eq!(seen.body, Bytes::from(body.to_uppercase()), "{n}");
         assert_eq!(seen.headers.contains_key("x-late"), *late);

@@ -19,6 +19,7 @@ impl FilterCatalog for AnyFilter {
             "externalAuthorization",
             "mirror",
             "ours",
+            "promptTemplate",
             "publicLocation",
             "rateLimit",
             "redirect",

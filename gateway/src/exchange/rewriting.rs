@@ -1,4 +1,4 @@
-//! What the filters of an exchange change of its answer on the way to the client. An answer that is read whole waits here with
+//! Changes of the filters of an exchange to its answer on the way to the client. An answer that is read whole waits here with
 //! its head, within the memory for answers; a stream passes event by event, of which one is held at most.
 
 use std::sync::Arc;
@@ -110,10 +110,15 @@ impl Rewriting {
         self.all.insert(0, Step::Processor { processor, splitter: None });
     }
 
-    /// True if a filter reads an answer with this head.
-    pub fn reads(&self, head: &ResponseHead, is_spilled: bool) -> bool {
+    /// True if a filter may read the body of an answer.
+    pub fn may_read_body(&self) -> bool {
+        self.all.iter().any(Step::may_read_body)
+    }
+
+    /// True if a filter may read the body of an answer with this head.
+    pub fn reads_body(&self, head: &ResponseHead, is_spilled: bool) -> bool {
         let head = shown(head, is_spilled);
-        self.all.iter().any(|step| step.reads(&head))
+        self.all.iter().any(|step| step.may_read_body() && step.reads(&head))
     }
 
     /// Begins the answer with this head, `most` bytes of whose body may be held. Returns the head where it goes to the client now:
@@ -323,7 +328,7 @@ impl Rewriting {
     }
 }
 
-/// What the steps read of an answer.
+/// Part of an answer that the steps read.
 enum Begun {
     Untouched,
     Parts,
@@ -357,6 +362,13 @@ impl Step {
         match self {
             Self::Rewriter { rewriter, .. } => rewriter.reads(head),
             Self::Processor { processor, .. } => processor.reads(head),
+        }
+    }
+
+    fn may_read_body(&self) -> bool {
+        match self {
+            Self::Rewriter { .. } => true,
+            Self::Processor { processor, .. } => processor.may_read_body(),
         }
     }
 

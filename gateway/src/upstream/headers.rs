@@ -324,7 +324,7 @@ pub(super) fn outgoing_request(
         let _ = out.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
         out.remove_header(&GRPC_ACCEPT_ENCODING);
     }
-    if exchange.rewriting.is_some() {
+    if exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.may_read_body()) {
         // A part of an answer cannot be changed as the whole is, and must not be a way around that.
         out.remove_header(&header::RANGE);
         out.remove_header(&header::IF_RANGE);
@@ -359,7 +359,7 @@ fn readable_codings(
     let is_changed = usage_chunk::edit(attempt, exchange).is_some()
         || answer_model::renames(attempt, exchange)
         || renaming::renames(attempt, exchange);
-    let is_changed = is_changed || exchange.rewriting.is_some();
+    let is_changed = is_changed || exchange.rewriting.as_ref().is_some_and(|rewriting| rewriting.may_read_body());
     if (calls_model && route.resume) || is_changed || exchange.observers.reads_events() {
         return Some("identity");
     }

@@ -69,7 +69,7 @@ impl<'a> Conversation<'_, 'a> {
                     .exchange
                     .rewriting
                     .as_ref()
-                    .is_some_and(|it| it.reads(&head, self.exchange.outcome.spilled.is_some()))
+                    .is_some_and(|it| it.reads_body(&head, self.exchange.outcome.spilled.is_some()))
         };
         if coding != Coding::Identity
             && (self.is_searched(&head, coding, is_head) || (self.attempt.translation.is_none() && is_changed()))

@@ -29,10 +29,22 @@ pub trait GrpcClient: Send + Sync {
 pub trait GrpcStream: Send + Sync {
     /// Sends a message, and waits at most `timeout` while the server does not read.
     fn send(&mut self, message: Bytes, timeout: Duration) -> Pending<'_, Result<(), GrpcError>>;
+    /// Sends a message, or receives one where that is there first: a server that answers while it reads must not wait for a
+    /// reader that only writes. A message that was not sent is to be given again.
+    fn exchange(&mut self, message: Bytes, timeout: Duration) -> Pending<'_, Result<Exchanged, GrpcError>>;
     /// Sends a message if there is room for it, and returns whether there was.
     fn offer(&mut self, message: Bytes) -> bool;
     /// Receives the next message within `timeout`; `None` where the server has ended the stream with the status OK.
     fn receive(&mut self, timeout: Duration) -> Pending<'_, Result<Option<Bytes>, GrpcError>>;
+}
+
+/// Result of [`GrpcStream::exchange`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exchanged {
+    /// The message was sent.
+    Sent,
+    /// This message was received, and nothing was sent; `None` as for [`GrpcStream::receive`].
+    Received(Option<Bytes>),
 }
 
 /// Client whose streams always fail; for checks and tests.
@@ -48,6 +60,9 @@ impl GrpcClient for NoGrpc {
 impl GrpcStream for NoGrpc {
     fn send(&mut self, _: Bytes, _: Duration) -> Pending<'_, Result<(), GrpcError>> {
         Box::pin(async { Ok(()) })
+    }
+    fn exchange(&mut self, _: Bytes, _: Duration) -> Pending<'_, Result<Exchanged, GrpcError>> {
+        Box::pin(async { Ok(Exchanged::Sent) })
     }
     fn offer(&mut self, _: Bytes) -> bool {
         true

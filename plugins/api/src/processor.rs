@@ -31,8 +31,12 @@ pub enum Reads {
 /// Changes one answer as a [`Rewriter`](crate::Rewriter) does, in its place among the rewriters of the filters, but may wait for
 /// another server. A filter returns it by [`Rewrite::processor`](crate::Rewrite::processor). It bounds each wait.
 pub trait Processor: Send + Sync {
-    /// True if it reads the answer with this head. Its body then comes without `Content-Encoding`.
+    /// True if it reads the answer with this head.
     fn reads(&self, head: &AnswerHead<'_>) -> bool;
+    /// False if it never reads the body of an answer, which may then be compressed, or a part of the whole.
+    fn may_read_body(&self) -> bool {
+        true
+    }
     /// Changes the head of an answer, and says how the body is read. An answer without a body has `has_body` false, and nothing
     /// is read of it.
     ///

@@ -98,7 +98,7 @@ impl FilterBuilder {
     ///
     /// # Errors
     ///
-    /// What only the build can find.
+    /// A mistake that only the build can find.
     pub fn try_build(
         &self,
         factory: &dyn FilterFactory,

@@ -146,7 +146,7 @@ impl PathPattern {
     ///
     /// # Errors
     ///
-    /// What is wrong with the path that would come out.
+    /// Mistake of the path that would come out.
     pub(crate) fn apply(&self, path: &str) -> Result<Option<String>, RewriteError> {
         // `OPTIONS *` has no path.
         if path == "*" {

@@ -282,7 +282,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a body: nothing, another one, or the message of its refusal.
+    /// Result for a body: nothing, another one, or the message of its refusal.
     fn judged(config: &Value, place: SystemPlace, body: &Value) -> Result<Option<Value>, String> {
         let filter = FilterBuilder::new().build(&*factory(), config);
         let request = TestRequest::post("/v1/x", body.to_string()).system(place).prompt_tokens(1_000);

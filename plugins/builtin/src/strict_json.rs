@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 ///
 /// # Errors
 ///
-/// What is wrong with the text, without anything of it.
+/// Mistake in the text, told without anything of it.
 pub(crate) fn read(text: &[u8]) -> Result<Value, &'static str> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value = Strict.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));

@@ -5,6 +5,7 @@ use http::{HeaderValue, StatusCode, header};
 use spillway_filter::{AnswerEdit, AnswerHead, Fields, Pending, Processor, Reads, Refusal};
 
 use crate::messages::{BodySendMode, CommonResponse, HttpHeaders, ImmediateResponse};
+use crate::mutation::has_no_body;
 use crate::session::{Failed, Half, Processed, Session, Word, changed_body};
 use crate::{headers_of, mutation, refused};
 
@@ -14,6 +15,10 @@ pub(crate) struct Answering(pub(crate) Session);
 impl Processor for Answering {
     fn reads(&self, _: &AnswerHead<'_>) -> bool {
         !self.0.is_over && !self.0.modes.skips_answer()
+    }
+
+    fn may_read_body(&self) -> bool {
+        self.0.modes.response_body != BodySendMode::None || self.0.settings.allow_mode_override
     }
 
     fn head<'a>(&'a mut self, mut head: AnswerEdit<'a>, has_body: bool) -> Pending<'a, Result<Reads, Box<Refusal>>> {
@@ -120,34 +125,35 @@ impl Answering {
         }
     }
 
-    /// Ends the conversation after a failure: the refusal, unless the exchange goes on without the processor.
+    /// Ends the conversation after a failure: the refusal, unless the exchange can go on without the processor.
     fn failed(&mut self, failed: &Failed) -> Option<Box<Refusal>> {
         self.0.is_over = true;
         self.0.settings.report(&failed.0);
-        (!self.0.settings.is_open).then(|| Box::new(refused()))
+        (!self.0.settings.is_open || self.0.has_sent_parts).then(|| Box::new(refused()))
     }
 }
 
 /// Replaces a head by that of a processor's answer, and returns its body.
 fn replace(head: &mut AnswerEdit<'_>, answer: &ImmediateResponse) -> Bytes {
-    let (status, headers) = head_of(answer);
+    let (status, headers, body) = parts_of(answer);
     *head.status = status;
     *head.headers = headers;
-    answer.body.clone()
+    body
 }
 
-/// Head of a processor's answer.
-pub(crate) fn head_of(answer: &ImmediateResponse) -> (StatusCode, Fields) {
+/// Status, headers and body of a processor's answer.
+pub(crate) fn parts_of(answer: &ImmediateResponse) -> (StatusCode, Fields, Bytes) {
     let code = answer.status.and_then(|status| u16::try_from(status.code).ok()).unwrap_or(200);
     let status = StatusCode::from_u16(code).ok().filter(|status| status.as_u16() >= 200).unwrap_or(StatusCode::OK);
+    let body = if has_no_body(status) { Bytes::new() } else { answer.body.clone() };
     let mut headers = Fields::default();
-    if !answer.body.is_empty() {
+    if !body.is_empty() {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
     if let Some(changes) = &answer.headers {
         mutation::apply(changes, &mut headers);
     }
-    (status, headers)
+    (status, headers, body)
 }
 
 /// Two parts in one.

@@ -21,7 +21,7 @@ use spillway_filter::{
     Refusal, RequestView, Waited, define,
 };
 
-use crate::answering::{Answering, head_of, joined};
+use crate::answering::{Answering, joined, parts_of};
 use crate::messages::{BodySendMode, CommonResponse, HeaderMap, HeaderValue, HttpHeaders, ImmediateResponse, Struct};
 use crate::session::{Facts, Failed, Half, Modes, Processed, Session, Word, changed_body};
 use crate::watching::Watching;
@@ -39,7 +39,7 @@ const MOST_PICKED: usize = 16;
 /// Bytes of a message that are not of the body which it carries.
 const AROUND_BODY: usize = 1 << 10;
 
-/// What happens while the processor fails.
+/// Decision while the processor fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum OnFailure {
@@ -120,7 +120,7 @@ struct ExternalProcessing {
     timeout: Duration,
     /// Longest wait that the processor may ask for in place of `timeout`. Left out, it may not.
     max_timeout: Option<Duration>,
-    /// What happens while the processor is unavailable, too slow, or speaks another protocol.
+    /// Decision while the processor is unavailable, too slow, or speaks another protocol.
     #[serde(default)]
     on_failure: OnFailure,
     /// True if the processor may say for each request what is sent of it, once it has seen the headers. Bodies of requests are then
@@ -464,9 +464,9 @@ fn picked(waited: Waited) -> Result<Waited, Failed> {
 
 /// End of a request that the processor has answered.
 fn answered(answer: &ImmediateResponse) -> Waited {
-    let (status, fields) = head_of(answer);
+    let (status, fields, body) = parts_of(answer);
     let headers = fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    let answer = Some(Box::new(Answer { status, headers, body: answer.body.clone() }));
+    let answer = Some(Box::new(Answer { status, headers, body }));
     if status.is_success() || status.is_redirection() {
         Waited { served: answer, ..Waited::default() }
     } else {

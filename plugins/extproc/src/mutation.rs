@@ -23,7 +23,7 @@ const FRAMING: [HeaderName; 8] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// What came of the changes to headers.
+/// Result of changes to headers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changed {
     /// Names whose values may have changed.
@@ -51,15 +51,22 @@ pub(crate) fn apply(mutation: &HeaderMutation, headers: &mut Fields) -> Changed 
     changed
 }
 
+/// True of a status whose answers have no body (RFC 9110, 15.3.5, 15.3.6 and 15.4.5).
+pub(crate) fn has_no_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 fn set(option: &HeaderValueOption, headers: &mut Fields, changed: &mut Changed) {
     let Some(written) = &option.header else { return };
     // Processors set one of the two; newer ones `raw_value`.
     let bytes = if written.raw_value.is_empty() { written.value.as_bytes() } else { &written.raw_value };
     if written.key == ":status" {
         let status = std::str::from_utf8(bytes).ok().and_then(|text| StatusCode::from_bytes(text.as_bytes()).ok());
-        match status.filter(|status| status.as_u16() >= 200) {
+        match status.filter(|status| status.as_u16() >= 200 && !has_no_body(*status)) {
             Some(status) => changed.status = Some(status),
-            None => changed.leave_out(|| "it sets `:status` to what is no final status".to_owned()),
+            None => {
+                changed.leave_out(|| "it sets `:status` to what is no final status of an answer with a body".to_owned())
+            }
         }
         return;
     }
@@ -152,7 +159,10 @@ mod tests {
     #[test]
     fn a_status_is_set_if_it_is_final() {
         let status = |text| applied(vec![option(":status", text, 2, None)], &[]).1.status.map(|status| status.as_u16());
-        assert_eq!((status("404"), status("100"), status("9999"), status("")), (Some(404), None, None, None));
+        assert_eq!(status("404"), Some(404));
+        for wrong in ["100", "204", "304", "9999", "", "-1"] {
+            assert_eq!(status(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
-use spillway_filter::GrpcStream;
+use spillway_filter::{Exchanged, GrpcStream};
 
 use crate::Settings;
 use crate::messages::{
@@ -20,7 +20,7 @@ pub(crate) const PART: usize = 64 << 10;
 /// Time for a processor to answer a part of a stream in both directions, of which it may answer several at once.
 const PROMPT: Duration = Duration::from_millis(20);
 
-/// What is sent of an exchange.
+/// Parts of an exchange that are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Modes {
     pub(crate) request_body: BodySendMode,
@@ -57,7 +57,7 @@ enum Piece {
     Body,
 }
 
-/// What a processor says.
+/// Word of a processor on a part.
 #[derive(Debug)]
 pub(crate) enum Word {
     /// The exchange goes on without it.
@@ -91,6 +91,8 @@ pub(crate) struct Session {
     pub(crate) facts: Facts,
     /// True while each part of a stream in both directions gets its answer at once.
     is_prompt: bool,
+    /// True once parts of an answer were sent that only the processor can give back.
+    pub(crate) has_sent_parts: bool,
 }
 
 /// Facts of the exchange that a processor gets besides its headers.
@@ -103,7 +105,7 @@ pub(crate) struct Facts {
 impl Session {
     pub(crate) fn new(stream: Box<dyn GrpcStream>, settings: Arc<Settings>, facts: Facts) -> Self {
         let modes = settings.modes;
-        Self { stream, settings, modes, is_over: false, is_begun: false, facts, is_prompt: true }
+        Self { stream, settings, modes, is_over: false, is_begun: false, facts, is_prompt: true, has_sent_parts: false }
     }
 
     /// Sends headers and awaits what is said of them.
@@ -154,22 +156,23 @@ impl Session {
             let request = self.show_headers(Half::Request, headers);
             self.send(&request).await?;
         }
-        let (whole, mut out, mut is_sent) = (body.clone(), BytesMut::new(), false);
-        let mut next: Option<Bytes> = None;
+        let (whole, mut out) = (body.clone(), BytesMut::new());
+        let mut next = Some(self.part_of(Half::Request, &mut body, true));
         loop {
-            if !is_sent {
-                let message = next.take().unwrap_or_else(|| {
-                    let part = body.split_to(body.len().min(PART));
-                    let ends = body.is_empty();
-                    self.show_body(Half::Request, part, ends).encode_to_vec().into()
-                });
-                if self.stream.offer(message.clone()) {
-                    is_sent = body.is_empty();
-                    continue;
-                }
-                next = Some(message);
-            }
-            let Some(response) = self.receive().await? else { return Ok(Processed::Body(whole)) };
+            let response = match next.take() {
+                None => self.receive().await?,
+                Some(message) => match self.exchange(&message).await? {
+                    Exchanged::Sent => {
+                        next = (!body.is_empty()).then(|| self.part_of(Half::Request, &mut body, true));
+                        continue;
+                    }
+                    Exchanged::Received(received) => {
+                        next = Some(message);
+                        received.map(decode).transpose()?
+                    }
+                },
+            };
+            let Some(response) = response else { return Ok(Processed::Body(whole)) };
             match response.said {
                 Some(Said::Immediate(answer)) => return Ok(Processed::Answer(Box::new(answer))),
                 Some(Said::RequestHeaders(said)) if awaits_headers => {
@@ -194,40 +197,49 @@ impl Session {
     /// Sends a part of an answer's body, and returns what has come to take the place of it and of those before it.
     pub(crate) async fn duplex_response(&mut self, mut body: Bytes, ends: bool) -> Result<Processed, Failed> {
         let (mut out, timeout) = (BytesMut::new(), self.settings.timeout);
-        while !body.is_empty() || ends {
-            let part = body.split_to(body.len().min(PART));
-            let is_last = ends && body.is_empty();
-            let request = self.show_body(Half::Response, part, is_last);
-            self.send(&request).await?;
-            if is_last {
-                break;
-            }
-        }
+        let most = self.settings.max_message.max(body.len().saturating_mul(2));
+        let mut next = (!body.is_empty() || ends).then(|| self.part_of(Half::Response, &mut body, ends));
+        self.has_sent_parts |= next.is_some();
         loop {
-            // What has come is taken; a part that is answered by itself is waited for.
-            let wait = match (ends, self.is_prompt && out.is_empty()) {
-                (true, _) => timeout,
-                (false, true) => PROMPT.min(timeout),
-                (false, false) => Duration::ZERO,
-            };
-            let received = self.stream.receive(wait).await;
-            let response = match received {
-                Ok(Some(message)) => decode(message)?,
-                Ok(None) => {
-                    self.is_over = true;
-                    return Ok(Processed::Body(out.freeze()));
+            let received = if let Some(message) = next.take() {
+                match self.exchange(&message).await? {
+                    Exchanged::Sent => {
+                        next = (!body.is_empty()).then(|| self.part_of(Half::Response, &mut body, ends));
+                        continue;
+                    }
+                    Exchanged::Received(received) => {
+                        next = Some(message);
+                        received
+                    }
                 }
-                Err(_) if !ends && wait <= PROMPT => {
-                    self.is_prompt &= !out.is_empty();
-                    return Ok(Processed::Body(out.freeze()));
+            } else {
+                // What has come is taken; a part that is answered by itself is waited for.
+                let wait = match (ends, self.is_prompt && out.is_empty()) {
+                    (true, _) => timeout,
+                    (false, true) => PROMPT.min(timeout),
+                    (false, false) => Duration::ZERO,
+                };
+                match self.stream.receive(wait).await {
+                    Ok(received) => received,
+                    Err(_) if !ends && wait <= PROMPT => {
+                        self.is_prompt &= !out.is_empty();
+                        return Ok(Processed::Body(out.freeze()));
+                    }
+                    Err(error) => return Err(Failed(error.0)),
                 }
-                Err(error) => return Err(Failed(error.0)),
             };
+            let Some(message) = received else {
+                return Err(Failed("it ended a stream in both directions in the middle".to_owned()));
+            };
+            let response = decode(message)?;
             match response.said {
                 Some(Said::Immediate(answer)) => return Ok(Processed::Answer(Box::new(answer))),
                 Some(Said::ResponseBody(said)) => {
                     let part = streamed_part(said.response)?;
                     out.extend_from_slice(&part.body);
+                    if out.len() > most {
+                        return Err(self.too_long());
+                    }
                     if part.end_of_stream {
                         self.is_over = true;
                         return Ok(Processed::Body(out.freeze()));
@@ -236,6 +248,18 @@ impl Session {
                 _ => return Err(Failed("it answered what it was not asked".to_owned())),
             }
         }
+    }
+
+    /// Message with the next part of a body, which ends with the last one where it `ends`.
+    fn part_of(&mut self, half: Half, body: &mut Bytes, ends: bool) -> Bytes {
+        let part = body.split_to(body.len().min(PART));
+        let is_last = ends && body.is_empty();
+        self.show_body(half, part, is_last).encode_to_vec().into()
+    }
+
+    async fn exchange(&mut self, message: &Bytes) -> Result<Exchanged, Failed> {
+        let exchanged = self.stream.exchange(message.clone(), self.settings.timeout).await;
+        exchanged.map_err(|error| Failed(error.0))
     }
 
     /// Sends a message without waiting for anything; `false` where there is no room for it.

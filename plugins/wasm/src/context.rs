@@ -246,7 +246,7 @@ impl CallAnswer {
     }
 }
 
-/// What a module may know of a request, beside its headers.
+/// Facts of a request that a module may know beside its headers.
 #[derive(Debug, Default)]
 pub(crate) struct RequestFacts {
     pub(crate) method: String,

@@ -177,7 +177,7 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// It has ended.
+    /// Ended.
     pub(crate) fn context(&mut self, id: u32) -> Result<&mut Context, Failure> {
         self.store.data_mut().contexts.get_mut(&id).map(|context| &mut **context).ok_or(Failure::Gone)
     }

@@ -116,7 +116,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// It is busy or has crashed, or the work fails.
+    /// No instance is free, one has crashed, or the work fails.
     pub(crate) fn with<R>(
         &self,
         place: Place,

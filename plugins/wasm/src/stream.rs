@@ -28,7 +28,7 @@ pub(crate) enum Verdict {
     Pass,
     /// The module answers it.
     Answer(Box<Answer>),
-    /// It waits for these calls.
+    /// Waits for these calls.
     Wait(Vec<CallAsked>),
 }
 
@@ -47,9 +47,9 @@ enum HeadState {
     /// The module has not seen the head.
     #[default]
     Unseen,
-    /// It has, and changes these.
+    /// Done, with these changes.
     Seen(Vec<HeaderChange>),
-    /// It has failed.
+    /// Failed.
     Failed,
 }
 
@@ -300,7 +300,7 @@ impl Body {
     }
 }
 
-/// What became of a part of an answer.
+/// Result for a part of an answer.
 enum Shown {
     Kept,
     Changed(Bytes),

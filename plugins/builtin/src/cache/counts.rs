@@ -26,21 +26,21 @@ const SAVED: CounterSpec = CounterSpec {
 /// Reason why the answer to a miss is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unkept {
-    /// Its status is not 200.
+    /// Status other than 200.
     Status,
     /// Another backend or a built-in model stands in.
     Spilled,
-    /// It is neither JSON nor a stream.
+    /// Neither JSON nor a stream.
     Form,
-    /// Its server forbids it by `cache-control`.
+    /// Forbidden by the server's `cache-control`.
     Forbidden,
-    /// It says an error, or that it is not there yet.
+    /// An error in an answer of 200, or an answer that is not there yet.
     Error,
-    /// It is longer than `maxEntry`.
+    /// Longer than `maxEntry`.
     TooLong,
     /// An operator had all answers forgotten while it was on its way.
     Purged,
-    /// It broke off, or there was none.
+    /// Broken off, or none at all.
     Cut,
 }
 

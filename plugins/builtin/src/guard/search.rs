@@ -18,9 +18,9 @@ pub(super) struct Pattern {
     pub(super) detector: Detector,
     /// Treatment of what it finds.
     pub(super) action: Action,
-    /// Its findings in prompts.
+    /// Findings in prompts.
     pub(super) in_prompts: Tally,
-    /// Its findings in answers.
+    /// Findings in answers.
     pub(super) in_answers: Tally,
 }
 

@@ -36,11 +36,11 @@ impl Guarded {
 /// Form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// It is not searched.
+    /// Not searched.
     Unread,
-    /// It is searched at its end.
+    /// Searched at its end.
     Whole,
-    /// It is searched event by event.
+    /// Searched event by event.
     Stream,
 }
 

@@ -240,7 +240,7 @@ mod tests {
         (folder, config)
     }
 
-    /// What a request with this header becomes: its body, or the message of its refusal.
+    /// Result for a request with this header: its body, or the message of its refusal.
     fn sent(tone: Option<&str>) -> Result<Value, String> {
         let (_folder, config) = config(FILE, &json!({}));
         let filter = FilterBuilder::new().build(&*factory(), &config);

@@ -56,7 +56,7 @@ struct OfAnswer {
     /// File with such a schema in JSON.
     #[serde(default)]
     file: Option<FilePath>,
-    /// What has the schema.
+    /// Part of an answer that the schema is for.
     #[serde(default)]
     of: Of,
 }
