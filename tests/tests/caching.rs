@@ -145,3 +145,29 @@ async fn an_operator_counts_and_forgets_the_answers_of_a_route() {
     assert_eq!(ask(&gateway, &[], body("a", false)).await.header("x-spillway-cache"), "miss");
     assert_eq!(admin.post("/api/caches/nothing/purge", &change, "").await.status, 404);
 }
+
+#[tokio::test]
+async fn a_question_in_other_words_gets_the_answer_of_its_caller_alone() {
+    let upstream = Upstream::start(counting).await;
+    let keys: Vec<(String, String)> = (0..2).map(|_| new_key()).collect();
+    let consumer = |n: usize| format!("{{name: c{n}, tenant: t, keys: [{{sha256: {}}}]}}", keys[n].1);
+    let head = format!(
+        "models: [{{name: minilm, source: \"{}\"}}]\nconsumers: [{}, {}]\n",
+        spillway_tests::minilm().display(),
+        consumer(0),
+        consumer(1)
+    );
+    let filter = "{cache: {exact: true, semantic: {model: minilm, threshold: 0.85, timeout: 10s}}}";
+    let gateway = Gateway::start(&yaml(&upstream, &head, filter)).await;
+    let asks = async |n: usize, text: &str| {
+        ask(&gateway, &[("authorization", &format!("Bearer {}", keys[n].0))], body(text, false)).await
+    };
+    let first = asks(0, "How do I reset my password?").await;
+    assert_eq!(first.header("x-spillway-cache"), "miss", "{}", first.text());
+    let near = asks(0, "How can I reset my password?").await;
+    let said = near.header("x-spillway-cache").to_owned();
+    assert!(said.starts_with("semantic; similarity=0.") && near.text() == first.text(), "{said}: {}", near.text());
+    assert_eq!(asks(0, "What is the weather in Paris?").await.header("x-spillway-cache"), "miss");
+    assert_eq!(asks(1, "How can I reset my password?").await.header("x-spillway-cache"), "miss");
+    assert_eq!(upstream.count(), 3);
+}

@@ -2,11 +2,11 @@
 //! vectors of another model are wrong answers.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use spillway_engine::{EmbedInput, Embedding, Engine, EngineError, Scores, Task};
-use spillway_filter::{ErrorKind, Refusal};
+use spillway_filter::{Embedder, ErrorKind, Refusal};
 
 use super::LoadedModel;
 use super::error::{SpillError, check_ignored, internal};
@@ -62,6 +62,34 @@ pub async fn idle_vector(model: &Arc<LoadedModel>, text: String, deadline: Insta
     let work = engine.embed_inputs(vec![EmbedInput::Text(text)]);
     let encoded = tokio::time::timeout_at(deadline.into(), work).await.ok()?;
     encoded.ok()?.pop().map(|embedding| embedding.values)
+}
+
+/// Embeddings for filters by a built-in model: of few texts at a time, so that callers of the model wait for none but these.
+pub struct FilterEmbedder(Arc<LoadedModel>);
+
+impl FilterEmbedder {
+    /// Embedder of a model for embeddings.
+    pub fn new(model: Arc<LoadedModel>) -> Self {
+        Self(model)
+    }
+}
+
+impl Embedder for FilterEmbedder {
+    fn embed(&self, text: String, timeout: Duration) -> spillway_filter::Embedding {
+        let (model, deadline) = (self.0.clone(), Instant::now() + timeout);
+        Box::pin(async move {
+            let _permit = model.filter_permit()?;
+            let engine = model.engine(deadline).await.ok()?;
+            let work = engine.embed_inputs(vec![EmbedInput::Text(text)]);
+            let encoded = tokio::time::timeout_at(deadline.into(), work).await.ok()?;
+            // Two texts with one beginning are not one text.
+            encoded.ok()?.pop().filter(|embedding| !embedding.truncated).map(|embedding| embedding.values)
+        })
+    }
+
+    fn version(&self) -> u64 {
+        self.0.version()
+    }
 }
 
 /// True if the model has nothing to do; `None` where it is not loaded.

@@ -16,7 +16,7 @@ mod stream;
 mod tests;
 
 pub use answer::{Begun, Terms, answer, continue_answer};
-pub use encode::{encode, idle_vector, is_idle, width};
+pub use encode::{FilterEmbedder, encode, idle_vector, is_idle, width};
 pub use error::SpillError;
 pub use loading::ModelError;
 pub(crate) use loading::options;

@@ -12,12 +12,13 @@ use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
 use spillway_config::{Origins, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{
-    BuildContext, Filter, GrpcClient, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates, Stage,
+    BuildContext, Embedder, Embedders, Filter, GrpcClient, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates,
+    Stage,
 };
 use tokio::sync::Semaphore;
 
 use super::compile_rollouts::{is_to, route_name};
-use crate::builtin::{LoadedModel, Models};
+use crate::builtin::{FilterEmbedder, LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::feedback::{Feedback, RouteLabels, Targets};
 use crate::limits::{Limits, Rules};
@@ -163,6 +164,17 @@ impl Tables {
     fn build(self) -> RouteTable {
         let own = self.own.into_iter().map(|(name, (table, _))| (name, table.build()));
         self.common.build().with_listeners(own)
+    }
+}
+
+impl Embedders for RouteCompiler<'_> {
+    fn embedder(&self, name: &str) -> Result<Arc<dyn Embedder>, String> {
+        let unknown = || format!("no built-in model is called `{name}`; add it to `models`");
+        let model = self.models.get(name).cloned().ok_or_else(unknown)?;
+        if model.task() != Task::Embed {
+            return Err(format!("`{name}` is a model for {}; name one for embeddings", model.task()));
+        }
+        Ok(Arc::new(FilterEmbedder::new(model)))
     }
 }
 
@@ -414,6 +426,7 @@ impl RouteCompiler<'_> {
             states: self.states,
             http: self.http,
             grpc: self.grpc,
+            embedders: self,
             counters: &self.metrics.filters,
         };
         let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
@@ -575,6 +588,7 @@ impl RouteCompiler<'_> {
                 states: self.states,
                 http: self.http,
                 grpc: self.grpc,
+                embedders: self,
                 counters: &self.metrics.filters,
             };
             let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {

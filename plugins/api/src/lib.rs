@@ -3,6 +3,7 @@
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
 mod counter;
+mod embedder;
 mod events;
 mod fields;
 mod grpc_client;
@@ -18,6 +19,7 @@ mod state;
 pub mod testing;
 
 pub use counter::{Counter, CounterSample, CounterSpec, Counters};
+pub use embedder::{Embedder, Embedders, Embedding, NoEmbedders};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use fields::{FieldName, Fields, NameSet, Values};
 pub use grpc_client::{Exchanged, GrpcClient, GrpcError, GrpcStream, NoGrpc, Pending};

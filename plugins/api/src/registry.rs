@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use spillway_config::{FieldError, FilterCatalog};
 
-use crate::{Counter, CounterSpec, Counters, Filter, GrpcClient, HttpClient, SharedStates};
+use crate::{Counter, CounterSpec, Counters, Embedders, Filter, GrpcClient, HttpClient, SharedStates};
 
 /// Environment in which a filter is built.
 pub struct BuildContext<'a> {
@@ -23,6 +23,8 @@ pub struct BuildContext<'a> {
     pub http: &'a Arc<dyn HttpClient>,
     /// Client for streams of gRPC messages.
     pub grpc: &'a Arc<dyn GrpcClient>,
+    /// Built-in models that turn texts into vectors.
+    pub embedders: &'a dyn Embedders,
     /// Counters of all filters.
     pub counters: &'a Counters,
 }

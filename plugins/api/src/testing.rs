@@ -13,9 +13,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, Counters, EventSplitter, ExchangeEnd, FieldError, Fields, Filter, FilterFactory, Flow,
-    GrpcClient, HttpClient, HttpError, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView, SharedStates,
-    SystemPlace, Variables, Waited,
+    BuildContext, Call, Caller, Counters, Embedder, Embedders, Embedding, EventSplitter, ExchangeEnd, FieldError,
+    Fields, Filter, FilterFactory, Flow, GrpcClient, HttpClient, HttpError, NoEmbedders, NoGrpc, NoHttp, RequestView,
+    ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -27,6 +27,7 @@ pub struct FilterBuilder {
     http: Arc<dyn HttpClient>,
     grpc: Arc<dyn GrpcClient>,
     counters: Counters,
+    embedder: Option<Arc<dyn Embedder>>,
 }
 
 impl FilterBuilder {
@@ -40,6 +41,7 @@ impl FilterBuilder {
             http,
             grpc: Arc::new(NoGrpc),
             counters: Counters::default(),
+            embedder: None,
         }
     }
 
@@ -83,6 +85,13 @@ impl FilterBuilder {
         self
     }
 
+    /// Sets the built-in model that turns texts into vectors, whatever its name.
+    #[must_use]
+    pub fn embedder(mut self, embedder: Arc<dyn Embedder>) -> Self {
+        self.embedder = Some(embedder);
+        self
+    }
+
     /// Checks a configuration and builds the filter.
     ///
     /// # Panics
@@ -111,9 +120,29 @@ impl FilterBuilder {
             states: &self.states,
             http: &self.http,
             grpc: &self.grpc,
+            embedders: self,
             counters: &self.counters,
         };
         factory.build(config, &cx)
+    }
+}
+
+impl Embedders for FilterBuilder {
+    fn embedder(&self, model: &str) -> Result<Arc<dyn Embedder>, String> {
+        self.embedder.clone().map_or_else(|| NoEmbedders.embedder(model), Ok)
+    }
+}
+
+/// Embedder whose vectors a function makes at once.
+pub struct FixedEmbedder<F>(pub F);
+
+impl<F: Fn(&str) -> Option<Vec<f32>> + Send + Sync> Embedder for FixedEmbedder<F> {
+    fn embed(&self, text: String, _: Duration) -> Embedding {
+        Box::pin(std::future::ready((self.0)(&text)))
+    }
+
+    fn version(&self) -> u64 {
+        1
     }
 }
 

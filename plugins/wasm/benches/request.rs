@@ -7,7 +7,9 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use spillway_config::FilterCatalog as _;
 use spillway_filter::testing::TestRequest;
-use spillway_filter::{BuildContext, Counters, Flow, GrpcClient, HttpClient, NoGrpc, NoHttp, SharedStates};
+use spillway_filter::{
+    BuildContext, Counters, Flow, GrpcClient, HttpClient, NoEmbedders, NoGrpc, NoHttp, SharedStates,
+};
 
 const MODULE: &str = r#"(module
   (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
@@ -36,8 +38,15 @@ fn requests(c: &mut Criterion) {
     let (states, http) = (SharedStates::default(), std::sync::Arc::new(NoHttp) as std::sync::Arc<dyn HttpClient>);
     let grpc = std::sync::Arc::new(NoGrpc) as std::sync::Arc<dyn GrpcClient>;
     let counters = Counters::default();
-    let cx =
-        BuildContext { route: "bench", prefixes: &[], states: &states, http: &http, grpc: &grpc, counters: &counters };
+    let cx = BuildContext {
+        route: "bench",
+        prefixes: &[],
+        states: &states,
+        http: &http,
+        grpc: &grpc,
+        embedders: &NoEmbedders,
+        counters: &counters,
+    };
     let filter = registry.build("wasm", &config, &cx).unwrap();
     let mut request =
         TestRequest::get("/v1/chat/completions").header("host", "api.example.com").header("x-tenant", "acme");

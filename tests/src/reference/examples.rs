@@ -36,6 +36,15 @@ const DISCOVERY: &str = "discovery:
     leaderElection: {namespace: inference, name: spillway}
 ";
 
+/// Cache that compares by meaning.
+const SEMANTIC: &str = "models:
+  - {name: minilm, source: models/all-minilm-l6-v2/model.safetensors}
+routes:
+  - name: chat
+    filters: [{cache: {exact: true, semantic: {model: minilm, threshold: 0.95, timeout: 200ms}}}]
+    backendRefs: [{name: chat}]
+";
+
 /// Guard with all of its parts.
 const GUARD: &str = "routes:
   - name: chat
@@ -207,6 +216,7 @@ const EXAMPLES: &[Example] = &[
     backendRefs: [{name: chat}]
 ",
     },
+    Example { path: "routes[].filters[].cache.semantic", yaml: SEMANTIC },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
     Example { path: "routes[].filters[].externalProcessing", yaml: EXTERNAL_PROCESSING },

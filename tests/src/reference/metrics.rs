@@ -89,7 +89,7 @@ const GROUPS: &[Group] = &[
             ("spillway_filter_guard_shadow_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
             (
                 "spillway_filter_cache_requests",
-                &[ROUTE, ("result", List(&["hit", "joined", "miss", "bypassed"]))],
+                &[ROUTE, ("result", List(&["hit", "joined", "semantic", "miss", "bypassed"]))],
                 "requests",
             ),
             (
@@ -100,6 +100,7 @@ const GROUPS: &[Group] = &[
                 ],
                 "answers",
             ),
+            ("spillway_filter_cache_embeddings", &[ROUTE, ("outcome", List(&["done", "left_out"]))], "texts"),
             ("spillway_filter_cache_saved_tokens", &[ROUTE, ("kind", List(&["prompt", "completion"]))], "tokens"),
         ],
     ),

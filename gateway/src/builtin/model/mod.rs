@@ -23,6 +23,12 @@ const RELOAD_AFTER: Duration = Duration::from_secs(10);
 /// Long conversations of one model that are turned into tokens at a time: more threads would take time from the proxy.
 const ENCODERS: usize = 2;
 
+/// Texts of filters that one model reads at a time: what more come would be late.
+const FILTER_TEXTS: usize = 4;
+
+/// Number of the next model.
+static VERSIONS: AtomicU64 = AtomicU64::new(0);
+
 /// Built-in model. A model that is not kept warm has no engine until a request needs it.
 pub struct LoadedModel {
     written: Model,
@@ -45,6 +51,9 @@ pub struct LoadedModel {
     served_by_text: Arc<str>,
     metrics: Arc<ModelMetrics>,
     encoders: Arc<Semaphore>,
+    /// Texts of filters.
+    filter_texts: Arc<Semaphore>,
+    version: u64,
     /// Sequences for requests over a limit.
     over_limit: Arc<Semaphore>,
 }
@@ -109,6 +118,8 @@ impl LoadedModel {
             served_by_text: text.into(),
             metrics: metrics.model("spillway", name),
             encoders: Arc::new(Semaphore::new(ENCODERS)),
+            filter_texts: Arc::new(Semaphore::new(FILTER_TEXTS)),
+            version: VERSIONS.fetch_add(1, Ordering::Relaxed),
             over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences().get(), written.over_limit_share()))),
         })
     }
@@ -121,6 +132,14 @@ impl LoadedModel {
     /// Name in the configuration.
     pub fn name(&self) -> &str {
         &self.written.name
+    }
+    /// Number of the model as made from its configuration and files; no other one of the process has it.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+    /// Permit for a text of a filter; `None` where as many are read as may.
+    pub(super) fn filter_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.filter_texts.clone().try_acquire_owned().ok()
     }
     /// Task of the model.
     pub fn task(&self) -> Task {

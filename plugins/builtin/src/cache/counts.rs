@@ -16,6 +16,12 @@ const UNKEPT: CounterSpec = CounterSpec {
     help: "Answers to misses that a cache did not keep, by reason",
     labels: &["reason"],
 };
+/// Texts that were turned into vectors, or not.
+const EMBEDDINGS: CounterSpec = CounterSpec {
+    name: "spillway_filter_cache_embeddings",
+    help: "Texts at a semantic cache by whether they were turned into vectors in time",
+    labels: &["outcome"],
+};
 /// Tokens of answers that were given again.
 const SAVED: CounterSpec = CounterSpec {
     name: "spillway_filter_cache_saved_tokens",
@@ -64,11 +70,17 @@ pub(super) struct Counts {
     pub(super) hit: Counter,
     /// Requests that waited for the answer to another one.
     pub(super) joined: Counter,
+    /// Requests whose text is near that of another one, whose answer they got.
+    pub(super) semantic: Counter,
     /// Requests whose answers are kept from now on.
     pub(super) miss: Counter,
     /// Requests that cannot be answered again, whose callers want none of it, or beside which another one asks the same.
     pub(super) bypassed: Counter,
     unkept: Vec<(Unkept, Counter)>,
+    /// Texts with a vector.
+    pub(super) embedded: Counter,
+    /// Texts without one: their model had no time, or cannot read them whole.
+    pub(super) not_embedded: Counter,
     prompt_tokens: Counter,
     completion_tokens: Counter,
 }
@@ -80,9 +92,12 @@ impl Counts {
         Ok(Self {
             hit: requests("hit")?,
             joined: requests("joined")?,
+            semantic: requests("semantic")?,
             miss: requests("miss")?,
             bypassed: requests("bypassed")?,
             unkept: unkept.into_iter().collect::<Result<_, FieldError>>()?,
+            embedded: cx.counter(EMBEDDINGS, &["done"])?,
+            not_embedded: cx.counter(EMBEDDINGS, &["left_out"])?,
             prompt_tokens: cx.counter(SAVED, &["prompt"])?,
             completion_tokens: cx.counter(SAVED, &["completion"])?,
         })

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use http::HeaderName;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use spillway_filter::RequestView;
+use spillway_filter::{RequestView, SystemPlace};
 
 use super::Scope;
 
@@ -27,12 +27,65 @@ static HEADERS: [HeaderName; 3] = [
 /// Members that refer to what a server keeps, or ask it to keep something.
 const OF_STATE: [&str; 4] = ["previous_response_id", "conversation", "background", "store"];
 
-/// Key of the answer to a request; `None` where the answer depends on more than the request, or changes something.
-pub(super) fn of(x: &RequestView<'_>, scope: Scope) -> Option<Key> {
+/// Longest text that is compared by its meaning, in bytes: encoders read some hundred tokens.
+const MAX_TEXT: usize = 8 << 10;
+
+/// Request as a cache compares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Key of its answer.
+    pub(super) key: Key,
+    /// Last text of its user, where that is compared by its meaning.
+    pub(super) last: Option<LastText>,
+}
+
+/// Last text of a user in a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LastText {
+    /// Fingerprint of all the rest of the request, and of the place of the text.
+    pub(super) group: Key,
+    /// The text.
+    pub(super) text: String,
+}
+
+/// Conversation in the body of a call that asks a model for text. Calls that count tokens alone have none.
+fn conversation(x: &RequestView<'_>) -> Option<&'static str> {
+    match x.system? {
+        SystemPlace::Messages => Some("messages"),
+        SystemPlace::System if x.path.ends_with("/messages") => Some("messages"),
+        SystemPlace::Instructions if x.path.ends_with("/responses") => Some("input"),
+        _ => None,
+    }
+}
+
+/// Last text of the user in a conversation, with its place. `None` where that is not one text.
+fn last_text(conversation: &mut Value) -> Option<(&mut Value, String)> {
+    if conversation.is_string() {
+        return Some((conversation, "text".to_owned()));
+    }
+    let messages = conversation.as_array_mut()?;
+    let at = messages.iter().rposition(|message| message.get("role").is_some_and(|role| role == "user"))?;
+    let content = messages.get_mut(at)?.get_mut("content")?;
+    if content.is_string() {
+        return Some((content, format!("message {at}")));
+    }
+    let is_text = |part: &Value| part.get("text").is_some();
+    let parts = content.as_array_mut()?;
+    let part = parts.iter().position(is_text)?;
+    if parts.iter().filter(|part| is_text(part)).count() > 1 {
+        return None;
+    }
+    let text = parts.get_mut(part)?.get_mut("text")?;
+    text.is_string().then_some((text, format!("message {at} part {part}")))
+}
+
+/// Request as a cache compares it, with its last text if `by_meaning`. `None` where the answer depends on more than the request,
+/// or changes something.
+pub(super) fn of(x: &RequestView<'_>, scope: Scope, by_meaning: bool) -> Option<Asked> {
     if !x.is_repeatable {
         return None;
     }
-    let body: BTreeMap<String, Value> = serde_json::from_slice(x.body?).ok()?;
+    let mut body: BTreeMap<String, Value> = serde_json::from_slice(x.body?).ok()?;
     if OF_STATE
         .iter()
         .any(|name| body.get(*name).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false))))
@@ -40,11 +93,7 @@ pub(super) fn of(x: &RequestView<'_>, scope: Scope) -> Option<Key> {
         return None;
     }
     let mut digest = Sha256::new();
-    // Each part with its length, so that no two lists of parts are written alike.
-    let mut part = |part: &[u8]| {
-        digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        digest.update(part);
-    };
+    let mut part = |part: &[u8]| add(&mut digest, part);
     for text in [x.route, x.path, x.query, x.model.unwrap_or_default()] {
         part(text.as_bytes());
     }
@@ -61,11 +110,33 @@ pub(super) fn of(x: &RequestView<'_>, scope: Scope) -> Option<Key> {
         x.headers.get_all(name).iter().for_each(|value| part(value.as_bytes()));
         part(b"");
     }
+    let exact = digest.clone();
+    let key = finished(exact, &body);
+    let last = by_meaning.then(|| conversation(x)).flatten().and_then(|name| {
+        let (text, place) = last_text(body.get_mut(name)?)?;
+        if !(1..=MAX_TEXT).contains(&text.as_str()?.len()) {
+            return None;
+        }
+        let Value::String(text) = text.take() else { return None };
+        // Two parts more than a key has: no group is a key.
+        add(&mut digest, b"all but");
+        add(&mut digest, place.as_bytes());
+        Some(LastText { group: finished(digest, &body), text })
+    });
+    Some(Asked { key, last })
+}
+
+/// Adds a part with its length, so that no two lists of parts are written alike.
+fn add(digest: &mut Sha256, part: &[u8]) {
+    digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+    digest.update(part);
+}
+
+fn finished(mut digest: Sha256, body: &BTreeMap<String, Value>) -> Key {
     let mut text = String::new();
-    let asked = body.iter().filter(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str()));
-    write_members(asked, &mut text);
-    part(text.as_bytes());
-    Some(digest.finalize().into())
+    write_members(body.iter().filter(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str())), &mut text);
+    add(&mut digest, text.as_bytes());
+    digest.finalize().into()
 }
 
 /// Writes a value with its members in the order of their names.
@@ -109,7 +180,7 @@ mod tests {
     use super::*;
 
     fn key(request: &TestRequest, scope: Scope) -> Key {
-        of(&request.view(), scope).unwrap()
+        of(&request.view(), scope, false).unwrap().key
     }
 
     fn post(body: &'static str) -> TestRequest {
@@ -157,6 +228,75 @@ mod tests {
     }
 
     #[test]
+    fn all_but_the_last_text_of_the_user_makes_another_group() {
+        let last = |request: &TestRequest| of(&request.view(), Scope::Consumer, true).unwrap().last;
+        let chat = |body: &'static str| post(body).system(SystemPlace::Messages);
+        let hi =
+            last(&chat(r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"hi"}]}"#)).unwrap();
+        let hey = chat(r#"{"user":"u","messages":[{"content":"s","role":"system"},{"role":"user","content":"hey"}]}"#);
+        assert_eq!(last(&hey), Some(LastText { group: hi.group, text: "hey".to_owned() }));
+        let mut groups = std::collections::BTreeSet::from([hi.group]);
+        for other in [
+            chat(r#"{"messages":[{"role":"system","content":"t"},{"role":"user","content":"hi"}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":"hi"}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":"a"},{"role":"user","content":"hi"}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"a"}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":"hi"}],"tools":[]}"#),
+            chat(r#"{"messages":[{"role":"user","content":"hi"}],"temperature":0}"#),
+            chat(r#"{"messages":[{"role":"user","content":"hi"}],"stream":true}"#),
+            chat(r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"},{"type":"image_url"}]}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":[{"type":"image_url"},{"type":"text","text":"hi"}]}]}"#),
+            chat(r#"{"messages":[{"role":"user","content":"hi"}]}"#).model("n"),
+            chat(r#"{"messages":[{"role":"user","content":"hi"}]}"#).caller("b", "t"),
+            TestRequest::post("/v1/messages", r#"{"messages":[{"role":"user","content":"hi"}]}"#)
+                .repeatable()
+                .system(SystemPlace::System),
+            TestRequest::post("/v1/responses", r#"{"input":"hi"}"#).repeatable().system(SystemPlace::Instructions),
+            TestRequest::post(
+                "/v1/responses",
+                r#"{"input":[{"role":"user","content":[{"type":"input_text","text":"hi"}]}]}"#,
+            )
+            .repeatable()
+            .system(SystemPlace::Instructions),
+        ] {
+            let asked = of(&other.view(), Scope::Consumer, true).unwrap();
+            let last = asked.last.unwrap();
+            assert_eq!(last.text, "hi");
+            assert!(groups.insert(last.group) && groups.insert(asked.key), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_text_of_a_conversation_is_compared_exactly_alone() {
+        let last = |request: TestRequest| of(&request.view(), Scope::Route, true).unwrap().last;
+        let chat =
+            |body: String| TestRequest::post("/v1/chat/completions", body).repeatable().system(SystemPlace::Messages);
+        let said = |content: &str| chat(format!(r#"{{"messages":[{{"role":"user","content":{content}}}]}}"#));
+        for request in [
+            said(r#"[{"type":"text","text":"a"},{"type":"text","text":"b"}]"#),
+            said(r#"[{"type":"text","text":"a"},{"type":"text","text":null}]"#),
+            said(r#"[{"type":"image_url"}]"#),
+            said("null"),
+            said("\"\""),
+            said(&format!("\"{}\"", "x".repeat(MAX_TEXT + 1))),
+            chat(r#"{"messages":[{"role":"assistant","content":"hi"}]}"#.to_owned()),
+            chat(r#"{"messages":"hi"}"#.replace("messages", "prompt")),
+            TestRequest::post("/v1/embeddings", r#"{"input":"hi"}"#).repeatable(),
+            TestRequest::post("/v1/completions", r#"{"prompt":"hi"}"#).repeatable().system(SystemPlace::Prompt),
+            TestRequest::post("/v1/messages/count_tokens", r#"{"messages":[{"role":"user","content":"hi"}]}"#)
+                .repeatable()
+                .system(SystemPlace::System),
+            TestRequest::post("/v1/responses/input_tokens", r#"{"input":"hi"}"#)
+                .repeatable()
+                .system(SystemPlace::Instructions),
+        ] {
+            let what = format!("{request:?}");
+            assert_eq!(last(request), None, "{what}");
+        }
+    }
+
+    #[test]
     fn what_refers_to_a_server_or_changes_it_has_no_key() {
         for body in [
             r#"{"input":"x","previous_response_id":"r"}"#,
@@ -165,9 +305,9 @@ mod tests {
             "[1]",
             "no JSON",
         ] {
-            assert!(of(&post(body).view(), Scope::Route).is_none(), "{body}");
+            assert!(of(&post(body).view(), Scope::Route, true).is_none(), "{body}");
         }
-        assert!(of(&TestRequest::post("/v1/files", "{}").view(), Scope::Route).is_none());
-        assert!(of(&TestRequest::get("/v1/models").repeatable().view(), Scope::Route).is_none());
+        assert!(of(&TestRequest::post("/v1/files", "{}").view(), Scope::Route, true).is_none());
+        assert!(of(&TestRequest::get("/v1/models").repeatable().view(), Scope::Route, true).is_none());
     }
 }

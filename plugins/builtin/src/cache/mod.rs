@@ -2,10 +2,11 @@
 
 mod counts;
 mod key;
+mod vectors;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,16 +15,18 @@ use futures::channel::oneshot;
 use futures::future::Shared;
 use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
+use moka::notification::RemovalCause;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::{Duration, Size};
 use spillway_filter::{
-    Answer, AnswerHead, BuildContext, EventChange, FieldError, Fields, Filter, FilterFactory, Flow, Headers,
-    KeptAnswers, Observer, Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
+    Answer, AnswerHead, BuildContext, Counter, Embedder, EventChange, FieldError, Fields, Filter, FilterFactory, Flow,
+    Headers, KeptAnswers, Observer, Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
 };
 
 use counts::{Counts, Said, Tokens, Unkept};
-use key::Key;
+use key::{Asked, Key, LastText};
+use vectors::Vectors;
 
 /// Header that says whether the answer was kept (`hit`), or is kept from now on (`miss`).
 static RESULT: HeaderName = HeaderName::from_static("x-spillway-cache");
@@ -40,6 +43,10 @@ const ENTRY: usize = 256;
 struct Cache {
     /// Requests that ask exactly the same. Must be true.
     exact: bool,
+    /// Requests that ask nearly the same, in place of a miss: all but the last text of the user is the same, and that one is near
+    /// in meaning. Conversations of chats, messages and responses alone.
+    #[serde(default)]
+    semantic: Option<Semantic>,
     /// Time for which an answer is kept.
     #[serde(default = "ten_minutes")]
     ttl: Duration,
@@ -52,6 +59,34 @@ struct Cache {
     /// Longest answer that is kept.
     #[serde(default = "entry")]
     max_entry: Size,
+}
+
+/// Comparison of texts by their meaning.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Semantic {
+    /// Built-in model for embeddings.
+    model: String,
+    /// Least similarity, from 0.8 to 1: the cosine of the angle between the vectors of two texts. Which one fits depends on the
+    /// model and the texts: a no in one of them moves it little.
+    #[serde(default = "threshold")]
+    threshold: f32,
+    /// Longest time for the vector of a text, at most 10s. Without one in time the request is a miss.
+    #[serde(default = "embedding_time")]
+    timeout: Duration,
+}
+
+/// Bounds of `threshold`: below, texts on one subject are near.
+const THRESHOLD: std::ops::RangeInclusive<f32> = 0.8..=1.0;
+/// Longest `timeout`.
+const MAX_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn threshold() -> f32 {
+    0.95
+}
+
+fn embedding_time() -> Duration {
+    Duration(std::time::Duration::from_millis(200))
 }
 
 fn ten_minutes() -> Duration {
@@ -82,8 +117,18 @@ enum Scope {
 fn check(written: &Cache) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if !written.exact {
-        let why = "found false; expected true: there is no other cache in this version".to_owned();
+        let why = "found false; expected true: `semantic` comes beside it".to_owned();
         errors.push(FieldError::at(["exact"], why));
+    }
+    if let Some(semantic) = &written.semantic {
+        if !THRESHOLD.contains(&semantic.threshold) {
+            let why = format!("found {}; expected 0.8 to 1", semantic.threshold);
+            errors.push(FieldError::at(["semantic", "threshold"], why));
+        }
+        if semantic.timeout.0.is_zero() || semantic.timeout.0 > MAX_TIMEOUT {
+            let why = format!("found {:?}; expected more than 0s and at most 10s", semantic.timeout.0);
+            errors.push(FieldError::at(["semantic", "timeout"], why));
+        }
     }
     if written.ttl.0.is_zero() {
         errors.push(FieldError::at(["ttl"], "found no time; expected some, such as 10m"));
@@ -103,14 +148,31 @@ fn check(written: &Cache) -> Vec<FieldError> {
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     define("cache", check, |written: Cache, cx: &BuildContext<'_>| {
-        // An edit of its size or time begins an empty one.
-        let name = format!("{} {:?} {}", cx.route, written.ttl.0, written.max_size.0);
-        let state = cx.states.get_or_insert(&name, || Kept::new(written.max_size.0, written.ttl.0));
+        let embedder = written.semantic.as_ref().map(|semantic| {
+            let found = cx.embedders.embedder(&semantic.model);
+            found.map_err(|why| FieldError::at(["semantic", "model"], why))
+        });
+        let embedder = embedder.transpose()?;
+        // An edit of its size, time or model begins an empty one.
+        let model = embedder.as_ref().map(|embedder| embedder.version());
+        let name = format!("{} {:?} {} {model:?}", cx.route, written.ttl.0, written.max_size.0);
+        let state = cx.states.get_or_insert(&name, || Kept::new(written.max_size.0, written.ttl.0, embedder));
         let max_entry = usize::try_from(written.max_entry.0).unwrap_or(usize::MAX);
         let number = FILTERS.fetch_add(1, Ordering::Relaxed);
-        let counts = Arc::new(Counts::new(cx)?);
-        Ok(Arc::new(Caching { number, state, scope: written.scope, max_entry, counts }) as Arc<dyn Filter>)
+        let counts = Counts::new(cx)?;
+        let semantic =
+            written.semantic.map(|written| Near { threshold: written.threshold, timeout: written.timeout.0 });
+        let inner = Inner { number, state, scope: written.scope, max_entry, counts, semantic };
+        Ok(Arc::new(Caching(Arc::new(inner))) as Arc<dyn Filter>)
     })
+}
+
+/// Texts that are near enough.
+#[derive(Debug)]
+struct Near {
+    threshold: f32,
+    /// Longest time for a vector.
+    timeout: std::time::Duration,
 }
 
 /// Answer that is kept.
@@ -120,16 +182,15 @@ struct Entry {
     content_type: HeaderValue,
     body: Bytes,
     tokens: Tokens,
+    /// Memory of its vector, bytes; 0 without one.
+    vector: usize,
 }
 
 impl Entry {
-    fn answer(&self) -> Box<Answer> {
+    fn answer(&self, result: HeaderValue) -> Box<Answer> {
         let age = HeaderValue::from(self.since.elapsed().as_secs());
-        let headers = vec![
-            (header::CONTENT_TYPE, self.content_type.clone()),
-            (header::AGE, age),
-            (RESULT.clone(), HeaderValue::from_static("hit")),
-        ];
+        let headers =
+            vec![(header::CONTENT_TYPE, self.content_type.clone()), (header::AGE, age), (RESULT.clone(), result)];
         Box::new(Answer { status: StatusCode::OK, headers, body: self.body.clone() })
     }
 }
@@ -138,6 +199,10 @@ impl Entry {
 struct Kept {
     answers: moka::sync::Cache<Key, Entry>,
     flights: Mutex<Flights>,
+    /// Vectors of those answers. Its lock is taken behind that of the flights, and nothing is asked of the answers under it.
+    vectors: Arc<RwLock<Vectors>>,
+    /// Model that made them, which must not make way for another one while they are kept.
+    embedder: Option<Arc<dyn Embedder>>,
 }
 
 /// Requests whose answers are on their way.
@@ -157,10 +222,37 @@ struct Flight {
 }
 
 impl Kept {
-    fn new(max_size: u64, ttl: std::time::Duration) -> Self {
-        let weight = |_: &Key, entry: &Entry| u32::try_from(entry.body.len() + ENTRY).unwrap_or(u32::MAX);
-        let answers = moka::sync::Cache::builder().max_capacity(max_size).weigher(weight).time_to_live(ttl).build();
-        Self { answers, flights: Mutex::default() }
+    fn new(max_size: u64, ttl: std::time::Duration, embedder: Option<Arc<dyn Embedder>>) -> Self {
+        let weight =
+            |_: &Key, entry: &Entry| u32::try_from(entry.body.len() + entry.vector + ENTRY).unwrap_or(u32::MAX);
+        let vectors: Arc<RwLock<Vectors>> = Arc::default();
+        let others = vectors.clone();
+        let removed = move |key: Arc<Key>, entry: Entry, why: RemovalCause| {
+            // An answer that takes the place of another one has its vector already.
+            if entry.vector > 0 && why != RemovalCause::Replaced {
+                others.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            }
+        };
+        let answers = moka::sync::Cache::builder().max_capacity(max_size).weigher(weight).time_to_live(ttl);
+        let answers = answers.eviction_listener(removed).build();
+        Self { answers, flights: Mutex::default(), vectors, embedder }
+    }
+
+    fn vectors(&self) -> RwLockReadGuard<'_, Vectors> {
+        self.vectors.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an answer, with the vector of the text that it answers.
+    fn keep(&self, key: Key, mut entry: Entry, vector: Option<&Vector>) {
+        if let Some(Vector { group, values }) = vector {
+            let mut vectors = self.vectors.write().unwrap_or_else(PoisonError::into_inner);
+            if vectors.insert(*group, key, values) {
+                entry.vector = vectors::memory(values.len());
+            }
+        } else if self.embedder.is_some() {
+            self.vectors.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        }
+        self.answers.insert(key, entry);
     }
 
     /// Leads the requests that ask the same, or tells when the one that does has ended.
@@ -209,13 +301,17 @@ impl Drop for Leader {
 }
 
 /// Filter.
-struct Caching {
+struct Caching(Arc<Inner>);
+
+/// Parts of the filter, which waits of its requests share.
+struct Inner {
     /// Number of the filter. Two filters of one route share what they keep, and a request must not wait for itself.
     number: u64,
     state: Arc<Kept>,
     scope: Scope,
     max_entry: usize,
-    counts: Arc<Counts>,
+    counts: Counts,
+    semantic: Option<Near>,
 }
 
 /// Wishes of a caller about answers that are kept (RFC 9111, 5.2.1).
@@ -261,60 +357,109 @@ impl Filter for Caching {
     }
 
     fn purge(&self, dry_run: bool) -> Option<KeptAnswers> {
-        Some(self.state.purge(dry_run))
+        Some(self.0.state.purge(dry_run))
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
+        let this = &self.0;
         let wishes = Wishes::of(x.headers);
-        let Some(key) = key::of(x, self.scope).filter(|_| wishes.reads || wishes.stores) else {
-            self.counts.bypassed.inc();
+        let asked = key::of(x, this.scope, this.semantic.is_some()).filter(|_| wishes.reads || wishes.stores);
+        let Some(Asked { key, last }) = asked else {
+            this.counts.bypassed.inc();
             return Flow::Continue;
         };
-        if let Some(entry) = self.state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
-            self.counts.hit.inc();
-            self.counts.saved(entry.tokens);
-            return Flow::Answer(entry.answer());
+        if let Some(entry) = this.state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
+            return Flow::Answer(this.hit(&entry, &this.counts.hit, HeaderValue::from_static("hit")));
         }
         if !wishes.stores {
-            self.counts.bypassed.inc();
+            this.counts.bypassed.inc();
             return Flow::Continue;
         }
-        let (max_entry, number, state, counts) = (self.max_entry, self.number, self.state.clone(), self.counts.clone());
-        let kept = move |leader, counts: Arc<Counts>| {
-            counts.miss.inc();
-            Rewrite {
-                rewriter: Some(Box::new(Storing::new(leader, max_entry, counts)) as Box<dyn Rewriter>),
-                observer: Some(Box::new(Missed) as Box<dyn Observer>),
-                ..Rewrite::default()
+        match this.state.lead(key, this.number) {
+            Ok(leader) if last.is_none() || this.semantic.is_none() => {
+                Flow::Rewrite(Box::new(this.clone().led(leader, None)))
             }
-        };
-        match state.lead(key, number) {
-            Ok(leader) => Flow::Rewrite(Box::new(kept(leader, counts))),
-            Err(flight) if wishes.reads && flight.filter == number => Flow::Wait(Box::pin(async move {
-                // It ends with the request that leads, which has a deadline.
-                let _ = flight.ended.await;
-                if let Some(entry) = state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
-                    counts.joined.inc();
-                    counts.saved(entry.tokens);
-                    return Waited { served: Some(entry.answer()), ..Waited::default() };
-                }
-                // Nothing was kept. The first one that comes here leads, the others ask for themselves: an answer that
-                // cannot be kept must not make them wait one by one.
-                match state.lead(key, number) {
-                    Ok(leader) => Waited { rewrite: kept(leader, counts), ..Waited::default() },
-                    Err(_) => {
-                        counts.bypassed.inc();
-                        Waited::default()
+            Ok(leader) => Flow::Wait(Box::pin(this.clone().look(Some(leader), last, wishes))),
+            Err(flight) if wishes.reads && flight.filter == this.number => {
+                let this = this.clone();
+                Flow::Wait(Box::pin(async move {
+                    // It ends with the request that leads, which has a deadline.
+                    let _ = flight.ended.await;
+                    if let Some(entry) = this.state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
+                        let served = this.hit(&entry, &this.counts.joined, HeaderValue::from_static("hit"));
+                        return Waited { served: Some(served), ..Waited::default() };
                     }
-                }
-            })),
+                    // Nothing was kept. The first one that comes here leads, the others ask for themselves: an answer that
+                    // cannot be kept must not make them wait one by one.
+                    let leader = this.state.lead(key, this.number).ok();
+                    this.look(leader, last, wishes).await
+                }))
+            }
             // It wants an answer of its own, and another one is on its way to be kept.
             Err(_) => {
-                counts.bypassed.inc();
+                this.counts.bypassed.inc();
                 Flow::Continue
             }
         }
     }
+}
+
+impl Inner {
+    /// Answer that is given again, counted by `counter`.
+    fn hit(&self, entry: &Entry, counter: &Counter, result: HeaderValue) -> Box<Answer> {
+        counter.inc();
+        self.counts.saved(entry.tokens);
+        entry.answer(result)
+    }
+
+    /// Passes a request on, whose answer is kept.
+    fn led(self: Arc<Self>, leader: Leader, vector: Option<Vector>) -> Rewrite {
+        self.counts.miss.inc();
+        Rewrite {
+            rewriter: Some(Box::new(Storing::new(leader, vector, self))),
+            observer: Some(Box::new(Missed)),
+            ..Rewrite::default()
+        }
+    }
+
+    /// Looks for an answer to a text that is near. Without one the request passes, and its answer is kept if it leads.
+    async fn look(self: Arc<Self>, leader: Option<Leader>, last: Option<LastText>, wishes: Wishes) -> Waited {
+        let vector = self.embed(last).await;
+        if let (true, Some(vector), Some(semantic)) = (wishes.reads, &vector, &self.semantic) {
+            let near = self.state.vectors().nearest(&vector.group, &vector.values, semantic.threshold);
+            let kept = near.and_then(|(key, similarity)| Some((self.state.answers.get(&key)?, similarity)));
+            if let Some((entry, similarity)) = kept.filter(|(entry, _)| wishes.takes(entry)) {
+                let result = HeaderValue::try_from(format!("semantic; similarity={similarity:.3}"));
+                let result = result.unwrap_or(HeaderValue::from_static("semantic"));
+                let served = self.hit(&entry, &self.counts.semantic, result);
+                return Waited { served: Some(served), ..Waited::default() };
+            }
+        }
+        match leader {
+            Some(leader) => Waited { rewrite: self.led(leader, vector), ..Waited::default() },
+            None => {
+                self.counts.bypassed.inc();
+                Waited::default()
+            }
+        }
+    }
+
+    /// Vector of a text; `None` without one in time.
+    async fn embed(&self, last: Option<LastText>) -> Option<Vector> {
+        let (LastText { group, text }, semantic) = (last?, self.semantic.as_ref()?);
+        let embedder = self.state.embedder.as_ref()?;
+        let values = embedder.embed(text, semantic.timeout).await;
+        if values.is_some() { &self.counts.embedded } else { &self.counts.not_embedded }.inc();
+        Some(Vector { group, values: values? })
+    }
+}
+
+/// Vector of the last text of a request.
+#[derive(Debug)]
+struct Vector {
+    /// Fingerprint of the rest of the request.
+    group: Key,
+    values: Vec<f32>,
 }
 
 /// Marks an answer that was not there.
@@ -329,8 +474,8 @@ impl Observer for Missed {
 /// Keeps one answer.
 struct Storing {
     leader: Leader,
-    max_entry: usize,
-    counts: Arc<Counts>,
+    vector: Option<Vector>,
+    filter: Arc<Inner>,
     content_type: OnceLock<HeaderValue>,
     /// Reason why the answer is not kept, by its head.
     unkept: OnceLock<Unkept>,
@@ -348,17 +493,17 @@ struct Storing {
 impl Drop for Storing {
     fn drop(&mut self) {
         if !self.is_kept {
-            self.counts.unkept(self.spoiled.or(self.unkept.get().copied()).unwrap_or(Unkept::Cut));
+            self.filter.counts.unkept(self.spoiled.or(self.unkept.get().copied()).unwrap_or(Unkept::Cut));
         }
     }
 }
 
 impl Storing {
-    fn new(leader: Leader, max_entry: usize, counts: Arc<Counts>) -> Self {
+    fn new(leader: Leader, vector: Option<Vector>, filter: Arc<Inner>) -> Self {
         Self {
             leader,
-            max_entry,
-            counts,
+            vector,
+            filter,
             content_type: OnceLock::new(),
             unkept: OnceLock::new(),
             stream: Vec::new(),
@@ -372,10 +517,10 @@ impl Storing {
     fn keep(&mut self, body: Bytes, tokens: Tokens) {
         let content_type = self.content_type.get().cloned();
         let content_type = content_type.unwrap_or(HeaderValue::from_static("application/json"));
-        let entry = Entry { since: Instant::now(), content_type, body, tokens };
+        let entry = Entry { since: Instant::now(), content_type, body, tokens, vector: 0 };
         let flights = self.leader.state.flights();
         if flights.purges == self.leader.purges {
-            self.leader.state.answers.insert(self.leader.key, entry);
+            self.leader.state.keep(self.leader.key, entry, self.vector.as_ref());
             self.is_kept = true;
         } else {
             self.spoiled = Some(Unkept::Purged);
@@ -410,7 +555,7 @@ impl Rewriter for Storing {
     }
 
     fn whole(&mut self, body: &[u8]) -> Result<Option<Bytes>, Box<Refusal>> {
-        if body.len() > self.max_entry {
+        if body.len() > self.filter.max_entry {
             self.spoiled = Some(Unkept::TooLong);
             return Ok(None);
         }
@@ -426,7 +571,7 @@ impl Rewriter for Storing {
     }
 
     fn event(&mut self, event: &ResponseEvent<'_>) -> EventChange {
-        if !event.is_whole || self.stream.len() + event.bytes.len() > self.max_entry {
+        if !event.is_whole || self.stream.len() + event.bytes.len() > self.filter.max_entry {
             self.spoiled = self.spoiled.or(Some(Unkept::TooLong));
         }
         if self.spoiled.is_some() {
@@ -462,7 +607,8 @@ impl Rewriter for Storing {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use spillway_filter::testing::{FilterBuilder, TestRequest, headers, split_events};
+    use spillway_filter::SystemPlace;
+    use spillway_filter::testing::{FilterBuilder, FixedEmbedder, TestRequest, headers, split_events};
 
     use super::*;
 
@@ -651,6 +797,82 @@ mod tests {
         assert!(hit(&*filter, &request()).is_some());
     }
 
+    /// Cache by meaning whose vectors tell the length of a text alone, but for texts with `?`, which have none.
+    fn by_length() -> (FilterBuilder, Arc<dyn Filter>) {
+        let vector = |text: &str| {
+            let angle = text.len() as f32 / 100.0;
+            (!text.contains('?')).then(|| [vec![angle.cos(), angle.sin()], vec![0.0; 30]].concat())
+        };
+        let builder = FilterBuilder::new().embedder(Arc::new(FixedEmbedder(vector)));
+        let filter =
+            builder.build(&*factory(), &json!({"exact": true, "semantic": {"model": "m", "threshold": 0.999}}));
+        (builder, filter)
+    }
+
+    fn says(text: &str) -> TestRequest {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": text}]}).to_string();
+        let request = TestRequest::post("/v1/chat/completions", body).repeatable().model("m");
+        request.system(SystemPlace::Messages).caller("a", "t")
+    }
+
+    /// Keeps an answer, or returns the one that is kept with what its header says.
+    fn keep_or_hit(filter: &dyn Filter, request: &TestRequest, said: &str) -> Option<(String, String)> {
+        let kept = match request.decide(filter) {
+            Flow::Answer(answer) => Err(answer),
+            Flow::Wait(waiting) => {
+                let waited = spillway_filter::testing::wait(Flow::Wait(waiting));
+                waited.served.map_or_else(|| Ok(waited.rewrite.rewriter.unwrap()), Err)
+            }
+            _ => panic!("it waits for a vector"),
+        };
+        match kept {
+            Ok(mut rewriter) => {
+                let body = json!({"said": said}).to_string();
+                answer(&mut *rewriter, 200, [("content-type", "application/json"), ("x", "y")], false, &body);
+                None
+            }
+            Err(answer) => {
+                let result = answer.headers.iter().find(|(name, _)| *name == RESULT).unwrap();
+                let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+                Some((result.1.to_str().unwrap().to_owned(), body["said"].as_str().unwrap().to_owned()))
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_near_gets_the_answer_of_the_other() {
+        let (builder, filter) = by_length();
+        assert_eq!(keep_or_hit(&*filter, &says("12345"), "first"), None);
+        let near = keep_or_hit(&*filter, &says("abcdef"), "second").unwrap();
+        assert_eq!(near, ("semantic; similarity=1.000".to_owned(), "first".to_owned()));
+        assert_eq!(keep_or_hit(&*filter, &says("12345"), "x").unwrap().0, "hit");
+        assert_eq!(keep_or_hit(&*filter, &says(&"x".repeat(50)), "far"), None);
+        assert_eq!(keep_or_hit(&*filter, &says("123?"), "without a vector"), None);
+        assert_eq!(keep_or_hit(&*filter, &says("1234?"), "nor this one"), None);
+        for (result, count) in [("hit", 1), ("semantic", 1), ("miss", 4)] {
+            assert_eq!(builder.count("spillway_filter_cache_requests", &[result]), count, "{result}");
+        }
+        assert_eq!(builder.count("spillway_filter_cache_embeddings", &["left_out"]), 2);
+        filter.purge(false);
+        assert_eq!(keep_or_hit(&*filter, &says("abcdef"), "again"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn callers_never_get_the_answers_of_others(
+            asked in proptest::collection::vec((0_usize..3, 0_usize..2, 1_usize..9), 1..60),
+        ) {
+            let (_builder, filter) = by_length();
+            for (caller, model, length) in asked {
+                let own = format!("{caller} {model}");
+                let request = says(&"x".repeat(length)).caller(&format!("c{caller}"), "t").model(["m", "n"][model]);
+                if let Some((_, said)) = keep_or_hit(&*filter, &request, &own) {
+                    proptest::prop_assert_eq!(said, own);
+                }
+            }
+        }
+    }
+
     #[test]
     fn memory_is_bounded_and_survives_an_edit_elsewhere() {
         let builder = FilterBuilder::new();
@@ -667,7 +889,7 @@ mod tests {
             let again = builder.build(&*factory(), &config);
             drop(again);
             let size = 16 << 10;
-            let name = format!("route {:?} {size}", std::time::Duration::from_secs(600));
+            let name = format!("route {:?} {size} None", std::time::Duration::from_secs(600));
             builder.states().get_or_insert(&name, || panic!("it is there"))
         };
         state.answers.run_pending_tasks();
@@ -680,11 +902,13 @@ mod tests {
         for (config, path) in [
             (json!({"exact": false}), "exact"),
             (json!({"exact": true, "ttl": "0s"}), "ttl"),
+            (json!({"exact": true, "semantic": {"model": "m", "threshold": 0.5}}), "semantic"),
+            (json!({"exact": true, "semantic": {"model": "m", "timeout": "11s"}}), "semantic"),
             (json!({"exact": true, "maxSize": "1KiB"}), "maxEntry"),
         ] {
             let errors = factory().check(&config);
             assert_eq!(errors.len(), 1, "{config}: {errors:?}");
-            assert_eq!(errors[0].path, [path], "{config}");
+            assert_eq!(errors[0].path[0], path, "{config}");
         }
     }
 }
