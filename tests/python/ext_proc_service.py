@@ -133,6 +133,9 @@ class Processor(external_processor_pb2_grpc.ExternalProcessorServicer):
                 for at in range(0, max(len(whole), 1), size):
                     answer = streamed(whole[at : at + size], at + size >= len(whole))
                     yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=answer)})
+            elif word.get("duplex") == "cut":
+                yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=streamed(b"cut", True))})
+                return
             elif word.get("duplex"):
                 answer = streamed(message.body.upper(), message.end_of_stream)
                 yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=answer)})

@@ -268,6 +268,7 @@ async fn answers_are_changed_whole_and_in_parts() {
             200,
             "DATA: {\"A\": 1}\n\nDATA: {\"B\": 2}\n\nDATA: [DONE]\n\n",
         ),
+        ("fullDuplexStreamed", true, json!({"response_body": {"duplex": "cut"}}), 200, "cut"),
         (
             "streamed",
             false,

@@ -36,7 +36,7 @@ impl Processor for Answering {
     ) -> Pending<'a, Result<Bytes, Box<Refusal>>> {
         Box::pin(async move {
             if self.0.is_over {
-                return Ok(part);
+                return Ok(if self.0.has_ended_body { Bytes::new() } else { part });
             }
             match self.show_part(part.clone(), is_last, head).await {
                 Ok(Some(body)) => Ok(body),

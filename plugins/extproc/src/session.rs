@@ -93,6 +93,8 @@ pub(crate) struct Session {
     is_prompt: bool,
     /// True once parts of an answer were sent that only the processor can give back.
     pub(crate) has_sent_parts: bool,
+    /// True once the processor has ended the body of an answer: what the server still sends of it is not for the caller.
+    pub(crate) has_ended_body: bool,
 }
 
 /// Facts of the exchange that a processor gets besides its headers.
@@ -105,7 +107,17 @@ pub(crate) struct Facts {
 impl Session {
     pub(crate) fn new(stream: Box<dyn GrpcStream>, settings: Arc<Settings>, facts: Facts) -> Self {
         let modes = settings.modes;
-        Self { stream, settings, modes, is_over: false, is_begun: false, facts, is_prompt: true, has_sent_parts: false }
+        Self {
+            stream,
+            settings,
+            modes,
+            is_over: false,
+            is_begun: false,
+            facts,
+            is_prompt: true,
+            has_sent_parts: false,
+            has_ended_body: false,
+        }
     }
 
     /// Sends headers and awaits what is said of them.
@@ -241,6 +253,7 @@ impl Session {
                         return Err(self.too_long());
                     }
                     if part.end_of_stream {
+                        self.has_ended_body = true;
                         self.is_over = true;
                         return Ok(Processed::Body(out.freeze()));
                     }
