@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 
 use spillway_tests::{
-    Client, Gateway, Sample, Upstream, binary, eventually, examples, families, model, operations, plain_module,
+    Client, Gateway, Sample, Upstream, binary, eventually, examples, families, minilm, model, operations, plain_module,
     repository, restarts, whole,
 };
 
@@ -26,6 +26,9 @@ fn every_example_of_the_reference_loads() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("plugins")).unwrap();
     std::fs::write(folder.path().join("plugins/words.wasm"), plain_module()).unwrap();
+    std::fs::create_dir(folder.path().join("models")).unwrap();
+    let minilm = std::fs::canonicalize(minilm()).unwrap();
+    std::os::unix::fs::symlink(minilm.parent().unwrap(), folder.path().join("models/all-minilm-l6-v2")).unwrap();
     let file = folder.path().join("spillway.yaml");
     let defaults = [
         ("listeners:", "listeners: [{address: 127.0.0.1:8080}]\n"),

@@ -181,6 +181,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].transform.response.move{}",
     "routes[].filters[].transform.response.remove[]",
     "routes[].filters[].mirror.backend",
+    "routes[].filters[].cache.semantic.model",
     "routes[].filters[].publicLocation.host",
     "routes[].filters[].publicLocation.internal[]",
     "routes[].filters[].rateLimit.by.header",
