@@ -43,6 +43,9 @@ version: 2
 You answer for the support of Example.
 ";
 
+/// File of `basic-auth.md`, as the page shows it.
+const USERS: &str = "ann:$2y$04$abcdefghijklmnopqrstuuoD8yw7MmybLKVooaTGGZAt3HXugv2.a\n";
+
 /// What gateways of the pages have in their environment.
 const VARIABLES: [(&str, &str); 4] = [
     ("ADMIN_TOKEN", "token-of-the-operators"),
@@ -100,6 +103,7 @@ impl Files {
         std::fs::write(path.join("prompts/support.md"), PROMPTS).unwrap();
         std::fs::create_dir(path.join("plugins")).unwrap();
         std::fs::write(path.join("plugins/words.wasm"), plain_module()).unwrap();
+        std::fs::write(path.join("users.htpasswd"), USERS).unwrap();
         std::fs::create_dir(path.join("models")).unwrap();
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();

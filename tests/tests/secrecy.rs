@@ -68,6 +68,7 @@ const SECRET_FILES: &[&str] = &[
     "backends[].tls.clientCertificate.keyFile",
     "consumers[].keysFile",
     "routes[].filters[].promptTemplate.file",
+    "routes[].filters[].basicAuth.usersFile",
 ];
 
 /// Strings and files of the configuration that hold no secret: names, which logs and metrics show, words of HTTP, words of
@@ -160,6 +161,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].access.consumers[]",
     "routes[].access.tenants[]",
     "routes[].access.scopes[]",
+    "routes[].filters[].basicAuth.realm",
     "routes[].filters[].cel.message",
     "routes[].filters[].cors.allowOrigins[]",
     "routes[].filters[].cors.allowMethods[]",
@@ -663,7 +665,7 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
             "logs": {"headers": ["authorization", "x-api-key", "api-key", "cookie", "user-agent"],
                 "otlp": {"endpoint": world.collector.url()}},
         },
-        "routes": [asked, answers, route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
+        "routes": [asked, answers, login_of_people(bed), route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
     })
 }
 
@@ -776,6 +778,17 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
         ],
     });
     (asked, answers)
+}
+
+/// A route that asks for a name and a password.
+fn login_of_people(bed: &mut Bed) -> Value {
+    let hash = "$2y$04$abcdefghijklmnopqrstuuoD8yw7MmybLKVooaTGGZAt3HXugv2.a";
+    bed.planted.add("routes[].filters[].basicAuth.usersFile", hash);
+    std::fs::write(bed.folder.path().join("users.htpasswd"), format!("ann:{hash}\n")).unwrap();
+    json!({
+        "name": "people", "matches": [{"path": {"prefix": "/people"}}], "authentication": "none",
+        "filters": [{"basicAuth": {"usersFile": "users.htpasswd"}}], "backendRefs": [{"name": "x"}],
+    })
 }
 
 /// A file of prompts; returns its name.

@@ -26,6 +26,7 @@ mod guarding;
 mod http2;
 mod keys;
 mod limits;
+mod logins;
 mod model_names;
 mod own_answers;
 mod paths;

@@ -13,6 +13,7 @@ impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
         vec![
             "authorize",
+            "basicAuth",
             "cel",
             "clientAddress",
             "cors",

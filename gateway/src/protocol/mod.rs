@@ -135,7 +135,9 @@ fn retry_headers(advice: RetryAdvice, headers: &mut Vec<(HeaderName, HeaderValue
 pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Rendered {
     let mut headers = Vec::new();
     if refusal.status == StatusCode::UNAUTHORIZED {
-        headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spillway\"")));
+        let own = refusal.challenge.as_deref().and_then(|challenge| HeaderValue::from_str(challenge).ok());
+        let challenge = own.unwrap_or(HeaderValue::from_static("Bearer realm=\"spillway\""));
+        headers.push((header::WWW_AUTHENTICATE, challenge));
     }
     if refusal.status == StatusCode::UPGRADE_REQUIRED {
         // WebSocket is the only protocol that is asked for, and 13 its only version (RFC 6455, 4.4).

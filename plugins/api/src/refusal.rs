@@ -45,12 +45,23 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// Codings in which the body would be accepted, for `Accept-Encoding` of a 415 (RFC 9110, 15.5.16).
     pub accept_encoding: Option<&'static str>,
+    /// `WWW-Authenticate` of a 401 (RFC 9110, 11.6.1); that of keys and tokens (`Bearer`) when left out.
+    pub challenge: Option<Box<str>>,
 }
 
 impl Refusal {
     /// A refusal without field and delay.
     pub fn new(status: StatusCode, kind: ErrorKind, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, kind, code, message: message.into(), param: None, retry_after: None, accept_encoding: None }
+        Self {
+            status,
+            kind,
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            accept_encoding: None,
+            challenge: None,
+        }
     }
     /// A 400 for an invalid request.
     pub fn invalid(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
@@ -66,6 +77,12 @@ impl Refusal {
     #[must_use]
     pub fn accept_encoding(mut self, codings: &'static str) -> Self {
         self.accept_encoding = Some(codings);
+        self
+    }
+    /// Names the scheme by which the caller may identify itself.
+    #[must_use]
+    pub fn challenge(mut self, challenge: impl Into<Box<str>>) -> Self {
+        self.challenge = Some(challenge.into());
         self
     }
     /// Sets the delay after which a retry may succeed.

@@ -230,6 +230,16 @@ const ROWS: &[Row] = &[
         "Try again later; the operator looks at `spillway_api_key_store_up`.",
     ),
     (
+        "login_required",
+        "The filter [`basicAuth`](../how-to/basic-auth.md) of the route asks for a name and a password, and the request has none, or none that belong together.",
+        "Send `Authorization: Basic`, or log in in the browser. `WWW-Authenticate` names what is protected.",
+    ),
+    (
+        "logins_busy",
+        "Too many passwords wait for the threads that check them ([`basicAuth`](../how-to/basic-auth.md)).",
+        "Try again after `Retry-After`. Operators: limit guesses by a `rateLimit` in front of the filter.",
+    ),
+    (
         "loop_detected",
         "The request has passed this gateway before, or sixteen gateways (`x-spillway-hops`, `Via`): a backend points back at it.",
         "Change the URL of the backend.",

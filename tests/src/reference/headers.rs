@@ -236,7 +236,10 @@ const GROUPS: &[Group] = &[
                 "grpc-retry-pushback-ms",
                 "Wait of such a refusal in milliseconds, for clients with a retry policy; `-1` where others get `x-should-retry: false`. Of a server that is full, read as `retry-after-ms`.",
             ),
-            ("www-authenticate", "`Bearer realm=\"spillway\"` in refusals with 401, `Bearer` at the admin address."),
+            (
+                "www-authenticate",
+                "`Bearer realm=\"spillway\"` in refusals with 401, `Basic` with `realm` and `charset` by the filter `basicAuth`, `Bearer` at the admin address.",
+            ),
             ("content-language", "Removed with the text of an error that is withheld (`upstream_error_withheld`)."),
             ("content-location", "As `content-language`. Changed by the filter `publicLocation`."),
             ("refresh", "Changed by the filter `publicLocation`."),
