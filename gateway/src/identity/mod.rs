@@ -123,7 +123,7 @@ impl CredentialError {
 #[derive(Debug)]
 pub struct Unidentified {
     /// Answer for the caller.
-    pub refusal: Refusal,
+    pub refusal: Box<Refusal>,
     /// Reason for the audit log.
     pub reason: CredentialError,
     /// True if the credential was refused unseen, because of earlier ones from its address.
@@ -412,7 +412,7 @@ impl Authenticator {
         if is_guess {
             return Err(self.refused(address, refusal, CredentialError::Token(reason)));
         }
-        Err(Unidentified { refusal, reason: CredentialError::Token(reason), throttled: false })
+        Err(Unidentified { refusal: Box::new(refusal), reason: CredentialError::Token(reason), throttled: false })
     }
 
     /// Counts a refused credential against its address.
@@ -424,7 +424,7 @@ impl Authenticator {
             }
             self.failures.note(address);
         }
-        Unidentified { refusal, reason, throttled: false }
+        Unidentified { refusal: Box::new(refusal), reason, throttled: false }
     }
 
     /// Counts a bad key against its address if a request is refused before the caller is identified: guesses count
@@ -562,7 +562,7 @@ fn unverified() -> Unidentified {
         "The API key cannot be verified at the moment.",
     );
     let reason = CredentialError::KeysUnavailable;
-    Unidentified { refusal: refusal.retry_after(KEYS_WAIT), reason, throttled: false }
+    Unidentified { refusal: Box::new(refusal.retry_after(KEYS_WAIT)), reason, throttled: false }
 }
 
 fn throttled(wait: std::time::Duration) -> Unidentified {
@@ -572,5 +572,5 @@ fn throttled(wait: std::time::Duration) -> Unidentified {
         "too_many_failures",
         "Too many bad credentials came from this address.",
     );
-    Unidentified { refusal: refusal.retry_after(wait), reason: CredentialError::Throttled, throttled: true }
+    Unidentified { refusal: Box::new(refusal.retry_after(wait)), reason: CredentialError::Throttled, throttled: true }
 }

@@ -52,7 +52,7 @@ impl Known {
         self.0.identify(headers, ADDRESS, now, mode).now_or_never().expect("nothing to wait for")
     }
 
-    fn identify(&self, headers: &Fields, mode: RouteAuthentication) -> Result<Option<Identity>, Refusal> {
+    fn identify(&self, headers: &Fields, mode: RouteAuthentication) -> Result<Option<Identity>, Box<Refusal>> {
         self.at(headers, mode, NOW).map_err(|unidentified| unidentified.refusal)
     }
 }

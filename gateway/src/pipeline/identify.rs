@@ -94,7 +94,7 @@ pub(super) async fn authenticate(
             }
             Err(unidentified) => {
                 exchange.authentication_failed = Some(unidentified.reason);
-                Err(unidentified.refusal.into())
+                Err((*unidentified.refusal).into())
             }
         };
     }
@@ -110,7 +110,7 @@ pub(super) async fn authenticate(
         }
         Err(unidentified) => {
             exchange.authentication_failed = Some(unidentified.reason);
-            Err(unidentified.refusal.into())
+            Err((*unidentified.refusal).into())
         }
     }
 }
