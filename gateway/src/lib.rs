@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod coding;
 pub mod commit_steps;
+pub mod compressing;
 pub mod connect;
 pub mod credentials;
 pub mod descriptors;

@@ -37,7 +37,7 @@ mod weather;
 
 pub use client::{Answer, Client, NoAnswer, Stream};
 pub use cluster::{Cluster, own_address};
-pub use coding::encoded;
+pub use coding::{decoded, encoded};
 pub use collector::{Collector, Logged};
 pub use cross_encoder::CrossEncoder;
 pub use dns::{Dns, Says};

@@ -163,6 +163,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].access.scopes[]",
     "routes[].filters[].basicAuth.realm",
     "routes[].filters[].cel.message",
+    "routes[].filters[].compression.types[]",
     "routes[].filters[].cors.allowOrigins[]",
     "routes[].filters[].cors.allowMethods[]",
     "routes[].filters[].cors.allowHeaders[]",

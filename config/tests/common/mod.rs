@@ -16,6 +16,7 @@ impl FilterCatalog for AnyFilter {
             "basicAuth",
             "cel",
             "clientAddress",
+            "compression",
             "cors",
             "externalAuthorization",
             "mirror",

@@ -281,16 +281,16 @@ async fn serve(
     let connection = ConnectionInfo::new(SocketAddr::new(client, 0), here, None, facts);
     let stream = WriteBounded::new(Transport::Inside(stream), connection.limits.write_timeout.0, Counter::default());
     let session = Http1Session::new(stream, connection.limits.max_header_bytes.0, metrics);
-    let mut session = ClientSession::Http1(Box::new(session));
+    let mut session = ClientSession::http1(session);
     let serving = async {
-        let ClientSession::Http1(http1) = &mut session else { return };
+        let Some(http1) = session.as_http1() else { return };
         // The other end is of this process: a request that cannot be read is one that was given up.
         if !matches!(http1.read_request().await, Ok(true)) {
             return;
         }
         http1.close_after();
         pipeline::handle(&gateway, &connection, &mut session).await;
-        if let ClientSession::Http1(http1) = &mut session {
+        if let Some(http1) = session.as_http1() {
             let _ = http1.finish().await;
         }
     };

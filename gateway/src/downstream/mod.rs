@@ -14,13 +14,11 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use pingora::ErrorType;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock::{self, at_once};
-use crate::message::ResponseHead;
 use crate::tunnel::OpenSockets;
 
 pub use ending::Ending;
@@ -80,18 +78,6 @@ pub struct Nothing;
 impl Beside for Nothing {
     fn take_in(&mut self) -> impl Future<Output = ()> + Send {
         std::future::pending()
-    }
-}
-
-/// Writes the head of an answer, which is the whole answer where it `ends`. Over HTTP/2 the frame of such a head ends the
-/// stream: clients of gRPC read a status only there, and not from a head that an empty frame of data follows.
-pub async fn write_head(session: &mut ClientSession, head: Box<ResponseHead>, ends: bool) -> pingora::Result<()> {
-    match session {
-        ClientSession::Http2(session) => session.write_head(*head, ends),
-        session => {
-            session.write_response_header(head).await?;
-            if ends { session.write_response_body(Bytes::new(), true).await } else { Ok(()) }
-        }
     }
 }
 

@@ -3,36 +3,90 @@
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
+use pingora::ErrorType::WriteError;
+use pingora::OrErr;
 use spillway_filter::FieldName;
 
 use super::http1::Http1Session;
 use super::http2::Http2Session;
 use super::tunnel::ClientTunnel;
+use crate::compressing::{Compressor, Offer, SLICE};
 use crate::message::{RequestHead, ResponseHead};
 use crate::timer::KeptTimer;
 
 /// Request of a client, and its answer.
-pub enum ClientSession {
+pub struct ClientSession {
+    http: Http,
+    /// Compression of the answer; `None` on routes that have none.
+    compressing: Option<Box<Compressing>>,
+}
+
+enum Http {
     /// HTTP/1.1 or 1.0.
     Http1(Box<Http1Session>),
     /// HTTP/2.
     Http2(Box<Http2Session>),
 }
 
+/// Compression of an answer.
+enum Compressing {
+    /// The head is not written yet.
+    Offered(Offer),
+    /// The body is compressed.
+    Body(Compressor),
+}
+
 /// Calls the same method of either session.
 macro_rules! either {
     ($session:expr, $either:ident => $call:expr) => {
-        match $session {
-            ClientSession::Http1($either) => $call,
-            ClientSession::Http2($either) => $call,
+        match $session.http {
+            Http::Http1(ref $either) => $call,
+            Http::Http2(ref $either) => $call,
+        }
+    };
+    (mut $session:expr, $either:ident => $call:expr) => {
+        match $session.http {
+            Http::Http1(ref mut $either) => $call,
+            Http::Http2(ref mut $either) => $call,
         }
     };
 }
 
 impl ClientSession {
+    /// Requests of a connection of HTTP/1.1 or 1.0, one after the other.
+    pub fn http1(session: Http1Session) -> Self {
+        Self { http: Http::Http1(Box::new(session)), compressing: None }
+    }
+
+    /// Request of a stream of HTTP/2.
+    pub fn http2(session: Http2Session) -> Self {
+        Self { http: Http::Http2(Box::new(session)), compressing: None }
+    }
+
+    /// The session of HTTP/1.
+    pub fn as_http1(&mut self) -> Option<&mut Http1Session> {
+        match &mut self.http {
+            Http::Http1(session) => Some(session),
+            Http::Http2(_) => None,
+        }
+    }
+
+    /// The session of HTTP/2.
+    pub fn into_http2(self) -> Option<Http2Session> {
+        match self.http {
+            Http::Http1(_) => None,
+            Http::Http2(session) => Some(*session),
+        }
+    }
+
     /// True over HTTP/2.
     pub fn is_http2(&self) -> bool {
-        matches!(self, Self::Http2(_))
+        matches!(self.http, Http::Http2(_))
+    }
+
+    /// Sets how the answer to this request may be compressed; `None` leaves it as it is.
+    pub fn offer_compression(&mut self, offer: Option<Offer>) {
+        self.compressing = offer.map(|offer| Box::new(Compressing::Offered(offer)));
     }
 
     /// Head of the request.
@@ -42,7 +96,7 @@ impl ClientSession {
 
     /// Head of the request, to be changed.
     pub fn req_header_mut(&mut self) -> &mut RequestHead {
-        either!(self, session => session.head_mut())
+        either!(mut self, session => session.head_mut())
     }
 
     /// First value of a header of the request.
@@ -67,14 +121,14 @@ impl ClientSession {
 
     /// Reads the next part of the body; `None` at its end. Callers bound the time.
     pub async fn read_request_body(&mut self) -> pingora::Result<Option<Bytes>> {
-        either!(self, session => session.read_body().await)
+        either!(mut self, session => session.read_body().await)
     }
 
     /// As [`Self::read_request_body`]; behind the end of the body, or with `no_body_expected`, waits until the client leaves,
     /// which is an error.
     pub async fn read_body_or_idle(&mut self, no_body_expected: bool) -> pingora::Result<Option<Bytes>> {
         if no_body_expected || self.is_body_done() {
-            return Err(Box::new(either!(self, session => session.left().await)));
+            return Err(Box::new(either!(mut self, session => session.left().await)));
         }
         self.read_request_body().await
     }
@@ -116,73 +170,123 @@ impl ClientSession {
 
     /// Writes the head of an answer, or of an early one.
     pub async fn write_response_header(&mut self, head: Box<ResponseHead>) -> pingora::Result<()> {
-        match self {
-            Self::Http1(session) => session.write_head(&head).await,
-            Self::Http2(session) => session.write_head(*head, false),
+        self.write_head(head, false).await
+    }
+
+    /// Writes the head of an answer, which is the whole answer where it `ends`. Over HTTP/2 the frame of such a head ends the
+    /// stream: clients of gRPC read a status only there, and not from a head that an empty frame of data follows.
+    pub async fn write_head(&mut self, mut head: Box<ResponseHead>, ends: bool) -> pingora::Result<()> {
+        if self.compressing.is_some() {
+            self.begin_compression(&mut head, !ends);
+        }
+        match &mut self.http {
+            Http::Http1(session) => {
+                session.write_head(&head).await?;
+                if ends { session.write_body(Bytes::new(), true).await } else { Ok(()) }
+            }
+            Http::Http2(session) => session.write_head(*head, ends),
+        }
+    }
+
+    fn begin_compression(&mut self, head: &mut ResponseHead, has_body: bool) {
+        if let Some(Compressing::Offered(offer)) = self.compressing.as_deref()
+            && !head.status.is_informational()
+        {
+            let compressor = offer.begin(head, has_body);
+            self.compressing = compressor.map(|compressor| Box::new(Compressing::Body(compressor)));
         }
     }
 
     /// Writes a part of the body, the last one where it `ends`.
     pub async fn write_response_body(&mut self, part: Bytes, ends: bool) -> pingora::Result<()> {
-        either!(self, session => session.write_body(part, ends).await)
+        if self.compressing.is_some() {
+            return Box::pin(self.write_compressed(part, ends)).await;
+        }
+        either!(mut self, session => session.write_body(part, ends).await)
+    }
+
+    async fn write_compressed(&mut self, part: Bytes, ends: bool) -> pingora::Result<()> {
+        let Some(Compressing::Body(mut compressor)) = self.compressing.take().map(|compressing| *compressing) else {
+            return either!(mut self, session => session.write_body(part, ends).await);
+        };
+        for (n, slice) in part.chunks(SLICE).enumerate() {
+            if n > 0 {
+                tokio::task::yield_now().await;
+            }
+            let ready = compressor.feed(slice).or_err(WriteError, "a body that is compressed")?;
+            if !ready.is_empty() {
+                either!(mut self, session => session.write_body(ready, false).await)?;
+            }
+        }
+        if ends {
+            let rest = compressor.finish().or_err(WriteError, "a body that is compressed")?;
+            return either!(mut self, session => session.write_body(rest, true).await);
+        }
+        let ready = compressor.flush().or_err(WriteError, "a body that is compressed")?;
+        self.compressing = Some(Box::new(Compressing::Body(compressor)));
+        if ready.is_empty() { Ok(()) } else { either!(mut self, session => session.write_body(ready, false).await) }
     }
 
     /// Writes trailers, and so ends the answer. Over HTTP/1 only an answer in chunks has them.
     pub async fn write_response_trailers(&mut self, trailers: HeaderMap) -> pingora::Result<()> {
-        match self {
-            Self::Http1(session) => session.write_trailers(&trailers).await,
-            Self::Http2(session) => session.write_trailers(trailers),
+        if let Some(Compressing::Body(compressor)) = self.compressing.take().map(|compressing| *compressing) {
+            let rest = compressor.finish().or_err(WriteError, "a body that is compressed")?;
+            either!(mut self, session => session.write_body(rest, false).await)?;
+        }
+        match &mut self.http {
+            Http::Http1(session) => session.write_trailers(&trailers).await,
+            Http::Http2(session) => session.write_trailers(trailers),
         }
     }
 
     /// Answers an upgrade that a server has accepted: with its 101, or over HTTP/2 with 200 (RFC 8441, 5).
     pub async fn switch_protocols(&mut self, head: Box<ResponseHead>) -> pingora::Result<()> {
-        match self {
-            Self::Http1(session) => session.write_head(&head).await,
-            Self::Http2(session) => session.open_tunnel(*head),
+        match &mut self.http {
+            Http::Http1(session) => session.write_head(&head).await,
+            Http::Http2(session) => session.open_tunnel(*head),
         }
     }
 
     /// Byte stream behind the answer to an upgrade; `None` where there is none.
     pub fn tunnel(&mut self) -> Option<ClientTunnel<'_>> {
-        match self {
-            Self::Http1(session) => Some(session.tunnel()),
-            Self::Http2(session) => session.tunnel(),
+        match &mut self.http {
+            Http::Http1(session) => Some(session.tunnel()),
+            Http::Http2(session) => session.tunnel(),
         }
     }
 
     /// True for an extended CONNECT of HTTP/2, which asks for a tunnel and for nothing else (RFC 8441, 4).
     pub fn is_extended_connect(&self) -> bool {
-        matches!(self, Self::Http2(session) if session.is_extended_connect())
+        matches!(&self.http, Http::Http2(session) if session.is_extended_connect())
     }
 
     /// Lends the timer of the connection; over HTTP/2 a new one, since streams share the connection.
     pub fn lend_timer(&mut self) -> KeptTimer {
-        match self {
-            Self::Http1(session) => session.lend_timer(),
-            Self::Http2(_) => KeptTimer::default(),
+        match &mut self.http {
+            Http::Http1(session) => session.lend_timer(),
+            Http::Http2(_) => KeptTimer::default(),
         }
     }
 
     /// Takes the timer of the connection back.
     pub fn return_timer(&mut self, timer: KeptTimer) {
-        if let Self::Http1(session) = self {
+        if let Http::Http1(session) = &mut self.http {
             session.return_timer(timer);
         }
     }
 
     /// Closes the connection after this request. HTTP/2 has no such connection.
     pub fn close_after(&mut self) {
-        if let Self::Http1(session) = self {
+        if let Http::Http1(session) = &mut self.http {
             session.close_after();
         }
     }
 
     /// Ends the connection, or of HTTP/2 the stream.
     pub async fn shutdown(&mut self) {
-        match self {
-            Self::Http1(session) => session.shutdown().await,
-            Self::Http2(session) => session.shutdown(),
+        match &mut self.http {
+            Http::Http1(session) => session.shutdown().await,
+            Http::Http2(session) => session.shutdown(),
         }
     }
 }

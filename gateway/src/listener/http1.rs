@@ -34,7 +34,7 @@ pub(super) async fn serve(
     stop: watch::Receiver<bool>,
 ) {
     let limits = &connection.limits;
-    let mut session = ClientSession::Http1(Box::new(session));
+    let mut session = ClientSession::http1(session);
     // Waits once for the connection, and not once for each request.
     let mut ending = stop.clone();
     let mut ending = pin!(stopped(&mut ending, &connection));
@@ -42,7 +42,7 @@ pub(super) async fn serve(
     let mut wait = limits.header_timeout.0;
     let (mut is_first, mut is_ending) = (true, false);
     loop {
-        let ClientSession::Http1(http1) = &mut session else { return };
+        let Some(http1) = session.as_http1() else { return };
         let mut timer = http1.lend_timer();
         timer.set(clock::now() + wait);
         let read = loop {
@@ -95,7 +95,7 @@ pub(super) async fn serve(
 /// Ends an answer, and reads the rest of its request. Returns true if the connection can carry another request: where the
 /// rest does not come in time, the connection is closed in order, so that the answer arrives.
 async fn is_reusable(session: &mut ClientSession) -> bool {
-    let ClientSession::Http1(session) = session else { return false };
+    let Some(session) = session.as_http1() else { return false };
     if !matches!(session.finish().await, Ok(true)) {
         return false;
     }

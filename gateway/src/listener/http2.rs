@@ -104,11 +104,11 @@ pub(super) async fn serve(
 
 /// Runs one request.
 async fn request(session: Http2Session, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
-    let mut session = ClientSession::Http2(Box::new(session));
+    let mut session = ClientSession::http2(session);
     let handled = OneReading(Box::pin(pipeline::handle(&gateway, &connection, &mut session)));
     match gateway.downstream.ending.watch(handled).await {
         pipeline::AfterRequest::Keep => {
-            if let ClientSession::Http2(session) = session {
+            if let Some(session) = session.into_http2() {
                 session.finish();
             }
         }

@@ -12,7 +12,7 @@ use spillway_filter::{Answer, ErrorKind, Refusal};
 use super::AfterRequest;
 use super::rewritten::{self, api_path};
 use crate::clock;
-use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice, write_head};
+use crate::downstream::{ClientSession, Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy, malformed_refusal};
 use crate::framing::Violation;
 use crate::message::ResponseHead;
@@ -99,7 +99,7 @@ pub(super) async fn send(
     // The deadline of the route may be over: this is what says so.
     let limits = exchange.write_limits(clock::now() + LONGEST);
     let ends = body.is_empty();
-    deliver(pin!(write_head(session, Box::new(head), ends)), limits, &mut Nothing).await?;
+    deliver(pin!(session.write_head(Box::new(head), ends)), limits, &mut Nothing).await?;
     if ends {
         return Ok(());
     }
@@ -127,7 +127,7 @@ pub(super) async fn send_message(
     exchange.show(&message);
     let limits = exchange.write_limits(clock::now() + LONGEST);
     let gone = |_| End::ClientGone;
-    deliver(pin!(write_head(session, Box::new(head), false)), limits, &mut Nothing).await.map_err(gone)?;
+    deliver(pin!(session.write_response_header(Box::new(head))), limits, &mut Nothing).await.map_err(gone)?;
     let mut message = message;
     while let Some(next) = slice(&mut message) {
         deliver(pin!(session.write_response_body(next, false)), limits, &mut Nothing).await.map_err(gone)?;

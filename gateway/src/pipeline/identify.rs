@@ -62,6 +62,8 @@ pub(super) async fn enter(
     // Observers of a route that does not take the request after all are dropped.
     exchange.observers = Observers::default();
     exchange.route = Some(route.clone());
+    let offer = route.compression.as_ref().map(|compression| compression.offer(session.req_header()));
+    session.offer_compression(offer);
     let passed = limiting::guards(route, session, exchange).await;
     if let Err(End::Refuse(_)) = &passed
         && exchange.caller.is_none()

@@ -98,6 +98,8 @@ pub enum AfterRequest {
 /// Handles one request whose header was read.
 pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ClientSession) -> AfterRequest {
     let _running = gateway.enter();
+    // Of an earlier request of the connection.
+    session.offer_compression(None);
     let mut exchange = begin(gateway, connection, session);
     let ending = &gateway.downstream.ending;
     let ended = {

@@ -74,7 +74,7 @@ impl Prober {
         let (server, client) = UnixStream::pair()?;
         let stream = WriteBounded::new(Transport::Inside(server), timeout, Counter::default());
         let most = self.connection.limits.max_header_bytes.0;
-        Ok((ClientSession::Http1(Box::new(Http1Session::new(stream, most, self.metrics.clone()))), client))
+        Ok((ClientSession::http1(Http1Session::new(stream, most, self.metrics.clone())), client))
     }
 
     async fn through(&self, gateway: &Arc<Gateway>, ask: &Ask) -> Result<Asked, Failed> {
@@ -92,7 +92,7 @@ impl Prober {
         let (mut session, client) = self.session(ask.timeout)?;
         let began = Instant::now();
         let serving = async {
-            let ClientSession::Http1(http1) = &mut session else { return Err(Failed("no session".to_owned())) };
+            let Some(http1) = session.as_http1() else { return Err(Failed("no session".to_owned())) };
             if !http1.read_request().await.map_err(|e| Failed(e.to_string()))? {
                 return Err(Failed("no request".to_owned()));
             }

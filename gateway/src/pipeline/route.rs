@@ -251,11 +251,17 @@ fn declared(session: &ClientSession) -> Option<u64> {
 
 /// Refuses a caller that may not use the route as if the route did not exist: as an unknown model where the model decided the
 /// route (`by_model`), else as an unknown path.
-fn check_access(route: &Route, by_model: bool, session: &ClientSession, exchange: &mut Exchange) -> Result<(), End> {
+fn check_access(
+    route: &Route,
+    by_model: bool,
+    session: &mut ClientSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
     if is_open_to(route, exchange) {
         return Ok(());
     }
     // Neither the shape of the error nor a header shows that the route exists.
+    session.offer_compression(None);
     let head = session.req_header();
     exchange.resolve(&head.method, head.uri.path());
     exchange.route = None;

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use super::compile_rollouts::{is_to, route_name};
 use crate::builtin::{FilterEmbedder, LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
+use crate::compressing::Compression;
 use crate::feedback::{Feedback, RouteLabels, Targets};
 use crate::limits::{Limits, Rules};
 use crate::protocol::{ANTHROPIC, Dialect, OLLAMA, OPENAI, PROBLEM};
@@ -110,6 +111,7 @@ struct RouteFilters {
     guards: Vec<NamedFilter>,
     filters: Vec<NamedFilter>,
     mirrors: Vec<MirrorPlan>,
+    compression: Option<Arc<Compression>>,
 }
 
 /// Fallbacks of a route.
@@ -258,7 +260,7 @@ impl RouteCompiler<'_> {
             }
             None => Vec::new(),
         };
-        let RouteFilters { guards, filters, mirrors } = self.filters(&name, written)?;
+        let RouteFilters { guards, filters, mirrors, compression } = self.filters(&name, written)?;
         let body = body_needs(written, &targets, &fallbacks, &filters);
         // Of plain servers those requests are copied that have no body, unless the file says otherwise.
         let copies_bodies = shadow.is_some_and(|shadow| shadow.writes || body.calls_models);
@@ -303,6 +305,7 @@ impl RouteCompiler<'_> {
             resends: body.resends,
             renames_model: body.renames_model,
             queues,
+            compression,
             mirrors,
             listed_models: listed(written, &targets),
             matched_models: matched(written),
@@ -598,6 +601,15 @@ impl RouteCompiler<'_> {
             })?;
             for mirror in filter.mirrors() {
                 compiled.mirrors.push(self.mirror(route, &entry.name, mirror, &filter)?);
+            }
+            if let Some(compression) = Compression::of(&filter)
+                && compiled.compression.replace(compression).is_some()
+            {
+                return Err(RouteError::Filter {
+                    route: route.to_owned(),
+                    filter: entry.name.clone(),
+                    reason: "the route has two; expected one, whose answers would else be compressed twice".to_owned(),
+                });
             }
             // A limit by address counts requests before the caller is known, and tokens after the body is read.
             let (mut early, mut late) = (Rules::new(), Rules::new());

@@ -14,6 +14,7 @@ use super::backend::{Backend, Target, TargetKind};
 use super::named_filter::NamedFilter;
 use super::spill_rule::SpillRule;
 use crate::builtin::LoadedModel;
+use crate::compressing::Compression;
 use crate::feedback::RouteLabels;
 use crate::protocol::{Dialect, ModelCard, PROBLEM};
 use crate::quality::{Contents, Sampling};
@@ -73,6 +74,8 @@ pub struct Route {
     pub spill: SpillRule,
     /// True if an event stream that breaks is continued.
     pub resume: bool,
+    /// Compression of its answers.
+    pub compression: Option<Arc<Compression>>,
     /// Backends that get copies of requests.
     pub mirrors: Vec<MirrorPlan>,
     /// True if copies of requests may be sent: to mirrors, or to the candidate of a shadow.
@@ -371,6 +374,7 @@ impl Route {
             when_unavailable: fallback,
             spill: SpillRule::default(),
             resume: false,
+            compression: None,
             mirrors: Vec::new(),
             sends_copies: false,
             request_timeout: Duration::from_secs(600),

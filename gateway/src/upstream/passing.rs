@@ -30,7 +30,7 @@ use crate::balancing::{Class, orca};
 use crate::clock;
 use crate::coding::Coding;
 use crate::connect::UpstreamSession;
-use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice, write_head};
+use crate::downstream::{Beside, ClientSession, SLICE, WriteLimits, deliver, slice};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
 use crate::message::{ResponseHead, without_coding};
 use crate::protocol::translate::Unreadable;
@@ -259,7 +259,7 @@ impl<'a> Conversation<'_, 'a> {
         }
         let out = self.outgoing(head, is_http11, has_body);
         let (session, mut server, limits) = self.sides();
-        deliver(pin!(write_head(session, out, ends)), limits, &mut server).await
+        deliver(pin!(session.write_head(out, ends)), limits, &mut server).await
     }
 
     /// Head of the answer as the client gets it.
@@ -608,7 +608,7 @@ impl<'a> Conversation<'_, 'a> {
             let is_http11 = self.session.req_header().version == Version::HTTP_11;
             let out = self.outgoing(*head, is_http11, true);
             let (session, mut server, limits) = self.sides();
-            let written = deliver(pin!(write_head(session, out, false)), limits, &mut server).await;
+            let written = deliver(pin!(session.write_response_header(out)), limits, &mut server).await;
             written.map_err(|_| self.state.client_gone())?;
         }
         self.exchange.show(&ended.body);
@@ -906,7 +906,7 @@ async fn refuse(refusal: &Refusal, session: &mut ClientSession, exchange: &mut E
     finish_response(&mut head, exchange);
     exchange.outcome.status = refusal.status.as_u16();
     exchange.show(&body);
-    write_head(session, Box::new(head), false).await?;
+    session.write_response_header(Box::new(head)).await?;
     session.write_response_body(body, true).await
 }
 

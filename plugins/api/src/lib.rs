@@ -2,6 +2,7 @@
 //! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
+mod compression;
 mod counter;
 mod embedder;
 mod events;
@@ -18,6 +19,7 @@ mod rewriter;
 mod state;
 pub mod testing;
 
+pub use compression::{CodingSpec, CompressionSpec, ContentCoding};
 pub use counter::{Counter, CounterSample, CounterSpec, Counters};
 pub use embedder::{Embedder, Embedders, Embedding, NoEmbedders};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
@@ -236,7 +238,7 @@ pub trait Filter: Send + Sync {
     fn limits(&self) -> &[LimitSpec] {
         &[]
     }
-    /// True if the filter acts by its limits and mirrors alone: no hook is called, and its limits are judged together with
+    /// True if the filter acts by its limits, its mirrors and its compression alone: no hook is called, and its limits are judged together with
     /// those of the filters next to it.
     fn only_declares(&self) -> bool {
         false
@@ -248,6 +250,14 @@ pub trait Filter: Send + Sync {
     /// Headers that only this filter may set on requests: the caller's are removed on every route.
     fn owned_headers(&self) -> &[HeaderName] {
         &[]
+    }
+    /// Compression of the answers of the route.
+    fn compression(&self) -> Option<&CompressionSpec> {
+        None
+    }
+    /// Decides by the headers of an answer whether it is compressed, for any client.
+    fn compresses(&self, _answer: &Fields) -> bool {
+        true
     }
     /// Copies of requests that the gateway sends to other backends.
     fn mirrors(&self) -> &[MirrorSpec] {

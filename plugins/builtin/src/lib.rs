@@ -6,6 +6,7 @@ mod azure;
 mod basic_auth;
 mod cache;
 mod client_address;
+mod compression;
 mod cors;
 mod deltas;
 mod external_authorization;
@@ -42,7 +43,7 @@ pub fn registry() -> Registry {
         .add(prompt_limits::factory())
         .add(methods::factory())
         .add(fault::factory());
-    registry.add(basic_auth::factory());
+    registry.add(basic_auth::factory()).add(compression::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.add(spillway_extproc::factory());
     registry.expressions(spillway_cel::check_head);

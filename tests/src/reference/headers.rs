@@ -62,7 +62,7 @@ const GROUPS: &[Group] = &[
             ("repr-digest", "As `content-md5`."),
             (
                 "accept-encoding",
-                "Codings that the caller accepts. Where tokens of the answer count, `timeouts.firstToken` is set, or a server of a model API gets a credential of the gateway, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events or change answers, always `identity`. A refusal with 415 names in it the codings of a body that are accepted.",
+                "Codings that the caller accepts. Where tokens of the answer count, `timeouts.firstToken` is set, or a server of a model API gets a credential of the gateway, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events or change answers, always `identity`. A refusal with 415 names in it the codings of a body that are accepted. Decides whether the filter `compression` compresses the answer.",
             ),
             (
                 "range",
@@ -247,7 +247,8 @@ const GROUPS: &[Group] = &[
             ("content-disposition", "As `content-language`."),
             ("content-range", "As `content-language`."),
             ("last-modified", "As `content-language`."),
-            ("etag", "Removed where the gateway changes the bytes of an answer."),
+            ("etag", "Removed where the gateway changes the bytes of an answer; made weak by the filter `compression`."),
+            ("cache-control", "Read by the filter `compression`: `no-transform` forbids it."),
             ("accept-ranges", "As `etag`."),
             ("digest", "As `etag`."),
         ],
@@ -316,7 +317,7 @@ const GROUPS: &[Group] = &[
             ("access-control-allow-headers", "Of the filter `cors`."),
             ("access-control-expose-headers", "Of the filter `cors`."),
             ("access-control-max-age", "Of the filter `cors`."),
-            ("vary", "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for."),
+            ("vary", "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for. Of the filter `compression`: `accept-encoding`."),
         ],
     ),
     (

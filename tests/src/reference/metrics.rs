@@ -83,7 +83,7 @@ const GROUPS: &[Group] = &[
         ],
     ),
     (
-        "Guards and caches",
+        "Guards, caches and compression",
         &[
             ("spillway_filter_guard_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
             ("spillway_filter_guard_shadow_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
@@ -102,6 +102,12 @@ const GROUPS: &[Group] = &[
             ),
             ("spillway_filter_cache_embeddings", &[ROUTE, ("outcome", List(&["done", "left_out"]))], "texts"),
             ("spillway_filter_cache_saved_tokens", &[ROUTE, ("kind", List(&["prompt", "completion"]))], "tokens"),
+            (
+                "spillway_filter_compression_answers",
+                &[ROUTE, ("coding", List(&["zstd", "br", "gzip", "none"]))],
+                "answers",
+            ),
+            ("spillway_filter_compression_bytes", &[ROUTE, ("form", List(&["plain", "compressed"]))], "bytes"),
         ],
     ),
     (
