@@ -223,7 +223,7 @@ models: [{{name: smollm2, source: \"{}\", contextLength: 256}}]
 routes:
   - name: chat
     filters: [{{compression: {{minLength: 0B, streams: true}}}}]
-    backendRefs: [{{name: smollm2}}]
+    backendRefs: [{{model: smollm2}}]
 ",
         model().display()
     ))
