@@ -11,15 +11,16 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::builderstates::WantsProtocols1;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use spillway_filter::{Exchanged, GrpcClient, GrpcError, GrpcStream, Pending};
+use spillway_filter::{Exchanged, GrpcClient, GrpcError, GrpcServer, GrpcStream, Pending};
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::http_client::{connector, system_roots, tcp, with_causes};
+use crate::http_client::{connector, system_roots, tcp, unverified, with_causes};
 use crate::protocol::GRPC_STATUS;
 
 /// Messages that wait in each direction of a stream.
@@ -34,41 +35,54 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 type HyperClient = Client<HttpsConnector<HttpConnector>, Outgoing>;
 type Received = Result<Bytes, GrpcError>;
 
-/// Client for streams, with TLS for `https` against the system's certificates. These are read for the first configuration that
-/// opens streams; most open none.
+/// Client for streams, with TLS for `https` against the system's certificates, or against none where a server's is not verified.
+/// Those are read for the first configuration that opens streams; most open none.
 #[derive(Clone, Default)]
-pub struct Grpc(Arc<OnceLock<HyperClient>>);
+pub struct Grpc(Arc<Clients>);
+
+/// Clients with connections of their own: one that was not verified must not carry the streams of a filter that wants it to be.
+#[derive(Default)]
+struct Clients {
+    verified: OnceLock<HyperClient>,
+    unverified: OnceLock<HyperClient>,
+}
 
 impl Grpc {
-    fn client(&self) -> &HyperClient {
-        self.0.get_or_init(|| {
-            Client::builder(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .http2_only(true)
-                .http2_keep_alive_interval(KEEP_ALIVE.0)
-                .http2_keep_alive_timeout(KEEP_ALIVE.1)
-                .http2_adaptive_window(true)
-                .build(connector(system_roots()).enable_http2().wrap_connector(tcp()))
-        })
+    fn client(&self, server: &GrpcServer) -> &HyperClient {
+        if server.verifies_certificate {
+            self.0.verified.get_or_init(|| client(connector(system_roots())))
+        } else {
+            self.0.unverified.get_or_init(|| client(unverified()))
+        }
     }
 }
 
+fn client(tls: HttpsConnectorBuilder<WantsProtocols1>) -> HyperClient {
+    Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .http2_only(true)
+        .http2_keep_alive_interval(KEEP_ALIVE.0)
+        .http2_keep_alive_timeout(KEEP_ALIVE.1)
+        .http2_adaptive_window(true)
+        .build(tls.enable_http2().wrap_connector(tcp()))
+}
+
 impl GrpcClient for Grpc {
-    fn prepare(&self) {
-        self.client();
+    fn prepare(&self, server: &GrpcServer) {
+        self.client(server);
     }
 
-    fn open(&self, server: &str, method: &'static str, most: usize) -> Box<dyn GrpcStream> {
+    fn open(&self, server: &GrpcServer, method: &'static str, most: usize) -> Box<dyn GrpcStream> {
         let (to_server, outgoing) = mpsc::channel(QUEUE);
         let (received, incoming) = mpsc::channel(QUEUE);
         let request = http::Request::builder()
             .method(Method::POST)
-            .uri(format!("{server}{method}"))
+            .uri(format!("{}{method}", server.address))
             .header(header::CONTENT_TYPE, "application/grpc+proto")
             .header(header::TE, "trailers")
             .body(Outgoing(outgoing));
-        let client = self.client().clone();
+        let client = self.client(server).clone();
         let is_left = received.clone();
         tokio::spawn(async move {
             let exchanged = async {

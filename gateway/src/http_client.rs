@@ -12,6 +12,9 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use spillway_filter::{Call, HttpClient, HttpError};
 
 /// Most bytes of an answer.
@@ -107,6 +110,54 @@ pub fn tcp() -> HttpConnector {
 /// Connections to servers whose certificates these authorities have signed, and to those without TLS.
 pub fn connector(roots: rustls::RootCertStore) -> HttpsConnectorBuilder<WantsProtocols1> {
     HttpsConnectorBuilder::new().with_tls_config(tls_config(roots)).https_or_http()
+}
+
+/// Connections to servers whatever their certificates, which are not verified, and to those without TLS.
+pub fn unverified() -> HttpsConnectorBuilder<WantsProtocols1> {
+    let mut config = tls_config(rustls::RootCertStore::empty());
+    config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate));
+    HttpsConnectorBuilder::new().with_tls_config(config).https_or_http()
+}
+
+/// Accepts every certificate of a server. The server must still hold its key.
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// The system's certificates. Without any, each `https` call fails with an error that says so.

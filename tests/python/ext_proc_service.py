@@ -1,8 +1,10 @@
 """External processor of the tests, with Envoy's own messages (xds-protos). The header `x-script` of a request says in JSON what is
 answered to each message, by the name of its field; without it everything passes. Writes `listening on PORT`; at the end of each
-conversation, what it saw goes to the file that the first argument names, as a line of JSON."""
+conversation, what it saw goes to the file that the first argument names, as a line of JSON. With two further arguments, files with a
+certificate and its key, it speaks TLS."""
 
 import json
+import pathlib
 import sys
 import threading
 import time
@@ -137,7 +139,8 @@ class Processor(external_processor_pb2_grpc.ExternalProcessorServicer):
                 yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=streamed(b"cut", True))})
                 return
             elif word.get("duplex"):
-                answer = streamed(message.body.upper(), message.end_of_stream)
+                body = message.body if word["duplex"] == "same" else message.body.upper()
+                answer = streamed(body, message.end_of_stream)
                 yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=answer)})
             else:
                 answer = common(word, message.body)
@@ -147,7 +150,11 @@ class Processor(external_processor_pb2_grpc.ExternalProcessorServicer):
 def main():
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
     external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server(Processor(sys.argv[1]), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if len(sys.argv) > 2:
+        certificate, key = (pathlib.Path(name).read_bytes() for name in sys.argv[2:4])
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)]))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"listening on {port}", flush=True)
     # Ends with the program that started it.

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use spillway_tests::{Authority, Client, Cluster, Gateway, Upstream, eventually, free_port, own_address};
+use spillway_tests::{Authority, Client, Cluster, Gateway, PythonServer, Upstream, eventually, free_port, own_address};
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 
@@ -263,7 +263,7 @@ async fn a_real_api_server_says_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pool_is_served_from_its_ready_pods_and_a_picker_that_must_be_asked_is_refused() {
+async fn a_pool_is_served_from_its_ready_pods() {
     let cluster = Cluster::scripted(&[]).await;
     let (a, b) = (server("a").await, server("b").await);
     let port = free_port();
@@ -307,15 +307,85 @@ async fn a_pool_is_served_from_its_ready_pods_and_a_picker_that_must_be_asked_is
     cluster.apply(&pod("p", "False")).await;
     cluster.set_status(&pod("p", "False"), &pod("p", "False")["status"]).await;
     status_is(&client, "/anything", 503).await;
-    cluster.apply(&pool(a.address.port(), json!({"name": "picker", "port": {"number": 9002}}))).await;
-    status_is(&client, "/anything", 500).await;
-    eventually("the pool says that its picker is not asked", || async {
-        let pool = cluster.get(&pool(1, Value::Null)).await?;
-        let found = condition(&pool, &pool["status"]["parents"][0]["conditions"], "Accepted")?;
-        (found == (false, "NotSupportedByParent".to_owned())).then_some(())
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_picker_of_a_pool_chooses_the_pod_and_is_told_which_one_has_answered() {
+    let cluster = Cluster::scripted(&[]).await;
+    let (a, b) = (server("a").await, server("b").await);
+    let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+    // No authority that the gateway trusts has signed the picker's certificate.
+    Authority::default().server(&["picker.test"]).write(folder.path(), "picker");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let arguments = ["log", "picker.pem", "picker.key"].map(file);
+    let picker = PythonServer::start_with("ext_proc_service.py", &arguments.each_ref().map(String::as_str));
+    let at: SocketAddr = picker.url.trim_start_matches("http://").parse().unwrap();
+    let pool = |mode: &str| {
+        let spec = json!({
+            "selector": {"matchLabels": {"app": "vllm"}},
+            "targetPorts": [{"number": a.address.port()}, {"number": b.address.port()}],
+            "endpointPickerRef": {"name": "picker", "port": {"number": 9002}, "failureMode": mode},
+        });
+        object("inference.networking.k8s.io/v1", "InferencePool", "models", "llama", spec)
+    };
+    let mut pod = object("v1", "Pod", "models", "p", json!({}));
+    pod["metadata"]["labels"] = json!({"app": "vllm"});
+    pod["status"] = json!({"podIP": own_address().to_string(), "conditions": [{"type": "Ready", "status": "True"}]});
+    let ports = json!({"ports": [{"name": "http", "port": 9002, "appProtocol": "http2"}]});
+    let group = "inference.networking.k8s.io";
+    let rules = json!([{"backendRefs": [{"group": group, "kind": "InferencePool", "name": "llama"}]}]);
+    for one in
+        [class(), namespace("infra"), namespace("models"), gateway(port), pod, route("chat", rules), pool("FailClose")]
+    {
+        cluster.apply(&one).await;
+    }
+    let _running = start(&cluster, "inferencePools: true").await;
+    let client = Client::new(SocketAddr::from(([127, 0, 0, 1], port)));
+    let pool_is = async |expected: (bool, &str)| {
+        eventually(&format!("the references of the pool are {expected:?}"), || async {
+            let pool = cluster.get(&pool("FailClose")).await?;
+            let found = condition(&pool, &pool["status"]["parents"][0]["conditions"], "ResolvedRefs")?;
+            (found == (expected.0, expected.1.to_owned())).then_some(())
+        })
+        .await;
+    };
+    status_is(&client, "/", 500).await;
+    pool_is((false, "InvalidExtensionRef")).await;
+    route_is(&cluster, &route("chat", json!([])), "ResolvedRefs", (false, "BackendNotFound")).await;
+
+    cluster.apply(&object("v1", "Service", "models", "picker", ports)).await;
+    status_is(&client, "/", 503).await;
+    pool_is((true, "ResolvedRefs")).await;
+    cluster.apply(&slice("picker", &[at])).await;
+    status_is(&client, "/", 502).await;
+    let same = json!({"duplex": "same"});
+    let ask = async |address: SocketAddr| {
+        let script = json!({
+            "request_headers": {"set": {"x-gateway-destination-endpoint": address.to_string()}},
+            "request_body": same, "response_body": same,
+        });
+        let headers = [("content-type", "application/json"), ("x-script", &script.to_string())];
+        let body = json!({"model": "m", "messages": []}).to_string();
+        client.send(client.request("POST", "/v1/chat/completions", &headers, body)).await.text()
+    };
+    for _ in 0..3 {
+        assert_eq!((ask(a.address).await.as_str(), ask(b.address).await.as_str()), ("a", "b"));
+    }
+    eventually("the picker was told which pod has answered", || async {
+        let log = std::fs::read_to_string(file("log")).ok()?;
+        let last: Value = serde_json::from_str(log.lines().last()?).unwrap();
+        let answer = last.as_array()?.iter().find(|one| one["kind"] == "response_headers")?;
+        let served = &answer["metadata"]["envoy.lb"]["x-gateway-destination-endpoint-served"];
+        (*served == b.address.to_string()).then_some(())
     })
     .await;
-    drop(running);
+
+    // Without its picker a pool is closed, or served as by the gateway itself.
+    drop(picker);
+    status_is(&client, "/", 502).await;
+    cluster.apply(&pool("FailOpen")).await;
+    status_is(&client, "/", 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

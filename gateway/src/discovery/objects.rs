@@ -732,7 +732,7 @@ pub struct InferencePool {
 }
 
 /// Port of a pool.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 pub struct TargetPort {
     /// Number.
     pub number: u16,
@@ -742,8 +742,17 @@ pub struct TargetPort {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointPicker {
+    /// Group; that of services when left out.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Kind; a service when left out.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// Name of its service.
     pub name: String,
+    /// Port of the service.
+    #[serde(default)]
+    pub port: Option<TargetPort>,
     /// `FailOpen` or `FailClose`.
     #[serde(default)]
     pub failure_mode: Option<String>,

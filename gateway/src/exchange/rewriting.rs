@@ -1,6 +1,7 @@
 //! Changes of the filters of an exchange to its answer on the way to the client. An answer that is read whole waits here with
 //! its head, within the memory for answers; a stream passes event by event, of which one is held at most.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +21,8 @@ pub struct Rewriting {
     state: State,
     /// Refusal by which a stream ends.
     refused: Option<Box<Refusal>>,
+    /// Address of the endpoint that has answered.
+    endpoint: Option<SocketAddr>,
 }
 
 /// Change by one filter.
@@ -110,6 +113,11 @@ impl Rewriting {
         self.all.insert(0, Step::Processor { processor, splitter: None });
     }
 
+    /// Notes the address of the endpoint that has answered.
+    pub fn answered_by(&mut self, endpoint: SocketAddr) {
+        self.endpoint = Some(endpoint);
+    }
+
     /// True if a filter may read the body of an answer.
     pub fn may_read_body(&self) -> bool {
         self.all.iter().any(Step::may_read_body)
@@ -173,7 +181,8 @@ impl Rewriting {
                 }
                 Step::Rewriter { .. } => Reads::Nothing,
                 Step::Processor { processor, splitter } => {
-                    let edit = AnswerEdit { status: &mut head.status, headers: &mut head.headers };
+                    let edit =
+                        AnswerEdit { status: &mut head.status, headers: &mut head.headers, endpoint: self.endpoint };
                     let reads = processor.head(edit, has_body).await?;
                     *splitter = found.filter(|_| reads == Reads::Parts);
                     reads
@@ -291,7 +300,8 @@ impl Rewriting {
         for step in &mut self.all {
             body = match step {
                 Step::Processor { processor, .. } => {
-                    let edit = AnswerEdit { status: &mut head.status, headers: &mut head.headers };
+                    let edit =
+                        AnswerEdit { status: &mut head.status, headers: &mut head.headers, endpoint: self.endpoint };
                     processor.part(body, true, Some(edit)).await?
                 }
                 // What reads a large answer must not hold up the other requests of this thread.

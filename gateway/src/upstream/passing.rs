@@ -248,6 +248,7 @@ impl<'a> Conversation<'_, 'a> {
         if let Some(rewriting) = &mut self.exchange.rewriting {
             let most = u64::try_from(self.attempt.backend.max_translated_bytes).unwrap_or(u64::MAX);
             let is_spilled = self.exchange.outcome.spilled.is_some();
+            rewriting.answered_by(self.attempt.endpoint.socket);
             // Boxed, because the answers of few routes are changed.
             match Box::pin(rewriting.begin(Box::new(head), is_spilled, has_body && !ends, most)).await {
                 Some(begun) => head = *begun,

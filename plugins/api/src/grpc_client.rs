@@ -14,15 +14,24 @@ pub struct GrpcError(pub String);
 /// Future of a [`GrpcStream`].
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Server of a filter's streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcServer {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub address: String,
+    /// False if any certificate of the server is accepted: whoever answers at the address is believed.
+    pub verifies_certificate: bool,
+}
+
 /// Client of a filter's streams.
 pub trait GrpcClient: Send + Sync {
-    /// Prepares the first stream, for example by reading certificates, so that this does not count against its timeout. Called
-    /// when a configuration that will open streams is compiled.
-    fn prepare(&self) {}
-    /// Opens a stream to a method, such as `/package.Service/Method`, of the server `http://HOST:PORT` or `https://HOST:PORT`.
-    /// A server that cannot be reached shows when a message is received. A received message is of at most `most` bytes.
-    /// Dropping the stream ends it: the server reads to the end of what was sent.
-    fn open(&self, server: &str, method: &'static str, most: usize) -> Box<dyn GrpcStream>;
+    /// Prepares the first stream to a server, for example by reading certificates, so that this does not count against its timeout.
+    /// Called when a configuration that will open streams is compiled.
+    fn prepare(&self, _: &GrpcServer) {}
+    /// Opens a stream to a method of a server, such as `/package.Service/Method`. A server that cannot be reached shows when a
+    /// message is received. A received message is of at most `most` bytes. Dropping the stream ends it: the server reads to the end
+    /// of what was sent.
+    fn open(&self, server: &GrpcServer, method: &'static str, most: usize) -> Box<dyn GrpcStream>;
 }
 
 /// Stream of messages in both directions.
@@ -52,7 +61,7 @@ pub enum Exchanged {
 pub struct NoGrpc;
 
 impl GrpcClient for NoGrpc {
-    fn open(&self, _: &str, _: &'static str, _: usize) -> Box<dyn GrpcStream> {
+    fn open(&self, _: &GrpcServer, _: &'static str, _: usize) -> Box<dyn GrpcStream> {
         Box::new(Self)
     }
 }

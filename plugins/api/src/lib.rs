@@ -24,7 +24,7 @@ pub use counter::{Counter, CounterSample, CounterSpec, Counters};
 pub use embedder::{Embedder, Embedders, Embedding, NoEmbedders};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use fields::{FieldName, Fields, NameSet, Values};
-pub use grpc_client::{Exchanged, GrpcClient, GrpcError, GrpcStream, NoGrpc, Pending};
+pub use grpc_client::{Exchanged, GrpcClient, GrpcError, GrpcServer, GrpcStream, NoGrpc, Pending};
 pub use headers::{HeaderChange, HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};

@@ -1,5 +1,7 @@
 //! Changes to an answer that take the word of another server.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http::StatusCode;
 
@@ -13,6 +15,8 @@ pub struct AnswerEdit<'a> {
     pub status: &'a mut StatusCode,
     /// Headers as the server sent them. The length of the body is the gateway's to set.
     pub headers: &'a mut Fields,
+    /// Address of the endpoint that has answered; `None` for an answer of the gateway's own.
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// How a processor takes the body of an answer.

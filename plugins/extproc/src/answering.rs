@@ -56,6 +56,7 @@ impl Answering {
                 headers: Some(headers_of([(":status", status.as_bytes())], head.headers, &[])),
                 end_of_stream: !has_body,
             };
+            self.0.facts.served = head.endpoint;
             match self.0.headers(Half::Response, shown).await? {
                 Word::Nothing => return Ok(Reads::Nothing),
                 Word::Answer(answer) => return Ok(Reads::Replaced(replace(head, &answer))),

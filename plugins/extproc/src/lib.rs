@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::Duration;
 use spillway_filter::{
-    Answer, BuildContext, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, HeaderChange,
-    Refusal, RequestView, Waited, define,
+    Answer, BuildContext, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, GrpcServer,
+    HeaderChange, Refusal, RequestView, Waited, define,
 };
 
 use crate::answering::{Answering, joined, parts_of};
@@ -90,12 +90,24 @@ impl SendBody {
     }
 }
 
+/// TLS towards a processor.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ProcessorTls {
+    /// True if the processor's certificate is not verified, as endpoint pickers sign theirs themselves. Whoever can answer at the
+    /// address, or stand between, then sees and changes requests and answers: only for a network that nobody else is on.
+    #[serde(default)]
+    insecure_skip_verify: bool,
+}
+
 /// Lets a server see and change requests and answers by Envoy's protocol (ext_proc).
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ExternalProcessing {
     /// Address of the processor: `grpc://HOST:PORT`, or `grpcs://HOST:PORT` for TLS.
     url: String,
+    /// TLS of `grpcs`.
+    tls: Option<ProcessorTls>,
     /// Whether the headers of requests are sent.
     #[serde(default)]
     request_headers: SendHeaders,
@@ -160,8 +172,7 @@ pub fn factory() -> Box<dyn FilterFactory> {
 
 /// Compiled settings.
 pub(crate) struct Settings {
-    /// Address as HTTP has it.
-    server: String,
+    server: GrpcServer,
     request_headers: bool,
     modes: Modes,
     hidden: Vec<HeaderName>,
@@ -183,7 +194,7 @@ impl Settings {
 
     /// Reports what went wrong with the processor.
     fn report(&self, why: &str) {
-        tracing::debug!(event = "external_processing_failed", server = self.server, reason = why);
+        tracing::debug!(event = "external_processing_failed", server = self.server.address, reason = why);
     }
 }
 
@@ -214,6 +225,9 @@ impl Attribute {
 fn compile(config: &ExternalProcessing) -> Result<Settings, Vec<FieldError>> {
     let mut errors = Vec::new();
     let server = server(&config.url).map_err(|error| errors.push(error)).unwrap_or_default();
+    if config.tls.is_some() && server.starts_with("http:") {
+        errors.push(FieldError::at(["tls"], "has no effect with a `grpc` URL: write `grpcs`, or remove it"));
+    }
     let longest = |time: &Duration| !time.0.is_zero() && time.0.as_secs() <= 60;
     if !longest(&config.timeout) {
         errors.push(FieldError::at(["timeout"], "must be above zero and at most 60s: every request waits for it"));
@@ -264,7 +278,10 @@ fn compile(config: &ExternalProcessing) -> Result<Settings, Vec<FieldError>> {
         return Err(errors);
     }
     Ok(Settings {
-        server,
+        server: GrpcServer {
+            address: server,
+            verifies_certificate: !config.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify),
+        },
         request_headers: config.request_headers == SendHeaders::Send,
         modes: Modes {
             request_body: config.request_body.mode(),
@@ -305,7 +322,7 @@ fn server(written: &str) -> Result<String, FieldError> {
 
 fn build(config: ExternalProcessing, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
     let settings = compile(&config).map_err(|mut errors| errors.remove(0))?;
-    cx.grpc.prepare();
+    cx.grpc.prepare(&settings.server);
     Ok(Arc::new(Processing { settings: Arc::new(settings), grpc: cx.grpc.clone() }))
 }
 
@@ -344,7 +361,7 @@ impl Filter for Processing {
             picked.unwrap_or_else(|failed| {
                 settings.report(&failed.0);
                 let refusal = (!settings.is_open).then(|| Box::new(refused()));
-                let failure = Some(format!("{}: {}", settings.server, failed.0));
+                let failure = Some(format!("{}: {}", settings.server.address, failed.0));
                 Waited { refusal, failure, ..Waited::default() }
             })
         }))
@@ -536,7 +553,7 @@ fn facts(x: &RequestView<'_>, settings: &Settings) -> Facts {
         Attribute::Scheme => ("request.scheme", Some(scheme(x))),
         Attribute::SourceAddress => ("source.address", Some(client.as_str())),
     }));
-    Facts { metadata, attributes }
+    Facts { metadata, served: None, attributes }
 }
 
 /// Refusal while the processor fails. What it said is for the log alone.

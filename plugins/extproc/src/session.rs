@@ -1,6 +1,7 @@
 //! Conversation with a processor about one exchange: each part of it is sent, and what the processor says of it is awaited.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,10 @@ use crate::messages::{
 
 /// Longest part in which a body is sent, in bytes.
 pub(crate) const PART: usize = 64 << 10;
+
+/// Metadata by which a picker is told the endpoint that has answered: its namespace and its key.
+const BALANCING: &str = "envoy.lb";
+const SERVED: &str = "x-gateway-destination-endpoint-served";
 
 /// Time for a processor to answer a part of a stream in both directions, of which it may answer several at once.
 const PROMPT: Duration = Duration::from_millis(20);
@@ -101,6 +106,8 @@ pub(crate) struct Session {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     pub(crate) metadata: Struct,
+    /// Endpoint that has answered.
+    pub(crate) served: Option<SocketAddr>,
     pub(crate) attributes: Struct,
 }
 
@@ -285,7 +292,11 @@ impl Session {
             Half::Request => Shown::RequestHeaders(headers),
             Half::Response => Shown::ResponseHeaders(headers),
         };
-        let filter_metadata = BTreeMap::from([("spillway".to_owned(), self.facts.metadata.clone())]);
+        let mut filter_metadata = BTreeMap::from([("spillway".to_owned(), self.facts.metadata.clone())]);
+        if let Some(endpoint) = self.facts.served.filter(|_| self.settings.picks_endpoints) {
+            let served = Struct::of([(SERVED, Some(endpoint.to_string().as_str()))]);
+            filter_metadata.insert(BALANCING.to_owned(), served);
+        }
         let attributes = match half {
             Half::Request if !self.facts.attributes.fields.is_empty() => {
                 BTreeMap::from([("envoy.filters.http.ext_proc".to_owned(), std::mem::take(&mut self.facts.attributes))])

@@ -133,7 +133,8 @@ const EXTERNAL_PROCESSING: &str = "routes:
   - name: chat
     filters:
       - externalProcessing:
-          url: grpc://127.0.0.1:9003
+          url: grpcs://127.0.0.1:9003
+          tls: {insecureSkipVerify: true} # for a certificate that nobody has signed
           requestHeaders: send
           requestBody: buffered
           responseHeaders: skip
@@ -220,6 +221,7 @@ const EXAMPLES: &[Example] = &[
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
     Example { path: "routes[].filters[].externalProcessing", yaml: EXTERNAL_PROCESSING },
+    Example { path: "routes[].filters[].externalProcessing.tls", yaml: EXTERNAL_PROCESSING },
     Example { path: "routes[].filters[].fault", yaml: FAULT },
     Example { path: "routes[].filters[].methods", yaml: METHODS },
     Example { path: "routes[].filters[].methods.jsonRpc", yaml: METHODS },

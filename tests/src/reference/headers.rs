@@ -247,8 +247,10 @@ const GROUPS: &[Group] = &[
             ("content-disposition", "As `content-language`."),
             ("content-range", "As `content-language`."),
             ("last-modified", "As `content-language`."),
-            ("etag", "Removed where the gateway changes the bytes of an answer; made weak by the filter `compression`."),
-            ("cache-control", "Read by the filter `compression`: `no-transform` forbids it."),
+            (
+                "etag",
+                "Removed where the gateway changes the bytes of an answer; made weak by the filter `compression`.",
+            ),
             ("accept-ranges", "As `etag`."),
             ("digest", "As `etag`."),
         ],
@@ -306,7 +308,7 @@ const GROUPS: &[Group] = &[
             ),
             (
                 "cache-control",
-                "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address. What a server says there, and a caller, is honoured by the filter `cache`.",
+                "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address. What a server says there, and a caller, is honoured by the filter `cache`. In answers of servers, `no-transform` forbids the filter `compression`.",
             ),
             ("x-content-type-options", "`nosniff`, at the admin address."),
             ("location", "Of the filter `redirect`. That of a server is changed by `publicLocation`."),
@@ -317,7 +319,10 @@ const GROUPS: &[Group] = &[
             ("access-control-allow-headers", "Of the filter `cors`."),
             ("access-control-expose-headers", "Of the filter `cors`."),
             ("access-control-max-age", "Of the filter `cors`."),
-            ("vary", "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for. Of the filter `compression`: `accept-encoding`."),
+            (
+                "vary",
+                "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for. Of the filter `compression`: `accept-encoding`.",
+            ),
         ],
     ),
     (

@@ -2,19 +2,23 @@
 //! as long as the object and their addresses do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use spillway_config::schema::{Backend, BackendTls, Endpoint};
+use spillway_config::schema::{Backend, BackendTls, Endpoint, FilterEntry};
 use spillway_config::values::ServerUrl;
 
 use super::matching::Unsupported;
 use super::policy::Policies;
 use super::{Condition, Input, PoolStatus, Referred, Translation, part_name};
 use crate::discovery::objects::{
-    EndpointSlice, INFERENCE_GROUP, InferencePool, Kind, Object, ObjectKey, Pod, Reference, Service,
+    EndpointPicker, EndpointSlice, INFERENCE_GROUP, InferencePool, Kind, Object, ObjectKey, Pod, Reference, Service,
+    ServicePort,
 };
+
+/// Longest wait for a picker's word on a message: it may hold a request back while its servers are full.
+const PICKER_TIMEOUT: &str = "10s";
 
 /// Label of the slices of a service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -38,6 +42,45 @@ pub(super) struct Target {
     pub(super) is_pool: bool,
     /// Reason why nothing may be sent there: a policy of its TLS does not hold. The reference itself is sound.
     pub(super) closed: Option<Unsupported>,
+    /// Endpoint picker of a pool.
+    pub(super) picker: Option<Picker>,
+}
+
+/// Server that picks the endpoints of a pool.
+pub(super) struct Picker {
+    /// Pool and service, for messages.
+    pub(super) name: String,
+    /// Address of its first ready endpoint: pickers run as one that works and others that wait, and one that gets all requests
+    /// knows of all.
+    server: Option<SocketAddr>,
+    /// True if it speaks gRPC without TLS.
+    is_plain: bool,
+    /// True if the gateway picks by itself while the picker fails.
+    pub(super) is_open: bool,
+}
+
+impl Picker {
+    /// Filter that asks the picker; `None` where the gateway picks by itself, since no picker is ready.
+    pub(super) fn filter(&self) -> Option<FilterEntry> {
+        let Some(server) = self.server else {
+            let body = "the endpoint picker of this pool is not ready; try again\n";
+            let answer = || FilterEntry { name: "respond".to_owned(), config: json!({"status": 503, "body": body}) };
+            return (!self.is_open).then(answer);
+        };
+        let mut config = json!({
+            "url": format!("{}://{server}", if self.is_plain { "grpc" } else { "grpcs" }),
+            "requestBody": "fullDuplexStreamed",
+            "responseBody": "fullDuplexStreamed",
+            "timeout": PICKER_TIMEOUT,
+            "onFailure": if self.is_open { "open" } else { "closed" },
+            "picksEndpoints": true,
+        });
+        if let Some(config) = config.as_object_mut().filter(|_| !self.is_plain) {
+            // Pickers sign their certificates themselves, and no object says whom to trust.
+            config.insert("tls".to_owned(), json!({"insecureSkipVerify": true}));
+        }
+        Some(FilterEntry { name: "externalProcessing".to_owned(), config })
+    }
 }
 
 /// Route that refers to a backend.
@@ -57,6 +100,15 @@ fn kind_of(object: &Reference) -> (&str, &str) {
 
 fn unresolved(reason: &'static str, message: impl Into<String>) -> Condition {
     Condition::no("ResolvedRefs", reason, message)
+}
+
+fn unsupported(service: &ObjectKey, port: u16, what: &str) -> Condition {
+    unresolved("UnsupportedProtocol", format!("port {port} of service {service}: {what} is not supported"))
+}
+
+/// True if the gateway picks by itself while the picker fails.
+fn is_open(picker: &EndpointPicker) -> bool {
+    picker.failure_mode.as_deref() == Some("FailOpen")
 }
 
 impl<'i> Backends<'i> {
@@ -114,7 +166,8 @@ impl<'i> Backends<'i> {
         if is_pool { self.pool(&key) } else { self.service(&key, port, from.kind == Kind::GrpcRoute) }
     }
 
-    fn service(&mut self, key: &ObjectKey, port: Option<u16>, is_grpc: bool) -> Result<Target, Condition> {
+    /// Port of a service that can be spoken to.
+    fn service_port(&self, key: &ObjectKey, port: Option<u16>) -> Result<ServicePort, Condition> {
         let missing = |message: String| unresolved("BackendNotFound", message);
         let value =
             self.input.objects.get(Kind::Service, key).ok_or_else(|| missing(format!("there is no service {key}")))?;
@@ -124,19 +177,24 @@ impl<'i> Backends<'i> {
             return Err(missing(format!("service {key} is of the type ExternalName, which is not supported")));
         }
         let number = port.ok_or_else(|| missing(format!("`port` of service {key} is missing")))?;
-        let port = service.ports.iter().find(|port| port.port == number);
+        let port = service.ports.into_iter().find(|port| port.port == number);
         let port = port.ok_or_else(|| missing(format!("service {key} has no port {number}")))?;
-        let unsupported = |what: &str| {
-            unresolved("UnsupportedProtocol", format!("port {number} of service {key}: {what} is not supported"))
-        };
-        if port.protocol.as_deref().unwrap_or("TCP") != "TCP" {
-            return Err(unsupported(port.protocol.as_deref().unwrap_or_default()));
+        match port.protocol.as_deref().unwrap_or("TCP") {
+            "TCP" => Ok(port),
+            other => Err(unsupported(key, number, other)),
         }
+    }
+
+    fn service(&mut self, key: &ObjectKey, port: Option<u16>, is_grpc: bool) -> Result<Target, Condition> {
+        let port = self.service_port(key, port)?;
+        let number = port.port;
         let has_policy = self.policies.has(key, &port.name);
         let http2 = match port.app_protocol.as_deref() {
             Some("kubernetes.io/h2c" | "grpc") => true,
             // Nothing else says which authorities to trust.
-            Some(secure @ ("https" | "kubernetes.io/wss")) if !has_policy => return Err(unsupported(secure)),
+            Some(secure @ ("https" | "kubernetes.io/wss")) if !has_policy => {
+                return Err(unsupported(key, number, secure));
+            }
             // A server of gRPC speaks HTTP/2.
             _ => is_grpc,
         };
@@ -144,16 +202,16 @@ impl<'i> Backends<'i> {
         let name = part_name([key.namespace.as_str(), &key.name, &number].into_iter().chain(suffix));
         let tls = match self.policies.tls(key, &port.name) {
             Ok(tls) => tls,
-            Err(why) => return Ok(Target { name, is_pool: false, closed: Some(why) }),
+            Err(why) => return Ok(Target { name, is_pool: false, closed: Some(why), picker: None }),
         };
         if !self.made.contains_key(&name) {
             let slices = self.slices.get(key).into_iter().flatten();
             let found = slices.flat_map(|slice| addresses_of(slice, &port.name)).collect();
             // The servers are the cluster's own, and callers have accounts there as without the gateway.
             let backend = backend(&name, found, tls, json!({"http2": http2, "callerCredentials": "pass"}));
-            self.made.insert(name.clone(), backend.map_err(missing)?);
+            self.made.insert(name.clone(), backend.map_err(|why| unresolved("BackendNotFound", why))?);
         }
-        Ok(Target { name, is_pool: false, closed: None })
+        Ok(Target { name, is_pool: false, closed: None, picker: None })
     }
 
     fn pool(&mut self, key: &ObjectKey) -> Result<Target, Condition> {
@@ -167,19 +225,19 @@ impl<'i> Backends<'i> {
         let value = value.ok_or_else(|| missing(format!("there is no inference pool {key}")))?;
         let object = Object::<InferencePool>::deserialize(&**value).map_err(|e| missing(format!("pool {key}: {e}")))?;
         let pool = object.spec.ok_or_else(|| missing(format!("pool {key} has no content")))?;
-        if let Some(picker) = &pool.endpoint_picker_ref
-            && picker.failure_mode.as_deref().unwrap_or("FailClose") != "FailOpen"
-        {
-            let message = format!(
-                "the endpoint picker {} of pool {key} is not asked by this version; with `failureMode: FailOpen` or without a \
-                 picker the gateway picks the endpoints itself",
-                picker.name
-            );
-            if let Some(status) = self.pools.get_mut(key) {
-                status.accepted = Condition::no("Accepted", "NotSupportedByParent", &message);
-                status.resolved = Condition::no("ResolvedRefs", "InvalidExtensionRef", &message);
+        let mut picker = None;
+        if let Some(written) = &pool.endpoint_picker_ref {
+            match self.picker(key, written) {
+                Ok(found) => picker = Some(found),
+                Err(message) => {
+                    if let Some(status) = self.pools.get_mut(key) {
+                        status.resolved = Condition::no("ResolvedRefs", "InvalidExtensionRef", &message);
+                    }
+                    if !is_open(written) {
+                        return Err(missing(message));
+                    }
+                }
             }
-            return Err(unresolved("UnsupportedProtocol", message));
         }
         let name = part_name([key.namespace.as_str(), &key.name, "pool"]);
         if !self.made.contains_key(&name) {
@@ -191,7 +249,32 @@ impl<'i> Backends<'i> {
         // A policy about a pool is refused, and must not be passed over.
         let is_closed = self.policies.is_about(INFERENCE_GROUP, "InferencePool", key);
         let closed = is_closed.then(|| format!("a BackendTLSPolicy is about pool {key}, which is not supported"));
-        Ok(Target { name, is_pool: true, closed })
+        Ok(Target { name, is_pool: true, closed, picker })
+    }
+
+    /// Picker of a pool, or the reason why it cannot be asked.
+    fn picker(&self, pool: &ObjectKey, written: &EndpointPicker) -> Result<Picker, String> {
+        let (group, kind) =
+            (written.group.as_deref().unwrap_or_default(), written.kind.as_deref().unwrap_or("Service"));
+        if !(group.is_empty() && kind == "Service") {
+            return Err(format!("`endpointPickerRef` of pool {pool} names a {kind} of {group:?}; expected a Service"));
+        }
+        let key = ObjectKey::new(&pool.namespace, &written.name);
+        let port = self.service_port(&key, written.port.map(|port| port.number));
+        let port = port.map_err(|why| format!("the endpoint picker of pool {pool}: {}", why.message))?;
+        if self.policies.has(&key, &port.name) {
+            return Err(format!(
+                "the endpoint picker of pool {pool}: a BackendTLSPolicy is about service {key}, and is not supported for pickers"
+            ));
+        }
+        let slices = self.slices.get(&key).into_iter().flatten();
+        let ready: BTreeSet<_> = slices.flat_map(|slice| addresses_of(slice, &port.name)).collect();
+        Ok(Picker {
+            name: format!("the endpoint picker {key} of pool {pool}"),
+            server: ready.first().map(|(address, port)| SocketAddr::new(*address, *port)),
+            is_plain: port.app_protocol.as_deref() == Some("kubernetes.io/h2c"),
+            is_open: is_open(written),
+        })
     }
 
     /// Endpoints of a pool: each port of each ready pod that its selector selects.

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spillway_config::schema::{FilterEntry, Match, Route};
 
-use super::backend::{Backends, NOT_PERMITTED, Referrer, Target};
+use super::backend::{Backends, NOT_PERMITTED, Picker, Referrer, Target};
 use super::gateway::{Gateways, common, port_name};
 use super::matching::{self, Unsupported};
 use super::{Condition, Input, ParentStatus, RouteStatus, Translation, filter, part_name};
@@ -74,6 +74,24 @@ fn note(resolved: &mut Condition, why: Unsupported) {
     if resolved.holds {
         resolved.message = why;
     }
+}
+
+/// Filter that asks the picker of the only target of a rule. It is asked before a target is drawn, so that it cannot be one of several.
+fn asking(
+    pickers: &[(String, Picker)],
+    targets: &[&str],
+    resolved: &mut Condition,
+) -> Result<Option<FilterEntry>, Unsupported> {
+    let Some((name, picker)) = pickers.iter().max_by_key(|(_, picker)| !picker.is_open) else { return Ok(None) };
+    if targets.iter().all(|target| target == name) {
+        return Ok(picker.filter());
+    }
+    let why = format!("{} is not asked where the rule has further targets", picker.name);
+    if picker.is_open {
+        note(resolved, why);
+        return Ok(None);
+    }
+    Err(format!("{why}; expected this pool alone, or `failureMode: FailOpen`"))
 }
 
 /// Name of a target, and its filters.
@@ -352,6 +370,10 @@ impl OneRoute<'_, '_, '_> {
                     note(resolved, why);
                     Ok(None)
                 }
+                Ok(Target { picker: Some(picker), .. }) if !picker.is_open => {
+                    note(resolved, format!("nothing is copied there: {} is not asked for copies", picker.name));
+                    Ok(None)
+                }
                 Ok(target) => Ok(Some(target.name)),
                 // The request itself goes on.
                 Err(condition) => {
@@ -361,6 +383,7 @@ impl OneRoute<'_, '_, '_> {
             }
         })?;
         let (mut references, mut spills): (Vec<(NamedTarget, u32)>, bool) = (Vec::new(), false);
+        let mut pickers: Vec<(String, Picker)> = Vec::new();
         // Sum of the weights of targets that cannot be used.
         let mut lost = 0_u64;
         for target in rule.targets {
@@ -373,6 +396,7 @@ impl OneRoute<'_, '_, '_> {
                     note(resolved, why);
                 }
                 Ok(found) => {
+                    pickers.extend(found.picker.filter(|_| weight > 0).map(|picker| (found.name.clone(), picker)));
                     let reference = (found.name, json!(own));
                     // Two references to one backend with the same filters are one with both weights.
                     match references.iter_mut().find(|(known, _)| *known == reference) {
@@ -391,6 +415,11 @@ impl OneRoute<'_, '_, '_> {
         let usable: u64 = references.iter().map(|(_, weight)| u64::from(*weight)).sum();
         if (usable == 0 || lost > 0) && !answers {
             filters.push(self.unusable(usable, lost));
+        }
+        if !answers {
+            let taking = references.iter().filter(|(_, weight)| *weight > 0);
+            let taking: Vec<&str> = taking.map(|((name, _), _)| name.as_str()).collect();
+            filters.extend(asking(&pickers, &taking, resolved)?);
         }
         let mut settings = serde_json::Map::new();
         if usable > 0 {

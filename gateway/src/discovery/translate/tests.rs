@@ -1,5 +1,7 @@
 //! Tables of objects, as people write them, with what they become.
 
+use serde_json::json;
+
 use super::*;
 
 const BASE: &str = r#"
@@ -516,13 +518,99 @@ fn a_pool_is_a_backend_of_the_openai_api_with_each_port_of_each_ready_pod() {
     }
 }
 
+/// Service of an endpoint picker, with an endpoint for each address.
+fn picker(port: &str, addresses: &[&str]) -> String {
+    let endpoints: Vec<String> = addresses.iter().map(|one| format!("{{addresses: [{one}]}}")).collect();
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: picker, namespace: models}}\nspec: {{ports: [{{name: grpc, port: 9002{port}}}]}}"
+    );
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: picker-1, namespace: models, labels: \
+         {{kubernetes.io/service-name: picker}}}}\naddressType: IPv4\nendpoints: [{}]\nports: [{{name: grpc, port: 9012}}]",
+        endpoints.join(", ")
+    );
+    format!("{service}\n---\n{slice}")
+}
+
 #[test]
-fn a_pool_whose_picker_must_be_asked_is_refused_by_name() {
-    let out = translated(&pool(", endpointPickerRef: {name: picker}"));
-    let status = &out.statuses.pools[0];
-    assert_eq!((status.accepted.reason, status.resolved.reason), ("NotSupportedByParent", "InvalidExtensionRef"));
-    assert!(status.parents.contains(&ObjectKey::new("infra", "public")), "the status names who refuses it");
-    assert_eq!(conditions(&out.statuses), ["models/a Accepted=true(Accepted) ResolvedRefs=false(UnsupportedProtocol)"]);
+fn a_picker_is_asked_by_the_filter_of_the_rule() {
+    let asked = |mode: &str, service: &str| {
+        let reference = format!(", endpointPickerRef: {{name: picker, port: {{number: 9002}}{mode}}}");
+        let out = translated(&format!("{}\n---\n{service}", pool(&reference)));
+        let status = &out.statuses.pools[0];
+        assert!(status.accepted.holds && status.resolved.holds, "{}", status.resolved.message);
+        assert_eq!(conditions(&out.statuses), ["models/a Accepted=true(Accepted) ResolvedRefs=true(ResolvedRefs)"]);
+        json!(out.further.routes[0].filters)
+    };
+    let ready = ["10.2.0.2", "10.2.0.1"];
+    let filter = |url: &str, on_failure: &str| {
+        json!({
+            "url": url, "requestBody": "fullDuplexStreamed", "responseBody": "fullDuplexStreamed", "timeout": "10s",
+            "onFailure": on_failure, "picksEndpoints": true,
+        })
+    };
+    let mut secure = filter("grpcs://10.2.0.1:9012", "closed");
+    secure["tls"] = json!({"insecureSkipVerify": true});
+    assert_eq!(asked("", &picker("", &ready)), json!([{"externalProcessing": secure}]));
+    let plain = filter("grpc://10.2.0.1:9012", "open");
+    let h2c = picker(", appProtocol: kubernetes.io/h2c", &ready);
+    assert_eq!(asked(", failureMode: FailOpen", &h2c), json!([{"externalProcessing": plain}]));
+    // Without a ready picker.
+    assert_eq!(asked("", &picker("", &[]))[0]["respond"]["status"], 503);
+    assert_eq!(asked(", failureMode: FailOpen", &picker("", &[])), json!([]));
+}
+
+#[test]
+fn a_picker_that_cannot_be_asked_closes_its_pool_unless_it_may_fail() {
+    let named = |rest: &str| format!("{{name: picker, port: {{number: 9002}}{rest}}}");
+    let policy = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: models}\nspec: \
+                  {targetRefs: [{group: \"\", kind: Service, name: picker}], validation: {hostname: a.test, \
+                  wellKnownCACertificates: System}}";
+    let service = picker("", &["10.2.0.1"]);
+    let with_policy = format!("{service}\n---\n{policy}");
+    for (reference, more, why) in [
+        (named(""), "", "there is no service models/picker"),
+        ("{name: picker}".to_owned(), service.as_str(), "`port` of service models/picker is missing"),
+        ("{name: picker, port: {number: 1}}".to_owned(), &service, "has no port 1"),
+        (named(", kind: Other, group: a.test"), &service, "names a Other of \"a.test\"; expected a Service"),
+        (named(""), &with_policy, "BackendTLSPolicy is about service models/picker"),
+    ] {
+        for is_open in [false, true] {
+            let mode = if is_open { ", failureMode: FailOpen}" } else { "}" };
+            let reference = reference.strip_suffix('}').unwrap();
+            let out = translated(&format!("{}\n---\n{more}", pool(&format!(", endpointPickerRef: {reference}{mode}"))));
+            let status = &out.statuses.pools[0];
+            assert_eq!((status.accepted.holds, status.resolved.reason), (true, "InvalidExtensionRef"), "{why}");
+            assert!(status.resolved.message.contains(why), "{}", status.resolved.message);
+            assert!(status.parents.contains(&ObjectKey::new("infra", "public")), "the status names who says it");
+            let resolved = if is_open { "true(ResolvedRefs)" } else { "false(BackendNotFound)" };
+            assert_eq!(
+                conditions(&out.statuses),
+                [format!("models/a Accepted=true(Accepted) ResolvedRefs={resolved}")]
+            );
+            assert_eq!(out.further.routes[0].filters.is_empty(), is_open, "{why}");
+        }
+    }
+}
+
+#[test]
+fn a_picker_of_one_of_several_targets_is_refused_or_not_asked() {
+    let of = |mode: &str| {
+        let reference = format!(", endpointPickerRef: {{name: picker, port: {{number: 9002}}{mode}}}");
+        let refs = "backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: llama}, {name: web, port: 80}]";
+        let route = http_route("a", &format!("{{{PARENT}, rules: [{{{refs}}}]}}"));
+        let objects = pool(&reference);
+        let objects = objects.rsplit_once("\n---\n").unwrap().0;
+        translated(&[objects, &route, &picker("", &["10.2.0.1"])].join("\n---\n"))
+    };
+    let out = of("");
+    let accepted = &out.statuses.routes[0].parents[0].accepted;
+    assert_eq!((accepted.holds, accepted.reason), (false, "UnsupportedValue"));
+    assert!(accepted.message.contains("expected this pool alone"), "{}", accepted.message);
+    let out = of(", failureMode: FailOpen");
+    let parent = &out.statuses.routes[0].parents[0];
+    assert!(parent.accepted.holds && parent.resolved.holds && parent.resolved.message.contains("is not asked"));
+    assert_eq!((out.further.routes[0].filters.len(), out.further.routes[0].backend_refs.len()), (0, 2));
 }
 
 #[test]
