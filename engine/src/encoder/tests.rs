@@ -34,7 +34,7 @@ fn try_scene_with(
     device: DeviceChoice,
     faults: Faults,
 ) -> (Result<EncoderHandle, LoadError>, SharedFaults) {
-    let file = small_reranker_with(unknown);
+    let file = small_reranker_with(unknown, 32);
     let file = ModelFile::open(file.path()).unwrap();
     let (shape, tokenizer) = (BertShape::of(&file).unwrap(), TextModel::tokenizer_of(&file).unwrap());
     let options = LoadOptions { device, max_queue_wait: Duration::from_secs(600), ..LoadOptions::new("nowhere") };
@@ -67,6 +67,15 @@ fn encode_again(handle: &EncoderHandle) -> Vec<Encoded> {
         }
         assert!(started.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_model_with_no_room_for_two_texts_is_refused() {
+    for (context, is_read) in [(1, false), (2, false), (3, true)] {
+        let file = small_reranker_with("[UNK]", context);
+        let shape = BertShape::of(&ModelFile::open(file.path()).unwrap());
+        assert_eq!(shape.is_ok(), is_read, "{context}");
     }
 }
 

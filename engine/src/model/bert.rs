@@ -9,6 +9,8 @@ use crate::{EngineError, LoadError};
 
 use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, number, refuse_unknown_tensors, values};
 
+/// Least tokens of a text: two texts and their special tokens need as many.
+pub(super) const LEAST_CONTEXT: usize = 3;
 /// Most rows of an encoder's step, which the texts of a batch share.
 const MAX_ROWS: usize = 512;
 /// Most texts of a step.
@@ -58,6 +60,11 @@ impl BertShape {
         }
         let positions =
             if file.number("positions").is_some() { number(file, "positions", MAX_CONTEXT)? } else { context };
+        let context = context.min(positions).min(MAX_ROWS);
+        if context < LEAST_CONTEXT {
+            let expected = format!("expected at least {LEAST_CONTEXT}, for two texts and their special tokens");
+            return Err(file.corrupt(format!("the context length is {context}; {expected}")));
+        }
         let types = file.meta("tokenizer.ggml.token_type_count").and_then(MetaValue::as_u64).unwrap_or(1);
         let types = usize::try_from(types).ok().filter(|n| (1..=MAX_TYPES).contains(n));
         let bounds = || format!("`tokenizer.ggml.token_type_count` is out of bounds; expected 1 to {MAX_TYPES}");
@@ -90,7 +97,7 @@ impl BertShape {
         };
         let eps = file.float("attention.layer_norm_epsilon").filter(|eps| eps.is_finite() && *eps >= 0.0);
         Ok(Self {
-            context: context.min(positions).min(MAX_ROWS),
+            context,
             vocabulary,
             width,
             labels,

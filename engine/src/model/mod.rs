@@ -7,6 +7,7 @@ mod inspect;
 mod shape;
 mod target;
 
+use bert::LEAST_CONTEXT;
 pub(crate) use bert::{Bert, BertShape};
 pub(crate) use decoder::Decoder;
 pub use inspect::{ArtifactInfo, inspect};
@@ -75,13 +76,12 @@ pub(crate) struct LoadedEncoder {
     pub(crate) memory: u64,
 }
 
-/// Shape of an encoder with the requested context, which is at least three tokens: two texts and their special tokens
-/// need as many.
+/// Shape of an encoder with the requested context, which is at least [`LEAST_CONTEXT`].
 fn encoder_shape(file: &ModelFile, options: &LoadOptions) -> Result<BertShape, LoadError> {
     let mut shape = BertShape::of(file)?;
     shape.check(file)?;
     if let Some(context) = options.context_length {
-        shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(3);
+        shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(LEAST_CONTEXT);
     }
     Ok(shape)
 }

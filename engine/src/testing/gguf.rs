@@ -112,16 +112,16 @@ impl Gguf {
 
 /// A small random cross-encoder of 32 tokens with one score.
 pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
-    small_reranker_with("[UNK]")
+    small_reranker_with("[UNK]", 32)
 }
 
 /// As [`small_reranker`], with another token for unknown words.
-pub(crate) fn small_reranker_with(unknown: &str) -> tempfile::NamedTempFile {
+pub(crate) fn small_reranker_with(unknown: &str, context: usize) -> tempfile::NamedTempFile {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut file = Gguf::default();
     file.text("general.architecture", "bert");
     for (key, value) in [
-        ("context_length", 32),
+        ("context_length", context),
         ("embedding_length", 64),
         ("block_count", 2),
         ("feed_forward_length", 96),
@@ -147,7 +147,7 @@ pub(crate) fn small_reranker_with(unknown: &str) -> tempfile::NamedTempFile {
     let f32s = TensorType::F32;
     for (name, dimensions) in [
         ("token_embd.weight", vec![64, tokens.len()]),
-        ("position_embd.weight", vec![64, 32]),
+        ("position_embd.weight", vec![64, context]),
         ("token_types.weight", vec![64, 2]),
         ("token_embd_norm.weight", vec![64]),
         ("token_embd_norm.bias", vec![64]),
