@@ -370,6 +370,13 @@ async fn a_failure_is_closed_or_open_as_the_file_says() {
             } else {
                 assert_eq!(got.json()["read"], chat(false).to_string());
             }
+            let of_answers = ["response_headers", "response_body"].iter().any(|kind| script.get(kind).is_some());
+            let failures =
+                ["spillway_filter_failures_total", "spillway_filter_external_processing_answer_failures_total"];
+            for (name, counts) in failures.into_iter().zip([!of_answers, of_answers]) {
+                let counted = gateway.metric(&format!("{name}{{http_route=\"r\"}}")).await;
+                assert_eq!(counted, f64::from(u8::from(counts)), "{name} {on_failure} {script}");
+            }
         }
     }
     let ends = gateway(&upstream, &processor, &json!({"responseBody": "buffered"})).await;

@@ -130,6 +130,7 @@ impl Answering {
     fn failed(&mut self, failed: &Failed) -> Option<Box<Refusal>> {
         self.0.is_over = true;
         self.0.settings.report(&failed.0);
+        self.0.settings.answer_failures.inc();
         (!self.0.settings.is_open || self.0.has_sent_parts).then(|| Box::new(refused()))
     }
 }

@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::Duration;
 use spillway_filter::{
-    Answer, BuildContext, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, GrpcServer,
-    HeaderChange, Refusal, RequestView, Waited, define,
+    Answer, BuildContext, Counter, CounterSpec, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient,
+    GrpcServer, HeaderChange, Refusal, RequestView, Waited, define,
 };
 
 use crate::answering::{Answering, joined, parts_of};
@@ -170,6 +170,13 @@ pub fn factory() -> Box<dyn FilterFactory> {
     define("externalProcessing", |config: &ExternalProcessing| compile(config).err().unwrap_or_default(), build)
 }
 
+/// Failures that no refusal or failure of a request tells of.
+const ANSWER_FAILURES: CounterSpec = CounterSpec {
+    name: "spillway_filter_external_processing_answer_failures",
+    help: "Answers on whose way to the client an external processor failed",
+    labels: &[],
+};
+
 /// Compiled settings.
 pub(crate) struct Settings {
     server: GrpcServer,
@@ -184,6 +191,7 @@ pub(crate) struct Settings {
     observe_only: bool,
     picks_endpoints: bool,
     max_message: usize,
+    answer_failures: Counter,
 }
 
 impl Settings {
@@ -297,6 +305,7 @@ fn compile(config: &ExternalProcessing) -> Result<Settings, Vec<FieldError>> {
         observe_only: config.observe_only,
         picks_endpoints: config.picks_endpoints,
         max_message: usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX),
+        answer_failures: Counter::default(),
     })
 }
 
@@ -321,7 +330,8 @@ fn server(written: &str) -> Result<String, FieldError> {
 }
 
 fn build(config: ExternalProcessing, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
-    let settings = compile(&config).map_err(|mut errors| errors.remove(0))?;
+    let mut settings = compile(&config).map_err(|mut errors| errors.remove(0))?;
+    settings.answer_failures = cx.counter(ANSWER_FAILURES, &[])?;
     cx.grpc.prepare(&settings.server);
     Ok(Arc::new(Processing { settings: Arc::new(settings), grpc: cx.grpc.clone() }))
 }

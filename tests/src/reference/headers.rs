@@ -355,8 +355,15 @@ const GROUPS: &[Group] = &[
     ),
 ];
 
-/// Names in which only some server's credential is known: not read, only kept out of logs and answers.
-const NOT_ROWS: &[&str] = &["x-amz-security-token", "x-goog-api-key", "x-www-form-urlencoded", "x-gzip"];
+/// Names in which only some server's credential is known: not read, only kept out of logs and answers. Also names of other things
+/// than headers.
+const NOT_ROWS: &[&str] = &[
+    "x-amz-security-token",
+    "x-gateway-destination-endpoint-served",
+    "x-goog-api-key",
+    "x-www-form-urlencoded",
+    "x-gzip",
+];
 
 fn found() -> BTreeSet<String> {
     let mut names = BTreeSet::new();

@@ -83,7 +83,7 @@ const GROUPS: &[Group] = &[
         ],
     ),
     (
-        "Guards, caches and compression",
+        "Guards, caches, processors and compression",
         &[
             ("spillway_filter_guard_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
             ("spillway_filter_guard_shadow_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
@@ -101,6 +101,7 @@ const GROUPS: &[Group] = &[
                 "answers",
             ),
             ("spillway_filter_cache_embeddings", &[ROUTE, ("outcome", List(&["done", "left_out"]))], "texts"),
+            ("spillway_filter_external_processing_answer_failures", &[ROUTE], "answers"),
             ("spillway_filter_cache_saved_tokens", &[ROUTE, ("kind", List(&["prompt", "completion"]))], "tokens"),
             (
                 "spillway_filter_compression_answers",
