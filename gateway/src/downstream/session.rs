@@ -28,6 +28,18 @@ enum Http {
     Http2(Box<Http2Session>),
 }
 
+impl Http {
+    async fn write_body(&mut self, part: Bytes, ends: bool) -> pingora::Result<()> {
+        match self {
+            Self::Http1(session) => session.write_body(part, ends).await,
+            Self::Http2(session) => session.write_body(part, ends).await,
+        }
+    }
+}
+
+/// Context of an error of an encoder.
+const UNCOMPRESSED: &str = "a body that is compressed";
+
 /// Compression of an answer.
 enum Compressing {
     /// The head is not written yet.
@@ -202,36 +214,43 @@ impl ClientSession {
         if self.compressing.is_some() {
             return Box::pin(self.write_compressed(part, ends)).await;
         }
-        either!(mut self, session => session.write_body(part, ends).await)
+        self.http.write_body(part, ends).await
     }
 
     async fn write_compressed(&mut self, part: Bytes, ends: bool) -> pingora::Result<()> {
-        let Some(Compressing::Body(mut compressor)) = self.compressing.take().map(|compressing| *compressing) else {
-            return either!(mut self, session => session.write_body(part, ends).await);
+        let Self { http, compressing } = self;
+        let Some(Compressing::Body(compressor)) = compressing.as_deref_mut() else {
+            return http.write_body(part, ends).await;
         };
         for (n, slice) in part.chunks(SLICE).enumerate() {
             if n > 0 {
                 tokio::task::yield_now().await;
             }
-            let ready = compressor.feed(slice).or_err(WriteError, "a body that is compressed")?;
+            let ready = compressor.feed(slice).or_err(WriteError, UNCOMPRESSED)?;
             if !ready.is_empty() {
-                either!(mut self, session => session.write_body(ready, false).await)?;
+                http.write_body(ready, false).await?;
             }
         }
         if ends {
-            let rest = compressor.finish().or_err(WriteError, "a body that is compressed")?;
-            return either!(mut self, session => session.write_body(rest, true).await);
+            return self.end_compression(true).await;
         }
-        let ready = compressor.flush().or_err(WriteError, "a body that is compressed")?;
-        self.compressing = Some(Box::new(Compressing::Body(compressor)));
-        if ready.is_empty() { Ok(()) } else { either!(mut self, session => session.write_body(ready, false).await) }
+        let ready = compressor.flush().or_err(WriteError, UNCOMPRESSED)?;
+        if ready.is_empty() { Ok(()) } else { http.write_body(ready, false).await }
+    }
+
+    /// Writes the rest of a body that is compressed, its last part where it `ends`.
+    async fn end_compression(&mut self, ends: bool) -> pingora::Result<()> {
+        let Some(Compressing::Body(compressor)) = self.compressing.take().map(|compressing| *compressing) else {
+            return Ok(());
+        };
+        let rest = compressor.finish().or_err(WriteError, UNCOMPRESSED)?;
+        self.http.write_body(rest, ends).await
     }
 
     /// Writes trailers, and so ends the answer. Over HTTP/1 only an answer in chunks has them.
     pub async fn write_response_trailers(&mut self, trailers: HeaderMap) -> pingora::Result<()> {
-        if let Some(Compressing::Body(compressor)) = self.compressing.take().map(|compressing| *compressing) {
-            let rest = compressor.finish().or_err(WriteError, "a body that is compressed")?;
-            either!(mut self, session => session.write_body(rest, false).await)?;
+        if self.compressing.is_some() {
+            Box::pin(self.end_compression(false)).await?;
         }
         match &mut self.http {
             Http::Http1(session) => session.write_trailers(&trailers).await,
