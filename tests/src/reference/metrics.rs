@@ -619,7 +619,7 @@ pub fn families() -> Vec<Family<'static>> {
 }
 
 fn sources() -> Vec<File> {
-    files(&["gateway/src/telemetry", "gateway/src/descriptors.rs", "plugins/builtin/src"])
+    files(&["gateway/src/telemetry", "gateway/src/descriptors.rs", "plugins/builtin/src", "plugins/extproc/src"])
 }
 
 /// Series that the sources register.
@@ -630,7 +630,7 @@ fn found(files: &[File]) -> BTreeMap<String, Series> {
     for file in files.iter().filter(|file| file.path.contains("/metrics")) {
         series_of(file, &labels, &mut found);
     }
-    for file in files.iter().filter(|file| file.path.contains("plugins/builtin")) {
+    for file in files.iter().filter(|file| file.path.contains("plugins/")) {
         counters_of(file, &mut found);
     }
     found
