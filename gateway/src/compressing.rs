@@ -8,14 +8,14 @@ use brotli::CompressorWriter;
 use brotli::enc::BrotliEncoderParams;
 use bytes::Bytes;
 use flate2::write::GzEncoder;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{Method, StatusCode, Version};
 use spillway_filter::{CodingSpec, CompressionSpec, ContentCoding, Counter, Fields, Filter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zstd::stream::raw::CParameter;
 
 use crate::coding::Coding;
-use crate::message::{RequestHead, ResponseHead};
+use crate::message::{RequestHead, ResponseHead, without_coding};
 
 /// Bytes that are compressed at a time, before other requests have their turn: less than two milliseconds at any level.
 pub const SLICE: usize = 32 << 10;
@@ -28,16 +28,6 @@ const CODINGS: usize = 3;
 
 /// Bytes that Brotli hands on at a time.
 const BROTLI_OUT: usize = 8 << 10;
-
-/// Fields that are not those of the compressed body, beside its length (RFC 9110, 14.3; RFC 9530; RFC 1864).
-static OF_THE_PLAIN: [HeaderName; 6] = [
-    header::CONTENT_LENGTH,
-    header::ACCEPT_RANGES,
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("repr-digest"),
-];
 
 /// Compression of a route's answers.
 pub struct Compression {
@@ -76,7 +66,7 @@ impl Compression {
         }
     }
 
-    /// Place of the coding that a client likes best, and of those that of choice; `None` where it likes plain bytes better
+    /// Place of the coding with the most weight for the client, the first of several; `None` where plain bytes have more
     /// (RFC 9110, 12.5.3).
     fn choose(&self, request: &Fields) -> Option<usize> {
         let mut weights = [None; CODINGS];
@@ -183,16 +173,18 @@ fn may_change(head: &ResponseHead) -> bool {
 
 /// Says of a head that its body is in `coding`.
 fn describe(head: &mut ResponseHead, coding: ContentCoding, in_chunks: bool) {
-    for name in &OF_THE_PLAIN {
-        head.remove_header(name);
-    }
+    let tag = head.headers.get(header::ETAG).cloned();
+    without_coding(head);
     head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
     if in_chunks {
         head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     // The same text in other bytes: a strong tag would promise these (RFC 9110, 8.8.1).
-    let tag = head.headers.get(header::ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
-    if let Some(weak) = tag.and_then(|tag| HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).ok()) {
+    let weak = tag.and_then(|tag| match tag.as_bytes().starts_with(b"W/") {
+        true => Some(tag),
+        false => HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).ok(),
+    });
+    if let Some(weak) = weak {
         head.headers.insert(header::ETAG, weak);
     }
 }

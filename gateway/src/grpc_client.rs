@@ -36,7 +36,7 @@ type HyperClient = Client<HttpsConnector<HttpConnector>, Outgoing>;
 type Received = Result<Bytes, GrpcError>;
 
 /// Client for streams, with TLS for `https` against the system's certificates, or against none where a server's is not verified.
-/// Those are read for the first configuration that opens streams; most open none.
+/// The system's are read for the first configuration that opens streams; most open none.
 #[derive(Clone, Default)]
 pub struct Grpc(Arc<Clients>);
 

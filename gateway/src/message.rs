@@ -13,7 +13,7 @@ use spillway_filter::{FieldName, Fields};
 #[error("a header has a name or value with bytes that HTTP does not allow")]
 pub struct InvalidHeader;
 
-/// Fields that describe the bytes of a body, which are others after decoding.
+/// Fields that describe the bytes of a body, which are others in another coding.
 static OF_THE_BYTES: [HeaderName; 8] = [
     header::CONTENT_ENCODING,
     header::CONTENT_LENGTH,

@@ -115,7 +115,7 @@ pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
     small_reranker_with("[UNK]", 32)
 }
 
-/// As [`small_reranker`], with another token for unknown words.
+/// As [`small_reranker`], with another token for unknown words and another context.
 pub(crate) fn small_reranker_with(unknown: &str, context: usize) -> tempfile::NamedTempFile {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut file = Gguf::default();

@@ -238,8 +238,8 @@ pub trait Filter: Send + Sync {
     fn limits(&self) -> &[LimitSpec] {
         &[]
     }
-    /// True if the filter acts by its limits, its mirrors and its compression alone: no hook is called, and its limits are judged together with
-    /// those of the filters next to it.
+    /// True if the filter acts by its limits, its mirrors and its compression alone: no hook is called, and its limits are
+    /// judged together with those of the filters next to it.
     fn only_declares(&self) -> bool {
         false
     }
