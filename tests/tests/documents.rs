@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use spillway_tests::{
     Authority, Gateway, IssuerKey, Page, Redis, Reply, Seen, Upstream, binary, check_tests, commands, free_port,
-    minilm, missing, model, pages, plain_module, python, reference, reply, repository,
+    minilm, missing, model, pages, plain_module, python, reference, reply, repository, write_countries,
 };
 
 /// Servers that pages name, each by its documented port: they repeat what they were asked, or speak OpenAI's API.
@@ -45,6 +45,10 @@ You answer for the support of Example.
 
 /// File of `basic-auth.md`, as the page shows it.
 const USERS: &str = "ann:$2y$04$abcdefghijklmnopqrstuuoD8yw7MmybLKVooaTGGZAt3HXugv2.a\n";
+
+/// Files of `callers-by-address.md`, as the page shows them.
+const BLOCKED: &str = "; networks that nobody wants\n198.51.100.0/24 ; SBL1\n2001:db8:bad::/48\n";
+const BOTS: &str = "# crawlers for training\nGPTBot\nCCBot/\nBytespider\n";
 
 /// What gateways of the pages have in their environment.
 const VARIABLES: [(&str, &str); 4] = [
@@ -104,6 +108,9 @@ impl Files {
         std::fs::create_dir(path.join("plugins")).unwrap();
         std::fs::write(path.join("plugins/words.wasm"), plain_module()).unwrap();
         std::fs::write(path.join("users.htpasswd"), USERS).unwrap();
+        std::fs::write(path.join("blocked.txt"), BLOCKED).unwrap();
+        std::fs::write(path.join("bots.txt"), BOTS).unwrap();
+        write_countries(&path.join("countries.mmdb"), &[("203.0.113.0/24", "DE")]);
         std::fs::create_dir(path.join("models")).unwrap();
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();

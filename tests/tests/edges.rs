@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use spillway_tests::{Gateway, PATIENCE, Upstream, eventually};
+use spillway_tests::{Gateway, PATIENCE, Upstream, eventually, write_countries};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -237,6 +237,63 @@ async fn addresses_are_let_in_and_kept_out_by_network() {
         let answer = http.send(http.request("GET", "/", &[("x-forwarded-for", client)], "")).await;
         assert_eq!(answer.status, status, "{client}");
     }
+}
+
+/// Lists in files and a database of countries; an edit counts at once, and one with a mistake not at all.
+#[tokio::test]
+async fn addresses_and_programs_are_kept_out_by_lists_in_files() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("blocked.txt", "203.0.113.7 ; a comment\n");
+    write("bots.json", r#"[{"pattern": "Googlebot\\/", "url": "x"}]"#);
+    write_countries(&folder.path().join("countries.mmdb"), &[("203.0.113.0/24", "DE"), ("198.51.100.0/24", "FR")]);
+    let url = upstream.url();
+    let yaml = format!(
+        "listeners: [{{name: l, address: \"127.0.0.1:0\", clientAddress: {{trustedProxies: [127.0.0.1]}}}}]
+backends: [{{name: up, endpoints: [{{url: \"{url}\"}}]}}]
+routes:
+  - name: r
+    filters:
+      - clientAddress: {{denyFiles: [blocked.txt], countries: {{database: countries.mmdb, allow: [DE]}}}}
+      - userAgent: {{denyFiles: [bots.json], denyMissing: true}}
+    backendRefs: [{{name: up}}]
+"
+    );
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let code = async |client: &str, program: &str| {
+        let http = gateway.client();
+        let headers = [("x-forwarded-for", client), ("user-agent", program)];
+        let answer = http.send(http.request("GET", "/", &headers, "")).await;
+        if answer.status == 200 { "200".to_owned() } else { answer.json()["code"].as_str().unwrap().to_owned() }
+    };
+    let address = "address_not_allowed";
+    for (client, program, wanted) in [
+        ("203.0.113.1", "browser", "200"),
+        ("203.0.113.7", "browser", address),
+        ("198.51.100.1", "browser", address),
+        ("192.0.2.1", "browser", address),
+        ("203.0.113.1", "a googleBOT/2.1", "user_agent_not_allowed"),
+        ("203.0.113.1", "", "user_agent_not_allowed"),
+    ] {
+        assert_eq!(code(client, program).await, wanted, "{client} {program}");
+    }
+
+    let (list, edits) = (gateway.folder().join("blocked.txt"), gateway.edits());
+    std::fs::write(&list, "203.0.113.1\n").unwrap();
+    assert_eq!(gateway.reloads(edits).await["event"], "config_reloaded");
+    assert_eq!((code("203.0.113.1", "b").await.as_str(), code("203.0.113.7", "b").await.as_str()), (address, "200"));
+    std::fs::write(&list, "203.0.113.0/33\n").unwrap();
+    let refused = eventually("the mistake is reported", || async { gateway.events("config_rejected").pop() }).await;
+    let refused = refused.to_string();
+    assert!(refused.contains("line 1 of the file: `203.0.113.0/33` is not a network"), "{refused}");
+
+    let edits = gateway.edits();
+    std::fs::write(&list, "").unwrap();
+    write_countries(&gateway.folder().join("countries.mmdb"), &[("198.51.100.0/24", "DE")]);
+    gateway.reloads(edits).await;
+    eventually("the new database", || async { (code("198.51.100.1", "b").await == "200").then_some(()) }).await;
+    assert_eq!(code("203.0.113.1", "b").await, address);
 }
 
 #[tokio::test]

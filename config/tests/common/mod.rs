@@ -30,6 +30,7 @@ impl FilterCatalog for AnyFilter {
             "responseHeaders",
             "strictTransportSecurity",
             "urlRewrite",
+            "userAgent",
         ]
     }
     fn schema(&self, name: &str, _: &mut SchemaGenerator) -> Option<Schema> {

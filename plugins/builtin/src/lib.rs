@@ -14,6 +14,7 @@ mod fault;
 mod guard;
 mod headers;
 mod json_edit;
+mod list_file;
 mod methods;
 mod mirror;
 mod path_pattern;
@@ -27,6 +28,7 @@ mod system_prompt;
 mod target;
 mod transform;
 mod transport_security;
+mod user_agent;
 mod validate;
 
 use spillway_filter::Registry;
@@ -35,7 +37,11 @@ use spillway_filter::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
-    registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
+    registry
+        .add(client_address::factory())
+        .add(user_agent::factory())
+        .add(cors::factory())
+        .add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite()).add(public_location::factory()).add(respond::factory());
     registry.add(validate::factory()).add(transform::factory()).add(guard::factory()).add(cache::factory());
     registry

@@ -13,8 +13,8 @@ type Row = (&'static str, &'static str, &'static str);
 const ROWS: &[Row] = &[
     (
         "address_not_allowed",
-        "The filter `clientAddress` does not allow the address of the client.",
-        "Call from an allowed network, or change `allow` and `deny`. Behind a proxy, set `listeners[].clientAddress`.",
+        "The filter [`clientAddress`](../how-to/callers-by-address.md) does not allow the address of the client, by its network or country.",
+        "Call from an allowed network, or change `allow`, `deny` and their files. Behind a proxy, set `listeners[].clientAddress`.",
     ),
     (
         "ambiguous_content_type",
@@ -494,6 +494,11 @@ const ROWS: &[Row] = &[
         "upstream_timeout",
         "No server answered in the time of one attempt. The message names the limit.",
         "Raise the limit, or look at the server: the access log names its endpoint (`failedEndpoint`) and the `limit`.",
+    ),
+    (
+        "user_agent_not_allowed",
+        "The filter [`userAgent`](../how-to/callers-by-address.md) refuses programs with this `User-Agent`, without one, or with one of more than 1 KiB.",
+        "Operators: name what may pass under `except`.",
     ),
     (
         "wasm_failed",

@@ -1,40 +1,11 @@
-//! `clientAddress`: filters by client address. Behind a trusted proxy of the listener, the address is the caller's.
+//! Sets of networks that are searched in logarithmic time.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use http::StatusCode;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use spillway_config::values::Network;
-use spillway_filter::{ErrorKind, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, Stage, define};
-
-/// Restricts the addresses that may call: those of `allow` (all if empty) except those of `deny`.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ClientAddress {
-    /// Networks that may call.
-    allow: Vec<Network>,
-    /// Networks that may not call, whatever `allow` says.
-    deny: Vec<Network>,
-}
-
-pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |config: &ClientAddress| {
-        if config.allow.is_empty() && config.deny.is_empty() {
-            vec![FieldError::at([], "no effect: every address may call; list networks under `allow` or `deny`")]
-        } else {
-            Vec::new()
-        }
-    };
-    define("clientAddress", check, |config: ClientAddress, _| {
-        let allow = (!config.allow.is_empty()).then(|| Ranges::new(&config.allow));
-        Ok(Arc::new(Addresses { allow, deny: Ranges::new(&config.deny) }) as Arc<dyn Filter>)
-    })
-}
 
 /// Sorted ranges that do not touch, so that a list of thousands is searched in some ten steps.
-struct Ranges(Vec<(u128, u128)>);
+pub(super) struct Ranges(Vec<(u128, u128)>);
 
 /// Number of an address on one scale for both families: IPv4 as mapped into IPv6.
 fn number(address: IpAddr) -> u128 {
@@ -45,7 +16,7 @@ fn number(address: IpAddr) -> u128 {
 }
 
 impl Ranges {
-    fn new(networks: &[Network]) -> Self {
+    pub(super) fn new(networks: &[Network]) -> Self {
         let mut all: Vec<_> = networks.iter().map(|n| (number(n.0.network()), number(n.0.broadcast()))).collect();
         all.sort_unstable();
         let mut ranges: Vec<(u128, u128)> = Vec::with_capacity(all.len());
@@ -58,34 +29,10 @@ impl Ranges {
         Self(ranges)
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
         let address = number(address);
         let behind = self.0.partition_point(|(first, _)| *first <= address);
         behind.checked_sub(1).and_then(|n| self.0.get(n)).is_some_and(|(_, last)| address <= *last)
-    }
-}
-
-struct Addresses {
-    allow: Option<Ranges>,
-    deny: Ranges,
-}
-
-impl Filter for Addresses {
-    fn stage(&self) -> Stage {
-        Stage::Guard
-    }
-
-    fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
-        let allowed = self.allow.as_ref().is_none_or(|allow| allow.contains(x.client));
-        if allowed && !self.deny.contains(x.client) {
-            return Flow::Continue;
-        }
-        Flow::Refuse(Box::new(Refusal::new(
-            StatusCode::FORBIDDEN,
-            ErrorKind::Permission,
-            "address_not_allowed",
-            "requests from this address are not allowed here",
-        )))
     }
 }
 
