@@ -11,6 +11,8 @@ use serde::Deserialize;
 
 /// Digits of card numbers (ISO/IEC 7812).
 const CARD: RangeInclusive<usize> = 13..=19;
+/// Characters of the local part of an address of mail (RFC 5321, section 4.5.3.1.1, counts octets).
+const LOCAL_PART: usize = 64;
 /// Digits of telephone numbers (E.164 has up to 15).
 const PHONE: RangeInclusive<usize> = 7..=15;
 /// Letters and digits of an IBAN.
@@ -75,7 +77,7 @@ impl Kind {
                     with_digit,
                 ),
             ],
-            Self::Email => vec![form(r"(?i)[\p{L}\p{N}._%+'-]{1,64}@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+", whole)],
+            Self::Email => return vec![Form::Scan(find_emails)],
             Self::Iban => vec![form(r"(?i-u:\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11,30})", iban)],
             Self::IpAddress => vec![
                 form(r"(?i)(?:[0-9a-f]{0,4}:){2,7}(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-f]{0,4})", address),
@@ -132,12 +134,15 @@ impl Form {
 pub struct Detector {
     forms: Vec<Form>,
     is_of_kind: bool,
+    /// True if all that is found has a digit, without which a text is not searched.
+    needs_digit: bool,
 }
 
 impl Detector {
     /// Detector of a kind.
     pub fn of(kind: Kind) -> Self {
-        Self { forms: kind.forms(), is_of_kind: true }
+        let needs_digit = matches!(kind, Kind::Iban | Kind::IpAddress | Kind::Phone);
+        Self { forms: kind.forms(), is_of_kind: true, needs_digit }
     }
 
     /// Detector of all that a regular expression finds (syntax of the crate `regex`: each thing is found in time that is linear in
@@ -148,7 +153,7 @@ impl Detector {
     /// The mistake in the expression, or that its automaton is larger than a MiB.
     pub fn of_expression(expression: &str) -> Result<Self, String> {
         let form = RegexBuilder::new(expression).size_limit(1 << 20).build().map_err(|error| error.to_string())?;
-        Ok(Self { forms: vec![Form::Expression(form, whole)], is_of_kind: false })
+        Ok(Self { forms: vec![Form::Expression(form, whole)], is_of_kind: false, needs_digit: false })
     }
 
     /// True if the end of a text tells whether more of it could belong to something that is found ([`without_cut_end`]).
@@ -158,7 +163,9 @@ impl Detector {
 
     /// Adds the ranges of what is found in a text, in bytes. Ranges of several forms may overlap.
     pub fn find(&self, text: &str, found: &mut Vec<Range<usize>>) {
-        self.forms.iter().for_each(|form| form.find(text, found));
+        if !self.needs_digit || has_digit(text) {
+            self.forms.iter().for_each(|form| form.find(text, found));
+        }
     }
 }
 
@@ -245,6 +252,41 @@ fn card_from(bytes: &[u8], start: usize) -> Option<usize> {
         }
     }
     end
+}
+
+/// Addresses of mail: what stands around each `@`, so that a text without one costs little. The names may be of any script.
+fn find_emails(text: &str, found: &mut Vec<Range<usize>>) {
+    let mut last = 0;
+    for (at, _) in text.match_indices('@') {
+        let (before, behind) = (text.get(last..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default());
+        let is_local = |c: &char| c.is_alphanumeric() || matches!(c, '.' | '_' | '%' | '+' | '\'' | '-');
+        let local: usize = before.chars().rev().take_while(is_local).take(LOCAL_PART).map(char::len_utf8).sum();
+        let domain = domain_at(behind);
+        if local > 0 && domain > 0 {
+            last = at + 1 + domain;
+            found.push(at - local..last);
+        }
+    }
+}
+
+/// Bytes of the domain with which a text begins, of two labels at least; 0 where it begins with none.
+fn domain_at(text: &str) -> usize {
+    let is_label = |c: &char| c.is_alphanumeric() || *c == '-';
+    let (mut end, mut labels) = (0, 0);
+    loop {
+        let rest = text.get(end..).unwrap_or_default();
+        let dot = usize::from(labels > 0);
+        if labels > 0 && !rest.starts_with('.') {
+            break;
+        }
+        let label = rest.get(dot..).unwrap_or_default().chars().take_while(is_label).map(char::len_utf8).sum::<usize>();
+        if label == 0 {
+            break;
+        }
+        end += dot + label;
+        labels += 1;
+    }
+    if labels > 1 { end } else { 0 }
 }
 
 /// True for an account number whose check digits are right.
@@ -417,6 +459,17 @@ mod tests {
     }
 
     proptest! {
+        /// The scan finds what the expression for such an address finds.
+        #[test]
+        fn addresses_of_mail_are_those_of_an_expression(text in "[a-cé1.@ '\\-_]{0,40}", long in 60_usize..70) {
+            let form = Regex::new(r"[\p{L}\p{N}._%+'-]{1,64}@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+").unwrap();
+            for text in [text.clone(), format!("{}@{text}", "é".repeat(long)), format!("{text}a@b.c{text}")] {
+                let mut found = Vec::new();
+                find_emails(&text, &mut found);
+                prop_assert_eq!(found, form.find_iter(&text).map(|found| found.range()).collect::<Vec<_>>(), "{}", text);
+            }
+        }
+
         #[test]
         fn what_is_planted_is_not_kept(
             before in "[a-zäß ,.!?\n]{0,60}", after in "[a-zäß ,.!?\n]{0,60}", kind in 0..PLANTED.len(), which in 0usize..8,

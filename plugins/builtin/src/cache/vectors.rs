@@ -10,6 +10,8 @@ use super::key::Key;
 const MAX_ROWS: usize = 100_000;
 /// Multiple of the bytes of a first part: a loop over these has no remainder.
 const LANES: usize = 16;
+/// Rows whose products of first parts are computed at a time.
+const BLOCK: usize = 64;
 /// Added to each bound: rounding of the sums.
 const SLACK: f32 = 1e-4;
 
@@ -75,15 +77,19 @@ fn rounded(vector: &[f32]) -> (Vec<i8>, Bound) {
     (bytes, bound)
 }
 
-/// Product of two first parts of the same length, a multiple of [`LANES`].
-fn product_of_bytes(a: &[i16], b: &[i8]) -> i32 {
-    let mut sums = [0_i32; LANES];
-    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += i32::from(*a) * i32::from(i16::from(*b));
+/// Products of a first part with those of rows, one behind the other, of the same length: a multiple of [`LANES`]. A scan takes most
+/// of its time here, so that this is compiled for the vector units of several processors.
+#[multiversion::multiversion(targets("x86_64+avx+avx2+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2"))]
+fn products_of_bytes(head: &[i16], rows: &[i8], products: &mut [i32]) {
+    for (product, row) in products.iter_mut().zip(rows.chunks_exact(head.len().max(1))) {
+        let mut sums = [0_i32; LANES];
+        for (a, b) in head.chunks_exact(LANES).zip(row.chunks_exact(LANES)) {
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                *sum += i32::from(*a) * i32::from(*b);
+            }
         }
+        *product = sums.iter().sum();
     }
-    sums.iter().sum()
 }
 
 /// Product of two vectors of the same length.
@@ -110,17 +116,22 @@ impl Group {
         let head: Vec<i16> = bytes.iter().map(|byte| i16::from(*byte)).collect();
         let own_head = own.head + own.error;
         let (mut found, mut least) = (None, threshold);
-        let rows = self.heads.chunks_exact(head.len().max(1)).zip(&self.bounds).enumerate();
-        for (row, (bytes, bound)) in rows {
-            let of_heads = product_of_bytes(&head, bytes) as f32 * own.step * bound.step;
-            let most = of_heads + own.error * bound.head + own_head * bound.error + own.rest * bound.rest + SLACK;
-            if most < least {
-                continue;
-            }
-            let values = self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default();
-            let similarity = product(vector, values);
-            if similarity >= least {
-                (found, least) = (Some(row), similarity);
+        let mut products = [0; BLOCK];
+        let blocks = self.heads.chunks(BLOCK * head.len().max(1)).zip(self.bounds.chunks(BLOCK)).enumerate();
+        for (block, (bytes, bounds)) in blocks {
+            products_of_bytes(&head, bytes, &mut products);
+            for (n, (bound, of_bytes)) in bounds.iter().zip(products).enumerate() {
+                let of_heads = of_bytes as f32 * own.step * bound.step;
+                let most = of_heads + own.error * bound.head + own_head * bound.error + own.rest * bound.rest + SLACK;
+                if most < least {
+                    continue;
+                }
+                let row = block * BLOCK + n;
+                let values = self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default();
+                let similarity = product(vector, values);
+                if similarity >= least {
+                    (found, least) = (Some(row), similarity);
+                }
             }
         }
         let key = self.keys.get(found?)?;
