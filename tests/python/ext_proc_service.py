@@ -31,6 +31,8 @@ def mutation(word):
         added = option(name, value, append_action=append)
         added.append.value = True
         set_headers.append(added)
+    absent = base_pb2.HeaderValueOption.ADD_IF_ABSENT
+    set_headers += [option(name, value, append_action=absent) for name, value in word.get("add_if_absent", {}).items()]
     return ext.HeaderMutation(set_headers=set_headers, remove_headers=word.get("remove", []))
 
 

@@ -364,3 +364,34 @@ routes:
     gateway.metric_becomes(&count("failed"), 0.0).await;
     assert_eq!(gateway.endpoint(&server.url()).await["ejections"], 0);
 }
+
+/// What a filter asks another server for is given up at the deadline of the request, and when the client has left.
+#[tokio::test]
+async fn a_request_for_which_a_filter_waits_ends_at_its_deadline_and_with_its_client() {
+    let (silent, server) = (deaf().await, Upstream::fixed(200, "x").await);
+    let asks = |route: &str| {
+        let filter = format!("filters: [{{externalAuthorization: {{url: \"{silent}\", timeout: 10s}}}}]");
+        to(&server.url(), &format!("{filter}, {route}"))
+    };
+    let gateway = Gateway::start(&asks("timeouts: {request: 1s}")).await;
+    for request in [gateway.client().request("GET", "/", &[], ""), gateway.client().request("POST", "/", &[], "body")] {
+        let answer = gateway.client().send(request).await;
+        assert_eq!((answer.status.as_u16(), answer.json()["code"].as_str().unwrap()), (504, "request_timeout"));
+    }
+
+    let gateway = Gateway::start(&asks("timeouts: {request: 60s}")).await;
+    for request in ["GET / HTTP/1.1\r\nhost: x\r\n\r\n", "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf"]
+    {
+        let before = gateway.events("access").len();
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        eventually("it waits", || async {
+            (gateway.metric("spillway_requests_in_flight{http_route=\"r\"}").await >= 1.0).then_some(())
+        })
+        .await;
+        drop(stream);
+        let left = eventually("it has ended", || async { gateway.events("access").get(before).cloned() }).await;
+        assert_eq!(left["status"], 499, "{left}");
+    }
+    assert_eq!(server.count(), 0);
+}

@@ -478,6 +478,13 @@ routes:
         assert_eq!(ask(pick(&address(&first))).await.text(), "first");
         assert_eq!(ask(pick(&address(&second))).await.text(), "second");
     }
+    for action in ["append", "add_if_absent"] {
+        let script =
+            json!({"request_headers": {action: {"x-gateway-destination-endpoint": address(&first)}}}).to_string();
+        let headers = [("x-script", script.as_str()), ("x-gateway-destination-endpoint", &address(&second))];
+        let request = gateway.client().request("GET", "/x", &headers, "");
+        assert_eq!(gateway.client().send(request).await.text(), "first", "a caller picks none: {action}");
+    }
     let both = format!("127.0.0.1:{dead}, {}", address(&second));
     assert_eq!(ask(pick(&both)).await.text(), "second", "the next of a pick takes what the first could not");
     for (script, why) in [

@@ -300,7 +300,7 @@ async fn run(
             }
             Flow::Refuse(refusal) => Some(refusal),
             Flow::Wait(waiting) => {
-                let waited = waiting.await;
+                let waited = Box::pin(awaited(waiting, session, exchange)).await?;
                 if !waited.delay.is_zero() {
                     Box::pin(hold_up(waited.delay, session, exchange)).await?;
                 }
@@ -347,15 +347,31 @@ async fn run(
 
 /// Holds a request up for a filter, until its deadline at most and while its client stays.
 async fn hold_up(delay: Duration, session: &mut ClientSession, exchange: &Exchange) -> Result<(), End> {
-    let end = clock::now() + delay;
-    let deadline = exchange.route.as_ref().map(|route| (route, exchange.deadline(route)));
-    let late = deadline.filter(|(_, deadline)| *deadline < end);
+    awaited(sleep_until(clock::now() + delay), session, exchange).await
+}
+
+/// What a filter waits for, until the deadline of the request at most and while its client stays.
+async fn awaited<T>(
+    waiting: impl Future<Output = T>,
+    session: &mut ClientSession,
+    exchange: &Exchange,
+) -> Result<T, End> {
+    let route = exchange.route.as_ref();
+    let late = async {
+        match route {
+            Some(route) => {
+                sleep_until(exchange.deadline(route)).await;
+                route
+            }
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         biased;
-        () = sleep_until(late.map_or(end, |(_, deadline)| deadline)) => {}
-        _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+        waited = waiting => Ok(waited),
+        route = late => Err(too_late(route, exchange)),
+        _ = session.read_body_or_idle(true) => Err(End::ClientGone),
     }
-    late.map_or(Ok(()), |(route, _)| Err(too_late(route, exchange)))
 }
 
 /// Takes from rules, all together, and forgets them.

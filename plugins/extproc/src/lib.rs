@@ -359,9 +359,14 @@ impl Filter for Processing {
             }
             return Flow::Observe(Box::new(Watching::new(session)));
         }
+        let mut fields = x.headers.clone();
+        if self.settings.picks_endpoints {
+            // A processor that adds to the header must not take over what the caller wrote into it.
+            fields.remove(&PICKED);
+        }
         let request = Request {
             headers,
-            fields: x.headers.clone(),
+            fields,
             body: self.needs_body().then(|| Bytes::copy_from_slice(x.body.unwrap_or_default())),
         };
         let settings = self.settings.clone();

@@ -192,7 +192,7 @@ impl Filter for Asks {
         }
         let (answer, judged) = oneshot::channel();
         let passwords = self.passwords.clone();
-        let is_taken = self.turns.submit(move || {
+        let is_taken = self.turns.submit(x.client, move || {
             // A caller that has left waits for nothing.
             if !answer.is_canceled() {
                 let _ = answer.send(passwords.check(&credentials));
@@ -202,7 +202,7 @@ impl Filter for Asks {
             return Flow::Refuse(busy());
         }
         let challenge = self.challenge.clone();
-        // The queue bounds the wait.
+        // The queue bounds the wait, and so does the deadline of the request.
         Flow::Wait(Box::pin(async move {
             match judged.await {
                 Ok(true) => passed(keeps),
@@ -294,7 +294,7 @@ mod tests {
         let users = Users::read(&format!("ann:{}", bcrypt::hash("a", 4).unwrap())).unwrap();
         let passwords = Passwords { users, right: moka::sync::Cache::new(1), key: [7; 32] };
         // Nothing is ever checked: no thread takes the work.
-        let turns = Arc::new(Turns::with(0, 1));
+        let turns = Arc::new(Turns::with(0, 1, 1));
         let filter = Asks { challenge: "Basic".to_owned(), passwords: Arc::new(passwords), turns, keeps: false };
         assert_eq!(decided(&filter, &basic("ann:a")), Err((503, "logins_busy", None)));
         // A password that was right a moment ago waits for nothing.

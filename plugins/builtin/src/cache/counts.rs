@@ -193,8 +193,8 @@ impl Said<'_> {
         let usage = self.usage.or_else(|| nested(self.message)).or_else(|| nested(self.response));
         let usage: Usage = read(usage).unwrap_or_default();
         // Anthropic counts what its cache had beside the rest, OpenAI within it.
-        let beside =
-            [usage.cache_read_input_tokens, usage.cache_creation_input_tokens].into_iter().flatten().sum::<u64>();
+        let beside = [usage.cache_read_input_tokens, usage.cache_creation_input_tokens];
+        let beside = beside.into_iter().flatten().fold(0, u64::saturating_add);
         let input = usage.input_tokens.map(|tokens| tokens.saturating_add(beside));
         Tokens {
             prompt: usage.prompt_tokens.or(input).or_else(|| read(self.prompt_eval_count)).unwrap_or(0),

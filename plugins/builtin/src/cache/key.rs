@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use http::HeaderName;
+use http::header::{self, HeaderName};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_filter::{RequestView, SystemPlace};
 
 use super::Scope;
+use crate::strict_json;
 
 /// Key.
 pub(super) type Key = [u8; 32];
@@ -22,6 +23,17 @@ static HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("anthropic-version"),
     HeaderName::from_static("anthropic-beta"),
     HeaderName::from_static("openai-beta"),
+];
+
+/// Headers by which servers know callers that the gateway does not know: what one account may read is not given to others
+/// (RFC 9111, 3.5).
+static CREDENTIALS: [HeaderName; 6] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-goog-api-key"),
 ];
 
 /// Members that refer to what a server keeps, or ask it to keep something.
@@ -85,7 +97,9 @@ pub(super) fn of(x: &RequestView<'_>, scope: Scope, by_meaning: bool) -> Option<
     if !x.is_repeatable {
         return None;
     }
-    let mut body: BTreeMap<String, Value> = serde_json::from_slice(x.body?).ok()?;
+    // A server may take either of two members with one name: no answer to such a request is one to another.
+    let Ok(Value::Object(body)) = strict_json::read(x.body?) else { return None };
+    let mut body: BTreeMap<String, Value> = body.into_iter().collect();
     if OF_STATE
         .iter()
         .any(|name| body.get(*name).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false))))
@@ -105,6 +119,12 @@ pub(super) fn of(x: &RequestView<'_>, scope: Scope, by_meaning: bool) -> Option<
         }
         // Nobody knows whether two of them are one.
         (_, None) => [&b"address"[..], x.client.to_string().as_bytes()].into_iter().for_each(&mut part),
+    }
+    if x.caller.is_none() {
+        for name in &CREDENTIALS {
+            x.headers.get_all(name).iter().for_each(|value| part(value.as_bytes()));
+            part(b"");
+        }
     }
     for name in &HEADERS {
         x.headers.get_all(name).iter().for_each(|value| part(value.as_bytes()));
@@ -228,6 +248,22 @@ mod tests {
     }
 
     #[test]
+    fn what_servers_know_a_caller_by_is_part_of_the_key_where_the_gateway_knows_none() {
+        let anonymous = || TestRequest::post("/v1/chat/completions", r#"{"input":"x"}"#).repeatable().model("m");
+        let mut keys = std::collections::BTreeSet::new();
+        for (name, value) in [
+            ("authorization", "Bearer a"),
+            ("authorization", "Bearer b"),
+            ("x-api-key", "a"),
+            ("cookie", "a"),
+            ("x-more", "a"),
+        ] {
+            assert!(keys.insert(key(&anonymous().header(name, value), Scope::Route)), "{name}");
+        }
+        assert!(!keys.insert(key(&anonymous(), Scope::Route)));
+    }
+
+    #[test]
     fn all_but_the_last_text_of_the_user_makes_another_group() {
         let last = |request: &TestRequest| of(&request.view(), Scope::Consumer, true).unwrap().last;
         let chat = |body: &'static str| post(body).system(SystemPlace::Messages);
@@ -304,6 +340,7 @@ mod tests {
             r#"{"input":"x","store":true}"#,
             "[1]",
             "no JSON",
+            r#"{"messages":[{"role":"user","content":"a","content":"b"}]}"#,
         ] {
             assert!(of(&post(body).view(), Scope::Route, true).is_none(), "{body}");
         }

@@ -30,6 +30,8 @@ use vectors::Vectors;
 
 /// Header that says whether the answer was kept (`hit`), or is kept from now on (`miss`).
 static RESULT: HeaderName = HeaderName::from_static("x-spillway-cache");
+/// Content type of an answer that says none.
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Number of the next filter.
 static FILTERS: AtomicU64 = AtomicU64::new(0);
 /// Memory of an entry beside its answer, bytes.
@@ -471,9 +473,18 @@ impl Observer for Missed {
     }
 }
 
+/// Longest time for which a stream that is on its way to be kept holds those who ask the same: its client may read slowly.
+const LONGEST_LEAD: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Keeps one answer.
 struct Storing {
-    leader: Leader,
+    /// Those who ask the same wait until this is dropped: once the answer is kept, or is known not to be.
+    leader: Mutex<Option<Leader>>,
+    state: Arc<Kept>,
+    key: Key,
+    /// Purges before the request.
+    purges: u64,
+    began: Instant,
     vector: Option<Vector>,
     filter: Arc<Inner>,
     content_type: OnceLock<HeaderValue>,
@@ -501,7 +512,11 @@ impl Drop for Storing {
 impl Storing {
     fn new(leader: Leader, vector: Option<Vector>, filter: Arc<Inner>) -> Self {
         Self {
-            leader,
+            state: leader.state.clone(),
+            key: leader.key,
+            purges: leader.purges,
+            leader: Mutex::new(Some(leader)),
+            began: Instant::now(),
             vector,
             filter,
             content_type: OnceLock::new(),
@@ -516,15 +531,29 @@ impl Storing {
 
     fn keep(&mut self, body: Bytes, tokens: Tokens) {
         let content_type = self.content_type.get().cloned();
-        let content_type = content_type.unwrap_or(HeaderValue::from_static("application/json"));
+        let content_type = content_type.unwrap_or(JSON);
         let entry = Entry { since: Instant::now(), content_type, body, tokens, vector: 0 };
-        let flights = self.leader.state.flights();
-        if flights.purges == self.leader.purges {
-            self.leader.state.keep(self.leader.key, entry, self.vector.as_ref());
+        let flights = self.state.flights();
+        if flights.purges == self.purges {
+            self.state.keep(self.key, entry, self.vector.as_ref());
             self.is_kept = true;
         } else {
             self.spoiled = Some(Unkept::Purged);
         }
+        drop(flights);
+        self.let_go();
+    }
+
+    /// Lets those who ask the same go on.
+    fn let_go(&self) {
+        let leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Outside its lock, because it takes that of the flights.
+        drop(leader);
+    }
+
+    fn spoil(&mut self, reason: Unkept) {
+        self.spoiled = self.spoiled.or(Some(reason));
+        self.let_go();
     }
 }
 
@@ -548,15 +577,17 @@ impl Rewriter for Storing {
         };
         if let Some(reason) = unkept {
             let _ = self.unkept.set(reason);
+            self.let_go();
         } else if let Some(kind) = head.content_type() {
-            let _ = self.content_type.set(kind.clone());
+            // Its own bytes alone: a value of a head that was read shares the memory of the whole head.
+            let _ = self.content_type.set(HeaderValue::from_bytes(kind.as_bytes()).unwrap_or(JSON));
         }
         unkept.is_none()
     }
 
     fn whole(&mut self, body: &[u8]) -> Result<Option<Bytes>, Box<Refusal>> {
         if body.len() > self.filter.max_entry {
-            self.spoiled = Some(Unkept::TooLong);
+            self.spoil(Unkept::TooLong);
             return Ok(None);
         }
         let said: Option<Said<'_>> = serde_json::from_slice(body).ok();
@@ -565,18 +596,21 @@ impl Rewriter for Storing {
             |said: &Said<'_>| said.error.is_null() && said.status.as_ref().is_none_or(|status| status == "completed");
         match said.filter(is_answer) {
             Some(said) => self.keep(Bytes::copy_from_slice(body), said.tokens()),
-            None => self.spoiled = Some(Unkept::Error),
+            None => self.spoil(Unkept::Error),
         }
         Ok(None)
     }
 
     fn event(&mut self, event: &ResponseEvent<'_>) -> EventChange {
         if !event.is_whole || self.stream.len() + event.bytes.len() > self.filter.max_entry {
-            self.spoiled = self.spoiled.or(Some(Unkept::TooLong));
+            self.spoil(Unkept::TooLong);
         }
         if self.spoiled.is_some() {
             self.stream = Vec::new();
             return EventChange::Keep;
+        }
+        if self.began.elapsed() > LONGEST_LEAD {
+            self.let_go();
         }
         self.stream.extend_from_slice(event.bytes);
         let Some(data) = event.data() else { return EventChange::Keep };
@@ -587,7 +621,7 @@ impl Rewriter for Storing {
         let said: Option<Said<'_>> = serde_json::from_slice(&data).ok();
         let Some(said) = said else { return EventChange::Keep };
         if !said.error.is_null() || matches!(said.kind.as_deref(), Some("error" | "response.failed")) {
-            self.spoiled = Some(Unkept::Error);
+            self.spoil(Unkept::Error);
         }
         self.tokens = self.tokens.max(said.tokens());
         self.is_finished |=
@@ -597,8 +631,10 @@ impl Rewriter for Storing {
 
     fn end(&mut self) -> Result<Bytes, Box<Refusal>> {
         if self.is_finished && self.spoiled.is_none() {
-            let stream = std::mem::take(&mut self.stream);
-            self.keep(stream.into(), self.tokens);
+            // Not the room that it grew into.
+            let stream = Bytes::copy_from_slice(&self.stream);
+            self.stream = Vec::new();
+            self.keep(stream, self.tokens);
         }
         Ok(Bytes::new())
     }
@@ -754,6 +790,36 @@ mod tests {
         for flow in waiting {
             assert_eq!(spillway_filter::testing::wait(flow).served.unwrap().body, "{}");
         }
+    }
+
+    /// Who leads may read slowly; the others must not wait for that.
+    #[test]
+    fn those_who_wait_go_on_as_soon_as_the_answer_is_kept_or_known_not_to_be() {
+        let (json, events) = (("content-type", "application/json"), ("content-type", "text/event-stream"));
+        for (status, kind, body, is_kept) in [
+            (200, json, "{}".to_owned(), true),
+            (200, events, "data: {\"id\":1}\n\ndata: [DONE]\n\n".to_owned(), true),
+            (500, json, "{}".to_owned(), false),
+            (200, json, r#"{"error":{}}"#.to_owned(), false),
+            (200, json, format!("{{\"a\":\"{}\"}}", "x".repeat(4096)), false),
+        ] {
+            let filter = build(&json!({"exact": true, "maxEntry": "4KiB"}));
+            let mut first = lead(&*filter, &request());
+            let waiting = request().decide(&*filter);
+            answer(&mut *first, status, [kind, ("x", "y")], false, &body);
+            let waited = spillway_filter::testing::wait(waiting);
+            assert_eq!(waited.served.is_some(), is_kept, "{body}");
+            assert_eq!(waited.rewrite.rewriter.is_some(), !is_kept, "{body}");
+            drop(first);
+        }
+        // A stream of which too much has come already.
+        let filter = build(&json!({"exact": true, "maxEntry": "4KiB"}));
+        let mut first = lead(&*filter, &request());
+        let waiting = request().decide(&*filter);
+        let headers = headers([events]);
+        assert!(first.reads(&AnswerHead { status: StatusCode::OK, headers: &headers, is_spilled: false }));
+        split_events(format!("data: {}\n\n", "x".repeat(4096)), |event| drop(first.event(event)));
+        assert!(spillway_filter::testing::wait(waiting).rewrite.rewriter.is_some());
     }
 
     #[test]

@@ -75,7 +75,9 @@ impl Database {
             return Ok(database);
         }
         let kind = &database.reader.metadata().database_type;
-        Err(format!("found a database of the type `{kind}` without countries; expected one such as GeoLite2-Country"))
+        Err(format!(
+            "found a database of the type `{kind}` without codes of countries; expected one such as GeoLite2-Country"
+        ))
     }
 
     fn has_countries(&self) -> Result<bool, String> {
@@ -83,7 +85,8 @@ impl Database {
         for found in self.reader.networks(WithinOptions::default()).map_err(broken)?.take(LOOKED_AT) {
             let found = found.map_err(broken)?;
             for path in PATHS {
-                if matches!(found.decode_path::<&str>(path), Ok(Some(_))) {
+                // A name, such as `Germany`, is no code.
+                if matches!(found.decode_path::<&str>(path), Ok(Some(code)) if Code::parse(code).is_ok()) {
                     return Ok(true);
                 }
             }

@@ -87,13 +87,21 @@ fn what_is_no_database_of_countries_is_told() {
     for length in 0..good.len() {
         let why = told(&good[..length]);
         assert!(
-            why.contains("cut short") || why.contains("damaged") || why.contains("without countries"),
+            why.contains("cut short") || why.contains("damaged") || why.contains("without codes of countries"),
             "{length}: {why}"
         );
     }
-    let numbers = database(IpVersion::V4, &[("203.0.113.0/24", "DE")], flat("autonomous_system_organization"));
-    let why = Database::open(numbers.path()).err().unwrap();
-    assert!(why.contains("`Test-Country` without countries; expected one such as GeoLite2-Country"), "{why}");
+    let others = [
+        database(IpVersion::V4, &[("203.0.113.0/24", "DE")], flat("autonomous_system_organization")),
+        database(IpVersion::V4, &[("203.0.113.0/24", "Germany")], flat("country")),
+    ];
+    for file in others {
+        let why = Database::open(file.path()).err().unwrap();
+        assert!(
+            why.contains("`Test-Country` without codes of countries; expected one such as GeoLite2-Country"),
+            "{why}"
+        );
+    }
 }
 
 /// Damage of the data behind a sound head is an error or another answer, and never more.
