@@ -12,6 +12,8 @@ use crate::audit::Audit;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
+#[cfg(feature = "gpu")]
+use crate::gpus::Gpus;
 use crate::identity::IssuedKeys;
 use crate::off_loop::OffLoop;
 use crate::quality::Quality;
@@ -46,6 +48,9 @@ pub struct Gateway {
     pub acme: Arc<Acme>,
     /// Watch over what callers ask and targets answer.
     pub quality: Arc<Quality>,
+    /// Graphics processors of the machine.
+    #[cfg(feature = "gpu")]
+    pub gpus: Gpus,
     /// Audit log.
     pub audit: Arc<Audit>,
     /// Live tail of requests.

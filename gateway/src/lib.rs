@@ -23,6 +23,8 @@ pub mod exchange;
 pub mod feedback;
 pub mod framing;
 pub mod gateway;
+#[cfg(feature = "gpu")]
+pub mod gpus;
 pub mod grpc_client;
 pub mod handover;
 pub mod http_client;

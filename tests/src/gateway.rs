@@ -224,6 +224,11 @@ impl Gateway {
         }
     }
 
+    /// Page of metrics.
+    pub async fn metrics(&self) -> String {
+        self.shown("/metrics").await
+    }
+
     /// Waits until a series has this value: counts may follow the answer of a request with some delay.
     pub async fn metric_becomes(&self, series: &str, value: f64) {
         let what = format!("{series} becomes {value}");

@@ -23,6 +23,7 @@ mod expressions;
 mod external_processing;
 mod failures;
 mod feedback;
+mod gpus;
 mod guarding;
 mod http2;
 mod keys;

@@ -27,7 +27,7 @@ use crate::listener::ListenerSet;
 use crate::quality::{Example, NoExamples, NoReference, ReferenceFile};
 use crate::rollout::{self, Rollouts};
 use crate::telemetry::{
-    CostSample, EngineSample, HEADS_PER_SECOND, MAX_HEADS, Metrics, MetricsFormat, RecentHead, Samples, Tail,
+    CostSample, EngineSample, GpuSample, HEADS_PER_SECOND, MAX_HEADS, Metrics, MetricsFormat, RecentHead, Samples, Tail,
 };
 
 /// View of the gateway for the admin address, also before the gateway is ready.
@@ -125,6 +125,7 @@ impl AdminState for AdminView {
                 let samples = Samples {
                     engines: &engines,
                     model_memory: (snapshot.models.memory().taken(), snapshot.models.memory().limit()),
+                    gpus: &gpus(gateway),
                     backends: &backends,
                     endpoints: &endpoints,
                     certificates: &certificates,
@@ -310,4 +311,16 @@ impl AdminState for AdminView {
             self.metrics.process.admin_connections_dropped.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         }
     }
+}
+
+/// Graphics processors of the machine.
+#[cfg(feature = "gpu")]
+fn gpus(gateway: &Gateway) -> Vec<GpuSample> {
+    gateway.gpus.samples()
+}
+
+/// This build asks no driver.
+#[cfg(not(feature = "gpu"))]
+fn gpus(_: &Gateway) -> Vec<GpuSample> {
+    Vec::new()
 }

@@ -284,6 +284,8 @@ pub async fn serve(
         issued_keys: compiler.issued_keys.clone(),
         acme,
         quality: compiler.quality.clone(),
+        #[cfg(feature = "gpu")]
+        gpus: crate::gpus::Gpus::watch(),
         audit: view.audit.clone(),
         tail: Arc::default(),
         recent: config.admin.as_ref().map(|_| RecentHeads::default()),

@@ -27,10 +27,10 @@ pub use log_export::{LogExport, LogExportError, Record, names as log_names};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
     BUCKETS, BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count,
-    EndpointMetrics, EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, HTTP_SECONDS, LimitMetrics,
-    ListenerMetrics, MODEL_SECONDS, Metrics, MetricsFormat, ModelCounts, ModelMetrics, ProbeSample, ProbeTargetSample,
-    QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts, RouteMetrics,
-    Running, Samples,
+    EndpointMetrics, EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, GpuSample, HTTP_SECONDS,
+    LimitMetrics, ListenerMetrics, MODEL_SECONDS, Metrics, MetricsFormat, ModelCounts, ModelMetrics, ProbeSample,
+    ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts,
+    RouteMetrics, Running, Samples,
 };
 pub use recent::{MAX_HEADS, MAX_PER_SECOND as HEADS_PER_SECOND, RecentHead, RecentHeader, RecentHeads};
 pub use tail::{NoStatus, Tail, TailFilter, TailReader};

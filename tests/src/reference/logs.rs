@@ -191,6 +191,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("gpu_refused", "A model runs on the CPU, because the GPU cannot run it."),
     ("grammar_failed", "An answer could not be constrained to its schema."),
     (
+        "gpus_not_watched",
+        "The thread that asks the driver of graphics processors could not be started; there are no metrics of them.",
+    ),
+    (
         "guard_shadow_finding",
         "A guard in shadow mode found something for the first time since the edit: the pattern, and `prompt` or `answer`.",
     ),
@@ -271,6 +275,7 @@ const EVENTS: &[(&str, &str)] = &[
         "The name of an endpoint cannot be resolved; its last addresses are kept, or it is unavailable while it has none.",
     ),
     ("no_chat_template", "A model has no chat template; it continues texts and refuses conversations."),
+    ("no_gpu_driver", "There is no driver of NVIDIA's graphics processors, so that there are no metrics of them."),
     (
         "notification_failed",
         "An attempt at a notification failed: at once, then at most once a minute for each receiver, with the number of failures since the last line (`times`).",

@@ -28,6 +28,11 @@ const ENDPOINT: Label = ("endpoint", Text("URL of the endpoint; for a name, with
 const TARGET: Label = ("target", Text("name of the backend, or `builtin/NAME`"));
 const CLASS: Label = ("class", Text("class as callers wrote it; `other` beyond 32 of a target"));
 const LISTENER: Label = ("listener", Text("name of the listener"));
+const GPU: &[Label] = &[
+    ("gpu", Text("number that the driver gives it")),
+    ("name", Text("name of the product")),
+    ("uuid", Text("identifier of the card")),
+];
 const MODEL: Label = ("model", Text("name of the built-in model"));
 const FEATURE: Label =
     ("feature", Text("[feature](../how-to/drift.md#features), such as `promptLength` or `input:age`"));
@@ -221,6 +226,11 @@ const GROUPS: &[Group] = &[
                 "1",
             ),
             ("spillway_models_memory_bytes", &[], "bytes"),
+            ("spillway_gpu_utilization_ratio", GPU, "0 to 1"),
+            ("spillway_gpu_memory_used_bytes", GPU, "bytes"),
+            ("spillway_gpu_memory_bytes", GPU, "bytes"),
+            ("spillway_gpu_temperature_celsius", GPU, "degrees Celsius"),
+            ("spillway_gpu_power_watts", GPU, "watts"),
             ("spillway_models_memory_limit_bytes", &[], "bytes"),
         ],
     ),

@@ -36,7 +36,7 @@ pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{
     BackendSample, BudgetSample, CertificateSample, ClassSample, CostSample, EndpointSample, EngineSample,
-    FeedbackSample, FeedbackSamples, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample,
+    FeedbackSample, FeedbackSamples, GpuSample, ProbeSample, ProbeTargetSample, QualityFeatureSample, QualitySample,
     RolloutSample, Samples,
 };
 pub use self::receivers::ReceiverMetrics;
@@ -386,6 +386,7 @@ impl Metrics {
         now::endpoints(&mut now, samples.endpoints);
         now::engines(&mut now, samples.engines);
         now::model_memory(&mut now, samples.model_memory);
+        now::gpus(&mut now, samples.gpus);
         now::certificates(&mut now, samples.certificates);
         now::budgets(&mut now, samples.budgets);
         now::costs(&mut now, samples.costs);

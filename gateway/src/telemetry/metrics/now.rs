@@ -136,6 +136,25 @@ pub struct EngineSample {
     pub bandwidth: f64,
 }
 
+/// Graphics processor at a scrape. What the driver does not tell is left out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GpuSample {
+    /// Number that the driver gives it.
+    pub index: u32,
+    /// Identifier that stays with the card.
+    pub uuid: String,
+    /// Name of the product.
+    pub name: String,
+    /// Share of the last moment in which it was at work, from 0 to 1.
+    pub busy: Option<f64>,
+    /// Bytes of its memory in use, and in all.
+    pub memory: Option<(u64, u64)>,
+    /// Degrees Celsius.
+    pub temperature: Option<f64>,
+    /// Watts.
+    pub power: Option<f64>,
+}
+
 /// State of an endpoint at a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct EndpointSample {
@@ -322,6 +341,8 @@ pub struct Samples<'s> {
     pub engines: &'s [EngineSample],
     /// Memory of all built-in models in bytes, used and allowed.
     pub model_memory: (u64, u64),
+    /// Graphics processors of the machine.
+    pub gpus: &'s [GpuSample],
     /// Backends.
     pub backends: &'s [BackendSample],
     /// Endpoints.
@@ -715,6 +736,32 @@ pub(super) fn model_memory(r: &mut Registry, (taken, limit): (u64, u64)) {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         r.register(name, help, gauge);
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "bytes of a card are below 2^53")]
+pub(super) fn gpus(r: &mut Registry, samples: &[GpuSample]) {
+    type Read = fn(&GpuSample) -> Option<f64>;
+    if samples.is_empty() {
+        return;
+    }
+    let mut gauge = |name: &str, help: &str, read: Read| {
+        let family = FloatGauges::default();
+        for sample in samples {
+            if let Some(value) = read(sample) {
+                let index = sample.index.to_string();
+                let own = labels([("gpu", &index), ("name", &sample.name), ("uuid", &sample.uuid)]);
+                family.get_or_create(&own).set(value);
+            }
+        }
+        r.register(name, help, family);
+    };
+    gauge("spillway_gpu_utilization_ratio", "Share of time in which a graphics processor was at work", |s| s.busy);
+    gauge("spillway_gpu_memory_used_bytes", "Memory of a graphics processor in use, by all programs", |s| {
+        s.memory.map(|(used, _)| used as f64)
+    });
+    gauge("spillway_gpu_memory_bytes", "Memory of a graphics processor", |s| s.memory.map(|(_, all)| all as f64));
+    gauge("spillway_gpu_temperature_celsius", "Temperature of a graphics processor", |s| s.temperature);
+    gauge("spillway_gpu_power_watts", "Power that a graphics processor takes", |s| s.power);
 }
 
 pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
