@@ -139,7 +139,7 @@ impl<'s> Checker<'s> {
     fn mismatch(&mut self, node: &Node, expected: &str, path: &str) {
         let help = match &node.value {
             Value::Null => Some("give the key a value, or remove it".to_owned()),
-            Value::Bool(_) | Value::Int(_) | Value::Float(_) if expected == A_STRING => {
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) if [A_STRING, A_STRING_OR_MAPPING].contains(&expected) => {
                 Some("put it in quotes".to_owned())
             }
             Value::Int(n) if expected.starts_with("a duration") => Some(format!("add a unit, such as {n}s or {n}ms")),
@@ -348,13 +348,14 @@ pub(crate) fn branches(schema: &Json) -> &[Json] {
     branches.map_or(std::slice::from_ref(schema), Vec::as_slice)
 }
 
-/// Schemas of a text and of a mapping with several keys, of which these branches consist.
+/// Schemas of a text and of a mapping with several keys, or with one where any text will do, of which these branches consist.
 fn text_or_mapping<'s>(branches: &[&'s Json]) -> Option<(&'s Json, &'s Json)> {
     let [text, mapping] = branches else { return None };
     let is_text = text.get("type").and_then(Json::as_str) == Some("string")
         && text.get("const").or_else(|| text.get("enum")).is_none();
     let properties = mapping.get("properties").and_then(Json::as_object);
-    (is_text && properties.is_some_and(|properties| properties.len() > 1)).then_some((*text, *mapping))
+    let least = if text.get("format").is_some() { 2 } else { 1 };
+    (is_text && properties.is_some_and(|properties| properties.len() >= least)).then_some((*text, *mapping))
 }
 
 /// Words and mappings with one key, each with the schema of its value, of which these branches consist.

@@ -158,11 +158,22 @@ impl<'c> RouteRules<'c> {
         self.filters.iter().any(|(name, config)| {
             if EXPRESSIONS.contains(name) {
                 config.to_string().contains("path")
+            } else if computed_headers(config).any(|(_, _, text)| text.contains("path")) {
+                true
             } else {
                 !BLIND_TO_PATHS.contains(name) || rewrites_by_pattern(name, config)
             }
         })
     }
+}
+
+/// Headers that `requestHeaders` or `responseHeaders` compute: `set` or `add`, the name, the expression.
+pub(crate) fn computed_headers(config: &serde_json::Value) -> impl Iterator<Item = (&'static str, &str, &str)> {
+    let below = |key: &'static str| config.get(key).and_then(serde_json::Value::as_object).map(|map| (key, map));
+    let all = ["set", "add"].into_iter().filter_map(below);
+    all.flat_map(|(key, map)| {
+        map.iter().filter_map(move |(name, value)| Some((key, name.as_str(), value.get("value")?.as_str()?)))
+    })
 }
 
 /// True for a filter that finds a part of the path by an expression.
@@ -180,4 +191,23 @@ fn filters_of(reference: &BackendRef) -> impl Iterator<Item = (Option<&str>, &st
 fn depends_on_route(name: &str, config: &serde_json::Value) -> bool {
     let is_built_in = EXPRESSIONS.contains(&name) || BLIND_TO_PATHS.contains(&name) || name == "externalAuthorization";
     name == "rateLimit" || !is_built_in || config.to_string().contains("route")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_that_is_computed_of_the_path_judges_it() {
+        for (filter, judges) in [
+            (r#"{"requestHeaders": {"set": {"x-path": "a path"}}}"#, false),
+            (r#"{"requestHeaders": {"set": {"x-tenant": {"value": "consumer.tenant"}}}}"#, false),
+            (r#"{"requestHeaders": {"set": {"x-admin": {"value": "request.path.startsWith('/admin')"}}}}"#, true),
+            (r#"{"responseHeaders": {"add": {"x-at": {"value": "request['path']"}}}}"#, true),
+        ] {
+            let config = format!(r#"{{"listeners": [], "routes": [{{"name": "r", "filters": [{filter}]}}]}}"#);
+            let config: Config = serde_json::from_str(&config).unwrap();
+            assert_eq!(RouteRules::all(&config)[0].judges_path(), judges, "{filter}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use spillway_tests::{Gateway, Upstream, binary};
+use spillway_tests::{Gateway, Upstream, binary, new_key};
 
 const CHAT: &str = "POST /v1//chat/completions?a=b HTTP/1.1
 host: Api.Example.com:8443
@@ -24,6 +24,8 @@ fn an_expression_has_the_value_and_type_of_the_request_in_the_file() {
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("chat.http", CHAT);
     write("crlf.http", &CHAT.replace('\n', "\r\n"));
+    write("late.http", "HTTP/1.1 503 Service Unavailable\nretry-after: 5\n\nbusy");
+    write("served.json", r#"{"backend": "chat-v2", "version": "candidate", "usage": {"promptTokens": 7}}"#);
     write("acme.json", r#"{"name": "acme", "scopes": ["chat"], "claims": {"plan": "pro"}}"#);
     for (arguments, code, says) in [
         (&["request.method", "--request", "chat.http"][..], 0, "\"POST\" (string)\n"),
@@ -37,6 +39,17 @@ fn an_expression_has_the_value_and_type_of_the_request_in_the_file() {
         (&["consumer.name + claims.plan", "--consumer", "acme.json"], 0, "\"acmepro\" (string)\n"),
         (&["[route, request.clientAddress]", "--route", "r", "--client", "::1"], 0, "[\"r\",\"::1\"] (list)\n"),
         (&["tls.used", "--tls"], 0, "true (bool)\n"),
+        (&["response.headers['retry-after'] + backend", "--response", "late.http"], 0, "\"5\" (string)\n"),
+        (
+            &["[response.status, usage.promptTokens]", "--response", "late.http", "--served", "served.json"],
+            0,
+            "[503,7] (list)\n",
+        ),
+        (&["backend", "--place", "request-header", "--served", "served.json"], 0, "\"chat-v2\" (string)\n"),
+        (&["rollout.version", "--served", "served.json"], 0, "\"candidate\" (string)\n"),
+        (&["usage.completionTokens", "--served", "served.json"], 1, "no value: "),
+        (&["response.status"], 2, "`response` is not known in a filter"),
+        (&["true", "--response", "acme.json"], 2, "acme.json: this is not an answer: "),
         (&["request.headers['x-none']"], 1, "no value: "),
         (&["claims.plan == 'pro'"], 1, "no value: "),
         (&["request.pth"], 2, "the expression: column 8: `request` has no `pth`; expected `method`, `path`,"),
@@ -73,6 +86,48 @@ fn an_expression_has_the_value_and_type_of_the_request_in_the_file() {
         let (ended, said) = eval(folder.path(), &["true", "--request", &format!("{file}.http")]);
         assert!(ended == Some(2) && said.contains(says), "{file}: {ended:?} {said}");
     }
+}
+
+/// Headers of requests and answers have the values that expressions make, and nothing else of a caller's takes their place.
+#[tokio::test]
+async fn headers_have_computed_values() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&format!(
+        "authentication: {{apiKey: {{}}}}
+consumers: [{{name: anna, tenant: north, keys: [{{sha256: \"{digest}\"}}]}}]
+backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: r
+    authentication: optional
+    filters:
+      - requestHeaders:
+          set:
+            x-user: {{value: \"consumer.name\"}}
+            x-to: {{value: \"backend\"}}
+            x-key: {{value: \"request.headers['authorization']\"}}
+            x-size: {{value: \"size(request.body.list)\"}}
+      - responseHeaders: {{set: {{x-of: {{value: \"route + '/' + string(response.status) + '/' + request.query\"}}}}}}
+    backendRefs: [{{name: x}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let told = || {
+        let headers = upstream.last().headers;
+        let text = |name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        ["x-user", "x-to", "x-key", "x-size"].map(text).join(" ")
+    };
+    let forged = [("x-user", "admin"), ("x-size", "0"), ("x-key", "a")];
+    let answer = client.post("/?a=b", &forged, "").await;
+    assert_eq!((told().as_str(), answer.header("x-of")), (" x  ", "r/200/a=b"));
+    let credential = format!("Bearer {key}");
+    let known = [("authorization", credential.as_str()), ("x-user", "admin")];
+    let answer = client.post("/?%0d%0aset-cookie:a", &known, "{\"list\": [1, 2]}").await;
+    assert_eq!((told().as_str(), answer.header("x-of")), ("anna x [redacted] 2", "r/200/%0d%0aset-cookie:a"));
+    let refused = client.post("/", &[("authorization", "Bearer wrong")], "").await;
+    assert_eq!((refused.status.as_u16(), refused.header("x-of")), (401, "r/401/"));
 }
 
 /// The gateway decides about a request as `eval` says.

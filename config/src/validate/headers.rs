@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{Context, Finding, Segment, at};
 use crate::diagnostic::Severity;
 use crate::header_names::{HeaderNames, Sender};
+use crate::rules::computed_headers;
 use crate::schema::{FilterEntry, HashOn, Route};
 
 pub(super) fn all(cx: &mut Context<'_>) {
@@ -73,32 +74,37 @@ fn of_filter(at: Vec<Segment>, filter: &FilterEntry, rules: &mut Vec<(Vec<Segmen
         |keys: &[&str]| at.iter().cloned().chain(keys.iter().map(|key| Segment::from(*key))).collect::<Vec<_>>();
     let config = &filter.config;
     let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str);
-    let expression = match filter.name.as_str() {
+    let expressions = match filter.name.as_str() {
         "rateLimit" => {
             if let Some(name) = text("/by/header") {
                 rules.push((below(&["by", "header"]), name.to_owned(), Severity::Error));
             }
-            text("/by/value").map(|text| (below(&["by", "value"]), text))
+            text("/by/value").map(|text| (below(&["by", "value"]), text)).into_iter().collect()
         }
-        "authorize" => text("").map(|text| (below(&[]), text)),
-        "cel" => text("/deny").map(|text| (below(&["deny"]), text)),
+        "authorize" => text("").map(|text| (below(&[]), text)).into_iter().collect(),
+        "cel" => text("/deny").map(|text| (below(&["deny"]), text)).into_iter().collect(),
+        "requestHeaders" | "responseHeaders" => {
+            let computed = computed_headers(config);
+            computed.map(|(key, name, text)| (below(&[key, name, "value"]), text)).collect()
+        }
         "externalAuthorization" => {
             for (i, name) in config.get("forwardHeaders").and_then(Value::as_array).into_iter().flatten().enumerate() {
                 let mut at = below(&["forwardHeaders"]);
                 at.push(Segment::from(i));
                 rules.extend(name.as_str().map(|name| (at, name.to_owned(), Severity::Warning)));
             }
-            None
+            Vec::new()
         }
-        _ => None,
+        _ => Vec::new(),
     };
-    let Some((at, text)) = expression else { return };
-    rules.extend(read_by(text).into_iter().map(|name| (at.clone(), name, Severity::Warning)));
+    for (at, text) in expressions {
+        rules.extend(read_by(text).into_iter().map(|name| (at.clone(), name, Severity::Warning)));
+    }
 }
 
-/// Headers that an expression reads by a literal name: `headers['NAME']`.
+/// Headers of the request that an expression reads by a literal name: `request.headers['NAME']`.
 fn read_by(expression: &str) -> Vec<String> {
-    let parts = expression.split("headers[").skip(1).filter_map(|rest| {
+    let parts = expression.split("request.headers[").skip(1).filter_map(|rest| {
         let rest = rest.trim_start();
         let quote = rest.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
         rest.get(1..)?.split_once(quote).map(|(name, _)| name.to_owned())

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
-use spillway_cel::{Expression, Scope, Seen};
+use spillway_cel::{Expression, Scope, Seen, Served};
 use spillway_filter::Fields;
 
 fuzz_target!(|text: &str| {
@@ -21,12 +21,14 @@ fuzz_target!(|text: &str| {
         caller: None,
         secure: false,
         now: None,
+        served: Served::default(),
+        hides: None,
     };
-    match Expression::condition(text, Scope::All) {
+    match Expression::condition(text, Scope::Request) {
         Ok(expression) => drop(expression.holds(&seen)),
         Err(why) => assert!(!why.is_empty()),
     }
-    if let Ok(expression) = Expression::value(text, Scope::All) {
+    if let Ok(expression) = Expression::value(text, Scope::Request) {
         let _ = expression.text(&seen);
     }
 });

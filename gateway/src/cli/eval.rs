@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
-use http::{HeaderName, HeaderValue, Method, header};
+use clap::{Args, ValueEnum};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
-use spillway_cel::{Expression, Fact, Scope, Seen};
+use spillway_cel::{Expression, Fact, Scope, Seen, Served};
 use spillway_config::path;
 use spillway_filter::{Caller, Fields, Refusal};
 
@@ -45,9 +45,70 @@ pub(super) struct EvalArguments {
     /// The caller uses TLS.
     #[arg(long)]
     tls: bool,
-    /// Allow only the names that `routes[].matches[].when` knows.
-    #[arg(long)]
+    /// Allow only the names that `routes[].matches[].when` knows: as `--place match`.
+    #[arg(long, conflicts_with = "place")]
     when: bool,
+    /// The place of the expression in the file, which decides what names it knows. Left out: with `--response` a response header,
+    /// with `--served` a field, else a filter.
+    #[arg(long, value_enum)]
+    place: Option<Place>,
+    /// The answer as HTTP/1.1 writes it: its head and an empty line.
+    #[arg(long, value_name = "FILE")]
+    response: Option<PathBuf>,
+    /// Who answered, as JSON: {"backend": "", "version": "", "model": "", "usage": {"promptTokens": 0, "cachedTokens": 0,
+    /// "completionTokens": 0}}.
+    #[arg(long, value_name = "FILE")]
+    served: Option<PathBuf>,
+}
+
+/// Place of an expression in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Place {
+    /// `matches[].when`.
+    Match,
+    /// A filter that decides on requests.
+    Filter,
+    /// A header of the request for a server.
+    RequestHeader,
+    /// A header of the answer.
+    ResponseHeader,
+    /// A field of the access log or a span.
+    Field,
+}
+
+impl EvalArguments {
+    fn scope(&self) -> Scope {
+        match self.place {
+            _ if self.when => Scope::Head,
+            Some(Place::Match) => Scope::Head,
+            Some(Place::Filter) => Scope::Request,
+            Some(Place::RequestHeader) => Scope::Upstream,
+            Some(Place::ResponseHeader) => Scope::Answer,
+            Some(Place::Field) => Scope::End,
+            None if self.served.is_some() => Scope::End,
+            None if self.response.is_some() => Scope::Answer,
+            None => Scope::Request,
+        }
+    }
+}
+
+/// Target and usage, as the file of `--served` has them.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ServedFile {
+    backend: String,
+    version: String,
+    model: String,
+    usage: UsageFile,
+}
+
+/// Tokens of an answer.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct UsageFile {
+    prompt_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
 }
 
 /// Caller, as the file of `--consumer` has it.
@@ -99,8 +160,7 @@ pub(super) fn run(arguments: &EvalArguments) -> ExitCode {
 type Value = Result<(serde_json::Value, String), spillway_cel::EvaluationError>;
 
 fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
-    let scope = if arguments.when { Scope::Head } else { Scope::All };
-    let expression = Expression::any(&arguments.expression, scope).map_err(EvalError::Expression)?;
+    let expression = Expression::any(&arguments.expression, arguments.scope()).map_err(EvalError::Expression)?;
     let (file, bytes) = match &arguments.request {
         Some(file) => (file.display().to_string(), read(file)?),
         None => (String::new(), PLAIN.to_vec()),
@@ -109,7 +169,9 @@ fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
     if expression.asked().reads(Fact::Model) {
         request.model = model(&request).map_err(|reason| EvalError::Content { file, reason })?;
     }
-    let consumer = arguments.consumer.as_deref().map(consumer).transpose()?;
+    let consumer: Option<ConsumerFile> = arguments.consumer.as_deref().map(json).transpose()?;
+    let served: ServedFile = arguments.served.as_deref().map(json).transpose()?.unwrap_or_default();
+    let answer = arguments.response.as_deref().map(answer).transpose()?;
     let caller = consumer.as_ref().map(|known| Caller {
         consumer: &known.name,
         tenant: &known.tenant,
@@ -128,6 +190,17 @@ fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
         caller,
         secure: arguments.tls,
         now: None,
+        served: Served {
+            backend: &served.backend,
+            version: &served.version,
+            status: answer.as_ref().map_or(0, |(status, _)| status.as_u16()),
+            headers: answer.as_ref().map(|(_, headers)| headers),
+            model: &served.model,
+            prompt_tokens: served.usage.prompt_tokens,
+            cached_tokens: served.usage.cached_tokens,
+            completion_tokens: served.usage.completion_tokens,
+        },
+        hides: None,
     }))
 }
 
@@ -142,10 +215,41 @@ fn read(file: &Path) -> Result<Vec<u8>, EvalError> {
     Ok(bytes)
 }
 
-fn consumer(file: &Path) -> Result<ConsumerFile, EvalError> {
+fn json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, EvalError> {
     let bytes = read(file)?;
     let wrong = |e: serde_json::Error| EvalError::Content { file: file.display().to_string(), reason: e.to_string() };
     serde_json::from_slice(&bytes).map_err(wrong)
+}
+
+/// Status and headers of the answer in a file; what follows the empty line is not read.
+fn answer(file: &Path) -> Result<(StatusCode, Fields), EvalError> {
+    let bytes = read(file)?;
+    let wrong = |reason: String| EvalError::Content { file: file.display().to_string(), reason };
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut head = httparse::Response::new(&mut fields);
+    match head.parse(&bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => {
+            return Err(wrong("the head of the answer has no end; expected an empty line".to_owned()));
+        }
+        Err(e) => {
+            return Err(wrong(format!(
+                "this is not an answer: {e}; expected `HTTP/1.1 200 OK`, its headers, an empty line"
+            )));
+        }
+    }
+    let status = StatusCode::from_u16(head.code.unwrap_or_default()).map_err(|e| wrong(e.to_string()))?;
+    Ok((status, fields_of(head.headers).map_err(wrong)?))
+}
+
+fn fields_of(written: &[httparse::Header<'_>]) -> Result<Fields, String> {
+    let mut headers = Fields::with_capacity(written.len());
+    for field in written {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|e| format!("`{}`: {e}", field.name))?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|e| format!("the value of `{name}`: {e}"))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
 }
 
 /// Parses a request; lines may end as text files have it, and the body is what follows the empty line, of any length.
@@ -164,12 +268,7 @@ fn parse(bytes: &[u8]) -> Result<Request, String> {
         }
     };
     let target: http::Uri = head.path.unwrap_or_default().parse().map_err(|e| format!("the target: {e}"))?;
-    let mut headers = Fields::with_capacity(head.headers.len());
-    for field in head.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|e| format!("`{}`: {e}", field.name))?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|e| format!("the value of `{name}`: {e}"))?;
-        headers.append(name, value);
-    }
+    let headers = fields_of(head.headers)?;
     let body = bytes.get(begins..).unwrap_or_default().to_vec();
     if !body.is_empty() && headers.contains_key(header::CONTENT_ENCODING) {
         return Err(

@@ -8,6 +8,7 @@ mod forwarded;
 mod observers;
 mod rewriting;
 mod taps;
+mod viewed;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
-use spillway_filter::{Answer, Caller, Fields, HeaderChange, Refusal, Variables};
+use spillway_filter::{Answer, Caller, Fields, HeaderChange, Refusal, RequestView, Variables};
 use spillway_statistics::Version;
 use tokio::time::Instant as Deadline;
 
@@ -25,7 +26,7 @@ use crate::clock;
 use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger, Payer};
-use crate::message::ResponseHead;
+use crate::message::{RequestHead, ResponseHead};
 use crate::off_loop::OffLoop;
 use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written, render};
 use crate::queueing::{Retrying, WakingSlot};
@@ -44,6 +45,7 @@ pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
 pub use rewriting::{Rewriting, RewrittenEnd};
 pub use taps::Taps;
+pub use viewed::Viewed;
 
 /// End of a request that no endpoint or model answers.
 #[derive(Debug)]
@@ -530,6 +532,30 @@ impl Exchange {
         })
     }
 
+    /// Request with this head in the form that filters see.
+    pub fn request_view<'a>(&'a self, head: &'a RequestHead) -> RequestView<'a> {
+        let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        RequestView {
+            method: &head.method,
+            path: head.uri.path(),
+            host: host.or_else(|| head.uri.host()),
+            secure: self.secure,
+            headers: &head.headers,
+            client: self.client,
+            caller: self.caller_view(),
+            route: self.route.as_ref().map_or("", |route| &route.name),
+            query: head.uri.query().unwrap_or_default(),
+            model: self.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+            is_repeatable: self.resolved.operation.is_repeatable(),
+            system: self.resolved.system_place(),
+            prompt_tokens: self.asked.as_ref().map(|asked| asked.expected.input),
+            body: match &self.body {
+                RequestBody::Held(held) => Some(&held.bytes),
+                RequestBody::Unread => None,
+            },
+        }
+    }
+
     /// Names that its answer costs something under.
     pub fn payer(&self) -> Payer<'_> {
         let (consumer, tenant) = self.caller.as_ref().map_or(("", ""), |caller| (&*caller.name, &*caller.tenant));
@@ -581,9 +607,11 @@ impl Exchange {
     }
 
     /// Variables that header values may use.
-    pub fn variables<'a>(&'a self, route: &'a Route, backend: &'a str) -> Variables<'a> {
+    pub fn variables<'a>(&'a self, route: &'a Route, backend: &'a str, viewed: &'a Viewed<'a>) -> Variables<'a> {
         Variables {
             backend,
+            status: None,
+            exchange: Some(viewed),
             route: &route.name,
             request_id: self.request_id.to_str().unwrap_or_default(),
             origin: self.origin.as_ref(),

@@ -92,7 +92,7 @@ pub(super) async fn send(
         let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
     }
     let body = if is_head { Bytes::new() } else { body };
-    finish_response(&mut head, exchange);
+    finish_response(&mut head, session.req_header(), exchange);
     exchange.outcome.status = head.status.as_u16();
     exchange.rewriting = None;
     exchange.show(&body);
@@ -121,7 +121,7 @@ pub(super) async fn send_message(
     if !session.is_http2() {
         return Err(End::refuse(http2_required()));
     }
-    finish_response(&mut head, exchange);
+    finish_response(&mut head, session.req_header(), exchange);
     exchange.outcome.status = head.status.as_u16();
     exchange.rewriting = None;
     exchange.show(&message);

@@ -158,7 +158,7 @@ async fn write_head(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let is_http11 = session.req_header().version == Version::HTTP_11;
-    let answer = outgoing_response(answer, exchange, is_http11, true);
+    let answer = outgoing_response(answer, session.req_header(), exchange, is_http11, true);
     let mut ahead = Ahead::new(stream, unread, exchange);
     let write = session.write_response_header(answer);
     deliver(pin!(write), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)

@@ -228,26 +228,7 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, exchange: &mut Exchang
 
 /// Request as filters see it.
 pub(super) fn view<'a>(session: &'a ClientSession, exchange: &'a Exchange) -> RequestView<'a> {
-    let head = session.req_header();
-    RequestView {
-        method: &head.method,
-        path: head.uri.path(),
-        host: super::target::host_of(head),
-        secure: exchange.secure,
-        headers: &head.headers,
-        client: exchange.client,
-        caller: exchange.caller_view(),
-        route: exchange.route.as_ref().map_or("", |route| &route.name),
-        query: head.uri.query().unwrap_or_default(),
-        model: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
-        is_repeatable: exchange.resolved.operation.is_repeatable(),
-        system: exchange.resolved.system_place(),
-        prompt_tokens: exchange.asked.as_ref().map(|asked| asked.expected.input),
-        body: match &exchange.body {
-            RequestBody::Held(held) => Some(&held.bytes),
-            RequestBody::Unread => None,
-        },
-    }
+    exchange.request_view(session.req_header())
 }
 
 async fn run(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
-use spillway_cel::{Expression, Fact, Scope, Seen};
+use spillway_cel::{Expression, Fact, Scope, Seen, Served};
 use spillway_config::path;
 use spillway_config::schema::{HeaderMatch, Match, PathMatch, QueryMatch};
 use spillway_filter::Fields;
@@ -355,6 +355,8 @@ fn holds(when: &Expression, head: &HeadView<'_>) -> bool {
         caller: None,
         secure: false,
         now: None,
+        served: Served::default(),
+        hides: None,
     };
     when.holds(&seen).unwrap_or(false)
 }

@@ -683,7 +683,8 @@ fn body_needs(
         .map(|target| &target.kind)
         .chain(spills_to)
         .any(|kind| matches!(kind, TargetKind::Backend(backend) if backend.upstream_model.is_some()));
-    let filter_reads_body = filters.iter().any(|named| named.filter.needs_body());
+    let of_targets = targets.iter().flat_map(|target| &target.filters);
+    let filter_reads_body = filters.iter().chain(of_targets).any(|named| named.filter.needs_body());
     let judges_body = written.spill.as_ref().is_some_and(|spill| spill.models.is_some())
         || renames_model
         || filter_reads_body

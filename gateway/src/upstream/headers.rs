@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use smallvec::SmallVec;
 use spillway_config::values::ServerUrl;
-use spillway_filter::{Fields, Filter, Headers, NameSet, ServerView};
+use spillway_filter::{Fields, Filter, Headers, NameSet, ServerView, Variables};
 
 use super::answer_model;
 use super::masking::SentCredentials;
@@ -21,7 +21,7 @@ use super::via::{HOPS, Via};
 use crate::balancing::orca;
 use crate::clock::{self, millis};
 use crate::credentials::Credential;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Viewed};
 use crate::identity::credential_in;
 use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{GRPC_ACCEPT_ENCODING, GRPC_TIMEOUT, write_timeout};
@@ -333,7 +333,9 @@ pub(super) fn outgoing_request(
     set_time_left(&mut out, attempt, exchange);
     let span = if attempt.span.is_none() { &exchange.span } else { &attempt.span };
     span.inject(&mut RequestHeaders { head: &mut out, odd: exchange.odd_headers });
-    run_filters(&mut out, attempt, exchange, &mut shown);
+    let passes_credentials = is_own && attempt.backend.passes_credentials;
+    let viewed = Viewed { head: client, exchange, target: attempt.target, passes_credentials };
+    run_filters(&mut out, attempt, viewed, &mut shown);
     if let Some(translation) = &attempt.translation {
         translation.adapt(&mut out);
     }
@@ -500,14 +502,15 @@ fn set_time_left(out: &mut RequestHead, attempt: &Attempt<'_>, exchange: &Exchan
 pub(super) fn run_filters(
     out: &mut RequestHead,
     attempt: &Attempt<'_>,
-    exchange: &Exchange,
+    viewed: Viewed<'_>,
     shown: &mut SentCredentials,
 ) {
+    let exchange = viewed.exchange;
     let of_target = attempt.route.filters_of(attempt.target);
     if !attempt.route.has_filters() && of_target.is_empty() {
         return;
     }
-    let variables = exchange.variables(attempt.route, &attempt.backend.name);
+    let variables = exchange.variables(attempt.route, &attempt.backend.name, &viewed);
     for filter in attempt.route.all_filters().chain(of_target) {
         let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
         let mut recorded = Recorded { headers, shown, names: &exchange.snapshot.caller_headers };
@@ -607,6 +610,7 @@ pub(super) fn filter_server_response(
 /// Header of the answer for the client, made in place from a new one or from an endpoint's after [`remove_hop_by_hop`].
 pub fn outgoing_response(
     mut out: ResponseHead,
+    client: &RequestHead,
     exchange: &mut Exchange,
     client_is_http11: bool,
     has_body: bool,
@@ -619,7 +623,7 @@ pub fn outgoing_response(
     if has_body && client_is_http11 && !out.headers.contains_key(header::CONTENT_LENGTH) {
         let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    finish_response(&mut out, exchange);
+    finish_response(&mut out, client, exchange);
     Box::new(out)
 }
 
@@ -667,8 +671,9 @@ fn show_times(out: &mut ResponseHead, exchange: &Exchange) {
     }
 }
 
-/// Adds the headers of every answer: the request id, the limits, and those of the filters and their observers.
-pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
+/// Adds the headers of every answer to a request with the head `client`: the request id, the limits, and those of the filters and
+/// their observers.
+pub fn finish_response(out: &mut ResponseHead, client: &RequestHead, exchange: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
     if exchange.snapshot.server_timing {
         show_times(out, exchange);
@@ -680,7 +685,10 @@ pub fn finish_response(out: &mut ResponseHead, exchange: &mut Exchange) {
     if let Some(route) = &exchange.route {
         let of_target = route.filters_of(exchange.outcome.target);
         if route.has_filters() || !of_target.is_empty() {
-            let variables = exchange.variables(route, exchange.served_by());
+            let target = exchange.outcome.target;
+            let viewed = Viewed { head: client, exchange, target, passes_credentials: false };
+            let status = Some(out.status);
+            let variables = Variables { status, ..exchange.variables(route, exchange.served_by(), &viewed) };
             for filter in route.all_filters().chain(of_target) {
                 filter.filter.on_response(&mut out.headers, &variables);
             }

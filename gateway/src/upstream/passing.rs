@@ -265,7 +265,7 @@ impl<'a> Conversation<'_, 'a> {
 
     /// Head of the answer as the client gets it.
     fn outgoing(&mut self, head: ResponseHead, is_http11: bool, has_body: bool) -> Box<ResponseHead> {
-        let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
+        let mut out = outgoing_response(head, self.session.req_header(), self.exchange, is_http11, has_body);
         if let Some(dropped) = self.attempt.dropped() {
             let _ = out.insert_header(DROPPED.clone(), dropped.clone());
         }
@@ -904,7 +904,7 @@ pub fn refused(exchange: &mut Exchange) -> Option<CutReason> {
 async fn refuse(refusal: &Refusal, session: &mut ClientSession, exchange: &mut Exchange) -> pingora::Result<()> {
     let (mut head, body) = exchange.render(refusal);
     let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
-    finish_response(&mut head, exchange);
+    finish_response(&mut head, session.req_header(), exchange);
     exchange.outcome.status = refusal.status.as_u16();
     exchange.show(&body);
     session.write_response_header(Box::new(head)).await?;

@@ -8,7 +8,7 @@ use super::headers::{claimed, is_of_connection, nominated, remove_credentials, r
 use super::masking::SentCredentials;
 use super::outcome::Attempt;
 use crate::downstream::ClientSession;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Viewed};
 
 /// Fields that no request has as trailers, because they route, authenticate or modify it (RFC 9110, 6.5.1), or because the
 /// gateway sets them. Those of [`GUARDED`] are none either.
@@ -69,7 +69,8 @@ pub(super) fn of_request(
     remove_credentials(&mut head, client, exchange, true);
     // A field that a filter sets or removes is the filter's.
     let before = head.headers.clone();
-    run_filters(&mut head, attempt, exchange, &mut SentCredentials::default());
+    let viewed = Viewed { head: client, exchange, target: attempt.target, passes_credentials: false };
+    run_filters(&mut head, attempt, viewed, &mut SentCredentials::default());
     fields(&before, |name| head.headers.get_all(name).iter().eq(before.get_all(name).iter()))
 }
 

@@ -232,7 +232,7 @@ async fn accept(
     shown.strip(&mut head);
     filter_server_response(&mut head, attempt, session.req_header(), exchange, sent_host.as_ref());
     exchange.outcome.was_at_target(clock::since(attempt.started));
-    finish_response(&mut head, exchange);
+    finish_response(&mut head, session.req_header(), exchange);
     let _ = head.insert_header(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let _ = head.insert_header(header::UPGRADE, upgrade.name());
     let until = limits.deadline.min(clock::now() + exchange.write_timeout);

@@ -6,6 +6,7 @@ mod compression;
 mod counter;
 mod embedder;
 mod events;
+mod exchange;
 mod fields;
 mod grpc_client;
 mod headers;
@@ -23,6 +24,7 @@ pub use compression::{CodingSpec, CompressionSpec, ContentCoding};
 pub use counter::{Counter, CounterSample, CounterSpec, Counters};
 pub use embedder::{Embedder, Embedders, Embedding, NoEmbedders};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
+pub use exchange::ExchangeView;
 pub use fields::{FieldName, Fields, NameSet, Values};
 pub use grpc_client::{Exchanged, GrpcClient, GrpcError, GrpcServer, GrpcStream, NoGrpc, Pending};
 pub use headers::{HeaderChange, HeaderEdit, Headers, Template};
@@ -181,6 +183,10 @@ pub struct Variables<'a> {
     pub origin: Option<&'a http::HeaderValue>,
     /// True if the caller used TLS, for hooks alone: no name in braces stands for it.
     pub secure: bool,
+    /// Status of the answer; `None` on the way of a request.
+    pub status: Option<http::StatusCode>,
+    /// The exchange, for hooks that compute a value; `None` in tests of filters that need none.
+    pub exchange: Option<&'a dyn ExchangeView>,
 }
 
 /// Server whose answer goes to the caller, and the caller's side of it, as filters of answers see them.

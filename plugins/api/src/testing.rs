@@ -13,9 +13,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, Counters, Embedder, Embedders, Embedding, EventSplitter, ExchangeEnd, FieldError,
-    Fields, Filter, FilterFactory, Flow, GrpcClient, HttpClient, HttpError, NoEmbedders, NoGrpc, NoHttp, RequestView,
-    ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
+    BuildContext, Call, Caller, Counters, Embedder, Embedders, Embedding, EventSplitter, ExchangeEnd, ExchangeView,
+    FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, HttpClient, HttpError, NoEmbedders, NoGrpc, NoHttp,
+    RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -318,6 +318,21 @@ impl TestRequest {
     }
 }
 
+/// Exchange of a request in which the caller's credential is in `authorization`, at the stable version of a rollout.
+impl ExchangeView for TestRequest {
+    fn request(&self) -> RequestView<'_> {
+        self.view()
+    }
+
+    fn version(&self) -> &'static str {
+        "stable"
+    }
+
+    fn is_secret(&self, name: &HeaderName) -> bool {
+        *name == http::header::AUTHORIZATION
+    }
+}
+
 /// Client of a filter's calls that answers each at once in the same way, and keeps the requests.
 pub struct FixedHttp {
     answer: Result<http::Response<Bytes>, HttpError>,
@@ -422,7 +437,15 @@ pub fn exchange_end() -> ExchangeEnd<'static> {
 /// Variables of a plain exchange: route `route`, backend `backend`, request id `request-id`, no origin, no TLS. A test
 /// changes some of them by `Variables { secure: true, ..variables() }`.
 pub fn variables() -> Variables<'static> {
-    Variables { backend: "backend", route: "route", request_id: "request-id", origin: None, secure: false }
+    Variables {
+        backend: "backend",
+        route: "route",
+        request_id: "request-id",
+        origin: None,
+        secure: false,
+        status: None,
+        exchange: None,
+    }
 }
 
 /// Server of a plain exchange: `http://10.0.0.11:8000`, which got the `Host` of the caller, `api.example.com`, without TLS

@@ -17,7 +17,7 @@ struct Authorize(String);
 
 pub(crate) fn authorize() -> Box<dyn FilterFactory> {
     let compile = |config: &Authorize| {
-        Expression::condition(&config.0, Scope::All).map_err(|message| FieldError { path: Vec::new(), message })
+        Expression::condition(&config.0, Scope::Request).map_err(|message| FieldError { path: Vec::new(), message })
     };
     define(
         "authorize",
@@ -76,7 +76,7 @@ pub(crate) fn cel() -> Box<dyn FilterFactory> {
 
 fn check(config: &Cel) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    if let Err(message) = Expression::condition(&config.deny, Scope::All) {
+    if let Err(message) = Expression::condition(&config.deny, Scope::Request) {
         errors.push(FieldError::at(["deny"], message));
     }
     if !(400..500).contains(&config.status.0) {
@@ -86,7 +86,7 @@ fn check(config: &Cel) -> Vec<FieldError> {
 }
 
 fn build(config: Cel, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
-    let deny = Expression::condition(&config.deny, Scope::All).map_err(|m| FieldError::at(["deny"], m))?;
+    let deny = Expression::condition(&config.deny, Scope::Request).map_err(|m| FieldError::at(["deny"], m))?;
     let status = StatusCode::from_u16(config.status.0).unwrap_or(StatusCode::BAD_REQUEST);
     Ok(Arc::new(Denied { deny, status, message: config.message }))
 }

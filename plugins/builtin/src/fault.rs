@@ -43,7 +43,7 @@ fn all() -> f64 {
 
 fn compile(written: &Fault) -> Result<Injection, Vec<FieldError>> {
     let mut errors = Vec::new();
-    let when = written.when.as_deref().map(|text| Expression::condition(text, Scope::All)).transpose();
+    let when = written.when.as_deref().map(|text| Expression::condition(text, Scope::Request)).transpose();
     let when = when.unwrap_or_else(|why| {
         errors.push(FieldError::at(["when"], why));
         None

@@ -91,7 +91,7 @@ fn compile(by: &LimitBy<String, String>) -> Result<(LimitBy, String, bool), Fiel
         },
         |text| {
             let expression =
-                Expression::value(text, Scope::All).map_err(|message| FieldError::at(["by", "value"], message))?;
+                Expression::value(text, Scope::Request).map_err(|message| FieldError::at(["by", "value"], message))?;
             reads_body = expression.asked().needs_body();
             Ok(Arc::new(Computed(expression)))
         },

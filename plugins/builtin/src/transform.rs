@@ -177,7 +177,7 @@ fn compile_edits(side: &'static str, written: &Edits, errors: &mut Vec<FieldErro
 
 fn compile(written: &Transform) -> Result<Changes, Vec<FieldError>> {
     let mut errors = Vec::new();
-    let when = match written.when.as_deref().map(|text| Expression::condition(text, Scope::All)).transpose() {
+    let when = match written.when.as_deref().map(|text| Expression::condition(text, Scope::Request)).transpose() {
         Ok(when) => when,
         Err(why) => {
             errors.push(FieldError::at(["when"], why));

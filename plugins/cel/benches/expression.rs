@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue};
-use spillway_cel::{Expression, Scope, Seen};
+use spillway_cel::{Expression, Scope, Seen, Served};
 use spillway_filter::{Caller, Fields};
 
 fn expressions(c: &mut Criterion) {
@@ -31,6 +31,8 @@ fn expressions(c: &mut Criterion) {
         caller: Some(Caller { consumer: "acme", tenant: "acme", scopes: &scopes, claims: &claims }),
         secure: true,
         now: None,
+        served: Served::default(),
+        hides: None,
     };
     for (name, text) in [
         ("method", "request.method == 'POST'"),
@@ -39,7 +41,7 @@ fn expressions(c: &mut Criterion) {
         ("claim", "claims.org.id == 'research'"),
         ("body", "size(request.body.messages) <= 100"),
     ] {
-        let expression = Expression::condition(text, Scope::All).unwrap();
+        let expression = Expression::condition(text, Scope::Request).unwrap();
         assert!(expression.holds(&seen).unwrap(), "{text}");
         c.bench_function(name, |b| b.iter(|| expression.holds(&seen)));
     }

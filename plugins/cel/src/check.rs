@@ -178,8 +178,13 @@ impl<'e> Checker<'e> {
         if !is_in(scope) {
             return mistake(
                 at,
-                if is_in(Scope::All) {
+                if scope == Scope::Head && is_in(Scope::Request) {
                     format!("`{root}` is not known yet when a route is chosen: use the filter `authorize`")
+                } else if Scope::ALL.into_iter().any(is_in) {
+                    let known = Scope::ALL.into_iter().filter(|scope| is_in(*scope)).map(Scope::as_str);
+                    let (known, here) = (known.collect::<Vec<_>>().join(", "), scope.as_str());
+                    let roots = listed(&schema::roots(scope));
+                    format!("`{root}` is not known in {here}, only in {known}; expected {roots}")
                 } else {
                     format!("unknown name `{root}`; expected {}", listed(&schema::roots(scope)))
                 },
@@ -207,7 +212,7 @@ impl<'e> Checker<'e> {
         }
         let mut kind = Type::Map(&Type::Any);
         let scope = self.scope;
-        for known in self.names(at, name)?.filter(|known| known.scope <= scope) {
+        for known in self.names(at, name)?.filter(|known| known.is_in(scope)) {
             self.read(known);
             self.found.all_headers |= known.fact == Fact::Headers;
             if known.field.is_none() {
@@ -229,7 +234,11 @@ impl<'e> Checker<'e> {
         }
         let field = select.field.as_str();
         match names.iter().find(|name| name.field == Some(field)) {
-            Some(name) if name.scope <= self.scope => Ok(Some(name)),
+            Some(name) if name.is_in(self.scope) => Ok(Some(name)),
+            Some(name) if self.scope != Scope::Head => {
+                let known = name.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(", ");
+                mistake(at, format!("`{root}.{field}` is not known in {}, only in {known}", self.scope.as_str()))
+            }
             Some(_) => mistake(
                 at,
                 format!(
@@ -237,26 +246,29 @@ impl<'e> Checker<'e> {
                 ),
             ),
             None => {
-                let fields = names.iter().filter(|name| name.scope <= self.scope).filter_map(|name| name.field);
+                let fields = names.iter().filter(|name| name.is_in(self.scope)).filter_map(|name| name.field);
                 let fields: Vec<_> = fields.collect();
                 mistake(at, format!("`{root}` has no `{field}`; expected {}", listed(&fields)))
             }
         }
     }
 
-    /// True for `request.headers` itself.
-    fn is_headers(&mut self, expr: &IdedExpr) -> Result<bool, Mistake> {
-        let Expr::Select(select) = &expr.expr else { return Ok(false) };
-        Ok(!select.test && self.named(expr, select)?.is_some_and(|name| name.fact == Fact::Headers))
+    /// Fact of `request.headers` or `response.headers` itself; `None` for another expression.
+    fn headers(&mut self, expr: &IdedExpr) -> Result<Option<Fact>, Mistake> {
+        let Expr::Select(select) = &expr.expr else { return Ok(None) };
+        let fact = if select.test { None } else { self.named(expr, select)?.map(|name| name.fact) };
+        Ok(fact.filter(|fact| matches!(fact, Fact::Headers | Fact::ResponseHeaders)))
     }
 
-    fn header(&mut self, at: &IdedExpr, name: &str) -> Result<(), Mistake> {
+    fn header(&mut self, at: &IdedExpr, of: Fact, name: &str) -> Result<(), Mistake> {
         if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
             let small = name.to_ascii_lowercase();
             return mistake(at, format!("no header is named `{name}`: names are in small letters; write `{small}`"));
         }
-        self.found.asked.add(Fact::Headers);
-        self.found.headers.push(name.to_owned());
+        self.found.asked.add(of);
+        if of == Fact::Headers {
+            self.found.headers.push(name.to_owned());
+        }
         Ok(())
     }
 
@@ -266,8 +278,8 @@ impl<'e> Checker<'e> {
             let kind = self.read(name);
             return Ok(if select.test { Type::Bool } else { kind });
         }
-        let kind = if self.is_headers(&select.operand)? {
-            self.header(at, &select.field)?;
+        let kind = if let Some(of) = self.headers(&select.operand)? {
+            self.header(at, of, &select.field)?;
             Type::String
         } else {
             match self.kind(&select.operand)? {
@@ -285,16 +297,16 @@ impl<'e> Checker<'e> {
         match (name, call.args.as_slice()) {
             ("_[_]", [map, key])
                 if let Some(header) = literal(key)
-                    && self.is_headers(map)? =>
+                    && let Some(of) = self.headers(map)? =>
             {
-                self.header(key, header)?;
+                self.header(key, of, header)?;
                 return Ok(Type::String);
             }
             ("@in", [key, map])
                 if let Some(header) = literal(key)
-                    && self.is_headers(map)? =>
+                    && let Some(of) = self.headers(map)? =>
             {
-                self.header(key, header)?;
+                self.header(key, of, header)?;
                 return Ok(Type::Bool);
             }
             _ => {}

@@ -17,15 +17,15 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use spillway_filter::Fields;
 
 use crate::schema::{Asked, Fact, NAMES, Name};
-use crate::values::{self, Seen};
+use crate::values::{self, REDACTED, Seen};
 use crate::{MAX_BODY, MAX_STEPS};
 
 /// Prefix of a root whose value is counted where it is read. No name that can be written begins with it.
 pub(crate) const COUNTED: &str = "@";
 /// Prefix of the name that counts the steps of one turn of a loop; the number follows. Its value is true.
 pub(crate) const STEP: &str = "@step:";
-/// Name that is true if the request has a body that can be read.
-pub(crate) const HAS_BODY: &str = "@has:body";
+/// Prefix of the name that is true if the exchange has a fact; the number of the fact follows.
+pub(crate) const HAS: &str = "@has:";
 /// Bytes of text that cost as much as one step.
 const BYTES_OF_STEP: usize = 512;
 
@@ -39,6 +39,7 @@ pub(crate) struct Facts<'a> {
     all_headers: bool,
     now: OnceLock<i64>,
     headers: OnceLock<Boxed<'a>>,
+    answer_headers: OnceLock<Boxed<'a>>,
     body: OnceLock<Option<Boxed<'a>>>,
     claims: OnceLock<Boxed<'a>>,
     /// Steps left.
@@ -57,6 +58,7 @@ impl<'a> Facts<'a> {
             all_headers,
             now: OnceLock::new(),
             headers: OnceLock::new(),
+            answer_headers: OnceLock::new(),
             body: OnceLock::new(),
             claims: OnceLock::new(),
             steps: AtomicUsize::new(MAX_STEPS),
@@ -108,6 +110,7 @@ impl<'a> Facts<'a> {
         let x = self.seen;
         let text = |text: &'a str| CowVal::owned(CelString::from(text));
         let number = |n: i64| CowVal::owned(CelInt::from(n));
+        let tokens = |n: Option<u64>| n.map(|n| number(i64::try_from(n).unwrap_or(i64::MAX)));
         Some(match fact {
             Fact::Method => text(x.method),
             Fact::Path => match values::path(x.path) {
@@ -121,7 +124,12 @@ impl<'a> Facts<'a> {
             }
             Fact::Headers => {
                 let headers = self.headers.get_or_init(|| {
-                    if self.all_headers { headers(x.headers) } else { named_headers(x.headers, self.names) }
+                    let hides = |name: &HeaderName| x.hides.is_some_and(|hides| hides(name));
+                    if self.all_headers {
+                        headers(x.headers, hides)
+                    } else {
+                        named_headers(x.headers, self.names, hides)
+                    }
                 });
                 CowVal::Borrowed(headers.as_ref())
             }
@@ -149,6 +157,20 @@ impl<'a> Facts<'a> {
             Fact::Hour => number(self.now() / 3_600 % 24),
             // The first day of 1970 was a Thursday.
             Fact::Weekday => number((self.now() / 86_400 + 4) % 7),
+            Fact::Backend => text(x.served.backend),
+            Fact::RolloutVersion => text(x.served.version),
+            Fact::ResponseStatus => number(x.served.status.into()),
+            Fact::ResponseHeaders => {
+                let headers = self.answer_headers.get_or_init(|| match x.served.headers {
+                    Some(fields) => headers(fields, |_| false),
+                    None => Box::new(CelMap::from(HashMap::new())),
+                });
+                CowVal::Borrowed(headers.as_ref())
+            }
+            Fact::AnsweringModel => text(x.served.model),
+            Fact::PromptTokens => tokens(x.served.prompt_tokens)?,
+            Fact::CachedTokens => tokens(x.served.cached_tokens)?,
+            Fact::CompletionTokens => tokens(x.served.completion_tokens)?,
         })
     }
 
@@ -218,8 +240,9 @@ impl VariableResolver for Facts<'_> {
         if let Some(steps) = name.strip_prefix(STEP) {
             return self.take(steps.parse().unwrap_or(MAX_STEPS)).then(|| CowVal::owned(CelBool::from(true)));
         }
-        if name == HAS_BODY {
-            return Some(CowVal::owned(CelBool::from(self.body().is_some())));
+        if let Some(number) = name.strip_prefix(HAS) {
+            let fact = NAMES.iter().map(|known| known.fact).find(|fact| number.parse() == Ok(*fact as u8))?;
+            return Some(CowVal::owned(CelBool::from(self.value(fact).is_some())));
         }
         if self.is_exhausted() {
             return None;
@@ -282,10 +305,11 @@ fn joined<'a>(headers: &'a Fields, name: &HeaderName) -> Option<Boxed<'a>> {
 }
 
 /// Headers by lower-case name.
-fn headers(headers: &Fields) -> Boxed<'_> {
+fn headers(headers: &Fields, hides: impl Fn(&HeaderName) -> bool) -> Boxed<'_> {
     let mut map: HashMap<CelMapKey<'_>, Boxed<'_>> = HashMap::with_capacity(headers.len());
     for name in headers.keys() {
         if let Some(value) = joined(headers, name) {
+            let value = if hides(name) { string(REDACTED) } else { value };
             map.insert(CelMapKey::from(name.as_str()), value);
         }
     }
@@ -293,10 +317,11 @@ fn headers(headers: &Fields) -> Boxed<'_> {
 }
 
 /// Headers of these names that a request has.
-fn named_headers<'a>(headers: &'a Fields, names: &'a [HeaderName]) -> Boxed<'a> {
+fn named_headers<'a>(headers: &'a Fields, names: &'a [HeaderName], hides: impl Fn(&HeaderName) -> bool) -> Boxed<'a> {
     let mut map = HashMap::with_capacity(names.len());
     for name in names {
         if let Some(value) = joined(headers, name) {
+            let value = if hides(name) { string(REDACTED) } else { value };
             map.insert(CelMapKey::from(name.as_str()), value);
         }
     }

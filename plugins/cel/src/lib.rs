@@ -22,7 +22,7 @@ use regex::Regex;
 
 use facts::Facts;
 pub use schema::{Asked, Fact, NAMES, Name, Type};
-pub use values::Seen;
+pub use values::{REDACTED, Seen, Served};
 
 /// Longest expression, in bytes.
 pub const MAX_EXPRESSION: usize = 4096;
@@ -45,13 +45,35 @@ pub enum EvaluationError {
     Failed(String),
 }
 
-/// Names that an expression may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Place of an expression, which decides what names it may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Head of the request only.
+    /// Match of a route: the head of the request only.
     Head,
-    /// All names.
-    All,
+    /// Filter in front of the choice of a server: the request and its caller.
+    Request,
+    /// Header of the request for a server.
+    Upstream,
+    /// Header of the answer.
+    Answer,
+    /// Field of the access log or a span, when the exchange has ended.
+    End,
+}
+
+impl Scope {
+    /// All places.
+    pub const ALL: [Self; 5] = [Self::Head, Self::Request, Self::Upstream, Self::Answer, Self::End];
+
+    /// The place in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Head => "a match",
+            Self::Request => "a filter",
+            Self::Upstream => "a request header",
+            Self::Answer => "a response header",
+            Self::End => "a field",
+        }
+    }
 }
 
 /// A compiled expression.

@@ -6,8 +6,8 @@ use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
 use cel::common::types::CelBool;
 
-use crate::facts::{COUNTED, HAS_BODY, STEP};
-use crate::schema::{Fact, NAMES};
+use crate::facts::{COUNTED, HAS, STEP};
+use crate::schema::NAMES;
 
 /// The expression with its steps counted; `None` if it has none to count.
 pub(crate) fn counted(expr: &IdedExpr) -> Option<IdedExpr> {
@@ -46,9 +46,10 @@ impl Meter {
                         NAMES.iter().find(|known| known.root == root && known.field == Some(&select.field))
                 {
                     // All other facts are always there.
-                    expr.expr = match known.fact {
-                        Fact::Body => Expr::Ident(HAS_BODY.to_owned()),
-                        _ => Expr::Literal(LiteralValue::Boolean(CelBool::from(true))),
+                    expr.expr = if known.fact.may_be_absent() {
+                        Expr::Ident(format!("{HAS}{}", known.fact as u8))
+                    } else {
+                        Expr::Literal(LiteralValue::Boolean(CelBool::from(true)))
                     };
                     self.is_changed = true;
                     return;

@@ -74,6 +74,21 @@ pub enum Fact {
     Minute,
     Hour,
     Weekday,
+    Backend,
+    RolloutVersion,
+    ResponseStatus,
+    ResponseHeaders,
+    AnsweringModel,
+    PromptTokens,
+    CachedTokens,
+    CompletionTokens,
+}
+
+impl Fact {
+    /// True if an exchange may be without the fact: it is then absent, and reading it has no value.
+    pub(crate) fn may_be_absent(self) -> bool {
+        matches!(self, Self::Body | Self::PromptTokens | Self::CachedTokens | Self::CompletionTokens)
+    }
 }
 
 /// Name of an expression.
@@ -87,8 +102,8 @@ pub struct Name {
     pub field: Option<&'static str>,
     /// Type.
     pub kind: Type,
-    /// Smallest scope that knows the name.
-    pub scope: Scope,
+    /// Scopes that know the name.
+    pub scopes: &'static [Scope],
     /// Value where a request has none.
     pub absent: &'static str,
     /// Meaning.
@@ -100,42 +115,64 @@ const fn name(
     root: &'static str,
     field: &'static str,
     kind: Type,
-    scope: Scope,
+    scopes: &'static [Scope],
     absent: &'static str,
     doc: &'static str,
 ) -> Name {
-    Name { fact, root, field: Some(field), kind, scope, absent, doc }
+    Name { fact, root, field: Some(field), kind, scopes, absent, doc }
 }
 
 const ALWAYS: &str = "always there";
+const NO_USAGE: &str = "absent where no answer told it: reading it has no value";
+
+/// The head of a request, which stays as it came.
+const HEAD: &[Scope] = &[Scope::Head, Scope::Request, Scope::Upstream, Scope::Answer, Scope::End];
+/// Known with the caller and the route, and kept to the end.
+const CALL: &[Scope] = &[Scope::Request, Scope::Upstream, Scope::Answer, Scope::End];
+/// Known until the request is with a server.
+const BODY: &[Scope] = &[Scope::Request, Scope::Upstream];
+/// Known when a target was chosen.
+const TARGET: &[Scope] = &[Scope::Upstream, Scope::Answer, Scope::End];
+/// Known with the head of the answer.
+const ANSWER: &[Scope] = &[Scope::Answer, Scope::End];
+/// Known when the answer has ended.
+const END: &[Scope] = &[Scope::End];
 
 /// All names.
 #[rustfmt::skip]
 pub const NAMES: &[Name] = &[
-    name(Fact::Method, "request", "method", Type::String, Scope::Head, ALWAYS, "Method, as sent."),
-    name(Fact::Path, "request", "path", Type::String, Scope::Head, ALWAYS, "Path without query, in the form in which routes compare it."),
-    name(Fact::Query, "request", "query", Type::String, Scope::Head, "empty", "Query without `?`, as sent."),
-    name(Fact::Host, "request", "host", Type::String, Scope::Head, "empty", "Host in small letters, without port and final dot."),
-    name(Fact::Headers, "request", "headers", Type::Map(&Type::String), Scope::Head, "a header that was not sent has no entry", "Headers by names in small letters; several of one name are joined by `, `."),
-    name(Fact::ClientAddress, "request", "clientAddress", Type::String, Scope::Head, ALWAYS, "Address of the client."),
-    name(Fact::Model, "request", "model", Type::String, Scope::All, "empty", "Model that the body names."),
-    name(Fact::Body, "request", "body", Type::Any, Scope::All, "absent without a body, and where it is not JSON or longer than 1 MiB: `has(request.body)` is false, and reading it has no value", "Body as JSON, decoded from its `Content-Encoding`, never a part of it."),
-    name(Fact::ConsumerName, "consumer", "name", Type::String, Scope::All, "empty", "Name of the consumer."),
-    name(Fact::Tenant, "consumer", "tenant", Type::String, Scope::All, "empty", "Tenant of the consumer."),
-    name(Fact::Scopes, "consumer", "scopes", Type::List(&Type::String), Scope::All, "empty", "Scopes of the token."),
-    name(Fact::ConsumerClaims, "consumer", "claims", Type::Map(&Type::Any), Scope::All, "empty", "Claims of the token."),
-    Name { fact: Fact::Claims, root: "claims", field: None, kind: Type::Map(&Type::Any), scope: Scope::All, absent: "empty", doc: "Claims of the token, as `consumer.claims`." },
-    Name { fact: Fact::Route, root: "route", field: None, kind: Type::String, scope: Scope::All, absent: ALWAYS, doc: "Name of the route." },
-    name(Fact::TlsUsed, "tls", "used", Type::Bool, Scope::All, ALWAYS, "True if the caller used TLS, to the gateway or to a trusted proxy."),
-    name(Fact::EpochSeconds, "time", "epochSeconds", Type::Int, Scope::All, ALWAYS, "Seconds since 1970."),
-    name(Fact::Minute, "time", "minute", Type::Int, Scope::All, ALWAYS, "Minute of the hour, 0 to 59."),
-    name(Fact::Hour, "time", "hour", Type::Int, Scope::All, ALWAYS, "Hour of the day in UTC, 0 to 23."),
-    name(Fact::Weekday, "time", "weekday", Type::Int, Scope::All, ALWAYS, "Day of the week in UTC, 0 (Sunday) to 6."),
+    name(Fact::Method, "request", "method", Type::String, HEAD, ALWAYS, "Method, as sent."),
+    name(Fact::Path, "request", "path", Type::String, HEAD, ALWAYS, "Path without query, in the form in which routes compare it."),
+    name(Fact::Query, "request", "query", Type::String, HEAD, "empty", "Query without `?`, as sent."),
+    name(Fact::Host, "request", "host", Type::String, HEAD, "empty", "Host in small letters, without port and final dot."),
+    name(Fact::Headers, "request", "headers", Type::Map(&Type::String), HEAD, "a header that was not sent has no entry", "Headers by names in small letters; several of one name are joined by `, `."),
+    name(Fact::ClientAddress, "request", "clientAddress", Type::String, HEAD, ALWAYS, "Address of the client."),
+    name(Fact::Model, "request", "model", Type::String, CALL, "empty", "Model that the body names."),
+    name(Fact::Body, "request", "body", Type::Any, BODY, "absent without a body, and where it is not JSON or longer than 1 MiB: `has(request.body)` is false, and reading it has no value", "Body as JSON, decoded from its `Content-Encoding`, never a part of it."),
+    name(Fact::ConsumerName, "consumer", "name", Type::String, CALL, "empty", "Name of the consumer."),
+    name(Fact::Tenant, "consumer", "tenant", Type::String, CALL, "empty", "Tenant of the consumer."),
+    name(Fact::Scopes, "consumer", "scopes", Type::List(&Type::String), CALL, "empty", "Scopes of the token."),
+    name(Fact::ConsumerClaims, "consumer", "claims", Type::Map(&Type::Any), CALL, "empty", "Claims of the token."),
+    Name { fact: Fact::Claims, root: "claims", field: None, kind: Type::Map(&Type::Any), scopes: CALL, absent: "empty", doc: "Claims of the token, as `consumer.claims`." },
+    Name { fact: Fact::Route, root: "route", field: None, kind: Type::String, scopes: CALL, absent: ALWAYS, doc: "Name of the route." },
+    name(Fact::TlsUsed, "tls", "used", Type::Bool, CALL, ALWAYS, "True if the caller used TLS, to the gateway or to a trusted proxy."),
+    name(Fact::EpochSeconds, "time", "epochSeconds", Type::Int, CALL, ALWAYS, "Seconds since 1970."),
+    name(Fact::Minute, "time", "minute", Type::Int, CALL, ALWAYS, "Minute of the hour, 0 to 59."),
+    name(Fact::Hour, "time", "hour", Type::Int, CALL, ALWAYS, "Hour of the day in UTC, 0 to 23."),
+    name(Fact::Weekday, "time", "weekday", Type::Int, CALL, ALWAYS, "Day of the week in UTC, 0 (Sunday) to 6."),
+    Name { fact: Fact::Backend, root: "backend", field: None, kind: Type::String, scopes: TARGET, absent: "empty: the gateway answers itself", doc: "Backend that gets the request or has answered, or `builtin/MODEL`." },
+    name(Fact::RolloutVersion, "rollout", "version", Type::String, TARGET, "empty: no rollout, or another target", "Version of the route's rollout: `stable` or `candidate`."),
+    name(Fact::ResponseStatus, "response", "status", Type::Int, ANSWER, "0: no answer was begun", "Status of the answer; 499 where the client left before there was one."),
+    name(Fact::ResponseHeaders, "response", "headers", Type::Map(&Type::String), &[Scope::Answer], "a header that the answer lacks has no entry", "Headers of the answer, as `request.headers`, with the changes of filters before this one."),
+    Name { fact: Fact::AnsweringModel, root: "model", field: None, kind: Type::String, scopes: END, absent: "empty", doc: "Model that has answered, as its server names it." },
+    name(Fact::PromptTokens, "usage", "promptTokens", Type::Int, END, NO_USAGE, "Tokens of the prompt."),
+    name(Fact::CachedTokens, "usage", "cachedTokens", Type::Int, END, NO_USAGE, "Those of them that a cache had."),
+    name(Fact::CompletionTokens, "usage", "completionTokens", Type::Int, END, NO_USAGE, "Tokens written."),
 ];
 
 /// Facts of a request that an expression reads. What it does not read is not converted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Asked(u32);
+pub struct Asked(u64);
 
 impl Asked {
     /// True if the expression reads the fact.
@@ -158,11 +195,16 @@ impl Name {
     pub fn written(&self) -> String {
         self.field.map_or_else(|| self.root.to_owned(), |field| format!("{}.{field}", self.root))
     }
+
+    /// True if expressions of this scope know the name.
+    pub fn is_in(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope)
+    }
 }
 
 /// Roots of the names of a scope, each once.
 pub(crate) fn roots(scope: Scope) -> Vec<&'static str> {
-    let mut roots: Vec<_> = NAMES.iter().filter(|name| name.scope <= scope).map(|name| name.root).collect();
+    let mut roots: Vec<_> = NAMES.iter().filter(|name| name.is_in(scope)).map(|name| name.root).collect();
     roots.dedup();
     roots
 }

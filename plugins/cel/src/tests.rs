@@ -10,6 +10,8 @@ fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce
     for (name, value) in pairs {
         headers.append(*name, http::HeaderValue::from_static(value));
     }
+    let answer: http::HeaderMap =
+        [(http::header::RETRY_AFTER, http::HeaderValue::from_static("5"))].into_iter().collect();
     let scopes = ["chat.write".to_owned()];
     let claims = serde_json::json!({"org": {"id": 7}});
     let caller = spillway_filter::Caller { consumer: "acme", tenant: "north", scopes: &scopes, claims: &claims };
@@ -26,11 +28,22 @@ fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce
         secure: true,
         // A Wednesday.
         now: Some(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_796_194_865)),
+        served: Served {
+            backend: "chat-v1",
+            version: "stable",
+            status: 503,
+            headers: Some(&answer.into()),
+            model: "gpt-4o-2024",
+            prompt_tokens: Some(7),
+            cached_tokens: None,
+            completion_tokens: Some(3),
+        },
+        hides: Some(&|name| name == "x-secret"),
     })
 }
 
 fn holds(text: &str, body: &[u8]) -> Result<bool, EvaluationError> {
-    let expression = Expression::condition(text, Scope::All).unwrap_or_else(|e| panic!("{text}: {e}"));
+    let expression = Expression::condition(text, Scope::Request).unwrap_or_else(|e| panic!("{text}: {e}"));
     with(body, &[("x-beta", "1"), ("x-many", "a"), ("x-many", "b")], |x| expression.holds(x))
 }
 
@@ -57,6 +70,48 @@ fn requests_decide() {
         ("request.clientAddress == '10.0.0.7' && request.query == 'debug=1' && route == 'chat'", true),
     ] {
         assert_eq!(holds(text, body), Ok(expected), "{text}");
+    }
+}
+
+#[test]
+fn an_answer_decides_where_it_is_known() {
+    for (text, scope, expected) in [
+        (
+            "response.status >= 500 && response.headers['retry-after'] == '5' && backend == 'chat-v1'",
+            Scope::Answer,
+            true,
+        ),
+        ("'etag' in response.headers || has(response.headers.etag)", Scope::Answer, false),
+        ("rollout.version == 'stable' && backend.startsWith('chat-')", Scope::Upstream, true),
+        ("model == 'gpt-4o-2024' && usage.promptTokens + usage.completionTokens == 10", Scope::End, true),
+        ("has(usage.promptTokens) && !has(usage.cachedTokens)", Scope::End, true),
+        ("[1].all(n, has(usage.promptTokens) && !('cachedTokens' in usage))", Scope::End, true),
+    ] {
+        let expression = Expression::condition(text, scope).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(with(b"", &[], |x| expression.holds(x)), Ok(expected), "{text}");
+    }
+    for (text, scope, part) in [
+        ("response.status == 200", Scope::Request, "`response` is not known in a filter, only in a response header"),
+        ("request.body.n == 1", Scope::Answer, "`request.body` is not known in a response header"),
+        ("response.headers['ETag'] == ''", Scope::Answer, "write `etag`"),
+        ("'body' in request", Scope::End, ""),
+    ] {
+        match Expression::condition(text, scope) {
+            Err(error) => assert!(!part.is_empty() && error.contains(part), "{text}: {error}"),
+            Ok(expression) => {
+                assert!(part.is_empty(), "{text} compiles");
+                assert_eq!(with(b"{}", &[], |x| expression.holds(x)), Ok(false), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_value_of_a_hidden_header_is_not_read() {
+    let secret = [("x-secret", "s3cret"), ("x-plain", "p")];
+    for text in ["request.headers['x-secret']", "request.headers.map(n, request.headers[n]).filter(v, v != 'p')[0]"] {
+        let expression = Expression::value(text, Scope::Request).unwrap();
+        assert_eq!(with(b"", &secret, |x| expression.text(x)).as_deref(), Some(REDACTED), "{text}");
     }
 }
 
@@ -176,7 +231,7 @@ fn counted_loops_mean_what_loops_mean() {
         ("{'a': request.body.a}.a == [1, 2, 3]", true),
         ("request.body.a + [4] == [1, 2, 3, 4] && request.body.s + 'a' == '1a'", true),
     ] {
-        match Expression::condition(text, Scope::All) {
+        match Expression::condition(text, Scope::Request) {
             Ok(_) => assert_eq!(holds(text, body), Ok(expected), "{text}"),
             // The one that computes with a variable of the outer loop.
             Err(e) => assert!(text.contains("b.n + 0") && e.contains("compared"), "{text}: {e}"),
@@ -212,16 +267,16 @@ fn mistakes_are_told_before_a_request_comes() {
         ("request.body.a.all(x, x.l.all(y, x.l == x.m))", "`x` of the outer loop"),
         ("size(request.body.a.map(x, x.l.map(y, x))) > 0", "`x` of the outer loop"),
     ] {
-        let error = Expression::condition(text, Scope::All).err().unwrap_or_else(|| panic!("{text} compiles"));
+        let error = Expression::condition(text, Scope::Request).err().unwrap_or_else(|| panic!("{text} compiles"));
         assert!(error.contains(part), "{text}: {error}");
     }
-    assert!(Expression::condition(&" ".repeat(MAX_EXPRESSION + 1), Scope::All).is_err());
+    assert!(Expression::condition(&" ".repeat(MAX_EXPRESSION + 1), Scope::Request).is_err());
     assert!(check_head("tls.used").unwrap_err().contains("not known yet"));
     assert!(check_head("request.method == 'POST'").is_ok());
     assert!(check_head("consumer.name == 'a'").unwrap_err().contains("authorize"));
     assert!(check_head("request.body.a == 1").unwrap_err().contains("not read yet"));
-    assert!(Expression::value("request.headers['x-user']", Scope::All).is_ok());
-    assert!(Expression::value("request.headers", Scope::All).is_err());
+    assert!(Expression::value("request.headers['x-user']", Scope::Request).is_ok());
+    assert!(Expression::value("request.headers", Scope::Request).is_err());
 }
 
 #[test]
@@ -232,7 +287,7 @@ fn what_an_expression_reads_of_a_request_is_known() {
         ("request['model'] == 'x'", true, true),
         ("request.path == '/x'", false, false),
     ] {
-        let asked = Expression::condition(text, Scope::All).unwrap().asked();
+        let asked = Expression::condition(text, Scope::Request).unwrap().asked();
         assert_eq!(
             (asked.reads(Fact::Model), asked.reads(Fact::Body), asked.needs_body()),
             (model, body, model || body),
@@ -244,7 +299,7 @@ fn what_an_expression_reads_of_a_request_is_known() {
 #[test]
 fn values_become_text() {
     let text = |text: &str| {
-        let expression = Expression::value(text, Scope::All).unwrap();
+        let expression = Expression::value(text, Scope::Request).unwrap();
         with(b"{\"user\":\"u\",\"n\":3}", &[("x-user", "me")], |x| expression.text(x))
     };
     assert_eq!(text("request.headers['x-user'] + '/' + consumer.name").as_deref(), Some("me/acme"));
@@ -276,7 +331,14 @@ fn hosts_and_paths_have_one_spelling_in_expressions() {
 fn names_have_their_declared_types() {
     for name in NAMES {
         let written = name.written();
-        let expression = Expression::any(&written, Scope::All).unwrap_or_else(|e| panic!("{written}: {e}"));
+        for scope in Scope::ALL {
+            assert_eq!(Expression::any(&written, scope).is_ok(), name.is_in(scope), "{written} in {}", scope.as_str());
+        }
+        let expression = Expression::any(&written, name.scopes[0]).unwrap();
+        if name.fact == Fact::CachedTokens {
+            assert!(with(b"{}", &[], |x| expression.json(x)).is_err(), "the answer does not tell it");
+            continue;
+        }
         let value = with(b"{}", &[], |x| expression.json(x)).unwrap_or_else(|e| panic!("{written}: {e}"));
         let declared = match name.kind {
             Type::Any => continue,
@@ -285,17 +347,17 @@ fn names_have_their_declared_types() {
             kind => kind.to_string(),
         };
         assert_eq!(value.1, declared, "{written}");
-        assert_eq!(Expression::any(&written, Scope::Head).is_ok(), name.scope == Scope::Head, "{written}");
     }
 }
 
 /// Table of the names, as `docs/extend/expressions.md` has it.
 fn table() -> String {
-    let mut table =
-        "| name | type | in `when` | where a request has none | meaning |\n|---|---|---|---|---|\n".to_owned();
+    let mut table = "| name | type |".to_owned();
+    Scope::ALL.iter().for_each(|scope| table.push_str(&format!(" in {} |", scope.as_str())));
+    table.push_str(" where there is none | meaning |\n|---|---|---|---|---|---|---|---|---|\n");
     for name in NAMES {
-        let when = if name.scope == Scope::Head { "yes" } else { "no" };
-        let row = format!("| `{}` | {} | {when} | {} | {} |\n", name.written(), name.kind, name.absent, name.doc);
+        let known = Scope::ALL.map(|scope| if name.is_in(scope) { "yes" } else { "" }).join(" | ");
+        let row = format!("| `{}` | {} | {known} | {} | {} |\n", name.written(), name.kind, name.absent, name.doc);
         table.push_str(&row);
     }
     table

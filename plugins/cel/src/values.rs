@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use cel::Value;
-use spillway_filter::{Fields, RequestView};
+use http::HeaderName;
+use spillway_filter::{Fields, RequestView, Variables};
 
 /// Request as an expression sees it.
 pub struct Seen<'a> {
@@ -31,7 +32,55 @@ pub struct Seen<'a> {
     pub secure: bool,
     /// Time of the decision; the present if `None`.
     pub now: Option<SystemTime>,
+    /// Target and answer.
+    pub served: Served<'a>,
+    /// True for a header of the request whose value must not be shown: it reads as [`REDACTED`]. `None` hides none.
+    pub hides: Option<&'a (dyn Fn(&HeaderName) -> bool + Send + Sync)>,
 }
+
+impl<'a> Seen<'a> {
+    /// Exchange whose request or answer is on its way, with its variables; `hides` is true for headers of the request whose
+    /// values are not shown, `answer` has the headers of the answer.
+    pub fn on_way(
+        x: &'a RequestView<'_>,
+        variables: &Variables<'a>,
+        answer: Option<&'a Fields>,
+        hides: &'a (dyn Fn(&HeaderName) -> bool + Send + Sync),
+    ) -> Self {
+        let served = Served {
+            backend: variables.backend,
+            version: variables.exchange.map_or("", |exchange| exchange.version()),
+            status: variables.status.map_or(0, |status| status.as_u16()),
+            headers: answer,
+            ..Served::default()
+        };
+        Self { served, hides: Some(hides), ..Self::from(x) }
+    }
+}
+
+/// Target of a request and its answer, as far as they are known where an expression stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Served<'a> {
+    /// Backend, or `builtin/MODEL`.
+    pub backend: &'a str,
+    /// Version of the route's rollout: `stable` or `candidate`.
+    pub version: &'a str,
+    /// Status of the answer; 0 if there is none.
+    pub status: u16,
+    /// Headers of the answer.
+    pub headers: Option<&'a Fields>,
+    /// Model that has answered.
+    pub model: &'a str,
+    /// Tokens of the prompt.
+    pub prompt_tokens: Option<u64>,
+    /// Those of them that a cache had.
+    pub cached_tokens: Option<u64>,
+    /// Tokens written.
+    pub completion_tokens: Option<u64>,
+}
+
+/// Value of a header that is not shown.
+pub const REDACTED: &str = "[redacted]";
 
 impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
     fn from(x: &'a RequestView<'_>) -> Self {
@@ -47,6 +96,8 @@ impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
             caller: x.caller,
             secure: x.secure,
             now: None,
+            served: Served::default(),
+            hides: None,
         }
     }
 }
@@ -130,6 +181,16 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
     let claims = serde_json::json!({"sub": "s"});
     let body = br#"{"model":"m","messages":[{"role":"user","content":"c"}]}"#;
     let caller = spillway_filter::Caller { consumer: "c", tenant: "t", scopes: &scopes, claims: &claims };
+    let answered = Served {
+        backend: "b",
+        version: "stable",
+        status: 200,
+        headers: Some(&headers),
+        model: "m",
+        prompt_tokens: Some(1),
+        cached_tokens: Some(1),
+        completion_tokens: Some(1),
+    };
     try_one(&Seen {
         method: "POST",
         path: "/v1",
@@ -142,6 +203,8 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         caller: Some(caller),
         secure: true,
         now: None,
+        served: answered,
+        hides: None,
     })?;
     let nothing = Fields::default();
     try_one(&Seen {
@@ -156,5 +219,7 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         caller: None,
         secure: false,
         now: None,
+        served: Served::default(),
+        hides: None,
     })
 }

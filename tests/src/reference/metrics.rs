@@ -88,7 +88,7 @@ const GROUPS: &[Group] = &[
         ],
     ),
     (
-        "Guards, caches, processors and compression",
+        "Guards, caches, processors, headers and compression",
         &[
             ("spillway_filter_guard_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
             ("spillway_filter_guard_shadow_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
@@ -112,6 +112,11 @@ const GROUPS: &[Group] = &[
                 "spillway_filter_compression_answers",
                 &[ROUTE, ("coding", List(&["zstd", "br", "gzip", "none"]))],
                 "answers",
+            ),
+            (
+                "spillway_filter_header_values_dropped",
+                &[ROUTE, ("header", Text("name of the header")), ("reason", List(&["length", "characters"]))],
+                "values",
             ),
             ("spillway_filter_compression_bytes", &[ROUTE, ("form", List(&["plain", "compressed"]))], "bytes"),
         ],

@@ -63,7 +63,7 @@ fn compile(written: &PromptTemplate) -> Result<(Variables, Option<Vec<Part>>), V
             let why = "expected a name of at most 64 letters, digits and `_`".to_owned();
             errors.push(FieldError::at(["variables", name], why));
         }
-        match Expression::value(text, Scope::All) {
+        match Expression::value(text, Scope::Request) {
             Ok(expression) => drop(variables.insert(name.clone(), expression)),
             Err(why) => errors.push(FieldError::at(["variables", name], why)),
         }
