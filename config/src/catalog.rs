@@ -19,6 +19,15 @@ impl FieldError {
     }
 }
 
+/// Place of an expression outside filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpressionPlace {
+    /// `matches[].when`: a condition over `request` alone.
+    Match,
+    /// Field of a line or attribute of a span: a text, a number, or true or false of a request that has ended.
+    Field,
+}
+
 /// Filters that a configuration may name.
 pub trait FilterCatalog: Send + Sync {
     /// All names, sorted.
@@ -27,8 +36,8 @@ pub trait FilterCatalog: Send + Sync {
     fn schema(&self, name: &str, generator: &mut SchemaGenerator) -> Option<Schema>;
     /// Checks that the schema cannot express: conflicts, and values that decode but make no sense.
     fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError>;
-    /// Checks a CEL expression over `request` alone, as in `matches[].when`. The error is a message.
-    fn check_expression(&self, _expression: &str) -> Result<(), String> {
+    /// Checks a CEL expression. The error is a message.
+    fn check_expression(&self, _expression: &str, _place: ExpressionPlace) -> Result<(), String> {
         Ok(())
     }
 }

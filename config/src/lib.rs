@@ -26,7 +26,7 @@ mod tree;
 mod validate;
 pub mod values;
 
-pub use catalog::{FieldError, FilterCatalog, NoFilters};
+pub use catalog::{ExpressionPlace, FieldError, FilterCatalog, NoFilters};
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use files::{is_pattern, matching, read_bytes, read_input, read_text};
 pub use further::{Further, JoinError, PartKind, RefusedPart};

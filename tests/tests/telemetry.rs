@@ -123,6 +123,46 @@ telemetry: {{logs: {{headers: [x-tenant, x-user, cookie, authorization], redactH
     }
 }
 
+/// Fields of lines and attributes of spans have the values of expressions, and no value of a redacted header or a credential.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_and_spans_have_computed_fields_and_no_secret() {
+    let usage = r#"{"id": "1", "object": "chat.completion", "model": "m-2", "choices": [{"index": 0, "message": {"role":
+        "assistant", "content": "hi"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}"#;
+    let answer = move |_| async move { Some(reply(200, &[("content-type", "application/json")], usage)) };
+    let (collector, server) = (Collector::start().await, Upstream::start(answer).await);
+    let yaml = format!(
+        "backends: [{{name: llm, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, backendRefs: [{{name: llm}}]}}]
+telemetry:
+  tracing:
+    otlp: {{endpoint: \"{}\"}}
+    attributes:
+      - {{name: app.model, value: \"model\"}}
+      - {{name: app.plan, value: \"request.headers['x-plan'] + request.headers['x-user'] + request.headers['authorization']\"}}
+  logs:
+    redactHeaders: [x-user]
+    fields:
+      - {{name: tokens, value: \"usage.promptTokens + usage.completionTokens\"}}
+      - {{name: of, value: \"backend + '/' + route + '/' + model\"}}
+      - {{name: good, value: \"response.status < 400\"}}
+      - {{name: who, value: \"request.headers['x-user'] + request.headers.map(n, request.headers[n]).filter(v, v.contains('s3cret'))[0]\"}}
+      - {{name: line, value: \"request.headers['x-plan']\"}}
+",
+        server.url(),
+        collector.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let sent =
+        [("x-plan", "gold \u{85}"), ("x-user", "ann-1"), ("authorization", "Bearer s3cret"), ("cookie", "a=s3cret")];
+    assert_eq!(client.chat("m", &sent).await.status, 200);
+    let line = eventually("the line", || async { gateway.events("access").first().cloned() }).await;
+    let expected = serde_json::json!({"tokens": 10, "of": "llm/chat/m-2", "good": true, "line": "gold \u{85}"});
+    assert_eq!(line["fields"], expected);
+    exported(&collector, &["app.model", "m-2", "app.plan", "[redacted][redacted]"], &["s3cret", "ann-1"]).await;
+    assert!(!gateway.log().contains("s3cret") && !gateway.log().contains("ann-1"));
+}
+
 fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
@@ -375,6 +415,20 @@ fn keys_of_telemetry_that_can_have_no_effect_are_told() {
         ("{logs: {headers: [\"a b\"]}}", false, "`a b` is no name of a header"),
         ("{logs: {headers: [\"*\", x-a]}}", false, "`*` stands for every header"),
         ("{logs: {headers: [x-a], access: false}}", false, "no effect without lines for requests"),
+        ("{logs: {fields: [{name: a, value: \"usage.none\"}]}}", false, "`usage` has no `none`"),
+        ("{logs: {fields: [{name: a, value: \"request.body.n\"}]}}", false, "`request.body` is not known in a field"),
+        ("{logs: {fields: [{name: a b, value: \"route\"}]}}", false, "expected at most 64 letters"),
+        ("{logs: {fields: [{name: a, value: \"route\"}, {name: a, value: \"route\"}]}}", false, "is there already"),
+        (
+            "{logs: {access: false, fields: [{name: a, value: \"route\"}]}}",
+            false,
+            "no effect without lines for requests",
+        ),
+        (
+            "{tracing: {otlp: {endpoint: \"http://127.0.0.1:4317\"}, attributes: [{name: http.x, value: \"route\"}]}}",
+            false,
+            "the gateway sets attributes such as `http.x` itself",
+        ),
         ("{logs: {headers: [x-spillway-consumer]}}", true, "is removed from every request"),
         ("{logs: {otlp: {endpoint: \"https://127.0.0.1:4317\"}}}", false, "is not the URL of a collector"),
         ("{logs: {otlp: {endpoint: \"http://u:p@127.0.0.1:4317\"}}}", false, "a user or password in the URL"),

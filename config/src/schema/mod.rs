@@ -57,7 +57,8 @@ pub use routes::{
     TargetFilter, UnknownCalls, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{
-    AuditLog, CallersDecide, Keep, LogFormat, Logs, LogsOtlp, MetricsPage, Otlp, OtlpProtocol, Telemetry, Tracing,
+    AuditLog, CallersDecide, ComputedField, Keep, LogFormat, Logs, LogsOtlp, MetricsPage, Otlp, OtlpProtocol,
+    Telemetry, Tracing,
 };
 
 use std::num::NonZeroU32;

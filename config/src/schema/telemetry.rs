@@ -86,6 +86,29 @@ pub struct Tracing {
     /// consumers with `keepExamples: false`.
     #[serde(default)]
     pub capture_content: bool,
+    /// Attributes of the span of each request that expressions make when it has ended, at most 16. A name has dots in it and none of
+    /// the namespaces that the gateway uses itself, such as `http.`. An expression may write what it reads: of headers only those that
+    /// are no credentials and that `logs.redactHeaders` does not name.
+    #[serde(default)]
+    pub attributes: Vec<ComputedField>,
+}
+
+/// Field of a line, or attribute of a span, that an expression makes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ComputedField {
+    /// Name: at most 64 letters, digits, `_`, `.` and `-`, the first a letter.
+    pub name: String,
+    /// CEL expression: text, a number, or true or false. Texts are cut after 1,024 bytes. Without a value there is no field.
+    pub value: String,
+}
+
+impl ComputedField {
+    /// Most of them in one list: each is evaluated for each request.
+    pub const MOST: usize = 16;
+    /// Namespaces of attributes that the gateway sets itself.
+    pub const OWN_NAMESPACES: [&'static str; 10] =
+        ["client.", "error.", "gen_ai.", "http.", "log.", "network.", "server.", "spillway.", "url.", "user_agent."];
 }
 
 /// Requests whose traces are always sent.
@@ -159,6 +182,9 @@ pub struct Logs {
     /// Names among `headers` whose values are replaced by `[redacted]`. Headers that may hold credentials always are:
     /// `authorization`, `cookie`, key headers, and names with words such as `token` or `secret`.
     pub redact_headers: Vec<String>,
+    /// Fields that expressions make when a request has ended, at most 16. Its line shows them under `fields`. An expression may write
+    /// what it reads: of headers only those that are no credentials and that `redactHeaders` does not name.
+    pub fields: Vec<ComputedField>,
     /// Collector that receives the log as well, with the same lines for requests, audited actions and events.
     pub otlp: Option<LogsOtlp>,
 }
@@ -189,7 +215,14 @@ impl LogsOtlp {
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { format: LogFormat::Json, access: true, headers: Vec::new(), redact_headers: Vec::new(), otlp: None }
+        Self {
+            format: LogFormat::Json,
+            access: true,
+            headers: Vec::new(),
+            redact_headers: Vec::new(),
+            fields: Vec::new(),
+            otlp: None,
+        }
     }
 }
 

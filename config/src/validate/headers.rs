@@ -26,6 +26,15 @@ pub(super) fn all(cx: &mut Context<'_>) {
     for (n, name) in config.telemetry.logs.headers.iter().enumerate() {
         rules.push((at!["telemetry", "logs", "headers", n], name.clone(), Severity::Warning));
     }
+    for (n, field) in config.telemetry.logs.fields.iter().enumerate() {
+        let at = at!["telemetry", "logs", "fields", n, "value"];
+        rules.extend(read_by(&field.value).into_iter().map(|name| (at.clone(), name, Severity::Warning)));
+    }
+    let attributes = config.telemetry.tracing.iter().flat_map(|tracing| &tracing.attributes);
+    for (n, attribute) in attributes.enumerate() {
+        let at = at!["telemetry", "tracing", "attributes", n, "value"];
+        rules.extend(read_by(&attribute.value).into_iter().map(|name| (at.clone(), name, Severity::Warning)));
+    }
     for (at, name, severity) in rules {
         let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else { continue };
         let (message, help) = match names.sender(&header) {

@@ -27,12 +27,13 @@ use std::path::Path;
 
 pub(crate) use self::index::Index;
 
+use crate::catalog::ExpressionPlace;
 use crate::check::{listed, nearest};
 use crate::diagnostic::Severity;
 use crate::load::LoadOptions;
 use crate::named::{Named, Reference};
 use crate::reporter::MAX_MISTAKES;
-use crate::schema::{Config, LogsOtlp};
+use crate::schema::{ComputedField, Config, LogsOtlp};
 use crate::values::{Secret, has_login};
 
 /// Word for every header in `telemetry.logs.headers`.
@@ -365,6 +366,7 @@ fn name<'n>(
 
 fn telemetry(cx: &mut Context<'_>) {
     logged_headers(cx);
+    computed_fields(cx);
     metrics_address(cx);
     if let Some(otlp) = &cx.config.telemetry.logs.otlp {
         collector(cx, at!["telemetry", "logs", "otlp", "endpoint"], &otlp.endpoint);
@@ -378,6 +380,48 @@ fn telemetry(cx: &mut Context<'_>) {
     if tracing.keep.slower_than.is_some_and(|limit| limit.0.is_zero()) {
         let message = "every request is slower than 0s: write `sampleRatio: 1.0`, or a longer time";
         cx.error(at!["telemetry", "tracing", "keep", "slowerThan"], message);
+    }
+}
+
+/// Checks the fields and attributes that expressions make.
+fn computed_fields(cx: &mut Context<'_>) {
+    let telemetry = &cx.config.telemetry;
+    if !telemetry.logs.fields.is_empty() && !telemetry.logs.access {
+        cx.error(at!["telemetry", "logs", "fields"], "no effect without lines for requests: write `access: true`");
+    }
+    let attributes = telemetry.tracing.as_ref().map_or(&[][..], |tracing| &tracing.attributes);
+    let lists = [
+        (at!["telemetry", "logs", "fields"], &telemetry.logs.fields[..], false),
+        (at!["telemetry", "tracing", "attributes"], attributes, true),
+    ];
+    for (at, fields, is_attribute) in lists {
+        if fields.len() > ComputedField::MOST {
+            let message = format!("found {} expressions; expected at most {}", fields.len(), ComputedField::MOST);
+            cx.error(at.clone(), message);
+            continue;
+        }
+        for (n, field) in fields.iter().enumerate() {
+            let below = |key: &'static str| [at.clone(), at![n, key]].concat();
+            let name = field.name.as_str();
+            let is_name = (1..=64).contains(&name.len())
+                && name.starts_with(|letter: char| letter.is_ascii_alphabetic())
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+            if !is_name {
+                let message =
+                    "expected at most 64 letters, digits, `_`, `.` and `-`, the first a letter, such as `app.tier`";
+                cx.error(below("name"), message);
+            } else if fields.iter().take(n).any(|other| other.name == name) {
+                cx.error(below("name"), format!("`{name}` is there already; expected another name"));
+            } else if is_attribute && ComputedField::OWN_NAMESPACES.iter().any(|own| name.starts_with(own)) {
+                let message = format!(
+                    "the gateway sets attributes such as `{name}` itself; expected another namespace, such as `app.`"
+                );
+                cx.error(below("name"), message);
+            }
+            if let Err(message) = cx.options.catalog.check_expression(&field.value, ExpressionPlace::Field) {
+                cx.error(below("value"), message);
+            }
+        }
     }
 }
 
@@ -422,8 +466,11 @@ fn logged_headers(cx: &mut Context<'_>) {
     if !logs.headers.is_empty() && !logs.access {
         cx.error(at!["telemetry", "logs", "headers"], "no effect without lines for requests: write `access: true`");
     }
-    let is_logged =
-        |name: &str| logs.headers.iter().any(|shown| shown == ALL_HEADERS || shown.eq_ignore_ascii_case(name));
+    let attributes = cx.config.telemetry.tracing.as_ref().map_or(0, |tracing| tracing.attributes.len());
+    let may_be_read = !logs.fields.is_empty() || attributes > 0;
+    let is_logged = |name: &str| {
+        may_be_read || logs.headers.iter().any(|shown| shown == ALL_HEADERS || shown.eq_ignore_ascii_case(name))
+    };
     for (n, name) in logs.redact_headers.iter().enumerate() {
         let at = at!["telemetry", "logs", "redactHeaders", n];
         if !is_name(name) {

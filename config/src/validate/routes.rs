@@ -1,5 +1,6 @@
 //! Checks of `routes`: matches, filters, references, and routes that can never win.
 
+use crate::catalog::ExpressionPlace;
 use crate::catalog::FieldError;
 use crate::model_pattern::ModelPattern;
 use crate::rules::rewrites_by_pattern;
@@ -149,7 +150,7 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
         one_value(cx, at!["routes", n, "matches", m, "queryParams", q], (&parameter.exact, &parameter.regex));
     }
     if let Some(expression) = &written.when
-        && let Err(message) = cx.options.catalog.check_expression(expression)
+        && let Err(message) = cx.options.catalog.check_expression(expression, ExpressionPlace::Match)
     {
         cx.error(at!["routes", n, "matches", m, "when"], message);
     }

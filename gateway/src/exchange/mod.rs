@@ -45,7 +45,7 @@ pub use forwarded::{Origin, TrustedProxies};
 pub use observers::{Observers, RefusedPart};
 pub use rewriting::{Rewriting, RewrittenEnd};
 pub use taps::Taps;
-pub use viewed::Viewed;
+pub use viewed::{Viewed, version};
 
 /// End of a request that no endpoint or model answers.
 #[derive(Debug)]

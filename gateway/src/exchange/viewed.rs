@@ -21,7 +21,7 @@ pub struct Viewed<'a> {
 }
 
 /// Version of the route's rollout that a target is; empty without a rollout, and for what is no target of the route.
-pub(super) fn version(route: &Route, target: Option<usize>) -> &'static str {
+pub fn version(route: &Route, target: Option<usize>) -> &'static str {
     match (&route.rollout, target) {
         (Some(rollout), Some(target)) if rollout.candidate == target => "candidate",
         (Some(_), Some(_)) => "stable",

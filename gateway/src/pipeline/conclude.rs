@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{Version, header};
+use http::{HeaderName, Version, header};
 use opentelemetry::{Array, StringValue, Value};
+use spillway_cel::{Seen, Served};
 use spillway_filter::ExchangeEnd;
 
 use crate::admission::Admission;
@@ -12,13 +13,16 @@ use crate::balancing::Verdict;
 use crate::builtin::Report;
 use crate::clock::{self, now_millis};
 use crate::downstream::ClientSession;
-use crate::exchange::{ConnectionInfo, Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy};
+use crate::exchange::{ConnectionInfo, Doubt, DoubtedError, Exchange, FailedAttempt, RequestBody, ServedBy, version};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::message::RequestHead;
 use crate::protocol::Written;
 use crate::quality::{ContentTap, Contents, Ended, Tap};
-use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, TraceEnd, names, rfc3339_millis};
+use crate::telemetry::{
+    AccessRecord, AttemptEnd, CallStats, ComputedFields, Field, FieldValues, Label, Span, SpanKind, TraceEnd,
+    field_values, names, rfc3339_millis,
+};
 use crate::topology::{Backend, Route, TargetKind};
 use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure, TimeLimit, is_server_fault};
 
@@ -482,6 +486,12 @@ pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &Clie
             headers: exchange.snapshot.logged_headers.as_ref().map(|logged| {
                 logged.of(&head.headers, |name| exchange.snapshot.caller_headers.may_hold_credential(name))
             }),
+            fields: exchange
+                .snapshot
+                .fields
+                .as_deref()
+                .filter(|fields| exchange.snapshot.access_log && !fields.of_lines.is_empty())
+                .map_or_else(Vec::new, |fields| computed(fields, &fields.of_lines, head, status, exchange)),
         };
         if is_watched {
             gateway.tail.show(&record);
@@ -496,6 +506,31 @@ pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &Clie
     if let Some(tap) = exchange.taps.as_mut().and_then(|taps| taps.content.take()) {
         show_content(tap, exchange);
     }
+}
+
+/// Fields that expressions make of an exchange that has ended.
+#[cold]
+fn computed<'f>(
+    fields: &ComputedFields,
+    some: &'f [Field],
+    head: &RequestHead,
+    status: u16,
+    exchange: &Exchange,
+) -> FieldValues<'f> {
+    let names = &exchange.snapshot.caller_headers;
+    let hides = |name: &HeaderName| fields.hides(name) || names.may_hold_credential(name);
+    let (outcome, request) = (&exchange.outcome, exchange.request_view(head));
+    let served = Served {
+        backend: exchange.served_by(),
+        version: exchange.route.as_ref().map_or("", |route| version(route, outcome.target)),
+        status,
+        headers: None,
+        model: outcome.model_answered.as_deref().unwrap_or_default(),
+        prompt_tokens: outcome.prompt_tokens,
+        cached_tokens: outcome.cached_tokens,
+        completion_tokens: outcome.completion_tokens,
+    };
+    field_values(some, &Seen { served, hides: Some(&hides), ..Seen::from(&request) })
 }
 
 /// Taps an exchange whose span shows its texts, unless its consumer wants none to be kept.
@@ -591,6 +626,9 @@ fn end_span(session: &ClientSession, exchange: &mut Exchange, status: u16, took:
     }
     if let ServedBy::Backend(name) | ServedBy::Model(name) = &exchange.outcome.served_by {
         span.set(names::SPILLWAY_BACKEND, name.to_string());
+    }
+    if let Some(fields) = exchange.snapshot.fields.as_deref().filter(|fields| !fields.of_spans.is_empty()) {
+        span.set_fields(computed(fields, &fields.of_spans, head, status, exchange));
     }
     // A plain route may read a body, for limits by model or expressions, and calls no model all the same.
     if exchange.route.as_ref().is_none_or(|route| route.calls_models) {

@@ -28,7 +28,7 @@ use crate::limits::{Limits, Prices};
 use crate::notify::Notifier;
 use crate::quality::{Contents, Quality};
 use crate::rollout::{PreparedRollouts, RolloutPlan, Rollouts};
-use crate::telemetry::{LogExport, LoggedHeaders, Metrics, Tracer};
+use crate::telemetry::{ComputedFields, LogExport, LoggedHeaders, Metrics, Tracer};
 
 /// Configuration that passed validation and still cannot run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -256,6 +256,7 @@ impl Compiler {
             access_log: config.telemetry.logs.access,
             open_metrics: config.telemetry.metrics.open_metrics,
             logged_headers: LoggedHeaders::new(&config.telemetry.logs),
+            fields: ComputedFields::new(&config.telemetry).map_err(|e| SnapshotError::of([e]))?,
             server_timing: config.telemetry.server_timing,
             background_tasks: parking_lot::Mutex::new(backends.background_tasks),
             backends: backends.by_name.into_values().collect(),

@@ -26,7 +26,7 @@ use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
 use crate::routing::RouteTable;
-use crate::telemetry::{CertificateSample, LogExport, LoggedHeaders, Tracer};
+use crate::telemetry::{CertificateSample, ComputedFields, LogExport, LoggedHeaders, Tracer};
 use crate::topology::{Backend, FeedbackPlan};
 
 /// Compiled configuration.
@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub open_metrics: bool,
     /// Headers that lines of requests show; `None` where there are none.
     pub logged_headers: Option<Box<LoggedHeaders>>,
+    /// Fields and attributes that expressions make; `None` where there are none.
+    pub fields: Option<Box<ComputedFields>>,
     /// True if answers say how long they took (`telemetry.serverTiming`).
     pub server_timing: bool,
     /// Checks, scrapes and DNS to start when the snapshot is active.

@@ -2,9 +2,11 @@
 //! Writing never waits. Texts of callers and upstreams are shortened, and their control characters are escaped.
 
 use http::HeaderName;
+use spillway_cel::Scalar;
 use spillway_config::schema::{LogFormat, Logs};
 use spillway_filter::{Fields, NameSet};
 
+use super::fields::FieldValues;
 use super::json::ObjectLine;
 use super::log_export::names as own;
 use super::{LogExport, LogWriter, SpanIds, names};
@@ -142,6 +144,8 @@ pub struct AccessRecord<'a> {
     pub user_agent: Option<&'a str>,
     /// Headers of the request; `None` where none are shown.
     pub headers: Option<ShownHeaders<'a>>,
+    /// Fields that expressions made.
+    pub fields: FieldValues<'a>,
 }
 
 impl ShownHeaders<'_> {
@@ -163,7 +167,7 @@ impl AccessRecord<'_> {
                 let mut line = Vec::with_capacity(512);
                 let written = writeln!(
                     line,
-                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{}{}{} {}",
+                    "{} {} {} {} {} {} {:.1}ms {}{}{}{}{}{}{}{}{}{} {}",
                     self.timestamp,
                     self.client,
                     clipped(self.method),
@@ -181,6 +185,7 @@ impl AccessRecord<'_> {
                     self.failed_endpoint.map(|at| format!(" failed={at}")).unwrap_or_default(),
                     self.limit.map(|limit| format!(" limit={limit}")).unwrap_or_default(),
                     self.headers.as_ref().map(ShownHeaders::words).unwrap_or_default(),
+                    self.field_words(),
                     self.request_id,
                 );
                 if written.is_ok() {
@@ -188,6 +193,18 @@ impl AccessRecord<'_> {
                 }
             }
         }
+    }
+
+    /// Fields for a line of words.
+    fn field_words(&self) -> String {
+        let words = self.fields.iter().map(|(name, value)| match value {
+            // Debug escapes control characters.
+            Scalar::Text(text) => format!(" {name}={text:?}"),
+            Scalar::Int(n) => format!(" {name}={n}"),
+            Scalar::Double(n) => format!(" {name}={n}"),
+            Scalar::Bool(is) => format!(" {name}={is}"),
+        });
+        words.collect()
     }
 
     /// Exports the line as a record: what it shows, by the names of OpenTelemetry where there are some.
@@ -253,6 +270,15 @@ impl AccessRecord<'_> {
             text(record, names::USER_AGENT_ORIGINAL, self.user_agent);
             for (name, value) in self.headers.iter().flat_map(|headers| &headers.values) {
                 record.header(name.as_str(), value);
+            }
+            for (name, value) in &self.fields {
+                let key = (*name).clone();
+                match value {
+                    Scalar::Text(text) => record.text(key, text),
+                    Scalar::Int(n) => record.number(key, *n),
+                    Scalar::Double(n) => record.fraction(key, *n),
+                    Scalar::Bool(is) => record.flag(key, *is),
+                }
             }
             if self.headers.as_ref().is_some_and(|headers| headers.is_cut) {
                 record.flag(own::SPILLWAY_HEADERS_CUT, true);
@@ -326,6 +352,9 @@ impl AccessRecord<'_> {
                 line.value("requestHeadersCut", true);
             }
         }
+        if !self.fields.is_empty() {
+            line.scalars("fields", self.fields.iter().map(|(name, value)| (name.as_str(), value)));
+        }
         line.end()
     }
 }
@@ -371,12 +400,13 @@ impl<'r> AccessRecord<'r> {
             error_code: None,
             user_agent: Some(agent),
             headers: None,
+            fields: Vec::new(),
         }
     }
 }
 
 /// Cuts `text` to the length that a line may hold, at a boundary of characters.
-fn clipped(text: &str) -> &str {
+pub(super) fn clipped(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }
 

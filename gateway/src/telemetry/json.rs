@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
+use spillway_cel::Scalar;
 
 /// Appends a value as one line of JSON, with its line break; false if it cannot be written, which leaves `out` as it was.
 pub fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
@@ -52,7 +53,7 @@ impl ObjectLine {
     }
 
     /// Adds a number, or true or false.
-    pub(super) fn value(&mut self, key: &'static str, value: impl Serialize) {
+    pub(super) fn value(&mut self, key: &str, value: impl Serialize) {
         self.key(key);
         let before = self.0.len();
         if serde_json::to_writer(&mut self.0, &value).is_err() {
@@ -67,6 +68,21 @@ impl ObjectLine {
         self.0.push(b'{');
         for (key, text) in texts {
             self.text(key, text);
+        }
+        self.0.push(b'}');
+    }
+
+    /// Adds an object of scalars, whose keys have nothing to escape.
+    pub(super) fn scalars<'t>(&mut self, key: &str, values: impl Iterator<Item = (&'t str, &'t Scalar)>) {
+        self.key(key);
+        self.0.push(b'{');
+        for (key, value) in values {
+            match value {
+                Scalar::Text(text) => self.text(key, text),
+                Scalar::Int(n) => self.value(key, n),
+                Scalar::Double(n) => self.value(key, n),
+                Scalar::Bool(is) => self.value(key, is),
+            }
         }
         self.0.push(b'}');
     }

@@ -3,6 +3,7 @@
 //! Inputs are the ends of requests and the `telemetry` part of the configuration.
 
 mod access_log;
+mod fields;
 mod json;
 mod label;
 mod log;
@@ -17,6 +18,7 @@ mod time;
 mod trace;
 
 pub use access_log::{AccessRecord, LoggedHeaders};
+pub use fields::{ComputedFields, Field, FieldValues, values as field_values};
 pub use json::write_line;
 pub use label::{
     AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,

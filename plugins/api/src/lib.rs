@@ -35,7 +35,7 @@ pub use processor::{AnswerEdit, Processor, Reads};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, absent, define, define_compiled};
 pub use rewriter::{AnswerHead, EventChange, Rewrite, Rewriter};
-pub use spillway_config::FieldError;
+pub use spillway_config::{ExpressionPlace, FieldError};
 pub use state::SharedStates;
 
 use std::net::IpAddr;

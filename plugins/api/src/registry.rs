@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
-use spillway_config::{FieldError, FilterCatalog};
+use spillway_config::{ExpressionPlace, FieldError, FilterCatalog};
 
 use crate::{Counter, CounterSpec, Counters, Embedders, Filter, GrpcClient, HttpClient, SharedStates};
 
@@ -139,8 +139,8 @@ where
     }
 }
 
-/// Checks an expression over a request; the error names the mistake.
-pub type ExpressionCheck = fn(&str) -> Result<(), String>;
+/// Checks an expression for its place; the error names the mistake.
+pub type ExpressionCheck = fn(&str, ExpressionPlace) -> Result<(), String>;
 
 /// All filters that a configuration may name.
 #[derive(Default)]
@@ -163,7 +163,7 @@ impl Registry {
         self
     }
 
-    /// Sets the check of expressions over a request.
+    /// Sets the check of expressions.
     pub fn expressions(&mut self, check: ExpressionCheck) -> &mut Self {
         self.expression = Some(check);
         self
@@ -193,7 +193,7 @@ impl FilterCatalog for Registry {
     fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError> {
         self.factories.get(name).map(|factory| factory.check(config)).unwrap_or_default()
     }
-    fn check_expression(&self, expression: &str) -> Result<(), String> {
-        self.expression.map_or(Ok(()), |check| check(expression))
+    fn check_expression(&self, expression: &str, place: ExpressionPlace) -> Result<(), String> {
+        self.expression.map_or(Ok(()), |check| check(expression, place))
     }
 }

@@ -52,6 +52,6 @@ pub fn registry() -> Registry {
     registry.add(basic_auth::factory()).add(compression::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.add(spillway_extproc::factory());
-    registry.expressions(spillway_cel::check_head);
+    registry.expressions(spillway_cel::check);
     registry
 }

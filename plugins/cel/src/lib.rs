@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use cel::common::types::{CelBool, CelInt, CelString, CelUInt};
+use cel::common::types::{CelBool, CelDouble, CelInt, CelString, CelUInt};
 use cel::common::value::{CowVal, Val};
 use cel::{Context, Env, ExecutionError, FunctionContext, IdedExpr, Program, Value};
 use http::HeaderName;
@@ -22,6 +22,7 @@ use regex::Regex;
 
 use facts::Facts;
 pub use schema::{Asked, Fact, NAMES, Name, Type};
+use spillway_filter::ExpressionPlace;
 pub use values::{REDACTED, Seen, Served};
 
 /// Longest expression, in bytes.
@@ -121,6 +122,19 @@ impl Expression {
         let fits = |kind| matches!(kind, Type::String | Type::Int | Type::Uint | Type::Bool);
         expression.must_be(fits, wanted)?;
         expression.try_out(|value| as_text(value).is_some(), wanted)?;
+        Ok(expression)
+    }
+
+    /// Compiles an expression whose value is a text, a number, or true or false.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
+    pub fn scalar(text: &str, scope: Scope) -> Result<Self, String> {
+        let wanted = "a string, a number or true or false";
+        let expression = Self::compile(text, scope)?;
+        let fits = |kind| matches!(kind, Type::String | Type::Int | Type::Uint | Type::Double | Type::Bool);
+        expression.must_be(fits, wanted)?;
+        expression.try_out(|value| as_scalar(value).is_some(), wanted)?;
         Ok(expression)
     }
 
@@ -225,6 +239,11 @@ impl Expression {
         Ok((values::to_json(&value), values::type_name(&value).to_owned()))
     }
 
+    /// Value for a request as a text, a number, or true or false; `None` if it has none of these, and for a number that is not finite.
+    pub fn scalar_of(&self, x: &Seen<'_>) -> Option<Scalar> {
+        self.evaluate(x, as_scalar).ok().flatten().filter(|value| !matches!(value, Scalar::Double(n) if !n.is_finite()))
+    }
+
     /// Value for a request as text; `None` if it has none that can be rendered.
     pub fn text(&self, x: &Seen<'_>) -> Option<String> {
         self.evaluate(x, as_text).ok().flatten()
@@ -291,6 +310,33 @@ fn position(line: impl fmt::Display + PartialOrd + From<u8>, column: impl fmt::D
     if line > 1.into() { format!("line {line}, column {column}: ") } else { format!("column {column}: ") }
 }
 
+/// Text, number, or true or false.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scalar {
+    /// Text.
+    Text(String),
+    /// Whole number.
+    Int(i64),
+    /// Number with a fraction.
+    Double(f64),
+    /// True or false.
+    Bool(bool),
+}
+
+fn as_scalar(value: &dyn Val) -> Option<Scalar> {
+    if let Some(n) = value.downcast_ref::<CelDouble>() {
+        Some(Scalar::Double(*n.inner()))
+    } else if let Some(n) = value.downcast_ref::<CelInt>() {
+        Some(Scalar::Int(*n.inner()))
+    } else if let Some(holds) = value.downcast_ref::<CelBool>() {
+        Some(Scalar::Bool(*holds.inner()))
+    } else {
+        // A number that is larger than the largest `Int` becomes text.
+        let int = value.downcast_ref::<CelUInt>().and_then(|n| i64::try_from(*n.inner()).ok());
+        int.map(Scalar::Int).or_else(|| as_text(value).map(Scalar::Text))
+    }
+}
+
 fn as_text(value: &dyn Val) -> Option<String> {
     if let Some(text) = value.downcast_ref::<CelString>() {
         Some(text.inner().to_owned())
@@ -312,7 +358,13 @@ fn short(e: &ExecutionError) -> String {
     text
 }
 
-/// Checks an expression over the head of a request, as in `matches[].when`.
-pub fn check_head(text: &str) -> Result<(), String> {
-    Expression::condition(text, Scope::Head).map(|_| ())
+/// Checks an expression outside filters.
+///
+/// # Errors
+/// The mistake, with its position in the text.
+pub fn check(text: &str, place: ExpressionPlace) -> Result<(), String> {
+    match place {
+        ExpressionPlace::Match => Expression::condition(text, Scope::Head).map(drop),
+        ExpressionPlace::Field => Expression::scalar(text, Scope::End).map(drop),
+    }
 }

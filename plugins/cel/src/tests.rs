@@ -271,10 +271,10 @@ fn mistakes_are_told_before_a_request_comes() {
         assert!(error.contains(part), "{text}: {error}");
     }
     assert!(Expression::condition(&" ".repeat(MAX_EXPRESSION + 1), Scope::Request).is_err());
-    assert!(check_head("tls.used").unwrap_err().contains("not known yet"));
-    assert!(check_head("request.method == 'POST'").is_ok());
-    assert!(check_head("consumer.name == 'a'").unwrap_err().contains("authorize"));
-    assert!(check_head("request.body.a == 1").unwrap_err().contains("not read yet"));
+    assert!(check("tls.used", ExpressionPlace::Match).unwrap_err().contains("not known yet"));
+    assert!(check("request.method == 'POST'", ExpressionPlace::Match).is_ok());
+    assert!(check("consumer.name == 'a'", ExpressionPlace::Match).unwrap_err().contains("authorize"));
+    assert!(check("request.body.a == 1", ExpressionPlace::Match).unwrap_err().contains("not read yet"));
     assert!(Expression::value("request.headers['x-user']", Scope::Request).is_ok());
     assert!(Expression::value("request.headers", Scope::Request).is_err());
 }
@@ -305,6 +305,25 @@ fn values_become_text() {
     assert_eq!(text("request.headers['x-user'] + '/' + consumer.name").as_deref(), Some("me/acme"));
     assert_eq!(text("request.body.n").as_deref(), Some("3"));
     assert_eq!(text("request.body.none"), None);
+}
+
+#[test]
+fn fields_have_texts_numbers_and_truths() {
+    for (text, expected) in [
+        ("consumer.tenant", Some(Scalar::Text("north".to_owned()))),
+        ("response.status", Some(Scalar::Int(503))),
+        ("uint(7)", Some(Scalar::Int(7))),
+        ("double(usage.promptTokens) / 2.0", Some(Scalar::Double(3.5))),
+        ("1.0 / (double(usage.promptTokens) - 7.0)", None),
+        ("response.status < 500", Some(Scalar::Bool(false))),
+        ("usage.cachedTokens", None),
+        ("claims.org", None),
+    ] {
+        let expression = Expression::scalar(text, Scope::End).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(with(b"", &[], |x| expression.scalar_of(x)), expected, "{text}");
+    }
+    assert!(check("consumer.scopes", ExpressionPlace::Field).unwrap_err().contains("list"));
+    assert!(check("response.headers['a']", ExpressionPlace::Field).is_err());
 }
 
 #[test]

@@ -70,6 +70,10 @@ const ACCESS: &[(&str, &str)] = &[
         "requestHeaders",
         "Headers of `telemetry.logs.headers` by name, those that came several times joined by commas; values of at most 1,024 bytes. `[redacted]` where the value may be a credential, or `redactHeaders` names it.",
     ),
+    (
+        "fields",
+        "Values of the expressions in `telemetry.logs.fields` by name, those that have one; texts of at most 1,024 bytes.",
+    ),
     ("requestHeadersCut", "`true` where headers were left out, because they are longer than 8 KiB."),
 ];
 

@@ -273,7 +273,7 @@ pub(super) fn local<'c>(code: &'c str, function: &Function, at: usize, name: &st
 
 /// Keys of the line that a file writes field by field, in their order.
 pub(super) fn written_keys(file: &File) -> Vec<String> {
-    let writes = ["line.text(\"", "line.value(\"", "line.object(\"", "(&mut line, \""];
+    let writes = ["line.text(\"", "line.value(\"", "line.object(\"", "line.scalars(\"", "(&mut line, \""];
     let mut found: Vec<(usize, &str)> = Vec::new();
     for write in writes {
         let key = |(at, _): (usize, &str)| Some((at, file.code.get(at + write.len()..)?.split('"').next()?));

@@ -21,6 +21,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
+use spillway_cel::Scalar;
 use spillway_config::schema::Tracing;
 use spillway_filter::{Fields, Headers};
 
@@ -28,7 +29,7 @@ use self::context::{TRACEPARENT, TRACESTATE, decided, parent_of, trace_of};
 use self::export::Pipeline;
 use self::plan::TracePlan;
 use self::tail::Tail;
-use super::names;
+use super::{FieldValues, names};
 
 /// Longest text of an attribute or event, in bytes. Callers choose paths and agents; spans that wait for a collector must
 /// not grow with them.
@@ -287,6 +288,24 @@ impl Span {
             && span.is_recording()
         {
             span.set_attribute(KeyValue::new(key, clipped_value(value.into())));
+        }
+    }
+
+    /// Sets attributes that expressions made.
+    #[cold]
+    pub fn set_fields(&mut self, fields: FieldValues<'_>) {
+        if let SpanState::Ours(span) = &mut self.span
+            && span.is_recording()
+        {
+            for (name, value) in fields {
+                let value = match value {
+                    Scalar::Text(text) => Value::from(text),
+                    Scalar::Int(n) => Value::from(n),
+                    Scalar::Double(n) => Value::from(n),
+                    Scalar::Bool(is) => Value::from(is),
+                };
+                span.set_attribute(KeyValue::new(name.clone(), value));
+            }
         }
     }
 

@@ -151,8 +151,14 @@ mod tests {
         {
             let keep = Keep { errors: true, ..Keep::default() };
             let capture_content = false;
-            let tracing =
-                Tracing { otlp: otlp.clone(), sample_ratio: 0.5, callers_decide, keep: keep.clone(), capture_content };
+            let tracing = Tracing {
+                otlp: otlp.clone(),
+                sample_ratio: 0.5,
+                callers_decide,
+                keep: keep.clone(),
+                capture_content,
+                attributes: Vec::new(),
+            };
             let plan = TracePlan::new(Some(&tracing), |_| Some("none".into())).unwrap();
             assert_eq!(plan, TracePlan { endpoint: "http://f:4317".into(), ratio: 0.5, parent, keep });
         }

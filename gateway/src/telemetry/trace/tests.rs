@@ -271,7 +271,7 @@ fn texts_of_model_calls_that_wait_are_bounded_together() {
 
 fn tracing(otlp: Otlp, sample_ratio: f64) -> Tracing {
     let (callers_decide, keep) = (CallersDecide::TrustedProxies, Keep::default());
-    Tracing { otlp, sample_ratio, callers_decide, keep, capture_content: false }
+    Tracing { otlp, sample_ratio, callers_decide, keep, capture_content: false, attributes: Vec::new() }
 }
 
 fn exporting_to(address: std::net::SocketAddr) -> (Tracer, Arc<AtomicU64>) {
