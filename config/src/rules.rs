@@ -158,13 +158,18 @@ impl<'c> RouteRules<'c> {
         self.filters.iter().any(|(name, config)| {
             if EXPRESSIONS.contains(name) {
                 config.to_string().contains("path")
-            } else if computed_headers(config).any(|(_, _, text)| text.contains("path")) {
+            } else if computed_headers(config).any(|(_, _, text)| text.contains("path")) || asks_for_path(config) {
                 true
             } else {
                 !BLIND_TO_PATHS.contains(name) || rewrites_by_pattern(name, config)
             }
         })
     }
+}
+
+/// True for a filter whose condition names the path.
+fn asks_for_path(config: &serde_json::Value) -> bool {
+    config.get("when").and_then(serde_json::Value::as_str).is_some_and(|when| when.contains("path"))
 }
 
 /// Headers that `requestHeaders` or `responseHeaders` compute: `set` or `add`, the name, the expression.
@@ -203,6 +208,8 @@ mod tests {
             (r#"{"requestHeaders": {"set": {"x-path": "a path"}}}"#, false),
             (r#"{"requestHeaders": {"set": {"x-tenant": {"value": "consumer.tenant"}}}}"#, false),
             (r#"{"requestHeaders": {"set": {"x-admin": {"value": "request.path.startsWith('/admin')"}}}}"#, true),
+            (r#"{"mirror": {"backend": "b", "when": "request.method == 'GET'"}}"#, false),
+            (r#"{"mirror": {"backend": "b", "when": "request.path == '/a'"}}"#, true),
             (r#"{"responseHeaders": {"add": {"x-at": {"value": "request['path']"}}}}"#, true),
         ] {
             let config = format!(r#"{{"listeners": [], "routes": [{{"name": "r", "filters": [{filter}]}}]}}"#);

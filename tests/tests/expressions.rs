@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use spillway_tests::{Gateway, Upstream, binary, new_key};
+use spillway_tests::{Gateway, Upstream, binary, eventually, new_key};
 
 const CHAT: &str = "POST /v1//chat/completions?a=b HTTP/1.1
 host: Api.Example.com:8443
@@ -128,6 +128,64 @@ routes:
     assert_eq!((told().as_str(), answer.header("x-of")), ("anna x [redacted] 2", "r/200/%0d%0aset-cookie:a"));
     let refused = client.post("/", &[("authorization", "Bearer wrong")], "").await;
     assert_eq!((refused.status.as_u16(), refused.header("x-of")), (401, "r/401/"));
+}
+
+/// A copy is sent of the requests for which the condition holds, also where it reads the body.
+#[tokio::test]
+async fn copies_are_sent_where_the_condition_holds() {
+    let (live, shadow) = (Upstream::fixed(200, "live").await, Upstream::fixed(200, "shadow").await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: live, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: shadow, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    filters: [{{mirror: {{backend: shadow, when: \"request.body.list.exists(n, n == 7)\"}}}}]
+    backendRefs: [{{name: live}}]
+",
+        live.url(),
+        shadow.url()
+    ))
+    .await;
+    let client = gateway.client();
+    for (path, body) in [("/none", ""), ("/other", "{\"list\": [1]}"), ("/copied", "{\"list\": [7]}")] {
+        assert_eq!(client.post(path, &[("content-type", "application/json")], body).await.text(), "live");
+    }
+    eventually("the copy", || async { (shadow.count() > 0).then_some(()) }).await;
+    assert_eq!((shadow.count(), shadow.last().path.as_str()), (1, "/copied"));
+}
+
+/// A request takes what its cost says, and one of a caller who leaves it out takes one.
+#[tokio::test]
+async fn requests_take_what_they_cost() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: r
+    filters: [{{rateLimit: {{by: clientAddress, requests: 10/h, cost: \"request.path == '/free' ? 0 : request.body.n\"}}}}]
+    backendRefs: [{{name: x}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let json = [("content-type", "application/json")];
+    for (path, body, status, left) in [
+        ("/", "{\"n\": 4}", 200, "6"),
+        ("/", "{\"n\": 2.5}", 200, "3"),
+        ("/", "{\"n\": -9}", 200, "2"),
+        ("/", "{\"n\": 100}", 429, "2"),
+        ("/", "", 200, "1"),
+        ("/", "{\"n\": 1}", 200, "0"),
+        ("/", "{\"n\": 0}", 200, ""),
+        ("/", "{\"n\": 1}", 429, "0"),
+        ("/free", "{\"n\": 1}", 200, ""),
+    ] {
+        let answer = client.post(path, &json, body).await;
+        let remaining = answer.header("x-ratelimit-remaining-requests");
+        assert_eq!((answer.status.as_u16(), remaining), (status, left), "{path} {body}");
+    }
 }
 
 /// The gateway decides about a request as `eval` says.

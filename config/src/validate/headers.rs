@@ -104,6 +104,10 @@ fn of_filter(at: Vec<Segment>, filter: &FilterEntry, rules: &mut Vec<(Vec<Segmen
             }
             Vec::new()
         }
+        "cache" | "fault" | "guard" | "mirror" | "transform" => {
+            let named = ["when", "key"].into_iter().filter_map(|key| Some((key, config.get(key)?.as_str()?)));
+            named.map(|(key, text)| (below(&[key]), text)).collect()
+        }
         _ => Vec::new(),
     };
     for (at, text) in expressions {

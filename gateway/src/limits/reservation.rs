@@ -48,7 +48,15 @@ impl Rule {
         expected: Option<(Estimate, u64)>,
     ) -> Option<ReservationRequest<'r>> {
         let (amount, nanos) = match &self.kind {
-            RuleKind::Rate { unit: Unit::Requests, .. } | RuleKind::Concurrency { .. } => (1, 0),
+            RuleKind::Rate { unit: Unit::Requests, limit, .. } => match &self.cost {
+                None => (1, 0),
+                // An amount above the burst would never pass.
+                Some(cost) => match cost.of(subject.view).min(limit.burst.get()) {
+                    0 => return None,
+                    amount => (amount.into(), 0),
+                },
+            },
+            RuleKind::Concurrency { .. } => (1, 0),
             // A request that announces no tokens is judged all the same, and settled by what it used.
             RuleKind::Rate { unit: Unit::Tokens, .. } => (expected?.0.total().max(1), 0),
             RuleKind::Budget { .. } => {

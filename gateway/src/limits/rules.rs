@@ -11,7 +11,7 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use spillway_config::schema::{Budget, ConsumerLimits, OnExceeded, Period, RedisState};
 use spillway_config::values::Rate;
-use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
+use spillway_filter::{LimitBy, LimitCost, LimitSpec, Quota, SharedStates};
 
 use super::budgets::{Account, BudgetError, Budgets};
 use super::concurrency::ConcurrencyCounts;
@@ -89,6 +89,8 @@ pub struct Rule {
     pub(super) number: u128,
     pub(super) kind: RuleKind,
     pub(super) by: LimitBy,
+    /// Amount that a request takes; 1 where there is none.
+    pub(super) cost: Option<Arc<dyn LimitCost>>,
     /// Name of the owner in a refusal.
     this: Cow<'static, str>,
     pub(super) on_exceeded: OnExceeded,
@@ -106,6 +108,8 @@ struct Counted<'a> {
     /// Name of the owner in a refusal.
     this: &'a Cow<'static, str>,
     by: &'a LimitBy,
+    /// Amount that a request takes of a rate of requests.
+    cost: Option<&'a Arc<dyn LimitCost>>,
     /// Most levels that a rate of the limit keeps.
     keys: usize,
     /// Name of the owner in metrics: the label, or one that many owners share.
@@ -230,12 +234,15 @@ impl Limits {
     ) -> Result<(Rules, Rules), RateTooHigh> {
         let label = format!("{route}/{}", spec.subject);
         let by = &spec.by;
+        // An amount may depend on the caller and the body.
         let early = matches!(by, LimitBy::ClientAddress);
+        let early_rate = early && spec.cost.is_none();
         let (mut guards, mut filters) = (Rules::new(), Rules::new());
         let counted = Counted {
             label: &label,
             this: &format!("this {}", spec.subject).into(),
             by,
+            cost: spec.cost.as_ref(),
             keys: self.keys,
             metrics: &label,
         };
@@ -243,7 +250,7 @@ impl Limits {
             let Some(quota) = quota else { continue };
             let rule = self.rate(counted, unit, quota, spec.on_exceeded)?;
             rule.adopted_by(commit_steps);
-            if early && unit == Unit::Requests { guards.push(rule) } else { filters.push(rule) }
+            if early_rate && unit == Unit::Requests { guards.push(rule) } else { filters.push(rule) }
         }
         if let Some(most) = spec.concurrency {
             let rule = self.concurrency(counted, most, spec.on_exceeded);
@@ -259,8 +266,14 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        let counted =
-            Counted { label, this: &Cow::Borrowed("this consumer"), by: &LimitBy::Consumer, keys: 1, metrics: label };
+        let counted = Counted {
+            label,
+            this: &Cow::Borrowed("this consumer"),
+            by: &LimitBy::Consumer,
+            cost: None,
+            keys: 1,
+            metrics: label,
+        };
         self.of_callers(counted, limits, commit_steps)
     }
 
@@ -275,6 +288,7 @@ impl Limits {
             label,
             this: &Cow::Borrowed("this consumer"),
             by: &LimitBy::Consumer,
+            cost: None,
             keys: self.keys,
             metrics: label,
         };
@@ -288,8 +302,14 @@ impl Limits {
         limits: &ConsumerLimits,
         commit_steps: &CommitSteps,
     ) -> Result<Rules, RateTooHigh> {
-        let counted =
-            Counted { label, this: &Cow::Borrowed("this tenant"), by: &LimitBy::Tenant, keys: 1, metrics: label };
+        let counted = Counted {
+            label,
+            this: &Cow::Borrowed("this tenant"),
+            by: &LimitBy::Tenant,
+            cost: None,
+            keys: 1,
+            metrics: label,
+        };
         self.of_callers(counted, limits, commit_steps)
     }
 
@@ -301,6 +321,7 @@ impl Limits {
             label: &label,
             this: &Cow::Borrowed(this),
             by: &LimitBy::Consumer,
+            cost: None,
             keys: 1,
             metrics: KEYS_IN_METRICS,
         };
@@ -352,6 +373,7 @@ impl Limits {
                 nanos: budget.usd.map(nanos),
             },
             by: LimitBy::Consumer,
+            cost: None,
             this: this.into(),
             on_exceeded: budget.on_exceeded,
             policy: None,
@@ -375,7 +397,7 @@ impl Limits {
 
     fn rate(
         &self,
-        Counted { label, this, by, keys, metrics }: Counted<'_>,
+        Counted { label, this, by, cost, keys, metrics }: Counted<'_>,
         unit: Unit,
         Quota { rate, burst }: Quota,
         on_exceeded: OnExceeded,
@@ -397,6 +419,7 @@ impl Limits {
             store: self.shared_store(),
             on_exceeded,
             by: by.clone(),
+            cost: cost.filter(|_| unit == Unit::Requests).cloned(),
         }))
     }
 
@@ -416,6 +439,7 @@ impl Limits {
             metrics: self.metrics.limit(&format!("{metrics}/concurrency")),
             on_exceeded,
             by: by.clone(),
+            cost: None,
         })
     }
 }
@@ -466,7 +490,7 @@ impl Rule {
     /// True if the head of a request and its caller determine the level. Then the rule can be judged before a byte of
     /// the body is read. A computed value may depend on the body.
     pub fn needs_no_body(&self) -> bool {
-        !matches!(self.by, LimitBy::Model | LimitBy::Value(_))
+        !matches!(self.by, LimitBy::Model | LimitBy::Value(_)) && self.cost.is_none()
     }
 
     /// True if the model that the body names determines the level.

@@ -50,6 +50,7 @@ fn by(limits: &Limits, by: LimitBy, count: u32) -> Rules {
         by,
         subject: "x".into(),
         requests: Some(quota),
+        cost: None,
         tokens: None,
         concurrency: None,
         on_exceeded: OnExceeded::Reject,

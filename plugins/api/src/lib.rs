@@ -29,7 +29,7 @@ pub use fields::{FieldName, Fields, NameSet, Values};
 pub use grpc_client::{Exchanged, GrpcClient, GrpcError, GrpcServer, GrpcStream, NoGrpc, Pending};
 pub use headers::{HeaderChange, HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
-pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
+pub use limit::{LimitBy, LimitCost, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
 pub use processor::{AnswerEdit, Processor, Reads};
 pub use refusal::{ErrorKind, Refusal};

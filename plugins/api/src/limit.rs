@@ -18,6 +18,12 @@ pub trait LimitKey: Send + Sync {
     fn of(&self, x: &RequestView<'_>) -> Option<String>;
 }
 
+/// Amount that a request takes of a rule of requests.
+pub trait LimitCost: Send + Sync {
+    /// Computes the amount; 0 takes nothing, and more than the burst takes all of it.
+    fn of(&self, x: &RequestView<'_>) -> u32;
+}
+
 /// Requests that share a limit.
 ///
 /// As configured, header and value are texts: `LimitBy<String, String>`. [`Self::compile`] makes rules of it.
@@ -85,6 +91,8 @@ pub struct LimitSpec {
     pub subject: String,
     /// Limit of requests.
     pub requests: Option<Quota>,
+    /// Amount that a request takes of `requests`; 1 for each if left out. It is judged when caller and body are known.
+    pub cost: Option<Arc<dyn LimitCost>>,
     /// Limit of tokens, read and written.
     pub tokens: Option<Quota>,
     /// Most requests at the same time.

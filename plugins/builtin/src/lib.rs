@@ -7,6 +7,7 @@ mod basic_auth;
 mod cache;
 mod client_address;
 mod compression;
+mod condition;
 mod cors;
 mod deltas;
 mod external_authorization;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::{Duration, Size};
-use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, MirrorSpec, define};
+use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, MirrorSpec, RequestView, define};
+
+use crate::condition::Condition;
 
 /// Copies some requests to a second backend. The answers are read and discarded; a copy never delays, changes or
 /// fails the request itself, and carries no credentials of the caller.
@@ -16,6 +18,9 @@ use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, MirrorSpe
 struct Mirror {
     /// Backend that receives the copies.
     backend: String,
+    /// Condition in CEL on the request. Where it is false or has no value, the request is not copied. All requests when left out.
+    #[serde(default)]
+    when: Option<String>,
     /// Percentage of requests that are copied, drawn at random.
     #[serde(default = "all")]
     #[schemars(range(min = 0.0, max = 100.0))]
@@ -57,23 +62,62 @@ fn check(config: &Mirror) -> Vec<FieldError> {
     if config.timeout.0.is_zero() {
         errors.push(FieldError::at(["timeout"], "a time limit of zero lets nothing pass"));
     }
+    errors.extend(Condition::new(config.when.as_ref()).err());
     errors
 }
 
 fn build(config: Mirror, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
-    Ok(Arc::new(Mirrored([MirrorSpec {
+    let when = Condition::new(config.when.as_ref())?;
+    let mirrors = [MirrorSpec {
         backend: config.backend,
         share: config.percent / 100.0,
         timeout: config.timeout.0,
         max_in_flight: config.max_in_flight.get(),
         max_body: config.max_body.0,
-    }])))
+    }];
+    Ok(Arc::new(Mirrored { mirrors, when }))
 }
 
-struct Mirrored([MirrorSpec; 1]);
+struct Mirrored {
+    mirrors: [MirrorSpec; 1],
+    when: Condition,
+}
 
 impl Filter for Mirrored {
+    fn needs_body(&self) -> bool {
+        self.when.needs_body()
+    }
+
     fn mirrors(&self) -> &[MirrorSpec] {
-        &self.0
+        &self.mirrors
+    }
+
+    fn mirrors_request(&self, x: &RequestView<'_>, _: &str) -> bool {
+        self.when.holds(x, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use spillway_filter::testing::{FilterBuilder, TestRequest};
+
+    use super::*;
+
+    #[test]
+    fn requests_for_which_the_condition_holds_are_copied() {
+        let config = json!({"backend": "b", "when": "request.headers['x-copy'] == 'yes'"});
+        let filter = FilterBuilder::new().build(&*factory(), &config);
+        assert!(!filter.needs_body());
+        for (told, copied) in [(Some("yes"), true), (Some("no"), false), (None, false)] {
+            let request = TestRequest::get("/");
+            let request = told.iter().fold(request, |request, value| request.header("x-copy", value));
+            assert_eq!(filter.mirrors_request(&request.view(), "b"), copied, "{told:?}");
+        }
+        let by_model = json!({"backend": "b", "when": "request.model == 'm'"});
+        assert!(FilterBuilder::new().build(&*factory(), &by_model).needs_body());
+        let always = FilterBuilder::new().build(&*factory(), &json!({"backend": "b"}));
+        assert!(always.mirrors_request(&TestRequest::get("/").view(), "b"));
+        assert_eq!(factory().check(&json!({"backend": "b", "when": "response.status == 1"}))[0].path, ["when"]);
     }
 }

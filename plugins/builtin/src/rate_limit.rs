@@ -7,11 +7,12 @@ use std::sync::Arc;
 use http::HeaderName;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_cel::{Expression, Scope, Seen};
+use spillway_cel::{Expression, Scalar, Scope, Seen};
 use spillway_config::schema::OnExceeded;
 use spillway_config::values::Rate;
 use spillway_filter::{
-    BuildContext, FieldError, Filter, FilterFactory, LimitBy, LimitKey, LimitSpec, Quota, RequestView, Stage, define,
+    BuildContext, FieldError, Filter, FilterFactory, LimitBy, LimitCost, LimitKey, LimitSpec, Quota, RequestView,
+    Stage, define,
 };
 
 /// Limits the rate of use. At least one of `requests`, `tokens` and `concurrency`.
@@ -26,6 +27,10 @@ struct RateLimit {
     /// Requests allowed at once; as many as `requests` names if left out.
     #[serde(default)]
     burst: Option<NonZeroU32>,
+    /// Amount that a request takes of `requests`, in CEL: a number, rounded up, which is at most `burst`; 0 takes nothing. 1 where the
+    /// expression has no value, or a negative one, and when left out.
+    #[serde(default)]
+    cost: Option<String>,
     /// Tokens, read and written, in a period.
     #[serde(default)]
     tokens: Option<Rate>,
@@ -67,6 +72,13 @@ fn check(config: &RateLimit) -> Vec<FieldError> {
             errors.push(FieldError::at([key], "this rate is too high to be kept"));
         }
     }
+    if config.cost.is_some() && config.requests.is_none() {
+        errors.push(FieldError::at(
+            ["cost"],
+            "this is how much of `requests` a request takes, and there is no `requests`",
+        ));
+    }
+    errors.extend(cost(config.cost.as_ref()).err());
     if let Err(error) = compile(&config.by) {
         errors.push(error);
     }
@@ -79,6 +91,31 @@ impl LimitKey for Computed {
     fn of(&self, x: &RequestView<'_>) -> Option<String> {
         self.0.text(&Seen::from(x))
     }
+}
+
+/// Amount that an expression makes.
+struct ComputedCost(Expression);
+
+impl LimitCost for ComputedCost {
+    fn of(&self, x: &RequestView<'_>) -> u32 {
+        const DEFAULT: u32 = 1;
+        match self.0.scalar_of(&Seen::from(x)) {
+            Some(Scalar::Int(n)) if n >= 0 => u32::try_from(n).unwrap_or(u32::MAX),
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "not negative; a cast saturates"
+            )]
+            Some(Scalar::Double(n)) if n >= 0.0 => n.ceil() as u32,
+            _ => DEFAULT,
+        }
+    }
+}
+
+/// Compiles `cost`.
+fn cost(written: Option<&String>) -> Result<Option<ComputedCost>, FieldError> {
+    let compiled = written.map(|text| Expression::number(text, Scope::Request)).transpose();
+    compiled.map(|cost| cost.map(ComputedCost)).map_err(|why| FieldError::at(["cost"], why))
 }
 
 /// Compiles `by`; returns its name and whether it reads the body as well.
@@ -111,14 +148,17 @@ fn compile(by: &LimitBy<String, String>) -> Result<(LimitBy, String, bool), Fiel
 
 fn build(config: RateLimit, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
     let (by, subject, reads_body) = compile(&config.by)?;
+    let cost = cost(config.cost.as_ref())?;
+    let reads_body = reads_body || cost.as_ref().is_some_and(|cost| cost.0.asked().needs_body());
     let quota = |rate: Option<Rate>, burst: Option<NonZeroU32>| {
         rate.map(|rate| Quota { rate, burst: burst.unwrap_or(rate.count) })
     };
-    let stage = if matches!(by, LimitBy::ClientAddress) { Stage::Guard } else { Stage::Route };
+    let stage = if matches!(by, LimitBy::ClientAddress) && cost.is_none() { Stage::Guard } else { Stage::Route };
     let spec = LimitSpec {
         by,
         subject,
         requests: quota(config.requests, config.burst),
+        cost: cost.map(|cost| Arc::new(cost) as Arc<dyn LimitCost>),
         tokens: quota(config.tokens, config.token_burst),
         concurrency: config.concurrency,
         on_exceeded: config.on_exceeded,
@@ -149,6 +189,8 @@ impl Filter for RateLimited {
 
 #[cfg(test)]
 mod tests {
+    use spillway_filter::testing::{FilterBuilder, TestRequest};
+
     use super::*;
 
     fn errors(json: serde_json::Value) -> Vec<String> {
@@ -167,9 +209,41 @@ mod tests {
             (serde_json::json!({"by": "consumer", "requests": "4000000000/s"}), "too high"),
             (serde_json::json!({"by": {"header": "x user"}, "requests": "9/s"}), "not a header name"),
             (serde_json::json!({"by": {"value": "request.nothing"}, "requests": "9/s"}), "has no `nothing`"),
+            (serde_json::json!({"by": "route", "requests": "9/s", "cost": "request.method"}), "expected a number"),
+            (serde_json::json!({"by": "route", "tokens": "9/s", "cost": "2"}), "there is no `requests`"),
         ] {
             let told = errors(wrong.clone());
             assert!(told.len() == 1 && told[0].contains(part), "{wrong}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_cost_is_a_number_that_is_not_negative_whatever_a_caller_sends() {
+        let costs = |expression: &str, body: &str| {
+            let config = serde_json::json!({"by": "clientAddress", "requests": "10/s", "cost": expression});
+            let filter = FilterBuilder::new().build(&*factory(), &config);
+            assert_eq!(filter.stage(), Stage::Route, "the body is known");
+            assert_eq!(filter.needs_body(), expression.contains("body"));
+            let cost = filter.limits()[0].cost.clone().unwrap();
+            cost.of(&TestRequest::post("/", body.to_owned()).view())
+        };
+        for (expression, body, expected) in [
+            ("3", "", 3),
+            ("request.method == 'POST' ? 5 : 0", "", 5),
+            ("size(request.body.list)", r#"{"list": [1, 2]}"#, 2),
+            ("size(request.body.list)", r#"{"list": []}"#, 0),
+            ("size(request.body.list)", "{}", 1),
+            ("request.body.n", r#"{"n": 2.1}"#, 3),
+            ("request.body.n", r#"{"n": -5}"#, 1),
+            ("request.body.n", r#"{"n": -0.5}"#, 1),
+            ("request.body.n", r#"{"n": "9"}"#, 1),
+            ("request.body.n", r#"{"n": 1e300}"#, u32::MAX),
+            ("request.body.n", r#"{"n": 99999999999999999999}"#, u32::MAX),
+            ("request.body.n", r#"{"n": 18446744073709551615}"#, u32::MAX),
+            ("request.body.n / 0.0", r#"{"n": 1.0}"#, 1),
+            ("request.body.n / request.body.n", r#"{"n": 0.0}"#, 1),
+        ] {
+            assert_eq!(costs(expression, body), expected, "{expression} of {body}");
         }
     }
 }

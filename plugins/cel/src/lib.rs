@@ -138,6 +138,18 @@ impl Expression {
         Ok(expression)
     }
 
+    /// Compiles an expression whose value is a number.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
+    pub fn number(text: &str, scope: Scope) -> Result<Self, String> {
+        let expression = Self::compile(text, scope)?;
+        expression.must_be(|kind| matches!(kind, Type::Int | Type::Uint | Type::Double), "a number")?;
+        let is_number = |value: &dyn Val| matches!(as_scalar(value), Some(Scalar::Int(_) | Scalar::Double(_)));
+        expression.try_out(|value| is_number(value), "a number")?;
+        Ok(expression)
+    }
+
     /// Compiles an expression of any value.
     ///
     /// # Errors
@@ -330,10 +342,12 @@ fn as_scalar(value: &dyn Val) -> Option<Scalar> {
         Some(Scalar::Int(*n.inner()))
     } else if let Some(holds) = value.downcast_ref::<CelBool>() {
         Some(Scalar::Bool(*holds.inner()))
+    } else if let Some(n) = value.downcast_ref::<CelUInt>() {
+        #[allow(clippy::cast_precision_loss, reason = "what is larger than the largest `Int` is rounded")]
+        let rounded = |_| Scalar::Double(*n.inner() as f64);
+        Some(i64::try_from(*n.inner()).map_or_else(rounded, Scalar::Int))
     } else {
-        // A number that is larger than the largest `Int` becomes text.
-        let int = value.downcast_ref::<CelUInt>().and_then(|n| i64::try_from(*n.inner()).ok());
-        int.map(Scalar::Int).or_else(|| as_text(value).map(Scalar::Text))
+        value.downcast_ref::<CelString>().map(|text| Scalar::Text(text.inner().to_owned()))
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
             by: LimitBy::ClientAddress,
             subject: "trial".to_owned(),
             requests: Some(Quota { rate: config.requests, burst: config.requests.count }),
+            cost: None,
             tokens: None,
             concurrency: None,
             on_exceeded: OnExceeded::Reject,

@@ -56,6 +56,7 @@ const GUARD: &str = "routes:
           on: [prompt, answer]
           window: 512B
           shadow: false # true finds and counts only
+          when: \"consumer.tenant != 'lab'\"
     backendRefs: [{name: chat}]
 ";
 
@@ -213,7 +214,8 @@ const EXAMPLES: &[Example] = &[
         path: "routes[].filters[].cache",
         yaml: "routes:
   - name: chat
-    filters: [{cache: {exact: true, ttl: 10m, scope: tenant, maxSize: 64MiB, maxEntry: 1MiB}}]
+    filters:
+      - cache: {exact: true, ttl: 10m, scope: tenant, maxSize: 64MiB, maxEntry: 1MiB, key: \"request.headers['x-locale']\"}
     backendRefs: [{name: chat}]
 ",
     },

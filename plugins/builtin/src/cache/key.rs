@@ -92,8 +92,8 @@ fn last_text(conversation: &mut Value) -> Option<(&mut Value, String)> {
 }
 
 /// Request as a cache compares it, with its last text if `by_meaning`. `None` where the answer depends on more than the request,
-/// or changes something.
-pub(super) fn of(x: &RequestView<'_>, scope: Scope, by_meaning: bool) -> Option<Asked> {
+/// or changes something. `further` is an expression of the file and its value.
+pub(super) fn of(x: &RequestView<'_>, scope: Scope, by_meaning: bool, further: Option<(&str, &str)>) -> Option<Asked> {
     if !x.is_repeatable {
         return None;
     }
@@ -129,6 +129,10 @@ pub(super) fn of(x: &RequestView<'_>, scope: Scope, by_meaning: bool) -> Option<
     for name in &HEADERS {
         x.headers.get_all(name).iter().for_each(|value| part(value.as_bytes()));
         part(b"");
+    }
+    if let Some((expression, value)) = further {
+        // Three parts more than a key without one has, and one more than a group: no two of them are written alike.
+        [&b"further"[..], expression.as_bytes(), value.as_bytes()].into_iter().for_each(|part| add(&mut digest, part));
     }
     let exact = digest.clone();
     let key = finished(exact, &body);
@@ -200,7 +204,7 @@ mod tests {
     use super::*;
 
     fn key(request: &TestRequest, scope: Scope) -> Key {
-        of(&request.view(), scope, false).unwrap().key
+        of(&request.view(), scope, false, None).unwrap().key
     }
 
     fn post(body: &'static str) -> TestRequest {
@@ -265,7 +269,7 @@ mod tests {
 
     #[test]
     fn all_but_the_last_text_of_the_user_makes_another_group() {
-        let last = |request: &TestRequest| of(&request.view(), Scope::Consumer, true).unwrap().last;
+        let last = |request: &TestRequest| of(&request.view(), Scope::Consumer, true, None).unwrap().last;
         let chat = |body: &'static str| post(body).system(SystemPlace::Messages);
         let hi =
             last(&chat(r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"hi"}]}"#)).unwrap();
@@ -296,7 +300,7 @@ mod tests {
             .repeatable()
             .system(SystemPlace::Instructions),
         ] {
-            let asked = of(&other.view(), Scope::Consumer, true).unwrap();
+            let asked = of(&other.view(), Scope::Consumer, true, None).unwrap();
             let last = asked.last.unwrap();
             assert_eq!(last.text, "hi");
             assert!(groups.insert(last.group) && groups.insert(asked.key), "{other:?}");
@@ -305,7 +309,7 @@ mod tests {
 
     #[test]
     fn what_is_not_one_text_of_a_conversation_is_compared_exactly_alone() {
-        let last = |request: TestRequest| of(&request.view(), Scope::Route, true).unwrap().last;
+        let last = |request: TestRequest| of(&request.view(), Scope::Route, true, None).unwrap().last;
         let chat =
             |body: String| TestRequest::post("/v1/chat/completions", body).repeatable().system(SystemPlace::Messages);
         let said = |content: &str| chat(format!(r#"{{"messages":[{{"role":"user","content":{content}}}]}}"#));
@@ -342,9 +346,9 @@ mod tests {
             "no JSON",
             r#"{"messages":[{"role":"user","content":"a","content":"b"}]}"#,
         ] {
-            assert!(of(&post(body).view(), Scope::Route, true).is_none(), "{body}");
+            assert!(of(&post(body).view(), Scope::Route, true, None).is_none(), "{body}");
         }
-        assert!(of(&TestRequest::post("/v1/files", "{}").view(), Scope::Route, true).is_none());
-        assert!(of(&TestRequest::get("/v1/models").repeatable().view(), Scope::Route, true).is_none());
+        assert!(of(&TestRequest::post("/v1/files", "{}").view(), Scope::Route, true, None).is_none());
+        assert!(of(&TestRequest::get("/v1/models").repeatable().view(), Scope::Route, true, None).is_none());
     }
 }

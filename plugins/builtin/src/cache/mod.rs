@@ -18,12 +18,14 @@ use http::header::{self, HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use spillway_cel::{Expression, Seen};
 use spillway_config::values::{Duration, Size};
 use spillway_filter::{
     Answer, AnswerHead, BuildContext, Counter, Embedder, EventChange, FieldError, Fields, Filter, FilterFactory, Flow,
     Headers, KeptAnswers, Observer, Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
 };
 
+use crate::condition::Condition;
 use counts::{Counts, Said, Tokens, Unkept};
 use key::{Asked, Key, LastText};
 use vectors::Vectors;
@@ -61,6 +63,14 @@ struct Cache {
     /// Longest answer that is kept.
     #[serde(default = "entry")]
     max_entry: Size,
+    /// Condition in CEL on the request. Where it is false or has no value, the answer is neither looked for nor kept. All requests when
+    /// left out.
+    #[serde(default)]
+    when: Option<String>,
+    /// Text, number, or true or false in CEL that requests must have in common beside all else, such as
+    /// `request.headers['x-locale']`. A request without a value passes by the cache.
+    #[serde(default)]
+    key: Option<String>,
 }
 
 /// Comparison of texts by their meaning.
@@ -145,6 +155,8 @@ fn check(written: &Cache) -> Vec<FieldError> {
             format!("found {} bytes; expected less than 4 GiB", written.max_entry.0),
         ));
     }
+    errors.extend(Condition::new(written.when.as_ref()).err());
+    errors.extend(FurtherKey::new(written.key.as_ref()).err());
     errors
 }
 
@@ -164,7 +176,9 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
         let counts = Counts::new(cx)?;
         let semantic =
             written.semantic.map(|written| Near { threshold: written.threshold, timeout: written.timeout.0 });
-        let inner = Inner { number, state, scope: written.scope, max_entry, counts, semantic };
+        let when = Condition::new(written.when.as_ref())?;
+        let further = FurtherKey::new(written.key.as_ref())?;
+        let inner = Inner { number, state, scope: written.scope, max_entry, counts, semantic, when, further };
         Ok(Arc::new(Caching(Arc::new(inner))) as Arc<dyn Filter>)
     })
 }
@@ -314,6 +328,23 @@ struct Inner {
     max_entry: usize,
     counts: Counts,
     semantic: Option<Near>,
+    when: Condition,
+    further: Option<FurtherKey>,
+}
+
+/// Further part of the key, which an expression makes.
+struct FurtherKey {
+    written: String,
+    expression: Expression,
+}
+
+impl FurtherKey {
+    fn new(written: Option<&String>) -> Result<Option<Self>, FieldError> {
+        let Some(written) = written else { return Ok(None) };
+        let expression = Expression::value(written, spillway_cel::Scope::Request);
+        let expression = expression.map_err(|why| FieldError::at(["key"], why))?;
+        Ok(Some(Self { written: written.clone(), expression }))
+    }
 }
 
 /// Wishes of a caller about answers that are kept (RFC 9111, 5.2.1).
@@ -365,7 +396,19 @@ impl Filter for Caching {
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
         let this = &self.0;
         let wishes = Wishes::of(x.headers);
-        let asked = key::of(x, this.scope, this.semantic.is_some()).filter(|_| wishes.reads || wishes.stores);
+        let is_meant = (wishes.reads || wishes.stores) && this.when.holds(x, false);
+        let further = match this.further.as_ref().filter(|_| is_meant) {
+            None => Some(None),
+            // Two filters of one route share what they keep: equal values of other expressions are not the same.
+            Some(further) => {
+                further.expression.text(&Seen::from(&*x)).map(|text| Some((further.written.as_str(), text)))
+            }
+        };
+        let asked = match further.filter(|_| is_meant) {
+            Some(None) => key::of(x, this.scope, this.semantic.is_some(), None),
+            Some(Some((of, text))) => key::of(x, this.scope, this.semantic.is_some(), Some((of, &text))),
+            None => None,
+        };
         let Some(Asked { key, last }) = asked else {
             this.counts.bypassed.inc();
             return Flow::Continue;
@@ -687,6 +730,26 @@ mod tests {
         } else {
             assert!(rewriter.whole(body.as_bytes()).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn conditions_and_further_keys_part_what_is_kept() {
+        let config = json!({
+            "exact": true, "when": "request.headers['x-cache'] != 'no'", "key": "request.headers['x-locale']"
+        });
+        let filter = build(&config);
+        let of = |cached: &str, locale: &str| request().header("x-cache", cached).header("x-locale", locale);
+        let mut first = lead(&*filter, &of("yes", "de"));
+        answer(&mut *first, 200, [("content-type", "application/json"), ("x-a", "b")], false, "{}");
+        drop(first);
+        assert!(hit(&*filter, &of("yes", "de")).is_some());
+        let mut other = lead(&*filter, &of("yes", "en"));
+        answer(&mut *other, 200, [("content-type", "application/json"), ("x-a", "b")], false, "[]");
+        for passed in [of("no", "de"), request().header("x-locale", "de"), request().header("x-cache", "yes")] {
+            assert!(matches!(passed.decide(&*filter), Flow::Continue), "{passed:?}");
+        }
+        let paths = |config| factory().check(&config).into_iter().map(|e| e.path).collect::<Vec<_>>();
+        assert_eq!(paths(json!({"exact": true, "when": "1", "key": "consumer"})), [["when"], ["key"]]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use spillway_filter::{
 };
 use spillway_patterns::{Detector, Kind};
 
+use crate::condition::Condition;
 use crate::deltas::{self, Delta, Ended};
 use crate::json_edit::{self, Pointer, quoted};
 use search::{Flowing, Masked, Pattern, Patterns, Refused};
@@ -83,6 +84,10 @@ struct Guard {
     /// the text. An answer that is no stream is searched up to 1 MiB.
     #[serde(default)]
     shadow: bool,
+    /// Condition in CEL on the request. Where it is false, neither the request nor its answer is looked at; where it has no value,
+    /// both are. A condition on what callers choose is one that they can evade. All requests when left out.
+    #[serde(default)]
+    when: Option<String>,
 }
 
 fn both() -> BTreeSet<Side> {
@@ -239,11 +244,16 @@ fn build(written: &Guard, cx: &BuildContext<'_>) -> Result<Guarded, FieldError> 
         }
     }
     patterns.shadow = written.shadow.then(|| cx.route.into());
-    Ok(Guarded { patterns: Arc::new(patterns), prompts, answers })
+    let when = Condition::new(written.when.as_ref())?;
+    Ok(Guarded { patterns: Arc::new(patterns), prompts, answers, when })
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    let check = |written: &Guard| compile(written).err().unwrap_or_default();
+    let check = |written: &Guard| {
+        let mut errors = compile(written).err().unwrap_or_default();
+        errors.extend(Condition::new(written.when.as_ref()).err());
+        errors
+    };
     define(
         "guard",
         check,
@@ -256,6 +266,7 @@ struct Guarded {
     patterns: Arc<Patterns>,
     prompts: bool,
     answers: bool,
+    when: Condition,
 }
 
 /// Refusal that names the pattern and shows nothing of what it found.
@@ -320,6 +331,9 @@ impl Filter for Guarded {
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
+        if !self.when.holds(x, true) {
+            return Flow::Continue;
+        }
         let body = x.body.unwrap_or_default();
         if self.patterns.shadow.is_some() {
             return self.look(body);
@@ -602,6 +616,19 @@ mod tests {
             Err(refusal) => return Err(refusal.code),
         }
         Ok(String::from_utf8(passed).unwrap())
+    }
+
+    #[test]
+    fn a_request_is_looked_at_unless_the_condition_is_false() {
+        let patterns = json!([{"kind": "card", "action": "refuse"}]);
+        let filter = build(&json!({"patterns": patterns, "when": "request.headers['x-safe'] != 'yes'"}));
+        let body = json!({"messages": [{"content": CARD}]}).to_string();
+        for (told, refused) in [(Some("yes"), false), (Some("no"), true), (None, true)] {
+            let request = TestRequest::post("/v1/chat/completions", body.clone());
+            let request = told.iter().fold(request, |request, value| request.header("x-safe", value));
+            assert_eq!(matches!(request.decide(&*filter), Flow::Refuse(_)), refused, "{told:?}");
+        }
+        assert_eq!(factory().check(&json!({"patterns": [{"kind": "card"}], "when": "1"}))[0].path, ["when"]);
     }
 
     #[test]
