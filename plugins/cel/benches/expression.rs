@@ -1,4 +1,4 @@
-//! The cost of an expression for a request: conversion of what it reads, and evaluation. The aim is at most 1 us for a
+//! Cost of an expression for a request: conversion of what it reads, and evaluation. The aim is at most 1 us for a
 //! typical one, which reads two names.
 //! `cargo bench -p spillway-cel --bench expression`.
 

@@ -108,20 +108,15 @@ impl<'a> Facts<'a> {
     /// Value of a fact; `None` if the request has none.
     fn value(&self, fact: Fact) -> Option<CowVal<'_, 'a>> {
         let x = self.seen;
-        let text = |text: &'a str| CowVal::owned(CelString::from(text));
+        if let Some(found) = text_of(x, fact) {
+            return Some(match found {
+                Cow::Borrowed(text) => CowVal::owned(CelString::from(text)),
+                Cow::Owned(text) => CowVal::owned(CelString::from(text)),
+            });
+        }
         let number = |n: i64| CowVal::owned(CelInt::from(n));
         let tokens = |n: Option<u64>| n.map(|n| number(i64::try_from(n).unwrap_or(i64::MAX)));
         Some(match fact {
-            Fact::Method => text(x.method),
-            Fact::Path => match values::path(x.path) {
-                Cow::Borrowed(path) => text(path),
-                Cow::Owned(path) => CowVal::owned(CelString::from(path)),
-            },
-            Fact::Query => text(x.query),
-            Fact::Host => {
-                let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-                CowVal::owned(CelString::from(values::host_name(host)))
-            }
             Fact::Headers => {
                 let headers = self.headers.get_or_init(|| {
                     let hides = |name: &HeaderName| x.hides.is_some_and(|hides| hides(name));
@@ -133,11 +128,7 @@ impl<'a> Facts<'a> {
                 });
                 CowVal::Borrowed(headers.as_ref())
             }
-            Fact::ClientAddress => CowVal::owned(CelString::from(x.client.to_canonical().to_string())),
-            Fact::Model => text(x.model.unwrap_or_default()),
             Fact::Body => CowVal::Borrowed(self.body()?),
-            Fact::ConsumerName => text(x.caller.map_or("", |caller| caller.consumer)),
-            Fact::Tenant => text(x.caller.map_or("", |caller| caller.tenant)),
             Fact::Scopes => {
                 let scopes = x.caller.map_or(&[][..], |caller| caller.scopes);
                 let scopes: Vec<Boxed<'a>> = scopes.iter().map(|scope| string(scope)).collect();
@@ -150,15 +141,12 @@ impl<'a> Facts<'a> {
                 });
                 CowVal::Borrowed(claims.as_ref())
             }
-            Fact::Route => text(x.route),
             Fact::TlsUsed => CowVal::owned(CelBool::from(x.secure)),
             Fact::EpochSeconds => number(self.now()),
             Fact::Minute => number(self.now() / 60 % 60),
             Fact::Hour => number(self.now() / 3_600 % 24),
             // The first day of 1970 was a Thursday.
             Fact::Weekday => number((self.now() / 86_400 + 4) % 7),
-            Fact::Backend => text(x.served.backend),
-            Fact::RolloutVersion => text(x.served.version),
             Fact::ResponseStatus => number(x.served.status.into()),
             Fact::ResponseHeaders => {
                 let headers = self.answer_headers.get_or_init(|| match x.served.headers {
@@ -167,10 +155,22 @@ impl<'a> Facts<'a> {
                 });
                 CowVal::Borrowed(headers.as_ref())
             }
-            Fact::AnsweringModel => text(x.served.model),
             Fact::PromptTokens => tokens(x.served.prompt_tokens)?,
             Fact::CachedTokens => tokens(x.served.cached_tokens)?,
             Fact::CompletionTokens => tokens(x.served.completion_tokens)?,
+            // Texts.
+            Fact::Method
+            | Fact::Path
+            | Fact::Query
+            | Fact::Host
+            | Fact::ClientAddress
+            | Fact::Model
+            | Fact::ConsumerName
+            | Fact::Tenant
+            | Fact::Route
+            | Fact::Backend
+            | Fact::RolloutVersion
+            | Fact::AnsweringModel => return None,
         })
     }
 
@@ -230,6 +230,34 @@ impl<'a> Facts<'a> {
         }
         None
     }
+}
+
+/// Value of a fact that is a text; `None` for other facts.
+pub(crate) fn text_of<'a>(x: &Seen<'a>, fact: Fact) -> Option<Cow<'a, str>> {
+    Some(Cow::Borrowed(match fact {
+        Fact::Method => x.method,
+        Fact::Path => return Some(values::path(x.path)),
+        Fact::Query => x.query,
+        Fact::Host => {
+            let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+            return Some(Cow::Owned(values::host_name(host)));
+        }
+        Fact::ClientAddress => return Some(Cow::Owned(x.client.to_canonical().to_string())),
+        Fact::Model => x.model.unwrap_or_default(),
+        Fact::ConsumerName => x.caller.map_or("", |caller| caller.consumer),
+        Fact::Tenant => x.caller.map_or("", |caller| caller.tenant),
+        Fact::Route => x.route,
+        Fact::Backend => x.served.backend,
+        Fact::RolloutVersion => x.served.version,
+        Fact::AnsweringModel => x.served.model,
+        _ => return None,
+    }))
+}
+
+/// Value of a header of the request; `None` if it has none of this name.
+pub(crate) fn header_of<'a>(x: &Seen<'a>, name: &HeaderName) -> Option<Cow<'a, str>> {
+    let value = joined_text(x.headers, name)?;
+    Some(if x.hides.is_some_and(|hides| hides(name)) { Cow::Borrowed(REDACTED) } else { value })
 }
 
 impl VariableResolver for Facts<'_> {
@@ -293,7 +321,7 @@ fn text(text: Cow<'_, str>) -> CelString<'_> {
 }
 
 /// Values of one header, joined as in RFC 9110, 5.3.
-fn joined<'a>(headers: &'a Fields, name: &HeaderName) -> Option<Boxed<'a>> {
+fn joined_text<'a>(headers: &'a Fields, name: &HeaderName) -> Option<Cow<'a, str>> {
     let mut values = headers.get_all(name).iter();
     let mut all = header(values.next()?);
     for value in values {
@@ -301,7 +329,11 @@ fn joined<'a>(headers: &'a Fields, name: &HeaderName) -> Option<Boxed<'a>> {
         all.push_str(", ");
         all.push_str(&header(value));
     }
-    Some(Box::new(text(all)))
+    Some(all)
+}
+
+fn joined<'a>(headers: &'a Fields, name: &HeaderName) -> Option<Boxed<'a>> {
+    Some(Box::new(text(joined_text(headers, name)?)))
 }
 
 /// Headers by lower-case name.

@@ -4,6 +4,7 @@
 
 mod check;
 mod facts;
+mod fast;
 mod meter;
 mod schema;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use http::HeaderName;
 use regex::Regex;
 
 use facts::Facts;
+use fast::Fast;
 pub use schema::{Asked, Fact, NAMES, Name, Type};
 use spillway_filter::ExpressionPlace;
 pub use values::{REDACTED, Seen, Served};
@@ -82,6 +84,8 @@ pub struct Expression {
     program: Program,
     /// The program's expression with its loops counted; `None` if there is nothing to count.
     metered: Option<IdedExpr>,
+    /// The expression in a form that needs no interpreter, where it is plain enough.
+    fast: Option<Fast>,
     patterns: Arc<HashMap<String, Regex>>,
     asked: Asked,
     headers: Vec<HeaderName>,
@@ -198,7 +202,8 @@ impl Expression {
         let headers = headers.collect::<Result<Vec<_>, String>>()?;
         let (asked, all_headers) = (found.asked, found.all_headers);
         let metered = meter::counted(program.expression());
-        Ok(Self { program, metered, patterns: Arc::new(patterns), asked, headers, all_headers, kind })
+        let fast = Fast::new(program.expression());
+        Ok(Self { program, metered, fast, patterns: Arc::new(patterns), asked, headers, all_headers, kind })
     }
 
     /// Evaluates the expression for sample requests with every kind of value, to find mistakes that always fail.
@@ -233,6 +238,16 @@ impl Expression {
 
     /// Evaluates a condition for a request.
     pub fn holds(&self, x: &Seen<'_>) -> Result<bool, EvaluationError> {
+        if let Some(Fast::Bool(fast)) = &self.fast
+            && let Some(holds) = fast.value(x)
+        {
+            return Ok(holds);
+        }
+        self.interpreted(x)
+    }
+
+    /// Evaluates a condition by the interpreter.
+    fn interpreted(&self, x: &Seen<'_>) -> Result<bool, EvaluationError> {
         self.evaluate(x, |value| match value.downcast_ref::<CelBool>() {
             Some(holds) => Ok(*holds.inner()),
             None => {
@@ -253,12 +268,19 @@ impl Expression {
 
     /// Value for a request as a text, a number, or true or false; `None` if it has none of these, and for a number that is not finite.
     pub fn scalar_of(&self, x: &Seen<'_>) -> Option<Scalar> {
+        if let Some(value) = self.fast.as_ref().and_then(|fast| fast.value(x)) {
+            return Some(value);
+        }
         self.evaluate(x, as_scalar).ok().flatten().filter(|value| !matches!(value, Scalar::Double(n) if !n.is_finite()))
     }
 
     /// Value for a request as text; `None` if it has none that can be rendered.
     pub fn text(&self, x: &Seen<'_>) -> Option<String> {
-        self.evaluate(x, as_text).ok().flatten()
+        match self.fast.as_ref().and_then(|fast| fast.value(x)) {
+            Some(Scalar::Text(text)) => Some(text),
+            Some(Scalar::Bool(holds)) => Some(holds.to_string()),
+            _ => self.evaluate(x, as_text).ok().flatten(),
+        }
     }
 
     fn evaluate<T>(&self, x: &Seen<'_>, read: impl FnOnce(&dyn Val) -> T) -> Result<T, EvaluationError> {

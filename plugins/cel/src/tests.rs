@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce(&Seen<'_>) -> T) -> T {
@@ -343,6 +345,103 @@ fn hosts_and_paths_have_one_spelling_in_expressions() {
         [("/v1:predict", "/v1:predict"), ("/v1%3Apredict", "/v1:predict"), ("/a%40b%20c%2Fd%25", "/a@b%20c%2Fd%25")]
     {
         assert_eq!(crate::values::path(path), shown, "{path}");
+    }
+}
+
+/// Text of an expression that needs no interpreter.
+fn plain_text() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        proptest::sample::select(vec![
+            "request.method",
+            "request.path",
+            "request.query",
+            "request.host",
+            "request.clientAddress",
+            "request.model",
+            "consumer.name",
+            "consumer.tenant",
+            "route",
+            "backend",
+            "rollout.version",
+            "model",
+            "request.headers['x-beta']",
+            "request.headers['x-many']",
+            "request.headers['x-none']",
+            "request.headers['x-secret']",
+            "request.headers.host",
+            "'POST'",
+            "''",
+            "'1'",
+            "'north'",
+            "'a, b'",
+            "'[redacted]'",
+            "'gpt-'",
+            "'\u{fc}'",
+            "'chat.write'",
+        ])
+        .prop_map(str::to_owned)
+    ];
+    leaf.prop_recursive(2, 4, 2, |inner| (inner.clone(), inner).prop_map(|(a, b)| format!("({a} + {b})")))
+}
+
+/// Condition that needs no interpreter.
+fn plain_condition() -> impl Strategy<Value = String> {
+    let pair = || (plain_text(), plain_text());
+    let leaf = prop_oneof![
+        Just("true".to_owned()),
+        Just("false".to_owned()),
+        Just("tls.used".to_owned()),
+        Just("has(request.headers.host)".to_owned()),
+        Just("'x-none' in request.headers".to_owned()),
+        pair().prop_map(|(a, b)| format!("{a} == {b}")),
+        pair().prop_map(|(a, b)| format!("{a} != {b}")),
+        pair().prop_map(|(a, b)| format!("{a}.startsWith({b})")),
+        pair().prop_map(|(a, b)| format!("{a}.endsWith({b})")),
+        pair().prop_map(|(a, b)| format!("{a}.contains({b})")),
+        plain_text().prop_map(|a| format!("{a} in ['POST', '1', 'north', '']")),
+        plain_text().prop_map(|a| format!("{a} in consumer.scopes")),
+        (proptest::sample::select(vec!["==", "!=", "<", "<=", ">", ">="]), 502_i64..505)
+            .prop_map(|(operator, n)| format!("response.status {operator} {n}")),
+    ];
+    leaf.prop_recursive(4, 24, 2, |inner| {
+        prop_oneof![
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a} && {b})")),
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a} || {b})")),
+            inner.prop_map(|a| format!("!({a})")),
+        ]
+    })
+}
+
+/// Scope that knows the names of an expression.
+fn compiled(make: impl Fn(Scope) -> Result<Expression, String>) -> Expression {
+    let compiled = Scope::ALL.into_iter().find_map(|scope| make(scope).ok());
+    compiled.unwrap_or_else(|| panic!("{:?}", make(Scope::End)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn plain_conditions_mean_what_the_interpreter_says(text in plain_condition()) {
+        let expression = compiled(|scope| Expression::condition(&text, scope));
+        let Some(Fast::Bool(_)) = &expression.fast else { panic!("{text} needs the interpreter") };
+        for headers in [&[][..], &[("x-beta", "1"), ("x-many", "a"), ("x-many", "b"), ("x-secret", "s"), ("host", "North:1")]] {
+            with(b"", headers, |x| {
+                let anonymous = Seen { caller: None, model: None, secure: false, method: "GET", ..*x };
+                for seen in [x, &anonymous] {
+                    assert_eq!(expression.holds(seen), expression.interpreted(seen), "{text}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn plain_texts_are_what_the_interpreter_says(text in plain_text()) {
+        let expression = compiled(|scope| Expression::value(&text, scope));
+        let Some(Fast::Text(_)) = &expression.fast else { panic!("{text} needs the interpreter") };
+        for headers in [&[][..], &[("x-beta", "1"), ("x-many", "a"), ("x-many", "b"), ("x-secret", "s")]] {
+            with(b"", headers, |x| assert_eq!(expression.text(x), expression.evaluate(x, as_text).ok().flatten(), "{text}"));
+        }
     }
 }
 
