@@ -111,6 +111,7 @@ impl Engine {
         let info = ModelInfo {
             task,
             labels: Vec::new(),
+            scoring: None,
             outputs: 0,
             name: options.name.clone(),
             architecture: file.architecture().to_owned(),
@@ -143,13 +144,11 @@ impl Engine {
         let loaded = model::load_encoder(file, options)?;
         check_tokens(file, &tokenizer, loaded.shape.vocabulary)?;
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let labels = match file.meta("bert.classifier.output_labels") {
-            Some(artifact::MetaValue::Strings(labels)) if task == Task::Classify => labels.clone(),
-            _ => Vec::new(),
-        };
+        let head = model::head(file)?;
         let info = ModelInfo {
             task,
-            labels,
+            labels: head.labels,
+            scoring: head.scoring,
             outputs: narrow(loaded.shape.outputs()),
             name: options.name.clone(),
             architecture: file.architecture().to_owned(),
@@ -202,11 +201,8 @@ impl Engine {
     /// As [`Self::embed`], for texts or for tokens made elsewhere. Tokens are read unchanged, without the special
     /// tokens that the tokenizer puts around a text. A number outside the vocabulary is [`EngineError::Input`].
     pub async fn embed_inputs(&self, inputs: Vec<EmbedInput>) -> Result<Vec<Embedding>, EngineError> {
-        let inputs = inputs.into_iter().map(|input| match input {
-            EmbedInput::Text(text) => encoder::Input::Text(text.into()),
-            EmbedInput::Tokens(tokens) => encoder::Input::Tokens(tokens),
-        });
-        let encoded = self.encoder(Task::Embed)?.encode(inputs.collect()).await?;
+        let inputs = inputs.into_iter().map(encoder::Input::from).collect();
+        let encoded = self.encoder(Task::Embed)?.encode(inputs).await?;
         let normalised = encoded.into_iter().map(|text| {
             let length = text.values.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
             let values = text.values.into_iter().map(|v| v / length).collect();
@@ -215,10 +211,29 @@ impl Engine {
         Ok(normalised.collect())
     }
 
-    /// Classifies texts, in their order. Errors as [`Self::embed`].
+    /// Classifies texts, in their order. A text longer than the context is cut and marked: [`Self::windows`] makes
+    /// inputs of a whole one. Errors as [`Self::embed`].
     pub async fn classify(&self, texts: Vec<String>) -> Result<Vec<Scores>, EngineError> {
-        let inputs = texts.into_iter().map(|text| encoder::Input::Text(text.into())).collect();
+        self.classify_inputs(texts.into_iter().map(EmbedInput::Text).collect()).await
+    }
+
+    /// As [`Self::classify`], for texts or for tokens, such as those of [`Self::windows`].
+    pub async fn classify_inputs(&self, inputs: Vec<EmbedInput>) -> Result<Vec<Scores>, EngineError> {
+        let inputs = inputs.into_iter().map(encoder::Input::from).collect();
         Ok(scores(self.encoder(Task::Classify)?.encode(inputs).await?))
+    }
+
+    /// Cuts a text into inputs of at most the context of an encoder, each with the special tokens around it. Two that
+    /// follow each other have `overlap` tokens in common, at most half of a window. The whole text is tokenised, which
+    /// takes some microseconds for each hundred bytes.
+    ///
+    /// # Errors
+    /// [`EngineError::Task`] for a model that generates, [`EngineError::Input`] for a text without tokens.
+    pub fn windows(&self, text: &str, overlap: usize) -> Result<Vec<EmbedInput>, EngineError> {
+        match &self.shared.serving {
+            Serving::Encoder(encoder) => encoder.windows(text, overlap),
+            Serving::Decoder { .. } => Err(EngineError::Task { is: Task::Generate, wanted: Task::Classify }),
+        }
     }
 
     /// Scores documents against a query, in the order of the documents: the first logit of a cross-encoder, higher is

@@ -37,11 +37,35 @@ pub struct Embedding {
     pub truncated: bool,
 }
 
+/// Function from the logits of a classifier to probabilities, as its `problem_type` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// One label of several: softmax.
+    Softmax,
+    /// Each label for itself, or a single one: the logistic function.
+    Sigmoid,
+}
+
+impl Scoring {
+    /// Probabilities of the labels, from their logits.
+    pub fn probabilities(self, logits: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+            Self::Softmax => {
+                let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let shares: Vec<f32> = logits.iter().map(|logit| (logit - most).exp()).collect();
+                let sum: f32 = shares.iter().sum();
+                shares.into_iter().map(|share| share / sum).collect()
+            }
+        }
+    }
+}
+
 /// Scores of a text or a pair of texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// A logit for each label, in the order of [`ModelInfo::labels`]. Softmax over them, or the logistic function of
-    /// a single one, gives probabilities.
+    /// A logit for each label, in the order of [`ModelInfo::labels`]; [`ModelInfo::scoring`] makes probabilities of
+    /// them.
     pub logits: Vec<f32>,
     /// Tokens read.
     pub tokens: u32,
@@ -54,8 +78,10 @@ pub struct Scores {
 pub struct ModelInfo {
     /// Task of the model.
     pub task: Task,
-    /// Names of a classifier's labels, if the file has them.
+    /// Names of a classifier's labels, `LABEL_0` and so on if the file has none.
     pub labels: Vec<String>,
+    /// Way to a classifier's probabilities; `None` for other models, and for one whose scores are none (`regression`).
+    pub scoring: Option<Scoring>,
     /// Values of an embedding, or labels; 0 for a model that generates.
     pub outputs: u32,
     /// Name given at load.

@@ -23,7 +23,7 @@ pub use engine::{Engine, check};
 pub use error::{Busy, BusyReason, EngineError, GrammarError, LoadError, PromptError};
 pub use exec::cpu::{Cores, CpuUnit};
 pub use grammar::{CallSyntax, Grammar, Structure};
-pub use info::{Embedding, EngineStats, ModelInfo, Placement, Scores, Task};
+pub use info::{Embedding, EngineStats, ModelInfo, Placement, Scores, Scoring, Task};
 pub use model::{ArtifactInfo, Needs, inspect};
 pub use options::{CpuOptions, Hold, LoadOptions};
 pub use request::{

@@ -43,7 +43,8 @@ pub(super) fn tokens_of(
     let is_pair = second.is_some();
     let (mut second, cut_second) = second.unwrap_or_default();
     cut |= cut_second;
-    let marks = if is_pair { 3 } else { 2 };
+    let separators = if is_pair { shape.separators() } else { 0 };
+    let marks = 2 + separators;
     let room = shape.context.saturating_sub(marks);
     // As Hugging Face's `longest_first`: the longer text is cut first.
     if first.len() + second.len() > room {
@@ -61,11 +62,38 @@ pub(super) fn tokens_of(
     let mut tokens = Vec::with_capacity(first.len() + second.len() + marks);
     tokens.extend(tokenizer.bos());
     tokens.append(&mut first);
-    tokens.extend(tokenizer.eos());
+    for _ in 0..separators.max(1) {
+        tokens.extend(tokenizer.eos());
+    }
     let border = tokens.len();
     if is_pair {
         tokens.append(&mut second);
         tokens.extend(tokenizer.eos());
     }
     Ok((tokens, border, cut))
+}
+
+/// Tokens of the windows of a whole text within the context, each with the special tokens around it. Two that follow
+/// each other have `overlap` tokens in common, at most half of a window.
+pub(super) fn windows(
+    tokenizer: &Tokenizer,
+    context: usize,
+    text: &str,
+    overlap: usize,
+) -> Result<Vec<Vec<u32>>, PromptError> {
+    let mut tokens = Vec::new();
+    tokenizer.encode(text, &mut tokens)?;
+    let room = context.saturating_sub(2).max(1);
+    let step = room - overlap.min(room / 2);
+    let mut windows = Vec::new();
+    let mut from = 0;
+    loop {
+        let to = tokens.len().min(from + room);
+        let window = tokens.get(from..to).unwrap_or_default();
+        windows.push(tokenizer.bos().into_iter().chain(window.iter().copied()).chain(tokenizer.eos()).collect());
+        if to == tokens.len() {
+            return Ok(windows);
+        }
+        from += step;
+    }
 }

@@ -17,7 +17,7 @@ use async_channel::Sender;
 use crate::model::BertShape;
 use crate::runner::{self, ModelThread, Rebuildable, Recipient, ThreadHealth, Tuning};
 use crate::text::Tokenizer;
-use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions};
+use crate::{Busy, BusyReason, EmbedInput, EngineError, EngineStats, LoadError, LoadOptions};
 use worker::EncoderWorker;
 
 /// Most texts of one request: the limit of OpenAI's embeddings API.
@@ -48,6 +48,15 @@ pub(crate) enum Input {
     Tokens(Vec<u32>),
 }
 
+impl From<EmbedInput> for Input {
+    fn from(input: EmbedInput) -> Self {
+        match input {
+            EmbedInput::Text(text) => Self::Text(text.into()),
+            EmbedInput::Tokens(tokens) => Self::Tokens(tokens),
+        }
+    }
+}
+
 type EncodeResult = Result<Vec<Encoded>, EngineError>;
 
 /// Request on its way to the encoder's thread.
@@ -69,6 +78,8 @@ pub(crate) struct EncoderHandle {
     shared: Arc<EncoderState>,
     outputs: usize,
     vocabulary: usize,
+    context: usize,
+    tokenizer: Arc<Tokenizer>,
     /// Longest estimated wait at which a request is accepted.
     max_wait: Duration,
 }
@@ -137,6 +148,13 @@ impl EncoderHandle {
         receiver.recv().await.unwrap_or(Err(EngineError::Shutdown))
     }
 
+    /// Windows of a text, as [`Engine::windows`](crate::Engine::windows).
+    pub(crate) fn windows(&self, text: &str, overlap: usize) -> Result<Vec<EmbedInput>, EngineError> {
+        let tokens = input::windows(&self.tokenizer, self.context, text, overlap);
+        let tokens = tokens.map_err(|error| EngineError::Input(error.to_string()))?;
+        Ok(tokens.into_iter().map(EmbedInput::Tokens).collect())
+    }
+
     /// Values of an embedding, or number of labels.
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
@@ -183,7 +201,8 @@ fn begin(
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
     let shared = Arc::new(EncoderState::default());
     let placement = model.placement();
-    let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
+    let (outputs, vocabulary, context) = (shape.outputs(), shape.vocabulary, shape.context);
+    let shared_tokenizer = tokenizer.clone();
     let watched = shared.health.clone();
     let on_hang = move |at_first| watched.note_hang(at_first);
     let sizes = shape.sizes();
@@ -201,7 +220,8 @@ fn begin(
     };
     runner::launch(options, placement.clone(), on_hang, worker, EncoderWorker::work)?;
     let thread = ModelThread::new(jobs, shared.health.clone(), placement);
-    Ok(EncoderHandle { thread, shared, outputs, vocabulary, max_wait: options.max_queue_wait })
+    let max_wait = options.max_queue_wait;
+    Ok(EncoderHandle { thread, shared, outputs, vocabulary, context, tokenizer: shared_tokenizer, max_wait })
 }
 
 fn narrow(n: usize) -> u32 {

@@ -100,6 +100,8 @@ pub enum Function {
     GeluTanh,
     /// `tanh(x)`.
     Tanh,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// Sizes for which an executor is made.

@@ -115,6 +115,7 @@ fn apply(function: Function, x: f32) -> f32 {
             0.5 * x * (1.0 + ((2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
         }
         Function::Tanh => x.tanh(),
+        Function::Relu => x.max(0.0),
     }
 }
 

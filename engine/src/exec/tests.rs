@@ -130,7 +130,7 @@ pub(super) fn operations_on_rows<E: Tested>(make: impl Fn(Sizes) -> E) {
         both.compare("rms_norm", &batch, &[x], y, |e| e.rms_norm(x, norm, 1e-5, y));
         both.compare("layer_norm", &batch, &[x], y, |e| e.layer_norm(x, norm, bias, 1e-5, y));
         both.compare("head_norm", &batch, &[qkv], qkv, |e| e.head_norm(qkv, query, key, 1e-6));
-        for function in [Function::Silu, Function::Gelu, Function::GeluTanh, Function::Tanh] {
+        for function in [Function::Silu, Function::Gelu, Function::GeluTanh, Function::Tanh, Function::Relu] {
             both.compare(&format!("activate {function:?}"), &batch, &[x], x, |e| e.activate(function, x));
             both.compare(&format!("gate {function:?}"), &batch, &[x], half, |e| e.gate(function, x, half));
         }

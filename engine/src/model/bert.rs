@@ -1,5 +1,6 @@
-//! BERT encoders (arXiv:1810.04805): one embedding for a text (Sentence-BERT, arXiv:1908.10084), or scores if the
-//! file has a classifier head. All rows of a step are computed together; a sequence is never split between steps.
+//! BERT encoders (arXiv:1810.04805) and their kin, DistilBERT (arXiv:1910.01108) and RoBERTa (arXiv:1907.11692): one
+//! embedding for a text (Sentence-BERT, arXiv:1908.10084), or scores if the file has a classifier head. All rows of a
+//! step are computed together; a sequence is never split between steps.
 
 use std::collections::HashSet;
 
@@ -9,8 +10,6 @@ use crate::{EngineError, LoadError};
 
 use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, number, refuse_unknown_tensors, values};
 
-/// Least tokens of a text: two texts and their special tokens need as many.
-pub(super) const LEAST_CONTEXT: usize = 3;
 /// Most rows of an encoder's step, which the texts of a batch share.
 const MAX_ROWS: usize = 512;
 /// Most texts of a step.
@@ -27,6 +26,37 @@ pub(crate) enum Pooling {
     Cls,
 }
 
+/// Variant of the architecture. The layers are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Bert,
+    /// No token types; ReLU before the head.
+    DistilBert,
+    /// Positions begin behind the number of the padding token; two separators between the texts of a pair.
+    Roberta,
+}
+
+impl Family {
+    /// Reads the family of a file: that of a folder's `model_type`; BERT for a GGUF file.
+    fn of(file: &ModelFile) -> Self {
+        match file.meta("bert.family") {
+            Some(MetaValue::String(name)) if name == "distilbert" => Self::DistilBert,
+            Some(MetaValue::String(name)) if name == "roberta" => Self::Roberta,
+            _ => Self::Bert,
+        }
+    }
+
+    /// Separators between the two texts of a pair.
+    fn separators(self) -> usize {
+        if self == Self::Roberta { 2 } else { 1 }
+    }
+
+    /// Least tokens of a text: two texts and their special tokens need as many.
+    fn least_context(self) -> usize {
+        2 + self.separators()
+    }
+}
+
 /// Sizes of an encoder, read from its file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BertShape {
@@ -37,7 +67,10 @@ pub(crate) struct BertShape {
     /// Labels of the classifier head; 0 without one.
     pub(crate) labels: usize,
     pub(crate) pooling: Pooling,
+    family: Family,
     positions: usize,
+    /// Row of the position table for the first token.
+    first_position: usize,
     types: usize,
     layers: usize,
     feed_forward: usize,
@@ -60,9 +93,18 @@ impl BertShape {
         }
         let positions =
             if file.number("positions").is_some() { number(file, "positions", MAX_CONTEXT)? } else { context };
-        let context = context.min(positions).min(MAX_ROWS);
-        if context < LEAST_CONTEXT {
-            let expected = format!("expected at least {LEAST_CONTEXT}, for two texts and their special tokens");
+        let family = Family::of(file);
+        let first_position = file.number("first_position").unwrap_or(0);
+        let first_position =
+            usize::try_from(first_position).ok().filter(|first| *first < positions).ok_or_else(|| {
+                file.corrupt(format!(
+                    "the position of the first token is {first_position}; expected less than {positions}"
+                ))
+            })?;
+        let context = context.min(positions - first_position).min(MAX_ROWS);
+        let least = family.least_context();
+        if context < least {
+            let expected = format!("expected at least {least}, for two texts and their special tokens");
             return Err(file.corrupt(format!("the context length is {context}; {expected}")));
         }
         let types = file.meta("tokenizer.ggml.token_type_count").and_then(MetaValue::as_u64).unwrap_or(1);
@@ -75,8 +117,9 @@ impl BertShape {
             Some(MetaValue::String(name)) if name == "gelu" => Function::Gelu,
             Some(MetaValue::String(name)) if name == "gelu_new" || name == "gelu_pytorch_tanh" => Function::GeluTanh,
             Some(MetaValue::String(name)) if name == "silu" => Function::Silu,
+            Some(MetaValue::String(name)) if name == "relu" => Function::Relu,
             Some(_) => {
-                let known = "gelu, gelu_new, gelu_pytorch_tanh and silu";
+                let known = "gelu, gelu_new, gelu_pytorch_tanh, relu and silu";
                 return Err(file.unsupported(format!("unknown `hidden_act`; this version runs {known}")));
             }
         };
@@ -102,14 +145,17 @@ impl BertShape {
             width,
             labels,
             pooling,
+            family,
             positions,
-            types,
+            first_position,
+            types: if family == Family::DistilBert { 0 } else { types },
             layers: number(file, "block_count", MAX_LAYERS)?,
             feed_forward: number(file, "feed_forward_length", MAX_WIDTH)?,
             heads,
             eps: eps.unwrap_or(1e-12) as f32,
             function,
-            pooler: labels > 0 && file.has("cls.weight"),
+            // A head as transformers saves it always has one; a GGUF file may leave it out.
+            pooler: labels > 0 && (file.has_tokenizer_beside() || file.has("cls.weight")),
         })
     }
 
@@ -135,8 +181,7 @@ impl BertShape {
                 see(&stem);
             }
         }
-        let [tokens, positions, types] = self.tables(file)?;
-        for tensor in [tokens, positions, types] {
+        for (_, tensor) in self.tables(file)? {
             see(tensor.name.strip_suffix(".weight").unwrap_or(tensor.name));
         }
         values(file, "token_embd_norm.weight", self.width)?;
@@ -149,12 +194,21 @@ impl BertShape {
         refuse_unknown_tensors(file, &known)
     }
 
-    fn tables<'f>(&self, file: &'f ModelFile) -> Result<[Tensor<'f>; 3], LoadError> {
-        Ok([
-            matrix(file, "token_embd.weight", self.width, self.vocabulary)?,
-            matrix(file, "position_embd.weight", self.width, self.positions)?,
-            matrix(file, "token_types.weight", self.width, self.types)?,
-        ])
+    /// Tables whose rows add up to the first activation of a token.
+    fn tables<'f>(&self, file: &'f ModelFile) -> Result<Vec<(Index, Tensor<'f>)>, LoadError> {
+        let mut positions = matrix(file, "position_embd.weight", self.width, self.positions)?;
+        if self.first_position > 0 {
+            // No row is read that lies before the first.
+            let skipped = positions.data.len() / self.positions * self.first_position;
+            positions.data = positions.data.get(skipped..).unwrap_or_default();
+            positions.rows = self.positions - self.first_position;
+        }
+        let tokens = matrix(file, "token_embd.weight", self.width, self.vocabulary)?;
+        let mut tables = vec![(Index::Token, tokens), (Index::Position, positions)];
+        if self.types > 0 {
+            tables.push((Index::Type, matrix(file, "token_types.weight", self.width, self.types)?));
+        }
+        Ok(tables)
     }
 
     /// Matrices of a layer: q, k, v, output, up, down.
@@ -197,7 +251,8 @@ impl BertShape {
             context: self.context,
             pages: 1,
             vocabulary: self.vocabulary,
-            types: self.types,
+            // One that all rows have, where the model has none.
+            types: self.types.max(1),
             layers: 0,
             heads: self.heads,
             kv_heads: self.heads,
@@ -213,6 +268,17 @@ impl BertShape {
     /// True if there is a second token type, for the second text of a pair.
     pub(crate) fn has_second_type(&self) -> bool {
         self.types > 1
+    }
+
+    /// Separators between the two texts of a pair.
+    pub(crate) fn separators(&self) -> usize {
+        self.family.separators()
+    }
+
+    /// Sets the context that an operator wants, within the table of positions and with room for two texts.
+    pub(crate) fn limit_context(&mut self, wanted: u32) {
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        self.context = self.context.min(wanted).max(self.family.least_context());
     }
 
     /// Bytes of all activations, and of one buffer in which an executor packs the operand of a product.
@@ -253,7 +319,7 @@ struct EncoderLayer {
 /// An encoder, loaded into an executor.
 pub(crate) struct Bert {
     shape: BertShape,
-    tables: [MatrixId; 3],
+    tables: Vec<(Index, MatrixId)>,
     norm: Norm,
     layers: Vec<EncoderLayer>,
     pooler: Option<Linear>,
@@ -276,8 +342,8 @@ impl Bert {
         sizes: &Sizes,
         exec: &mut dyn Executor,
     ) -> Result<Self, LoadError> {
-        let [tokens, positions, types] = shape.tables(file)?;
-        let tables = [exec.matrix(&[tokens])?, exec.matrix(&[positions])?, exec.matrix(&[types])?];
+        let tables = shape.tables(file)?.into_iter().map(|(index, table)| Ok((index, exec.matrix(&[table])?)));
+        let tables = tables.collect::<Result<Vec<_>, LoadError>>()?;
         let norm = |exec: &mut dyn Executor, stem: &str| {
             Ok::<_, LoadError>(Norm {
                 weight: exec.vector(&values(file, &format!("{stem}.weight"), shape.width)?)?,
@@ -342,8 +408,8 @@ impl Bert {
             exec.layer_norm(x, norm.weight, norm.bias, shape.eps, out);
         };
         exec.begin(batch)?;
-        for (table, index) in self.tables.iter().zip([Index::Token, Index::Position, Index::Type]) {
-            exec.embed(*table, index, 1.0, self.stream, index != Index::Token);
+        for (index, table) in &self.tables {
+            exec.embed(*table, *index, 1.0, self.stream, *index != Index::Token);
         }
         norm(exec, &self.norm, self.stream, self.normed);
         for layer in &self.layers {
@@ -364,7 +430,8 @@ impl Bert {
         let mut pooled = self.picked;
         if let Some(pooler) = &self.pooler {
             pooler.run(exec, self.picked, self.pooled, false);
-            exec.activate(Function::Tanh, self.pooled);
+            let function = if shape.family == Family::DistilBert { Function::Relu } else { Function::Tanh };
+            exec.activate(function, self.pooled);
             pooled = self.pooled;
         }
         head.run(exec, pooled, self.scores, false);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::artifact::ModelFile;
-use crate::{LoadError, Task};
+use crate::{LoadError, Scoring, Task};
 
 /// Facts of a model file, read without a device.
 #[derive(Debug, Clone)]
@@ -12,6 +12,10 @@ pub struct ArtifactInfo {
     pub architecture: String,
     /// Task of the model.
     pub task: Task,
+    /// Names of a classifier's labels, in the order of its scores.
+    pub labels: Vec<String>,
+    /// Way to a classifier's probabilities, as [`ModelInfo::scoring`](crate::ModelInfo::scoring).
+    pub scoring: Option<Scoring>,
     /// Number of weights.
     pub parameters: u64,
     /// Most frequent type of the matrices.
@@ -28,9 +32,12 @@ pub struct ArtifactInfo {
 pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
     let file = ModelFile::open(path)?;
     super::check(&file)?;
+    let head = super::head(&file)?;
     Ok(ArtifactInfo {
         architecture: file.architecture().to_owned(),
         task: super::task(&file),
+        labels: head.labels,
+        scoring: head.scoring,
         parameters: file.parameters(),
         quantization: file.quantization(),
         context_length: file.number("context_length").unwrap_or(0),

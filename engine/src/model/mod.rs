@@ -7,15 +7,14 @@ mod inspect;
 mod shape;
 mod target;
 
-use bert::LEAST_CONTEXT;
 pub(crate) use bert::{Bert, BertShape};
 pub(crate) use decoder::Decoder;
 pub use inspect::{ArtifactInfo, inspect};
 pub(crate) use shape::{DecoderShape, vocabulary};
 
-use crate::artifact::ModelFile;
+use crate::artifact::{MetaValue, ModelFile};
 use crate::exec::{Executor, PAGE, Sizes};
-use crate::{DeviceInfo, LoadError, LoadOptions, Task};
+use crate::{DeviceInfo, LoadError, LoadOptions, Scoring, Task};
 
 /// Default of tokens of prompt and answer together.
 const DEFAULT_CONTEXT: u64 = 2048;
@@ -67,6 +66,46 @@ pub(crate) fn task(file: &ModelFile) -> Task {
     }
 }
 
+/// Labels of a classifier, and the way to their probabilities.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Head {
+    pub(crate) labels: Vec<String>,
+    pub(crate) scoring: Option<Scoring>,
+}
+
+/// Reads the head of a classifier; without labels for other models.
+pub(crate) fn head(file: &ModelFile) -> Result<Head, LoadError> {
+    if task(file) != Task::Classify {
+        return Ok(Head { labels: Vec::new(), scoring: None });
+    }
+    let count = file.rows("cls.output.weight").unwrap_or(0);
+    let labels = match file.meta("bert.classifier.output_labels") {
+        Some(MetaValue::Strings(labels)) if labels.len() == count => labels.clone(),
+        Some(MetaValue::Strings(labels)) if !labels.is_empty() => {
+            let named = labels.len();
+            return Err(file.corrupt(format!("the file names {named} labels; the classifier head has {count}")));
+        }
+        _ => (0..count).map(|n| format!("LABEL_{n}")).collect(),
+    };
+    let problem = match file.meta("bert.problem_type") {
+        Some(MetaValue::String(problem)) => problem.as_str(),
+        _ => "",
+    };
+    let scoring = match problem {
+        "regression" if count > 1 => {
+            let why = "its `problem_type` is `regression` with several values; this version runs classifiers \
+                       (`single_label_classification`, `multi_label_classification`) and rankings by one value";
+            return Err(file.unsupported(why));
+        }
+        "regression" => None,
+        "multi_label_classification" => Some(Scoring::Sigmoid),
+        // Softmax over one label is always 1.
+        _ if count == 1 => Some(Scoring::Sigmoid),
+        _ => Some(Scoring::Softmax),
+    };
+    Ok(Head { labels, scoring })
+}
+
 /// An encoder on a device, ready to run.
 pub(crate) struct LoadedEncoder {
     pub(crate) model: Bert,
@@ -76,12 +115,12 @@ pub(crate) struct LoadedEncoder {
     pub(crate) memory: u64,
 }
 
-/// Shape of an encoder with the requested context, which is at least [`LEAST_CONTEXT`].
+/// Shape of an encoder with the requested context, which has room for two texts and their special tokens.
 fn encoder_shape(file: &ModelFile, options: &LoadOptions) -> Result<BertShape, LoadError> {
     let mut shape = BertShape::of(file)?;
     shape.check(file)?;
     if let Some(context) = options.context_length {
-        shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(LEAST_CONTEXT);
+        shape.limit_context(context);
     }
     Ok(shape)
 }
@@ -114,7 +153,10 @@ pub(crate) fn encoder_vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
 pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
     match task(file) {
         Task::Generate => DecoderShape::of(file)?.check(file),
-        Task::Embed | Task::Classify => BertShape::of(file)?.check(file),
+        Task::Embed | Task::Classify => {
+            head(file)?;
+            BertShape::of(file)?.check(file)
+        }
     }
 }
 

@@ -9,12 +9,15 @@ use serde_json::{Value, json};
 use crate::artifact::{MetaValue, ModelFile, TensorType};
 
 /// Name, `dtype`, shape from the outermost dimension on, data.
-type Weights = (String, &'static str, Vec<usize>, Vec<u8>);
+pub(crate) type Weights = (String, &'static str, Vec<usize>, Vec<u8>);
 
 /// A folder that is deleted when dropped.
 pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
+    pub(crate) fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }

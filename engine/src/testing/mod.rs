@@ -1,5 +1,6 @@
 //! Small random models for tests, written as GGUF files.
 
+mod classifiers;
 mod folder;
 mod folder_tokens;
 pub(crate) mod gguf;

@@ -181,14 +181,14 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, LoadError> {
 
 /// Model type of a folder.
 enum FolderModel {
-    Bert,
+    Encoder(bert::Encoder),
     Decoder(DecoderConfig),
 }
 
 impl FolderModel {
     fn gguf_name(&self, name: &str) -> Option<String> {
         match self {
-            Self::Bert => bert::gguf_name(name),
+            Self::Encoder(encoder) => bert::gguf_name(*encoder, name),
             Self::Decoder(decoder) => decoder.gguf_name(name),
         }
     }
@@ -211,14 +211,21 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
         )));
     }
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown");
-    let (model, metadata, layout) = match kind {
-        "bert" => (FolderModel::Bert, bert::metadata(&config, &folder, &unsupported)?, WeightLayout::default()),
-        _ => {
+    if let Some(why) = bert::refuse_classifier(&config) {
+        return Err(unsupported(why));
+    }
+    let (model, metadata, layout) = match bert::Encoder::of(kind) {
+        Some(encoder) => {
+            let metadata = bert::metadata(encoder, &config, &folder, &unsupported)?;
+            (FolderModel::Encoder(encoder), metadata, WeightLayout::default())
+        }
+        None => {
             let decoder = DecoderConfig::of(kind, &config).ok_or_else(|| {
                 unsupported(format!(
-                    "its `config.json` says `model_type` `{}`: of safetensors this version runs bert, {}; convert \
+                    "its `config.json` says `model_type` `{}`: of safetensors this version runs {}, {}; convert \
                      others to GGUF with llama.cpp's convert_hf_to_gguf.py",
                     shown(kind),
+                    bert::MODEL_TYPES.join(", "),
                     decoder::MODEL_TYPES.join(", ")
                 ))
             })?;

@@ -112,6 +112,7 @@ unsafe fn function<U: Unit>(f: Function, x: U::V) -> U::V {
     unsafe {
         match f {
             Function::Silu => U::mul(x, sigmoid::<U>(x)),
+            Function::Relu => U::max(x, U::splat(0.0)),
             // tanh(x) = 2 * sigmoid(2x) - 1.
             Function::Tanh => U::fma(sigmoid::<U>(U::add(x, x)), U::splat(2.0), U::splat(-1.0)),
             Function::GeluTanh => {

@@ -56,6 +56,7 @@ pub(super) fn function(function: Function) -> &'static str {
             }\n"
         }
         Function::Tanh => "fn apply(x: f32) -> f32 { return tanh(clamp(x, -15.0, 15.0)); }\n",
+        Function::Relu => "fn apply(x: f32) -> f32 { return max(x, 0.0); }\n",
     }
 }
 
