@@ -35,6 +35,7 @@ mod secure;
 mod sockets;
 mod upstream;
 mod weather;
+mod word_classifier;
 
 pub use client::{Answer, Client, NoAnswer, Stream};
 pub use cluster::{Cluster, own_address};
@@ -64,6 +65,7 @@ pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use sockets::{CLOSE, KEY, RawSocket, SocketFrame, SocketServer, TEXT, opening, socket_frame, switching};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 pub use weather::{weather_by_chat, weather_by_messages};
+pub use word_classifier::word_classifier;
 
 use std::time::Duration;
 

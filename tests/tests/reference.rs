@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use spillway_tests::{
     Client, Gateway, Sample, Upstream, binary, eventually, examples, families, minilm, model, operations, plain_module,
-    repository, restarts, whole,
+    repository, restarts, whole, word_classifier,
 };
 
 fn said(out: &Output) -> String {
@@ -29,6 +29,7 @@ fn every_example_of_the_reference_loads() {
     std::fs::create_dir(folder.path().join("models")).unwrap();
     let minilm = std::fs::canonicalize(minilm()).unwrap();
     std::os::unix::fs::symlink(minilm.parent().unwrap(), folder.path().join("models/all-minilm-l6-v2")).unwrap();
+    word_classifier(&folder.path().join("models/prompt-injection"));
     let file = folder.path().join("spillway.yaml");
     let defaults = [
         ("listeners:", "listeners: [{address: 127.0.0.1:8080}]\n"),

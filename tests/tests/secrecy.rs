@@ -183,6 +183,7 @@ const NO_SECRETS: &[&str] = &[
     "routes[].filters[].externalAuthorization.copyToRequest[]",
     "routes[].filters[].externalAuthorization.copyToAnswer[]",
     "routes[].filters[].guard.patterns[].name",
+    "routes[].filters[].guard.classifier.model",
     "routes[].filters[].methods.jsonRpc.allow[]",
     "routes[].filters[].methods.jsonRpc.tools[]",
     "routes[].filters[].validate.request.file",

@@ -14,6 +14,7 @@ mod balancing;
 mod caching;
 mod callers;
 mod charging;
+mod classifying;
 mod compressing;
 mod costs;
 mod credentials;

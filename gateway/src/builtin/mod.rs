@@ -3,6 +3,7 @@
 //! Inputs are the models of a configuration and parsed requests.
 
 mod answer;
+mod classify;
 mod encode;
 mod error;
 mod files;
@@ -16,6 +17,7 @@ mod stream;
 mod tests;
 
 pub use answer::{Begun, Terms, answer, continue_answer};
+pub use classify::FilterClassifier;
 pub use encode::{FilterEmbedder, encode, idle_vector, is_idle, width};
 pub use error::SpillError;
 pub use loading::ModelError;

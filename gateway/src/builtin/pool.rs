@@ -147,12 +147,14 @@ async fn judge_one(
         if in_full {
             spillway_engine::check(&asked)?;
         }
-        Ok((info.task, spillway_engine::needs(&asked)?))
+        let needs = spillway_engine::needs(&asked)?;
+        Ok((info, needs))
     });
-    let (task, needs) = judged
+    let (info, needs) = judged
         .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
         .map_err(|source| ModelError::Load { model: name.clone(), source })?;
+    let task = info.task;
     let needs = needs.weights.saturating_add(needs.kv_cache).saturating_add(needs.activations);
     if let Some(wanted) = written.task.map(engine_task).filter(|wanted| *wanted != task) {
         return Err(ModelError::Task { model: name, is: task, wanted });
@@ -166,7 +168,7 @@ async fn judge_one(
         let source = NoRoom { needed: needs, taken: memory.taken(), limit: memory.limit() };
         return Err(ModelError::Room { model: name, source });
     }
-    let model = Arc::new(LoadedModel::new(written, task, files, options, (needs, memory), metrics)?);
+    let model = Arc::new(LoadedModel::new(written, info, files, options, (needs, memory), metrics)?);
     memory.enter(&model);
     Ok(model)
 }

@@ -12,13 +12,13 @@ use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
 use spillway_config::{Origins, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{
-    BuildContext, Embedder, Embedders, Filter, GrpcClient, HttpClient, LimitSpec, MirrorSpec, Registry, SharedStates,
-    Stage,
+    BuildContext, Classifier, Classifiers, Embedder, Embedders, Filter, GrpcClient, HttpClient, LimitSpec, MirrorSpec,
+    Registry, SharedStates, Stage,
 };
 use tokio::sync::Semaphore;
 
 use super::compile_rollouts::{is_to, route_name};
-use crate::builtin::{FilterEmbedder, LoadedModel, Models};
+use crate::builtin::{FilterClassifier, FilterEmbedder, LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::compressing::Compression;
 use crate::feedback::{Feedback, RouteLabels, Targets};
@@ -177,6 +177,19 @@ impl Embedders for RouteCompiler<'_> {
             return Err(format!("`{name}` is a model for {}; name one for embeddings", model.task()));
         }
         Ok(Arc::new(FilterEmbedder::new(model)))
+    }
+}
+
+impl Classifiers for RouteCompiler<'_> {
+    fn classifier(&self, name: &str) -> Result<Arc<dyn Classifier>, String> {
+        let unknown = || format!("no built-in model is called `{name}`; add it to `models`");
+        let model = self.models.get(name).cloned().ok_or_else(unknown)?;
+        if model.task() != Task::Classify {
+            return Err(format!("`{name}` is a model for {}; name one that classifies texts", model.task()));
+        }
+        FilterClassifier::new(model).ok_or_else(|| {
+            format!("the scores of `{name}` are no probabilities (its `problem_type` is `regression`); name another model")
+        }).map(|classifier| Arc::new(classifier) as Arc<dyn Classifier>)
     }
 }
 
@@ -430,6 +443,7 @@ impl RouteCompiler<'_> {
             http: self.http,
             grpc: self.grpc,
             embedders: self,
+            classifiers: self,
             counters: &self.metrics.filters,
         };
         let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
@@ -592,6 +606,7 @@ impl RouteCompiler<'_> {
                 http: self.http,
                 grpc: self.grpc,
                 embedders: self,
+                classifiers: self,
                 counters: &self.metrics.filters,
             };
             let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {

@@ -2,6 +2,7 @@
 //! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
+mod classifier;
 mod compression;
 mod counter;
 mod embedder;
@@ -20,6 +21,7 @@ mod rewriter;
 mod state;
 pub mod testing;
 
+pub use classifier::{Classifier, Classifiers, Classifying, Judgement, NoClassifiers, NotClassified};
 pub use compression::{CodingSpec, CompressionSpec, ContentCoding};
 pub use counter::{Counter, CounterSample, CounterSpec, Counters};
 pub use embedder::{Embedder, Embedders, Embedding, NoEmbedders};

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use spillway_config::{ExpressionPlace, FieldError, FilterCatalog};
 
-use crate::{Counter, CounterSpec, Counters, Embedders, Filter, GrpcClient, HttpClient, SharedStates};
+use crate::{Classifiers, Counter, CounterSpec, Counters, Embedders, Filter, GrpcClient, HttpClient, SharedStates};
 
 /// Environment in which a filter is built.
 pub struct BuildContext<'a> {
@@ -25,6 +25,8 @@ pub struct BuildContext<'a> {
     pub grpc: &'a Arc<dyn GrpcClient>,
     /// Built-in models that turn texts into vectors.
     pub embedders: &'a dyn Embedders,
+    /// Built-in models that classify texts.
+    pub classifiers: &'a dyn Classifiers,
     /// Counters of all filters.
     pub counters: &'a Counters,
 }

@@ -13,9 +13,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, Counters, Embedder, Embedders, Embedding, EventSplitter, ExchangeEnd, ExchangeView,
-    FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, HttpClient, HttpError, NoEmbedders, NoGrpc, NoHttp,
-    RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
+    BuildContext, Call, Caller, Classifier, Classifiers, Classifying, Counters, Embedder, Embedders, Embedding,
+    EventSplitter, ExchangeEnd, ExchangeView, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, HttpClient,
+    HttpError, Judgement, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView,
+    SharedStates, SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -28,6 +29,7 @@ pub struct FilterBuilder {
     grpc: Arc<dyn GrpcClient>,
     counters: Counters,
     embedder: Option<Arc<dyn Embedder>>,
+    classifier: Option<Arc<dyn Classifier>>,
 }
 
 impl FilterBuilder {
@@ -42,6 +44,7 @@ impl FilterBuilder {
             grpc: Arc::new(NoGrpc),
             counters: Counters::default(),
             embedder: None,
+            classifier: None,
         }
     }
 
@@ -92,6 +95,13 @@ impl FilterBuilder {
         self
     }
 
+    /// Sets the built-in model that classifies texts, whatever its name.
+    #[must_use]
+    pub fn classifier(mut self, classifier: Arc<dyn Classifier>) -> Self {
+        self.classifier = Some(classifier);
+        self
+    }
+
     /// Checks a configuration and builds the filter.
     ///
     /// # Panics
@@ -121,6 +131,7 @@ impl FilterBuilder {
             http: &self.http,
             grpc: &self.grpc,
             embedders: self,
+            classifiers: self,
             counters: &self.counters,
         };
         factory.build(config, &cx)
@@ -130,6 +141,29 @@ impl FilterBuilder {
 impl Embedders for FilterBuilder {
     fn embedder(&self, model: &str) -> Result<Arc<dyn Embedder>, String> {
         self.embedder.clone().map_or_else(|| NoEmbedders.embedder(model), Ok)
+    }
+}
+
+impl Classifiers for FilterBuilder {
+    fn classifier(&self, model: &str) -> Result<Arc<dyn Classifier>, String> {
+        self.classifier.clone().map_or_else(|| NoClassifiers.classifier(model), Ok)
+    }
+}
+
+/// Classifier with these labels whose judgement of several texts a function makes at once.
+pub struct FixedClassifier<F>(pub Vec<String>, pub F);
+
+impl<F: Fn(&[String]) -> Judgement + Send + Sync> Classifier for FixedClassifier<F> {
+    fn labels(&self) -> &[String] {
+        &self.0
+    }
+
+    fn classify(&self, texts: Vec<String>, _: Duration) -> Classifying {
+        Box::pin(std::future::ready((self.1)(&texts)))
+    }
+
+    fn classify_later(&self, texts: Vec<String>, _: Duration, done: Box<dyn FnOnce(Judgement) + Send>) {
+        done((self.1)(&texts));
     }
 }
 

@@ -8,7 +8,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use spillway_config::FilterCatalog as _;
 use spillway_filter::testing::TestRequest;
 use spillway_filter::{
-    BuildContext, Counters, Flow, GrpcClient, HttpClient, NoEmbedders, NoGrpc, NoHttp, SharedStates,
+    BuildContext, Counters, Flow, GrpcClient, HttpClient, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, SharedStates,
 };
 
 const MODULE: &str = r#"(module
@@ -45,6 +45,7 @@ fn requests(c: &mut Criterion) {
         http: &http,
         grpc: &grpc,
         embedders: &NoEmbedders,
+        classifiers: &NoClassifiers,
         counters: &counters,
     };
     let filter = registry.build("wasm", &config, &cx).unwrap();

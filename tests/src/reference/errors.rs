@@ -99,7 +99,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "content_filter",
-        "A guard of the route has found a pattern in the request or in its answer; the message names it.",
+        "A guard of the route has found a pattern or a label of its classifier in the request or in its answer; the message names it.",
         "Leave out what it names. Operators: see [guards](../how-to/guard.md).",
     ),
     (
@@ -135,6 +135,16 @@ const ROWS: &[Row] = &[
         "filter_failed",
         "A filter of the route has changed the body of the request to one that cannot be sent: it names another model, or none reads it.",
         "Operators: the log names the filter and why (`filter_failed`).",
+    ),
+    (
+        "guard_text_too_long",
+        "The texts of the request, or of its answer, are longer than a guard of the route judges.",
+        "Send or ask for less at a time. Operators: `classifier.maxText` of the [guard](../how-to/guard.md#a-classifier).",
+    ),
+    (
+        "guard_unavailable",
+        "A guard of the route has not judged the request or its answer: its classifier is loading, busy or broken.",
+        "Try again after `Retry-After`. Operators: the log says why; `classifier.failOpen` of the [guard](../how-to/guard.md#a-classifier) passes what is not judged.",
     ),
     (
         "header_too_large",

@@ -45,6 +45,23 @@ routes:
     backendRefs: [{name: chat}]
 ";
 
+/// Guard by a classifier.
+const CLASSIFIER: &str = "models:
+  - {name: injection, source: models/prompt-injection}
+routes:
+  - name: chat
+    filters:
+      - guard:
+          classifier:
+            model: injection
+            labels: {injection: 0.9}
+            timeout: 5s
+            failOpen: false # true passes what is not judged
+            maxText: 32KiB
+          on: [prompt]
+    backendRefs: [{name: chat}]
+";
+
 /// Guard with all of its parts.
 const GUARD: &str = "routes:
   - name: chat
@@ -221,6 +238,7 @@ const EXAMPLES: &[Example] = &[
     },
     Example { path: "routes[].filters[].cache.semantic", yaml: SEMANTIC },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
+    Example { path: "routes[].filters[].guard.classifier", yaml: CLASSIFIER },
     Example { path: "routes[].filters[].guard.patterns[]", yaml: GUARD },
     Example { path: "routes[].filters[].externalProcessing", yaml: EXTERNAL_PROCESSING },
     Example { path: "routes[].filters[].externalProcessing.tls", yaml: EXTERNAL_PROCESSING },

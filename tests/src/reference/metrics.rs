@@ -54,7 +54,9 @@ const PROVIDER: Label =
     ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
 const ASKED: Label = ("gen_ai_request_model", Text("name of the backend or of the built-in model"));
 
-const PATTERN: Label = ("pattern", Text("name of the pattern of a guard"));
+const PATTERN: Label =
+    ("pattern", Text("name of the pattern of a guard, or model and label of its classifier (`toxicity:toxic`)"));
+const JUDGED: Label = ("outcome", List(&["passed", "found", "unavailable", "too_long"]));
 const AT: Label = ("at", List(&["prompt", "answer"]));
 const ACTION: Label = ("action", List(&["redact", "mask", "refuse"]));
 
@@ -92,6 +94,11 @@ const GROUPS: &[Group] = &[
         &[
             ("spillway_filter_guard_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
             ("spillway_filter_guard_shadow_findings", &[ROUTE, PATTERN, AT, ACTION], "things"),
+            (
+                "spillway_filter_guard_judgements",
+                &[ROUTE, MODEL, AT, ("action", List(&["refuse", "shadow"])), JUDGED],
+                "texts",
+            ),
             (
                 "spillway_filter_cache_requests",
                 &[ROUTE, ("result", List(&["hit", "joined", "semantic", "miss", "bypassed"]))],

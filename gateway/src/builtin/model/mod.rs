@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use parking_lot::Mutex;
 use spillway_config::schema::{Model, UnknownFields};
-use spillway_engine::{Engine, LoadOptions, Task};
+use spillway_engine::{ArtifactInfo, Engine, LoadOptions, Task};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
@@ -33,6 +33,8 @@ static VERSIONS: AtomicU64 = AtomicU64::new(0);
 pub struct LoadedModel {
     written: Model,
     task: Task,
+    labels: Arc<[String]>,
+    has_probabilities: bool,
     files: Option<Identities>,
     options: LoadOptions,
     /// Bytes that the engine needs: estimated from the file, measured after the first load.
@@ -86,7 +88,7 @@ impl LoadedModel {
     /// Creates a model without an engine. `needs` is the estimated size in bytes, `memory` the budget that pays for it.
     pub(super) fn new(
         written: &Model,
-        task: Task,
+        info: ArtifactInfo,
         files: Option<Identities>,
         options: LoadOptions,
         (needs, memory): (u64, &Arc<ModelMemory>),
@@ -111,7 +113,9 @@ impl LoadedModel {
             }),
             loading: Arc::default(),
             written: written.clone(),
-            task,
+            task: info.task,
+            labels: info.labels.into(),
+            has_probabilities: info.scoring.is_some(),
             files,
             created: crate::clock::unix_now(),
             served_by: served_by.map_err(|_| ModelError::Name { model: name.clone() })?,
@@ -140,6 +144,18 @@ impl LoadedModel {
     /// Permit for a text of a filter; `None` where as many are read as may.
     pub(super) fn filter_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.filter_texts.clone().try_acquire_owned().ok()
+    }
+    /// Permits for texts of filters.
+    pub(super) fn filter_permits(&self) -> &Arc<Semaphore> {
+        &self.filter_texts
+    }
+    /// Labels of a classifier, in the order of its scores.
+    pub(super) fn labels(&self) -> &Arc<[String]> {
+        &self.labels
+    }
+    /// True if the scores of a classifier can be turned into probabilities.
+    pub(super) fn has_probabilities(&self) -> bool {
+        self.has_probabilities
     }
     /// Task of the model.
     pub fn task(&self) -> Task {

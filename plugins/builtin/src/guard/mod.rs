@@ -1,8 +1,12 @@
-//! `guard`: what must not be in prompts or answers, by patterns: replaced, masked for the model alone, or refused.
+//! `guard`: what must not be in prompts or answers, by patterns: replaced, masked for the model alone, or refused; and by a
+//! classifier, for which they are refused.
 
+mod classifier;
+mod judging;
 mod search;
 mod shadow;
 mod strings;
+mod texts;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -15,16 +19,19 @@ use serde::Deserialize;
 use serde_json::Value;
 use spillway_config::values::Size;
 use spillway_filter::{
-    AnswerHead, BuildContext, CounterSpec, EventChange, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView,
-    ResponseEvent, Rewrite, Rewriter, define,
+    AnswerHead, BuildContext, CounterSpec, EventChange, FieldError, Filter, FilterFactory, Flow, Processor, Refusal,
+    RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
 };
 use spillway_patterns::{Detector, Kind};
 
 use crate::condition::Condition;
 use crate::deltas::{self, Delta, Ended};
 use crate::json_edit::{self, Pointer, quoted};
+use classifier::{Judge, Judged, WrittenClassifier};
+use judging::Judging;
 use search::{Flowing, Masked, Pattern, Patterns, Refused};
 use strings::{change_strings, is_json};
+use texts::Texts;
 
 /// Code of a refusal by a guard.
 const CODE: &str = "content_filter";
@@ -66,18 +73,23 @@ const SHADOW_FINDINGS: CounterSpec = CounterSpec {
     labels: &["pattern", "at", "action"],
 };
 
-/// Looks for patterns in the texts of requests and answers. Every string of a body in JSON is a text, but for the name of the
+/// Looks for patterns in the texts of requests and answers, and has a classifier judge them. Every string of a body in JSON is a text, but for the name of the
 /// model. A body in another form, such as a form or a message of gRPC, is refused where a pattern finds something in it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Guard {
     /// Patterns to look for, at most 64.
+    #[serde(default)]
     patterns: Vec<WrittenPattern>,
+    /// Built-in model that judges texts, behind the patterns: for prompt injection, toxicity, topics. It may stand alone.
+    #[serde(default)]
+    classifier: Option<WrittenClassifier>,
     /// Where: in `prompt`s, in `answer`s, or in both. What is masked in prompts comes back in answers either way.
     #[serde(default = "both")]
     on: BTreeSet<Side>,
     /// Bytes of a streamed text that are held back at most, from 64 to 64 KiB. A thing that is longer is not found in a stream.
-    /// Where all patterns are of a `kind`, a text waits for the end of its last word alone.
+    /// Where all patterns are of a `kind`, a text waits for the end of its last word alone. A classifier judges a stream whenever
+    /// that much text has come, and at the ends of texts.
     #[serde(default = "window")]
     window: Size,
     /// Finds and counts only: nothing is changed or refused. The first finding of each pattern is logged after each edit, without
@@ -113,6 +125,14 @@ impl Side {
     fn as_str(self) -> &'static str {
         match self {
             Self::Prompt => "prompt",
+            Self::Answer => "answer",
+        }
+    }
+
+    /// Name in messages.
+    fn place(self) -> &'static str {
+        match self {
+            Self::Prompt => "request",
             Self::Answer => "answer",
         }
     }
@@ -163,8 +183,9 @@ impl Action {
 
 fn compile(written: &Guard) -> Result<Compiled, Vec<FieldError>> {
     let (mut errors, mut all, mut names) = (Vec::new(), Vec::new(), BTreeSet::new());
-    if written.patterns.is_empty() || written.patterns.len() > MAX_PATTERNS {
-        let why = format!("found {} patterns; expected 1 to {MAX_PATTERNS}", written.patterns.len());
+    let is_useless = written.patterns.is_empty() && written.classifier.is_none();
+    if is_useless || written.patterns.len() > MAX_PATTERNS {
+        let why = format!("found {} patterns; expected 1 to {MAX_PATTERNS}, or a `classifier`", written.patterns.len());
         errors.push(FieldError::at(["patterns"], why));
     }
     for (n, pattern) in written.patterns.iter().enumerate() {
@@ -202,6 +223,9 @@ fn compile(written: &Guard) -> Result<Compiled, Vec<FieldError>> {
         }
         let (in_prompts, in_answers) = Default::default();
         all.push(Pattern { name: name.to_owned(), detector, action: pattern.action, in_prompts, in_answers });
+    }
+    if let Some(classifier) = &written.classifier {
+        classifier.check(&mut errors);
     }
     if written.on.is_empty() {
         errors.push(FieldError::at(["on"], "found nothing; expected `prompt`, `answer` or both"));
@@ -245,7 +269,9 @@ fn build(written: &Guard, cx: &BuildContext<'_>) -> Result<Guarded, FieldError> 
     }
     patterns.shadow = written.shadow.then(|| cx.route.into());
     let when = Condition::new(written.when.as_ref())?;
-    Ok(Guarded { patterns: Arc::new(patterns), prompts, answers, when })
+    let judge = written.classifier.as_ref().map(|own| Judge::new(own, [prompts, answers], written.shadow, cx));
+    let judge = judge.transpose()?.map(Arc::new);
+    Ok(Guarded { patterns: Arc::new(patterns), judge, prompts, answers, when })
 }
 
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
@@ -264,6 +290,7 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
 /// Filter with its patterns.
 struct Guarded {
     patterns: Arc<Patterns>,
+    judge: Option<Arc<Judge>>,
     prompts: bool,
     answers: bool,
     when: Condition,
@@ -365,12 +392,33 @@ impl Filter for Guarded {
             // Names of masked things come back, and nothing is looked for.
             Arc::new(Patterns { all: Vec::new(), window: self.patterns.window, shadow: None })
         };
-        let rewriter = (self.answers || !masked.is_empty())
+        let rewriter = (!patterns.all.is_empty() || !masked.is_empty())
             .then(|| Box::new(AnswerGuard::new(patterns, masked)) as Box<dyn Rewriter>);
-        if changed.is_none() && rewriter.is_none() {
-            return Flow::Continue;
+        let window = self.patterns.window;
+        let processor = self.judge.as_ref().filter(|_| self.answers);
+        let processor = processor.map(|judge| Box::new(Judging::new(judge.clone(), window)) as Box<dyn Processor>);
+        let judged = self.judge.as_ref().filter(|_| self.prompts && !body.is_empty()).map(|judge| {
+            let text = String::from_utf8_lossy(changed.as_deref().unwrap_or(body));
+            (judge.clone(), Texts::of(&text, is_json(&text)))
+        });
+        let rewrite = Rewrite { body: changed, rewriter, processor, ..Rewrite::default() };
+        match judged {
+            Some((judge, texts)) => Flow::Wait(Box::pin(judged_request(judge, texts, rewrite))),
+            None if rewrite.is_empty() => Flow::Continue,
+            None => Flow::Rewrite(Box::new(rewrite)),
         }
-        Flow::Rewrite(Box::new(Rewrite { body: changed, rewriter, ..Rewrite::default() }))
+    }
+}
+
+/// Has the classifier judge the texts of a request, which goes on as `rewrite` says where it may.
+async fn judged_request(judge: Arc<Judge>, texts: Texts, rewrite: Rewrite) -> Waited {
+    let failure = |why: spillway_filter::NotClassified| why.as_str().to_owned();
+    match judge.whole(texts, Side::Prompt).await {
+        Judged::Passed => Waited { rewrite, ..Waited::default() },
+        Judged::Unjudged(why) => Waited { rewrite, failure: Some(failure(why)), ..Waited::default() },
+        Judged::Refused(refusal, why) => {
+            Waited { refusal: Some(refusal), failure: why.map(failure), ..Waited::default() }
+        }
     }
 }
 

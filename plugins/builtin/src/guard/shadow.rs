@@ -1,12 +1,16 @@
 //! Guard in shadow mode: counts what it finds, and leaves requests and answers as they are.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{StatusCode, header};
+use serde_json::Value;
 use spillway_filter::{EventSplitter, ExchangeEnd, Flow, Headers, Observer, ResponseEvent, Rewriter};
 
 use super::search::Masked;
 use super::strings::{change_strings, is_json};
-use super::{AnswerGuard, Guarded, Side, is_searched};
+use super::{AnswerGuard, Guarded, Judge, MAX_CHANNELS, Side, Texts, is_searched};
+use crate::deltas;
 
 /// Most bytes of an answer that is no stream which are kept until its end: memory of a request that nobody is refused for.
 const MAX_WHOLE: usize = 1 << 20;
@@ -16,7 +20,11 @@ impl Guarded {
     pub(super) fn look(&self, body: &[u8]) -> Flow {
         if self.prompts && !body.is_empty() {
             let text = String::from_utf8_lossy(body);
-            if is_json(&text) {
+            let is_json = is_json(&text);
+            if let Some(judge) = &self.judge {
+                judge.look(Texts::of(&text, is_json), Side::Prompt);
+            }
+            if is_json {
                 let _ = change_strings::<()>(&text, |text| {
                     self.patterns.tell(text, Side::Prompt);
                     Ok(None)
@@ -29,7 +37,13 @@ impl Guarded {
             return Flow::Continue;
         }
         let guard = AnswerGuard::new(self.patterns.clone(), Masked::default());
-        Flow::Observe(Box::new(ShadowGuard { guard, form: Form::Unread, whole: Vec::new() }))
+        Flow::Observe(Box::new(ShadowGuard {
+            guard,
+            judge: self.judge.clone(),
+            form: Form::Unread,
+            whole: Vec::new(),
+            said: Said::default(),
+        }))
     }
 }
 
@@ -47,8 +61,40 @@ enum Form {
 /// Search of one answer, whose findings are counted and dropped.
 pub(super) struct ShadowGuard {
     guard: AnswerGuard,
+    judge: Option<Arc<Judge>>,
     form: Form,
     whole: Vec<u8>,
+    /// Texts of a stream for the classifier.
+    said: Said,
+}
+
+/// Texts of a stream, each put together of its parts.
+#[derive(Default)]
+struct Said {
+    channels: Vec<(String, String)>,
+    length: usize,
+}
+
+impl Said {
+    /// Adds the texts of an event, up to one byte more than `most`, which tells that they are too long.
+    fn read(&mut self, event: &ResponseEvent<'_>, most: usize) {
+        let Some(data) = event.data().filter(|_| event.is_whole && self.length <= most) else { return };
+        let Ok(value) = serde_json::from_slice::<Value>(&data) else { return };
+        for part in deltas::read(&value).0 {
+            self.length = self.length.saturating_add(part.text.len());
+            match self.channels.iter().position(|(name, _)| *name == part.channel) {
+                Some(at) => self.channels.get_mut(at).into_iter().for_each(|(_, text)| text.push_str(&part.text)),
+                None if self.channels.len() < MAX_CHANNELS => self.channels.push((part.channel, part.text)),
+                None => {}
+            }
+        }
+    }
+
+    fn texts(self) -> Texts {
+        let mut texts = Texts::default();
+        self.channels.into_iter().for_each(|(_, text)| texts.add(&text, false));
+        texts
+    }
 }
 
 impl Observer for ShadowGuard {
@@ -84,11 +130,25 @@ impl Observer for ShadowGuard {
 
     fn on_response_event(&mut self, event: &ResponseEvent<'_>) {
         if self.form == Form::Stream {
+            if let Some(judge) = &self.judge {
+                self.said.read(event, judge.max_text());
+            }
             drop(self.guard.event(event));
         }
     }
 
     fn on_end(&mut self, _: &ExchangeEnd<'_>) {
+        if let Some(judge) = &self.judge {
+            let texts = match self.form {
+                Form::Unread => return,
+                Form::Whole => {
+                    let text = String::from_utf8_lossy(&self.whole);
+                    Texts::of(&text, is_json(&text))
+                }
+                Form::Stream => std::mem::take(&mut self.said).texts(),
+            };
+            judge.look(texts, Side::Answer);
+        }
         let _: Result<Option<Bytes>, _> = match self.form {
             Form::Unread => return,
             Form::Whole => self.guard.whole(&std::mem::take(&mut self.whole)),

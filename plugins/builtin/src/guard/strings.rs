@@ -81,6 +81,44 @@ fn change_nested<E>(
     }))
 }
 
+/// Calls `read` with each string of a text of JSON that is a value, and the name of the member that has it; elements of a list
+/// have the name of the list. A name with blanks is read as a value. Texts of JSON within strings are read as [`change_strings`] does.
+pub(super) fn each_value(text: &str, read: &mut dyn FnMut(&str, &str)) {
+    each_nested(text, "", read, MAX_NESTED);
+}
+
+fn each_nested(text: &str, outer: &str, read: &mut dyn FnMut(&str, &str), nested: usize) {
+    let bytes = text.as_bytes();
+    // Names of the lists and objects around, and the name of the member that is read.
+    let (mut around, mut name) = (Vec::new(), Cow::Borrowed(outer));
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => around.push(name.clone()),
+            b'}' | b']' => name = around.pop().unwrap_or_default(),
+            b'"' => {
+                let end = string_end(bytes, at);
+                let inner = decoded(text.get(at..end).unwrap_or_default());
+                if text.get(end..).unwrap_or_default().trim_start().starts_with(':') {
+                    if inner.contains(char::is_whitespace) {
+                        // No name of an API: a text, such as one in the schema of a tool.
+                        read("", &inner);
+                    }
+                    name = inner;
+                } else if nested > 0 && inner.trim_start().starts_with(['{', '[']) && is_json(&inner) {
+                    each_nested(&inner, &name, read, nested - 1);
+                } else {
+                    read(&name, &inner);
+                }
+                at = end;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+}
+
 /// Calls `read` with the name and the text of each member of an object; of none in any other text.
 pub(super) fn each_member(text: &[u8], read: impl FnMut(&str, &str)) {
     struct Members<F>(F);

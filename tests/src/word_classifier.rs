@@ -1,0 +1,91 @@
+//! A classifier for tests: a DistilBERT in safetensors whose weights make known words toxic, so that every probability is near
+//! 0 or 1.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+const WIDTH: usize = 8;
+const HIDDEN: usize = 8;
+/// Tokens of a window, the two special ones included.
+const POSITIONS: usize = 64;
+const WORDS: [&str; 7] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ignore", "rules", "poison"];
+
+/// Writes the model as Hugging Face's libraries do. Its labels are `injection`, for a window with both `ignore` and `rules`, and
+/// `toxic`, for one with `poison`. Other words mean nothing to it.
+pub fn word_classifier(folder: &Path) {
+    // Each word is a direction of its own: the layer norms keep it, however many other words are in a window, since those are
+    // zero. All words have the same weight in the first row, because queries and keys are zero.
+    let mut words = vec![0.0; WORDS.len() * WIDTH];
+    for (word, at, minus) in [(4, 0, 2), (5, 1, 3), (6, 4, 5)] {
+        words[word * WIDTH + at] = 1.0;
+        words[word * WIDTH + minus] = -1.0;
+    }
+    let identity: Vec<f32> = (0..WIDTH * WIDTH).map(|at| f32::from(u8::from(at % (WIDTH + 1) == 0))).collect();
+    // Two words that stand together are longer in sum than one: 2.83 instead of 2.
+    let mut first = vec![0.0; WIDTH * WIDTH];
+    (first[0], first[1], first[WIDTH + 4]) = (1.0, 1.0, 1.0);
+    let mut first_bias = vec![0.0; WIDTH];
+    (first_bias[0], first_bias[1]) = (-2.4, -0.5);
+    let mut output = vec![0.0; 2 * WIDTH];
+    (output[0], output[WIDTH + 1]) = (40.0, 10.0);
+    let zeros = |n: usize| vec![0.0_f32; n];
+    let (embeddings, layer) = ("distilbert.embeddings", "distilbert.transformer.layer.0");
+    let mut tensors = vec![
+        (format!("{embeddings}.word_embeddings.weight"), vec![WORDS.len(), WIDTH], words),
+        (format!("{embeddings}.position_embeddings.weight"), vec![POSITIONS, WIDTH], zeros(POSITIONS * WIDTH)),
+        ("pre_classifier.weight".to_owned(), vec![WIDTH, WIDTH], first),
+        ("pre_classifier.bias".to_owned(), vec![WIDTH], first_bias),
+        ("classifier.weight".to_owned(), vec![2, WIDTH], output),
+        ("classifier.bias".to_owned(), vec![2], vec![-4.0, -4.0]),
+    ];
+    for norm in
+        [format!("{embeddings}.LayerNorm"), format!("{layer}.sa_layer_norm"), format!("{layer}.output_layer_norm")]
+    {
+        tensors.push((format!("{norm}.weight"), vec![WIDTH], vec![1.0; WIDTH]));
+        tensors.push((format!("{norm}.bias"), vec![WIDTH], zeros(WIDTH)));
+    }
+    for (part, shape, values) in [
+        ("attention.q_lin", vec![WIDTH, WIDTH], zeros(WIDTH * WIDTH)),
+        ("attention.k_lin", vec![WIDTH, WIDTH], zeros(WIDTH * WIDTH)),
+        ("attention.v_lin", vec![WIDTH, WIDTH], identity.clone()),
+        ("attention.out_lin", vec![WIDTH, WIDTH], identity),
+        ("ffn.lin1", vec![HIDDEN, WIDTH], zeros(HIDDEN * WIDTH)),
+        ("ffn.lin2", vec![WIDTH, HIDDEN], zeros(WIDTH * HIDDEN)),
+    ] {
+        tensors.push((format!("{layer}.{part}.bias"), vec![shape[0]], zeros(shape[0])));
+        tensors.push((format!("{layer}.{part}.weight"), shape, values));
+    }
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, values) in tensors {
+        let from = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [from, data.len()]}));
+    }
+    let header = Value::from(header).to_string();
+    std::fs::create_dir_all(folder).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    let write = |name: &str, value: Value| std::fs::write(folder.join(name), value.to_string()).unwrap();
+    write(
+        "config.json",
+        json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "n_layers": 1,
+            "dim": WIDTH, "hidden_dim": HIDDEN, "n_heads": 1, "activation": "gelu", "vocab_size": WORDS.len(),
+            "max_position_embeddings": POSITIONS, "problem_type": "multi_label_classification",
+            "id2label": {"0": "injection", "1": "toxic"}}),
+    );
+    let vocab: serde_json::Map<_, _> = (0..).zip(WORDS).map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
+    let special = (0..4).map(|id| {
+        json!({"id": id, "content": WORDS[id], "special": true, "normalized": false, "single_word": false,
+            "lstrip": false, "rstrip": false})
+    });
+    write(
+        "tokenizer.json",
+        json!({"version": "1.0", "added_tokens": special.collect::<Vec<_>>(),
+            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                "strip_accents": null, "lowercase": true},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": vocab}}),
+    );
+}
