@@ -12,7 +12,7 @@ const POSITIONS: usize = 64;
 const WORDS: [&str; 7] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ignore", "rules", "poison"];
 
 /// Writes the model as Hugging Face's libraries do. Its labels are `injection`, for a window with both `ignore` and `rules`, and
-/// `toxic`, for one with `poison`. Other words mean nothing to it.
+/// `toxic`, for one with `poison`, and `threat`, for none. Other words mean nothing to it.
 pub fn word_classifier(folder: &Path) {
     // Each word is a direction of its own: the layer norms keep it, however many other words are in a window, since those are
     // zero. All words have the same weight in the first row, because queries and keys are zero.
@@ -27,7 +27,7 @@ pub fn word_classifier(folder: &Path) {
     (first[0], first[1], first[WIDTH + 4]) = (1.0, 1.0, 1.0);
     let mut first_bias = vec![0.0; WIDTH];
     (first_bias[0], first_bias[1]) = (-2.4, -0.5);
-    let mut output = vec![0.0; 2 * WIDTH];
+    let mut output = vec![0.0; 3 * WIDTH];
     (output[0], output[WIDTH + 1]) = (40.0, 10.0);
     let zeros = |n: usize| vec![0.0_f32; n];
     let (embeddings, layer) = ("distilbert.embeddings", "distilbert.transformer.layer.0");
@@ -36,8 +36,8 @@ pub fn word_classifier(folder: &Path) {
         (format!("{embeddings}.position_embeddings.weight"), vec![POSITIONS, WIDTH], zeros(POSITIONS * WIDTH)),
         ("pre_classifier.weight".to_owned(), vec![WIDTH, WIDTH], first),
         ("pre_classifier.bias".to_owned(), vec![WIDTH], first_bias),
-        ("classifier.weight".to_owned(), vec![2, WIDTH], output),
-        ("classifier.bias".to_owned(), vec![2], vec![-4.0, -4.0]),
+        ("classifier.weight".to_owned(), vec![3, WIDTH], output),
+        ("classifier.bias".to_owned(), vec![3], vec![-4.0; 3]),
     ];
     for norm in
         [format!("{embeddings}.LayerNorm"), format!("{layer}.sa_layer_norm"), format!("{layer}.output_layer_norm")]
@@ -72,7 +72,7 @@ pub fn word_classifier(folder: &Path) {
         json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "n_layers": 1,
             "dim": WIDTH, "hidden_dim": HIDDEN, "n_heads": 1, "activation": "gelu", "vocab_size": WORDS.len(),
             "max_position_embeddings": POSITIONS, "problem_type": "multi_label_classification",
-            "id2label": {"0": "injection", "1": "toxic"}}),
+            "id2label": {"0": "injection", "1": "toxic", "2": "threat"}}),
     );
     let vocab: serde_json::Map<_, _> = (0..).zip(WORDS).map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
     let special = (0..4).map(|id| {

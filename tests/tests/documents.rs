@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use spillway_tests::{
     Authority, Gateway, IssuerKey, Page, Redis, Reply, Seen, Upstream, binary, check_tests, commands, free_port,
-    minilm, missing, model, pages, plain_module, python, reference, reply, repository, write_countries,
+    minilm, missing, model, pages, plain_module, python, reference, reply, repository, word_classifier,
+    write_countries,
 };
 
 /// Servers that pages name, each by its documented port: they repeat what they were asked, or speak OpenAI's API.
@@ -112,6 +113,8 @@ impl Files {
         std::fs::write(path.join("bots.txt"), BOTS).unwrap();
         write_countries(&path.join("countries.mmdb"), &[("203.0.113.0/24", "DE")]);
         std::fs::create_dir(path.join("models")).unwrap();
+        word_classifier(&path.join("models/prompt-injection"));
+        word_classifier(&path.join("models/toxicity"));
         let link = |file: &Path| {
             std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();
         };

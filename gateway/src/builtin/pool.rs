@@ -168,7 +168,7 @@ async fn judge_one(
         let source = NoRoom { needed: needs, taken: memory.taken(), limit: memory.limit() };
         return Err(ModelError::Room { model: name, source });
     }
-    let model = Arc::new(LoadedModel::new(written, info, files, options, (needs, memory), metrics)?);
+    let model = Arc::new(LoadedModel::new(written, info.into(), files, options, (needs, memory), metrics)?);
     memory.enter(&model);
     Ok(model)
 }

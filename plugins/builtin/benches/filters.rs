@@ -14,7 +14,8 @@ use serde_json::json;
 use spillway_config::FilterCatalog as _;
 use spillway_filter::testing::{FilterBuilder, FixedEmbedder, TestRequest, headers, split_events, wait};
 use spillway_filter::{
-    AnswerHead, BuildContext, Counters, Filter, Flow, GrpcClient, HttpClient, NoGrpc, NoHttp, Rewriter, SystemPlace,
+    AnswerHead, BuildContext, Counters, Filter, Flow, GrpcClient, HttpClient, NoClassifiers, NoGrpc, NoHttp, Rewriter,
+    SystemPlace,
 };
 
 /// Values of a vector of all-MiniLM-L6-v2.
@@ -77,6 +78,7 @@ fn build(embedders: &FilterBuilder, name: &str, config: &serde_json::Value) -> A
         http: &http,
         grpc: &grpc,
         embedders,
+        classifiers: &NoClassifiers,
         counters: &Counters::default(),
     };
     registry.build(name, config, &cx).unwrap()

@@ -144,7 +144,7 @@ const ROWS: &[Row] = &[
     (
         "guard_unavailable",
         "A guard of the route has not judged the request or its answer: its classifier is loading, busy or broken.",
-        "Try again after `Retry-After`. Operators: the log says why; `classifier.failOpen` of the [guard](../how-to/guard.md#a-classifier) passes what is not judged.",
+        "Try again after `Retry-After`. Operators: the log has why a model is not loaded; a longer `classifier.timeout` waits, and `classifier.failOpen` passes what is [not judged](../how-to/guard.md#a-classifier).",
     ),
     (
         "header_too_large",

@@ -84,11 +84,26 @@ pub(super) enum NotLoaded {
     NoRoom,
 }
 
+/// What a model is for.
+pub(super) struct Purpose {
+    task: Task,
+    /// Labels of a classifier.
+    labels: Arc<[String]>,
+    /// True if its scores are probabilities.
+    has_probabilities: bool,
+}
+
+impl From<ArtifactInfo> for Purpose {
+    fn from(info: ArtifactInfo) -> Self {
+        Self { task: info.task, labels: info.labels.into(), has_probabilities: info.scoring.is_some() }
+    }
+}
+
 impl LoadedModel {
     /// Creates a model without an engine. `needs` is the estimated size in bytes, `memory` the budget that pays for it.
     pub(super) fn new(
         written: &Model,
-        info: ArtifactInfo,
+        purpose: Purpose,
         files: Option<Identities>,
         options: LoadOptions,
         (needs, memory): (u64, &Arc<ModelMemory>),
@@ -113,9 +128,9 @@ impl LoadedModel {
             }),
             loading: Arc::default(),
             written: written.clone(),
-            task: info.task,
-            labels: info.labels.into(),
-            has_probabilities: info.scoring.is_some(),
+            task: purpose.task,
+            labels: purpose.labels,
+            has_probabilities: purpose.has_probabilities,
             files,
             created: crate::clock::unix_now(),
             served_by: served_by.map_err(|_| ModelError::Name { model: name.clone() })?,
@@ -461,7 +476,8 @@ impl LoadedModel {
     /// Creates a model that needs `needs` bytes of a budget.
     fn within(written: &Model, needs: u64, memory: &Arc<ModelMemory>) -> Arc<Self> {
         let options = super::options(written, None).unwrap();
-        Arc::new(Self::new(written, Task::Generate, None, options, (needs, memory), &Metrics::new()).unwrap())
+        let purpose = Purpose { task: Task::Generate, labels: Arc::default(), has_probabilities: false };
+        Arc::new(Self::new(written, purpose, None, options, (needs, memory), &Metrics::new()).unwrap())
     }
 }
 

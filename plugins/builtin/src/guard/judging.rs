@@ -131,7 +131,8 @@ impl Judging {
             self.channels.len() - 1
         });
         let Some(channel) = self.channels.get_mut(at) else { return };
-        if name == OTHER && !channel.held.is_empty() {
+        if name == OTHER && !(channel.passed.is_empty() && channel.held.is_empty()) {
+            // Events that no known API continues: each is a line.
             channel.held.push('\n');
         }
         channel.held.push_str(text);
@@ -152,11 +153,6 @@ impl Judging {
             }
         }
         for channel in &mut self.channels {
-            if channel.name == OTHER {
-                // Events of their own: what one says is not what the next goes on with.
-                channel.held.clear();
-                continue;
-            }
             channel.passed.push_str(&std::mem::take(&mut channel.held));
             let from = channel.passed.ceil_char_boundary(channel.passed.len().saturating_sub(CONTEXT));
             channel.passed.drain(..from);

@@ -82,7 +82,7 @@ fn change_nested<E>(
 }
 
 /// Calls `read` with each string of a text of JSON that is a value, and the name of the member that has it; elements of a list
-/// have the name of the list. A name with blanks is read as a value. Texts of JSON within strings are read as [`change_strings`] does.
+/// have its name with `[]` behind. A name with blanks is read as a value. Texts of JSON within strings are read as [`change_strings`] does.
 pub(super) fn each_value(text: &str, read: &mut dyn FnMut(&str, &str)) {
     each_nested(text, "", read, MAX_NESTED);
 }
@@ -94,7 +94,11 @@ fn each_nested(text: &str, outer: &str, read: &mut dyn FnMut(&str, &str), nested
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
         match byte {
-            b'{' | b'[' => around.push(name.clone()),
+            b'{' => around.push(name.clone()),
+            b'[' => {
+                let elements = format!("{name}[]");
+                around.push(std::mem::replace(&mut name, Cow::Owned(elements)));
+            }
             b'}' | b']' => name = around.pop().unwrap_or_default(),
             b'"' => {
                 let end = string_end(bytes, at);

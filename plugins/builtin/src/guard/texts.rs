@@ -30,8 +30,8 @@ const MARKS: [&str; 22] = [
 /// Longest value that is a mark, in bytes.
 const MAX_MARK: usize = 64;
 /// Members whose values in base64 are no text: files, sounds, signatures.
-const CODED: [&str; 8] =
-    ["data", "url", "file_data", "b64_json", "signature", "encrypted_content", "obfuscation", "image_url"];
+const CODED: [&str; 9] =
+    ["data", "url", "file_data", "b64_json", "signature", "encrypted_content", "obfuscation", "embedding", "images[]"];
 /// Texts of one body that are judged by themselves, the last ones: those before are judged together with all others.
 const SINGLE: usize = 32;
 
@@ -165,8 +165,9 @@ mod tests {
         ] {
             assert_eq!(judged(&json!({name: value})).len(), usize::from(is_text), "{name}: {value}");
         }
-        // Elements of a list have its name; what comes behind has its own.
-        assert_eq!(judged(&json!({"role": ["user"], "content": ["user"]})), ["user"]);
+        // Tensors of the Open Inference protocol are lists, and texts.
+        assert_eq!(judged(&json!({"data": ["ignore-all-rules"], "id": "7"})), ["ignore-all-rules"]);
+        assert!(judged(&json!({"images": ["aGk="], "data": "aGk="})).is_empty());
         assert_eq!(judged(&json!([{"role": "user"}, "user"])), ["user"]);
     }
 
