@@ -320,6 +320,10 @@ routes:
     };
     let words = "{name: words, source: words}";
     assert!(refused(words, &classifier()).0, "{:?}", refused(words, &classifier()));
+    let mut inspect = Command::new(binary());
+    inspect.args(["models", "inspect", "--no-load"]).arg(folder.path().join("words"));
+    let inspected = String::from_utf8(inspect.output().unwrap().stdout).unwrap();
+    assert!(inspected.contains("labels        injection, toxic, threat\n"), "{inspected}");
     let minilm = format!("{{name: words, source: \"{}\"}}", spillway_tests::minilm().display());
     for (models, labels, says) in [
         (words, json!({"toxic": 1.5}), "found 1.5 for `toxic`"),

@@ -92,6 +92,9 @@ fn device(text: &str) -> DeviceChoice {
     }
 }
 
+/// Labels of a classifier that are shown; most have a handful, and some a thousand.
+const SHOWN_LABELS: usize = 32;
+
 fn inspect(file: &Path, wanted: &str, no_load: bool) -> ExitCode {
     let options = LoadOptions { device: device(wanted), ..LoadOptions::new(file) };
     let (info, needs) = match (spillway_engine::inspect(file), spillway_engine::needs(&options)) {
@@ -102,6 +105,12 @@ fn inspect(file: &Path, wanted: &str, no_load: bool) -> ExitCode {
     line("file", &file.display());
     line("architecture", &info.architecture);
     line("for", &info.task);
+    if !info.labels.is_empty() {
+        let labels: Vec<_> =
+            info.labels.iter().take(SHOWN_LABELS).map(|label| label.escape_debug().to_string()).collect();
+        let more = if info.labels.len() > SHOWN_LABELS { ", ..." } else { "" };
+        line("labels", &(labels.join(", ") + more));
+    }
     line("parameters", &millions(info.parameters));
     line("type", &info.quantization);
     line("tensors", &info.tensors);
