@@ -24,6 +24,8 @@ impl FieldError {
 pub enum ExpressionPlace {
     /// `matches[].when`: a condition over `request` alone.
     Match,
+    /// `spill.when`: a condition over a request and its caller.
+    Request,
     /// Field of a line or attribute of a span: a text, a number, or true or false of a request that has ended.
     Field,
 }

@@ -68,7 +68,9 @@ impl<'c> RouteRules<'c> {
         let filters: Vec<_> = route.filters.iter().filter(judges).map(|f| (f.name.as_str(), &f.config)).collect();
         let target_filters: Vec<_> = route.backend_refs.iter().flat_map(filters_of).collect();
         let of_targets = target_filters.iter().map(|(_, name, config)| (*name, *config));
-        let is_named = filters.iter().copied().chain(of_targets).any(|(name, config)| depends_on_route(name, config));
+        let spill_names_route = route.spill.as_ref().is_some_and(|spill| spill.asks_for("route"));
+        let is_named = spill_names_route
+            || filters.iter().copied().chain(of_targets).any(|(name, config)| depends_on_route(name, config));
         let calls_model = route
             .backend_refs
             .iter()
@@ -155,15 +157,16 @@ impl<'c> RouteRules<'c> {
     /// True if a filter of the route may decide by the path of the request: an expression that names it, another server,
     /// a filter that is not one of ours.
     pub fn judges_path(&self) -> bool {
-        self.filters.iter().any(|(name, config)| {
-            if EXPRESSIONS.contains(name) {
-                config.to_string().contains("path")
-            } else if computed_headers(config).any(|(_, _, text)| text.contains("path")) || asks_for_path(config) {
-                true
-            } else {
-                !BLIND_TO_PATHS.contains(name) || rewrites_by_pattern(name, config)
-            }
-        })
+        self.spill.is_some_and(|spill| spill.asks_for("path"))
+            || self.filters.iter().any(|(name, config)| {
+                if EXPRESSIONS.contains(name) {
+                    config.to_string().contains("path")
+                } else if computed_headers(config).any(|(_, _, text)| text.contains("path")) || asks_for_path(config) {
+                    true
+                } else {
+                    !BLIND_TO_PATHS.contains(name) || rewrites_by_pattern(name, config)
+                }
+            })
     }
 }
 

@@ -188,6 +188,33 @@ routes:
     }
 }
 
+/// A request spills where the condition holds, also where it reads the body.
+#[tokio::test]
+async fn requests_spill_where_the_condition_holds() {
+    let (full, other) = (Upstream::fixed(503, "full").await, Upstream::fixed(200, "other").await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: full, endpoints: [{{url: \"{}\"}}], capacity: {{statuses: [503]}}}}
+  - {{name: other, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: full}}]
+    whenSaturated: {{spillTo: other}}
+    spill: {{when: \"request.headers['x-plan'] == 'free' && !has(request.body.tools)\"}}
+",
+        full.url(),
+        other.url()
+    ))
+    .await;
+    let client = gateway.client();
+    for (plan, body, status) in
+        [("free", "{}", 200), ("paid", "{}", 503), ("free", "{\"tools\": []}", 503), ("free", "", 503)]
+    {
+        let answer = client.post("/", &[("x-plan", plan), ("content-type", "application/json")], body).await;
+        assert_eq!(answer.status.as_u16(), status, "{plan} {body}: {}", answer.text());
+    }
+}
+
 /// The gateway decides about a request as `eval` says.
 #[tokio::test]
 async fn the_gateway_decides_as_eval_says() {

@@ -340,6 +340,15 @@ pub struct SpillLimits {
     /// How many in a hundred, drawn at random; all when left out.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub percent: Option<f64>,
+    /// Condition in CEL on the request; where it is false or has no value, the request does not spill. All when left out.
+    pub when: Option<String>,
+}
+
+impl SpillLimits {
+    /// True if the condition names something.
+    pub(crate) fn asks_for(&self, name: &str) -> bool {
+        self.when.as_deref().is_some_and(|when| when.contains(name))
+    }
 }
 
 /// Actions when no endpoint is available, in this order.

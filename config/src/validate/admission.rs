@@ -1,6 +1,7 @@
 //! Checks of a route for lack of room and failed attempts: queues, spills, retries and hedges that could never take
 //! effect, or would do harm.
 
+use crate::catalog::ExpressionPlace;
 use crate::schema::{BackendProtocol, Queue, Route};
 
 use super::{Context, at};
@@ -73,6 +74,11 @@ fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
             );
             cx.warn(at!["routes", n, "spill", "tenants", t], message);
         }
+    }
+    if let Some(when) = &spill.when
+        && let Err(message) = cx.options.catalog.check_expression(when, ExpressionPlace::Request)
+    {
+        cx.error(at!["routes", n, "spill", "when"], message);
     }
     if spill.percent == Some(0.0) {
         cx.warn(

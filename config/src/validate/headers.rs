@@ -73,6 +73,9 @@ fn of_route(n: usize, route: &Route, rules: &mut Vec<(Vec<Segment>, String, Seve
     if let Some(sticky) = &route.sticky {
         rules.push((at!["routes", n, "sticky", "header"], sticky.header.clone(), Severity::Error));
     }
+    for name in route.spill.iter().filter_map(|spill| spill.when.as_deref()).flat_map(read_by) {
+        rules.push((at!["routes", n, "spill", "when"], name, Severity::Warning));
+    }
     for (f, filter) in route.filters.iter().enumerate() {
         of_filter(at!["routes", n, "filters", f, filter.name.as_str()], filter, rules);
     }

@@ -181,7 +181,7 @@ async fn offer(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<Offered, End> {
-    if let Some(bar) = bar(route, last, target, exchange) {
+    if let Some(bar) = bar(route, last, target, session.req_header(), exchange) {
         return Ok(Offered::Declined(bar.into()));
     }
     match target {

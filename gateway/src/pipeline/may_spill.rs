@@ -1,6 +1,7 @@
 //! Conditions for an answer in place of the route's own backends.
 
 use crate::exchange::{Exchange, RequestBody};
+use crate::message::RequestHead;
 use crate::telemetry::NotSpilled;
 use crate::topology::{Fallback, Route, TargetKind};
 
@@ -27,11 +28,17 @@ fn bar_of_head(target: &TargetKind, exchange: &Exchange) -> Option<NotSpilled> {
 
 /// Reason why the request may not spill to `target`; `None` where it may. Draws the route's share of spilled requests, so it
 /// is asked once for a spill.
-pub(super) fn bar(route: &Route, last: &Fallback, target: &TargetKind, exchange: &Exchange) -> Option<NotSpilled> {
+pub(super) fn bar(
+    route: &Route,
+    last: &Fallback,
+    target: &TargetKind,
+    head: &RequestHead,
+    exchange: &Exchange,
+) -> Option<NotSpilled> {
     if let Some(bar) = bar_of_head(target, exchange) {
         return Some(bar);
     }
-    if !is_allowed(route, last, exchange) {
+    if !is_allowed(route, last, head, exchange) {
         return Some(NotSpilled::NotAllowed);
     }
     let is_backend = matches!(target, TargetKind::Backend(_));
@@ -40,7 +47,7 @@ pub(super) fn bar(route: &Route, last: &Fallback, target: &TargetKind, exchange:
 
 /// True if the route lets this request spill, and the caller may use both the model that it asked for and the one that would
 /// answer.
-pub(super) fn is_allowed(route: &Route, last: &Fallback, exchange: &Exchange) -> bool {
+pub(super) fn is_allowed(route: &Route, last: &Fallback, head: &RequestHead, exchange: &Exchange) -> bool {
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let tenant = exchange.caller.as_ref().map(|caller| &*caller.tenant);
     let may_use = exchange.caller.as_ref().is_none_or(|caller| {
@@ -55,7 +62,7 @@ pub(super) fn is_allowed(route: &Route, last: &Fallback, exchange: &Exchange) ->
                 None => true,
             }
     });
-    may_use && route.spill.allows(asked, tenant, rand::random())
+    may_use && route.spill.allows(asked, tenant, rand::random()) && route.spill.holds(|| exchange.request_view(head))
 }
 
 /// True if the prompt is longer than may spill to a backend, whose tokenizer is not known: four bytes are one token.

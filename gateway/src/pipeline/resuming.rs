@@ -58,7 +58,7 @@ pub(super) async fn resume(
             None => break,
         }
     }
-    let Some(mut stream) = inside(route, &died, exchange).await else {
+    let Some(mut stream) = inside(route, &died, session, exchange).await else {
         return match break_off(session, exchange, true, died.cut).await {
             AttemptOutcome::ClientGone => Err(End::ClientGone),
             _ => Ok(()),
@@ -139,10 +139,15 @@ async fn continue_elsewhere(
 }
 
 /// Continuation by the built-in model that `whenUnavailable` spills to.
-async fn inside(route: &Arc<Route>, died: &Died, exchange: &Exchange) -> Option<builtin::SpillStream> {
+async fn inside(
+    route: &Arc<Route>,
+    died: &Died,
+    session: &ClientSession,
+    exchange: &Exchange,
+) -> Option<builtin::SpillStream> {
     let last = &route.when_unavailable;
     let Some(TargetKind::Model(model)) = &last.spill_to else { return None };
-    if !is_possible(last, exchange) || !is_allowed(route, last, exchange) {
+    if !is_possible(last, exchange) || !is_allowed(route, last, session.req_header(), exchange) {
         return None;
     }
     let body: Bytes = held(exchange)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
+use spillway_cel::{Expression, Scope};
 use spillway_config::ModelPattern;
 use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
 use spillway_config::{Origins, RouteRules};
@@ -59,6 +60,9 @@ pub(super) enum RouteError {
     /// A filter rejects its configuration.
     #[error("route `{route}`, filter `{filter}`: {reason}")]
     Filter { route: String, filter: String, reason: String },
+    /// The condition of the spill is not one.
+    #[error("route `{route}`: spill.when: {reason}")]
+    Spill { route: String, reason: String },
     /// The file of a reference cannot be used.
     #[error("route `{route}`: quality.reference.file: {}: {source}", path.display())]
     Reference { route: String, path: PathBuf, source: ReferenceError },
@@ -274,7 +278,8 @@ impl RouteCompiler<'_> {
             None => Vec::new(),
         };
         let RouteFilters { guards, filters, mirrors, compression } = self.filters(&name, written)?;
-        let body = body_needs(written, &targets, &fallbacks, &filters);
+        let spill = written.spill.as_ref().map(|spill| spill_rule(&name, spill)).transpose()?.unwrap_or_default();
+        let body = body_needs(&spill, &targets, &fallbacks, &filters);
         // Of plain servers those requests are copied that have no body, unless the file says otherwise.
         let copies_bodies = shadow.is_some_and(|shadow| shadow.writes || body.calls_models);
         let sends_copies = !mirrors.is_empty() || shadow.is_some();
@@ -308,7 +313,7 @@ impl RouteCompiler<'_> {
             socket_lifetime: written.timeouts.socket_lifetime.map(|t| t.0),
             retry: retry_plan(&written.retry),
             answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
-            spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
+            spill,
             resume: written.resume,
             max_body: written.limits.max_body.0,
             // A waiter that leaves cannot be seen behind an unread body; a copy sends the body a second time.
@@ -681,12 +686,7 @@ fn spoken(protocol: schema::CallerProtocol) -> &'static dyn Dialect {
     }
 }
 
-fn body_needs(
-    written: &schema::Route,
-    targets: &[Target],
-    fallbacks: &Fallbacks,
-    filters: &[NamedFilter],
-) -> BodyNeeds {
+fn body_needs(spill: &SpillRule, targets: &[Target], fallbacks: &Fallbacks, filters: &[NamedFilter]) -> BodyNeeds {
     let calls_models = targets.iter().any(|target| match &target.kind {
         TargetKind::Backend(backend) => backend.calls_models(),
         TargetKind::Model(_) => true,
@@ -700,11 +700,13 @@ fn body_needs(
         .any(|kind| matches!(kind, TargetKind::Backend(backend) if backend.upstream_model.is_some()));
     let of_targets = targets.iter().flat_map(|target| &target.filters);
     let filter_reads_body = filters.iter().chain(of_targets).any(|named| named.filter.needs_body());
-    let judges_body = written.spill.as_ref().is_some_and(|spill| spill.models.is_some())
+    let spill_reads_body = spill.when.as_ref().is_some_and(|when| when.asked().needs_body());
+    let judges_body = spill.models.is_some()
+        || spill_reads_body
         || renames_model
         || filter_reads_body
         || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
-    let holds_body = calls_models || renames_model || filter_reads_body;
+    let holds_body = calls_models || renames_model || filter_reads_body || spill_reads_body;
     let resends = targets.iter().any(|target| matches!(&target.kind, TargetKind::Backend(backend) if backend.http2));
     BodyNeeds { calls_models, renames_model, judges_body, holds_body, resends }
 }
@@ -754,14 +756,17 @@ fn environment(origins: &Origins, n: usize, written: &schema::Route) -> Option<A
     (!values.is_empty()).then(|| values.into())
 }
 
-fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
+fn spill_rule(route: &str, written: &schema::SpillLimits) -> Result<SpillRule, RouteError> {
     let patterns = |models: &Vec<String>| models.iter().map(|model| ModelPattern::new(model)).collect();
-    SpillRule {
+    let when = written.when.as_ref().map(|when| Expression::condition(when, Scope::Request)).transpose();
+    let when = when.map_err(|reason| RouteError::Spill { route: route.to_owned(), reason })?;
+    Ok(SpillRule {
+        when: when.map(Arc::new),
         max_prompt_tokens: written.max_prompt_tokens,
         models: written.models.as_ref().map(patterns),
         tenants: written.tenants.as_ref().map(|tenants| tenants.iter().map(|t| t.as_str().into()).collect()),
         share: written.percent.map(|percent| percent / 100.0),
-    }
+    })
 }
 
 /// Share in thousandths; validation keeps it between 0 and 1.

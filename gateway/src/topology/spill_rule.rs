@@ -3,7 +3,9 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use spillway_cel::{Expression, Seen};
 use spillway_config::ModelPattern;
+use spillway_filter::RequestView;
 
 /// Conditions that a request must meet to spill. The default lets every request spill.
 #[derive(Debug, Default, Clone)]
@@ -16,9 +18,16 @@ pub struct SpillRule {
     pub tenants: Option<Vec<Arc<str>>>,
     /// Share of the requests, from 0 to 1.
     pub share: Option<f64>,
+    /// Condition on the request.
+    pub when: Option<Arc<Expression>>,
 }
 
 impl SpillRule {
+    /// True if the condition holds for a request. One without a value does not.
+    pub fn holds<'v>(&self, view: impl FnOnce() -> RequestView<'v>) -> bool {
+        self.when.as_ref().is_none_or(|when| when.holds(&Seen::from(&view())).unwrap_or(false))
+    }
+
     /// True if a request that names `model` and comes from `tenant` may spill. `drawn` is a random number from 0 to 1.
     pub fn allows(&self, model: Option<&str>, tenant: Option<&str>, drawn: f64) -> bool {
         let named = |patterns: &Vec<ModelPattern>| {
@@ -44,6 +53,7 @@ mod tests {
             models: Some(vec![ModelPattern::new("gpt-4*"), ModelPattern::new("x")]),
             tenants: Some(vec!["acme".into()]),
             share: Some(0.25),
+            when: None,
         };
         for (model, tenant, drawn, may) in [
             (Some("gpt-4o"), Some("acme"), 0.24, true),

@@ -401,6 +401,7 @@ fn short(e: &ExecutionError) -> String {
 pub fn check(text: &str, place: ExpressionPlace) -> Result<(), String> {
     match place {
         ExpressionPlace::Match => Expression::condition(text, Scope::Head).map(drop),
+        ExpressionPlace::Request => Expression::condition(text, Scope::Request).map(drop),
         ExpressionPlace::Field => Expression::scalar(text, Scope::End).map(drop),
     }
 }
