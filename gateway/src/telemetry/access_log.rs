@@ -7,12 +7,9 @@ use spillway_config::schema::{LogFormat, Logs};
 use spillway_filter::{Fields, NameSet};
 
 use super::fields::FieldValues;
-use super::json::ObjectLine;
+use super::json::{MAX_TEXT, ObjectLine, clipped};
 use super::log_export::names as own;
 use super::{LogExport, LogWriter, SpanIds, names};
-
-/// Longest text of a caller or an upstream in a line, in bytes: longer paths and agents say no more and fill disks.
-const MAX_TEXT: usize = 1024;
 
 /// Most bytes of names and values of headers in a line.
 const MAX_HEADERS: usize = 8 << 10;
@@ -403,11 +400,6 @@ impl<'r> AccessRecord<'r> {
             fields: Vec::new(),
         }
     }
-}
-
-/// Cuts `text` to the length that a line may hold, at a boundary of characters.
-pub(super) fn clipped(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }
 
 #[cfg(test)]

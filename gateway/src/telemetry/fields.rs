@@ -7,7 +7,7 @@ use spillway_cel::{Expression, Scalar, Scope, Seen};
 use spillway_config::schema::{ComputedField, Telemetry};
 use spillway_filter::NameSet;
 
-use super::access_log::clipped;
+use super::json::clipped;
 
 /// Expressions of the configuration for lines and spans.
 #[derive(Debug)]

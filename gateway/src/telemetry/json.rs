@@ -9,6 +9,14 @@ use serde_json::Serializer;
 use serde_json::ser::Formatter;
 use spillway_cel::Scalar;
 
+/// Longest text of a caller or an upstream in a line, in bytes: longer paths and agents say no more and fill disks.
+pub(super) const MAX_TEXT: usize = 1024;
+
+/// Cuts `text` to the length that a line may hold, at a boundary of characters.
+pub(super) fn clipped(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
+}
+
 /// Appends a value as one line of JSON, with its line break; false if it cannot be written, which leaves `out` as it was.
 pub fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
     let before = out.len();
