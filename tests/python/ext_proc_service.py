@@ -140,6 +140,9 @@ class Processor(external_processor_pb2_grpc.ExternalProcessorServicer):
             elif word.get("duplex") == "cut":
                 yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=streamed(b"cut", True))})
                 return
+            elif word.get("duplex") == "endless":
+                while message.end_of_stream and context.is_active():
+                    yield ext.ProcessingResponse(**{kind: ext.BodyResponse(response=streamed(b"", False))})
             elif word.get("duplex"):
                 body = message.body if word["duplex"] == "same" else message.body.upper()
                 answer = streamed(body, message.end_of_stream)

@@ -213,6 +213,33 @@ routes: [{{name: r, filters: [{{externalProcessing: {processing}}}], backendRefs
     }
 }
 
+/// Each part starts the wait for the next one anew: without a bound an exchange would never end.
+#[tokio::test]
+async fn a_processor_that_sends_nothing_without_end_has_failed() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let processor = Processor::start();
+    let processing = json!({"url": processor.url(), "timeout": "5s", "requestBody": "fullDuplexStreamed", "responseBody": "fullDuplexStreamed"});
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: b, protocol: http, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, filters: [{{externalProcessing: {processing}}}], backendRefs: [{{name: b}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let ask = async |script: Value| {
+        let (script, client) = (script.to_string(), gateway.client());
+        client.try_send(client.request("POST", "/x", &[("x-script", &script)], "body")).await
+    };
+    let refused = ask(json!({"request_body": {"duplex": "endless"}})).await.unwrap();
+    assert_eq!(refused.status, 502);
+    assert_eq!(upstream.count(), 0);
+    // Of an answer the head has passed, or not.
+    let answer = ask(json!({"request_body": {"duplex": "same"}, "response_body": {"duplex": "endless"}})).await;
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 502));
+    let failures = "spillway_filter_external_processing_answer_failures_total{http_route=\"r\"}";
+    gateway.metric_becomes(failures, 1.0).await;
+}
+
 #[tokio::test]
 async fn answers_are_changed_whole_and_in_parts() {
     let upstream = Upstream::start(async |seen| {

@@ -22,6 +22,8 @@ pub(crate) const PART: usize = 64 << 10;
 const BALANCING: &str = "envoy.lb";
 const SERVED: &str = "x-gateway-destination-endpoint-served";
 
+/// Parts without bytes that a processor may send beside one for each part that it got.
+const EMPTY_PARTS: u32 = 1000;
 /// Time for a processor to answer a part of a stream in both directions, of which it may answer several at once.
 const PROMPT: Duration = Duration::from_millis(20);
 
@@ -96,6 +98,8 @@ pub(crate) struct Session {
     pub(crate) facts: Facts,
     /// True while each part of a stream in both directions gets its answer at once.
     is_prompt: bool,
+    /// Parts without bytes that may still come.
+    empty_parts: u32,
     /// True once parts of an answer were sent that only the processor can give back.
     pub(crate) has_sent_parts: bool,
     /// True once the processor has ended the body of an answer: what the server still sends of it is not for the caller.
@@ -122,6 +126,7 @@ impl Session {
             is_begun: false,
             facts,
             is_prompt: true,
+            empty_parts: EMPTY_PARTS,
             has_sent_parts: false,
             has_ended_body: false,
         }
@@ -199,7 +204,7 @@ impl Session {
                     on_headers(said.response.unwrap_or_default());
                 }
                 Some(Said::RequestBody(said)) if !awaits_headers => {
-                    let part = streamed_part(said.response)?;
+                    let part = self.streamed_part(said.response)?;
                     out.extend_from_slice(&part.body);
                     if out.len() > self.settings.max_message {
                         return Err(self.too_long());
@@ -254,7 +259,7 @@ impl Session {
             match response.said {
                 Some(Said::Immediate(answer)) => return Ok(Processed::Answer(Box::new(answer))),
                 Some(Said::ResponseBody(said)) => {
-                    let part = streamed_part(said.response)?;
+                    let part = self.streamed_part(said.response)?;
                     out.extend_from_slice(&part.body);
                     if out.len() > most {
                         return Err(self.too_long());
@@ -270,9 +275,26 @@ impl Session {
         }
     }
 
+    /// Part of a body of a stream in both directions. One without bytes brings nothing and starts the wait anew, so that there may be only
+    /// some more of these than parts were sent.
+    fn streamed_part(&mut self, response: Option<CommonResponse>) -> Result<crate::messages::StreamedBody, Failed> {
+        match response.and_then(|response| response.body_mutation).and_then(|mutation| mutation.change) {
+            Some(BodyChange::Streamed(part)) => {
+                if part.body.is_empty() && !part.end_of_stream {
+                    let left = self.empty_parts.checked_sub(1);
+                    self.empty_parts =
+                        left.ok_or_else(|| Failed("it sends parts without bytes and no end".to_owned()))?;
+                }
+                Ok(part)
+            }
+            _ => Err(Failed("it answered a stream in both directions without `streamed_response`".to_owned())),
+        }
+    }
+
     /// Message with the next part of a body, which ends with the last one where it `ends`.
     fn part_of(&mut self, half: Half, body: &mut Bytes, ends: bool) -> Bytes {
         let part = body.split_to(body.len().min(PART));
+        self.empty_parts = self.empty_parts.saturating_add(1);
         let is_last = ends && body.is_empty();
         self.show_body(half, part, is_last).encode_to_vec().into()
     }
@@ -384,14 +406,6 @@ fn decode(message: Bytes) -> Result<ProcessingResponse, Failed> {
         return Err(Failed("it sent an empty message".to_owned()));
     }
     ProcessingResponse::decode(message).map_err(|error| Failed(format!("its message cannot be read: {error}")))
-}
-
-/// Part of a body of a stream in both directions.
-fn streamed_part(response: Option<CommonResponse>) -> Result<crate::messages::StreamedBody, Failed> {
-    match response.and_then(|response| response.body_mutation).and_then(|mutation| mutation.change) {
-        Some(BodyChange::Streamed(part)) => Ok(part),
-        _ => Err(Failed("it answered a stream in both directions without `streamed_response`".to_owned())),
-    }
 }
 
 /// Body after a change to a part of it.

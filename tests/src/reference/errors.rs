@@ -507,7 +507,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "user_agent_not_allowed",
-        "The filter [`userAgent`](../how-to/callers-by-address.md) refuses programs with this `User-Agent`, without one, or with one of more than 1 KiB.",
+        "The filter [`userAgent`](../how-to/callers-by-address.md) refuses programs with this `User-Agent`, without one, with several, or with one of more than 512 bytes.",
         "Operators: name what may pass under `except`.",
     ),
     (
