@@ -34,6 +34,25 @@ const GZIP_WINDOW: u8 = 15;
 /// Largest window of Zstandard as a power of two: the 8 MiB that RFC 9659 allows for this coding.
 const ZSTD_WINDOW: u32 = 23;
 
+/// Entry of a list such as `Accept-Encoding` or `Accept`: its name, and its weight in thousandths, which is 1000 where it has none and 0
+/// where what it has is none (RFC 9110, 12.4.2).
+pub fn weighed(entry: &[u8]) -> (&[u8], u16) {
+    let mut parts = entry.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let name = parts.next().unwrap_or_default();
+    for parameter in parts {
+        let Some(value) = parameter.strip_prefix(b"q").or_else(|| parameter.strip_prefix(b"Q")) else { continue };
+        // Blanks around the `=` are a mistake of the client, which meant a weight.
+        let Some(value) = value.trim_ascii_start().strip_prefix(b"=") else { continue };
+        let number = std::str::from_utf8(value.trim_ascii_start()).ok();
+        let number = number.filter(|text| text.len() <= 5 && text.starts_with(['0', '1', '.']));
+        let number: Option<f32> =
+            number.and_then(|text| text.parse().ok()).filter(|number| (0.0..=1.0).contains(number));
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1000")]
+        return (name, number.map_or(0, |number| (number * 1000.0).round() as u16));
+    }
+    (name, 1000)
+}
+
 /// Coding of a body (RFC 9110, 8.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {

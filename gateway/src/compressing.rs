@@ -14,7 +14,7 @@ use spillway_filter::{CodingSpec, CompressionSpec, ContentCoding, Counter, Field
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zstd::stream::raw::CParameter;
 
-use crate::coding::Coding;
+use crate::coding::{Coding, weighed};
 use crate::message::{RequestHead, ResponseHead, without_coding};
 
 /// Bytes that are compressed at a time, before other requests have their turn: half a millisecond at the usual levels and for usual texts,
@@ -77,8 +77,7 @@ impl Compression {
         let (mut of_identity, mut of_others) = (None, None);
         let values = request.get_all(header::ACCEPT_ENCODING).iter();
         for entry in values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
-            let mut parts = entry.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-            let (name, weight) = (parts.next().unwrap_or_default(), weight(parts));
+            let (name, weight) = weighed(entry);
             let is_named = |coding: &CodingSpec| {
                 name.eq_ignore_ascii_case(coding.coding.as_str().as_bytes())
                     || (coding.coding == ContentCoding::Gzip && name.eq_ignore_ascii_case(b"x-gzip"))
@@ -97,22 +96,6 @@ impl Compression {
         let (place, weight) = weights.rev().max_by_key(|(_, weight)| *weight)?;
         (weight > 0 && weight >= of_identity.unwrap_or_default()).then_some(place)
     }
-}
-
-/// Weight that the parameters of an entry give it, in thousandths: 1000 where there is none, 0 for one that is none.
-fn weight<'a>(parameters: impl Iterator<Item = &'a [u8]>) -> u16 {
-    for parameter in parameters {
-        let Some(value) = parameter.strip_prefix(b"q").or_else(|| parameter.strip_prefix(b"Q")) else { continue };
-        // Blanks around the `=` are a mistake of the client (RFC 9110, 12.4.2), which meant a weight.
-        let Some(value) = value.trim_ascii_start().strip_prefix(b"=") else { continue };
-        let number = std::str::from_utf8(value.trim_ascii_start()).ok();
-        let number = number.filter(|text| text.len() <= 5 && text.starts_with(['0', '1', '.']));
-        let number: Option<f32> =
-            number.and_then(|text| text.parse().ok()).filter(|number| (0.0..=1.0).contains(number));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1000")]
-        return number.map_or(0, |number| (number * 1000.0).round() as u16);
-    }
-    1000
 }
 
 /// How the answer to a request may be compressed.

@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
+use crate::coding::weighed;
+
 /// Folder of the files that the page loads.
 const ASSETS: &str = "/assets/";
 /// Policy of the page: what it loads and asks is of the admin address itself, and nothing may be built from text.
@@ -104,13 +106,9 @@ pub(super) fn is_asked(method: &Method, path: &str, headers: &HeaderMap) -> bool
 
 /// True if `Accept` names HTML, as browsers do when they open an address, and programs do not.
 fn wants_page(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|list| list.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let is_html = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("text/html"));
-        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        is_html && weight.is_none_or(|weight| weight.parse().is_ok_and(|weight: f32| weight > 0.0))
-    })
+    let accepted = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
+    let mut ranges = accepted.flat_map(|list| list.split(|byte| *byte == b',')).map(weighed);
+    ranges.any(|(name, weight)| name.eq_ignore_ascii_case(b"text/html") && weight > 0)
 }
 
 /// Answers `/`: the page for a browser, `paths` for a terminal.
