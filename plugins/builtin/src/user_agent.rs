@@ -63,7 +63,7 @@ enum Pattern {
     /// Texts of which one is looked for.
     Texts(Vec<Vec<u8>>),
     /// What is more than a text.
-    Expression(Expression),
+    Expression(Box<Expression>),
 }
 
 /// Automaton of a pattern, whole.
@@ -86,7 +86,7 @@ impl Pattern {
             Some(texts) => Ok(Self::Texts(texts)),
             None => {
                 let expression = expression(pattern).map_err(|why| format!("`{pattern}` cannot be used: {why}"))?;
-                if finds(&expression, b"") { Err(finds_all()) } else { Ok(Self::Expression(expression)) }
+                if finds(&expression, b"") { Err(finds_all()) } else { Ok(Self::Expression(Box::new(expression))) }
             }
         }
     }
@@ -143,7 +143,7 @@ impl Names {
         for pattern in patterns {
             match pattern {
                 Pattern::Texts(found) => texts.extend(found),
-                Pattern::Expression(expression) => expressions.push(expression),
+                Pattern::Expression(expression) => expressions.push(*expression),
             }
         }
         if expressions.len() > MAX_EXPRESSIONS {
