@@ -233,9 +233,9 @@ routes: [{{name: r, filters: [{{externalProcessing: {processing}}}], backendRefs
     let refused = ask(json!({"request_body": {"duplex": "endless"}})).await.unwrap();
     assert_eq!(refused.status, 502);
     assert_eq!(upstream.count(), 0);
-    // Of an answer the head has passed, or not.
+    // Of an answer the head may have passed.
     let answer = ask(json!({"request_body": {"duplex": "same"}, "response_body": {"duplex": "endless"}})).await;
-    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 502));
+    assert!(answer.as_ref().is_ok_and(|answer| answer.status == 502 || answer.cut), "{answer:?}");
     let failures = "spillway_filter_external_processing_answer_failures_total{http_route=\"r\"}";
     gateway.metric_becomes(failures, 1.0).await;
 }

@@ -56,6 +56,22 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].backendRefs[].filters[].requestHeaders.add{}",
     "routes[].backendRefs[].filters[].responseHeaders.set{}",
     "routes[].backendRefs[].filters[].responseHeaders.add{}",
+    "routes[].filters[].requestHeaders.set{}.value",
+    "routes[].filters[].requestHeaders.add{}.value",
+    "routes[].filters[].responseHeaders.set{}.value",
+    "routes[].filters[].responseHeaders.add{}.value",
+    "routes[].backendRefs[].filters[].requestHeaders.set{}.value",
+    "routes[].backendRefs[].filters[].requestHeaders.add{}.value",
+    "routes[].backendRefs[].filters[].responseHeaders.set{}.value",
+    "routes[].backendRefs[].filters[].responseHeaders.add{}.value",
+    "routes[].filters[].cache.key",
+    "routes[].filters[].cache.when",
+    "routes[].filters[].guard.when",
+    "routes[].filters[].mirror.when",
+    "routes[].filters[].rateLimit.cost",
+    "routes[].spill.when",
+    "telemetry.logs.fields[].value",
+    "telemetry.tracing.attributes[].value",
     "notifications[].webhook.url",
     "routes[].rollout.steps[].gate.url",
     "telemetry.tracing.otlp.endpoint",
@@ -223,6 +239,8 @@ const NO_SECRETS: &[&str] = &[
     "routes[].quality.probes.file",
     "routes[].quality.probes.embedding",
     "routes[].spill.models[]",
+    "telemetry.logs.fields[].name",
+    "telemetry.tracing.attributes[].name",
     "routes[].spill.tenants[]",
     "notifications[].webhook.caFile",
     "routes[].rollout.to",
@@ -670,13 +688,25 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
             "store": {"redis": {"url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}}},
         },
         "telemetry": {
-            "tracing": {"otlp": {"endpoint": world.collector.url()}},
+            "tracing": {"otlp": {"endpoint": world.collector.url()},
+                "attributes": [{"name": "odd", "value": compared(bed, "telemetry.tracing.attributes[].value")}]},
             "audit": {"perAddress": "6000/min"},
             "logs": {"headers": ["authorization", "x-api-key", "api-key", "cookie", "user-agent"],
+                "fields": [{"name": "odd", "value": compared(bed, "telemetry.logs.fields[].value")}],
                 "otlp": {"endpoint": world.collector.url()}},
         },
         "routes": [asked, answers, login_of_people(bed), route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
     })
+}
+
+/// Expression that compares with a planted text, whose value tells nothing of it.
+fn compared(bed: &mut Bed, place: &str) -> String {
+    format!("request.path == '{}'", bed.reference(place))
+}
+
+/// Value of a header by such an expression.
+fn computed(bed: &mut Bed, place: &str) -> Value {
+    json!({"value": format!("{} ? 'a' : 'b'", compared(bed, &format!("routes[].{place}.value")))})
 }
 
 /// A route whose rollout asks a gate at this server first, of which receivers of notifications are told.
@@ -731,30 +761,32 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             ],
         }],
         "authentication": "optional",
+        "spill": {"when": compared(bed, "routes[].spill.when")},
         "filters": [
-            {"rateLimit": {"by": {"value": format!("request.path + '{}'", text(bed, "filters[].rateLimit.by.value"))}, "requests": "10000/s"}},
+            {"rateLimit": {"by": {"value": format!("request.path + '{}'", text(bed, "filters[].rateLimit.by.value"))}, "requests": "10000/s",
+                "cost": format!("{} ? 2 : 1", compared(bed, "routes[].filters[].rateLimit.cost"))}},
             {"externalAuthorization": {"url": format!("http://{}/{}", world.judge.address, text(bed, "filters[].externalAuthorization.url")), "timeout": "5s"}},
             {"authorize": format!("request.headers['x-match'] != '{}'", text(bed, "filters[].authorize"))},
             {"cel": {"deny": format!("request.headers['x-match'] == '{}'", text(bed, "filters[].cel.deny")), "status": 403, "message": "no"}},
-            {"mirror": {"backend": "copies", "percent": 100}},
+            {"mirror": {"backend": "copies", "percent": 100, "when": format!("!({})", compared(bed, "routes[].filters[].mirror.when"))}},
             {"requestHeaders": {
-                "set": {"x-set-token": text(bed, "filters[].requestHeaders.set{}")},
-                "add": {"x-add-token": text(bed, "filters[].requestHeaders.add{}")},
+                "set": {"x-set-token": text(bed, "filters[].requestHeaders.set{}"), "x-computed": computed(bed, "filters[].requestHeaders.set{}")},
+                "add": {"x-add-token": text(bed, "filters[].requestHeaders.add{}"), "x-computed-more": computed(bed, "filters[].requestHeaders.add{}")},
             }},
             {"responseHeaders": {
-                "set": {"x-told": text(bed, "filters[].responseHeaders.set{}")},
-                "add": {"x-added": text(bed, "filters[].responseHeaders.add{}")},
+                "set": {"x-told": text(bed, "filters[].responseHeaders.set{}"), "x-computed": computed(bed, "filters[].responseHeaders.set{}")},
+                "add": {"x-added": text(bed, "filters[].responseHeaders.add{}"), "x-computed-more": computed(bed, "filters[].responseHeaders.add{}")},
             }},
             {"urlRewrite": {"replacePrefix": format!("/bot/{}", text(bed, "filters[].urlRewrite.replacePrefix"))}},
         ],
         "backendRefs": [{"name": "x", "filters": [
             {"requestHeaders": {
-                "set": {"x-target-token": text(bed, "backendRefs[].filters[].requestHeaders.set{}")},
-                "add": {"x-target-more": text(bed, "backendRefs[].filters[].requestHeaders.add{}")},
+                "set": {"x-target-token": text(bed, "backendRefs[].filters[].requestHeaders.set{}"), "x-computed": computed(bed, "backendRefs[].filters[].requestHeaders.set{}")},
+                "add": {"x-target-more": text(bed, "backendRefs[].filters[].requestHeaders.add{}"), "x-computed-more": computed(bed, "backendRefs[].filters[].requestHeaders.add{}")},
             }},
             {"responseHeaders": {
-                "set": {"x-target-told": text(bed, "backendRefs[].filters[].responseHeaders.set{}")},
-                "add": {"x-target-added": text(bed, "backendRefs[].filters[].responseHeaders.add{}")},
+                "set": {"x-target-told": text(bed, "backendRefs[].filters[].responseHeaders.set{}"), "x-computed": computed(bed, "backendRefs[].filters[].responseHeaders.set{}")},
+                "add": {"x-target-added": text(bed, "backendRefs[].filters[].responseHeaders.add{}"), "x-computed-more": computed(bed, "backendRefs[].filters[].responseHeaders.add{}")},
             }},
         ]}],
     });
@@ -776,7 +808,11 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             {"promptTemplate": {"file": prompts(bed), "version": 1, "variables": {
                 "word": format!("request.path == '{}' ? 'a' : 'b'", text(bed, "filters[].promptTemplate.variables{}")),
             }}},
-            {"guard": {"patterns": [{"name": "own", "regex": text(bed, "filters[].guard.patterns[].regex")}]}},
+            {"guard": {
+                "patterns": [{"name": "own", "regex": text(bed, "filters[].guard.patterns[].regex")}],
+                "when": compared(bed, "routes[].filters[].guard.when"),
+            }},
+            {"cache": {"exact": true, "when": compared(bed, "routes[].filters[].cache.when"), "key": compared(bed, "routes[].filters[].cache.key")}},
             {"wasm": {
                 "module": module,
                 "calls": {"judge": format!("http://127.0.0.1:1/{}", text(bed, "filters[].wasm.calls{}"))},

@@ -16,6 +16,8 @@ use crate::exchange::ConnectionInfo;
 use crate::gateway::Gateway;
 use crate::pipeline;
 
+/// Times `maxStreams` that a client may give requests up, if these are more than half of all. Hedging clients give up at most half.
+const GIVEN_UP: u64 = 8;
 /// Malformed requests after which the connection is closed: an honest client sends none.
 const MAX_MALFORMED: u32 = 32;
 
@@ -52,6 +54,8 @@ pub(super) async fn serve(
     };
     let mut streams = JoinSet::new();
     let mut malformed = 0;
+    // Requests, and those of them that the client gave up before their answer.
+    let (mut taken, mut given_up) = (0_u64, 0_u64);
     let mut draining = false;
     let mut idle_since = clock::now();
     loop {
@@ -62,8 +66,14 @@ pub(super) async fn serve(
                 draining = true;
                 continue;
             }
-            Some(_) = streams.join_next() => {
+            Some(ended) = streams.join_next() => {
                 idle_since = clock::now();
+                // A request that is given up at once costs its client nothing, and the gateway and others their work for it.
+                given_up += u64::from(ended.is_ok_and(|is_given_up| is_given_up));
+                if given_up >= u64::from(most).saturating_mul(GIVEN_UP) && given_up > taken / 2 {
+                    h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                    given_up = 0;
+                }
                 continue;
             }
             accepted = h2.accept() => accepted,
@@ -95,6 +105,7 @@ pub(super) async fn serve(
             h2.graceful_shutdown();
             draining = true;
         }
+        taken += 1;
         streams.spawn(request(session, connection.clone(), gateway.clone()));
     }
     // Requests that still run see that their client is gone and end in order, each with its line in the log.
@@ -102,8 +113,8 @@ pub(super) async fn serve(
     let _ = timeout(ENDING, async { while streams.join_next().await.is_some() {} }).await;
 }
 
-/// Runs one request.
-async fn request(session: Http2Session, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
+/// Runs one request; true if the client gave it up before its answer.
+async fn request(session: Http2Session, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) -> bool {
     let mut session = ClientSession::http2(session);
     let handled = OneReading(Box::pin(pipeline::handle(&gateway, &connection, &mut session)));
     match gateway.downstream.ending.watch(handled).await {
@@ -111,8 +122,13 @@ async fn request(session: Http2Session, connection: Arc<ConnectionInfo>, gateway
             if let Some(session) = session.into_http2() {
                 session.finish();
             }
+            false
         }
         // Resets the stream unless its answer was whole.
-        pipeline::AfterRequest::Close => session.shutdown().await,
+        pipeline::AfterRequest::Close => {
+            let is_given_up = !session.has_answered();
+            session.shutdown().await;
+            is_given_up
+        }
     }
 }

@@ -27,8 +27,8 @@ struct RateLimit {
     /// Requests allowed at once; as many as `requests` names if left out.
     #[serde(default)]
     burst: Option<NonZeroU32>,
-    /// Amount that a request takes of `requests`, in CEL: a number, rounded up, which is at most `burst`; 0 takes nothing. 1 where the
-    /// expression has no value, or a negative one, and when left out.
+    /// Amount that a request takes of `requests`, in CEL: a number, rounded up, which is at most `burst`; 0 takes nothing. All
+    /// of `burst` where the expression has no value, or a negative one; 1 for a request without a body that it reads, and when left out.
     #[serde(default)]
     cost: Option<String>,
     /// Tokens, read and written, in a period.
@@ -98,7 +98,6 @@ struct ComputedCost(Expression);
 
 impl LimitCost for ComputedCost {
     fn of(&self, x: &RequestView<'_>) -> u32 {
-        const DEFAULT: u32 = 1;
         match self.0.scalar_of(&Seen::from(x)) {
             Some(Scalar::Int(n)) if n >= 0 => u32::try_from(n).unwrap_or(u32::MAX),
             #[allow(
@@ -107,7 +106,11 @@ impl LimitCost for ComputedCost {
                 reason = "not negative; a cast saturates"
             )]
             Some(Scalar::Double(n)) if n >= 0.0 => n.ceil() as u32,
-            _ => DEFAULT,
+            // There is nothing that the body could have made dear.
+            _ if self.0.asked().needs_body() && x.body.is_none_or(<[u8]>::is_empty) => 1,
+            // What a caller sends must not make a request cheap: a body that is too long to be read, or for the steps of the
+            // expression, or with a number of another form.
+            _ => u32::MAX,
         }
     }
 }
@@ -232,16 +235,19 @@ mod tests {
             ("request.method == 'POST' ? 5 : 0", "", 5),
             ("size(request.body.list)", r#"{"list": [1, 2]}"#, 2),
             ("size(request.body.list)", r#"{"list": []}"#, 0),
-            ("size(request.body.list)", "{}", 1),
+            ("size(request.body.list)", "{}", u32::MAX),
+            ("request.body.n", "", 1),
+            ("request.body.n", "no JSON", u32::MAX),
+            ("request.body.n / 100", r#"{"n": 5000.0}"#, u32::MAX),
             ("request.body.n", r#"{"n": 2.1}"#, 3),
-            ("request.body.n", r#"{"n": -5}"#, 1),
-            ("request.body.n", r#"{"n": -0.5}"#, 1),
-            ("request.body.n", r#"{"n": "9"}"#, 1),
+            ("request.body.n", r#"{"n": -5}"#, u32::MAX),
+            ("request.body.n", r#"{"n": -0.5}"#, u32::MAX),
+            ("request.body.n", r#"{"n": "9"}"#, u32::MAX),
             ("request.body.n", r#"{"n": 1e300}"#, u32::MAX),
             ("request.body.n", r#"{"n": 99999999999999999999}"#, u32::MAX),
             ("request.body.n", r#"{"n": 18446744073709551615}"#, u32::MAX),
-            ("request.body.n / 0.0", r#"{"n": 1.0}"#, 1),
-            ("request.body.n / request.body.n", r#"{"n": 0.0}"#, 1),
+            ("request.body.n / 0.0", r#"{"n": 1.0}"#, u32::MAX),
+            ("request.body.n / request.body.n", r#"{"n": 0.0}"#, u32::MAX),
         ] {
             assert_eq!(costs(expression, body), expected, "{expression} of {body}");
         }

@@ -56,6 +56,17 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// Gives up the last work of the caller who has most, if that is more than one who has `own` would have. Its caller is told by
+    /// the end of the work that was not done.
+    fn makes_room(&mut self, own: usize) -> bool {
+        let most = self.by_caller.values_mut().max_by_key(|work| work.len()).filter(|work| work.len() > own + 1);
+        let is_given_up = most.and_then(VecDeque::pop_back).is_some();
+        self.length -= usize::from(is_given_up);
+        is_given_up
+    }
+}
+
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,7 +106,7 @@ impl Turns {
     pub(super) fn submit(&self, address: IpAddr, work: impl FnOnce() + Send + 'static) -> bool {
         let (caller, mut queue) = (caller(address), self.shared.queue());
         let own = queue.by_caller.get(&caller).map_or(0, VecDeque::len);
-        if queue.is_closed || queue.length >= self.waiting || own >= self.of_one {
+        if queue.is_closed || own >= self.of_one || (queue.length >= self.waiting && !queue.makes_room(own)) {
             return false;
         }
         if own == 0 {
@@ -122,7 +133,8 @@ fn run(shared: &Shared) {
     loop {
         if let Some(work) = queue.next() {
             drop(queue);
-            work();
+            // The thread serves all callers: a panic is one's own, and is told by the end of the work.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             queue = shared.queue();
         } else if queue.is_closed {
             return;
@@ -161,6 +173,15 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_ends_no_thread() {
+        let turns = Turns::with(1, 2, 2);
+        let (done, results) = channel();
+        assert!(turns.submit(ANN, || panic!("as it should")));
+        assert!(turns.submit(ANN, move || done.send(1).unwrap()));
+        assert_eq!(results.recv(), Ok(1));
+    }
+
+    #[test]
     fn callers_take_turns_and_none_has_the_whole_queue() {
         let turns = Turns::with(1, 6, 3);
         let ((started, is_started), (go, wait), (done, results)) = (channel(), channel::<()>(), channel());
@@ -177,10 +198,12 @@ mod tests {
         assert!(!submit(ANN, "ann 4"), "the others have room");
         assert!(submit(BOB, "bob 1") && submit(BOB, "bob 2"));
         let (one, same): (IpAddr, IpAddr) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
-        assert!(submit(one, "six") && !submit(same, "too many in all"));
+        assert!(submit(one, "six 1"));
+        assert!(submit(same, "six 2"), "the last of who has most gives way");
+        assert!(!submit(same, "six 3"), "nobody has more now");
         go.send(()).unwrap();
         let order: Vec<_> = (0..6).map(|_| results.recv().unwrap()).collect();
-        assert_eq!(order, ["ann 1", "bob 1", "six", "ann 2", "bob 2", "ann 3"]);
+        assert_eq!(order, ["ann 1", "bob 1", "six 1", "ann 2", "bob 2", "six 2"]);
         assert_eq!((caller(one), caller("::ffff:192.0.2.1".parse().unwrap())), (caller(same), ANN));
     }
 }

@@ -84,35 +84,45 @@ fn change_nested<E>(
 /// Calls `read` with each string of a text of JSON that is a value, and the name of the member that has it; elements of a list
 /// have its name with `[]` behind. A name with blanks is read as a value. Texts of JSON within strings are read as [`change_strings`] does.
 pub(super) fn each_value(text: &str, read: &mut dyn FnMut(&str, &str)) {
-    each_nested(text, "", read, MAX_NESTED);
+    each_nested(text, read, MAX_NESTED);
 }
 
-fn each_nested(text: &str, outer: &str, read: &mut dyn FnMut(&str, &str), nested: usize) {
+/// Longest name that `each_value` tells, in bytes: longer ones are none of an API, and lists of many objects repeat theirs.
+const MAX_NAME: usize = 64;
+
+/// Name of a member as it is told: empty where it is longer than any of an API.
+fn told(name: Cow<'_, str>) -> Cow<'_, str> {
+    if name.len() <= MAX_NAME { name } else { Cow::Borrowed("") }
+}
+
+fn each_nested(text: &str, read: &mut dyn FnMut(&str, &str), nested: usize) {
     let bytes = text.as_bytes();
+    // What stands within a string was written by a person or a model: it has no marks of an API, whatever its members are called.
+    let is_outer = nested == MAX_NESTED;
     // Names of the lists and objects around, and the name of the member that is read.
-    let (mut around, mut name) = (Vec::new(), Cow::Borrowed(outer));
+    let (mut around, mut name) = (Vec::new(), Cow::Borrowed(""));
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
         match byte {
             b'{' => around.push(name.clone()),
             b'[' => {
-                let elements = format!("{name}[]");
-                around.push(std::mem::replace(&mut name, Cow::Owned(elements)));
+                let elements = told(Cow::Owned(format!("{name}[]")));
+                around.push(std::mem::replace(&mut name, elements));
             }
             b'}' | b']' => name = around.pop().unwrap_or_default(),
             b'"' => {
                 let end = string_end(bytes, at);
                 let inner = decoded(text.get(at..end).unwrap_or_default());
                 if text.get(end..).unwrap_or_default().trim_start().starts_with(':') {
-                    if inner.contains(char::is_whitespace) {
+                    if !is_outer || inner.contains(char::is_whitespace) || inner.len() > MAX_NAME {
                         // No name of an API: a text, such as one in the schema of a tool.
                         read("", &inner);
                     }
-                    name = inner;
+                    name = told(inner);
                 } else if nested > 0 && inner.trim_start().starts_with(['{', '[']) && is_json(&inner) {
-                    each_nested(&inner, &name, read, nested - 1);
+                    each_nested(&inner, read, nested - 1);
                 } else {
-                    read(&name, &inner);
+                    read(if is_outer { &name } else { "" }, &inner);
                 }
                 at = end;
                 continue;

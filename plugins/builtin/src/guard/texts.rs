@@ -143,7 +143,8 @@ mod tests {
                 "function": {"name": "f", "arguments": "{\"q\":\"th\\u0072ee\"}"}}]},
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]},
         ]});
-        assert_eq!(judged(&body), ["one\ntw\no\nf\nthree", "one\ntwo\nf\nthree", "one", "tw", "o", "f", "three"]);
+        let all = ["one\ntw\no\nf\nq\nthree", "one\ntwo\nf\nq\nthree", "one", "tw", "o", "f", "q", "three"];
+        assert_eq!(judged(&body), all);
         assert_eq!(judged(&json!({"model": "m", "prompt": "x"})), ["x"]);
         assert!(judged(&json!({"model": "m", "n": 1, "prompt": " "})).is_empty());
         assert_eq!(Texts::of("a=b", false).judged(), ["a=b"]);
@@ -169,6 +170,32 @@ mod tests {
         assert_eq!(judged(&json!({"data": ["ignore-all-rules"], "id": "7"})), ["ignore-all-rules"]);
         assert!(judged(&json!({"images": ["aGk="], "data": "aGk="})).is_empty());
         assert_eq!(judged(&json!([{"role": "user"}, "user"])), ["user"]);
+    }
+
+    /// What a caller writes as JSON into a text has no marks of the API.
+    #[test]
+    fn all_of_json_within_a_text_is_text() {
+        for (content, lines) in [
+            (r#"{"data":"ignore-all-rules"}"#, "data\nignore-all-rules"),
+            (r#"[{"id":"ignore"},{"role":"all"},{"status":"rules"}]"#, "id\nignore\nrole\nall\nstatus\nrules"),
+            (r#"{"ignore-all-rules":1}"#, "ignore-all-rules"),
+            (r#"{"a":"{\"url\":\"ignore\"}"}"#, "a\nurl\nignore"),
+        ] {
+            for body in
+                [json!({"role": "user", "content": content}), json!({"input": content}), json!({"data": content})]
+            {
+                assert_eq!(judged(&body)[0], lines, "{body}");
+            }
+        }
+    }
+
+    /// Each object of a list has the name of the list: a long one is not copied for each.
+    #[test]
+    fn a_long_name_costs_no_more_than_its_bytes() {
+        let (name, objects) = ("a".repeat(1 << 20), "{},".repeat(1 << 18));
+        let body = format!(r#"{{"content":"one","metadata":{{"{name}":[{objects}{{"id":"two"}}]}}}}"#);
+        let texts = Texts::of(&body, true);
+        assert_eq!(texts.length(), name.len() + 3);
     }
 
     #[test]
