@@ -761,6 +761,7 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
             ],
         }],
         "authentication": "optional",
+        "whenSaturated": {"spillTo": "copies"},
         "spill": {"when": compared(bed, "routes[].spill.when")},
         "filters": [
             {"rateLimit": {"by": {"value": format!("request.path + '{}'", text(bed, "filters[].rateLimit.by.value"))}, "requests": "10000/s",
