@@ -10,8 +10,9 @@ use super::{LoadedEngine, LoadedModel};
 
 /// Tokens that two windows of a long text have in common: a sentence that one of them cuts is whole in the other.
 const OVERLAP: usize = 64;
-/// Windows of one request to the engine, which serves its requests in turn: those of one long text delay no other text for long.
-const WINDOWS: usize = 16;
+/// Windows of one request to the engine, which serves its requests in turn, and of one turn among the texts of filters: those of one long
+/// text delay no other text for long.
+const WINDOWS: usize = 4;
 /// Bytes of texts that are turned into tokens on a thread of the proxy: some hundred microseconds.
 const ON_LOOP: usize = 8 << 10;
 
@@ -33,11 +34,7 @@ impl Classifier for FilterClassifier {
     fn classify(&self, texts: Vec<String>, timeout: Duration) -> Classifying {
         let (model, deadline) = (self.0.clone(), Instant::now() + timeout);
         Box::pin(async move {
-            let work = async {
-                let permit = model.filter_permits().clone().acquire_owned().await;
-                let _permit = permit.map_err(|_| NotClassified::Failed)?;
-                classify(&model, texts, deadline).await
-            };
+            let work = classify(&model, texts, deadline, true);
             tokio::time::timeout_at(deadline.into(), work).await.unwrap_or(Err(NotClassified::TooLate))
         })
     }
@@ -46,7 +43,7 @@ impl Classifier for FilterClassifier {
         let (model, deadline) = (self.0.clone(), Instant::now() + timeout);
         let Some(permit) = model.filter_permit() else { return done(Err(NotClassified::TooMany)) };
         tokio::spawn(async move {
-            let work = classify(&model, texts, deadline);
+            let work = classify(&model, texts, deadline, false);
             let judged = tokio::time::timeout_at(deadline.into(), work).await;
             drop(permit);
             done(judged.unwrap_or(Err(NotClassified::TooLate)));
@@ -54,8 +51,9 @@ impl Classifier for FilterClassifier {
     }
 }
 
-/// Highest probability of each label in any window of the texts.
-async fn classify(model: &Arc<LoadedModel>, texts: Vec<String>, deadline: Instant) -> Judgement {
+/// Highest probability of each label in any window of the texts. With `takes_turns` some windows at a time wait for their turn among the
+/// texts of filters; otherwise the caller has one for all.
+async fn classify(model: &Arc<LoadedModel>, texts: Vec<String>, deadline: Instant, takes_turns: bool) -> Judgement {
     let engine = model.engine(deadline).await.map_err(|_| NotClassified::Failed)?;
     let scoring = engine.info().scoring.ok_or(NotClassified::Failed)?;
     let mut highest = vec![0.0_f32; model.labels().len()];
@@ -65,7 +63,15 @@ async fn classify(model: &Arc<LoadedModel>, texts: Vec<String>, deadline: Instan
         if some.is_empty() {
             return Ok(highest);
         }
-        for scores in engine.classify_inputs(some).await.map_err(|_| NotClassified::Failed)? {
+        let turn = if takes_turns {
+            let turn = model.filter_permits().clone().acquire_owned().await;
+            Some(turn.map_err(|_| NotClassified::Failed)?)
+        } else {
+            None
+        };
+        let scores = engine.classify_inputs(some).await;
+        drop(turn);
+        for scores in scores.map_err(|_| NotClassified::Failed)? {
             let probabilities = scoring.probabilities(&scores.logits);
             // Comparisons with what is no number are all false: such a text would pass.
             let is_sound = probabilities.len() == highest.len() && probabilities.iter().all(|p| p.is_finite());

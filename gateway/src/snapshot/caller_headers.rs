@@ -16,7 +16,7 @@ use spillway_filter::NameSet;
 use crate::message::RequestHead;
 
 /// Words of names whose values are credentials, such as `x-auth-token`.
-const CREDENTIAL_WORDS: [&str; 7] = ["token", "secret", "password", "apikey", "credential", "jwt", "cookie"];
+const CREDENTIAL_WORDS: [&str; 8] = ["token", "secret", "password", "passwd", "apikey", "credential", "jwt", "cookie"];
 
 /// Words before `key` that make it a credential, as in `x-goog-api-key`; an `idempotency-key` is none.
 const KEYS: [&str; 5] = ["access", "api", "auth", "private", "subscription"];

@@ -25,7 +25,7 @@ pub struct SpillRule {
 impl SpillRule {
     /// True if the condition holds for a request. One without a value does not.
     pub fn holds<'v>(&self, view: impl FnOnce() -> RequestView<'v>) -> bool {
-        self.when.as_ref().is_none_or(|when| when.holds(&Seen::from(&view())).unwrap_or(false))
+        self.when.as_ref().is_none_or(|when| when.holds(&Seen::from(&view()).on_loop()).unwrap_or(false))
     }
 
     /// True if a request that names `model` and comes from `tenant` may spill. `drawn` is a random number from 0 to 1.

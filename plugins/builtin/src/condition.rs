@@ -19,6 +19,11 @@ impl Condition {
         self.0.as_ref().is_some_and(|when| when.asked().needs_body())
     }
 
+    /// As [`Self::holds`], on a thread that serves requests.
+    pub(crate) fn holds_on_loop(&self, x: &RequestView<'_>, without_value: bool) -> bool {
+        self.0.as_ref().is_none_or(|when| when.holds(&Seen::from(x).on_loop()).unwrap_or(without_value))
+    }
+
     /// Decides about a request. `without_value` is the answer where the expression has no value.
     pub(crate) fn holds(&self, x: &RequestView<'_>, without_value: bool) -> bool {
         self.0.as_ref().is_none_or(|when| when.holds(&Seen::from(x)).unwrap_or(without_value))

@@ -102,7 +102,7 @@ impl Computed {
         });
         let request = exchange.request();
         let hides = |name: &HeaderName| exchange.is_secret(name);
-        let text = self.expression.text(&Seen::on_way(&request, variables, answer.as_ref(), &hides))?;
+        let text = self.expression.text(&Seen::on_way(&request, variables, answer.as_ref(), &hides).on_loop())?;
         let (value, unusable) = if text.len() > MAX_COMPUTED {
             (None, &self.too_long)
         } else if text.contains(char::is_control) {

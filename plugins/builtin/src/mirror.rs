@@ -93,7 +93,7 @@ impl Filter for Mirrored {
     }
 
     fn mirrors_request(&self, x: &RequestView<'_>, _: &str) -> bool {
-        self.when.holds(x, false)
+        self.when.holds_on_loop(x, false)
     }
 }
 

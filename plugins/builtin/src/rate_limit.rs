@@ -89,7 +89,7 @@ struct Computed(Expression);
 
 impl LimitKey for Computed {
     fn of(&self, x: &RequestView<'_>) -> Option<String> {
-        self.0.text(&Seen::from(x))
+        self.0.text(&Seen::from(x).on_loop())
     }
 }
 
@@ -98,7 +98,7 @@ struct ComputedCost(Expression);
 
 impl LimitCost for ComputedCost {
     fn of(&self, x: &RequestView<'_>) -> u32 {
-        match self.0.scalar_of(&Seen::from(x)) {
+        match self.0.scalar_of(&Seen::from(x).on_loop()) {
             Some(Scalar::Int(n)) if n >= 0 => u32::try_from(n).unwrap_or(u32::MAX),
             #[allow(
                 clippy::cast_possible_truncation,

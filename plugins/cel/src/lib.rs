@@ -31,6 +31,10 @@ pub use values::{REDACTED, Seen, Served};
 pub const MAX_EXPRESSION: usize = 4096;
 /// Longest body that an expression can read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// Longest body that an expression reads where requests are served ([`Seen::on_loop`]), in bytes: reading it takes some hundred
+/// microseconds.
+pub const MAX_BODY_ON_LOOP: usize = 64 << 10;
 /// Most steps of the loops of an expression for one request. One is an operation on one element, or the reading of one value or 512 bytes
 /// of text that a loop reads in every turn. Enough for a condition of 8 parts over 25,000 elements.
 pub const MAX_STEPS: usize = 200_000;

@@ -82,6 +82,15 @@ pub struct Served<'a> {
 /// Value of a header that is not shown.
 pub const REDACTED: &str = "[redacted]";
 
+impl Seen<'_> {
+    /// The same for an expression that is evaluated on a thread that serves requests: a body above [`MAX_BODY_ON_LOOP`] is absent.
+    #[must_use]
+    pub fn on_loop(mut self) -> Self {
+        self.body = self.body.filter(|body| body.len() <= crate::MAX_BODY_ON_LOOP);
+        self
+    }
+}
+
 impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
     fn from(x: &'a RequestView<'_>) -> Self {
         Self {
