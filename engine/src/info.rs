@@ -40,9 +40,9 @@ pub struct Embedding {
 /// Function from the logits of a classifier to probabilities, as its `problem_type` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoring {
-    /// One label of several: softmax.
+    /// Softmax, for one label of several.
     Softmax,
-    /// Each label for itself, or a single one: the logistic function.
+    /// Logistic function, for each label by itself or a single one.
     Sigmoid,
 }
 

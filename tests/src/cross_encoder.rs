@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::encoder_folder::write_encoder;
 
 const WIDTH: usize = 32;
 const HEADS: usize = 2;
@@ -74,37 +76,11 @@ impl CrossEncoder {
 
     /// Writes the model as Hugging Face's libraries do.
     pub fn write(&self, folder: &Path) {
-        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-        for (name, (shape, values)) in &self.0 {
-            let from = data.len();
-            data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-            header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [from, data.len()]}));
-        }
-        let header = Value::from(header).to_string();
-        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
-        std::fs::write(folder.join("model.safetensors"), file).unwrap();
-        let write = |name: &str, value: Value| std::fs::write(folder.join(name), value.to_string()).unwrap();
-        write(
-            "config.json",
-            json!({"model_type": "bert", "num_hidden_layers": LAYERS, "hidden_size": WIDTH, "intermediate_size": HIDDEN,
-                "num_attention_heads": HEADS, "vocab_size": WORDS.len(), "type_vocab_size": 2, "hidden_act": "gelu",
-                "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-12, "id2label": {"0": "LABEL_0"}}),
-        );
-        let vocab: serde_json::Map<_, _> =
-            (0..).zip(WORDS).map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
-        let special = (0..4).map(|id| {
-            json!({"id": id, "content": WORDS[id], "special": true, "normalized": false, "single_word": false,
-                "lstrip": false, "rstrip": false})
-        });
-        write(
-            "tokenizer.json",
-            json!({"version": "1.0", "added_tokens": special.collect::<Vec<_>>(),
-                "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-                    "strip_accents": null, "lowercase": true},
-                "pre_tokenizer": {"type": "BertPreTokenizer"},
-                "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-                    "max_input_chars_per_word": 100, "vocab": vocab}}),
-        );
+        let config = json!({"model_type": "bert", "num_hidden_layers": LAYERS, "hidden_size": WIDTH,
+            "intermediate_size": HIDDEN, "num_attention_heads": HEADS, "vocab_size": WORDS.len(), "type_vocab_size": 2,
+            "hidden_act": "gelu", "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-12,
+            "id2label": {"0": "LABEL_0"}});
+        write_encoder(folder, &self.0, &config, &WORDS);
     }
 
     fn get(&self, name: &str) -> &[f32] {

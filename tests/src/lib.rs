@@ -19,6 +19,7 @@ mod collector;
 mod countries;
 mod cross_encoder;
 mod dns;
+mod encoder_folder;
 mod frames;
 mod gateway;
 mod issuer;

@@ -1,9 +1,12 @@
 //! A classifier for tests: a DistilBERT in safetensors whose weights make known words toxic, so that every probability is near
 //! 0 or 1.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::encoder_folder::write_encoder;
 
 const WIDTH: usize = 8;
 const HIDDEN: usize = 8;
@@ -56,36 +59,10 @@ pub fn word_classifier(folder: &Path) {
         tensors.push((format!("{layer}.{part}.bias"), vec![shape[0]], zeros(shape[0])));
         tensors.push((format!("{layer}.{part}.weight"), shape, values));
     }
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, shape, values) in tensors {
-        let from = data.len();
-        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [from, data.len()]}));
-    }
-    let header = Value::from(header).to_string();
-    std::fs::create_dir_all(folder).unwrap();
-    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
-    std::fs::write(folder.join("model.safetensors"), file).unwrap();
-    let write = |name: &str, value: Value| std::fs::write(folder.join(name), value.to_string()).unwrap();
-    write(
-        "config.json",
-        json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "n_layers": 1,
-            "dim": WIDTH, "hidden_dim": HIDDEN, "n_heads": 1, "activation": "gelu", "vocab_size": WORDS.len(),
-            "max_position_embeddings": POSITIONS, "problem_type": "multi_label_classification",
-            "id2label": {"0": "injection", "1": "toxic", "2": "threat"}}),
-    );
-    let vocab: serde_json::Map<_, _> = (0..).zip(WORDS).map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
-    let special = (0..4).map(|id| {
-        json!({"id": id, "content": WORDS[id], "special": true, "normalized": false, "single_word": false,
-            "lstrip": false, "rstrip": false})
-    });
-    write(
-        "tokenizer.json",
-        json!({"version": "1.0", "added_tokens": special.collect::<Vec<_>>(),
-            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-                "strip_accents": null, "lowercase": true},
-            "pre_tokenizer": {"type": "BertPreTokenizer"},
-            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-                "max_input_chars_per_word": 100, "vocab": vocab}}),
-    );
+    let config = json!({"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], "n_layers": 1,
+        "dim": WIDTH, "hidden_dim": HIDDEN, "n_heads": 1, "activation": "gelu", "vocab_size": WORDS.len(),
+        "max_position_embeddings": POSITIONS, "problem_type": "multi_label_classification",
+        "id2label": {"0": "injection", "1": "toxic", "2": "threat"}});
+    let tensors: BTreeMap<_, _> = tensors.into_iter().map(|(name, shape, values)| (name, (shape, values))).collect();
+    write_encoder(folder, &tensors, &config, &WORDS);
 }

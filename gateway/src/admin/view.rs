@@ -319,7 +319,7 @@ fn gpus(gateway: &Gateway) -> Vec<GpuSample> {
     gateway.gpus.samples()
 }
 
-/// This build asks no driver.
+/// No processors: this build asks no driver.
 #[cfg(not(feature = "gpu"))]
 fn gpus(_: &Gateway) -> Vec<GpuSample> {
     Vec::new()

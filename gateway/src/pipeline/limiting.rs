@@ -331,7 +331,7 @@ async fn hold_up(delay: Duration, session: &mut ClientSession, exchange: &Exchan
     awaited(sleep_until(clock::now() + delay), session, exchange).await
 }
 
-/// What a filter waits for, until the deadline of the request at most and while its client stays.
+/// Result of a filter's wait, which ends at the deadline of the request at the latest, and with its client.
 async fn awaited<T>(
     waiting: impl Future<Output = T>,
     session: &mut ClientSession,

@@ -62,7 +62,7 @@ enum Entry {
 enum Pattern {
     /// Texts of which one is looked for.
     Texts(Vec<Vec<u8>>),
-    /// What is more than a text.
+    /// Expression that is more than a text.
     Expression(Box<Expression>),
 }
 

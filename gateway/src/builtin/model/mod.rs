@@ -84,7 +84,7 @@ pub(super) enum NotLoaded {
     NoRoom,
 }
 
-/// What a model is for.
+/// Purpose of a model.
 pub(super) struct Purpose {
     task: Task,
     /// Labels of a classifier.

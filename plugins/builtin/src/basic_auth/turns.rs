@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Most work that waits for a thread.
 const QUEUE: usize = 32;
-/// Most of it for one caller: browsers have six connections to a host.
+/// Most work of one caller that waits: browsers have six connections to a host.
 const QUEUE_OF_ONE: usize = 8;
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -21,7 +21,7 @@ pub(super) struct Turns {
     of_one: usize,
 }
 
-/// What the threads share with those who have work for them.
+/// State that the threads share with the filters.
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
@@ -34,7 +34,7 @@ struct Shared {
 struct Queue {
     /// By caller, none of them empty.
     by_caller: HashMap<IpAddr, VecDeque<Work>>,
-    /// Those callers, the next one first.
+    /// Callers with work, the next one first.
     order: VecDeque<IpAddr>,
     length: usize,
     is_closed: bool,

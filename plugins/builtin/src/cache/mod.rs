@@ -521,7 +521,7 @@ const LONGEST_LEAD: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Keeps one answer.
 struct Storing {
-    /// Those who ask the same wait until this is dropped: once the answer is kept, or is known not to be.
+    /// Guard for which requests that ask the same wait: dropped once the answer is kept, or is known not to be.
     leader: Mutex<Option<Leader>>,
     state: Arc<Kept>,
     key: Key,

@@ -101,7 +101,7 @@ impl Texts {
         others.join("\n")
     }
 
-    /// What a classifier reads: the last texts by themselves, so that none hides among others; all of them in lines, so that
+    /// Texts for the classifier: the last texts by themselves, so that none hides among others; all of them in lines, so that
     /// what is spread over messages is one text; and with the parts of a message put together, as some servers do.
     pub(super) fn judged(mut self) -> Vec<String> {
         if self.all.len() <= 1 {
