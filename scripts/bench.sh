@@ -7,7 +7,8 @@
 #   scripts/bench.sh translate                                  a chat translated, beside passing it and beside LiteLLM
 #   scripts/bench.sh idle|overload|rotation|beside              another scenario
 #   scripts/bench.sh engine --cores 1 [--unit AVX2] [--model FILE]... [--llama-server FILE]
-#   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
+#   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--int8] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
+#                               [--python PYTHON_WITH_ONNXRUNTIME --onnx MODEL.onnx]
 #   scripts/bench.sh policies                                   cost and quality of balancing policies, in simulated time
 #   scripts/bench.sh growth [COUNT]                             what grows with the configuration
 # SPILLWAY_BENCH_PROFILE=release builds faster, without link-time optimisation.

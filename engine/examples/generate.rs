@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use spillway_engine::{
     ChatMessage, CpuOptions, CpuUnit, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling, TokenStream,
+    WeightPrecision,
 };
 
 fn main() {
@@ -27,6 +28,7 @@ fn main() {
     let engine = Engine::load(LoadOptions {
         name: "model".into(),
         source: source.into(),
+        weights: WeightPrecision::File,
         device: match cores {
             _ if software => DeviceChoice::Software,
             Some(_) => DeviceChoice::Cpu,

@@ -90,7 +90,7 @@ pub struct ModelInfo {
     pub architecture: String,
     /// Number of weights.
     pub parameters: u64,
-    /// Most frequent type of the model's matrices, such as `Q4_1`.
+    /// Most frequent type of the model's matrices as they are kept, such as `Q4_1`.
     pub quantization: String,
     /// Tokens of prompt and answer together.
     pub context_length: u32,

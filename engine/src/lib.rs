@@ -25,7 +25,7 @@ pub use exec::cpu::{Cores, CpuUnit};
 pub use grammar::{CallSyntax, Grammar, Structure};
 pub use info::{Embedding, EngineStats, ModelInfo, Placement, Scores, Scoring, Task};
 pub use model::{ArtifactInfo, Needs, inspect};
-pub use options::{CpuOptions, Hold, LoadOptions};
+pub use options::{CpuOptions, Hold, LoadOptions, WeightPrecision};
 pub use request::{
     EmbedInput, Event, FinishReason, Finished, Generate, Prompt, TokenProbability, TokenStream, WrittenToken,
 };

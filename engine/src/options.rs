@@ -17,6 +17,8 @@ pub struct LoadOptions {
     pub name: String,
     /// A GGUF file, a safetensors file or a folder with one.
     pub source: PathBuf,
+    /// Numbers in which the device keeps the weights.
+    pub weights: WeightPrecision,
     /// Requested device.
     pub device: DeviceChoice,
     /// Options for running on the CPU.
@@ -48,6 +50,7 @@ impl LoadOptions {
         Self {
             name: "model".into(),
             source: source.into(),
+            weights: WeightPrecision::default(),
             device: DeviceChoice::Auto,
             cpu: CpuOptions::default(),
             context_length: None,
@@ -61,6 +64,17 @@ impl LoadOptions {
             cache_dir: None,
         }
     }
+}
+
+/// Numbers in which a device keeps the weights of a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WeightPrecision {
+    /// Those of the file.
+    #[default]
+    File,
+    /// Floats are rounded at load to 8 bits in blocks of 32 of a row, as in a GGUF file of type `Q8_0`; what the file has
+    /// in 8 bits or fewer stays as it is.
+    Int8,
 }
 
 /// Options for running a model on the CPU.

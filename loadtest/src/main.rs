@@ -75,9 +75,15 @@ struct Arguments {
     /// `llama-server` to compare with, such as one built for this processor; default: that of the Python package.
     #[arg(long)]
     llama_server: Option<std::path::PathBuf>,
-    /// Python interpreter with sentence-transformers, to compare embeddings with.
+    /// Python interpreter with sentence-transformers or onnxruntime, to compare embeddings with.
     #[arg(long)]
     python: Option<std::path::PathBuf>,
+    /// The embedding model in ONNX: the peer is ONNX Runtime then, in that Python.
+    #[arg(long)]
+    onnx: Option<std::path::PathBuf>,
+    /// Keeps the weights of the built-in embedding model in 8 bits.
+    #[arg(long)]
+    int8: bool,
 }
 
 #[derive(clap::Subcommand)]
@@ -171,6 +177,8 @@ fn run(arguments: Arguments) {
                 .unwrap_or_else(|| "models/all-minilm-l6-v2/model.safetensors".into()),
             unit: arguments.unit,
             python: arguments.python,
+            onnx: arguments.onnx,
+            int8: arguments.int8,
         }),
     }
 }

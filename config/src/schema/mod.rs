@@ -44,7 +44,7 @@ pub use listeners::{
     CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,
     Listener, ListenerLimits, ListenerProtocol, ListenerTls, PemPair, ProxyProtocol, TlsVersion,
 };
-pub use models::{Device, Model, ModelTask, UnknownFields};
+pub use models::{Device, Model, ModelTask, ModelWeights, UnknownFields};
 pub use notifications::{Notification, NotificationEvent, Webhook, WebhookRetry};
 pub use quality::{DriftLimits, KeepExamples, Probes, Quality, QualityReference, QualityState};
 pub use rollouts::{

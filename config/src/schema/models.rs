@@ -18,6 +18,9 @@ pub struct Model {
     /// A GGUF file, or a model in safetensors as Hugging Face's libraries keep it: its folder, or the file of its weights
     /// (or the index of their parts) in that folder.
     pub source: ModelPath,
+    /// Numbers in which the weights are kept.
+    #[serde(default)]
+    pub weights: ModelWeights,
     /// Task of the model; found from the file when left out. A file for another task is an error.
     #[serde(default)]
     pub task: Option<ModelTask>,
@@ -179,6 +182,20 @@ pub enum ModelTask {
     Embedding,
     /// Documents ranked by a query: `/v1/rerank`.
     Rerank,
+}
+
+/// Numbers in which a built-in model's weights are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ModelWeights {
+    /// Those of the file.
+    #[default]
+    File,
+    /// Floats are rounded at load to 8 bits, in blocks of 32 with a scale each (`Q8_0` of GGUF): a quarter of the memory
+    /// of 32-bit floats, and an encoder takes about half the time, for a loss that
+    /// [benchmarks](../../benchmarks.md#weights-in-8-bits) state. Weights that the file has in 8 bits or fewer stay as
+    /// they are.
+    Int8,
 }
 
 /// Treatment of fields of a request that a built-in model does not know.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 pub use gguf::{Header, MetaValue, TensorEntry, WeightLayout};
+pub(crate) use types::round_to_bytes;
 pub use types::{BLOCK, QuantBlock, TensorType};
 
 use crate::LoadError;

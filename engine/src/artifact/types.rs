@@ -175,6 +175,22 @@ impl TensorType {
     }
 }
 
+/// Rounds values in whole blocks to [`TensorType::Q8_0`], each block by the largest of its magnitudes, and appends them to
+/// `out`. Values behind the last whole block are left out.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within -127 and 127")]
+pub(crate) fn round_to_bytes(values: &[f32], out: &mut Vec<u8>) {
+    for values in values.as_chunks::<BLOCK>().0 {
+        let most = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        // Weights beyond the largest scale are cut to it; no model has them.
+        let scale = f16::from_f32((most / 127.0).min(f16::MAX.to_f32()));
+        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+        out.extend(scale.to_le_bytes());
+        // Truncation of a number above zero rounds down, in one instruction where `round` calls a function.
+        let rounded = values.map(|value| (((value * inverse).clamp(-127.0, 127.0) + 128.5) as u8).wrapping_sub(128));
+        out.extend(rounded);
+    }
+}
+
 fn half(low: u8, high: u8) -> f32 {
     f16::from_le_bytes([low, high]).to_f32()
 }

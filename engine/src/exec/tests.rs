@@ -411,8 +411,8 @@ pub(super) fn a_whole_model<E: Tested>(make: impl Fn(Sizes) -> E) {
         let shape = DecoderShape::of(&file).unwrap();
         let sizes = shape.sizes(100, 2, 1 << 20);
         let (mut plain, mut tested) = (Plain::new(sizes), make(sizes));
-        let on_plain = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();
-        let on_tested = Decoder::load(&shape, &file, &sizes, &mut tested).unwrap();
+        let on_plain = Decoder::load(&shape, &file, &sizes, crate::WeightPrecision::File, &mut plain).unwrap();
+        let on_tested = Decoder::load(&shape, &file, &sizes, crate::WeightPrecision::File, &mut tested).unwrap();
         tested.ready().unwrap();
         let rows = |slot, from, to| (from..to).map(move |position| Row { token: position * 7 % 250, position, slot });
         let pages: Vec<u32> = (1..=narrow(2 * sizes.pages_per_slot())).collect();
@@ -442,7 +442,7 @@ pub(super) fn the_same_alone_and_in_company<E: Tested>(make: impl Fn(Sizes) -> E
         let shape = DecoderShape::of(&file).unwrap();
         let sizes = shape.sizes(100, 6, 1 << 20);
         let mut tested = make(sizes);
-        let model = Decoder::load(&shape, &file, &sizes, &mut tested).unwrap();
+        let model = Decoder::load(&shape, &file, &sizes, crate::WeightPrecision::File, &mut tested).unwrap();
         tested.ready().unwrap();
         let pages: Vec<u32> = (1..=narrow(6 * sizes.pages_per_slot())).collect();
         let row = |slot: u32, position: u32| Row { token: (slot * 31 + position * 7) % 250, position, slot };

@@ -6,9 +6,10 @@ use std::collections::HashSet;
 
 use crate::artifact::{MetaValue, ModelFile, Tensor};
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, Sizes, VectorId};
-use crate::{EngineError, LoadError};
+use crate::{EngineError, LoadError, WeightPrecision};
 
 use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, number, refuse_unknown_tensors, values};
+use super::weights;
 
 /// Most rows of an encoder's step, which the texts of a batch share.
 const MAX_ROWS: usize = 512;
@@ -340,9 +341,14 @@ impl Bert {
         shape: &BertShape,
         file: &ModelFile,
         sizes: &Sizes,
+        precision: WeightPrecision,
         exec: &mut dyn Executor,
     ) -> Result<Self, LoadError> {
-        let tables = shape.tables(file)?.into_iter().map(|(index, table)| Ok((index, exec.matrix(&[table])?)));
+        let give = |exec: &mut dyn Executor, parts: &[Tensor<'_>]| weights::give(exec, parts, precision);
+        let tables = shape.tables(file)?.into_iter().map(|(index, table)| {
+            let id = if index == Index::Token { give(exec, &[table])? } else { exec.matrix(&[table])? };
+            Ok((index, id))
+        });
         let tables = tables.collect::<Result<Vec<_>, LoadError>>()?;
         let norm = |exec: &mut dyn Executor, stem: &str| {
             Ok::<_, LoadError>(Norm {
@@ -356,7 +362,7 @@ impl Bert {
                 let stem = part.name.strip_suffix(".weight").unwrap_or(part.name);
                 bias.extend(values(file, &format!("{stem}.bias"), part.rows)?);
             }
-            Ok::<_, LoadError>(Linear { matrix: exec.matrix(parts)?, bias: exec.vector(&bias)? })
+            Ok::<_, LoadError>(Linear { matrix: give(exec, parts)?, bias: exec.vector(&bias)? })
         };
         let first = norm(exec, "token_embd_norm")?;
         let mut layers = Vec::with_capacity(shape.layers);

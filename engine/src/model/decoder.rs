@@ -2,11 +2,12 @@
 //! (arXiv:2407.10671), `qwen3` (arXiv:2505.09388), `gemma3` (arXiv:2503.19786). All share one order of operations,
 //! some of which an architecture leaves out.
 
-use crate::artifact::ModelFile;
+use crate::artifact::{ModelFile, Tensor};
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, RopeId, Sizes, VectorId};
-use crate::{EngineError, LoadError};
+use crate::{EngineError, LoadError, WeightPrecision};
 
 use super::shape::{DecoderShape, LayerTensors, matrix, values};
+use super::weights;
 
 struct DecoderLayer {
     attention_norm: VectorId,
@@ -52,9 +53,11 @@ impl Decoder {
         shape: &DecoderShape,
         file: &ModelFile,
         sizes: &Sizes,
+        precision: WeightPrecision,
         exec: &mut dyn Executor,
     ) -> Result<Self, LoadError> {
-        let table = exec.matrix(&[matrix(file, "token_embd.weight", shape.width, shape.vocabulary)?])?;
+        let give = |exec: &mut dyn Executor, parts: &[Tensor<'_>]| weights::give(exec, parts, precision);
+        let table = give(exec, &[matrix(file, "token_embd.weight", shape.width, shape.vocabulary)?])?;
         let rope = exec.rope(&shape.rope)?;
         let local_rope = shape.local.as_ref().map(|local| exec.rope(&local.rope)).transpose()?;
         let mut layers = Vec::with_capacity(shape.layers);
@@ -68,17 +71,17 @@ impl Decoder {
             let post_norms = vectors(exec, tensors.post_norms)?;
             layers.push(DecoderLayer {
                 attention_norm: exec.vector(&tensors.attention_norm)?,
-                qkv: exec.matrix(&[tensors.q, tensors.k, tensors.v])?,
+                qkv: give(exec, &[tensors.q, tensors.k, tensors.v])?,
                 qkv_bias: tensors.qkv_bias.map(|bias| exec.vector(&bias)).transpose()?,
                 head_norms: vectors(exec, tensors.head_norms)?,
                 rope: window.and(local_rope).unwrap_or(rope),
                 window,
-                output: exec.matrix(&[tensors.output])?,
+                output: give(exec, &[tensors.output])?,
                 output_bias: tensors.output_bias.map(|bias| exec.vector(&bias)).transpose()?,
                 after_attention: post_norms.map(|[after, _]| after),
                 feed_forward_norm: exec.vector(&tensors.feed_forward_norm)?,
-                gate_up: exec.matrix(&[tensors.gate, tensors.up])?,
-                down: exec.matrix(&[tensors.down])?,
+                gate_up: give(exec, &[tensors.gate, tensors.up])?,
+                down: give(exec, &[tensors.down])?,
                 after_feed_forward: post_norms.map(|[_, after]| after),
             });
         }
@@ -86,7 +89,7 @@ impl Decoder {
         let head = if shape.tied {
             table
         } else {
-            exec.matrix(&[matrix(file, "output.weight", shape.width, shape.vocabulary)?])?
+            give(exec, &[matrix(file, "output.weight", shape.width, shape.vocabulary)?])?
         };
         let (rows, picks) = (sizes.max_rows, sizes.max_picks);
         Ok(Self {

@@ -6,15 +6,17 @@ mod decoder;
 mod inspect;
 mod shape;
 mod target;
+mod weights;
 
 pub(crate) use bert::{Bert, BertShape};
 pub(crate) use decoder::Decoder;
 pub use inspect::{ArtifactInfo, inspect};
 pub(crate) use shape::{DecoderShape, vocabulary};
+pub(crate) use weights::quantization;
 
 use crate::artifact::{MetaValue, ModelFile};
 use crate::exec::{Executor, PAGE, Sizes};
-use crate::{DeviceInfo, LoadError, LoadOptions, Scoring, Task};
+use crate::{DeviceInfo, LoadError, LoadOptions, Scoring, Task, WeightPrecision};
 
 /// Default of tokens of prompt and answer together.
 const DEFAULT_CONTEXT: u64 = 2048;
@@ -129,9 +131,10 @@ fn encoder_shape(file: &ModelFile, options: &LoadOptions) -> Result<BertShape, L
 pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<LoadedEncoder, LoadError> {
     let shape = encoder_shape(file, options)?;
     let sizes = shape.sizes();
-    let needs = encoder_needs(file, &shape, &sizes);
+    let needs = encoder_needs(file, &shape, &sizes, options.weights);
     check_needed(needs, options)?;
-    let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
+    let target =
+        target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, options.weights, executor))?;
     let target::ModelOnDevice { model, executor, device } = target;
     let memory = executor.memory();
     check_taken(memory, needs, options)?;
@@ -176,24 +179,30 @@ pub struct Needs {
 }
 
 /// Memory of an encoder, which keeps nothing between steps.
-fn encoder_needs(file: &ModelFile, shape: &BertShape, sizes: &Sizes) -> Needs {
+fn encoder_needs(file: &ModelFile, shape: &BertShape, sizes: &Sizes, precision: WeightPrecision) -> Needs {
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     let activations = wide(shape.activation_bytes());
-    Needs { weights: file.bytes(), kv_cache: 0, activations, context: wide(sizes.context), kv_tokens: 0 }
+    Needs {
+        weights: weights::bytes(file, precision),
+        kv_cache: 0,
+        activations,
+        context: wide(sizes.context),
+        kv_tokens: 0,
+    }
 }
 
 /// Memory that a file needs under these options, computed without a device.
 pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, LoadError> {
     if task(file) != Task::Generate {
         let shape = encoder_shape(file, options)?;
-        return Ok(encoder_needs(file, &shape, &shape.sizes()));
+        return Ok(encoder_needs(file, &shape, &shape.sizes(), options.weights));
     }
     let shape = DecoderShape::of(file)?;
     shape.check(file)?;
     let sizes = sizes(file, &shape, options)?;
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     Ok(Needs {
-        weights: file.bytes(),
+        weights: weights::bytes(file, options.weights),
         kv_cache: cache_bytes(&sizes),
         activations: wide(shape.activation_bytes(&sizes)),
         context: wide(sizes.context),
@@ -222,7 +231,8 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
     let needs = needs(file, options)?;
     let sizes = sizes(file, &shape, options)?;
     check_needed(needs, options)?;
-    let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
+    let target =
+        target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, options.weights, executor))?;
     let target::ModelOnDevice { model, executor, device } = target;
     let memory = executor.memory();
     check_taken(memory, needs, options)?;

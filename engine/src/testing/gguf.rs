@@ -3,7 +3,7 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::artifact::TensorType;
+use crate::artifact::{TensorType, round_to_bytes};
 
 /// A GGUF file under construction.
 #[derive(Default)]
@@ -117,6 +117,15 @@ pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
 
 /// As [`small_reranker`], with another token for unknown words and another context.
 pub(crate) fn small_reranker_with(unknown: &str, context: usize) -> tempfile::NamedTempFile {
+    write_reranker(unknown, context, false)
+}
+
+/// As [`small_reranker`], with the matrices of its layers and the table of its tokens rounded to `Q8_0`.
+pub(crate) fn small_rounded_reranker() -> tempfile::NamedTempFile {
+    write_reranker("[UNK]", 32, true)
+}
+
+fn write_reranker(unknown: &str, context: usize, rounded: bool) -> tempfile::NamedTempFile {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut file = Gguf::default();
     file.text("general.architecture", "bert");
@@ -145,8 +154,19 @@ pub(crate) fn small_reranker_with(unknown: &str, context: usize) -> tempfile::Na
     }
     file.texts("bert.classifier.output_labels", &["relevance".to_owned()]);
     let f32s = TensorType::F32;
+    let matrix = |file: &mut Gguf, name: &str, dimensions: [usize; 2], rng: &mut ChaCha8Rng| {
+        let data = super::random(f32s, dimensions.iter().product(), rng);
+        if rounded {
+            let (mut values, mut bytes) = (Vec::new(), Vec::new());
+            f32s.dequantize(&data, &mut values);
+            round_to_bytes(&values, &mut bytes);
+            file.tensor(name, TensorType::Q8_0, &dimensions, &bytes);
+        } else {
+            file.tensor(name, f32s, &dimensions, &data);
+        }
+    };
+    matrix(&mut file, "token_embd.weight", [64, tokens.len()], &mut rng);
     for (name, dimensions) in [
-        ("token_embd.weight", vec![64, tokens.len()]),
         ("position_embd.weight", vec![64, context]),
         ("token_types.weight", vec![64, 2]),
         ("token_embd_norm.weight", vec![64]),
@@ -167,7 +187,7 @@ pub(crate) fn small_reranker_with(unknown: &str, context: usize) -> tempfile::Na
             ("ffn_up", 64, 96),
             ("ffn_down", 96, 64),
         ] {
-            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[columns, rows], &mut rng);
+            matrix(&mut file, &format!("blk.{n}.{name}.weight"), [columns, rows], &mut rng);
             file.random(&format!("blk.{n}.{name}.bias"), f32s, &[rows], &mut rng);
         }
         for name in ["attn_output_norm", "layer_output_norm"] {

@@ -181,7 +181,7 @@ fn log_probabilities_by(plain: fn(Sizes) -> Plain, path: &Path, tokens: &[u32], 
     shape.check(&file).unwrap();
     let sizes = Sizes { max_picks: 64, ..shape.sizes(64, 1, 1 << 24) };
     let mut plain = plain(sizes);
-    let model = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();
+    let model = Decoder::load(&shape, &file, &sizes, crate::WeightPrecision::File, &mut plain).unwrap();
     let rows = (0u32..).zip(tokens).map(|(position, token)| Row { token: *token, position, slot: 0 }).collect();
     let pages = (1..=sizes.pages_per_slot() as u32).collect();
     let picks = (tokens.len() - steps..tokens.len()).map(|row| row as u32).collect();
@@ -390,7 +390,7 @@ fn same_perplexity(path: &Path) {
     let shape = DecoderShape::of(&file).unwrap();
     let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(512, 1, 1 << 28) };
     let mut cpu = crate::exec::cpu::Cpu::new(crate::CpuUnit::best(), 2, sizes).unwrap();
-    let model = Decoder::load(&shape, &file, &sizes, &mut cpu).unwrap();
+    let model = Decoder::load(&shape, &file, &sizes, crate::WeightPrecision::File, &mut cpu).unwrap();
     crate::exec::Executor::ready(&mut cpu).unwrap();
     let pages: Vec<u32> = (1..=sizes.pages_per_slot() as u32).collect();
     let mut ours = Vec::new();

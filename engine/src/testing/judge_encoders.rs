@@ -9,7 +9,7 @@ use super::judge::{CORPUS, ask, needed, same_tokens_in};
 use crate::artifact::{ModelFile, TensorType};
 use crate::device::block_on as wait;
 use crate::text::Tokenizer;
-use crate::{Engine, LoadOptions};
+use crate::{Engine, LoadOptions, WeightPrecision};
 
 fn minilm() -> PathBuf {
     needed("SPILLWAY_TEST_MINILM", "models/all-minilm-l6-v2/model.safetensors", "`scripts/test-models.sh` fetches it")
@@ -119,6 +119,36 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
         assert!(matches!(wait(engine.rerank("q", vec!["d".into()])), Err(crate::EngineError::Task { .. })));
         assert_eq!(engine.encode_text("x"), Err(crate::PromptError::NotGenerating));
     }
+}
+
+/// Weights in 8 bits leave embeddings within a thousandth of a right angle's cosine, and the order of texts by them.
+#[test]
+fn weights_in_8_bits_keep_the_embeddings() {
+    let path = minilm();
+    let of = |weights| {
+        let options = LoadOptions { context_length: None, weights, ..super::tests::options(path.clone()) };
+        let engine = Engine::load(options).unwrap();
+        let texts = CORPUS.iter().map(|text| (*text).to_owned()).collect();
+        let values: Vec<Vec<f32>> = wait(engine.embed(texts)).unwrap().into_iter().map(|one| one.values).collect();
+        (values, engine.placement().memory_bytes)
+    };
+    let ((exact, whole), (rounded, less)) = (of(WeightPrecision::File), of(WeightPrecision::Int8));
+    assert!(less < whole / 2, "{less} bytes in 8 bits, {whole} in 32");
+    let mut least = 1.0f64;
+    for ((text, exact), rounded) in CORPUS.iter().zip(&exact).zip(&rounded) {
+        let cosine = cosine(exact, rounded);
+        least = least.min(cosine);
+        assert!(cosine >= 0.998, "{text:?}: {cosine}");
+    }
+    // How alike two texts are, which searches and caches decide by.
+    let mut most = 0.0f64;
+    for a in 0..exact.len() {
+        for b in 0..a {
+            most = most.max((cosine(&exact[a], &exact[b]) - cosine(&rounded[a], &rounded[b])).abs());
+        }
+    }
+    assert!(most < 0.02, "the similarity of two texts moves by {most}");
+    println!("8 bits: cosine of at least {least:.6}, similarities within {most:.6}, {less} of {whole} bytes");
 }
 
 /// The score of a whole text; llama.cpp does not report the order of several.

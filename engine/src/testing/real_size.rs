@@ -97,7 +97,7 @@ struct Placed<E> {
 
 impl<E: Executor> Placed<E> {
     fn new(file: &ModelFile, shape: &DecoderShape, sizes: &Sizes, mut executor: E) -> Self {
-        let model = Decoder::load(shape, file, sizes, &mut executor).unwrap();
+        let model = Decoder::load(shape, file, sizes, crate::WeightPrecision::File, &mut executor).unwrap();
         executor.ready().unwrap();
         Self { model, executor }
     }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use spillway_config::schema::{Device, Model};
-use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, Hold, LoadError, LoadOptions, Task};
+use spillway_config::schema::{Device, Model, ModelWeights};
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, Hold, LoadError, LoadOptions, Task, WeightPrecision};
 
 use super::memory::{LIMIT_KEY, NoRoom};
 
@@ -102,6 +102,10 @@ fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
 pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadOptions, ModelError> {
     Ok(LoadOptions {
         name: written.name.clone(),
+        weights: match written.weights {
+            ModelWeights::File => WeightPrecision::File,
+            ModelWeights::Int8 => WeightPrecision::Int8,
+        },
         device: match &written.device {
             Device::Auto => DeviceChoice::Auto,
             Device::Cpu => DeviceChoice::Cpu,
