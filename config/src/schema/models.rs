@@ -192,9 +192,8 @@ pub enum ModelWeights {
     #[default]
     File,
     /// Floats are rounded at load to 8 bits, in blocks of 32 with a scale each (`Q8_0` of GGUF): a quarter of the memory
-    /// of 32-bit floats, and an encoder takes about half the time, for a loss that
-    /// [benchmarks](../../benchmarks.md#weights-in-8-bits) state. Weights that the file has in 8 bits or fewer stay as
-    /// they are.
+    /// of 32-bit floats, and an encoder takes about half the time, for a small loss. Weights that the file has in 8 bits
+    /// or fewer stay as they are.
     Int8,
 }
 
