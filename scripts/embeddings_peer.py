@@ -8,6 +8,9 @@ import os
 import sys
 import time
 
+# Tokens at which ONNX Runtime's texts are cut, as those of the built-in model are.
+CONTEXT = 512
+
 
 def sentence_transformer(args):
     """An encoder of sentence-transformers, and what it is called."""
@@ -37,7 +40,7 @@ def onnx_runtime(args):
     session = onnxruntime.InferenceSession(args.onnx, options, providers=["CPUExecutionProvider"])
     tokenizer = tokenizers.Tokenizer.from_file(os.path.join(args.model, "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length=args.context)
+    tokenizer.enable_truncation(max_length=CONTEXT)
     known = {entry.name for entry in session.get_inputs()}
 
     def encode(texts):
@@ -59,7 +62,6 @@ def main() -> int:
     parser.add_argument("--onnx", help="the same model in ONNX, to run it with ONNX Runtime and the tokenizer of the folder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--context", type=int, default=512, help="tokens at which ONNX Runtime's texts are cut")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(args.threads)
 

@@ -69,7 +69,7 @@ impl LoadOptions {
 /// Numbers in which a device keeps the weights of a model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WeightPrecision {
-    /// Those of the file.
+    /// Weights stay as the file has them.
     #[default]
     File,
     /// Floats are rounded at load to 8 bits in blocks of 32 of a row, as in a GGUF file of type `Q8_0`; what the file has

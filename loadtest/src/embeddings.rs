@@ -17,6 +17,9 @@ const BATCH: usize = 32;
 /// Concurrent requests.
 const TOGETHER: usize = 4;
 
+/// Makes the text of a number.
+type MakeText = fn(usize) -> String;
+
 /// Parameters of the comparison.
 pub(crate) struct Comparison {
     pub(crate) rounds: usize,
@@ -26,7 +29,7 @@ pub(crate) struct Comparison {
     pub(crate) unit: Option<String>,
     /// Python interpreter with sentence-transformers, or with ONNX Runtime.
     pub(crate) python: Option<PathBuf>,
-    /// The same model for ONNX Runtime.
+    /// Model file of ONNX Runtime, of the same model.
     pub(crate) onnx: Option<PathBuf>,
     /// Weights in 8 bits.
     pub(crate) int8: bool,
@@ -104,13 +107,13 @@ pub(crate) fn run(Comparison { rounds, cores, model, unit, python, onnx, int8 }:
     );
     // What two engines that round may differ in.
     let alike = if *int8 || onnx.is_some() { 0.95 } else { 0.999 };
-    let kinds = [
-        ("short texts (some 10 words)", TEXTS, 10),
-        ("paragraphs (some 100 words)", TEXTS, 100),
-        ("long texts (some 500 tokens)", TEXTS / 8, 0),
+    let kinds: [(&str, usize, MakeText); 3] = [
+        ("short texts (some 10 words)", TEXTS, |n| text(n, 10)),
+        ("paragraphs (some 100 words)", TEXTS, |n| text(n, 100)),
+        ("long texts (some 500 tokens)", TEXTS / 8, long_text),
     ];
-    for (what, count, words) in kinds {
-        let texts: Vec<String> = (0..count).map(|n| if words == 0 { long_text(n) } else { text(n, words) }).collect();
+    for (what, count, make) in kinds {
+        let texts: Vec<String> = (0..count).map(make).collect();
         let (mut ours, mut theirs, mut least_alike) = (Vec::new(), Vec::new(), 1.0f64);
         for round in 0..=*rounds {
             let started = Instant::now();

@@ -188,7 +188,7 @@ pub enum ModelTask {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ModelWeights {
-    /// Those of the file.
+    /// Weights stay as the file has them.
     #[default]
     File,
     /// Floats are rounded at load to 8 bits, in blocks of 32 with a scale each (`Q8_0` of GGUF): a quarter of the memory

@@ -121,7 +121,7 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     }
 }
 
-/// Weights in 8 bits leave embeddings within a thousandth of a right angle's cosine, and the order of texts by them.
+/// Weights in 8 bits keep the direction of embeddings, and how alike two texts are.
 #[test]
 fn weights_in_8_bits_keep_the_embeddings() {
     let path = minilm();
