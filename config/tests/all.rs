@@ -6,6 +6,7 @@ mod common;
 
 mod admin;
 mod admission;
+mod batch;
 mod discovery;
 mod examples;
 mod files;

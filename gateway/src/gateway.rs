@@ -9,6 +9,7 @@ use spillway_config::schema::LogFormat;
 use tokio::time::Instant;
 
 use crate::audit::Audit;
+use crate::batch::Batches;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
@@ -48,6 +49,8 @@ pub struct Gateway {
     pub acme: Arc<Acme>,
     /// Watch over what callers ask and targets answer.
     pub quality: Arc<Quality>,
+    /// Files and batches.
+    pub batches: Arc<Batches>,
     /// Graphics processors of the machine.
     #[cfg(feature = "gpu")]
     pub gpus: Gpus,

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod admission;
 pub mod audit;
 pub mod balancing;
+pub mod batch;
 mod builder;
 pub mod builtin;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The SQLite file that `state.store` names. One thread owns a connection; callers await its answers, so no request and no task
+//! The SQLite file of a part of the gateway: the one that `state.store` names, or that of `batch.store`. One thread owns a connection; callers await its answers, so no request and no task
 //! waits for the disk on its own thread. A write is on the disk when it is answered. Rooms bring their tables and their jobs.
 
 use std::path::{Path, PathBuf};
@@ -19,13 +19,17 @@ const CLOSING: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Mark of the file in its header (`SpwR`), by which a database of another program is told apart.
 const APPLICATION: i64 = 0x5370_7752;
+/// Name of `state.store`, for errors.
+pub(crate) const STATE_STORE: &str = "state.store";
 /// Version of the tables.
 const VERSION: i64 = 1;
 
 /// Failure of the file.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("state.store: {}: {reason} (the folder must be writable, and one gateway at a time uses a file)", path.display())]
+#[error("{key}: {}: {reason} (the folder must be writable, and one gateway at a time uses a file)", path.display())]
 pub struct FileError {
+    /// Key of the configuration that names the file.
+    pub key: &'static str,
     /// The file.
     pub path: PathBuf,
     /// Fault of the file.
@@ -33,8 +37,8 @@ pub struct FileError {
 }
 
 impl FileError {
-    pub(crate) fn new(path: &Path, reason: &dyn std::fmt::Display) -> Self {
-        Self { path: path.to_owned(), reason: reason.to_string() }
+    pub(crate) fn new(key: &'static str, path: &Path, reason: &dyn std::fmt::Display) -> Self {
+        Self { key, path: path.to_owned(), reason: reason.to_string() }
     }
 }
 
@@ -54,6 +58,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// Open file with its thread.
 pub(crate) struct StateFile {
+    key: &'static str,
     path: PathBuf,
     /// Dropped to end the thread.
     jobs: Mutex<Option<SyncSender<Job>>>,
@@ -62,13 +67,14 @@ pub(crate) struct StateFile {
 }
 
 impl StateFile {
-    /// Opens a file, makes it where there is none, and makes `tables` (SQL) in it. `thread` is the name of its thread.
+    /// Opens the file that the `key` of the configuration names, makes it where there is none, and makes `tables` (SQL) in it.
+    /// `thread` is the name of its thread.
     ///
     /// # Errors
     ///
     /// [`FileError`] where the file is damaged, of another program or not writable.
-    pub(crate) fn open(path: &Path, tables: &str, thread: &str) -> Result<Self, FileError> {
-        let failed = |reason: &dyn std::fmt::Display| FileError::new(path, reason);
+    pub(crate) fn open(key: &'static str, path: &Path, tables: &str, thread: &str) -> Result<Self, FileError> {
+        let failed = |reason: &dyn std::fmt::Display| FileError::new(key, path, reason);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
         }
@@ -83,7 +89,7 @@ impl StateFile {
             drop(running);
         };
         std::thread::Builder::new().name(thread.to_owned()).spawn(work).map_err(|e| failed(&e))?;
-        Ok(Self { path: path.to_owned(), jobs: Mutex::new(Some(jobs)), ended: Mutex::new(Some(ended)) })
+        Ok(Self { key, path: path.to_owned(), jobs: Mutex::new(Some(jobs)), ended: Mutex::new(Some(ended)) })
     }
 
     /// Validates a file as [`Self::open`] does, without making or changing anything.
@@ -91,12 +97,12 @@ impl StateFile {
     /// # Errors
     ///
     /// As [`Self::open`].
-    pub(crate) fn judge(path: &Path) -> Result<(), FileError> {
+    pub(crate) fn judge(key: &'static str, path: &Path) -> Result<(), FileError> {
         if path.exists() {
             let judged = sqlite_file::open_unchanged(path).and_then(|file| judge(&file));
-            return judged.map_err(|e| FileError::new(path, &e));
+            return judged.map_err(|e| FileError::new(key, path, &e));
         }
-        sqlite_file::judge_absent(path).map_err(|reason| FileError::new(path, &reason))
+        sqlite_file::judge_absent(path).map_err(|reason| FileError::new(key, path, &reason))
     }
 
     /// Runs a job on the thread.
@@ -104,7 +110,7 @@ impl StateFile {
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, Fault<E>> + Send + 'static,
     ) -> Result<T, E> {
-        let failed = |reason: &dyn std::fmt::Display| Err(FileError::new(&self.path, reason).into());
+        let failed = |reason: &dyn std::fmt::Display| Err(FileError::new(self.key, &self.path, reason).into());
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |file| {
             // A caller that has gone needs no answer.
@@ -151,7 +157,7 @@ impl StateFile {
         let Some(ended) = self.ended.lock().take() else { return Ok(()) };
         match tokio::time::timeout(CLOSING, ended).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(FileError::new(&self.path, &"the last writes took too long")),
+            Err(_) => Err(FileError::new(self.key, &self.path, &"the last writes took too long")),
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod answers;
 mod balancing;
+mod batches;
 mod caching;
 mod callers;
 mod charging;

@@ -6,6 +6,7 @@ mod acme;
 mod admin;
 mod backends;
 mod balancing;
+mod batch;
 mod consumers;
 mod discovery;
 mod dns;
@@ -29,6 +30,7 @@ pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
     LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,
 };
+pub use batch::Batch;
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, KeysByApi, Mtls, Tenant,
@@ -111,6 +113,9 @@ pub struct Config {
     /// Labels of answers.
     #[serde(default)]
     pub feedback: Option<Feedback>,
+    /// Files of requests that are answered when there is room.
+    #[serde(default)]
+    pub batch: Option<Batch>,
     /// Stores of budgets, of the levels of limits, of rollouts, and of sketches.
     #[serde(default)]
     pub state: State,

@@ -87,6 +87,9 @@ pub struct Route {
     /// error event.
     #[serde(default)]
     pub resume: bool,
+    /// True to answer the lines of batches of its callers too, with capacity that they leave free; needs `batch`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub batch: bool,
     /// Watch over what callers ask and what targets answer; none when left out.
     #[serde(default)]
     pub quality: Option<Quality>,

@@ -5,6 +5,7 @@ mod acme;
 mod admission;
 mod backends;
 mod balancing;
+mod batch;
 mod callers;
 mod discovery;
 mod dns;
@@ -190,6 +191,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     models::all(cx);
     routes::all(cx);
     feedback::all(cx);
+    batch::all(cx);
     paths::all(cx);
     headers::all(cx);
     limits(cx);

@@ -19,6 +19,7 @@ use super::health::ServedModels;
 use super::latency::{Class, Ewma};
 use super::outlier::Record;
 use super::signal::{LimiterState, LoadState, Reason, SaturationSignal, SlotLimit};
+use crate::batch::{LineCount, Seat};
 use crate::clock::{millis, now_millis};
 use crate::connect::{Connections, EndpointKey, Peer};
 use crate::telemetry::{EndpointMetrics, LogThrottle};
@@ -39,6 +40,8 @@ pub trait RoomListener: Send + Sync {
 #[derive(Default)]
 pub struct Siblings {
     in_flight: AtomicU32,
+    /// Lines of batches at all endpoints.
+    lines: LineCount,
     /// Listener that wakes waiters.
     listener: Option<Arc<dyn RoomListener>>,
 }
@@ -46,13 +49,15 @@ pub struct Siblings {
 impl Siblings {
     /// State of a backend that may have waiters.
     pub fn new(listener: Arc<dyn RoomListener>) -> Self {
-        Self { in_flight: AtomicU32::new(0), listener: Some(listener) }
+        Self { in_flight: AtomicU32::new(0), lines: LineCount::default(), listener: Some(listener) }
     }
 }
 
 /// The state of an endpoint that outlives snapshots.
 pub struct EndpointState {
     in_flight: AtomicU32,
+    /// Lines of batches among them.
+    lines: LineCount,
     siblings: Arc<Siblings>,
     /// Open connections to the endpoint.
     pub(super) connections: Arc<Connections>,
@@ -124,6 +129,7 @@ impl EndpointState {
         metrics.set_healthy(healthy);
         Self {
             in_flight: AtomicU32::new(0),
+            lines: LineCount::default(),
             siblings,
             connections: Arc::default(),
             full_until: AtomicU64::new(0),
@@ -149,6 +155,13 @@ impl EndpointState {
     /// Requests in flight at all endpoints of its backend.
     pub fn in_backend(&self) -> u32 {
         self.siblings.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Takes a place for a line of a batch that has a slot already: at the endpoint, which has room for `here`, and in its
+    /// backend, which has room for `all`. `None` where lines have their `share` of the free slots.
+    pub fn seat(&self, here: u32, all: u32, share: f64) -> Option<[Seat; 2]> {
+        let seat = self.lines.take(here, self.in_flight(), share)?;
+        Some([seat, self.siblings.lines.take(all, self.in_backend(), share)?])
     }
 
     /// True if the active check succeeds, or there is none.

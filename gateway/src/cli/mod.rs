@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
 mod admin;
+mod batch;
 mod chat;
 mod check;
 mod diff;
@@ -78,6 +79,9 @@ enum Command {
     Eval(eval::EvalArguments),
     /// Ask the questions of a file, and check their answers.
     EvalSet(eval_set::EvalSetArguments),
+    /// Batches of requests.
+    #[command(subcommand)]
+    Batch(batch::BatchCommand),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// API keys for the configuration.
@@ -156,6 +160,7 @@ pub fn run(registry: Registry) -> ExitCode {
         Command::Diff(arguments) => diff::run(&arguments, &registry),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::EvalSet(arguments) => eval_set::run(&arguments),
+        Command::Batch(command) => batch::run(&command),
         Command::Schema => {
             let schema = spillway_config::json_schema(&*registry);
             println!("{}", serde_json::to_string_pretty(&schema).unwrap_or_default());

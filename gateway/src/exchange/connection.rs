@@ -10,6 +10,7 @@ use spillway_filter::Fields;
 use tokio::time::Instant;
 
 use super::forwarded::{Origin, TrustedProxies, address_value};
+use crate::batch::LineMark;
 use crate::clock::unix_now;
 use crate::tls::{ClientCertificate, ServerTls};
 
@@ -39,6 +40,8 @@ pub struct ConnectionInfo {
     trusted: Option<Arc<TrustedProxies>>,
     /// Expiry of the client's certificate; `None` without one, and for one that had expired when the connection began.
     certificate_ends: Option<Instant>,
+    /// Mark of a line of a batch; `None` for a client's connection.
+    pub line: Option<Arc<LineMark>>,
 }
 
 /// Rules of a listener that its connections carry.
@@ -92,7 +95,14 @@ impl ConnectionInfo {
             health_path,
             trusted,
             certificate_ends,
+            line: None,
         }
+    }
+
+    /// The connection of a line of a batch.
+    #[must_use]
+    pub fn of_line(self, mark: Arc<LineMark>) -> Self {
+        Self { line: Some(mark), ..self }
     }
 
     /// Origin of a request of this connection, which its headers may name where the client is a trusted proxy.

@@ -16,15 +16,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
+use smallvec::SmallVec;
 use spillway_filter::{Answer, Caller, Fields, HeaderChange, Refusal, RequestView, Variables};
 use spillway_statistics::Version;
 use tokio::time::Instant as Deadline;
 
 use crate::balancing::Endpoint;
+use crate::batch::{LineMark, Seat};
 use crate::builtin::Excuse;
 use crate::clock;
 use crate::downstream::WriteLimits;
-use crate::identity::{Consumer, CredentialError, ModelAlias, Token};
+use crate::identity::{CallerProof, Consumer, CredentialError, ModelAlias, Token};
 use crate::limits::{Credential, Estimate, Ledger, Payer};
 use crate::message::{RequestHead, ResponseHead};
 use crate::off_loop::OffLoop;
@@ -418,6 +420,8 @@ pub struct Exchange {
     pub observers: Observers,
     /// Rewriters of filters that change the answer; `None` where no filter does.
     pub rewriting: Option<Box<Rewriting>>,
+    /// Mark and places of a line of a batch; `None` for other requests.
+    pub line: Option<Box<ExchangeLine>>,
     /// True for a request of the gateway's own, which counts for nobody.
     pub is_probe: bool,
     /// Taps on the answer of an exchange that is looked at.
@@ -428,6 +432,14 @@ pub struct Exchange {
     pub id_reader: Option<Box<dyn Observe>>,
     /// Last bytes of the answer's body that went to the client; line feeds before the first.
     last_bytes: [u8; 3],
+}
+
+/// Line of a batch on its way.
+pub struct ExchangeLine {
+    /// Its mark.
+    pub mark: Arc<LineMark>,
+    /// Its places at an endpoint or a built-in model.
+    pub seats: SmallVec<[Seat; 2]>,
 }
 
 impl Exchange {
@@ -485,6 +497,7 @@ impl Exchange {
             refused_by: None,
             observers: Observers::default(),
             rewriting: None,
+            line: connection.line.clone().map(|mark| Box::new(ExchangeLine { mark, seats: SmallVec::new() })),
             is_probe: false,
             taps: None,
             running: None,
@@ -757,6 +770,15 @@ impl Exchange {
     pub fn deadline(&self, route: &Route) -> Deadline {
         let time = self.callers_time.map_or(route.request_timeout, |time| time.min(route.request_timeout));
         Deadline::from_std(self.started + time)
+    }
+
+    /// Proof by which the caller is known; `None` for an anonymous one.
+    pub fn caller_proof(&self) -> Option<CallerProof> {
+        match (&self.token, &self.identified_by, &self.certificate) {
+            (Some(token), ..) => Some(CallerProof::Token(token.clone())),
+            (None, Some(_), _) => self.credential.map(CallerProof::Key),
+            (None, None, certificate) => certificate.clone().map(CallerProof::Certificate),
+        }
     }
 
     /// True if the caller gives the request less time than the route does.

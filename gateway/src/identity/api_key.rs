@@ -132,6 +132,13 @@ impl Keys {
         Some(last.unwrap_or(0)).filter(|ends| *ends != u64::MAX)
     }
 
+    /// The consumer of this name, if a key of this number is one of its keys at `now` (Unix seconds).
+    pub(super) fn holder(&self, key: Credential, consumer: &str, now: u64) -> Option<Arc<Consumer>> {
+        let mut bucket = self.buckets.get(&key.to_be_bytes())?.iter();
+        let found = bucket.find(|entry| now < entry.expires && entry.consumer_name() == Some(consumer))?;
+        found.consumer.clone()
+    }
+
     /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key. Records the use of a key that was made at
     /// run time.
     pub(super) fn find(&self, digest: &KeyHash, now: u64) -> Option<(Arc<Consumer>, Credential)> {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use http::{HeaderName, HeaderValue, StatusCode};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
@@ -50,7 +51,7 @@ const MAX_KEY_BYTES: usize = 512;
 const KEYS_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Content of a verified token.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Token {
     /// Scopes of the bearer.
     pub scopes: Vec<String>,
@@ -358,6 +359,20 @@ impl Authenticator {
             CallerProof::Token(token) => self.tokens.names(&token.claims, consumer),
         };
         (!is_known).then_some(0)
+    }
+
+    /// The consumer that a proof of before still identifies at `now` (Unix seconds). The times of a certificate and of a token are
+    /// those of the request that showed it, and are not judged again.
+    pub fn holder(&self, proof: &CallerProof, consumer: &str, now: u64) -> Option<Arc<Consumer>> {
+        match proof {
+            CallerProof::Key(key) => {
+                self.keys.holder(*key, consumer, now).or_else(|| self.issued.as_ref()?.holder(*key, consumer, now))
+            }
+            CallerProof::Certificate(certificate) => {
+                self.certificates.find(certificate).map(|(known, _)| known).filter(|known| *known.name == *consumer)
+            }
+            CallerProof::Token(token) => self.tokens.holder(&token.claims, consumer),
+        }
     }
 
     /// Identifies the caller by the certificate of its connection. `None` without `authentication.mtls`, or if the

@@ -8,7 +8,7 @@ use spillway_engine::Task;
 use super::answers::too_late;
 use super::translating::{Prepared, Rewritten, Source, Translations};
 use super::waiting::{Wait, Waited};
-use super::{affinity, conclude, translating};
+use super::{affinity, batch_lines, conclude, translating};
 use crate::admission::{Admission, Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
@@ -138,6 +138,10 @@ pub(super) async fn admit<'r>(
         }
         match admission {
             Admission::Endpoint { target, backend, endpoint, slot } => {
+                if exchange.line.is_some() && !batch_lines::seat_at_endpoint(backend, &endpoint, exchange) {
+                    drop(slot);
+                    return Ok(Err(no_seat(tries, exchange)));
+                }
                 let mut written = None;
                 // Rare branches are boxed, so that the future of every request does not carry them.
                 if translating::is_rewritten(backend, exchange) {
@@ -155,6 +159,9 @@ pub(super) async fn admit<'r>(
                 return Ok(Ok(Admitted::Endpoint { target, backend, endpoint, slot, written }));
             }
             Admission::Model { target, model } => {
+                if exchange.line.is_some() && !batch_lines::seat_at_model(model, exchange) {
+                    return Ok(Err(no_seat(tries, exchange)));
+                }
                 tries.wait.leave_without_slot(exchange);
                 tries.retrying = None;
                 return Ok(Ok(Admitted::Model { target, model }));
@@ -165,6 +172,9 @@ pub(super) async fn admit<'r>(
                         .await?
                 {
                     continue;
+                }
+                if exchange.line.is_some() {
+                    return Ok(Err(no_seat(tries, exchange)));
                 }
                 if exchange.picked.is_some() {
                     // No place in the queue is one at the endpoints that were picked.
@@ -182,6 +192,13 @@ pub(super) async fn admit<'r>(
             }
         }
     }
+}
+
+/// Gives up a line of a batch that found no place beside callers. It waits in its batch, and not where callers do.
+fn no_seat(tries: &mut Tries, exchange: &mut Exchange) -> SpillReason {
+    tries.wait.leave_without_slot(exchange);
+    tries.retrying = None;
+    SpillReason::Saturated
 }
 
 /// Looks for a target with room, without waiting.

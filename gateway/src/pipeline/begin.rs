@@ -71,6 +71,9 @@ pub(super) fn match_head<'s>(
         if let Some(plan) = snapshot.feedback.as_ref().filter(|plan| plan.takes(&connection.listener, path)) {
             return Candidates::of(&plan.route);
         }
+        if let Some(plan) = snapshot.batch.as_ref().filter(|plan| plan.takes(&connection.listener, path)) {
+            return Candidates::of(&plan.route);
+        }
         let rest = HeadContext { query: head.uri.query().unwrap_or_default(), client };
         snapshot.routes.of_listener(&connection.listener).candidates(host_of(head), path, method, &head.headers, rest)
     };
@@ -90,7 +93,8 @@ pub(super) fn match_head<'s>(
     if candidates.is_empty() {
         return Err(no_route(session));
     }
-    if super::feedback::plan(&candidates, exchange).is_some() {
+    if super::feedback::plan(&candidates, exchange).is_some() || super::batching::plan(&candidates, exchange).is_some()
+    {
         exchange.resolve_as(ResolvedOperation::OTHER);
         exchange.dialect = OPENAI;
         return Ok(candidates);

@@ -375,6 +375,9 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
 /// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
 pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &ClientSession, exchange: &mut Exchange) {
     super::limiting::settle(exchange);
+    if super::batch_lines::found_no_room(exchange) {
+        return;
+    }
     let part = exchange.rollout.take();
     if let Some(part) = &part {
         let tap = exchange.taps.as_mut().and_then(|taps| taps.rollout.take());

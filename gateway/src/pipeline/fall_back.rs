@@ -9,6 +9,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::attempts::stand_in;
+use super::batch_lines;
 use super::builtin::pass;
 use super::may_spill::bar;
 use super::reading::{read_chat, tenant};
@@ -61,6 +62,9 @@ pub(super) async fn fall_back(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
+    if exchange.line.is_some() {
+        return Err(batch_lines::no_room(exchange));
+    }
     let last = if reason == SpillReason::Unavailable { &route.when_unavailable } else { &route.when_saturated };
     let mut why = None;
     if let Some(target) = &last.spill_to {

@@ -19,7 +19,7 @@ use crate::upstream::{AttemptOutcome, Failure, MoveOn, Ready, open};
 /// True if the request may be sent twice at the same time: a call of a model whose answer is not streamed, or an idempotent
 /// method.
 pub(super) fn is_allowed(backend: &Backend, session: &mut ClientSession, exchange: &Exchange) -> bool {
-    if exchange.upgrade.is_some() {
+    if exchange.upgrade.is_some() || exchange.line.is_some() {
         return false;
     }
     let is_held = exchange.body.is_at_hand(session);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use spillway_config::schema::RouteAuthentication;
 
-use super::limiting;
+use super::{batch_lines, limiting};
 use crate::downstream::ClientSession;
 use crate::exchange::{End, Exchange, Observers, RouteInFlight};
 use crate::protocol::PROBLEM;
@@ -81,6 +81,9 @@ pub(super) async fn authenticate(
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
+    if exchange.line.is_some() {
+        return batch_lines::identify(mode, exchange);
+    }
     let snapshot = exchange.snapshot.clone();
     let now = crate::clock::unix_now();
     if mode != RouteAuthentication::None

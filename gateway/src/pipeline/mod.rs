@@ -25,6 +25,8 @@ mod affinity;
 mod answers;
 mod asking;
 mod attempts;
+mod batch_lines;
+mod batching;
 mod begin;
 mod builtin;
 mod changing;
@@ -65,6 +67,7 @@ use http::{StatusCode, header};
 use spillway_filter::{ErrorKind, Refusal};
 
 pub use answers::refuse_malformed;
+pub use batch_lines::BatchLines;
 pub use probing::Prober;
 pub use replay::{NotReplayed, replay};
 
@@ -157,8 +160,14 @@ async fn serve(
             let within = connection.limits.body_timeout.0;
             return Box::pin(feedback::answer(gateway, &plan, within, session, exchange)).await;
         }
+        if let Some(plan) = batching::plan(&candidates, exchange) {
+            return Box::pin(batching::answer(gateway, &plan, connection, session, exchange)).await;
+        }
         route(gateway, &candidates, connection.limits.body_timeout.0, session, exchange).await?
     };
+    if exchange.line.is_some() {
+        batch_lines::check(&route, exchange)?;
+    }
     if session.get_header(header::UPGRADE).is_some() {
         upgrading::settle(&route, connection, session, exchange)?;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use spillway_config::schema::StateStore;
 
 use super::store::{RedisStore, RolloutStore, SqliteStore, StoreError};
-use crate::state_file::FileError;
+use crate::state_file::{FileError, STATE_STORE};
 use crate::tls::TlsError;
 
 /// Failure to prepare the rollouts of a configuration.
@@ -29,7 +29,7 @@ pub(super) async fn open(written: &StateStore) -> Result<Arc<dyn RolloutStore>, 
         StateStore::File(path) => {
             let (path, shown) = (Path::to_owned(path), Path::to_owned(path));
             let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&path)).await;
-            let opened = opened.map_err(|e| StoreError::from(FileError::new(&shown, &e)))??;
+            let opened = opened.map_err(|e| StoreError::from(FileError::new(STATE_STORE, &shown, &e)))??;
             Ok(Arc::new(opened))
         }
         StateStore::Shared(shared) => {
@@ -45,5 +45,5 @@ pub(super) async fn judge(written: &StateStore) -> Result<(), RolloutsError> {
     let StateStore::File(path) = written else { return Ok(()) };
     let (path, shown) = (Path::to_owned(path), Path::to_owned(path));
     let judged = tokio::task::spawn_blocking(move || SqliteStore::judge(&path)).await;
-    Ok(judged.unwrap_or_else(|e| Err(FileError::new(&shown, &e).into()))?)
+    Ok(judged.unwrap_or_else(|e| Err(FileError::new(STATE_STORE, &shown, &e).into()))?)
 }

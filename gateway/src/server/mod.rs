@@ -31,7 +31,7 @@ use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::load::FileStates;
 use crate::off_loop::OffLoop;
-use crate::pipeline::Prober;
+use crate::pipeline::{BatchLines, Prober};
 use crate::reload::{Discovered, Reloader};
 use crate::rollout;
 use crate::signals::Signals;
@@ -284,6 +284,7 @@ pub async fn serve(
         issued_keys: compiler.issued_keys.clone(),
         acme,
         quality: compiler.quality.clone(),
+        batches: compiler.batches.clone(),
         #[cfg(feature = "gpu")]
         gpus: crate::gpus::Gpus::watch(),
         audit: view.audit.clone(),
@@ -308,6 +309,7 @@ pub async fn serve(
     let judging = gateway.downstream.clone();
     gateway.issued_keys.on_change(move || judging.sockets.judge_again());
     gateway.quality.probe_by(Arc::new(Prober::new(&gateway)));
+    gateway.batches.run_by(Arc::new(BatchLines::new(&gateway)));
     metrics.process.reloaded_at.set(unix_seconds());
     view.listeners.store(Some(listeners.clone()));
     view.gateway.store(Arc::new(Some(gateway.clone())));
@@ -366,6 +368,7 @@ pub async fn serve(
     watching.abort();
     gateway.acme.stop();
     drop(handing_over);
+    gateway.batches.leave();
     match ending {
         Ending::Signal(_) => {
             systemd::stopping();
@@ -382,6 +385,7 @@ pub async fn serve(
     supervisor.stop();
     gateway.rollouts.close().await;
     gateway.issued_keys.close().await;
+    gateway.batches.close().await;
     notifier.close().await;
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;

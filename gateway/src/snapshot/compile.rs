@@ -17,6 +17,7 @@ use super::compile_rollouts;
 use super::compile_route::RouteCompiler;
 use super::{CallerHeaders, ShownConfig, Snapshot};
 use crate::balancing::{DnsResolver, Endpoints, Resolve, ResolveError, ResolvedAddresses};
+use crate::batch::Batches;
 use crate::builtin::Models;
 use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
@@ -72,6 +73,8 @@ pub struct Compiler {
     pub issued_keys: Arc<IssuedKeys>,
     /// Memory and figures of labels.
     pub feedback: Arc<Feedback>,
+    /// Files and batches.
+    pub batches: Arc<Batches>,
     purpose: Purpose,
     generation: AtomicU64,
 }
@@ -151,6 +154,7 @@ impl Compiler {
             http,
             grpc: Arc::new(Grpc::default()),
             feedback,
+            batches: Arc::new(Batches::new(&metrics)),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),
@@ -217,6 +221,11 @@ impl Compiler {
         };
         let backends = compiler.backends(config, &mut errors).await;
         let plans = compile_rollouts::plans(config, &mut errors);
+        let prepared = match self.purpose {
+            Purpose::Run => self.batches.prepare(config.batch.as_ref(), &commit_steps).await,
+            Purpose::Judge { .. } => Batches::judge(config.batch.as_ref()).await,
+        };
+        errors.extend(prepared.err().map(|e| e.to_string()));
         let Some(identity) = identity.filter(|_| errors.is_empty()) else { return Err(SnapshotError(errors)) };
         let models = self.models(config, previous).await?;
         let rollouts = self.rollouts(config, plans).await?;
@@ -239,6 +248,7 @@ impl Compiler {
         };
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
+        let batch = config.batch.as_ref().map(|written| Arc::new(compiler.batch_plan(written, &self.batches)));
         let prices = prices(config).map_err(|e| SnapshotError::of([e]))?;
         let adopting = self.rollouts.clone();
         commit_steps.add(move || adopting.adopt(rollouts));
@@ -248,6 +258,7 @@ impl Compiler {
             caller_headers: CallerHeaders::new(&authentication, owned_headers),
             routes,
             feedback,
+            batch,
             identity,
             identity_headers,
             prices,

@@ -19,6 +19,7 @@ use spillway_filter::{
 use tokio::sync::Semaphore;
 
 use super::compile_rollouts::{is_to, route_name};
+use crate::batch::Batches;
 use crate::builtin::{FilterClassifier, FilterEmbedder, LoadedModel, Models};
 use crate::commit_steps::CommitSteps;
 use crate::compressing::Compression;
@@ -34,8 +35,8 @@ use crate::rollout::{PairRules, PreparedRollouts};
 use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
 use crate::telemetry::Metrics;
 use crate::topology::{
-    Backend, Fallback, FeedbackPlan, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, RouteRollout,
-    ShadowPlan, SpillRule, Target, TargetKind,
+    Backend, BatchPlan, Fallback, FeedbackPlan, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route,
+    RouteRollout, ShadowPlan, SpillRule, Target, TargetKind,
 };
 
 /// Name of the filter that sets headers for servers.
@@ -262,6 +263,19 @@ impl RouteCompiler<'_> {
         }
     }
 
+    /// Compiles `batch`.
+    pub(super) fn batch_plan(&self, written: &schema::Batch, state: &Arc<Batches>) -> BatchPlan {
+        /// Most bytes of a body that is no file.
+        const MAX_BODY: u64 = 64 << 10;
+        let route = Route::of_gateway("batches", OPENAI, usize::MAX, MAX_BODY, self.metrics.route("batches"));
+        BatchPlan {
+            route: Arc::new(route),
+            listener: written.listener.as_deref().map(Into::into),
+            paths: ["/v1/files", "/v1/batches"].map(|path| comparable(path).into()),
+            state: state.clone(),
+        }
+    }
+
     /// Compiles one route, without the facts that depend on its neighbours and on the file's origins.
     fn route(&self, written: &schema::Route) -> Result<Route, RouteError> {
         let name = route_name(written);
@@ -315,6 +329,7 @@ impl RouteCompiler<'_> {
             answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
             spill,
             resume: written.resume,
+            takes_batches: written.batch,
             max_body: written.limits.max_body.0,
             // A waiter that leaves cannot be seen behind an unread body; a copy sends the body a second time.
             holds_body: body.holds_body || !queues.is_empty() || !mirrors.is_empty() || copies_bodies,

@@ -27,7 +27,7 @@ use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
 use crate::routing::RouteTable;
 use crate::telemetry::{CertificateSample, ComputedFields, LogExport, LoggedHeaders, Tracer};
-use crate::topology::{Backend, FeedbackPlan};
+use crate::topology::{Backend, BatchPlan, FeedbackPlan};
 
 /// Compiled configuration.
 pub struct Snapshot {
@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// Labels of answers; `None` where the configuration takes none.
     pub feedback: Option<Arc<FeedbackPlan>>,
+    /// Where files and batches are taken.
+    pub batch: Option<Arc<BatchPlan>>,
     /// Credentials of callers, and the consumers that they identify.
     pub identity: Authenticator,
     /// Headers that carry the consumer and the tenant to backends.

@@ -40,6 +40,46 @@ macro_rules! label {
 }
 
 label! {
+    /// State of a batch, in the words of OpenAI's API.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    BatchStatus {
+        /// The input is being read.
+        Validating => "validating",
+        /// The input was refused.
+        Failed => "failed",
+        /// Lines are being answered.
+        InProgress => "in_progress",
+        /// All lines have ended; the files of results are being written.
+        Finalizing => "finalizing",
+        /// The results are there.
+        Completed => "completed",
+        /// The time was over before all lines had ended.
+        Expired => "expired",
+        /// Its caller has cancelled it; lines that run are ended.
+        Cancelling => "cancelling",
+        /// It was cancelled.
+        Cancelled => "cancelled",
+    }
+}
+
+label! {
+    /// End of one try of a line of a batch.
+    LineEnded {
+        /// Answered with success.
+        Completed => "completed",
+        /// Ended with another answer, or with none.
+        Failed => "failed",
+        /// Its server failed, and it is tried again.
+        Retried => "retried",
+        /// No target had room, or a limit of its caller was reached; it waits.
+        NoRoom => "no_room",
+        /// A caller needed its place; it waits.
+        Displaced => "displaced",
+    }
+}
+
+label! {
     /// Outcome of a probe at a target.
     ProbeResult {
         /// The answer is as expected.

@@ -21,14 +21,15 @@ pub use access_log::{AccessRecord, LoggedHeaders};
 pub use fields::{ComputedFields, Field, FieldValues, values as field_values};
 pub use json::write_line;
 pub use label::{
-    AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, MalformedReason, MirrorEnd, NotSpilled,
-    NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
+    AttemptEnd, BatchStatus, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, LineEnded, MalformedReason,
+    MirrorEnd, NotSpilled, NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding,
+    SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_export::{LogExport, LogExportError, Record, names as log_names};
 pub use log_throttle::LogThrottle;
 pub use metrics::{
-    BUCKETS, BackendSample, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count,
+    BUCKETS, BackendSample, BatchMetrics, BudgetSample, CallStats, CertificateSample, ClassSample, CostSample, Count,
     EndpointMetrics, EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, GpuSample, HTTP_SECONDS,
     LimitMetrics, ListenerMetrics, MODEL_SECONDS, Metrics, MetricsFormat, ModelCounts, ModelMetrics, ProbeSample,
     ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts,

@@ -1,6 +1,7 @@
 //! Names in a client certificate. Rustls has verified the certificate before this module reads it.
 
 use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -8,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 const MAX_NAMES: usize = 64;
 
 /// Names and end of a verified client certificate.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientCertificate {
     /// Subject in the form of RFC 4514, such as `CN=billing, O=Example`.
     pub subject: Box<str>,

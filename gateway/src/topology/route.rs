@@ -74,6 +74,8 @@ pub struct Route {
     pub spill: SpillRule,
     /// True if an event stream that breaks is continued.
     pub resume: bool,
+    /// True if the route answers lines of batches too.
+    pub takes_batches: bool,
     /// Compression of its answers.
     pub compression: Option<Arc<Compression>>,
     /// Backends that get copies of requests.
@@ -374,6 +376,7 @@ impl Route {
             when_unavailable: fallback,
             spill: SpillRule::default(),
             resume: false,
+            takes_batches: false,
             compression: None,
             mirrors: Vec::new(),
             sends_copies: false,

@@ -24,7 +24,6 @@ use crate::clock;
 use crate::connect::{Follows, UpstreamSession};
 use crate::downstream::ClientSession;
 use crate::exchange::{Exchange, ServedBy, SocketOutcome};
-use crate::identity::CallerProof;
 use crate::limits::Payer;
 use crate::message::{RequestHead, ResponseHead};
 use crate::protocol::{Operation, ReadSocket};
@@ -329,20 +328,11 @@ fn facts(attempt: &Attempt<'_>, upgrade: &Upgrade, exchange: &Exchange) -> Socke
     SocketFacts {
         listener: upgrade.listener,
         route: attempt.route.name.clone(),
-        caller: exchange.caller.as_ref().and_then(|caller| Some((caller.name.clone(), proof(exchange)?))),
+        caller: exchange.caller.as_ref().and_then(|caller| Some((caller.name.clone(), exchange.caller_proof()?))),
         backend: attempt.backend.name.clone(),
         url: attempt.endpoint.url.to_string(),
         endpoint: attempt.endpoint.address.clone(),
         generation: exchange.snapshot.generation,
-    }
-}
-
-/// Proof by which the caller is known; `None` for an anonymous one.
-fn proof(exchange: &Exchange) -> Option<CallerProof> {
-    match (&exchange.token, &exchange.identified_by, &exchange.certificate) {
-        (Some(token), ..) => Some(CallerProof::Token(token.clone())),
-        (None, Some(_), _) => exchange.credential.map(CallerProof::Key),
-        (None, None, certificate) => certificate.clone().map(CallerProof::Certificate),
     }
 }
 

@@ -11,12 +11,12 @@ const CODES: &[(u8, &str)] = &[
     (0, "Success. `serve` ends with it after a signal."),
     (
         1,
-        "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded, a question of `eval-set` without an answer, a request for which the expression of `eval` has no value. Of `rollout status NAME` and `--wait`: the rollout is aborted.",
+        "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded, a question of `eval-set` without an answer, a batch that was refused, a request for which the expression of `eval` has no value. Of `rollout status NAME` and `--wait`: the rollout is aborted.",
     ),
     (2, "Wrong usage or a wrong configuration; nothing was started. A rollout, key or consumer that does not exist."),
     (
         3,
-        "Of `rollout status NAME` and `--wait`: the rollout is paused or inconclusive. Of `eval-set`: fewer answers passed than `--min-pass`. Of `upgrade`: the new process failed, and the one before goes on.",
+        "Of `rollout status NAME` and `--wait`: the rollout is paused or inconclusive. Of `eval-set`: fewer answers passed than `--min-pass`. Of `batch run`: a line failed, or the batch did not end as `completed`. Of `upgrade`: the new process failed, and the one before goes on.",
     ),
     (4, "Of `rollout --wait`: `--timeout` is over. Of `upgrade`: the gateway refuses to begin."),
 ];
@@ -25,7 +25,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("SPILLWAY_CONFIG", "The configuration, where `-c` is left out."),
     ("SPILLWAY_ADMIN", "The admin address that `top`, `drain`, `diff`, `drift`, `keys`, `rollout` and `upgrade` ask."),
     ("SPILLWAY_ADMIN_TOKEN", "Its token (`admin.token`)."),
-    ("SPILLWAY_API_KEY", "The key with which `eval-set` asks."),
+    ("SPILLWAY_API_KEY", "The key with which `batch run` and `eval-set` ask."),
     ("SPILLWAY_LOG", "Filter of the process log: `info`, `debug`, `spillway=debug`."),
     ("RUST_LOG", "The same, where `SPILLWAY_LOG` is not set."),
     (

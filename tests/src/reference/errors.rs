@@ -73,6 +73,11 @@ const ROWS: &[Row] = &[
         "Send the path, beginning with `/`.",
     ),
     (
+        "batch_has_ended",
+        "The batch that a caller cancels has ended ([batches](../how-to/batches.md)).",
+        "Read its results.",
+    ),
+    (
         "body_memory_exhausted",
         "Bodies that are held take all of [`limits.bufferedBodies`](configuration/limits.md), or this one arrived slowly while memory was short.",
         "Try again after `Retry-After`. Operators: raise `limits.bufferedBodies` (`spillway_request_bodies_refused_total` counts by reason).",
@@ -131,6 +136,12 @@ const ROWS: &[Row] = &[
         "The filter `fault` of the route fails a share of the requests on purpose, as a [test](../how-to/faults.md).",
         "Try again. Operators: remove the filter when the test is over.",
     ),
+    (
+        "file_in_use",
+        "The file that a caller deletes is the input of a batch that has not ended ([batches](../how-to/batches.md)).",
+        "Wait until it has ended, or cancel it.",
+    ),
+    ("file_too_large", "A file is longer than `batch.maxFile`.", "Send several files, a batch for each; raise it."),
     (
         "filter_failed",
         "A filter of the route has changed the body of the request to one that cannot be sent: it names another model, or none reads it.",
@@ -284,7 +295,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "not_found",
-        "The path below `/v1/models` does not exist, the server of `externalAuthorization` answered 404, or no request of this caller has the id of a label ([feedback](../how-to/feedback.md)).",
+        "The path below `/v1/models` does not exist, the server of `externalAuthorization` answered 404, no request of this caller has the id of a label ([feedback](../how-to/feedback.md)), or the caller has no file or batch of the id ([batches](../how-to/batches.md)).",
         "Change the path. Label only requests of your own, within `feedback.remember`.",
     ),
     (
@@ -373,8 +384,18 @@ const ROWS: &[Row] = &[
         "Use requests. Operators: give sockets a route without such a filter ([WebSocket](../how-to/websocket.md)).",
     ),
     (
+        "storage_full",
+        "The caller has as many files, bytes of files or open batches as it may, or all callers have ([batches](../how-to/batches.md)).",
+        "Delete files; wait until batches have ended; raise the bound that the message names.",
+    ),
+    (
+        "store_unavailable",
+        "The folder `batch.store` cannot be read or written.",
+        "Read the event `batches_failed` in the log.",
+    ),
+    (
         "string_above_max_length",
-        "A text of the request, or its schema, is longer than a built-in model takes, or than a field of [feedback](../how-to/feedback.md).",
+        "A text of the request, or its schema, is longer than a built-in model takes, or than a field of [feedback](../how-to/feedback.md) or of a [file](../how-to/batches.md).",
         "Shorten it; `param` names it.",
     ),
     (
@@ -401,6 +422,11 @@ const ROWS: &[Row] = &[
         "too_many_responses",
         "A client of a socket asks for more than 128 responses at once, where their tokens are counted. The socket ends with 1008.",
         "Wait for responses to end before asking for more.",
+    ),
+    (
+        "too_many_uploads",
+        "As many files are being sent as `batch.maxUploads` allows; one consumer may send a quarter of them.",
+        "Send the file again.",
     ),
     (
         "unknown_call",
@@ -433,6 +459,11 @@ const ROWS: &[Row] = &[
         "unsupported_http_version",
         "The request is of another version of HTTP than 1.0 and 1.1, such as HTTP/2 without TLS on a listener of HTTP/1.1.",
         "Speak HTTP/1.1, or connect to a listener with `protocol: h2c`.",
+    ),
+    (
+        "unsupported_in_batch",
+        "A line of a batch is for a route without `batch: true`.",
+        "Call the model directly, or let its route take batches.",
     ),
     (
         "unsupported_parameter",

@@ -280,7 +280,10 @@ const GROUPS: &[Group] = &[
                 "server-timing",
                 "Milliseconds in the queue, with servers and built-in models, and in the gateway, until the head of the answer (`telemetry.serverTiming`). A field of the server stays beside it.",
             ),
-            ("allow", "`POST`, where another method asks for the path of [feedback](../how-to/feedback.md) (405)."),
+            (
+                "allow",
+                "Methods of the path, where another one asks for that of [feedback](../how-to/feedback.md), or for one of [files and batches](../how-to/batches.md) (405).",
+            ),
             (
                 "x-ratelimit-limit-requests",
                 "Requests of the caller's tightest limit on requests. Replaces the server's own value.",

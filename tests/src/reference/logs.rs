@@ -9,6 +9,10 @@ use super::{GENERATED, cell, compare};
 
 /// Fields of a line for a request: name, meaning.
 const ACCESS: &[(&str, &str)] = &[
+    ("batch_ended", "A batch has ended, with its counts."),
+    ("batch_file_not_deleted", "The bytes of a file of a batch could not be deleted."),
+    ("batches_failed", "The store of batches, or the work on one of them, failed."),
+    ("batches_not_written", "The last writes to the store of batches took too long."),
     ("timestamp", "End of the request, RFC 3339 in UTC with milliseconds."),
     ("event", "`access`."),
     ("requestId", "Id of the request, as in `x-request-id`."),

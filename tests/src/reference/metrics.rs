@@ -313,6 +313,16 @@ const GROUPS: &[Group] = &[
         ],
     ),
     (
+        "Batches",
+        &[
+            ("spillway_batch_lines", &[("end", Enum("LineEnded"))], "tries of lines"),
+            ("spillway_batch_lines_in_flight", &[], "lines"),
+            ("spillway_batches", &[("status", Enum("BatchStatus"))], "batches"),
+            ("spillway_batch_files", &[], "files"),
+            ("spillway_batch_file_bytes", &[], "bytes"),
+        ],
+    ),
+    (
         "Drift and quality",
         &[
             ("spillway_quality_distance", &[ROUTE, TARGET, FEATURE], "distance"),

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::files::Identities;
 use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
 use super::memory::{LoadedEngine, MemoryShare, ModelMemory, NoRoom};
+use crate::batch::{LineCount, Seat};
 use crate::protocol::BuiltinCard;
 use crate::telemetry::{EngineSample, LogThrottle, Metrics, ModelMetrics};
 
@@ -58,6 +59,8 @@ pub struct LoadedModel {
     version: u64,
     /// Sequences for requests over a limit.
     over_limit: Arc<Semaphore>,
+    /// Lines of batches.
+    lines: LineCount,
 }
 
 /// Part of a model that changes.
@@ -136,6 +139,7 @@ impl LoadedModel {
             served_by: served_by.map_err(|_| ModelError::Name { model: name.clone() })?,
             served_by_text: text.into(),
             metrics: metrics.model("spillway", name),
+            lines: LineCount::default(),
             encoders: Arc::new(Semaphore::new(ENCODERS)),
             filter_texts: Arc::new(Semaphore::new(FILTER_TEXTS)),
             version: VERSIONS.fetch_add(1, Ordering::Relaxed),
@@ -232,6 +236,22 @@ impl LoadedModel {
         }
         self.over_limit.clone().try_acquire_owned().ok()
     }
+    /// Takes a place for a line of a batch: where no request waits, and lines have not their `share` of the free slots yet.
+    pub fn seat(&self, share: f64) -> Option<Seat> {
+        let stats = self.state.lock().engine.as_ref().map(|engine| engine.stats()).unwrap_or_default();
+        if stats.waiting > 0 {
+            return None;
+        }
+        // The line itself runs soon.
+        let in_flight = u32::try_from(stats.active).unwrap_or(u32::MAX).saturating_add(1);
+        self.lines.take(self.written.max_sequences().get(), in_flight, share)
+    }
+
+    /// True if a request waits for a slot.
+    pub fn is_crowded(&self) -> bool {
+        self.state.lock().engine.as_ref().is_some_and(|engine| engine.stats().waiting > 0)
+    }
+
     /// Handles on the series of its calls.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
         &self.metrics

@@ -150,6 +150,11 @@ impl IssuedTable {
         self.keys.load().holds(digest)
     }
 
+    /// The consumer of this name, if a key of this number is one of its keys, as [`Keys::holder`] has it.
+    pub(in crate::identity) fn holder(&self, key: Credential, consumer: &str, now: u64) -> Option<Arc<Consumer>> {
+        self.keys.load().holder(key, consumer, now)
+    }
+
     /// Unix seconds from which on a key of this number does not belong to the consumer, as [`Keys::ends`] has it.
     pub(in crate::identity) fn ends(&self, key: Credential, consumer: &str) -> Option<u64> {
         self.keys.load().ends(key, consumer)

@@ -258,10 +258,15 @@ impl TokenVerifier {
 
     /// True if the claims of a token that was verified before still name the consumer. Its times and keys are not judged.
     pub(super) fn names(&self, claims: &serde_json::Value, consumer: &str) -> bool {
+        self.holder(claims, consumer).is_some()
+    }
+
+    /// The consumer of this name, if the claims of a token that was verified before still name it.
+    pub(super) fn holder(&self, claims: &serde_json::Value, consumer: &str) -> Option<Arc<Consumer>> {
         let text = |name: &str| claims.get(name).and_then(serde_json::Value::as_str);
-        let (Some(issuer), Some(subject)) = (text("iss"), text("sub")) else { return false };
-        let found = self.issuers.iter().find(|known| known.name == issuer);
-        found.and_then(|known| known.consumer(subject, claims)).is_some_and(|known| *known.name == *consumer)
+        let (issuer, subject) = (text("iss")?, text("sub")?);
+        let known = self.issuers.iter().find(|known| known.name == issuer)?;
+        known.consumer(subject, claims).filter(|known| *known.name == *consumer)
     }
 
     /// Bearer of a token that was verified before and is still valid.

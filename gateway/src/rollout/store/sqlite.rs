@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::{GatewayCounts, KEPT, KEPT_DECISIONS, RolloutStore, StoreError};
 use crate::rollout::record::{HISTORY, HistoryEntry};
 use crate::rollout::stored::{Counts, Decided, Stored};
-use crate::state_file::{self, StateFile};
+use crate::state_file::{self, STATE_STORE, StateFile};
 
 /// Name of the gateway in the file: there is one.
 const GATEWAY: &str = "local";
@@ -48,7 +48,7 @@ impl SqliteStore {
     ///
     /// [`StoreError::File`] where the file is damaged, of another program or not writable.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { file: StateFile::open(path, TABLES, "rollouts")?, fence: Mutex::new(None) })
+        Ok(Self { file: StateFile::open(STATE_STORE, path, TABLES, "rollouts")?, fence: Mutex::new(None) })
     }
 
     /// Validates a file as [`Self::open`] does, without making or changing anything.
@@ -57,7 +57,7 @@ impl SqliteStore {
     ///
     /// As [`Self::open`].
     pub fn judge(path: &Path) -> Result<(), StoreError> {
-        Ok(StateFile::judge(path)?)
+        Ok(StateFile::judge(STATE_STORE, path)?)
     }
 
     /// Runs a job on the thread of the file.

@@ -1,6 +1,7 @@
 //! Metrics in OpenMetrics text. Handles are found at reload; a request updates only atomics. No label value comes from a
 //! caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
 
+mod batches;
 mod filters;
 mod handles;
 mod held;
@@ -25,6 +26,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use self::batches::BatchMetrics;
 pub use self::handles::{
     CallStats, EndpointMetrics, ListenerMetrics, ModelCounts, ModelMetrics, QueueMetrics, RouteCounts, RouteMetrics,
 };
@@ -177,6 +179,10 @@ series! {
         rollout_ends: Counters = "spillway_rollout_ends", Counters::default();
         /// Orders of certificates by result
         orders: Counters = "spillway_acme_orders", Counters::default();
+        /// Tries of lines of batches, by their end
+        batch_lines: Counters = "spillway_batch_lines", Counters::default();
+        /// Stored batches, by their state
+        batches: Gauges = "spillway_batches", Gauges::default();
         /// Request bodies refused, by the spent resource: memory of the caller, of the process, time to read them
         bodies: Counters = "spillway_request_bodies_refused", Counters::default();
     }
@@ -231,6 +237,12 @@ series! {
         pub limit_store_fallbacks: Counter = "spillway_limit_store_fallbacks", Counter::default();
         /// Corrections that did not reach the shared store of limits
         pub limit_settlements_lost: Counter = "spillway_limit_settlements_lost", Counter::default();
+        /// Lines of batches that are being answered
+        batch_lines_in_flight: Gauge = "spillway_batch_lines_in_flight", Gauge::default();
+        /// Stored files of batches
+        batch_files: Gauge = "spillway_batch_files", Gauge::default();
+        /// Bytes of the stored files of batches
+        batch_file_bytes: Gauge = "spillway_batch_file_bytes", Gauge::default();
         /// Lines that the audit log left out
         pub audit_dropped: Counter = "spillway_audit_dropped", Counter::default();
         /// Request bodies that are held
@@ -274,6 +286,8 @@ pub struct Metrics {
     pub acme_failed: Counter,
     /// Request bodies that were refused.
     pub bodies_refused: ByLabel<BodyRefusal, Counter>,
+    /// Series of batches.
+    pub batches: Arc<BatchMetrics>,
     /// Counters of filters.
     pub filters: spillway_filter::Counters,
     /// Spans that no collector took.
@@ -305,6 +319,7 @@ impl Metrics {
             acme_ok: of(&families.orders, "result", "ok"),
             acme_failed: of(&families.orders, "result", "failed"),
             bodies_refused: ByLabel::new(|reason: BodyRefusal| of(&families.bodies, "reason", reason.as_str())),
+            batches: Arc::new(BatchMetrics::new(&families, &process)),
             filters: spillway_filter::Counters::default(),
             spans_dropped: Arc::default(),
             log_records_dropped: Arc::default(),

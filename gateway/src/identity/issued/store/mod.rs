@@ -15,7 +15,7 @@ use spillway_config::schema::StateStore;
 pub(super) use self::redis::RedisKeys;
 pub(super) use self::sqlite::SqliteKeys;
 use crate::limits::ClientError;
-use crate::state_file::FileError;
+use crate::state_file::{FileError, STATE_STORE};
 use crate::state_server::Unreachable;
 use crate::tls::TlsError;
 
@@ -97,7 +97,7 @@ pub(super) async fn open(written: &StateStore) -> Result<Arc<dyn KeyStore>, KeyS
         StateStore::File(path) => {
             let file = Path::to_owned(path);
             let opened = tokio::task::spawn_blocking(move || SqliteKeys::open(&file)).await;
-            Ok(Arc::new(opened.map_err(|e| FileError::new(path, &e))??))
+            Ok(Arc::new(opened.map_err(|e| FileError::new(STATE_STORE, path, &e))??))
         }
         StateStore::Shared(shared) => {
             let file = shared.redis.ca_file.as_ref();
@@ -112,7 +112,7 @@ pub(super) async fn judge(written: &StateStore) -> Result<(), KeyStoreError> {
     let StateStore::File(path) = written else { return Ok(()) };
     let file = Path::to_owned(path);
     let judged = tokio::task::spawn_blocking(move || SqliteKeys::judge(&file)).await;
-    judged.map_err(|e| FileError::new(path, &e))?
+    judged.map_err(|e| FileError::new(STATE_STORE, path, &e))?
 }
 
 /// First revision of a store, drawn at random: one that has lost its content does not count up to a known one again.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::{Change, Contents, KeyStore, KeyStoreError, Written};
-use crate::state_file::{Fault, StateFile};
+use crate::state_file::{Fault, STATE_STORE, StateFile};
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS api_keys (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
@@ -18,12 +18,12 @@ pub(in crate::identity::issued) struct SqliteKeys(StateFile);
 impl SqliteKeys {
     /// Opens a file, and makes it where there is none.
     pub(super) fn open(path: &Path) -> Result<Self, KeyStoreError> {
-        Ok(Self(StateFile::open(path, TABLES, "api-keys")?))
+        Ok(Self(StateFile::open(STATE_STORE, path, TABLES, "api-keys")?))
     }
 
     /// Validates a file as [`Self::open`] does, without making or changing anything.
     pub(super) fn judge(path: &Path) -> Result<(), KeyStoreError> {
-        Ok(StateFile::judge(path)?)
+        Ok(StateFile::judge(STATE_STORE, path)?)
     }
 
     async fn run<T: Send + 'static>(
