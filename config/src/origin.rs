@@ -27,6 +27,8 @@ const LONGEST_MESSAGE: usize = 16 << 10;
 const WITHHELD: &str = "(withheld)";
 /// Characters that end the host of a URL in a message.
 const ENDS_OF_HOSTS: [char; 7] = ['/', '?', '#', ' ', '`', '"', '\''];
+/// Characters that end a word with a URL in it.
+const ENDS_OF_WORDS: [char; 5] = [' ', '`', '"', '\'', '\n'];
 /// Characters that end a query.
 const ENDS_OF_QUERIES: [char; 7] = [' ', '`', '"', '\'', '\\', '\n', '#'];
 
@@ -220,7 +222,8 @@ fn without_credentials(text: &str, ends: &[char], mask: impl Fn(&str) -> String)
         out.push_str("://");
         let authority = after.split(ends).next().unwrap_or_default();
         // Where the next URL begins without a blank, its scheme stands behind the host: what follows the user is read again.
-        let user = authority.rfind('@').and_then(|at| authority.get(..at)).unwrap_or_default();
+        let token = if is_host(authority) { authority } else { after.split(ENDS_OF_WORDS).next().unwrap_or_default() };
+        let user = token.rfind('@').and_then(|at| token.get(..at)).unwrap_or_default();
         rest = after.get(user.len()..).unwrap_or_default();
         if !user.is_empty() {
             out.push_str(&mask(user));
@@ -244,6 +247,33 @@ fn without_credentials(text: &str, ends: &[char], mask: impl Fn(&str) -> String)
     is_changed.then_some(out)
 }
 
+/// True if a text may be the host and port of a URL, with or without a user. A password with `/`, `?` or `#` in it makes the
+/// beginning look like a host with a port that is no number.
+fn is_host(authority: &str) -> bool {
+    authority.contains('@')
+        || authority.ends_with(']')
+        || authority
+            .rsplit_once(':')
+            .is_none_or(|(host, port)| !host.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
+/// A line in which the passwords of addresses without a scheme (`USER:PASSWORD@HOST`) are replaced too.
+fn without_logins(line: &str, mask: impl Fn(&str) -> String) -> String {
+    let mut out = String::with_capacity(line.len());
+    for word in line.split_inclusive(ENDS_OF_WORDS) {
+        let place = word.rfind('@').and_then(|at| Some((word.get(..at)?.find(':')? + 1, at)));
+        match place.and_then(|(from, to)| Some((word.get(..from)?, word.get(from..to)?, word.get(to..)?))) {
+            Some((before, login, after)) if !word.contains("://") => {
+                out.push_str(before);
+                out.push_str(&mask(login));
+                out.push_str(after);
+            }
+            _ => out.push_str(word),
+        }
+    }
+    out
+}
+
 /// Text in place of a user or query of a URL. References to variables are shown as they are written.
 fn withheld(part: &str) -> String {
     if part.contains("${") { part.to_owned() } else { "***".to_owned() }
@@ -254,7 +284,8 @@ fn withheld(part: &str) -> String {
 pub(crate) fn shown_line(line: &str, origins: &Origins) -> String {
     let line = crate::literal::masked(line, origins.literals());
     let stars = |part: &str| if part.contains("${") { part.to_owned() } else { "*".repeat(part.chars().count()) };
-    without_credentials(&line, &ENDS_OF_HOSTS, stars).unwrap_or(line)
+    let line = without_credentials(&line, &ENDS_OF_HOSTS, stars).unwrap_or(line);
+    without_logins(&line, stars)
 }
 
 /// Replaces every run of characters that `value` also has by `…`, if it is long enough.
@@ -354,6 +385,11 @@ mod tests {
             ("http://a,http://u:p@b", Some("http://a,http://***@b")),
             ("http://a?to=http://u:p@b#c", Some("http://a?***#c")),
             ("http://u:p@x@a", Some("http://***@a")),
+            ("redis://:a/b@host:1/0", Some("redis://***@host:1/0")),
+            ("redis://u:a#b@host", Some("redis://***@host")),
+            ("redis://:12/b@host", Some("redis://***@host")),
+            ("http://[::1]/b@c", None),
+            ("http://host:80/b@c", None),
             ("http://a/b@c", None),
             ("a@b", None),
         ] {

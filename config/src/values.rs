@@ -243,6 +243,15 @@ pub struct ServerUrl {
     pub port: u16,
 }
 
+/// Text of a URL as messages quote it. A text with `@` or `?` may hold a password or a key, wherever it stands in what is no
+/// URL, and is not quoted.
+pub fn quoted_url(text: &str) -> String {
+    if text.contains(['@', '?']) {
+        return "this text, which may hold a password and is not shown,".to_owned();
+    }
+    format!("`{text}`")
+}
+
 /// True for a URL with a user or a password.
 pub(crate) fn has_login(url: &url::Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
@@ -251,9 +260,14 @@ pub(crate) fn has_login(url: &url::Url) -> bool {
 impl FromStr for ServerUrl {
     type Err = ValueError;
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let url = url::Url::parse(text)
-            .map_err(|e| ValueError(format!("`{text}` is not the URL of a server ({e}): write http://HOST:PORT")))?;
-        let refuse = |why: &str| Err(ValueError(format!("`{text}`: {why}")));
+        let url = url::Url::parse(text).map_err(|e| {
+            let quoted = quoted_url(text);
+            ValueError(format!("{quoted} is not the URL of a server ({e}): write http://HOST:PORT"))
+        })?;
+        let refuse = |why: &str| {
+            let quoted = quoted_url(text);
+            Err(ValueError(format!("{}: {why}", quoted.trim_end_matches(','))))
+        };
         let https = match url.scheme() {
             "http" => false,
             "https" => true,

@@ -103,3 +103,29 @@ state: {limits: {redis: {url: \"redis://user@127.0.0.1:1/0\"}}}
     assert_eq!(shown["backends"][0]["model"], "${SET:-other}");
     assert_eq!(shown["state"]["limits"]["redis"]["url"], "redis://***@127.0.0.1:1/0");
 }
+
+#[test]
+fn nothing_that_is_said_about_a_url_shows_a_password_in_it() {
+    const PASSWORD: &str = "s3cr3t/pass";
+    for address in [
+        format!("http://:{PASSWORD}@127.0.0.1"),
+        format!("ftp://u:{PASSWORD}@127.0.0.1"),
+        format!("redis://:{PASSWORD}@127.0.0.1:6379"),
+        format!(":{PASSWORD}@127.0.0.1:6379"),
+        format!("redis:{PASSWORD}@127.0.0.1"),
+        "http://:s3cr3t@127.0.0.1".to_owned(),
+    ] {
+        for written in [
+            format!("state: {{limits: {{redis: {{url: \"{address}\"}}}}}}\n"),
+            format!("state: {{store: {{redis: {{url: \"{address}\"}}}}}}\n"),
+            format!("telemetry: {{tracing: {{endpoint: \"{address}\"}}}}\n"),
+            format!("backends: [{{name: a, endpoints: [{{url: \"{address}\"}}]}}]\n"),
+            format!(
+                "authentication: {{jwt: [{{issuer: \"https://i.test\", audiences: [a], jwks: {{url: \"{address}\"}}}}]}}\n"
+            ),
+        ] {
+            let report = load(&written, &BTreeMap::new()).unwrap_err().to_string();
+            assert!(!report.contains("s3cr3t") && !report.contains("pass@"), "{written}{report}");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Checks of `listeners[].tls.acme`.
 
+use crate::values::quoted_url;
+
 use super::{Context, at, listeners};
 use crate::schema::{Acme, AcmeChallenge, ListenerProtocol};
 
@@ -10,8 +12,10 @@ pub(super) fn check(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     let below = |key: &str| at!["listeners", n, "tls", "acme", key];
     let directory = url::Url::parse(&acme.directory);
     if !directory.is_ok_and(|url| url.scheme() == "https" && url.has_host()) {
-        let message =
-            format!("`{}` is not the URL of an authority's directory; expected one with https://", acme.directory);
+        let message = format!(
+            "{} is not the URL of an authority's directory; expected one with https://",
+            quoted_url(&acme.directory)
+        );
         cx.error(below("directory"), message);
     }
     super::without_login(cx, below("directory"), &acme.directory);

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::ModelPattern;
 use crate::schema::{BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, RedisState, StateStore};
+use crate::values::quoted_url;
 
 use super::index::Index;
 use super::{Context, Segment, at};
@@ -296,7 +297,7 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
             if !is_http_url(url) {
                 cx.error(
                     with(&here, &["jwks", "url"]),
-                    format!("`{url}` is not a URL of a key set; expected one with http:// or https://"),
+                    format!("{} is not a URL of a key set; expected one with http:// or https://", quoted_url(url)),
                 );
             }
             if refresh.0.as_secs() < 10 {
@@ -378,8 +379,8 @@ fn redis(cx: &mut Context<'_>, here: Vec<Segment>, redis: &RedisState) {
     let url = url::Url::parse(&redis.url);
     if !url.as_ref().is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss") && url.has_host()) {
         let message = format!(
-            "`{}` is not the URL of a Redis server: write redis://HOST:PORT/0, or rediss:// for TLS",
-            redis.url
+            "{} is not the URL of a Redis server: write redis://HOST:PORT/0, or rediss:// for TLS",
+            quoted_url(&redis.url)
         );
         cx.error(with(&here, &["url"]), message);
     } else if url.is_ok_and(|url| url.password().is_some()) {

@@ -35,7 +35,7 @@ use crate::load::LoadOptions;
 use crate::named::{Named, Reference};
 use crate::reporter::MAX_MISTAKES;
 use crate::schema::{ComputedField, Config, LogsOtlp};
-use crate::values::{Secret, has_login};
+use crate::values::{Secret, has_login, quoted_url};
 
 /// Word for every header in `telemetry.logs.headers`.
 const ALL_HEADERS: &str = "*";
@@ -430,7 +430,8 @@ fn computed_fields(cx: &mut Context<'_>) {
 /// Checks the URL of a collector.
 fn collector(cx: &mut Context<'_>, at: Vec<Segment>, endpoint: &str) {
     if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
-        let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
+        let quoted = quoted_url(endpoint);
+        let message = format!("{quoted} is not the URL of a collector; expected one such as http://127.0.0.1:4317");
         cx.error(at.clone(), message);
     }
     without_login(cx, at, endpoint);

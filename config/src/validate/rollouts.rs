@@ -9,7 +9,7 @@ use super::{Context, Segment, at};
 use crate::schema::{
     BackendProtocol, BackendRef, Rollout, RolloutHold, RolloutMetric, RolloutStep, RolloutStrategy, Route, Shadow,
 };
-use crate::values::{Duration, Pause, Threshold};
+use crate::values::{Duration, Pause, Threshold, quoted_url};
 
 /// Longest time limit of one question to a gate.
 const LONGEST_GATE: Duration = Duration::seconds(60);
@@ -222,8 +222,8 @@ fn steps(cx: &mut Context<'_>, n: usize, rollout: &Rollout) {
                 let url = url::Url::parse(&gate.url);
                 if !url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
                     let message = format!(
-                        "`{}` is not the URL of a gate; expected one such as https://ci.example.com/ok",
-                        gate.url
+                        "{} is not the URL of a gate; expected one such as https://ci.example.com/ok",
+                        quoted_url(&gate.url)
                     );
                     cx.error(at!["routes", n, "rollout", "steps", s, "gate", "url"], message);
                 }

@@ -26,7 +26,7 @@ pub enum PlanError {
     #[error("within: {0}")]
     Hours(#[from] HoursError),
     /// Gate whose address cannot be read.
-    #[error("gate: `{url}` is not a URL: {reason}")]
+    #[error("gate: {} is not a URL: {reason}", spillway_config::values::quoted_url(url))]
     Gate {
         /// Address in the file.
         url: String,

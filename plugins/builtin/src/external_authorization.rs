@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_config::values::Duration;
+use spillway_config::values::{Duration, quoted_url};
 use spillway_filter::{
     Answer, BuildContext, ErrorKind, FieldError, Filter, FilterFactory, Flow, HttpClient, Refusal, RequestView, Waited,
     define,
@@ -76,8 +76,10 @@ fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
     let url = match url::Url::parse(&config.url) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() => url,
         _ => {
-            let message =
-                format!("`{}` is not the URL of a server: write http://HOST:PORT/PATH, without a query", config.url);
+            let message = format!(
+                "{} is not the URL of a server: write http://HOST:PORT/PATH, without a query",
+                quoted_url(&config.url)
+            );
             return Err(vec![FieldError::at(["url"], message)]);
         }
     };

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderName, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_config::values::Duration;
+use spillway_config::values::{Duration, quoted_url};
 use spillway_filter::{
     Answer, BuildContext, Counter, CounterSpec, ErrorKind, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient,
     GrpcServer, HeaderChange, Refusal, RequestView, Waited, define,
@@ -321,8 +321,9 @@ fn server(written: &str) -> Result<String, FieldError> {
             && url.password().is_none()
     });
     let Some((url, host)) = url.as_ref().and_then(|url| Some((url, url.host_str()?))) else {
+        let quoted = quoted_url(written);
         let message =
-            format!("`{written}` is not the address of a processor: write grpc://HOST:PORT or grpcs://HOST:PORT");
+            format!("{quoted} is not the address of a processor: write grpc://HOST:PORT or grpcs://HOST:PORT");
         return Err(FieldError::at(["url"], message));
     };
     let scheme = if url.scheme() == "grpcs" { "https" } else { "http" };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use spillway_config::values::{Duration, FilePath, Size};
+use spillway_config::values::{Duration, FilePath, Size, quoted_url};
 use spillway_filter::FieldError;
 
 /// Decision while the module fails.
@@ -110,7 +110,8 @@ pub(crate) fn mistakes(config: &Wasm) -> Vec<FieldError> {
     }
     for (name, url) in &config.calls {
         if server(url).is_none() {
-            let message = format!("`{url}` is not the URL of a server: write http://HOST:PORT, without a query");
+            let quoted = quoted_url(url);
+            let message = format!("{quoted} is not the URL of a server: write http://HOST:PORT, without a query");
             errors.push(FieldError::at(["calls", name], message));
         }
     }
