@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisResult, ScriptInvocation};
 use spillway_config::schema::RedisState;
 
-use crate::limits::ClientError;
+use crate::redis_client::{self, ClientError};
 
 /// Shortest time limit of a call: documents are larger than the levels of limits, and no request waits for them.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ impl StateServer {
     /// [`ClientError`] where URL, password or authorities cannot be used.
     pub(crate) fn new(written: &RedisState, authorities: Option<Vec<u8>>) -> Result<Self, ClientError> {
         Ok(Self {
-            client: crate::limits::redis_client(written, authorities)?,
+            client: redis_client::client(written, authorities)?,
             timeout: written.timeout.0.max(LEAST_TIMEOUT),
             connection: tokio::sync::Mutex::new(Connection::None),
         })

@@ -1,6 +1,6 @@
 //! Real programs: llama.cpp servers, Jaeger, Python with the official client. Missing ones fail loudly.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -212,10 +212,45 @@ impl Redis {
         }
     }
 
+    /// Sends a command and reads its reply: a text, a number as text, or the items of a list; nothing for none.
+    pub fn command(&self, parts: &[&[u8]]) -> Vec<Vec<u8>> {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let mut command = format!("*{}\r\n", parts.len()).into_bytes();
+        for part in parts {
+            command.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+            command.extend_from_slice(part);
+            command.extend_from_slice(b"\r\n");
+        }
+        stream.write_all(&command).unwrap();
+        let mut replies = BufReader::new(stream);
+        let mut items = Vec::new();
+        reply(&mut replies, &mut items);
+        items
+    }
+
     /// Sends a signal, such as STOP or CONT.
     pub fn signal(&self, name: &str) {
         let id = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+}
+
+/// Reads one reply in Redis' protocol.
+fn reply(from: &mut impl BufRead, items: &mut Vec<Vec<u8>>) {
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    let (kind, rest) = line.trim_end().split_at(1);
+    match kind {
+        "+" | ":" => items.push(rest.as_bytes().to_vec()),
+        "$" if rest != "-1" => {
+            let mut bulk = vec![0; rest.parse::<usize>().unwrap() + 2];
+            from.read_exact(&mut bulk).unwrap();
+            bulk.truncate(bulk.len() - 2);
+            items.push(bulk);
+        }
+        "*" => (0..rest.parse::<usize>().unwrap()).for_each(|_| reply(from, items)),
+        "$" => {}
+        _ => panic!("Redis refuses: {line}"),
     }
 }
 

@@ -56,6 +56,7 @@ mod responses;
 mod saturation;
 mod secrecy;
 mod serving;
+mod shared_cache;
 mod shared_limits;
 mod shared_rollouts;
 mod spill;

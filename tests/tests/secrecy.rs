@@ -274,6 +274,9 @@ const NO_SECRETS: &[&str] = &[
     "state.store.redis.keyPrefix",
     "state.budgets.sqlite",
     "state.quality.folder",
+    "state.cache.redis.url",
+    "state.cache.redis.caFile",
+    "state.cache.redis.keyPrefix",
     "state.limits.redis.url",
     "state.limits.redis.caFile",
     "state.limits.redis.keyPrefix",
@@ -685,6 +688,7 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
                 "url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}, "timeout": "500ms",
             }},
             // The same server, which has one password.
+            "cache": {"redis": {"url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}}},
             "store": {"redis": {"url": format!("redis://127.0.0.1:{}", world.redis.port), "password": {"env": redis}}},
         },
         "telemetry": {
@@ -884,6 +888,7 @@ fn away(bed: &mut Bed, nobody: &str) -> Value {
         }, "events": ["rollout"]}],
         "state": {
             "limits": {"redis": {"url": redis, "password": bed.file("state.limits.redis.password")}},
+            "cache": {"redis": {"url": redis, "password": bed.file("state.cache.redis.password")}},
             "store": {"redis": {"url": "redis://127.0.0.1:1", "password": bed.file("state.store.redis.password")}},
         },
         "telemetry": {"tracing": {"otlp": {"endpoint": endpoint}}, "logs": {"otlp": {"endpoint": of_logs}}},

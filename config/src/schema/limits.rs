@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::QualityState;
-use crate::values::{Duration, FilePath, Rate, Secret, StatePath};
+use crate::values::{Duration, FilePath, Rate, Secret, Size, StatePath};
 
 /// Treatment of a request that is over a limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -155,6 +155,8 @@ pub struct State {
     pub budgets: BudgetState,
     /// Levels of limits; in this process when left out.
     pub limits: Option<LimitState>,
+    /// Answers of the filters `cache` that have `store: shared`.
+    pub cache: Option<CacheState>,
     /// Sketches of `routes[].quality`.
     pub quality: QualityState,
 }
@@ -234,6 +236,58 @@ fn key_prefix() -> String {
 
 fn redis_timeout() -> Duration {
     Duration::millis(50)
+}
+
+/// Store of the answers of filters `cache`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheState {
+    /// A Redis or Valkey server that several gateways share. While it is unreachable or slow, every request is a miss. Bound its
+    /// memory by its own `maxmemory` and an eviction policy.
+    pub redis: CacheRedis,
+}
+
+/// A Redis or Valkey server for answers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheRedis {
+    /// Address of the server: redis://HOST:PORT/DATABASE, or rediss:// for TLS.
+    pub url: String,
+    /// Authorities that are trusted for a server with TLS, in PEM; those of the system when left out.
+    #[serde(default)]
+    pub ca_file: Option<FilePath>,
+    /// Password of the server.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// Prefix of every key, so that several groups of gateways may use one server.
+    #[serde(default = "key_prefix")]
+    pub key_prefix: String,
+    /// Longest wait of a request for the server; then it is a miss, and so are the next ones until the server answers again.
+    #[serde(default = "redis_timeout")]
+    pub timeout: Duration,
+    /// Most requests that look for an answer at the same time; further ones are misses.
+    #[serde(default = "max_lookups")]
+    pub max_lookups: NonZeroU32,
+    /// Most answers that wait to be written; further ones are not kept.
+    #[serde(default = "max_pending_writes")]
+    pub max_pending_writes: NonZeroU32,
+    /// Most memory of the answers that wait to be written; what does not fit in is not kept.
+    #[serde(default = "max_pending_bytes")]
+    pub max_pending_bytes: Size,
+}
+
+/// A lookup takes about a millisecond: enough for 100,000 requests in a second.
+fn max_lookups() -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(255)
+}
+
+fn max_pending_writes() -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(1023)
+}
+
+/// As many answers of the longest that `maxEntry` has by default as a burst may bring.
+fn max_pending_bytes() -> Size {
+    Size(32 << 20)
 }
 
 /// Behaviour while a shared store is unreachable.

@@ -39,8 +39,8 @@ pub use discovery::{Discovery, Kubernetes, LeaderElection};
 pub use dns::Dns;
 pub use feedback::{Feedback, Remember};
 pub use limits::{
-    Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState,
-    SharedStore, State, StateStore,
+    Budget, BudgetState, CacheRedis, CacheState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price,
+    RedisState, SharedStore, State, StateStore,
 };
 pub use listeners::{
     CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::ModelPattern;
-use crate::schema::{BackendRef, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, RedisState, StateStore};
-use crate::values::quoted_url;
+use crate::schema::{
+    BackendRef, CacheRedis, Config, Consumer, ConsumerLimits, Jwks, JwtIssuer, RedisState, StateStore,
+};
+use crate::values::{Duration, FilePath, quoted_url};
 
 use super::index::Index;
 use super::{Context, Segment, at};
@@ -367,20 +369,49 @@ fn prices(cx: &mut Context<'_>) {
 fn state(cx: &mut Context<'_>) {
     let state = &cx.config.state;
     if let Some(limits) = &state.limits {
-        redis(cx, at!["state", "limits", "redis"], &limits.redis);
+        redis(cx, at!["state", "limits", "redis"], (&limits.redis).into());
+    }
+    if let Some(cache) = &state.cache {
+        redis(cx, at!["state", "cache", "redis"], (&cache.redis).into());
+        if cache.redis.max_pending_bytes.0 == 0 {
+            let message = "found 0 bytes; expected more, such as 32MiB: no answer would ever be written";
+            cx.error(at!["state", "cache", "redis", "maxPendingBytes"], message);
+        }
     }
     if let StateStore::Shared(shared) = &state.store {
-        redis(cx, at!["state", "store", "redis"], &shared.redis);
+        redis(cx, at!["state", "store", "redis"], (&shared.redis).into());
+    }
+}
+
+/// Keys that every server has that several gateways share.
+struct SharedServer<'c> {
+    url: &'c str,
+    ca_file: Option<&'c FilePath>,
+    timeout: Duration,
+    key_prefix: &'c str,
+}
+
+impl<'c> From<&'c RedisState> for SharedServer<'c> {
+    fn from(written: &'c RedisState) -> Self {
+        let RedisState { url, ca_file, timeout, key_prefix, .. } = written;
+        Self { url, ca_file: ca_file.as_ref(), timeout: *timeout, key_prefix }
+    }
+}
+
+impl<'c> From<&'c CacheRedis> for SharedServer<'c> {
+    fn from(written: &'c CacheRedis) -> Self {
+        let CacheRedis { url, ca_file, timeout, key_prefix, .. } = written;
+        Self { url, ca_file: ca_file.as_ref(), timeout: *timeout, key_prefix }
     }
 }
 
 /// Checks a server that several gateways share.
-fn redis(cx: &mut Context<'_>, here: Vec<Segment>, redis: &RedisState) {
-    let url = url::Url::parse(&redis.url);
+fn redis(cx: &mut Context<'_>, here: Vec<Segment>, server: SharedServer<'_>) {
+    let url = url::Url::parse(server.url);
     if !url.as_ref().is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss") && url.has_host()) {
         let message = format!(
             "{} is not the URL of a Redis server: write redis://HOST:PORT/0, or rediss:// for TLS",
-            quoted_url(&redis.url)
+            quoted_url(server.url)
         );
         cx.error(with(&here, &["url"]), message);
     } else if url.is_ok_and(|url| url.password().is_some()) {
@@ -389,19 +420,20 @@ fn redis(cx: &mut Context<'_>, here: Vec<Segment>, redis: &RedisState) {
             "unexpected password in the URL, which would be readable in the file: write password: {env: NAME}",
         );
     }
-    if let Some(file) = &redis.ca_file {
-        if redis.url.starts_with("redis:") {
+    if let Some(file) = server.ca_file {
+        if server.url.starts_with("redis:") {
             cx.error(with(&here, &["caFile"]), "no effect without TLS: write rediss:// in `url`, or remove this");
         }
         super::listeners::authorities(cx, with(&here, &["caFile"]), file);
     }
-    if redis.timeout.0.is_zero() || redis.timeout.0.as_secs() >= 2 {
+    if server.timeout.0.is_zero() || server.timeout.0.as_secs() >= 2 {
         cx.error(
             with(&here, &["timeout"]),
-            format!("found {}; expected above zero and below 2s, the longest wait of a request", redis.timeout),
+            format!("found {}; expected above zero and below 2s, the longest wait of a request", server.timeout),
         );
     }
-    if redis.key_prefix.is_empty() || redis.key_prefix.chars().any(|c| c.is_whitespace() || matches!(c, '{' | '}')) {
+    let prefix = server.key_prefix;
+    if prefix.is_empty() || prefix.chars().any(|c| c.is_whitespace() || matches!(c, '{' | '}')) {
         cx.error(
             with(&here, &["keyPrefix"]),
             "not valid as a prefix; expected at least one character, and neither spaces nor braces",

@@ -119,7 +119,7 @@ pub trait AdminState: Send + Sync + 'static {
     /// the backend does not exist.
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
     /// Forgets the answers that the caches of a route keep, or only counts them.
-    fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache>;
+    async fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache>;
     /// Rollouts of the process; `None` before the gateway is ready.
     fn rollouts(&self) -> Option<Rollouts>;
     /// Keys that are made at run time; `None` before the gateway is ready.

@@ -82,7 +82,7 @@ impl AdminState for Shown {
         let known = endpoint == "10.0.0.1:8000" || endpoint == "http://10.0.0.1:8000";
         (backend == "b").then(|| if known { vec![(endpoint.to_owned(), drained)] } else { Vec::new() })
     }
-    fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache> {
+    async fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache> {
         match route {
             "r" => Ok(KeptAnswers { answers: if dry_run { 7 } else { 8 }, bytes: 9 }),
             "bare" => Err(NoCache::Without),

@@ -109,6 +109,8 @@ impl AdminState for AdminView {
                 let (store_up, gateways) = snapshot.limits.store_seen();
                 self.metrics.process.limit_store_up.set(store_up.into());
                 self.metrics.process.limit_store_gateways.set(gateways.into());
+                let answers_up = snapshot.answers.as_ref().is_some_and(|answers| answers.is_up());
+                self.metrics.process.cache_store_up.set(answers_up.into());
                 self.metrics.process.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
                 let unread = gateway.downstream.answers.used();
                 self.metrics.process.buffered_answer_bytes.set(i64::try_from(unread).unwrap_or(i64::MAX));
@@ -256,11 +258,10 @@ impl AdminState for AdminView {
         }
         Some(found)
     }
-    fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache> {
-        let gateway = self.gateway.load();
-        let gateway = gateway.as_ref().as_ref().ok_or(NoCache::Unknown)?;
-        let snapshot = gateway.snapshot.load_full();
-        caches::of_route(snapshot.routes.named(route), dry_run)
+    async fn purge_cache(&self, route: &str, dry_run: bool) -> Result<KeptAnswers, NoCache> {
+        let snapshot = self.gateway.load().as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        let snapshot = snapshot.ok_or(NoCache::Unknown)?;
+        caches::of_route(snapshot.routes.named(route), dry_run).await
     }
     fn rollouts(&self) -> Option<Rollouts> {
         self.gateway.load().as_ref().as_ref().map(|gateway| gateway.rollouts.clone())

@@ -33,6 +33,5 @@ pub use metering::TokenRules;
 pub use prices::Prices;
 pub use reservation::ReservationRequest;
 pub use rules::{BudgetRules, Limits, RateTooHigh, Rule, Rules};
-pub(crate) use shared::client as redis_client;
-pub use shared::{ClientError, StoreError};
+pub use shared::StoreError;
 pub use shown::{BudgetReport, LimitReport, UseReport};

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use spillway_config::ModelPattern;
 use spillway_config::schema::Price;
+use spillway_filter::{Pricing, TokenUse};
 
 use super::estimate::{Estimate, Used};
 
@@ -65,6 +66,14 @@ impl Prices {
     pub fn expected(&self, estimate: Estimate, asked: Option<&str>) -> u64 {
         let used = Used { input: estimate.input, output: estimate.output, ..Used::default() };
         self.find(asked).map_or(0, |price| cost(price, used))
+    }
+}
+
+impl Pricing for Prices {
+    fn nanos(&self, tokens: TokenUse, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> u64 {
+        let TokenUse { input, cached, cache_written, cache_written_1h, output } = tokens;
+        let used = Used { input, cached, cache_written, cache_written_1h, output, nanos: 0 };
+        self.of(used, answered, asked, is_built_in)
     }
 }
 

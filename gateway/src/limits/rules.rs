@@ -18,9 +18,10 @@ use super::concurrency::ConcurrencyCounts;
 use super::costs::Costs;
 use super::keys::number;
 use super::levels::{Levels, Limit};
-use super::shared::{ClientError, SharedStore, StoreError};
+use super::shared::{SharedStore, StoreError};
 use crate::clock::unix_now;
 use crate::commit_steps::CommitSteps;
+use crate::redis_client;
 use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
 
 /// Name in metrics of all keys that are made at run time: their number is no bound of a scrape.
@@ -186,8 +187,7 @@ impl Limits {
         commit_steps: &CommitSteps,
     ) -> Result<Self, StoreError> {
         let previous = previous.and_then(|limits| limits.store.clone());
-        let file = written.and_then(|written| written.ca_file.as_ref());
-        let authorities = file.map(|file| crate::tls::read_authorities(file)).transpose().map_err(ClientError::from)?;
+        let authorities = written.map(redis_client::authorities).transpose()?.flatten();
         let store = match (written, previous) {
             (None, _) => None,
             (Some(written), Some(store)) if store.written == *written && store.authorities == authorities => {

@@ -433,6 +433,7 @@ pub(super) fn end(gateway: &Gateway, connection: &ConnectionInfo, session: &Clie
             cache_written_tokens: exchange.outcome.cache_written_tokens,
             cache_written_1h_tokens: exchange.outcome.cache_written_1h_tokens,
             completion_tokens: exchange.outcome.completion_tokens,
+            model: super::limiting::answered_model(exchange).as_deref(),
             error_code: exchange.outcome.error_code,
         });
     }

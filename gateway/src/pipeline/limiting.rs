@@ -416,7 +416,7 @@ fn count_cost(exchange: &Exchange, used: Used) {
 }
 
 /// Name of the model that answered, in the spelling that all names of it have in common.
-fn answered_model(exchange: &Exchange) -> Option<Cow<'_, str>> {
+pub(super) fn answered_model(exchange: &Exchange) -> Option<Cow<'_, str>> {
     let is_folded = exchange.asked.as_ref().is_some_and(|asked| asked.is_folded);
     // The server repeats the spelling that it got.
     let answered = exchange.outcome.model_answered.as_deref();

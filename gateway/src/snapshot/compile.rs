@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::HeaderName;
 use spillway_config::Loaded;
 use spillway_config::schema::{Config, IdentityHeaders, KeysByApi};
-use spillway_filter::{GrpcClient, HttpClient, Registry, SharedStates};
+use spillway_filter::{AnswerStores, GrpcClient, HttpClient, Pricing, Registry, SharedStates};
 
 use super::compile_backend::BackendCompiler;
 use super::compile_rollouts;
@@ -19,6 +19,7 @@ use super::{CallerHeaders, ShownConfig, Snapshot};
 use crate::balancing::{DnsResolver, Endpoints, Resolve, ResolveError, ResolvedAddresses};
 use crate::batch::Batches;
 use crate::builtin::Models;
+use crate::cache::SharedAnswers;
 use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::feedback::Feedback;
@@ -192,6 +193,12 @@ impl Compiler {
         });
         let commit_steps = CommitSteps::default();
         let limits = self.limits(config, previous, &commit_steps, &mut errors).await;
+        let written = config.state.cache.as_ref().map(|cache| &cache.redis);
+        let known = previous.and_then(|p| p.answers.as_ref());
+        let answers = SharedAnswers::sharing(written, known, &self.metrics, &commit_steps).unwrap_or_else(|e| {
+            errors.push(e.to_string());
+            None
+        });
         match self.notifier.compile(&config.notifications) {
             Ok(plans) => {
                 let notifier = self.notifier.clone();
@@ -229,6 +236,7 @@ impl Compiler {
         let Some(identity) = identity.filter(|_| errors.is_empty()) else { return Err(SnapshotError(errors)) };
         let models = self.models(config, previous).await?;
         let rollouts = self.rollouts(config, plans).await?;
+        let prices = Arc::new(prices(config).map_err(|e| SnapshotError::of([e]))?);
         let compiler = RouteCompiler {
             registry: &self.registry,
             states: &self.states,
@@ -245,11 +253,12 @@ impl Compiler {
             feedback: &self.feedback,
             quality: &self.quality,
             contents: &self.contents,
+            answers: answers.as_deref().map(|answers| answers as &dyn AnswerStores),
+            prices: &(prices.clone() as Arc<dyn Pricing>),
         };
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
         let batch = config.batch.as_ref().map(|written| Arc::new(compiler.batch_plan(written, &self.batches)));
-        let prices = prices(config).map_err(|e| SnapshotError::of([e]))?;
         let adopting = self.rollouts.clone();
         commit_steps.add(move || adopting.adopt(rollouts));
         let identity_headers = identity_headers(&authentication.identity_headers);
@@ -281,6 +290,7 @@ impl Compiler {
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates: backends.certificates,
             limits,
+            answers,
             commit_steps,
         })
     }

@@ -13,8 +13,8 @@ use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
 use spillway_config::{Origins, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{
-    BuildContext, Classifier, Classifiers, Embedder, Embedders, Filter, GrpcClient, HttpClient, LimitSpec, MirrorSpec,
-    Registry, SharedStates, Stage,
+    AnswerStores, BuildContext, Classifier, Classifiers, Embedder, Embedders, Filter, GrpcClient, HttpClient,
+    LimitSpec, MirrorSpec, Pricing, Registry, SharedStates, Stage,
 };
 use tokio::sync::Semaphore;
 
@@ -108,6 +108,9 @@ pub(super) struct RouteCompiler<'a> {
     pub(super) feedback: &'a Arc<Feedback>,
     pub(super) quality: &'a Arc<Quality>,
     pub(super) contents: &'a Arc<Contents>,
+    /// Store of answers that several gateways share.
+    pub(super) answers: Option<&'a dyn AnswerStores>,
+    pub(super) prices: &'a Arc<dyn Pricing>,
 }
 
 /// Filters of a route, by the time at which they run.
@@ -465,6 +468,8 @@ impl RouteCompiler<'_> {
             embedders: self,
             classifiers: self,
             counters: &self.metrics.filters,
+            answers: self.answers,
+            prices: self.prices,
         };
         let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
             route: route.to_owned(),
@@ -628,6 +633,8 @@ impl RouteCompiler<'_> {
                 embedders: self,
                 classifiers: self,
                 counters: &self.metrics.filters,
+                answers: self.answers,
+                prices: self.prices,
             };
             let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
                 route: route.to_owned(),

@@ -21,6 +21,7 @@ pub use shown::ShownConfig;
 
 use crate::balancing::BackgroundTasks;
 use crate::builtin::Models;
+use crate::cache::SharedAnswers;
 use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::identity::Authenticator;
@@ -44,7 +45,7 @@ pub struct Snapshot {
     /// Headers of a caller that do not pass to servers.
     pub caller_headers: CallerHeaders,
     /// Prices of tokens.
-    pub prices: Prices,
+    pub prices: Arc<Prices>,
     /// Tracer with its exporter.
     pub tracer: Tracer,
     /// Export of the log.
@@ -83,6 +84,8 @@ pub struct Snapshot {
     pub certificates: Vec<CertificateSample>,
     /// Levels and budgets of its rules.
     pub limits: Limits,
+    /// Store of the answers that several gateways share; `None` where the configuration has none.
+    pub answers: Option<Arc<SharedAnswers>>,
     /// Changes to state that outlives the snapshot: run once, when the snapshot becomes active.
     pub commit_steps: CommitSteps,
 }

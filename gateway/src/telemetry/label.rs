@@ -328,6 +328,44 @@ label! {
 }
 
 label! {
+    /// End of a look into the shared store of answers.
+    CacheLookup {
+        /// An answer that counts is there.
+        Hit => "hit",
+        /// No answer is there.
+        Miss => "miss",
+        /// The answer is from before a purge.
+        Forgotten => "forgotten",
+        /// The value is no answer to what was asked, or too long: no gateway of this version has written it.
+        Malformed => "malformed",
+        /// The server was not connected, or the connection broke.
+        Unreachable => "unreachable",
+        /// The server did not answer in time.
+        TimedOut => "timeout",
+        /// The server answered with an error.
+        Failed => "failed",
+        /// Not asked: too many requests were looking.
+        Busy => "busy",
+    }
+}
+
+label! {
+    /// End of an answer on its way to the shared store.
+    CacheWrite {
+        /// Kept.
+        Written => "written",
+        /// Dropped: too many answers waited, or too many bytes.
+        Full => "full",
+        /// Dropped: its content type is too long.
+        Unfit => "unfit",
+        /// Dropped: the server was not connected, or the connection broke.
+        Unreachable => "unreachable",
+        /// Refused by the server, such as for want of memory.
+        Failed => "failed",
+    }
+}
+
+label! {
     /// End of a rollout.
     RolloutEnd {
         /// The candidate gets all requests.

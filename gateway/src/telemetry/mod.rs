@@ -21,9 +21,9 @@ pub use access_log::{AccessRecord, LoggedHeaders};
 pub use fields::{ComputedFields, Field, FieldValues, values as field_values};
 pub use json::write_line;
 pub use label::{
-    AttemptEnd, BatchStatus, BodyRefusal, ByLabel, ConnectionRefusal, FeedbackEnd, Label, LineEnded, MalformedReason,
-    MirrorEnd, NotSpilled, NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd, RolloutEnd, RolloutFinding,
-    SocketEnd, SpillReason,
+    AttemptEnd, BatchStatus, BodyRefusal, ByLabel, CacheLookup, CacheWrite, ConnectionRefusal, FeedbackEnd, Label,
+    LineEnded, MalformedReason, MirrorEnd, NotSpilled, NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd,
+    RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_export::{LogExport, LogExportError, Record, names as log_names};

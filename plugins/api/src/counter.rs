@@ -84,6 +84,8 @@ pub struct Counters {
 /// Counter with its series.
 struct Declared {
     spec: CounterSpec,
+    /// True for a counter of billionths.
+    is_billionths: bool,
     /// Series by the values of their labels, that of the route first.
     series: HashMap<Arc<[String]>, Weak<AtomicU64>>,
 }
@@ -93,6 +95,8 @@ struct Declared {
 pub struct CounterSample {
     /// The declaration.
     pub spec: CounterSpec,
+    /// True if the counts are billionths of the unit that is shown.
+    pub is_billionths: bool,
     /// Values of the labels, that of the route first, with the count of each series. In order.
     pub series: Vec<(Arc<[String]>, u64)>,
 }
@@ -110,6 +114,29 @@ impl Counters {
     /// A declaration that no page of metrics can show: a name or label that is none, a number of values that is not that of
     /// the labels, another counter of the same name.
     pub fn counter(&self, spec: CounterSpec, route: &str, values: &[&str]) -> Result<Counter, FieldError> {
+        self.declare(spec, false, route, values)
+    }
+
+    /// Handle on the series of a counter that counts billionths and is shown in whole units.
+    ///
+    /// # Errors
+    /// As [`Self::counter`].
+    pub fn counter_of_billionths(
+        &self,
+        spec: CounterSpec,
+        route: &str,
+        values: &[&str],
+    ) -> Result<Counter, FieldError> {
+        self.declare(spec, true, route, values)
+    }
+
+    fn declare(
+        &self,
+        spec: CounterSpec,
+        is_billionths: bool,
+        route: &str,
+        values: &[&str],
+    ) -> Result<Counter, FieldError> {
         let fault = |why: &str| {
             let message = format!("found the counter `{}` of a filter; {why}", spec.name);
             Err(FieldError { path: Vec::new(), message })
@@ -124,9 +151,10 @@ impl Counters {
         if !declared.contains_key(spec.name) && declared.len() >= MAX_COUNTERS {
             return fault(&format!("expected at most {MAX_COUNTERS} counters of filters"));
         }
-        let known = declared.entry(spec.name).or_insert_with(|| Declared { spec, series: HashMap::new() });
-        if known.spec != spec {
-            return fault("expected the help and labels of the other counter with this name");
+        let known =
+            declared.entry(spec.name).or_insert_with(|| Declared { spec, is_billionths, series: HashMap::new() });
+        if known.spec != spec || known.is_billionths != is_billionths {
+            return fault("expected the help, labels and unit of the other counter with this name");
         }
         let bounded = |value: &&str| value.get(..value.floor_char_boundary(MAX_VALUE)).unwrap_or_default().to_owned();
         let own: Arc<[String]> = std::iter::once(&route).chain(values).map(bounded).collect();
@@ -157,7 +185,7 @@ impl Counters {
             let mut series: Vec<_> = known.series.iter().filter_map(read).collect();
             series.sort();
             if !series.is_empty() {
-                samples.push(CounterSample { spec: known.spec, series });
+                samples.push(CounterSample { spec: known.spec, is_billionths: known.is_billionths, series });
             }
         }
         samples.sort_by_key(|sample| sample.spec.name);

@@ -2,6 +2,7 @@
 //! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
+mod answers;
 mod classifier;
 mod compression;
 mod counter;
@@ -14,6 +15,7 @@ mod headers;
 mod http_client;
 mod limit;
 mod observer;
+mod pricing;
 mod processor;
 mod refusal;
 mod registry;
@@ -21,6 +23,10 @@ mod rewriter;
 mod state;
 pub mod testing;
 
+pub use answers::{
+    AnswerKey, AnswerPut, AnswerStore, AnswerStores, Generation, KeptAnswers, Looked, Looking, NotPurged, Purging,
+    StoredAnswer,
+};
 pub use classifier::{Classifier, Classifiers, Classifying, Judgement, NoClassifiers, NotClassified};
 pub use compression::{CodingSpec, CompressionSpec, ContentCoding};
 pub use counter::{Counter, CounterSample, CounterSpec, Counters};
@@ -33,6 +39,7 @@ pub use headers::{HeaderChange, HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitCost, LimitKey, LimitSpec, Quota};
 pub use observer::{ExchangeEnd, Observer};
+pub use pricing::{NoPrices, Pricing, TokenUse};
 pub use processor::{AnswerEdit, Processor, Reads};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, absent, define, define_compiled};
@@ -210,15 +217,6 @@ pub struct ServerView<'a> {
     pub caller_path: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// Answers that a filter keeps in memory to give them again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct KeptAnswers {
-    /// Their number.
-    pub answers: u64,
-    /// Their memory, in bytes.
-    pub bytes: u64,
-}
-
 /// Copies of requests for a second backend, whose answers are discarded. The gateway sends them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MirrorSpec {
@@ -297,8 +295,8 @@ pub trait Filter: Send + Sync {
         false
     }
     /// Forgets the answers that the filter keeps, and those that are on their way to be kept, for an operator. With `dry_run` it
-    /// only counts them. `None` for a filter that keeps none.
-    fn purge(&self, _dry_run: bool) -> Option<KeptAnswers> {
+    /// only counts them. `None` for a filter that keeps none. The filter bounds the wait.
+    fn purge(&self, _dry_run: bool) -> Option<Purging> {
         None
     }
     /// Changes the headers of a server's answer. Called before [`Self::on_response`] of all filters, and not for answers of

@@ -73,6 +73,8 @@ pub struct ExchangeEnd<'a> {
     pub cache_written_1h_tokens: Option<u64>,
     /// Tokens written by a model.
     pub completion_tokens: Option<u64>,
+    /// Model that answered, as its server names it.
+    pub model: Option<&'a str>,
     /// Code of the error that the caller got.
     pub error_code: Option<&'a str>,
 }

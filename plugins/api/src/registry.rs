@@ -9,7 +9,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use spillway_config::{ExpressionPlace, FieldError, FilterCatalog};
 
-use crate::{Classifiers, Counter, CounterSpec, Counters, Embedders, Filter, GrpcClient, HttpClient, SharedStates};
+use crate::{
+    AnswerStores, Classifiers, Counter, CounterSpec, Counters, Embedders, Filter, GrpcClient, HttpClient, Pricing,
+    SharedStates,
+};
 
 /// Environment in which a filter is built.
 pub struct BuildContext<'a> {
@@ -29,6 +32,10 @@ pub struct BuildContext<'a> {
     pub classifiers: &'a dyn Classifiers,
     /// Counters of all filters.
     pub counters: &'a Counters,
+    /// Store of answers that several gateways share; `None` where the configuration has none.
+    pub answers: Option<&'a dyn AnswerStores>,
+    /// Prices of models.
+    pub prices: &'a Arc<dyn Pricing>,
 }
 
 impl BuildContext<'_> {
@@ -38,6 +45,14 @@ impl BuildContext<'_> {
     /// A declaration that no page of metrics can show ([`Counters::counter`]).
     pub fn counter(&self, spec: CounterSpec, values: &[&str]) -> Result<Counter, FieldError> {
         self.counters.counter(spec, self.route, values)
+    }
+
+    /// Counter of the route that counts billionths and is shown in whole units, for money.
+    ///
+    /// # Errors
+    /// As [`Self::counter`].
+    pub fn counter_of_billionths(&self, spec: CounterSpec, values: &[&str]) -> Result<Counter, FieldError> {
+        self.counters.counter_of_billionths(spec, self.route, values)
     }
 }
 

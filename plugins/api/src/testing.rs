@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Call, Caller, Classifier, Classifiers, Classifying, Counters, Embedder, Embedders, Embedding,
-    EventSplitter, ExchangeEnd, ExchangeView, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient, HttpClient,
-    HttpError, Judgement, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, RequestView, ResponseEvent, ServerView,
-    SharedStates, SystemPlace, Variables, Waited,
+    AnswerStores, BuildContext, Call, Caller, Classifier, Classifiers, Classifying, Counters, Embedder, Embedders,
+    Embedding, EventSplitter, ExchangeEnd, ExchangeView, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient,
+    HttpClient, HttpError, Judgement, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, NoPrices, Pricing, RequestView,
+    ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -28,6 +28,8 @@ pub struct FilterBuilder {
     http: Arc<dyn HttpClient>,
     grpc: Arc<dyn GrpcClient>,
     counters: Counters,
+    answers: Option<Arc<dyn AnswerStores>>,
+    prices: Arc<dyn Pricing>,
     embedder: Option<Arc<dyn Embedder>>,
     classifier: Option<Arc<dyn Classifier>>,
 }
@@ -43,6 +45,8 @@ impl FilterBuilder {
             http,
             grpc: Arc::new(NoGrpc),
             counters: Counters::default(),
+            answers: None,
+            prices: Arc::new(NoPrices),
             embedder: None,
             classifier: None,
         }
@@ -85,6 +89,20 @@ impl FilterBuilder {
     #[must_use]
     pub fn grpc(mut self, client: Arc<dyn GrpcClient>) -> Self {
         self.grpc = client;
+        self
+    }
+
+    /// Sets the store of answers that several gateways share.
+    #[must_use]
+    pub fn answers(mut self, answers: Arc<dyn AnswerStores>) -> Self {
+        self.answers = Some(answers);
+        self
+    }
+
+    /// Sets the prices of models.
+    #[must_use]
+    pub fn prices(mut self, prices: Arc<dyn Pricing>) -> Self {
+        self.prices = prices;
         self
     }
 
@@ -133,6 +151,8 @@ impl FilterBuilder {
             embedders: self,
             classifiers: self,
             counters: &self.counters,
+            answers: self.answers.as_deref(),
+            prices: &self.prices,
         };
         factory.build(config, &cx)
     }
@@ -464,6 +484,7 @@ pub fn exchange_end() -> ExchangeEnd<'static> {
         cache_written_tokens: None,
         cache_written_1h_tokens: None,
         completion_tokens: None,
+        model: None,
         error_code: None,
     }
 }

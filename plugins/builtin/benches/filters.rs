@@ -14,8 +14,8 @@ use serde_json::json;
 use spillway_config::FilterCatalog as _;
 use spillway_filter::testing::{FilterBuilder, FixedEmbedder, TestRequest, headers, split_events, wait};
 use spillway_filter::{
-    AnswerHead, BuildContext, Counters, Filter, Flow, GrpcClient, HttpClient, NoClassifiers, NoGrpc, NoHttp, Rewriter,
-    SystemPlace,
+    AnswerHead, BuildContext, Counters, Filter, Flow, GrpcClient, HttpClient, NoClassifiers, NoGrpc, NoHttp, NoPrices,
+    Pricing, Rewriter, SystemPlace,
 };
 
 /// Values of a vector of all-MiniLM-L6-v2.
@@ -80,6 +80,8 @@ fn build(embedders: &FilterBuilder, name: &str, config: &serde_json::Value) -> A
         embedders,
         classifiers: &NoClassifiers,
         counters: &Counters::default(),
+        answers: None,
+        prices: &(Arc::new(NoPrices) as Arc<dyn Pricing>),
     };
     registry.build(name, config, &cx).unwrap()
 }

@@ -8,7 +8,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use spillway_config::FilterCatalog as _;
 use spillway_filter::testing::TestRequest;
 use spillway_filter::{
-    BuildContext, Counters, Flow, GrpcClient, HttpClient, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, SharedStates,
+    BuildContext, Counters, Flow, GrpcClient, HttpClient, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, NoPrices,
+    Pricing, SharedStates,
 };
 
 const MODULE: &str = r#"(module
@@ -38,6 +39,7 @@ fn requests(c: &mut Criterion) {
     let (states, http) = (SharedStates::default(), std::sync::Arc::new(NoHttp) as std::sync::Arc<dyn HttpClient>);
     let grpc = std::sync::Arc::new(NoGrpc) as std::sync::Arc<dyn GrpcClient>;
     let counters = Counters::default();
+    let prices = std::sync::Arc::new(NoPrices) as std::sync::Arc<dyn Pricing>;
     let cx = BuildContext {
         route: "bench",
         prefixes: &[],
@@ -47,6 +49,8 @@ fn requests(c: &mut Criterion) {
         embedders: &NoEmbedders,
         classifiers: &NoClassifiers,
         counters: &counters,
+        answers: None,
+        prices: &prices,
     };
     let filter = registry.build("wasm", &config, &cx).unwrap();
     let mut request =

@@ -331,6 +331,7 @@ const OPERATIONS: &[Operation] = &[
             (400, "The query has something else than `dryRun=true` or `dryRun=false`."),
             (403, "The header `x-spillway-admin: 1` is missing."),
             (404, "There is no such route, or it has no filter `cache`."),
+            (503, "The store of `state.cache.redis` did not confirm it: some answers may still be given. Ask again."),
         ],
         content_type: "application/json",
     },

@@ -493,6 +493,15 @@ const DASHBOARDS: &[Dashboard] = &[
                     )],
                 ),
                 (
+                    "Saved by caches a day",
+                    Stack,
+                    "currencyUSD",
+                    &[(
+                        "86400 * sum by (http_route) (rate(spillway_filter_cache_saved_usd_total{$i,$r}[$__rate_interval])) > 0",
+                        "{{http_route}}",
+                    )],
+                ),
+                (
                     "Days until a certificate ends",
                     Stat,
                     "d",

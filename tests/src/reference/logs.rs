@@ -125,6 +125,16 @@ const EVENTS: &[(&str, &str)] = &[
         "budgets_not_written",
         "The file of budgets cannot be written. Budgets are counted in memory and lost when the process ends.",
     ),
+    (
+        "cache_store_lost",
+        "The shared store of answers did not answer a request; those of shared caches are misses until it is back.",
+    ),
+    ("cache_store_reached", "The shared store of answers answers."),
+    ("cache_store_unreachable", "The shared store of answers cannot be reached; requests of shared caches are misses."),
+    (
+        "cache_store_unswept",
+        "A purge has made all gateways forget the answers of a route, and could not free the memory of all of them in time: the rest expires.",
+    ),
     ("cannot_resume", "A stream that died could not be continued."),
     ("cannot_spill", "A request could not be answered by the built-in model of its spill."),
     ("certificate_issued", "A certificate authority issued a certificate; it is served."),

@@ -4,7 +4,6 @@
 //! judged here, by this gateway's share, until the server answers again. Settlements go through a bounded queue; beyond
 //! its end they are dropped and counted.
 
-mod client;
 mod keep;
 
 use std::num::NonZeroU32;
@@ -20,10 +19,8 @@ use spillway_config::schema::RedisState;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
+use crate::redis_client::{self, ClientError};
 use crate::telemetry::Metrics;
-
-pub use client::ClientError;
-pub(crate) use client::client;
 
 /// Most settlements that wait for the task: a few MiB.
 const QUEUE: usize = 65_536;
@@ -73,7 +70,7 @@ impl SharedStore {
         gateways: u32,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, StoreError> {
-        let client = client(written, authorities)?;
+        let client = redis_client::client(written, authorities)?;
         let (settlements, queue) = mpsc::channel(QUEUE);
         Ok(Arc::new(Self {
             prefix: format!("{{{}}}", written.key_prefix),

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::record::HistoryEntry;
 use super::stored::{Counts, Decided, Stored};
-use crate::limits::ClientError;
+use crate::redis_client::ClientError;
 use crate::state_file::FileError;
 use crate::state_server::Unreachable;
 

@@ -16,7 +16,14 @@ impl EncodeMetric for Sampled {
         let names = || std::iter::once("http_route").chain(self.0.spec.labels.iter().copied());
         for (values, count) in &self.0.series {
             let labels: Vec<(&str, &str)> = names().zip(values.iter().map(String::as_str)).collect();
-            encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            let mut series = encoder.encode_family(&labels)?;
+            if self.0.is_billionths {
+                #[allow(clippy::cast_precision_loss, reason = "2^53 billionths are nine million dollars")]
+                let units = *count as f64 / 1e9;
+                series.encode_counter::<NoLabelSet, _, u64>(&units, None)?;
+            } else {
+                series.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+            }
         }
         Ok(())
     }

@@ -30,6 +30,11 @@ pub static MODEL_SECONDS: Scale = Scale {
     bounds: [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92],
     units: 1e7,
 };
+/// Buckets of round trips to a store in the same network, in seconds.
+pub(super) static STORE_SECONDS: Scale = Scale {
+    bounds: [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0],
+    units: 1e7,
+};
 /// Buckets of token counts (`gen_ai.client.token.usage`): powers of four up to 4^13.
 pub(super) static TOKEN_COUNTS: Scale = Scale {
     bounds: [
@@ -129,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_value_counts_in_the_first_bucket_that_holds_it() {
-        for scale in [&HTTP_SECONDS, &MODEL_SECONDS, &TOKEN_COUNTS] {
+        for scale in [&HTTP_SECONDS, &MODEL_SECONDS, &STORE_SECONDS, &TOKEN_COUNTS] {
             assert!(scale.bounds.is_sorted());
             for (n, bound) in scale.bounds.into_iter().enumerate() {
                 let histogram = Histogram::new(scale);

@@ -17,7 +17,7 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -32,7 +32,7 @@ pub use self::handles::{
 };
 pub use self::held::{Count, Running};
 pub use self::histogram::{BUCKETS, HTTP_SECONDS, MODEL_SECONDS};
-use self::histogram::{Histogram, TOKEN_COUNTS};
+use self::histogram::{Histogram, STORE_SECONDS, TOKEN_COUNTS};
 use self::latency::{LatencyHistograms, latencies};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
@@ -42,7 +42,7 @@ pub use self::now::{
     RolloutSample, Samples,
 };
 pub use self::receivers::ReceiverMetrics;
-use super::label::{BodyRefusal, ByLabel, Label, RolloutEnd};
+use super::label::{BodyRefusal, ByLabel, CacheLookup, CacheWrite, Label, RolloutEnd};
 
 /// Provider name of built-in models.
 const ENGINE: &str = "spillway";
@@ -183,6 +183,10 @@ series! {
         batch_lines: Counters = "spillway_batch_lines", Counters::default();
         /// Stored batches, by their state
         batches: Gauges = "spillway_batches", Gauges::default();
+        /// Looks into the shared store of answers, by result
+        cache_lookups: Counters = "spillway_cache_store_lookups", Counters::default();
+        /// Answers on their way to the shared store of answers, by result
+        cache_writes: Counters = "spillway_cache_store_writes", Counters::default();
         /// Request bodies refused, by the spent resource: memory of the caller, of the process, time to read them
         bodies: Counters = "spillway_request_bodies_refused", Counters::default();
     }
@@ -243,6 +247,10 @@ series! {
         batch_files: Gauge = "spillway_batch_files", Gauge::default();
         /// Bytes of the stored files of batches
         batch_file_bytes: Gauge = "spillway_batch_file_bytes", Gauge::default();
+        /// 1 while the shared store of answers answers
+        pub cache_store_up: Gauge = "spillway_cache_store_up", Gauge::default();
+        /// Time of a look into the shared store of answers
+        cache_store_lookup: Histogram = "spillway_cache_store_lookup_duration_seconds", Histogram::new(&STORE_SECONDS);
         /// Lines that the audit log left out
         pub audit_dropped: Counter = "spillway_audit_dropped", Counter::default();
         /// Request bodies that are held
@@ -288,6 +296,10 @@ pub struct Metrics {
     pub bodies_refused: ByLabel<BodyRefusal, Counter>,
     /// Series of batches.
     pub batches: Arc<BatchMetrics>,
+    /// Looks into the shared store of answers.
+    cache_lookups: ByLabel<CacheLookup, Counter>,
+    /// Answers on their way to the shared store of answers.
+    cache_writes: ByLabel<CacheWrite, Counter>,
     /// Counters of filters.
     pub filters: spillway_filter::Counters,
     /// Spans that no collector took.
@@ -320,6 +332,8 @@ impl Metrics {
             acme_failed: of(&families.orders, "result", "failed"),
             bodies_refused: ByLabel::new(|reason: BodyRefusal| of(&families.bodies, "reason", reason.as_str())),
             batches: Arc::new(BatchMetrics::new(&families, &process)),
+            cache_lookups: ByLabel::new(|result: CacheLookup| of(&families.cache_lookups, "result", result.as_str())),
+            cache_writes: ByLabel::new(|result: CacheWrite| of(&families.cache_writes, "result", result.as_str())),
             filters: spillway_filter::Counters::default(),
             spans_dropped: Arc::default(),
             log_records_dropped: Arc::default(),
@@ -333,6 +347,23 @@ impl Metrics {
     /// Handle on the series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         self.families.live_routes.get(name, |name| RouteMetrics::new(&self.families, name))
+    }
+
+    /// Counts a look into the shared store of answers; `took` is the time that the store had for it.
+    pub fn cache_lookup(&self, result: CacheLookup, took: Option<Duration>) {
+        if let Some(counter) = self.cache_lookups.get(result) {
+            counter.inc();
+        }
+        if let Some(took) = took {
+            self.process.cache_store_lookup.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts answers on their way to the shared store of answers.
+    pub fn cache_writes(&self, result: CacheWrite, times: u64) {
+        if let Some(counter) = self.cache_writes.get(result) {
+            counter.inc_by(times);
+        }
     }
 
     /// Counts the end of a rollout. A route that an edit removes keeps its counts, of which there is one for each end.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use spillway_filter::{BuildContext, Counter, CounterSpec, FieldError};
+use spillway_filter::{BuildContext, Counter, CounterSpec, FieldError, TokenUse};
 
 /// Requests by how they were answered.
 const REQUESTS: CounterSpec = CounterSpec {
@@ -29,6 +29,13 @@ const SAVED: CounterSpec = CounterSpec {
     labels: &["kind"],
 };
 
+/// Money that those tokens would have cost.
+const SAVED_MONEY: CounterSpec = CounterSpec {
+    name: "spillway_filter_cache_saved_usd",
+    help: "Cost of answers that a cache gave again, by the prices of models at that time",
+    labels: &[],
+};
+
 /// Reason why the answer to a miss is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unkept {
@@ -46,12 +53,14 @@ pub(super) enum Unkept {
     TooLong,
     /// An operator had all answers forgotten while it was on its way.
     Purged,
+    /// The shared store could not be asked before.
+    Store,
     /// Broken off, or none at all.
     Cut,
 }
 
 impl Unkept {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Status, "status"),
         (Self::Spilled, "spilled"),
         (Self::Form, "form"),
@@ -59,6 +68,7 @@ impl Unkept {
         (Self::Error, "error"),
         (Self::TooLong, "too_long"),
         (Self::Purged, "purged"),
+        (Self::Store, "store"),
         (Self::Cut, "cut"),
     ];
 }
@@ -83,6 +93,8 @@ pub(super) struct Counts {
     pub(super) not_embedded: Counter,
     prompt_tokens: Counter,
     completion_tokens: Counter,
+    /// Billionths of a US dollar.
+    saved_nanos: Counter,
 }
 
 impl Counts {
@@ -100,6 +112,7 @@ impl Counts {
             not_embedded: cx.counter(EMBEDDINGS, &["left_out"])?,
             prompt_tokens: cx.counter(SAVED, &["prompt"])?,
             completion_tokens: cx.counter(SAVED, &["completion"])?,
+            saved_nanos: cx.counter_of_billionths(SAVED_MONEY, &[])?,
         })
     }
 
@@ -110,10 +123,11 @@ impl Counts {
         }
     }
 
-    /// Counts the tokens of an answer that is given again.
-    pub(super) fn saved(&self, tokens: Tokens) {
-        self.prompt_tokens.add(tokens.prompt);
-        self.completion_tokens.add(tokens.completion);
+    /// Counts the tokens of an answer that is given again, and their cost.
+    pub(super) fn saved(&self, tokens: TokenUse, nanos: u64) {
+        self.prompt_tokens.add(tokens.input);
+        self.completion_tokens.add(tokens.output);
+        self.saved_nanos.add(nanos);
     }
 }
 

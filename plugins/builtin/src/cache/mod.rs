@@ -2,6 +2,8 @@
 
 mod counts;
 mod key;
+mod shared;
+mod told;
 mod vectors;
 
 use std::collections::HashMap;
@@ -21,13 +23,16 @@ use serde::Deserialize;
 use spillway_cel::{Expression, Seen};
 use spillway_config::values::{Duration, Size};
 use spillway_filter::{
-    Answer, AnswerHead, BuildContext, Counter, Embedder, EventChange, FieldError, Fields, Filter, FilterFactory, Flow,
-    Headers, KeptAnswers, Observer, Refusal, RequestView, ResponseEvent, Rewrite, Rewriter, Waited, define,
+    Answer, AnswerHead, BuildContext, Counter, Embedder, EventChange, ExchangeEnd, FieldError, Fields, Filter,
+    FilterFactory, Flow, Headers, KeptAnswers, Observer, Pricing, Purging, Refusal, RequestView, ResponseEvent,
+    Rewrite, Rewriter, Waited, define,
 };
 
 use crate::condition::Condition;
 use counts::{Counts, Said, Tokens, Unkept};
 use key::{Asked, Key, LastText};
+use shared::{Fresh, Generations, SharedKept, Unsent};
+use told::Told;
 use vectors::Vectors;
 
 /// Header that says whether the answer was kept (`hit`), or is kept from now on (`miss`).
@@ -39,7 +44,7 @@ static FILTERS: AtomicU64 = AtomicU64::new(0);
 /// Memory of an entry beside its answer, bytes.
 const ENTRY: usize = 256;
 
-/// Keeps answers of model APIs in memory, and gives them to requests that ask the same again: chats, completions, embeddings,
+/// Keeps answers of model APIs, and gives them to requests that ask the same again: chats, completions, embeddings,
 /// rankings and inferences whose body is the same but for the order of its members. Whole answers and streams are kept apart. Put
 /// it behind limits, and behind `transform` and `guard`: what they change is not kept.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -57,9 +62,13 @@ struct Cache {
     /// Callers who get the same answer. A caller who is not identified shares answers with its address alone, but on `route`.
     #[serde(default)]
     scope: Scope,
-    /// Memory for the answers of this filter. The ones that are asked for least make room.
-    #[serde(default = "memory")]
-    max_size: Size,
+    /// Place of the answers.
+    #[serde(default)]
+    store: Store,
+    /// Memory for the answers of this filter, 64MiB when left out. The ones that are asked for least make room. Not for
+    /// `store: shared`, whose server bounds its own memory.
+    #[serde(default)]
+    max_size: Option<Size>,
     /// Longest answer that is kept.
     #[serde(default = "entry")]
     max_entry: Size,
@@ -71,6 +80,17 @@ struct Cache {
     /// `request.headers['x-locale']`. A request without a value passes by the cache.
     #[serde(default)]
     key: Option<String>,
+}
+
+/// Place of answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+enum Store {
+    /// Memory of this process.
+    #[default]
+    Memory,
+    /// Server of `state.cache.redis`, for all gateways that use it. Not together with `semantic`.
+    Shared,
 }
 
 /// Comparison of texts by their meaning.
@@ -105,9 +125,8 @@ fn ten_minutes() -> Duration {
     Duration(std::time::Duration::from_secs(600))
 }
 
-fn memory() -> Size {
-    Size(64 << 20)
-}
+/// Memory for answers where none is written.
+const MEMORY: u64 = 64 << 20;
 
 fn entry() -> Size {
     Size(1 << 20)
@@ -145,8 +164,18 @@ fn check(written: &Cache) -> Vec<FieldError> {
     if written.ttl.0.is_zero() {
         errors.push(FieldError::at(["ttl"], "found no time; expected some, such as 10m"));
     }
-    if written.max_entry.0 > written.max_size.0 {
-        let why = format!("found {} bytes; expected at most `maxSize` ({})", written.max_entry.0, written.max_size.0);
+    let max_size = written.max_size.map_or(MEMORY, |size| size.0);
+    if written.store == Store::Shared {
+        if written.semantic.is_some() {
+            let why = "no effect with `store: shared`, where answers are found by the exact request alone: remove one of them";
+            errors.push(FieldError::at(["semantic"], why));
+        }
+        if written.max_size.is_some() {
+            let why = "no effect with `store: shared`, whose server bounds its own memory (`maxmemory`): remove it";
+            errors.push(FieldError::at(["maxSize"], why));
+        }
+    } else if written.max_entry.0 > max_size {
+        let why = format!("found {} bytes; expected at most `maxSize` ({max_size})", written.max_entry.0);
         errors.push(FieldError::at(["maxEntry"], why));
     }
     if written.max_entry.0 >= u64::from(u32::MAX) {
@@ -167,10 +196,16 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
             found.map_err(|why| FieldError::at(["semantic", "model"], why))
         });
         let embedder = embedder.transpose()?;
-        // An edit of its size, time or model begins an empty one.
-        let model = embedder.as_ref().map(|embedder| embedder.version());
-        let name = format!("{} {:?} {} {model:?}", cx.route, written.ttl.0, written.max_size.0);
-        let state = cx.states.get_or_insert(&name, || Kept::new(written.max_size.0, written.ttl.0, embedder));
+        let place = match written.store {
+            Store::Memory => {
+                // An edit of its size, time or model begins an empty one.
+                let model = embedder.as_ref().map(|embedder| embedder.version());
+                let max_size = written.max_size.map_or(MEMORY, |size| size.0);
+                let name = format!("{} {:?} {max_size} {model:?}", cx.route, written.ttl.0);
+                Place::Memory(cx.states.get_or_insert(&name, || Kept::new(max_size, written.ttl.0, embedder)))
+            }
+            Store::Shared => Place::Shared(Arc::new(SharedKept::new(cx, written.ttl.0)?)),
+        };
         let max_entry = usize::try_from(written.max_entry.0).unwrap_or(usize::MAX);
         let number = FILTERS.fetch_add(1, Ordering::Relaxed);
         let counts = Counts::new(cx)?;
@@ -178,7 +213,8 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
             written.semantic.map(|written| Near { threshold: written.threshold, timeout: written.timeout.0 });
         let when = Condition::new(written.when.as_ref())?;
         let further = FurtherKey::new(written.key.as_ref())?;
-        let inner = Inner { number, state, scope: written.scope, max_entry, counts, semantic, when, further };
+        let prices = cx.prices.clone();
+        let inner = Inner { number, place, scope: written.scope, max_entry, counts, prices, semantic, when, further };
         Ok(Arc::new(Caching(Arc::new(inner))) as Arc<dyn Filter>)
     })
 }
@@ -197,7 +233,8 @@ struct Entry {
     since: Instant,
     content_type: HeaderValue,
     body: Bytes,
-    tokens: Tokens,
+    /// Tokens that it took, and its model.
+    told: Arc<Told>,
     /// Memory of its vector, bytes; 0 without one.
     vector: usize,
 }
@@ -211,10 +248,16 @@ impl Entry {
     }
 }
 
-/// Answers that are kept, and the requests whose answers are on their way.
+/// Place where answers are kept.
+enum Place {
+    Memory(Arc<Kept>),
+    Shared(Arc<SharedKept>),
+}
+
+/// Answers that are kept in memory, and the requests whose answers are on their way.
 struct Kept {
     answers: moka::sync::Cache<Key, Entry>,
-    flights: Mutex<Flights>,
+    flights: Arc<Flights>,
     /// Vectors of those answers. Its lock is taken behind that of the flights, and nothing is asked of the answers under it.
     vectors: Arc<RwLock<Vectors>>,
     /// Model that made them, which must not make way for another one while they are kept.
@@ -223,7 +266,11 @@ struct Kept {
 
 /// Requests whose answers are on their way.
 #[derive(Default)]
-struct Flights {
+struct Flights(Mutex<FlightTable>);
+
+/// Requests whose answers are on their way, by their keys.
+#[derive(Default)]
+struct FlightTable {
     by_key: HashMap<Key, Flight>,
     /// Number of times that all answers were forgotten. An answer to a request from before is not kept.
     purges: u64,
@@ -234,7 +281,25 @@ struct Flights {
 struct Flight {
     /// Filter that it passed.
     filter: u64,
-    ended: Shared<oneshot::Receiver<()>>,
+    /// Answer for those who wait, of a shared store alone; an error where they look again.
+    ended: Shared<oneshot::Receiver<Fresh>>,
+}
+
+impl Flights {
+    fn table(&self) -> MutexGuard<'_, FlightTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leads the requests that ask the same, or tells when the one that does has ended.
+    fn lead(self: &Arc<Self>, key: Key, filter: u64) -> Result<Leader, Flight> {
+        let mut flights = self.table();
+        if let Some(flight) = flights.by_key.get(&key) {
+            return Err(flight.clone());
+        }
+        let (end, ended) = oneshot::channel();
+        flights.by_key.insert(key, Flight { filter, ended: ended.shared() });
+        Ok(Leader { flights: self.clone(), key, purges: flights.purges, end: Some(end) })
+    }
 }
 
 impl Kept {
@@ -251,7 +316,7 @@ impl Kept {
         };
         let answers = moka::sync::Cache::builder().max_capacity(max_size).weigher(weight).time_to_live(ttl);
         let answers = answers.eviction_listener(removed).build();
-        Self { answers, flights: Mutex::default(), vectors, embedder }
+        Self { answers, flights: Arc::default(), vectors, embedder }
     }
 
     fn vectors(&self) -> RwLockReadGuard<'_, Vectors> {
@@ -271,27 +336,12 @@ impl Kept {
         self.answers.insert(key, entry);
     }
 
-    /// Leads the requests that ask the same, or tells when the one that does has ended.
-    fn lead(self: &Arc<Self>, key: Key, filter: u64) -> Result<Leader, Flight> {
-        let mut flights = self.flights();
-        if let Some(flight) = flights.by_key.get(&key) {
-            return Err(flight.clone());
-        }
-        let (end, ended) = oneshot::channel();
-        flights.by_key.insert(key, Flight { filter, ended: ended.shared() });
-        Ok(Leader { state: self.clone(), key, purges: flights.purges, _end: end })
-    }
-
-    fn flights(&self) -> MutexGuard<'_, Flights> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Forgets all answers, or only counts them.
     fn purge(&self, dry_run: bool) -> KeptAnswers {
         self.answers.run_pending_tasks();
         let kept = KeptAnswers { answers: self.answers.entry_count(), bytes: self.answers.weighted_size() };
         if !dry_run {
-            let mut flights = self.flights();
+            let mut flights = self.flights.table();
             flights.purges += 1;
             self.answers.invalidate_all();
             drop(flights);
@@ -303,16 +353,25 @@ impl Kept {
 
 /// Request whose answer others wait for. They go on when it is dropped.
 struct Leader {
-    state: Arc<Kept>,
+    flights: Arc<Flights>,
     key: Key,
     /// Purges before it.
     purges: u64,
-    _end: oneshot::Sender<()>,
+    end: Option<oneshot::Sender<Fresh>>,
+}
+
+impl Leader {
+    /// Ends with an answer for those who wait.
+    fn finish(mut self, fresh: Fresh) {
+        if let Some(end) = self.end.take() {
+            let _ = end.send(fresh);
+        }
+    }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.state.flights().by_key.remove(&self.key);
+        self.flights.table().by_key.remove(&self.key);
     }
 }
 
@@ -323,10 +382,11 @@ struct Caching(Arc<Inner>);
 struct Inner {
     /// Number of the filter. Two filters of one route share what they keep, and a request must not wait for itself.
     number: u64,
-    state: Arc<Kept>,
+    place: Place,
     scope: Scope,
     max_entry: usize,
     counts: Counts,
+    prices: Arc<dyn Pricing>,
     semantic: Option<Near>,
     when: Condition,
     further: Option<FurtherKey>,
@@ -389,8 +449,11 @@ impl Filter for Caching {
         true
     }
 
-    fn purge(&self, dry_run: bool) -> Option<KeptAnswers> {
-        Some(self.0.state.purge(dry_run))
+    fn purge(&self, dry_run: bool) -> Option<Purging> {
+        Some(match &self.0.place {
+            Place::Memory(kept) => Box::pin(std::future::ready(Ok(kept.purge(dry_run)))),
+            Place::Shared(shared) => shared.purge(dry_run),
+        })
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
@@ -413,31 +476,39 @@ impl Filter for Caching {
             this.counts.bypassed.inc();
             return Flow::Continue;
         };
-        if let Some(entry) = this.state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
+        let asked = || x.model.map(Into::into);
+        let kept = match &this.place {
+            Place::Memory(kept) => kept,
+            Place::Shared(shared) => {
+                return Flow::Wait(Box::pin(this.clone().look_into(shared.clone(), key, wishes, asked())));
+            }
+        };
+        if let Some(entry) = kept.answers.get(&key).filter(|entry| wishes.takes(entry)) {
             return Flow::Answer(this.hit(&entry, &this.counts.hit, HeaderValue::from_static("hit")));
         }
         if !wishes.stores {
             this.counts.bypassed.inc();
             return Flow::Continue;
         }
-        match this.state.lead(key, this.number) {
+        match kept.flights.lead(key, this.number) {
             Ok(leader) if last.is_none() || this.semantic.is_none() => {
-                Flow::Rewrite(Box::new(this.clone().led(leader, None)))
+                let to = Destination::Memory { kept: kept.clone(), vector: None };
+                Flow::Rewrite(Box::new(this.clone().led(leader, to, asked())))
             }
-            Ok(leader) => Flow::Wait(Box::pin(this.clone().look(Some(leader), last, wishes))),
+            Ok(leader) => Flow::Wait(Box::pin(this.clone().look(kept.clone(), Some(leader), last, wishes, asked()))),
             Err(flight) if wishes.reads && flight.filter == this.number => {
-                let this = this.clone();
+                let (this, kept, asked) = (this.clone(), kept.clone(), asked());
                 Flow::Wait(Box::pin(async move {
                     // It ends with the request that leads, which has a deadline.
                     let _ = flight.ended.await;
-                    if let Some(entry) = this.state.answers.get(&key).filter(|entry| wishes.takes(entry)) {
+                    if let Some(entry) = kept.answers.get(&key).filter(|entry| wishes.takes(entry)) {
                         let served = this.hit(&entry, &this.counts.joined, HeaderValue::from_static("hit"));
                         return Waited { served: Some(served), ..Waited::default() };
                     }
                     // Nothing was kept. The first one that comes here leads, the others ask for themselves: an answer that
                     // cannot be kept must not make them wait one by one.
-                    let leader = this.state.lead(key, this.number).ok();
-                    this.look(leader, last, wishes).await
+                    let leader = kept.flights.lead(key, this.number).ok();
+                    this.look(kept, leader, last, wishes, asked).await
                 }))
             }
             // It wants an answer of its own, and another one is on its way to be kept.
@@ -453,27 +524,98 @@ impl Inner {
     /// Answer that is given again, counted by `counter`.
     fn hit(&self, entry: &Entry, counter: &Counter, result: HeaderValue) -> Box<Answer> {
         counter.inc();
-        self.counts.saved(entry.tokens);
+        self.counts.saved(entry.told.tokens(), entry.told.nanos(&*self.prices));
         entry.answer(result)
     }
 
-    /// Passes a request on, whose answer is kept.
-    fn led(self: Arc<Self>, leader: Leader, vector: Option<Vector>) -> Rewrite {
+    /// As [`Self::hit`], for a request that has waited.
+    fn served(&self, entry: &Entry, counter: &Counter) -> Waited {
+        let served = self.hit(entry, counter, HeaderValue::from_static("hit"));
+        Waited { served: Some(served), ..Waited::default() }
+    }
+
+    /// Lets a request pass whose answer is not kept.
+    fn passed_by(&self) -> Waited {
+        self.counts.bypassed.inc();
+        Waited::default()
+    }
+
+    /// Passes a request on, whose answer is kept. `asked` is the model that it names.
+    fn led(self: Arc<Self>, leader: Leader, to: Destination, asked: Option<Box<str>>) -> Rewrite {
         self.counts.miss.inc();
+        let told = Arc::new(Told::new(asked));
+        let unsent = match &to {
+            Destination::Memory { .. } => None,
+            Destination::Shared { .. } => Some(Arc::new(Unsent::default())),
+        };
+        let observer = Missed { told: told.clone(), unsent: unsent.clone() };
         Rewrite {
-            rewriter: Some(Box::new(Storing::new(leader, vector, self))),
-            observer: Some(Box::new(Missed)),
+            rewriter: Some(Box::new(Storing::new(leader, to, (told, unsent), self))),
+            observer: Some(Box::new(observer)),
             ..Rewrite::default()
         }
     }
 
+    /// Looks for an answer in a shared store. Without one the request passes, and its answer is kept if it leads.
+    async fn look_into(
+        self: Arc<Self>,
+        shared: Arc<SharedKept>,
+        key: Key,
+        wishes: Wishes,
+        asked: Option<Box<str>>,
+    ) -> Waited {
+        let (generation, found) = shared.look(key, wishes.reads.then_some(self.max_entry), asked.as_deref()).await;
+        if let Some(entry) = found.filter(|entry| wishes.takes(entry)) {
+            return self.served(&entry, &self.counts.hit);
+        }
+        // What is on its way to the store counts as kept.
+        let fresh = || shared.fresh(&key, generation).filter(|entry| wishes.takes(entry));
+        if let Some(entry) = fresh() {
+            return self.served(&entry, &self.counts.hit);
+        }
+        if !wishes.stores {
+            return self.passed_by();
+        }
+        let to = Destination::Shared { shared: shared.clone(), generation };
+        match shared.flights().lead(key, self.number) {
+            Ok(leader) => {
+                // The request that led before may have ended since the look.
+                if let Some(entry) = fresh() {
+                    drop(leader);
+                    return self.served(&entry, &self.counts.hit);
+                }
+                Waited { rewrite: self.led(leader, to, asked), ..Waited::default() }
+            }
+            Err(flight) if wishes.reads && flight.filter == self.number => {
+                // It ends with the request that leads, which has a deadline. An answer of before a purge is none to a
+                // request of after it.
+                let answered = flight.ended.await.ok().filter(|fresh| fresh.generation == generation);
+                if let Some(fresh) = answered.filter(|fresh| wishes.takes(&fresh.entry)) {
+                    return self.served(&fresh.entry, &self.counts.joined);
+                }
+                match shared.flights().lead(key, self.number) {
+                    Ok(leader) => Waited { rewrite: self.led(leader, to, asked), ..Waited::default() },
+                    Err(_) => self.passed_by(),
+                }
+            }
+            Err(_) => self.passed_by(),
+        }
+    }
+
     /// Looks for an answer to a text that is near. Without one the request passes, and its answer is kept if it leads.
-    async fn look(self: Arc<Self>, leader: Option<Leader>, last: Option<LastText>, wishes: Wishes) -> Waited {
-        let vector = self.embed(last).await;
+    async fn look(
+        self: Arc<Self>,
+        kept: Arc<Kept>,
+        leader: Option<Leader>,
+        last: Option<LastText>,
+        wishes: Wishes,
+        asked: Option<Box<str>>,
+    ) -> Waited {
+        let vector = self.embed(&kept, last).await;
         if let (true, Some(vector), Some(semantic)) = (wishes.reads, &vector, &self.semantic) {
-            let near = self.state.vectors().nearest(&vector.group, &vector.values, semantic.threshold);
-            let kept = near.and_then(|(key, similarity)| Some((self.state.answers.get(&key)?, similarity)));
-            if let Some((entry, similarity)) = kept.filter(|(entry, _)| wishes.takes(entry)) {
+            let near = kept.vectors().nearest(&vector.group, &vector.values, semantic.threshold);
+            let found = near.and_then(|(key, similarity)| Some((kept.answers.get(&key)?, similarity)));
+            if let Some((entry, similarity)) = found.filter(|(entry, _)| wishes.takes(entry)) {
                 let result = HeaderValue::try_from(format!("semantic; similarity={similarity:.3}"));
                 let result = result.unwrap_or(HeaderValue::from_static("semantic"));
                 let served = self.hit(&entry, &self.counts.semantic, result);
@@ -481,18 +623,18 @@ impl Inner {
             }
         }
         match leader {
-            Some(leader) => Waited { rewrite: self.led(leader, vector), ..Waited::default() },
-            None => {
-                self.counts.bypassed.inc();
-                Waited::default()
+            Some(leader) => {
+                let to = Destination::Memory { kept, vector };
+                Waited { rewrite: self.led(leader, to, asked), ..Waited::default() }
             }
+            None => self.passed_by(),
         }
     }
 
     /// Vector of a text; `None` without one in time.
-    async fn embed(&self, last: Option<LastText>) -> Option<Vector> {
+    async fn embed(&self, kept: &Kept, last: Option<LastText>) -> Option<Vector> {
         let (LastText { group, text }, semantic) = (last?, self.semantic.as_ref()?);
-        let embedder = self.state.embedder.as_ref()?;
+        let embedder = kept.embedder.as_ref()?;
         let values = embedder.embed(text, semantic.timeout).await;
         if values.is_some() { &self.counts.embedded } else { &self.counts.not_embedded }.inc();
         Some(Vector { group, values: values? })
@@ -507,12 +649,41 @@ struct Vector {
     values: Vec<f32>,
 }
 
-/// Marks an answer that was not there.
-struct Missed;
+/// Place where an answer is to be kept.
+enum Destination {
+    Memory {
+        kept: Arc<Kept>,
+        vector: Option<Vector>,
+    },
+    Shared {
+        shared: Arc<SharedKept>,
+        /// Generation before the answer was asked for; `None` where the store did not say it.
+        generation: Generations,
+    },
+}
+
+/// Marks an answer that was not there, and reads what it took.
+struct Missed {
+    told: Arc<Told>,
+    /// Answer that goes to a shared store once that is known.
+    unsent: Option<Arc<Unsent>>,
+}
 
 impl Observer for Missed {
     fn on_response_head(&mut self, _: StatusCode, headers: &mut dyn Headers) {
         headers.set(&RESULT, HeaderValue::from_static("miss"));
+    }
+
+    fn on_end(&mut self, end: &ExchangeEnd<'_>) {
+        self.told.ended(end);
+    }
+}
+
+impl Drop for Missed {
+    fn drop(&mut self) {
+        if let Some(unsent) = &self.unsent {
+            unsent.send(&self.told);
+        }
     }
 }
 
@@ -523,12 +694,14 @@ const LONGEST_LEAD: std::time::Duration = std::time::Duration::from_secs(60);
 struct Storing {
     /// Guard for which requests that ask the same wait: dropped once the answer is kept, or is known not to be.
     leader: Mutex<Option<Leader>>,
-    state: Arc<Kept>,
+    flights: Arc<Flights>,
+    to: Destination,
+    told: Arc<Told>,
+    unsent: Option<Arc<Unsent>>,
     key: Key,
     /// Purges before the request.
     purges: u64,
     began: Instant,
-    vector: Option<Vector>,
     filter: Arc<Inner>,
     content_type: OnceLock<HeaderValue>,
     /// Reason why the answer is not kept, by its head.
@@ -553,14 +726,21 @@ impl Drop for Storing {
 }
 
 impl Storing {
-    fn new(leader: Leader, vector: Option<Vector>, filter: Arc<Inner>) -> Self {
+    fn new(
+        leader: Leader,
+        to: Destination,
+        (told, unsent): (Arc<Told>, Option<Arc<Unsent>>),
+        filter: Arc<Inner>,
+    ) -> Self {
         Self {
-            state: leader.state.clone(),
+            flights: leader.flights.clone(),
+            to,
+            told,
+            unsent,
             key: leader.key,
             purges: leader.purges,
             leader: Mutex::new(Some(leader)),
             began: Instant::now(),
-            vector,
             filter,
             content_type: OnceLock::new(),
             unkept: OnceLock::new(),
@@ -575,15 +755,33 @@ impl Storing {
     fn keep(&mut self, body: Bytes, tokens: Tokens) {
         let content_type = self.content_type.get().cloned();
         let content_type = content_type.unwrap_or(JSON);
-        let entry = Entry { since: Instant::now(), content_type, body, tokens, vector: 0 };
-        let flights = self.state.flights();
-        if flights.purges == self.purges {
-            self.state.keep(self.key, entry, self.vector.as_ref());
-            self.is_kept = true;
-        } else {
+        self.told.said(tokens);
+        let entry = Entry { since: Instant::now(), content_type, body, told: self.told.clone(), vector: 0 };
+        let flights = self.flights.table();
+        if flights.purges != self.purges {
             self.spoiled = Some(Unkept::Purged);
+            drop(flights);
+            return self.let_go();
         }
-        drop(flights);
+        match &self.to {
+            Destination::Memory { kept, vector } => {
+                kept.keep(self.key, entry, vector.as_ref());
+                self.is_kept = true;
+                drop(flights);
+            }
+            Destination::Shared { shared, generation } => {
+                drop(flights);
+                let fresh = Fresh { entry, generation: *generation };
+                match &self.unsent {
+                    Some(unsent) if shared.keep(self.key, &fresh, unsent) => self.is_kept = true,
+                    _ => self.spoiled = Some(Unkept::Store),
+                }
+                let leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(leader) = leader {
+                    leader.finish(fresh);
+                }
+            }
+        }
         self.let_go();
     }
 
@@ -686,8 +884,8 @@ impl Rewriter for Storing {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use spillway_filter::SystemPlace;
     use spillway_filter::testing::{FilterBuilder, FixedEmbedder, TestRequest, headers, split_events};
+    use spillway_filter::{SystemPlace, TokenUse};
 
     use super::*;
 
@@ -839,6 +1037,48 @@ mod tests {
         );
     }
 
+    /// Prices of a cent for each token read and two for each written, by the names of models.
+    struct Cents;
+
+    impl Pricing for Cents {
+        fn nanos(&self, tokens: TokenUse, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> u64 {
+            let price = match (answered, is_built_in) {
+                (Some("m-large"), false) => 10,
+                (None, false) if asked == Some("m") => 1,
+                _ => 0,
+            };
+            10_000_000 * price * (tokens.input + 2 * tokens.output)
+        }
+    }
+
+    #[test]
+    fn the_money_of_a_hit_is_that_of_the_answer_by_the_prices_now() {
+        let builder = FilterBuilder::new().prices(Arc::new(Cents));
+        let filter = builder.build(&*factory(), &json!({"exact": true}));
+        let saved = || builder.count("spillway_filter_cache_saved_usd", &[]);
+        let body = r#"{"usage":{"prompt_tokens":3,"completion_tokens":5}}"#;
+        let pairs = [("content-type", "application/json"), ("x", "y")];
+        let Flow::Rewrite(rewrite) = request().decide(&*filter) else { panic!("it does not lead") };
+        let (mut rewriter, mut observer) = (rewrite.rewriter.unwrap(), rewrite.observer.unwrap());
+        answer(&mut *rewriter, 200, pairs, false, body);
+        hit(&*filter, &request()).unwrap();
+        assert_eq!(saved(), 130_000_000, "by the model that was asked for, until the other one is known");
+        let end = ExchangeEnd {
+            model: Some("m-large"),
+            prompt_tokens: Some(4),
+            completion_tokens: Some(5),
+            ..spillway_filter::testing::exchange_end()
+        };
+        observer.on_end(&end);
+        hit(&*filter, &request()).unwrap();
+        assert_eq!(saved(), 130_000_000 + 1_400_000_000);
+        let Flow::Rewrite(rewrite) = request().model("n").decide(&*filter) else { panic!("it does not lead") };
+        answer(&mut *rewrite.rewriter.unwrap(), 200, pairs, false, body);
+        rewrite.observer.unwrap().on_end(&ExchangeEnd { served_by: "builtin/m-large", ..end });
+        hit(&*filter, &request().model("n")).unwrap();
+        assert_eq!(saved(), 130_000_000 + 1_400_000_000, "a built-in model is free");
+    }
+
     #[test]
     fn requests_that_ask_the_same_wait_for_the_first() {
         let filter = build(&json!({"exact": true}));
@@ -912,11 +1152,12 @@ mod tests {
         let pairs = [("content-type", "application/json"), ("x", "y")];
         answer(&mut *lead(&*filter, &request()), 200, pairs, false, "{}");
         let mut late = lead(&*filter, &request().model("n"));
-        let counted = filter.purge(true).unwrap();
+        let purge = |dry_run| filter.purge(dry_run).unwrap().now_or_never().unwrap().unwrap();
+        let counted = purge(true);
         assert_eq!((counted.answers, counted.bytes > 2), (1, true));
         assert!(hit(&*filter, &request()).is_some(), "a dry run forgets nothing");
-        assert_eq!(filter.purge(false), Some(counted));
-        assert_eq!(filter.purge(true), Some(KeptAnswers::default()));
+        assert_eq!(purge(false), counted);
+        assert_eq!(purge(true), KeptAnswers::default());
         assert!(hit(&*filter, &request()).is_none());
         answer(&mut *late, 200, pairs, false, "{}");
         drop(late);
@@ -982,7 +1223,7 @@ mod tests {
             assert_eq!(builder.count("spillway_filter_cache_requests", &[result]), count, "{result}");
         }
         assert_eq!(builder.count("spillway_filter_cache_embeddings", &["left_out"]), 2);
-        filter.purge(false);
+        filter.purge(false).unwrap().now_or_never().unwrap().unwrap();
         assert_eq!(keep_or_hit(&*filter, &says("abcdef"), "again"), None);
     }
 
@@ -1023,7 +1264,7 @@ mod tests {
         };
         state.answers.run_pending_tasks();
         assert!(state.answers.weighted_size() <= 16 << 10, "{}", state.answers.weighted_size());
-        assert!(state.answers.entry_count() > 0 && state.flights().by_key.is_empty());
+        assert!(state.answers.entry_count() > 0 && state.flights.table().by_key.is_empty());
     }
 
     #[test]
@@ -1034,10 +1275,16 @@ mod tests {
             (json!({"exact": true, "semantic": {"model": "m", "threshold": 0.5}}), "semantic"),
             (json!({"exact": true, "semantic": {"model": "m", "timeout": "11s"}}), "semantic"),
             (json!({"exact": true, "maxSize": "1KiB"}), "maxEntry"),
+            (json!({"exact": true, "store": "shared", "maxSize": "64MiB"}), "maxSize"),
+            (json!({"exact": true, "store": "shared", "semantic": {"model": "m"}}), "semantic"),
         ] {
             let errors = factory().check(&config);
             assert_eq!(errors.len(), 1, "{config}: {errors:?}");
             assert_eq!(errors[0].path[0], path, "{config}");
         }
+        let shared = json!({"exact": true, "store": "shared", "maxEntry": "128MiB"});
+        assert!(factory().check(&shared).is_empty());
+        let error = FilterBuilder::new().try_build(&*factory(), &shared).err().unwrap();
+        assert!(error.message.contains("add `state.cache.redis`"), "{error:?}");
     }
 }

@@ -14,7 +14,7 @@ use spillway_config::schema::StateStore;
 
 pub(super) use self::redis::RedisKeys;
 pub(super) use self::sqlite::SqliteKeys;
-use crate::limits::ClientError;
+use crate::redis_client::ClientError;
 use crate::state_file::{FileError, STATE_STORE};
 use crate::state_server::Unreachable;
 use crate::tls::TlsError;
