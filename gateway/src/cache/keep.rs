@@ -37,8 +37,8 @@ pub(super) async fn keep(client: Client, server: Weak<Server>, mut queue: mpsc::
                 // A report about the last connection is not one about this.
                 let _ = futures::FutureExt::now_or_never(lost.notified());
                 store.connection.store(Some(Arc::new(looks.clone())));
+                store.returns.add(1, |times| tracing::info!(event = "cache_store_reached", times));
                 drop(store);
-                tracing::info!(event = "cache_store_reached");
                 (pause, is_reported) = (RETRY, false);
                 let Err(e) = converse((&mut looks, &mut writes), &server, &mut queue, &lost).await else { return };
                 let Some(store) = server.upgrade() else { return };

@@ -26,7 +26,7 @@ use tokio::task::AbortHandle;
 
 use crate::commit_steps::CommitSteps;
 use crate::redis_client::{self, ClientError};
-use crate::telemetry::{CacheLookup, CacheWrite, Metrics};
+use crate::telemetry::{CacheLookup, CacheWrite, LogThrottle, Metrics};
 use value::NoAnswer;
 
 /// Time limit of calls that no request waits for.
@@ -144,6 +144,8 @@ struct Server {
     timeout: Duration,
     connection: ArcSwapOption<MultiplexedConnection>,
     lost: Arc<Notify>,
+    losses: LogThrottle,
+    returns: LogThrottle,
     lookups: Semaphore,
     writes: mpsc::Sender<Queued>,
     pending_bytes: Arc<Semaphore>,
@@ -183,6 +185,8 @@ impl Server {
             timeout: written.timeout.0,
             connection: ArcSwapOption::empty(),
             lost: Arc::default(),
+            losses: LogThrottle::default(),
+            returns: LogThrottle::default(),
             lookups: Semaphore::new(count(written.max_lookups)),
             writes,
             pending_bytes: Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))),
@@ -202,7 +206,9 @@ impl Server {
     /// Drops the connection: no request waits for the server until it is back.
     fn give_up(&self, reason: &str) {
         if self.connection.swap(None).is_some() {
-            tracing::warn!(event = "cache_store_lost", reason, "requests of shared caches are misses");
+            self.losses.add(1, |times| {
+                tracing::warn!(event = "cache_store_lost", reason, times, "requests of shared caches are misses");
+            });
             self.lost.notify_one();
         }
     }
@@ -270,14 +276,15 @@ async fn ask(
     keys: &RouteKeys,
     answer: Option<(&AnswerKey, usize)>,
 ) -> RedisResult<(Looked, CacheLookup)> {
+    // No transaction: a server that is out of memory refuses one, even of reads. An answer that takes the place of another one
+    // between its time and its bytes counts as older than it is, and never as younger.
     let mut pipe = redis::pipe();
-    // The answer must be the one whose remaining time is read.
-    pipe.atomic().ignore_errors().cmd("GET").arg(&keys.generation);
+    pipe.ignore_errors().cmd("GET").arg(&keys.generation);
     if let Some((key, longest)) = answer {
         // One byte more than the longest value: a longer one is known by it, and no more of it is read.
         let end = longest.saturating_add(value::MOST_BESIDE);
         let key = keys.answer(key);
-        pipe.cmd("GETRANGE").arg(&key).arg(0).arg(end).cmd("PTTL").arg(&key);
+        pipe.cmd("PTTL").arg(&key).cmd("GETRANGE").arg(&key).arg(0).arg(end);
     }
     let mut replies = pipe.query_async::<Vec<RedisResult<redis::Value>>>(connection).await?.into_iter();
     let known = match replies.next() {
@@ -290,12 +297,12 @@ async fn ask(
     };
     let nothing = |why| Ok((Looked { generation: Some(generation), found: None }, why));
     let Some((key, longest)) = answer else { return nothing(CacheLookup::Miss) };
-    let (Some(value), Some(left)) = (replies.next(), replies.next()) else { return nothing(CacheLookup::Malformed) };
+    let (Some(left), Some(value)) = (replies.next(), replies.next()) else { return nothing(CacheLookup::Malformed) };
     // A value of another type is an error of this one command.
     let value = value.ok().and_then(|value| redis::from_redis_value::<Vec<u8>>(value).ok());
     let left = left.ok().and_then(|left| redis::from_redis_value::<i64>(left).ok());
     let (Some(value), Some(left)) = (value, left) else { return nothing(CacheLookup::Malformed) };
-    if value.is_empty() && left == MISSING {
+    if left == MISSING {
         return nothing(CacheLookup::Miss);
     }
     match value::decode(value, (key, generation), left, longest) {

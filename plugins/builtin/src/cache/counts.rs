@@ -123,11 +123,11 @@ impl Counts {
         }
     }
 
-    /// Counts the tokens of an answer that is given again, and their cost.
-    pub(super) fn saved(&self, tokens: TokenUse, nanos: u64) {
-        self.prompt_tokens.add(tokens.input);
-        self.completion_tokens.add(tokens.output);
-        self.saved_nanos.add(nanos);
+    /// Counts the tokens of an answer that is given again so many times, and their cost.
+    pub(super) fn saved(&self, tokens: TokenUse, nanos: u64, times: u64) {
+        self.prompt_tokens.add(tokens.input.saturating_mul(times));
+        self.completion_tokens.add(tokens.output.saturating_mul(times));
+        self.saved_nanos.add(nanos.saturating_mul(times));
     }
 }
 

@@ -524,8 +524,14 @@ impl Inner {
     /// Answer that is given again, counted by `counter`.
     fn hit(&self, entry: &Entry, counter: &Counter, result: HeaderValue) -> Box<Answer> {
         counter.inc();
-        self.counts.saved(entry.told.tokens(), entry.told.nanos(&*self.prices));
+        if entry.told.counts_now() {
+            self.count_saved(&entry.told, 1);
+        }
         entry.answer(result)
+    }
+
+    fn count_saved(&self, told: &Told, times: u64) {
+        self.counts.saved(told.tokens(), told.nanos(&*self.prices), times);
     }
 
     /// As [`Self::hit`], for a request that has waited.
@@ -548,7 +554,7 @@ impl Inner {
             Destination::Memory { .. } => None,
             Destination::Shared { .. } => Some(Arc::new(Unsent::default())),
         };
-        let observer = Missed { told: told.clone(), unsent: unsent.clone() };
+        let observer = Missed { told: told.clone(), unsent: unsent.clone(), filter: self.clone() };
         Rewrite {
             rewriter: Some(Box::new(Storing::new(leader, to, (told, unsent), self))),
             observer: Some(Box::new(observer)),
@@ -667,6 +673,7 @@ struct Missed {
     told: Arc<Told>,
     /// Answer that goes to a shared store once that is known.
     unsent: Option<Arc<Unsent>>,
+    filter: Arc<Inner>,
 }
 
 impl Observer for Missed {
@@ -681,6 +688,10 @@ impl Observer for Missed {
 
 impl Drop for Missed {
     fn drop(&mut self) {
+        let hits = self.told.close();
+        if hits > 0 {
+            self.filter.count_saved(&self.told, hits);
+        }
         if let Some(unsent) = &self.unsent {
             unsent.send(&self.told);
         }
@@ -1062,7 +1073,7 @@ mod tests {
         let (mut rewriter, mut observer) = (rewrite.rewriter.unwrap(), rewrite.observer.unwrap());
         answer(&mut *rewriter, 200, pairs, false, body);
         hit(&*filter, &request()).unwrap();
-        assert_eq!(saved(), 130_000_000, "by the model that was asked for, until the other one is known");
+        assert_eq!(saved(), 0, "it is not known what the answer has cost");
         let end = ExchangeEnd {
             model: Some("m-large"),
             prompt_tokens: Some(4),
@@ -1070,13 +1081,19 @@ mod tests {
             ..spillway_filter::testing::exchange_end()
         };
         observer.on_end(&end);
+        drop(observer);
         hit(&*filter, &request()).unwrap();
-        assert_eq!(saved(), 130_000_000 + 1_400_000_000);
+        assert_eq!(saved(), 2 * 1_400_000_000);
         let Flow::Rewrite(rewrite) = request().model("n").decide(&*filter) else { panic!("it does not lead") };
         answer(&mut *rewrite.rewriter.unwrap(), 200, pairs, false, body);
         rewrite.observer.unwrap().on_end(&ExchangeEnd { served_by: "builtin/m-large", ..end });
         hit(&*filter, &request().model("n")).unwrap();
-        assert_eq!(saved(), 130_000_000 + 1_400_000_000, "a built-in model is free");
+        assert_eq!(saved(), 2 * 1_400_000_000, "a built-in model is free");
+        // A connection that is cut tells no end; the answer has said its tokens.
+        let cut = TestRequest::post("/v1/chat/completions", r#"{"model":"m","n":2}"#).repeatable().model("m");
+        answer(&mut *lead(&*filter, &cut), 200, pairs, false, body);
+        hit(&*filter, &cut).unwrap();
+        assert_eq!(saved(), 2 * 1_400_000_000 + 130_000_000);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Account of an answer that is kept: the tokens that it took, and the model that answered. The answer itself says some of it
 //! when it is kept, and the end of its exchange the rest, so that a later hit is priced as the first answer was.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use spillway_filter::{ExchangeEnd, Pricing, StoredAnswer, TokenUse};
 
@@ -18,10 +18,12 @@ pub(super) struct Told {
     /// Tokens that the answer says.
     said: OnceLock<Tokens>,
     ended: OnceLock<Ended>,
+    /// Hits before the end, which are counted with it.
+    waiting: Mutex<u64>,
 }
 
 /// Facts at the end of an exchange.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Ended {
     prompt: Option<u64>,
     completion: Option<u64>,
@@ -51,12 +53,16 @@ impl Told {
             model: stored.model.clone(),
             is_built_in: stored.is_built_in,
         };
-        Self { asked: asked.map(Into::into), said: OnceLock::new(), ended: OnceLock::from(ended) }
+        Self { asked: asked.map(Into::into), ended: OnceLock::from(ended), ..Self::default() }
     }
 
     /// Notes the tokens that the answer says.
     pub(super) fn said(&self, tokens: Tokens) {
         let _ = self.said.set(tokens);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, u64> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes the end of the exchange.
@@ -70,6 +76,24 @@ impl Told {
             model: end.model.map(Into::into),
             is_built_in: end.served_by.starts_with(BUILT_IN),
         });
+    }
+
+    /// Closes the account, whether the end was told or not. Returns the hits that wait to be counted.
+    pub(super) fn close(&self) -> u64 {
+        let mut waiting = self.waiting();
+        let _ = self.ended.set(Ended::default());
+        std::mem::take(&mut waiting)
+    }
+
+    /// True if a hit is counted now. Otherwise it waits for the end, which tells what it is worth.
+    pub(super) fn counts_now(&self) -> bool {
+        if self.ended.get().is_some() {
+            return true;
+        }
+        let mut waiting = self.waiting();
+        let is_ended = self.ended.get().is_some();
+        *waiting += u64::from(!is_ended);
+        is_ended
     }
 
     /// Tokens that the answer took.
