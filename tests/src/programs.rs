@@ -1,6 +1,6 @@
 //! Real programs: llama.cpp servers, Jaeger, Python with the official client. Missing ones fail loudly.
 
-use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 

@@ -570,13 +570,16 @@ impl Inner {
         wishes: Wishes,
         asked: Option<Box<str>>,
     ) -> Waited {
+        // What is on its way to the store counts as kept. It may arrive there just after the look, and be gone from here just
+        // before the next lines: so it is taken before.
+        let on_its_way = shared.on_its_way(&key);
         let (generation, found) = shared.look(key, wishes.reads.then_some(self.max_entry), asked.as_deref()).await;
         if let Some(entry) = found.filter(|entry| wishes.takes(entry)) {
             return self.served(&entry, &self.counts.hit);
         }
-        // What is on its way to the store counts as kept.
-        let fresh = || shared.fresh(&key, generation).filter(|entry| wishes.takes(entry));
-        if let Some(entry) = fresh() {
+        let counts = |fresh: &Fresh| fresh.generation == generation && wishes.takes(&fresh.entry);
+        let fresh = || shared.on_its_way(&key).filter(counts);
+        if let Some(Fresh { entry, .. }) = on_its_way.filter(counts).or_else(fresh) {
             return self.served(&entry, &self.counts.hit);
         }
         if !wishes.stores {
@@ -586,7 +589,7 @@ impl Inner {
         match shared.flights().lead(key, self.number) {
             Ok(leader) => {
                 // The request that led before may have ended since the look.
-                if let Some(entry) = fresh() {
+                if let Some(Fresh { entry, .. }) = fresh() {
                     drop(leader);
                     return self.served(&entry, &self.counts.hit);
                 }
@@ -595,8 +598,7 @@ impl Inner {
             Err(flight) if wishes.reads && flight.filter == self.number => {
                 // It ends with the request that leads, which has a deadline. An answer of before a purge is none to a
                 // request of after it.
-                let answered = flight.ended.await.ok().filter(|fresh| fresh.generation == generation);
-                if let Some(fresh) = answered.filter(|fresh| wishes.takes(&fresh.entry)) {
+                if let Some(fresh) = flight.ended.await.ok().filter(counts) {
                     return self.served(&fresh.entry, &self.counts.joined);
                 }
                 match shared.flights().lead(key, self.number) {

@@ -92,11 +92,10 @@ impl SharedKept {
         (generation, entry)
     }
 
-    /// Answer on its way to the store that counts under a generation.
-    pub(super) fn fresh(&self, key: &Key, generation: Generations) -> Option<Entry> {
+    /// Answer on its way to the store. It counts for requests that read its generation.
+    pub(super) fn on_its_way(&self, key: &Key) -> Option<Fresh> {
         let answers = self.on_their_way.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, fresh) = answers.get(key).filter(|(_, fresh)| fresh.generation == generation)?;
-        Some(fresh.entry.clone())
+        answers.get(key).map(|(_, fresh)| fresh.clone())
     }
 
     /// Keeps an answer until the store has it, which gets it from `unsent`. False where the store said no generation.
