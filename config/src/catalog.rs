@@ -19,11 +19,29 @@ impl FieldError {
     }
 }
 
+/// Type of a signal's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalKind {
+    /// True or false.
+    Bool,
+    /// Number.
+    Double,
+}
+
+/// Name below `signals` that an expression may read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignalName {
+    /// Name of the signal, or that name and a label with a dot between.
+    pub name: String,
+    /// Type of the value.
+    pub kind: SignalKind,
+}
+
 /// Place of an expression outside filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExpressionPlace {
-    /// `matches[].when`: a condition over `request` alone.
-    Match,
+pub enum ExpressionPlace<'a> {
+    /// `matches[].when`: a condition over the head of a request, its conversation and these signals.
+    Match(&'a [SignalName]),
     /// `spill.when`: a condition over a request and its caller.
     Request,
     /// Field of a line or attribute of a span: a text, a number, or true or false of a request that has ended.
@@ -39,7 +57,7 @@ pub trait FilterCatalog: Send + Sync {
     /// Checks that the schema cannot express: conflicts, and values that decode but make no sense.
     fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError>;
     /// Checks a CEL expression. The error is a message.
-    fn check_expression(&self, _expression: &str, _place: ExpressionPlace) -> Result<(), String> {
+    fn check_expression(&self, _expression: &str, _place: ExpressionPlace<'_>) -> Result<(), String> {
         Ok(())
     }
 }

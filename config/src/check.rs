@@ -474,7 +474,7 @@ fn alternatives(words: &[&str], keys: &[&str]) -> String {
 const MOST_COMPARED: usize = 1000;
 
 /// Name that was most likely meant.
-pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
+pub fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     let name = name.to_lowercase();
     let distance = |known: &str| {
         let known = known.to_lowercase();

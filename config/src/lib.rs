@@ -26,7 +26,8 @@ mod tree;
 mod validate;
 pub mod values;
 
-pub use catalog::{ExpressionPlace, FieldError, FilterCatalog, NoFilters};
+pub use catalog::{ExpressionPlace, FieldError, FilterCatalog, NoFilters, SignalKind, SignalName};
+pub use check::nearest;
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use files::{is_pattern, matching, read_bytes, read_input, read_text};
 pub use further::{Further, JoinError, PartKind, RefusedPart};

@@ -41,6 +41,7 @@ pub mod notify;
 pub mod off_loop;
 pub mod pipeline;
 mod places;
+pub mod prompt_signals;
 pub mod protocol;
 pub mod quality;
 pub mod queueing;

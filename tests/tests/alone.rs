@@ -55,6 +55,7 @@ mod reranking;
 mod responses;
 mod saturation;
 mod secrecy;
+mod semantic_routing;
 mod serving;
 mod shared_cache;
 mod shared_limits;

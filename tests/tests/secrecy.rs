@@ -34,6 +34,7 @@ const MAY_HOLD_SECRETS: &[&str] = &[
     "routes[].matches[].queryParams[].exact",
     "routes[].matches[].queryParams[].regex",
     "routes[].matches[].when",
+    "signals{}.keywords[]",
     "routes[].filters[].authorize",
     "routes[].filters[].cel.deny",
     "routes[].filters[].fault.when",
@@ -164,6 +165,12 @@ const NO_SECRETS: &[&str] = &[
     "feedback.listener",
     "feedback.path",
     "feedback.scopes[]",
+    // Texts as callers write them; the model that reads them is not loaded here.
+    "signals{}.examples[]",
+    "signals{}.examples{}[]",
+    "signals{}.model",
+    "signals{}.classifier.model",
+    "signals{}.classifier.labels[]",
     "routes[].name",
     "routes[].listeners[]",
     "routes[].hostnames[]",
@@ -699,6 +706,7 @@ fn working(bed: &mut Bed, world: &World, authority: &Authority) -> Value {
                 "fields": [{"name": "odd", "value": compared(bed, "telemetry.logs.fields[].value")}],
                 "otlp": {"endpoint": world.collector.url()}},
         },
+        "signals": {"planted": {"keywords": [bed.reference("signals{}.keywords[]")], "reads": "conversation"}},
         "routes": [asked, answers, login_of_people(bed), route("gone", "gone"), route("far", "far"), moving(bed, "gone", &world.server.url()), {"name": "rest", "backendRefs": [{"name": "x"}]}],
     })
 }
@@ -755,7 +763,10 @@ fn routes_with_secrets(bed: &mut Bed, world: &World) -> (Value, Value) {
         "matches": [{
             "path": {"prefix": "/asked"},
             "headers": [{"name": "x-match", "exact": text(bed, "matches[].headers[].exact")}],
-            "when": format!("request.headers['x-match'] != '{}'", text(bed, "matches[].when")),
+            "when": format!(
+                "request.headers['x-match'] != '{}' && (!has(signals.planted) || !signals.planted)",
+                text(bed, "matches[].when")
+            ),
         }, {
             "path": {"prefix": "/asked/otherwise"},
             "headers": [{"name": "x-pattern", "regex": text(bed, "matches[].headers[].regex")}],

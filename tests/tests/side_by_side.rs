@@ -35,6 +35,7 @@ mod model_names;
 mod own_answers;
 mod paths;
 mod prompt_limits;
+mod prompt_signals;
 mod prompting;
 mod proxying;
 mod public_location;

@@ -18,6 +18,7 @@ mod notifications;
 mod quality;
 mod rollouts;
 mod routes;
+mod signals;
 mod telemetry;
 
 pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
@@ -58,11 +59,13 @@ pub use routes::{
     QueryMatch, Queue, Reject, Retry, RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky,
     TargetFilter, UnknownCalls, WhenSaturated, WhenUnavailable,
 };
+pub use signals::{Examples, Signal, SignalClassifier, SignalText};
 pub use telemetry::{
     AuditLog, CallersDecide, ComputedField, Keep, LogFormat, Logs, LogsOtlp, MetricsPage, Otlp, OtlpProtocol,
     Telemetry, Tracing,
 };
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
@@ -108,6 +111,9 @@ pub struct Config {
     /// model has no price of the catalogue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_catalogue: Option<bool>,
+    /// Facts about conversations, by the names under which `matches[].when` of routes reads them (`signals.NAME`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub signals: BTreeMap<String, Signal>,
     /// Routes from requests to backends and models.
     pub routes: Vec<Route>,
     /// Labels of answers.

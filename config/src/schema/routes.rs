@@ -128,7 +128,9 @@ pub struct Match {
     pub query_params: Vec<QueryMatch>,
     /// The model named in the body; `*` stands for any characters.
     pub model: Option<String>,
-    /// A CEL expression over `request` (method, path, query, host, headers, clientAddress) that must be true.
+    /// A CEL expression over `request` (method, path, query, host, headers, clientAddress), `prompt` (language, characters, tokens,
+    /// turns, reasked, toolLoop) and `signals` that must be true. One that reads `prompt` or `signals` is decided when the body
+    /// was read.
     pub when: Option<String>,
 }
 

@@ -21,6 +21,7 @@ mod quality;
 mod rollouts;
 mod routes;
 mod shutdown;
+mod signals;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -189,6 +190,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     backends::all(cx);
     inference::all(cx);
     models::all(cx);
+    signals::all(cx);
     routes::all(cx);
     feedback::all(cx);
     batch::all(cx);

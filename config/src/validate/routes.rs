@@ -1,7 +1,7 @@
 //! Checks of `routes`: matches, filters, references, and routes that can never win.
 
-use crate::catalog::ExpressionPlace;
 use crate::catalog::FieldError;
+use crate::catalog::{ExpressionPlace, SignalName};
 use crate::model_pattern::ModelPattern;
 use crate::rules::rewrites_by_pattern;
 use crate::schema::{
@@ -25,11 +25,12 @@ pub(super) fn all(cx: &mut Context<'_>) {
     if config.routes.is_empty() && !config.has_discovery() {
         cx.error(at!["routes"], "no route; there must be at least one: add its `backendRefs`");
     }
+    let signals = config.signal_names();
     for (n, route) in config.routes.iter().enumerate() {
         listeners(cx, n, route);
         hostnames(cx, n, route);
         for (m, written) in route.matches.iter().enumerate() {
-            one_match(cx, n, m, written);
+            one_match(cx, n, m, written, &signals);
         }
         authentication(cx, n, route);
         filters(cx, n, route);
@@ -112,7 +113,7 @@ fn one_value(cx: &mut Context<'_>, mut at: Vec<Segment>, (exact, regex): (&Optio
     }
 }
 
-fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
+fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match, signals: &[SignalName]) {
     match &written.path {
         Some(PathMatch::Exact(path)) if !path.starts_with('/') => {
             cx.error(at!["routes", n, "matches", m, "path", "exact"], no_slash(path));
@@ -150,7 +151,7 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
         one_value(cx, at!["routes", n, "matches", m, "queryParams", q], (&parameter.exact, &parameter.regex));
     }
     if let Some(expression) = &written.when
-        && let Err(message) = cx.options.catalog.check_expression(expression, ExpressionPlace::Match)
+        && let Err(message) = cx.options.catalog.check_expression(expression, ExpressionPlace::Match(signals))
     {
         cx.error(at!["routes", n, "matches", m, "when"], message);
     }

@@ -22,6 +22,7 @@ fuzz_target!(|text: &str| {
         secure: false,
         now: None,
         served: Served::default(),
+        prompt: None,
         hides: None,
     };
     match Expression::condition(text, Scope::Request) {

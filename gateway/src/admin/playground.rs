@@ -205,6 +205,10 @@ fn request(gateway: &Gateway, chat: Chat) -> Result<Request<Full<Bytes>>, NoChat
     for table in snapshot.routes.tables_with(&chat.route) {
         let candidates = table.candidates(Some(&host), only_path, &Method::POST, &fields, context);
         taken = candidates.by_model(asked.model.as_deref()).map(|route| route.name.clone());
+        // What the chat says may lead to any of them.
+        if candidates.ask_for_prompt() && candidates.routes().any(|route| route.name == chat.route) {
+            taken = Some(chat.route.clone());
+        }
         if taken.as_ref() == Some(&chat.route) {
             break;
         }

@@ -12,7 +12,7 @@ use super::{LoadedEngine, LoadedModel};
 const OVERLAP: usize = 64;
 /// Windows of one request to the engine, which serves its requests in turn, and of one turn among the texts of filters: those of one long
 /// text delay no other text for long.
-const WINDOWS: usize = 4;
+pub(super) const WINDOWS: usize = 4;
 /// Bytes of texts that are turned into tokens on a thread of the proxy: some hundred microseconds.
 const ON_LOOP: usize = 8 << 10;
 
@@ -86,7 +86,7 @@ async fn classify(model: &Arc<LoadedModel>, texts: Vec<String>, deadline: Instan
 }
 
 /// Windows of the texts, on a thread of their own where there are many.
-async fn windows(engine: &LoadedEngine, texts: Vec<String>) -> Result<Vec<EmbedInput>, NotClassified> {
+pub(super) async fn windows(engine: &LoadedEngine, texts: Vec<String>) -> Result<Vec<EmbedInput>, NotClassified> {
     fn all(engine: &Engine, texts: &[String]) -> Result<Vec<EmbedInput>, NotClassified> {
         let mut windows = Vec::new();
         for text in texts {

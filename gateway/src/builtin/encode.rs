@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use spillway_engine::{EmbedInput, Embedding, Engine, EngineError, Scores, Task};
-use spillway_filter::{Embedder, ErrorKind, Refusal};
+use spillway_filter::{Embedded, Embedder, ErrorKind, NotEmbedded, Refusal, Vectors};
 
 use super::LoadedModel;
+use super::classify::{WINDOWS, windows};
 use super::error::{SpillError, check_ignored, internal};
 use crate::protocol::{Encode, EncodeInput, EncodeRequest, Encoded};
 
@@ -87,8 +88,40 @@ impl Embedder for FilterEmbedder {
         })
     }
 
+    fn embed_whole(&self, text: String, timeout: Duration) -> Embedded {
+        let (model, deadline) = (self.0.clone(), Instant::now() + timeout);
+        Box::pin(async move {
+            let work = whole_vectors(&model, text, deadline);
+            tokio::time::timeout_at(deadline.into(), work).await.unwrap_or(Err(NotEmbedded::TooLate))
+        })
+    }
+
     fn version(&self) -> u64 {
         self.0.version()
+    }
+}
+
+/// Vectors of all windows of a text, some at a time.
+async fn whole_vectors(model: &Arc<LoadedModel>, text: String, deadline: Instant) -> Vectors {
+    let late = |_| if Instant::now() < deadline { NotEmbedded::Failed } else { NotEmbedded::TooLate };
+    let engine = model.engine(deadline).await.map_err(late)?;
+    let mut windows = windows(&engine, vec![text]).await.map_err(|_| NotEmbedded::Failed)?.into_iter();
+    let mut vectors = Vec::with_capacity(windows.len());
+    loop {
+        let some: Vec<EmbedInput> = windows.by_ref().take(WINDOWS).collect();
+        if some.is_empty() {
+            return Ok(vectors);
+        }
+        let turn = model.filter_permits().clone().acquire_owned().await.map_err(|_| NotEmbedded::Failed)?;
+        let encoded = engine.embed_inputs(some).await;
+        drop(turn);
+        for embedding in encoded.map_err(|_| NotEmbedded::Failed)? {
+            // A comparison with what is no number says nothing.
+            if embedding.truncated || !embedding.values.iter().all(|value| value.is_finite()) {
+                return Err(NotEmbedded::Failed);
+            }
+            vectors.push(embedding.values);
+        }
     }
 }
 

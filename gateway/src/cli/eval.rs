@@ -8,11 +8,13 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
-use spillway_cel::{Expression, Fact, Scope, Seen, Served};
+use spillway_cel::{Expression, Fact, Prompt, Scope, Seen, Served, SignalValue};
 use spillway_config::path;
-use spillway_filter::{Caller, Fields, Refusal};
+use spillway_filter::{Caller, Fields, Refusal, SignalKind, SignalName};
 
 use super::{FAILED, WRONG, fail};
+use crate::limits::Estimate;
+use crate::prompt_signals::{JudgedRequest, read_prompt};
 use crate::protocol::{self, ModelPlace, ResolvedOperation};
 
 /// Most header fields of a request.
@@ -48,10 +50,13 @@ pub(super) struct EvalArguments {
     /// Allow only the names that `routes[].matches[].when` knows: as `--place match`.
     #[arg(long, conflicts_with = "place")]
     when: bool,
-    /// The place of the expression in the file, which decides what names it knows. Left out: with `--response` a response header,
-    /// with `--served` a field, else a filter.
+    /// The place of the expression in the file, which decides what names it knows. Left out: with `--signals` a match, with
+    /// `--response` a response header, with `--served` a field, else a filter.
     #[arg(long, value_enum)]
     place: Option<Place>,
+    /// The signals as JSON: {"secret": true, "math": 0.8, "topic": {"law": 0.4, "code": 0.7}}; null is a number that is absent.
+    #[arg(long, value_name = "FILE")]
+    signals: Option<PathBuf>,
     /// The answer as HTTP/1.1 writes it: its head and an empty line.
     #[arg(long, value_name = "FILE")]
     response: Option<PathBuf>,
@@ -85,6 +90,7 @@ impl EvalArguments {
             Some(Place::RequestHeader) => Scope::Upstream,
             Some(Place::ResponseHeader) => Scope::Answer,
             Some(Place::Field) => Scope::End,
+            None if self.signals.is_some() => Scope::Head,
             None if self.served.is_some() => Scope::End,
             None if self.response.is_some() => Scope::Answer,
             None => Scope::Request,
@@ -160,7 +166,9 @@ pub(super) fn run(arguments: &EvalArguments) -> ExitCode {
 type Value = Result<(serde_json::Value, String), spillway_cel::EvaluationError>;
 
 fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
-    let expression = Expression::any(&arguments.expression, arguments.scope()).map_err(EvalError::Expression)?;
+    let (names, signals) = arguments.signals.as_deref().map(signals).transpose()?.unwrap_or_default();
+    let expression = Expression::any_with(&arguments.expression, arguments.scope(), &names);
+    let expression = expression.map_err(EvalError::Expression)?;
     let (file, bytes) = match &arguments.request {
         Some(file) => (file.display().to_string(), read(file)?),
         None => (String::new(), PLAIN.to_vec()),
@@ -169,6 +177,7 @@ fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
     if expression.asked().reads(Fact::Model) {
         request.model = model(&request).map_err(|reason| EvalError::Content { file, reason })?;
     }
+    let prompt = Prompt { signals: signals.into(), ..prompt(&request) };
     let consumer: Option<ConsumerFile> = arguments.consumer.as_deref().map(json).transpose()?;
     let served: ServedFile = arguments.served.as_deref().map(json).transpose()?.unwrap_or_default();
     let answer = arguments.response.as_deref().map(answer).transpose()?;
@@ -200,6 +209,7 @@ fn evaluate(arguments: &EvalArguments) -> Result<Value, EvalError> {
             cached_tokens: served.usage.cached_tokens,
             completion_tokens: served.usage.completion_tokens,
         },
+        prompt: Some(&prompt),
         hides: None,
     }))
 }
@@ -219,6 +229,49 @@ fn json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, EvalError> {
     let bytes = read(file)?;
     let wrong = |e: serde_json::Error| EvalError::Content { file: file.display().to_string(), reason: e.to_string() };
     serde_json::from_slice(&bytes).map_err(wrong)
+}
+
+/// Names and values of signals in a file. A signal with labels has the greatest of their values.
+fn signals(file: &Path) -> Result<(Vec<SignalName>, Vec<Option<SignalValue>>), EvalError> {
+    use serde_json::Value;
+    let written: std::collections::BTreeMap<String, Value> = json(file)?;
+    let mut all = Vec::new();
+    for (name, value) in written {
+        let double = |value: &Value| (value.is_null() || value.is_number()).then(|| value.as_f64());
+        let named = |name: String, value: Option<f64>| {
+            (SignalName { name, kind: SignalKind::Double }, value.map(SignalValue::Double))
+        };
+        let labels: Option<Vec<(String, Option<f64>)>> = match &value {
+            Value::Bool(holds) => {
+                all.push((SignalName { name, kind: SignalKind::Bool }, Some(SignalValue::Bool(*holds))));
+                continue;
+            }
+            Value::Object(labels) => {
+                labels.iter().map(|(label, value)| Some((label.clone(), double(value)?))).collect()
+            }
+            value => double(value).map(|value| vec![(String::new(), value)]),
+        };
+        let Some(labels) = labels else {
+            let reason = format!("`{name}` is {value}; expected true, false, a number, null, or an object of numbers");
+            return Err(EvalError::Content { file: file.display().to_string(), reason });
+        };
+        let greatest = labels.iter().filter_map(|(_, value)| *value).max_by(f64::total_cmp);
+        all.push(named(name.clone(), greatest));
+        let labelled = labels.into_iter().filter(|(label, _)| !label.is_empty());
+        all.extend(labelled.map(|(label, value)| named(format!("{name}.{label}"), value)));
+    }
+    Ok(all.into_iter().unzip())
+}
+
+/// Conversation of a request, as a match sees it.
+fn prompt(request: &Request) -> Prompt {
+    let Ok(method) = Method::from_bytes(request.method.as_bytes()) else { return Prompt::default() };
+    let operation = ResolvedOperation::of(&method, &request.path).operation;
+    let peeked = protocol::peek(&request.body, true).ok();
+    let tokens = peeked.map(|peek| Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, None, false).input);
+    // What the gateway refuses has no conversation either.
+    let body = tokens.is_some().then_some(request.body.as_slice());
+    read_prompt(JudgedRequest { operation, body, tokens })
 }
 
 /// Status and headers of the answer in a file; what follows the empty line is not read.

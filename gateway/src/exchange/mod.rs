@@ -30,6 +30,7 @@ use crate::identity::{CallerProof, Consumer, CredentialError, ModelAlias, Token}
 use crate::limits::{Credential, Estimate, Ledger, Payer};
 use crate::message::{RequestHead, ResponseHead};
 use crate::off_loop::OffLoop;
+use crate::prompt_signals::JudgedPrompt;
 use crate::protocol::{BodyEdit, Dialect, GRPC, OLLAMA, Observe, ResolvedOperation, Written, render};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::rollout::{LiveRollout, Observation, Pair};
@@ -394,6 +395,8 @@ pub struct Exchange {
     pub body: RequestBody,
     /// Facts of the body or path; `None` where neither was read.
     pub asked: Option<Asked>,
+    /// Conversation, as far as it decided the route; `None` where it decided nothing.
+    pub prompt: Option<Box<JudgedPrompt>>,
     /// Slot and retry permit of the current attempt, until its server's answer was read whole.
     pub place: Option<AttemptSlot>,
     /// Version of the route's rollout that the request was given to, while versions are compared.
@@ -484,6 +487,7 @@ impl Exchange {
             upgrade: None,
             body: RequestBody::Unread,
             asked: None,
+            prompt: None,
             place: None,
             rollout: None,
             ledger: Ledger::default(),

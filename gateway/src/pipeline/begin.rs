@@ -8,8 +8,8 @@ use spillway_config::spelling::Spelling;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::access::no_route;
-use super::rewritten;
 use super::target::{self, host_of};
+use super::{judging, rewritten};
 use crate::downstream::ClientSession;
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::framing::MAX_FIELDS;
@@ -105,6 +105,10 @@ pub(super) fn match_head<'s>(
     }
     if exchange.resolved.operation == Operation::Models {
         exchange.resolve_as(exchange.resolved.listing_for(&session.req_header().headers));
+    }
+    let candidates = judging::without_prompt(candidates, exchange.resolved.operation, session.req_header(), client);
+    if candidates.is_empty() {
+        return Err(no_route(session));
     }
     Ok(if exchange.resolved.operation.is_of_server() { candidates.listing_models() } else { candidates })
 }

@@ -41,6 +41,7 @@ mod feedback;
 mod hedging;
 mod identify;
 mod inferring;
+mod judging;
 mod limiting;
 mod may_spill;
 mod mirroring;

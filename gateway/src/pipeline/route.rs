@@ -12,6 +12,7 @@ use super::access::{is_open_to, no_route, refused_by_targets, refused_operation}
 use super::answers::{is_models, lists_models};
 use super::asking::{decode_body, hold_body, is_two_way, memory_share, named_in_path, peek, unread_stream};
 use super::identify::{authenticate, enter, looks_for_caller};
+use super::judging::by_body;
 use super::rewritten::api_path;
 use super::{limiting, rewritten};
 use crate::downstream::ClientSession;
@@ -95,7 +96,7 @@ async fn settle(
     Ok(route.clone())
 }
 
-/// Holds the body, whose model decides the route, and runs the steps that waited for the route.
+/// Holds the body, whose model or conversation decides the route, and runs the steps that waited for the route.
 async fn by_model<'s>(
     gateway: &Gateway,
     candidates: &Candidates<'s>,
@@ -155,22 +156,20 @@ async fn by_model<'s>(
     Ok(route)
 }
 
-/// Enters the route for the model that the request asks for.
+/// Enters the route for the model that the request asks for, and its conversation.
 async fn enter_for_model<'s>(
     candidates: &Candidates<'s>,
     session: &mut ClientSession,
     exchange: &mut Exchange,
 ) -> Result<&'s Arc<Route>, End> {
-    let by_model =
-        |exchange: &Exchange| candidates.by_model(exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()));
-    let mut found = by_model(exchange);
+    let mut found = by_body(candidates, session, exchange).await;
     if found.is_none() && exchange.caller.is_none() && exchange.snapshot.identity.has_aliases() {
         // No route has a model of this name, which may be a name of the caller's own.
         if candidates.routes().any(looks_for_caller) {
             authenticate(RouteAuthentication::Optional, session, exchange).await?;
         }
         if exchange.resolve_alias() {
-            found = by_model(exchange);
+            found = by_body(candidates, session, exchange).await;
         }
     }
     let folds = match found {
@@ -180,10 +179,12 @@ async fn enter_for_model<'s>(
     if folds && exchange.fold_model() {
         exchange.resolve_alias();
         // Servers of another kind on the route for that form would get the spelling, which is another name to them.
-        found = by_model(exchange).filter(|route| route.folds_models);
+        found = by_body(candidates, session, exchange).await.filter(|route| route.folds_models);
     }
     let route = found.ok_or_else(|| {
-        let sent = exchange.model_sent();
+        // The model is not at fault where the conversation met no condition.
+        let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+        let sent = exchange.model_sent().filter(|_| candidates.conditions(model).next().is_none());
         sent.map_or_else(|| no_route(session), |model| End::from(model_not_found(model, exchange.dialect)))
     })?;
     if !exchange.resolved.is_certain() {

@@ -44,6 +44,7 @@ pub use reference::{ReferenceError, ReferenceFile};
 pub use report::{Bar, Counts, FeatureReport, Figures, RouteReport, TargetReport};
 pub use sampled::Counters;
 pub use sampling::{Ended, Sampling, Tap};
+pub use signals::says_again;
 pub use state::{Reference, Rules};
 
 use crate::builtin::LoadedModel;

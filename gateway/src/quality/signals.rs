@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::texts::{Prompt, Said, Text};
+use super::texts::{Prompt, Said};
 
 /// Share of the words of two messages that both have from which one is a rephrasing of the other.
 const ALIKE: f64 = 0.6;
@@ -91,31 +91,42 @@ impl Signal {
     /// Sign in the last message of a conversation; `None` where no answer came before it.
     pub(super) fn of(prompt: &Prompt) -> Option<Self> {
         let before = prompt.before.as_ref().filter(|_| prompt.is_answered)?;
-        let last = plain(&prompt.last);
+        let last = plain(&prompt.last.start);
         if GIVING_UP.iter().any(|words| last.contains(words)) {
             return Some(Self::GaveUp);
         }
-        let before = plain(before);
-        if last == before {
-            return Some(Self::Repeated);
-        }
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<HashSet<_>>();
-        let (one, other) = (words(&last), words(&before));
-        if one.len().min(other.len()) >= LEAST_WORDS {
-            let both = one.intersection(&other).count();
-            let all = one.len() + other.len() - both;
-            #[allow(clippy::cast_precision_loss, reason = "some hundreds of words")]
-            if both as f64 >= ALIKE * all as f64 {
-                return Some(Self::Rephrased);
-            }
+        if let Some(again) = again(&last, &plain(&before.start)) {
+            return Some(again);
         }
         Some(if last.split_whitespace().count() <= SHORT { Self::Short } else { Self::None })
     }
 }
 
+/// True if a text of the user repeats or rephrases another one.
+pub fn says_again(last: &str, before: &str) -> bool {
+    again(&plain(last), &plain(before)).is_some()
+}
+
+/// Way in which a text says what another one says, both in their plain form.
+fn again(last: &str, before: &str) -> Option<Signal> {
+    if last == before {
+        return Some(Signal::Repeated);
+    }
+    let (one, other): (HashSet<_>, HashSet<_>) =
+        (last.split_whitespace().collect(), before.split_whitespace().collect());
+    if one.len().min(other.len()) < LEAST_WORDS {
+        return None;
+    }
+    let both = one.intersection(&other).count();
+    let all = one.len() + other.len() - both;
+    #[allow(clippy::cast_precision_loss, reason = "some thousands of words")]
+    let is_alike = both as f64 >= ALIKE * all as f64;
+    is_alike.then_some(Signal::Rephrased)
+}
+
 /// Text in small letters without punctuation around its words.
-fn plain(text: &Text) -> String {
-    let lower = text.start.to_lowercase();
+fn plain(text: &str) -> String {
+    let lower = text.to_lowercase();
     let words = lower.split_whitespace().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()));
     words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -1,10 +1,12 @@
 //! Routes that a request may take by its head. Usually there is one; routes that only the model in the body tells apart
-//! stay together in their groups, and no list of them is made for a request.
+//! stay together in their groups, and no list of them is made for a request. A group, or a route of its own, may have a condition
+//! on the conversation.
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::matcher::Condition;
 use super::models::{Facts, ModelEntry, ModelGroup};
 use crate::topology::Route;
 
@@ -12,10 +14,52 @@ use crate::topology::Route;
 #[derive(Clone, Copy)]
 struct Group<'a> {
     list: u32,
-    models: &'a ModelGroup,
+    takes: Grouped<'a>,
+    /// Condition on the conversation.
+    asks: Option<Condition<'a>>,
 }
 
-/// Routes that a request may take, in order of precedence: each but the last asks for a model in the body.
+/// Routes of a group.
+#[derive(Clone, Copy)]
+enum Grouped<'a> {
+    Models(&'a ModelGroup),
+    /// One, whatever the model.
+    Route(&'a ModelEntry),
+}
+
+impl<'a> Grouped<'a> {
+    fn entries(self) -> &'a [ModelEntry] {
+        match self {
+            Self::Models(group) => group.entries(),
+            Self::Route(entry) => std::slice::from_ref(entry),
+        }
+    }
+
+    fn facts(self) -> Option<Facts> {
+        match self {
+            Self::Models(group) => group.facts(),
+            Self::Route(entry) => Some(Facts::of(&entry.route)),
+        }
+    }
+
+    /// First entry for a body that names `model`.
+    fn find(self, model: Option<&str>) -> Option<&'a ModelEntry> {
+        match self {
+            Self::Models(group) => group.find(model?),
+            Self::Route(entry) => Some(entry),
+        }
+    }
+}
+
+/// Route for a model, with the condition that it has on the conversation.
+struct Found<'a> {
+    list: u32,
+    entry: &'a ModelEntry,
+    asks: Option<Condition<'a>>,
+}
+
+/// Routes that a request may take, in order of precedence: each but the last asks for a model in the body or has a condition on the
+/// conversation.
 #[derive(Default)]
 pub struct Candidates<'a> {
     groups: SmallVec<[Group<'a>; 2]>,
@@ -30,18 +74,23 @@ impl<'a> Candidates<'a> {
     }
 
     /// Adds the routes of a group.
-    pub(super) fn add_group(&mut self, list: u32, models: &'a ModelGroup) {
-        self.groups.push(Group { list, models });
+    pub(super) fn add_group(&mut self, list: u32, models: &'a ModelGroup, asks: Option<Condition<'a>>) {
+        self.groups.push(Group { list, takes: Grouped::Models(models), asks });
     }
 
-    /// Ends the candidates with a route that asks for no model.
+    /// Adds a route with a condition on the conversation.
+    pub(super) fn add_route(&mut self, list: u32, entry: &'a ModelEntry, asks: Condition<'a>) {
+        self.groups.push(Group { list, takes: Grouped::Route(entry), asks: Some(asks) });
+    }
+
+    /// Ends the candidates with a route that asks for nothing in the body.
     pub(super) fn end_with(&mut self, route: &'a Arc<Route>) {
         self.last = Some(route);
     }
 
     /// Every candidate route, in order.
     pub fn routes(&self) -> Routes<'a> {
-        let rest = self.groups.iter().map(|group| (group.list, group.models.entries())).collect();
+        let rest = self.groups.iter().map(|group| (group.list, group.takes.entries())).collect();
         Routes { rest, last: self.last }
     }
 
@@ -82,17 +131,61 @@ impl<'a> Candidates<'a> {
     }
 
     fn len(&self) -> usize {
-        self.groups.iter().map(|group| group.models.entries().len()).sum::<usize>() + usize::from(self.last.is_some())
+        self.groups.iter().map(|group| group.takes.entries().len()).sum::<usize>() + usize::from(self.last.is_some())
     }
 
-    /// Route for a body that names `model`.
-    pub fn by_model(&self, model: Option<&str>) -> Option<&'a Arc<Route>> {
-        let found = |name: &str| {
-            let of_groups =
-                self.groups.iter().filter_map(|group| group.models.find(name).map(|entry| (group.list, entry)));
-            of_groups.min_by_key(|(list, entry)| (*list, entry.position)).map(|(_, entry)| &entry.route)
+    /// Candidates for a body that names `model`, in order of precedence, up to the first that has no condition on the conversation.
+    fn found(&self, model: Option<&str>) -> SmallVec<[Found<'a>; 4]> {
+        let find = |group: &Group<'a>| {
+            group.takes.find(model).map(|entry| Found { list: group.list, entry, asks: group.asks })
         };
-        model.and_then(found).or(self.last)
+        let mut found: SmallVec<[Found<'a>; 4]> = self.groups.iter().filter_map(find).collect();
+        found.sort_unstable_by_key(|found| (found.list, found.entry.position));
+        let end = found.iter().position(|found| found.asks.is_none()).map_or(found.len(), |first| first + 1);
+        found.truncate(end);
+        found
+    }
+
+    /// Route for a body that names `model`, and a conversation for which `holds` tells the conditions.
+    pub fn by_body(&self, model: Option<&str>, holds: impl Fn(Condition<'a>) -> bool) -> Option<&'a Arc<Route>> {
+        let found = self.found(model).into_iter().find(|found| found.asks.is_none_or(&holds));
+        found.map(|found| &found.entry.route).or(self.last)
+    }
+
+    /// Route for a body that names `model` and meets no condition on its conversation.
+    pub fn by_model(&self, model: Option<&str>) -> Option<&'a Arc<Route>> {
+        self.by_body(model, |_| false)
+    }
+
+    /// Conditions on the conversation that decide for a body that names `model`.
+    pub fn conditions(&self, model: Option<&str>) -> impl Iterator<Item = Condition<'a>> + use<'a> {
+        let found = if self.ask_for_prompt() { self.found(model) } else { SmallVec::new() };
+        found.into_iter().filter_map(|found| found.asks)
+    }
+
+    /// True if a candidate has a condition on the conversation.
+    pub fn ask_for_prompt(&self) -> bool {
+        self.groups.iter().any(|group| group.asks.is_some())
+    }
+
+    /// Candidates of a request without a conversation, for which `holds` tells the conditions.
+    pub fn without_prompt(self, holds: impl Fn(Condition<'a>) -> bool) -> Self {
+        if !self.ask_for_prompt() {
+            return self;
+        }
+        let mut left = Self { groups: SmallVec::new(), last: self.last };
+        for group in self.groups {
+            match group.takes {
+                _ if group.asks.is_some_and(|asks| !holds(asks)) => {}
+                Grouped::Models(_) => left.groups.push(Group { asks: None, ..group }),
+                // Nothing of lesser precedence is asked.
+                Grouped::Route(entry) => {
+                    left.last = Some(&entry.route);
+                    break;
+                }
+            }
+        }
+        left
     }
 
     /// True if every candidate refuses callers that are not known.
@@ -116,7 +209,7 @@ impl<'a> Candidates<'a> {
     }
 
     fn facts(&self) -> Option<Facts> {
-        let of_groups = self.groups.iter().filter_map(|group| group.models.facts());
+        let of_groups = self.groups.iter().filter_map(|group| group.takes.facts());
         of_groups.chain(self.last.map(|route| Facts::of(route))).reduce(Facts::and)
     }
 }

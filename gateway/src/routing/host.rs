@@ -11,7 +11,9 @@ use smallvec::SmallVec;
 use spillway_filter::Fields;
 
 use super::candidates::Candidates;
-use super::matcher::{Conditions, ConditionsKey, HeadView, Matcher, PartialHead, PathKey, Truth, Undecided, Unknown};
+use super::matcher::{
+    Conditions, ConditionsKey, HeadView, Matcher, Met, PartialHead, PathKey, Truth, Undecided, Unknown,
+};
 use super::models::{ModelEntry, ModelGroup};
 use super::prefixes::Prefixes;
 use crate::topology::Route;
@@ -59,6 +61,8 @@ struct Head {
 enum Takes {
     /// A route, whatever the model.
     Any(Arc<Route>),
+    /// A route, whatever the model, where the conversation meets a condition.
+    ByPrompt(ModelEntry),
     /// Routes by the model of the body.
     ByModel(Box<ModelGroup>),
 }
@@ -84,6 +88,9 @@ impl HostRoutes {
             let Matcher { path, conditions, model, .. } = entry.matcher;
             let heads = paths.entry(path).or_default();
             match model.zip(entry.key) {
+                None if conditions.read_prompt() => {
+                    heads.heads.push((conditions, Taking::ByPrompt(ModelEntry { position, route: entry.route })));
+                }
                 None => heads.add(conditions, entry.route),
                 Some((model, key)) => {
                     heads.add_model(conditions, key, model, ModelEntry { position, route: entry.route });
@@ -119,12 +126,12 @@ impl HostRoutes {
         let heads = self.exact.get(head.path).into_iter().chain(self.prefixes.of(head.path, "/")).chain([&self.others]);
         heads.flat_map(|heads| &heads.all).try_for_each(|known| match (known.conditions.truth(head), &known.takes) {
             (Truth::Fails, _) | (Truth::Holds, Takes::ByModel(_)) => ControlFlow::Continue(()),
-            (Truth::Holds, Takes::Any(_)) => ControlFlow::Break(None),
+            (Truth::Holds, Takes::Any(_) | Takes::ByPrompt(_)) => ControlFlow::Break(None),
             (Truth::Unknown(Unknown::Header(name)), _) => ControlFlow::Break(Some(Undecided::Header(name))),
             (Truth::Unknown(Unknown::Query), _) => ControlFlow::Break(Some(Undecided::Query)),
             (Truth::Unknown(Unknown::Expression), takes) => {
                 let first = match takes {
-                    Takes::Any(route) => Some(route),
+                    Takes::Any(route) | Takes::ByPrompt(ModelEntry { route, .. }) => Some(route),
                     Takes::ByModel(models) => models.entries().first().map(|entry| &entry.route),
                 };
                 let name = first.map(|route| route.name.clone()).unwrap_or_default();
@@ -154,16 +161,23 @@ impl Heads {
 impl Head {
     /// Adds its routes to `found` where a head meets its conditions. True if one takes the request whatever its model.
     fn find<'t>(&'t self, list: u32, head: &HeadView<'_>, found: &mut Candidates<'t>) -> bool {
-        if !self.conditions.hold(head) {
-            return false;
-        }
-        match &self.takes {
-            Takes::Any(route) => {
+        let asks = match self.conditions.judge(head) {
+            Met::No => return false,
+            Met::Yes => None,
+            Met::Asks(condition) => Some(condition),
+        };
+        match (&self.takes, asks) {
+            // Only what reads the conversation asks for it.
+            (Takes::Any(route), _) | (Takes::ByPrompt(ModelEntry { route, .. }), None) => {
                 found.end_with(route);
                 true
             }
-            Takes::ByModel(group) => {
-                found.add_group(list, group);
+            (Takes::ByPrompt(entry), Some(condition)) => {
+                found.add_route(list, entry, condition);
+                false
+            }
+            (Takes::ByModel(group), asks) => {
+                found.add_group(list, group, asks);
                 false
             }
         }
@@ -221,6 +235,7 @@ struct HeadsBuilder {
 /// Routes of a head, as they are added.
 enum Taking {
     Any(Arc<Route>),
+    ByPrompt(ModelEntry),
     ByModel(Vec<(Box<str>, ModelEntry)>),
 }
 
@@ -235,7 +250,7 @@ impl HeadsBuilder {
         let index = *self.groups.entry(key).or_insert(self.heads.len());
         match self.heads.get_mut(index) {
             Some((_, Taking::ByModel(models))) => models.push((model, entry)),
-            Some((_, Taking::Any(_))) | None => {
+            Some((_, Taking::Any(_) | Taking::ByPrompt(_))) | None => {
                 self.heads.push((conditions, Taking::ByModel(vec![(model, entry)])));
             }
         }
@@ -245,6 +260,7 @@ impl HeadsBuilder {
         let head = |(conditions, taking)| {
             let takes = match taking {
                 Taking::Any(route) => Takes::Any(route),
+                Taking::ByPrompt(entry) => Takes::ByPrompt(entry),
                 Taking::ByModel(models) => Takes::ByModel(Box::new(ModelGroup::new(models))),
             };
             Head { conditions, takes }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
-use spillway_cel::{Expression, Fact, Scope, Seen, Served};
+use spillway_cel::{EvaluationError, Expression, Fact, Prompt, Scope, Seen, Served};
 use spillway_config::path;
 use spillway_config::schema::{HeaderMatch, Match, PathMatch, QueryMatch};
-use spillway_filter::Fields;
+use spillway_filter::{Fields, SignalName};
 use url::form_urlencoded;
 
 /// Largest compiled regular expression in bytes, which also bounds its cost per character.
@@ -130,11 +130,39 @@ pub struct HeadContext<'a> {
 
 /// Head of a request, as matches see it.
 #[derive(Clone, Copy)]
-pub(super) struct HeadView<'a> {
-    pub(super) path: &'a str,
-    pub(super) method: &'a Method,
-    pub(super) headers: &'a Fields,
-    pub(super) context: HeadContext<'a>,
+pub struct HeadView<'a> {
+    /// Path in the form in which paths are compared.
+    pub path: &'a str,
+    /// Method.
+    pub method: &'a Method,
+    /// Headers.
+    pub headers: &'a Fields,
+    /// Query and client.
+    pub context: HeadContext<'a>,
+}
+
+/// Condition of a match that reads the conversation of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Condition<'a>(&'a Expression);
+
+impl<'a> Condition<'a> {
+    /// The expression.
+    pub fn expression(self) -> &'a Expression {
+        self.0
+    }
+
+    /// True if the condition holds for a head and its conversation. One without a value, as of an absent signal, does not hold.
+    pub fn holds(self, head: &HeadView<'_>, prompt: &Prompt) -> bool {
+        value(self.0, head, Some(prompt)).unwrap_or(false)
+    }
+}
+
+/// Answer of conditions for a head.
+pub(super) enum Met<'a> {
+    No,
+    Yes,
+    /// All but one are met, which reads the conversation.
+    Asks(Condition<'a>),
 }
 
 /// Head of a request of whose headers and query only some facts are known.
@@ -176,12 +204,12 @@ pub(super) enum Unknown {
 }
 
 impl Matcher {
-    /// Compiles a match of the route `route`.
-    pub(super) fn compile(route: &str, written: &Match) -> Result<Self, CompileError> {
-        Self::parse(written).map_err(|fault| CompileError { route: route.to_owned(), fault })
+    /// Compiles a match of the route `route`, whose expression may read these signals.
+    pub(super) fn compile(route: &str, written: &Match, signals: &[SignalName]) -> Result<Self, CompileError> {
+        Self::parse(written, signals).map_err(|fault| CompileError { route: route.to_owned(), fault })
     }
 
-    fn parse(written: &Match) -> Result<Self, MatchFault> {
+    fn parse(written: &Match, signals: &[SignalName]) -> Result<Self, MatchFault> {
         let (kind, path) = match &written.path {
             Some(PathMatch::Exact(path)) => (0, PathKey::Exact(comparable(path).into())),
             Some(PathMatch::Prefix(path)) => match comparable(path).trim_end_matches('/') {
@@ -195,7 +223,7 @@ impl Matcher {
             PathKey::Exact(path) | PathKey::Prefix(path) => path.len(),
             PathKey::Other => 0,
         };
-        let conditions = Conditions::parse(written)?;
+        let conditions = Conditions::parse(written, signals)?;
         let rank = (
             kind,
             Reverse(length),
@@ -210,7 +238,7 @@ impl Matcher {
 }
 
 impl Conditions {
-    fn parse(written: &Match) -> Result<Self, MatchFault> {
+    fn parse(written: &Match, signals: &[SignalName]) -> Result<Self, MatchFault> {
         let regex = match &written.path {
             Some(PathMatch::Regex(pattern)) => Some(whole(pattern)?),
             _ => None,
@@ -243,7 +271,8 @@ impl Conditions {
             };
             query.push((parameter.name.as_str().into(), pattern));
         }
-        let when = written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose();
+        let compile = |text: &String| Expression::condition_with(text, Scope::Head, signals);
+        let when = written.when.as_ref().map(compile).transpose();
         let when = when.map_err(|error| MatchFault::Expression(error.to_string()))?;
         let has_rare = regex.is_some() || when.is_some() || !patterns.is_empty() || !query.is_empty();
         let rare = has_rare
@@ -285,11 +314,13 @@ impl Conditions {
         }
         if let Some(when) = self.rare.as_ref().and_then(|rare| rare.when.as_ref()) {
             let asked = when.asked();
-            if asked.reads(Fact::Headers) || asked.reads(Fact::Host) || asked.reads(Fact::Query) {
+            if asked.reads_prompt() || asked.reads(Fact::Headers) || asked.reads(Fact::Host) || asked.reads(Fact::Query)
+            {
                 return Truth::Unknown(Unknown::Expression);
             }
             let context = HeadContext { query: "", client: head.client };
-            if !holds(when, &HeadView { path, method, headers: &Fields::default(), context }) {
+            let head = HeadView { path, method, headers: &Fields::default(), context };
+            if !value(when, &head, None).unwrap_or(false) {
                 return Truth::Fails;
             }
         }
@@ -304,26 +335,45 @@ impl Conditions {
         }
     }
 
-    /// True if a head meets the conditions.
-    pub(super) fn hold(&self, head: &HeadView<'_>) -> bool {
-        self.method.as_ref().is_none_or(|method| method == head.method)
-            && self.headers.iter().all(|(name, value)| head.headers.get_all(name).iter().any(|found| found == value))
-            && self.rare.as_ref().is_none_or(|rare| rare.hold(head))
+    /// True if an expression among the conditions reads the conversation.
+    pub(super) fn read_prompt(&self) -> bool {
+        self.rare.as_ref().and_then(|rare| rare.when.as_ref()).is_some_and(|when| when.asked().reads_prompt())
+    }
+
+    /// Judges the conditions for a head.
+    pub(super) fn judge(&self, head: &HeadView<'_>) -> Met<'_> {
+        let is_met = self.method.as_ref().is_none_or(|method| method == head.method)
+            && self.headers.iter().all(|(name, value)| head.headers.get_all(name).iter().any(|found| found == value));
+        match &self.rare {
+            _ if !is_met => Met::No,
+            None => Met::Yes,
+            Some(rare) => rare.judge(head),
+        }
     }
 }
 
 impl RareConditions {
-    fn hold(&self, head: &HeadView<'_>) -> bool {
+    fn judge(&self, head: &HeadView<'_>) -> Met<'_> {
         let has = |(name, pattern): &(HeaderName, Regex)| {
             head.headers.get_all(name).iter().any(|value| pattern.is_match(value.as_bytes()))
         };
-        self.path.as_ref().is_none_or(|regex| regex.is_match(head.path.as_bytes()))
+        let is_met = self.path.as_ref().is_none_or(|regex| regex.is_match(head.path.as_bytes()))
             && self.headers.iter().all(has)
             && self.query.iter().all(|(name, pattern)| {
                 let mut all = form_urlencoded::parse(head.context.query.as_bytes());
                 all.find(|(found, _)| **found == **name).is_some_and(|(_, value)| pattern.matches(&value))
-            })
-            && self.when.as_ref().is_none_or(|when| holds(when, head))
+            });
+        let Some(when) = self.when.as_ref().filter(|_| is_met) else { return if is_met { Met::Yes } else { Met::No } };
+        let asked = when.asked();
+        if asked.reads_prompt() && asked.reads_only_prompt() {
+            return Met::Asks(Condition(when));
+        }
+        match value(when, head, None) {
+            Ok(true) => Met::Yes,
+            // It has no value before the conversation is known.
+            Err(_) if asked.reads_prompt() => Met::Asks(Condition(when)),
+            Ok(false) | Err(_) => Met::No,
+        }
     }
 }
 
@@ -341,9 +391,9 @@ pub fn comparable(path: &str) -> String {
     }
 }
 
-/// True if an expression holds for a head. An expression without a value, as of a missing header, does not match.
-fn holds(when: &Expression, head: &HeadView<'_>) -> bool {
-    let seen = Seen {
+/// Value of an expression for a head, and for a conversation where that is known.
+fn value(when: &Expression, head: &HeadView<'_>, prompt: Option<&Prompt>) -> Result<bool, EvaluationError> {
+    when.holds(&Seen {
         method: head.method.as_str(),
         path: head.path,
         query: head.context.query,
@@ -356,7 +406,7 @@ fn holds(when: &Expression, head: &HeadView<'_>) -> bool {
         secure: false,
         now: None,
         served: Served::default(),
+        prompt,
         hides: None,
-    };
-    when.holds(&seen).unwrap_or(false)
+    })
 }

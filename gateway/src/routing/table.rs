@@ -9,7 +9,7 @@ use ahash::RandomState;
 use http::{HeaderName, HeaderValue, Method};
 use sha2::{Digest, Sha256};
 use spillway_config::schema::Match;
-use spillway_filter::Fields;
+use spillway_filter::{Fields, SignalName};
 
 use super::candidates::Candidates;
 use super::host::{Entry, HostRoutes};
@@ -52,9 +52,16 @@ pub struct TableBuilder {
     wildcard: HashMap<Box<str>, Vec<Entry>>,
     any: Vec<Entry>,
     asked_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Names of signals, in the order in which conversations are judged by them.
+    signals: Arc<[SignalName]>,
 }
 
 impl TableBuilder {
+    /// Creates a builder of a table whose expressions may read these signals.
+    pub fn new(signals: Arc<[SignalName]>) -> Self {
+        Self { signals, ..Self::default() }
+    }
+
     /// Adds a route under its host names.
     ///
     /// # Errors
@@ -63,7 +70,7 @@ impl TableBuilder {
         let everything = [Match::default()];
         let matches = if matches.is_empty() { &everything } else { matches };
         let compile = |written| {
-            let matcher = Matcher::compile(&route.name, written)?;
+            let matcher = Matcher::compile(&route.name, written, &self.signals)?;
             let key = matcher.model.is_some().then(|| matcher.conditions.key(written));
             Ok(Entry { route: route.clone(), matcher, key })
         };

@@ -28,6 +28,7 @@ use crate::http_client::Http;
 use crate::identity::{Authenticator, IdentityDeps, IssuedKeys};
 use crate::limits::{Limits, Prices};
 use crate::notify::Notifier;
+use crate::prompt_signals::PromptSignals;
 use crate::quality::{Contents, Quality};
 use crate::rollout::{PreparedRollouts, RolloutPlan, Rollouts};
 use crate::telemetry::{ComputedFields, LogExport, LoggedHeaders, Metrics, Tracer};
@@ -256,6 +257,8 @@ impl Compiler {
             answers: answers.as_deref().map(|answers| answers as &dyn AnswerStores),
             prices: &(prices.clone() as Arc<dyn Pricing>),
         };
+        let signals = PromptSignals::new(&config.signals, &compiler, &self.states, &self.metrics, &commit_steps);
+        let signals = signals.map_err(SnapshotError)?;
         let (routes, filter_headers) = compiler.table().map_err(SnapshotError::of)?;
         let feedback = config.feedback.as_ref().map(|written| Arc::new(compiler.feedback_plan(written)));
         let batch = config.batch.as_ref().map(|written| Arc::new(compiler.batch_plan(written, &self.batches)));
@@ -266,6 +269,7 @@ impl Compiler {
         Ok(Snapshot {
             caller_headers: CallerHeaders::new(&authentication, owned_headers),
             routes,
+            signals: Arc::new(signals),
             feedback,
             batch,
             identity,

@@ -14,7 +14,7 @@ use spillway_config::{Origins, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{
     AnswerStores, BuildContext, Classifier, Classifiers, Embedder, Embedders, Filter, GrpcClient, HttpClient,
-    LimitSpec, MirrorSpec, Pricing, Registry, SharedStates, Stage,
+    LimitSpec, MirrorSpec, Pricing, Registry, SharedStates, SignalName, Stage,
 };
 use tokio::sync::Semaphore;
 
@@ -148,12 +148,14 @@ impl Tables {
     fn new(config: &Config) -> Self {
         let named: HashSet<&str> =
             config.routes.iter().flat_map(|route| &route.listeners).map(String::as_str).collect();
+        let signals: Arc<[SignalName]> = config.signal_names().into();
         let own = config.listeners.iter().filter_map(|listener| {
             let name = listener.name.as_deref()?;
             let has_own = listener.own_routes || named.contains(name);
-            has_own.then(|| (name.into(), (TableBuilder::default(), !listener.own_routes)))
+            has_own.then(|| (name.into(), (TableBuilder::new(signals.clone()), !listener.own_routes)))
         });
-        Self { common: TableBuilder::default(), own: own.collect() }
+        let own = own.collect();
+        Self { common: TableBuilder::new(signals), own }
     }
 
     /// Adds a route to the tables of its listeners, in the order of the file.

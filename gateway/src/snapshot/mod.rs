@@ -26,6 +26,7 @@ use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
+use crate::prompt_signals::PromptSignals;
 use crate::routing::RouteTable;
 use crate::telemetry::{CertificateSample, ComputedFields, LogExport, LoggedHeaders, Tracer};
 use crate::topology::{Backend, BatchPlan, FeedbackPlan};
@@ -34,6 +35,8 @@ use crate::topology::{Backend, BatchPlan, FeedbackPlan};
 pub struct Snapshot {
     /// Table that finds the route of a request.
     pub routes: RouteTable,
+    /// Signals of conversations that its routes read.
+    pub signals: Arc<PromptSignals>,
     /// Labels of answers; `None` where the configuration takes none.
     pub feedback: Option<Arc<FeedbackPlan>>,
     /// Where files and batches are taken.

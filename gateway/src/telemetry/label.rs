@@ -100,6 +100,22 @@ label! {
 }
 
 label! {
+    /// Outcome of a signal for a request.
+    SignalOutcome {
+        /// It has a value.
+        Computed => "computed",
+        /// The conversation has no text that it reads, or cannot be read.
+        NoText => "no_text",
+        /// The text is longer than `maxText`.
+        TooLong => "too_long",
+        /// The model had no answer within `timeout`, the examples had no vectors yet, or no thread was free for a long text.
+        Late => "late",
+        /// The model is not loaded or failed.
+        Failed => "failed",
+    }
+}
+
+label! {
     /// Change in what a target answers to probes.
     ProbeChange {
         /// The server names a model that it has not named before.

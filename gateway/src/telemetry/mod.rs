@@ -23,7 +23,7 @@ pub use json::write_line;
 pub use label::{
     AttemptEnd, BatchStatus, BodyRefusal, ByLabel, CacheLookup, CacheWrite, ConnectionRefusal, FeedbackEnd, Label,
     LineEnded, MalformedReason, MirrorEnd, NotSpilled, NotificationEnd, PairEnd, ProbeChange, ProbeResult, QueueEnd,
-    RolloutEnd, RolloutFinding, SocketEnd, SpillReason,
+    RolloutEnd, RolloutFinding, SignalOutcome, SocketEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_export::{LogExport, LogExportError, Record, names as log_names};
@@ -33,7 +33,7 @@ pub use metrics::{
     EndpointMetrics, EndpointSample, EngineSample, FeedbackSample, FeedbackSamples, GpuSample, HTTP_SECONDS,
     LimitMetrics, ListenerMetrics, MODEL_SECONDS, Metrics, MetricsFormat, ModelCounts, ModelMetrics, ProbeSample,
     ProbeTargetSample, QualityFeatureSample, QualitySample, QueueMetrics, ReceiverMetrics, RolloutSample, RouteCounts,
-    RouteMetrics, Running, Samples,
+    RouteMetrics, Running, Samples, SignalMetrics,
 };
 pub use recent::{MAX_HEADS, MAX_PER_SECOND as HEADS_PER_SECOND, RecentHead, RecentHeader, RecentHeads};
 pub use tail::{NoStatus, Tail, TailFilter, TailReader};

@@ -58,3 +58,13 @@ pub const SPILLWAY_ROLLOUT_STEP: &str = "spillway.rollout.step";
 pub const SPILLWAY_ROLLOUT_WEIGHT: &str = "spillway.rollout.weight";
 pub const SPILLWAY_ROLLOUT_BY: &str = "spillway.rollout.by";
 pub const SPILLWAY_ROLLOUT_REASON: &str = "spillway.rollout.reason";
+pub const SPILLWAY_PROMPT_LANGUAGE: &str = "spillway.prompt.language";
+pub const SPILLWAY_PROMPT_CHARACTERS: &str = "spillway.prompt.characters";
+pub const SPILLWAY_PROMPT_TOKENS: &str = "spillway.prompt.tokens";
+pub const SPILLWAY_PROMPT_TURNS: &str = "spillway.prompt.turns";
+pub const SPILLWAY_PROMPT_REASKED: &str = "spillway.prompt.reasked";
+pub const SPILLWAY_PROMPT_TOOL_LOOP: &str = "spillway.prompt.tool_loop";
+/// `NAME` is that of the signal.
+pub const SPILLWAY_SIGNAL: &str = "spillway.signal.NAME";
+/// `NAME` is that of the signal.
+pub const SPILLWAY_SIGNAL_LABEL: &str = "spillway.signal.NAME.label";

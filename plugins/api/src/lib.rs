@@ -30,7 +30,7 @@ pub use answers::{
 pub use classifier::{Classifier, Classifiers, Classifying, Judgement, NoClassifiers, NotClassified};
 pub use compression::{CodingSpec, CompressionSpec, ContentCoding};
 pub use counter::{Counter, CounterSample, CounterSpec, Counters};
-pub use embedder::{Embedder, Embedders, Embedding, NoEmbedders};
+pub use embedder::{Embedded, Embedder, Embedders, Embedding, NoEmbedders, NotEmbedded, Vectors};
 pub use events::{EventSplitter, JSON_LINES, MAX_EVENT, ResponseEvent};
 pub use exchange::ExchangeView;
 pub use fields::{FieldName, Fields, NameSet, Values};
@@ -44,7 +44,7 @@ pub use processor::{AnswerEdit, Processor, Reads};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, absent, define, define_compiled};
 pub use rewriter::{AnswerHead, EventChange, Rewrite, Rewriter};
-pub use spillway_config::{ExpressionPlace, FieldError};
+pub use spillway_config::{ExpressionPlace, FieldError, SignalKind, SignalName, nearest};
 pub use state::SharedStates;
 
 use std::net::IpAddr;

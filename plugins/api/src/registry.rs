@@ -157,7 +157,7 @@ where
 }
 
 /// Checks an expression for its place; the error names the mistake.
-pub type ExpressionCheck = fn(&str, ExpressionPlace) -> Result<(), String>;
+pub type ExpressionCheck = fn(&str, ExpressionPlace<'_>) -> Result<(), String>;
 
 /// All filters that a configuration may name.
 #[derive(Default)]
@@ -210,7 +210,7 @@ impl FilterCatalog for Registry {
     fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError> {
         self.factories.get(name).map(|factory| factory.check(config)).unwrap_or_default()
     }
-    fn check_expression(&self, expression: &str, place: ExpressionPlace) -> Result<(), String> {
+    fn check_expression(&self, expression: &str, place: ExpressionPlace<'_>) -> Result<(), String> {
         self.expression.map_or(Ok(()), |check| check(expression, place))
     }
 }

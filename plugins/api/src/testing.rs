@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::{
-    AnswerStores, BuildContext, Call, Caller, Classifier, Classifiers, Classifying, Counters, Embedder, Embedders,
-    Embedding, EventSplitter, ExchangeEnd, ExchangeView, FieldError, Fields, Filter, FilterFactory, Flow, GrpcClient,
-    HttpClient, HttpError, Judgement, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, NoPrices, Pricing, RequestView,
-    ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
+    AnswerStores, BuildContext, Call, Caller, Classifier, Classifiers, Classifying, Counters, Embedded, Embedder,
+    Embedders, Embedding, EventSplitter, ExchangeEnd, ExchangeView, FieldError, Fields, Filter, FilterFactory, Flow,
+    GrpcClient, HttpClient, HttpError, Judgement, NoClassifiers, NoEmbedders, NoGrpc, NoHttp, NoPrices, NotEmbedded,
+    Pricing, RequestView, ResponseEvent, ServerView, SharedStates, SystemPlace, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -193,6 +193,10 @@ pub struct FixedEmbedder<F>(pub F);
 impl<F: Fn(&str) -> Option<Vec<f32>> + Send + Sync> Embedder for FixedEmbedder<F> {
     fn embed(&self, text: String, _: Duration) -> Embedding {
         Box::pin(std::future::ready((self.0)(&text)))
+    }
+
+    fn embed_whole(&self, text: String, _: Duration) -> Embedded {
+        Box::pin(std::future::ready((self.0)(&text).map(|vector| vec![vector]).ok_or(NotEmbedded::Failed)))
     }
 
     fn version(&self) -> u64 {

@@ -32,6 +32,7 @@ fn expressions(c: &mut Criterion) {
         secure: true,
         now: None,
         served: Served::default(),
+        prompt: None,
         hides: None,
     };
     for (name, text) in [

@@ -4,8 +4,11 @@
 use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
 
+use spillway_filter::{SignalKind, SignalName, nearest};
+
 use crate::Scope;
-use crate::schema::{self, Asked, Fact, NAMES, Name, Type};
+use crate::facts::ReadSignal;
+use crate::schema::{self, Asked, Fact, NAMES, Name, SIGNALS, Type};
 
 /// Findings in an expression.
 #[derive(Debug, Default)]
@@ -16,6 +19,8 @@ pub(crate) struct Found {
     pub(crate) headers: Vec<String>,
     /// True if the headers are read in another way than by literal names.
     pub(crate) all_headers: bool,
+    /// Signals that are read, each once.
+    pub(crate) signals: Vec<ReadSignal>,
 }
 
 /// Mistake at a node of the expression.
@@ -68,8 +73,9 @@ fn literal(expr: &IdedExpr) -> Option<&str> {
 }
 
 /// Checks an expression and returns the type of its value.
-pub(crate) fn check(expr: &IdedExpr, scope: Scope) -> Result<(Type, Found), Mistake> {
-    let mut checker = Checker { scope, variables: Vec::new(), depth: 0, reads_little: false, found: Found::default() };
+pub(crate) fn check<'e>(expr: &'e IdedExpr, scope: Scope, signals: &'e [SignalName]) -> Result<(Type, Found), Mistake> {
+    let (variables, found) = (Vec::new(), Found::default());
+    let mut checker = Checker { scope, signals, variables, depth: 0, reads_little: false, found };
     let kind = checker.kind(expr)?;
     Ok((kind, checker.found))
 }
@@ -84,6 +90,8 @@ struct Variable<'e> {
 
 struct Checker<'e> {
     scope: Scope,
+    /// Names below `signals`.
+    signals: &'e [SignalName],
     variables: Vec<Variable<'e>>,
     /// Number of loops around the expression.
     depth: usize,
@@ -210,6 +218,12 @@ impl<'e> Checker<'e> {
         if TYPES.contains(&name) {
             return Ok(Type::Type);
         }
+        if name == SIGNALS && schema::roots(self.scope).contains(&SIGNALS) {
+            return mistake(
+                at,
+                format!("`{SIGNALS}` has no value itself; expected one of them, such as `{SIGNALS}.NAME`"),
+            );
+        }
         let mut kind = Type::Map(&Type::Any);
         let scope = self.scope;
         for known in self.names(at, name)?.filter(|known| known.is_in(scope)) {
@@ -229,6 +243,9 @@ impl<'e> Checker<'e> {
             return Ok(None);
         }
         let names: Vec<_> = self.names(&select.operand, root)?.collect();
+        if root == SIGNALS {
+            return Ok(None);
+        }
         if names.iter().any(|name| name.field.is_none()) {
             return Ok(None);
         }
@@ -272,7 +289,47 @@ impl<'e> Checker<'e> {
         Ok(())
     }
 
+    /// Type of the signal that `signals.a` or `signals.a.b` spells; `None` where `select` is something else.
+    fn signal(&mut self, at: &IdedExpr, select: &SelectExpr) -> Result<Option<Type>, Mistake> {
+        let Some(name) = schema::below(select, SIGNALS).filter(|_| self.variable(SIGNALS).is_none()) else {
+            return Ok(None);
+        };
+        // Refuses other places.
+        let _ = self.names(at, SIGNALS)?;
+        if let Some(index) = self.signals.iter().position(|known| known.name == name) {
+            let signal = ReadSignal { name: name.into(), at: index };
+            let kind = match self.signals.get(index).map(|known| known.kind) {
+                Some(SignalKind::Bool) => Type::Bool,
+                _ => Type::Double,
+            };
+            self.found.asked.add(Fact::Signals);
+            if !self.found.signals.contains(&signal) {
+                self.found.signals.push(signal);
+            }
+            return Ok(Some(kind));
+        }
+        let (parent, field) = name.rsplit_once('.').map_or(("", name.as_str()), |(parent, field)| (parent, field));
+        let is_below = |known: &&str| known.rsplit_once('.').map_or("", |(parent, _)| parent) == parent;
+        let known: Vec<&str> = self.signals.iter().map(|known| known.name.as_str()).filter(is_below).collect();
+        let shown = if parent.is_empty() { SIGNALS.to_owned() } else { format!("{SIGNALS}.{parent}") };
+        let known: Vec<&str> =
+            known.iter().map(|known| known.rsplit_once('.').map_or(*known, |(_, own)| own)).collect();
+        match (known.as_slice(), parent) {
+            ([], "") => mistake(at, format!("unknown signal `{field}`; the file defines none under `signals`")),
+            // A value that has no fields.
+            ([], _) => Ok(None),
+            (known, _) => {
+                let near = nearest(field, known).map(|near| format!(" (did you mean `{near}`?)"));
+                let message = format!("`{shown}` has no `{field}`; expected {}", listed(known));
+                mistake(at, message + &near.unwrap_or_default())
+            }
+        }
+    }
+
     fn select(&mut self, at: &'e IdedExpr, select: &'e SelectExpr) -> Result<Type, Mistake> {
+        if let Some(kind) = self.signal(at, select)? {
+            return Ok(if select.test { Type::Bool } else { kind });
+        }
         if let Some(name) = self.named(at, select)? {
             self.found.all_headers |= name.fact == Fact::Headers;
             let kind = self.read(name);

@@ -16,9 +16,9 @@ use http::{HeaderName, HeaderValue};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use spillway_filter::Fields;
 
-use crate::schema::{Asked, Fact, NAMES, Name};
-use crate::values::{self, REDACTED, Seen};
-use crate::{MAX_BODY, MAX_STEPS};
+use crate::schema::{Asked, Fact, NAMES, Name, SIGNALS};
+use crate::values::{self, REDACTED, Seen, SignalValue};
+use crate::{Expression, MAX_BODY, MAX_STEPS};
 
 /// Prefix of a root whose value is counted where it is read. No name that can be written begins with it.
 pub(crate) const COUNTED: &str = "@";
@@ -26,10 +26,21 @@ pub(crate) const COUNTED: &str = "@";
 pub(crate) const STEP: &str = "@step:";
 /// Prefix of the name that is true if the exchange has a fact; the number of the fact follows.
 pub(crate) const HAS: &str = "@has:";
+/// Prefix of the name that is true if the request has a signal; its name follows.
+pub(crate) const HAS_SIGNAL: &str = "@has.";
 /// Bytes of text that cost as much as one step.
 const BYTES_OF_STEP: usize = 512;
 
 type Boxed<'a> = Box<dyn Val + 'a>;
+
+/// Signal that an expression reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReadSignal {
+    /// Name below `signals`.
+    pub(crate) name: Box<str>,
+    /// Place among the names with which the expression was compiled.
+    pub(crate) at: usize,
+}
 
 /// Facts of one request for one evaluation.
 pub(crate) struct Facts<'a> {
@@ -37,6 +48,7 @@ pub(crate) struct Facts<'a> {
     asked: Asked,
     names: &'a [HeaderName],
     all_headers: bool,
+    signals: &'a [ReadSignal],
     now: OnceLock<i64>,
     headers: OnceLock<Boxed<'a>>,
     answer_headers: OnceLock<Boxed<'a>>,
@@ -50,12 +62,13 @@ pub(crate) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    pub(crate) fn new(seen: &'a Seen<'a>, asked: Asked, names: &'a [HeaderName], all_headers: bool) -> Self {
+    pub(crate) fn new(seen: &'a Seen<'a>, expression: &'a Expression) -> Self {
         Self {
             seen,
-            asked,
-            names,
-            all_headers,
+            asked: expression.asked,
+            names: &expression.headers,
+            all_headers: expression.all_headers,
+            signals: &expression.signals,
             now: OnceLock::new(),
             headers: OnceLock::new(),
             answer_headers: OnceLock::new(),
@@ -158,6 +171,13 @@ impl<'a> Facts<'a> {
             Fact::PromptTokens => tokens(x.served.prompt_tokens)?,
             Fact::CachedTokens => tokens(x.served.cached_tokens)?,
             Fact::CompletionTokens => tokens(x.served.completion_tokens)?,
+            Fact::Characters => tokens(x.prompt?.characters)?,
+            Fact::EstimatedTokens => tokens(x.prompt?.tokens)?,
+            Fact::Turns => tokens(x.prompt?.turns)?,
+            Fact::Reasked => CowVal::owned(CelBool::from(x.prompt?.reasked?)),
+            Fact::ToolLoop => CowVal::owned(CelBool::from(x.prompt?.tool_loop?)),
+            // Read by their own names.
+            Fact::Signals => return None,
             // Texts.
             Fact::Method
             | Fact::Path
@@ -170,8 +190,15 @@ impl<'a> Facts<'a> {
             | Fact::Route
             | Fact::Backend
             | Fact::RolloutVersion
-            | Fact::AnsweringModel => return None,
+            | Fact::AnsweringModel
+            | Fact::Language => return None,
         })
+    }
+
+    /// Value of a signal by its name below `signals`.
+    fn signal(&self, name: &str) -> Option<SignalValue> {
+        let known = self.signals.iter().find(|known| *known.name == *name)?;
+        self.seen.prompt?.signals.get(known.at).copied().flatten()
     }
 
     /// Value of a fact, of a name whose fields are facts, or `None` where `name` is longer or is not known.
@@ -184,7 +211,11 @@ impl<'a> Facts<'a> {
         if let Some(known) = NAMES.iter().filter(is_asked).find(|known| known.root == root && known.field == field) {
             return self.value(known.fact);
         }
-        if field.is_some() {
+        if let Some(field) = field {
+            return if root == SIGNALS { self.signal(field).map(signal_value) } else { None };
+        }
+        let is_unknown = self.seen.prompt.is_none();
+        if is_unknown && NAMES.iter().any(|known| known.root == root && known.fact.is_of_prompt()) {
             return None;
         }
         let mut fields = HashMap::new();
@@ -232,6 +263,13 @@ impl<'a> Facts<'a> {
     }
 }
 
+fn signal_value<'c, 'v>(value: SignalValue) -> CowVal<'c, 'v> {
+    match value {
+        SignalValue::Bool(holds) => CowVal::owned(CelBool::from(holds)),
+        SignalValue::Double(n) => CowVal::owned(CelDouble::from(n)),
+    }
+}
+
 /// Value of a fact that is a text; `None` for other facts.
 pub(crate) fn text_of<'a>(x: &Seen<'a>, fact: Fact) -> Option<Cow<'a, str>> {
     Some(Cow::Borrowed(match fact {
@@ -250,6 +288,7 @@ pub(crate) fn text_of<'a>(x: &Seen<'a>, fact: Fact) -> Option<Cow<'a, str>> {
         Fact::Backend => x.served.backend,
         Fact::RolloutVersion => x.served.version,
         Fact::AnsweringModel => x.served.model,
+        Fact::Language => x.prompt?.language?,
         _ => return None,
     }))
 }
@@ -270,7 +309,15 @@ impl VariableResolver for Facts<'_> {
         }
         if let Some(number) = name.strip_prefix(HAS) {
             let fact = NAMES.iter().map(|known| known.fact).find(|fact| number.parse() == Ok(*fact as u8))?;
+            // It is not known yet whether there is one.
+            if fact.is_of_prompt() {
+                self.seen.prompt?;
+            }
             return Some(CowVal::owned(CelBool::from(self.value(fact).is_some())));
+        }
+        if let Some(name) = name.strip_prefix(HAS_SIGNAL) {
+            self.seen.prompt?;
+            return Some(CowVal::owned(CelBool::from(self.signal(name).is_some())));
         }
         if self.is_exhausted() {
             return None;

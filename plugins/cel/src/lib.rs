@@ -21,11 +21,11 @@ use cel::{Context, Env, ExecutionError, FunctionContext, IdedExpr, Program, Valu
 use http::HeaderName;
 use regex::Regex;
 
-use facts::Facts;
+use facts::{Facts, ReadSignal};
 use fast::Fast;
 pub use schema::{Asked, Fact, NAMES, Name, Type};
-use spillway_filter::ExpressionPlace;
-pub use values::{REDACTED, Seen, Served};
+use spillway_filter::{ExpressionPlace, SignalName};
+pub use values::{Prompt, REDACTED, Seen, Served, SignalValue};
 
 /// Longest expression, in bytes.
 pub const MAX_EXPRESSION: usize = 4096;
@@ -55,7 +55,7 @@ pub enum EvaluationError {
 /// Place of an expression, which decides what names it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Match of a route: the head of the request only.
+    /// Match of a route: the head of the request and its conversation.
     Head,
     /// Filter in front of the choice of a server: the request and its caller.
     Request,
@@ -94,6 +94,7 @@ pub struct Expression {
     asked: Asked,
     headers: Vec<HeaderName>,
     all_headers: bool,
+    signals: Vec<ReadSignal>,
     kind: Type,
 }
 
@@ -114,9 +115,17 @@ impl Expression {
     /// # Errors
     /// The mistake, with its position in the text.
     pub fn condition(text: &str, scope: Scope) -> Result<Self, String> {
-        let expression = Self::compile(text, scope)?;
+        Self::condition_with(text, scope, &[])
+    }
+
+    /// Compiles an expression whose value is a boolean, and which may read these signals.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
+    pub fn condition_with(text: &str, scope: Scope, signals: &[SignalName]) -> Result<Self, String> {
+        let expression = Self::compile(text, scope, signals)?;
         expression.must_be(|kind| kind == Type::Bool, "true or false")?;
-        expression.try_out(|value| value.downcast_ref::<CelBool>().is_some(), "true or false")?;
+        expression.try_out(signals, |value| value.downcast_ref::<CelBool>().is_some(), "true or false")?;
         Ok(expression)
     }
 
@@ -126,10 +135,10 @@ impl Expression {
     /// The mistake, with its position in the text.
     pub fn value(text: &str, scope: Scope) -> Result<Self, String> {
         let wanted = "a string, a number or true or false";
-        let expression = Self::compile(text, scope)?;
+        let expression = Self::compile(text, scope, &[])?;
         let fits = |kind| matches!(kind, Type::String | Type::Int | Type::Uint | Type::Bool);
         expression.must_be(fits, wanted)?;
-        expression.try_out(|value| as_text(value).is_some(), wanted)?;
+        expression.try_out(&[], |value| as_text(value).is_some(), wanted)?;
         Ok(expression)
     }
 
@@ -139,10 +148,10 @@ impl Expression {
     /// The mistake, with its position in the text.
     pub fn scalar(text: &str, scope: Scope) -> Result<Self, String> {
         let wanted = "a string, a number or true or false";
-        let expression = Self::compile(text, scope)?;
+        let expression = Self::compile(text, scope, &[])?;
         let fits = |kind| matches!(kind, Type::String | Type::Int | Type::Uint | Type::Double | Type::Bool);
         expression.must_be(fits, wanted)?;
-        expression.try_out(|value| as_scalar(value).is_some(), wanted)?;
+        expression.try_out(&[], |value| as_scalar(value).is_some(), wanted)?;
         Ok(expression)
     }
 
@@ -151,10 +160,10 @@ impl Expression {
     /// # Errors
     /// The mistake, with its position in the text.
     pub fn number(text: &str, scope: Scope) -> Result<Self, String> {
-        let expression = Self::compile(text, scope)?;
+        let expression = Self::compile(text, scope, &[])?;
         expression.must_be(|kind| matches!(kind, Type::Int | Type::Uint | Type::Double), "a number")?;
         let is_number = |value: &dyn Val| matches!(as_scalar(value), Some(Scalar::Int(_) | Scalar::Double(_)));
-        expression.try_out(|value| is_number(value), "a number")?;
+        expression.try_out(&[], |value| is_number(value), "a number")?;
         Ok(expression)
     }
 
@@ -163,8 +172,16 @@ impl Expression {
     /// # Errors
     /// The mistake, with its position in the text.
     pub fn any(text: &str, scope: Scope) -> Result<Self, String> {
-        let expression = Self::compile(text, scope)?;
-        expression.try_out(|_| true, "a value")?;
+        Self::any_with(text, scope, &[])
+    }
+
+    /// Compiles an expression of any value that may read these signals.
+    ///
+    /// # Errors
+    /// The mistake, with its position in the text.
+    pub fn any_with(text: &str, scope: Scope, signals: &[SignalName]) -> Result<Self, String> {
+        let expression = Self::compile(text, scope, signals)?;
+        expression.try_out(signals, |_| true, "a value")?;
         Ok(expression)
     }
 
@@ -175,7 +192,7 @@ impl Expression {
         Err(format!("the value is of type {}; expected {wanted}", self.kind))
     }
 
-    fn compile(text: &str, scope: Scope) -> Result<Self, String> {
+    fn compile(text: &str, scope: Scope, signals: &[SignalName]) -> Result<Self, String> {
         if text.len() > MAX_EXPRESSION {
             return Err(format!("an expression has at most {MAX_EXPRESSION} bytes"));
         }
@@ -183,7 +200,7 @@ impl Expression {
             let first = errors.errors.first().map(|e| format!("{}{}", position(e.pos.0, e.pos.1), e.msg));
             format!("invalid CEL expression: {}", first.unwrap_or_else(|| errors.to_string()))
         })?;
-        let (kind, found) = check::check(program.expression(), scope).map_err(|mistake| {
+        let (kind, found) = check::check(program.expression(), scope, signals).map_err(|mistake| {
             let place = program.source_info().offset_for(mistake.node).and_then(|(start, _)| {
                 let before = text.get(..start as usize)?;
                 let line = before.matches('\n').count() + 1;
@@ -207,12 +224,13 @@ impl Expression {
         let (asked, all_headers) = (found.asked, found.all_headers);
         let metered = meter::counted(program.expression());
         let fast = Fast::new(program.expression());
-        Ok(Self { program, metered, fast, patterns: Arc::new(patterns), asked, headers, all_headers, kind })
+        let (patterns, signals) = (Arc::new(patterns), found.signals);
+        Ok(Self { program, metered, fast, patterns, asked, headers, all_headers, signals, kind })
     }
 
     /// Evaluates the expression for sample requests with every kind of value, to find mistakes that always fail.
-    fn try_out(&self, fits: impl Fn(&dyn Val) -> bool, wanted: &str) -> Result<(), String> {
-        values::with_samples(|sample| {
+    fn try_out(&self, signals: &[SignalName], fits: impl Fn(&dyn Val) -> bool, wanted: &str) -> Result<(), String> {
+        values::with_samples(signals, |sample| {
             let tried = self.run(sample, |value| {
                 if fits(value) {
                     return Ok(());
@@ -238,6 +256,11 @@ impl Expression {
     /// Facts of a request that the expression reads.
     pub fn asked(&self) -> Asked {
         self.asked
+    }
+
+    /// Places of the signals that the expression reads, among the names with which it was compiled.
+    pub fn signals(&self) -> impl Iterator<Item = usize> {
+        self.signals.iter().map(|signal| signal.at)
     }
 
     /// Evaluates a condition for a request.
@@ -292,7 +315,7 @@ impl Expression {
     }
 
     fn run<T>(&self, x: &Seen<'_>, read: impl FnOnce(&dyn Val) -> T) -> Result<T, ExecutionError> {
-        let facts = Facts::new(x, self.asked, &self.headers, self.all_headers);
+        let facts = Facts::new(x, self);
         let mut context = Context::with_env(environment());
         context.set_variable_resolver(&facts);
         if !self.patterns.is_empty() {
@@ -402,9 +425,9 @@ fn short(e: &ExecutionError) -> String {
 ///
 /// # Errors
 /// The mistake, with its position in the text.
-pub fn check(text: &str, place: ExpressionPlace) -> Result<(), String> {
+pub fn check(text: &str, place: ExpressionPlace<'_>) -> Result<(), String> {
     match place {
-        ExpressionPlace::Match => Expression::condition(text, Scope::Head).map(drop),
+        ExpressionPlace::Match(signals) => Expression::condition_with(text, Scope::Head, signals).map(drop),
         ExpressionPlace::Request => Expression::condition(text, Scope::Request).map(drop),
         ExpressionPlace::Field => Expression::scalar(text, Scope::End).map(drop),
     }

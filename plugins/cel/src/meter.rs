@@ -6,8 +6,8 @@ use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
 use cel::common::types::CelBool;
 
-use crate::facts::{COUNTED, HAS, STEP};
-use crate::schema::NAMES;
+use crate::facts::{COUNTED, HAS, HAS_SIGNAL, STEP};
+use crate::schema::{self, NAMES, SIGNALS};
 
 /// The expression with its steps counted; `None` if it has none to count.
 pub(crate) fn counted(expr: &IdedExpr) -> Option<IdedExpr> {
@@ -39,6 +39,14 @@ impl Meter {
                 }
             }
             Expr::Select(select) => {
+                if select.test
+                    && let Some(name) = schema::below(select, SIGNALS)
+                    && self.is_fact(SIGNALS)
+                {
+                    expr.expr = Expr::Ident(format!("{HAS_SIGNAL}{name}"));
+                    self.is_changed = true;
+                    return;
+                }
                 if let Expr::Ident(root) = &select.operand.expr
                     && select.test
                     && self.is_fact(root)

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use cel::common::ast::{Expr, SelectExpr};
+
 use crate::Scope;
 
 /// Type of a value.
@@ -82,14 +84,41 @@ pub enum Fact {
     PromptTokens,
     CachedTokens,
     CompletionTokens,
+    Language,
+    Characters,
+    EstimatedTokens,
+    Turns,
+    Reasked,
+    ToolLoop,
+    Signals,
 }
 
 impl Fact {
     /// True if an exchange may be without the fact: it is then absent, and reading it has no value.
     pub(crate) fn may_be_absent(self) -> bool {
         matches!(self, Self::Body | Self::PromptTokens | Self::CachedTokens | Self::CompletionTokens)
+            || self.is_of_prompt()
+    }
+
+    /// True for a fact about the conversation, which is known when the body was read.
+    pub(crate) fn is_of_prompt(self) -> bool {
+        OF_PROMPT.contains(&self)
     }
 }
+
+/// Facts about the conversation.
+const OF_PROMPT: [Fact; 7] = [
+    Fact::Language,
+    Fact::Characters,
+    Fact::EstimatedTokens,
+    Fact::Turns,
+    Fact::Reasked,
+    Fact::ToolLoop,
+    Fact::Signals,
+];
+
+/// Root of the signals that a configuration declares.
+pub(crate) const SIGNALS: &str = "signals";
 
 /// Name of an expression.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +154,10 @@ const fn name(
 const ALWAYS: &str = "always there";
 const NO_USAGE: &str = "absent where no answer told it: reading it has no value";
 
+const NO_PROMPT: &str = "absent where the request has no conversation that can be read: reading it has no value";
+
+/// The conversation, where it chooses a route.
+const PROMPT: &[Scope] = &[Scope::Head];
 /// The head of a request, which stays as it came.
 const HEAD: &[Scope] = &[Scope::Head, Scope::Request, Scope::Upstream, Scope::Answer, Scope::End];
 /// Known with the caller and the route, and kept to the end.
@@ -168,6 +201,13 @@ pub const NAMES: &[Name] = &[
     name(Fact::PromptTokens, "usage", "promptTokens", Type::Int, END, NO_USAGE, "Tokens of the prompt."),
     name(Fact::CachedTokens, "usage", "cachedTokens", Type::Int, END, NO_USAGE, "Those of them that a cache had."),
     name(Fact::CompletionTokens, "usage", "completionTokens", Type::Int, END, NO_USAGE, "Tokens written."),
+    name(Fact::Language, "prompt", "language", Type::String, PROMPT, "absent without a text of at most 16 KiB whose language is clear", "Language of the last text of the user, as three letters of ISO 639-3, such as `eng`."),
+    name(Fact::Characters, "prompt", "characters", Type::Int, PROMPT, NO_PROMPT, "Characters of all texts of the conversation, instructions and results of tools included."),
+    name(Fact::EstimatedTokens, "prompt", "tokens", Type::Int, PROMPT, NO_PROMPT, "Tokens of the prompt as limits estimate them: a quarter of the bytes of its texts, and a fixed number for an image or sound."),
+    name(Fact::Turns, "prompt", "turns", Type::Int, PROMPT, NO_PROMPT, "Texts of the user, the last one included."),
+    name(Fact::Reasked, "prompt", "reasked", Type::Bool, PROMPT, "absent without a conversation, and with a text of the user above 16 KiB", "True if the last text of the user repeats or rephrases an earlier one that was answered."),
+    name(Fact::ToolLoop, "prompt", "toolLoop", Type::Bool, PROMPT, NO_PROMPT, "True if the conversation ends with a call of a tool or its result: a turn of the user is still being answered."),
+    name(Fact::Signals, "signals", "NAME", Type::Any, PROMPT, "absent without a text to read, where it is longer than `maxText`, and where a model was late or failed", "Value of the signal `NAME` of the configuration: true or false for `keywords`, else a double. `signals.NAME.LABEL` is that of a label of its `examples`."),
 ];
 
 /// Facts of a request that an expression reads. What it does not read is not converted.
@@ -182,6 +222,38 @@ impl Asked {
 
     pub(crate) fn add(&mut self, fact: Fact) {
         self.0 |= 1 << fact as u8;
+    }
+
+    /// True if the expression reads the conversation.
+    pub fn reads_prompt(self) -> bool {
+        OF_PROMPT.iter().any(|fact| self.reads(*fact))
+    }
+
+    /// Facts about the conversation that the expression reads, beside signals.
+    #[must_use]
+    pub fn of_prompt(self) -> Self {
+        let mut read = Self::default();
+        OF_PROMPT.iter().filter(|fact| **fact != Fact::Signals && self.reads(**fact)).for_each(|fact| read.add(*fact));
+        read
+    }
+
+    /// These facts and others.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These facts without others.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// True if the expression reads nothing but the conversation.
+    pub fn reads_only_prompt(self) -> bool {
+        let mut of_prompt = Self::default();
+        OF_PROMPT.iter().for_each(|fact| of_prompt.add(*fact));
+        self.0 & !of_prompt.0 == 0
     }
 
     /// True if the body must be read.
@@ -207,4 +279,13 @@ pub(crate) fn roots(scope: Scope) -> Vec<&'static str> {
     let mut roots: Vec<_> = NAMES.iter().filter(|name| name.is_in(scope)).map(|name| name.root).collect();
     roots.dedup();
     roots
+}
+
+/// Fields behind a root with dots between, such as `b.c` of `a.b.c`; `None` for another expression.
+pub(crate) fn below(select: &SelectExpr, root: &str) -> Option<String> {
+    match &select.operand.expr {
+        Expr::Ident(name) => (name == root).then(|| select.field.clone()),
+        Expr::Select(inner) if !inner.test => Some(format!("{}.{}", below(inner, root)?, select.field)),
+        _ => None,
+    }
 }

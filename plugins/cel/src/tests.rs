@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
+use spillway_filter::SignalKind;
 
 use super::*;
 
@@ -40,6 +41,7 @@ fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce
             cached_tokens: None,
             completion_tokens: Some(3),
         },
+        prompt: None,
         hides: Some(&|name| name == "x-secret"),
     })
 }
@@ -273,10 +275,10 @@ fn mistakes_are_told_before_a_request_comes() {
         assert!(error.contains(part), "{text}: {error}");
     }
     assert!(Expression::condition(&" ".repeat(MAX_EXPRESSION + 1), Scope::Request).is_err());
-    assert!(check("tls.used", ExpressionPlace::Match).unwrap_err().contains("not known yet"));
-    assert!(check("request.method == 'POST'", ExpressionPlace::Match).is_ok());
-    assert!(check("consumer.name == 'a'", ExpressionPlace::Match).unwrap_err().contains("authorize"));
-    assert!(check("request.body.a == 1", ExpressionPlace::Match).unwrap_err().contains("not read yet"));
+    assert!(check("tls.used", ExpressionPlace::Match(&[])).unwrap_err().contains("not known yet"));
+    assert!(check("request.method == 'POST'", ExpressionPlace::Match(&[])).is_ok());
+    assert!(check("consumer.name == 'a'", ExpressionPlace::Match(&[])).unwrap_err().contains("authorize"));
+    assert!(check("request.body.a == 1", ExpressionPlace::Match(&[])).unwrap_err().contains("not read yet"));
     assert!(Expression::value("request.headers['x-user']", Scope::Request).is_ok());
     assert!(Expression::value("request.headers", Scope::Request).is_err());
 }
@@ -447,12 +449,27 @@ proptest! {
 
 #[test]
 fn names_have_their_declared_types() {
-    for name in NAMES {
+    for name in NAMES.iter().filter(|name| name.fact != Fact::Signals) {
         let written = name.written();
         for scope in Scope::ALL {
             assert_eq!(Expression::any(&written, scope).is_ok(), name.is_in(scope), "{written} in {}", scope.as_str());
         }
         let expression = Expression::any(&written, name.scopes[0]).unwrap();
+        if name.fact.is_of_prompt() {
+            let prompt = Prompt {
+                language: Some("eng"),
+                characters: Some(1),
+                tokens: Some(1),
+                turns: Some(1),
+                reasked: Some(true),
+                tool_loop: Some(true),
+                signals: Box::default(),
+            };
+            let value = with(b"{}", &[], |x| expression.json(&Seen { prompt: Some(&prompt), ..*x })).unwrap();
+            assert_eq!(value.1, name.kind.to_string(), "{written}");
+            assert!(with(b"{}", &[], |x| expression.json(x)).is_err(), "the conversation is not known yet");
+            continue;
+        }
         if name.fact == Fact::CachedTokens {
             assert!(with(b"{}", &[], |x| expression.json(x)).is_err(), "the answer does not tell it");
             continue;
@@ -466,6 +483,121 @@ fn names_have_their_declared_types() {
         };
         assert_eq!(value.1, declared, "{written}");
     }
+}
+
+/// Signals of a configuration.
+fn signals() -> Vec<SignalName> {
+    let name = |name: &str, kind| SignalName { name: name.to_owned(), kind };
+    vec![
+        name("secret", SignalKind::Bool),
+        name("topic", SignalKind::Double),
+        name("topic.code", SignalKind::Double),
+        name("topic.math", SignalKind::Double),
+    ]
+}
+
+/// Value of a condition of a match for a conversation; `None` where that is not known yet.
+fn judged(text: &str, prompt: Option<&Prompt>) -> Result<bool, EvaluationError> {
+    let expression =
+        Expression::condition_with(text, Scope::Head, &signals()).unwrap_or_else(|e| panic!("{text}: {e}"));
+    with(b"", &[], |x| expression.holds(&Seen { prompt, ..*x }))
+}
+
+#[test]
+fn signals_and_the_prompt_decide() {
+    let prompt = Prompt {
+        language: Some("deu"),
+        characters: Some(12),
+        tokens: Some(3),
+        turns: Some(2),
+        reasked: Some(false),
+        tool_loop: Some(true),
+        signals: [
+            Some(SignalValue::Bool(true)),
+            Some(SignalValue::Double(0.75)),
+            None,
+            Some(SignalValue::Double(0.75)),
+        ]
+        .into(),
+    };
+    for (text, expected) in [
+        ("signals.secret", Some(true)),
+        ("!signals.secret || signals.topic > 0.5", Some(true)),
+        ("signals.topic >= 0.75 && signals.topic.math >= 0.75", Some(true)),
+        ("signals.topic < 1", Some(true)),
+        ("signals.topic.code > 0.5", None),
+        ("signals.topic.code > 0.5 || true", Some(true)),
+        ("has(signals.topic.code) || !has(signals.topic.math)", Some(false)),
+        ("has(signals.secret) && has(prompt.language)", Some(true)),
+        ("[0.5, 0.9].exists(least, signals.topic.math > least)", Some(true)),
+        ("prompt.language == 'deu' && prompt.characters == 12 && prompt.tokens == 3", Some(true)),
+        ("prompt.turns == 2 && !prompt.reasked && prompt.toolLoop", Some(true)),
+        ("prompt.language in ['deu', 'eng'] && request.path.startsWith('/v1')", Some(true)),
+    ] {
+        let found = judged(text, Some(&prompt));
+        match expected {
+            Some(expected) => assert_eq!(found, Ok(expected), "{text}"),
+            None => assert!(matches!(found, Err(EvaluationError::Missing(_))), "{text}: {found:?}"),
+        }
+        // Of no conversation nothing but the presence is told.
+        let found = judged(text, Some(&Prompt::default()));
+        assert_eq!(found.is_ok(), text.starts_with("has") || text.ends_with("true"), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn before_the_conversation_is_known_only_what_does_not_depend_on_it_has_a_value() {
+    for (text, expected) in [
+        ("request.method == 'GET' && signals.secret", Some(false)),
+        ("request.method == 'POST' || prompt.tokens > 3", Some(true)),
+        ("request.method == 'POST' && prompt.tokens > 3", None),
+        ("has(signals.secret)", None),
+        ("!has(prompt.language)", None),
+        ("size(prompt) == 0", None),
+        ("'language' in prompt", None),
+        ("[1].all(n, has(signals.topic.math) && n == 1)", None),
+        ("signals.topic > 0.5", None),
+    ] {
+        assert_eq!(judged(text, None).ok(), expected, "{text}");
+    }
+}
+
+#[test]
+fn mistakes_with_signals_are_told() {
+    for (text, part) in [
+        (
+            "signals.secrets",
+            "column 8: `signals` has no `secrets`; expected `secret` or `topic` (did you mean `secret`?)",
+        ),
+        (
+            "signals.topic.maths > 0.5",
+            "`signals.topic` has no `maths`; expected `code` or `math` (did you mean `math`?)",
+        ),
+        ("signals.secret.math > 0.5", "a value of type bool has no field `math`"),
+        ("signals.secret > 0.5", "`>` does not go with bool and double"),
+        ("signals.topic == 'math'", "`==` does not go with double and string"),
+        ("signals.topic", "of type double; expected true or false"),
+        ("size(signals) > 0", "`signals` has no value itself"),
+        ("signals['secret']", "`signals` has no value itself"),
+        ("prompt.lang == 'deu'", "`prompt` has no `lang`"),
+        ("prompt.language == 1", "`==` does not go with string and int"),
+    ] {
+        let error = Expression::condition_with(text, Scope::Head, &signals()).err();
+        let error = error.unwrap_or_else(|| panic!("{text} compiles"));
+        assert!(error.contains(part), "{text}: {error}");
+    }
+    let none = Expression::condition("signals.secret", Scope::Head).unwrap_err();
+    assert!(none.contains("unknown signal `secret`; the file defines none"), "{none}");
+    for text in ["signals.secret", "prompt.toolLoop"] {
+        let elsewhere = Expression::condition_with(text, Scope::Request, &signals()).unwrap_err();
+        assert!(elsewhere.contains("is not known in a filter, only in a match"), "{elsewhere}");
+    }
+    let read =
+        Expression::condition_with("signals.topic.math > 0.5 && signals.secret", Scope::Head, &signals()).unwrap();
+    assert_eq!(read.signals().collect::<Vec<_>>(), [3, 0]);
+    assert!(read.asked().reads_prompt() && read.asked().reads_only_prompt());
+    let read = Expression::condition("request.path == '/' && prompt.turns > 1", Scope::Head).unwrap();
+    assert!(read.asked().reads_prompt() && !read.asked().reads_only_prompt());
 }
 
 /// Table of the names, as `docs/extend/expressions.md` has it.

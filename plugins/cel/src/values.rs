@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use cel::Value;
 use http::HeaderName;
-use spillway_filter::{Fields, RequestView, Variables};
+use spillway_filter::{Fields, RequestView, SignalKind, SignalName, Variables};
 
 /// Request as an expression sees it.
 pub struct Seen<'a> {
@@ -34,6 +34,8 @@ pub struct Seen<'a> {
     pub now: Option<SystemTime>,
     /// Target and answer.
     pub served: Served<'a>,
+    /// Conversation; `None` where it is not known yet: an expression has a value then only if it is the same for every conversation.
+    pub prompt: Option<&'a Prompt>,
     /// True for a header of the request whose value must not be shown: it reads as [`REDACTED`]. `None` hides none.
     pub hides: Option<&'a (dyn Fn(&HeaderName) -> bool + Send + Sync)>,
 }
@@ -79,6 +81,44 @@ pub struct Served<'a> {
     pub completion_tokens: Option<u64>,
 }
 
+/// Conversation of a request. What is `None` is absent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prompt {
+    /// Language of the last text of the user.
+    pub language: Option<&'static str>,
+    /// Characters of all texts.
+    pub characters: Option<u64>,
+    /// Tokens, as they are estimated.
+    pub tokens: Option<u64>,
+    /// Texts of the user.
+    pub turns: Option<u64>,
+    /// True if the user repeats or rephrases a question.
+    pub reasked: Option<bool>,
+    /// True within a loop of tool calls.
+    pub tool_loop: Option<bool>,
+    /// Values of the signals, in the order of the names with which the expression was compiled.
+    pub signals: Box<[Option<SignalValue>]>,
+}
+
+/// Value of a signal.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SignalValue {
+    /// True or false.
+    Bool(bool),
+    /// Number.
+    Double(f64),
+}
+
+impl SignalValue {
+    /// Value of the kind for trying an expression.
+    fn sample(kind: SignalKind) -> Self {
+        match kind {
+            SignalKind::Bool => Self::Bool(true),
+            SignalKind::Double => Self::Double(0.5),
+        }
+    }
+}
+
 /// Value of a header that is not shown.
 pub const REDACTED: &str = "[redacted]";
 
@@ -106,6 +146,7 @@ impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
             secure: x.secure,
             now: None,
             served: Served::default(),
+            prompt: None,
             hides: None,
         }
     }
@@ -182,7 +223,10 @@ pub(crate) fn path(path: &str) -> Cow<'_, str> {
 }
 
 /// Sample requests for trying an expression: one of a known caller with a body, one of an anonymous caller without.
-pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), String>) -> Result<(), String> {
+pub(crate) fn with_samples(
+    signals: &[SignalName],
+    mut try_one: impl FnMut(&Seen<'_>) -> Result<(), String>,
+) -> Result<(), String> {
     let mut headers = Fields::default();
     headers.insert(http::header::HOST, http::HeaderValue::from_static("example.com"));
     let client = IpAddr::from([127, 0, 0, 1]);
@@ -200,6 +244,15 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         cached_tokens: Some(1),
         completion_tokens: Some(1),
     };
+    let prompt = Prompt {
+        language: Some("eng"),
+        characters: Some(1),
+        tokens: Some(1),
+        turns: Some(1),
+        reasked: Some(true),
+        tool_loop: Some(true),
+        signals: signals.iter().map(|signal| Some(SignalValue::sample(signal.kind))).collect(),
+    };
     try_one(&Seen {
         method: "POST",
         path: "/v1",
@@ -213,9 +266,11 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         secure: true,
         now: None,
         served: answered,
+        prompt: Some(&prompt),
         hides: None,
     })?;
     let nothing = Fields::default();
+    let silent = Prompt::default();
     try_one(&Seen {
         method: "GET",
         path: "/",
@@ -229,6 +284,7 @@ pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), Stri
         secure: false,
         now: None,
         served: Served::default(),
+        prompt: Some(&silent),
         hides: None,
     })
 }

@@ -45,6 +45,29 @@ routes:
     backendRefs: [{name: chat}]
 ";
 
+/// Signals of every kind.
+const SIGNALS: &str = "models:
+  - {name: minilm, source: models/all-minilm-l6-v2/model.safetensors}
+  - {name: injection, source: models/prompt-injection}
+signals:
+  confidential: {keywords: [confidential, \"internal only\"], atLeast: 1, reads: conversation}
+  attack: {classifier: {model: injection, labels: [injection]}, timeout: 500ms}
+  topic:
+    examples: # or one list
+      code: [Write a function that sorts a list, Why does my program not compile?]
+      cooking: [How long do I boil an egg?, Give me a recipe for soup]
+    model: minilm
+    reads: lastUser # user | conversation
+    timeout: 500ms
+    maxText: 32KiB
+routes:
+  - name: code
+    matches: [{when: \"signals.topic.code >= 0.45 && !signals.confidential && signals.attack < 0.5\"}]
+    backendRefs: [{name: chat}]
+  - name: rest
+    backendRefs: [{name: chat}]
+";
+
 /// Guard by a classifier.
 const CLASSIFIER: &str = "models:
   - {name: injection, source: models/prompt-injection}
@@ -236,6 +259,7 @@ const EXAMPLES: &[Example] = &[
     backendRefs: [{name: chat}]
 ",
     },
+    Example { path: "signals{}", yaml: SIGNALS },
     Example { path: "routes[].filters[].cache.semantic", yaml: SEMANTIC },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.classifier", yaml: CLASSIFIER },

@@ -363,6 +363,10 @@ const EVENTS: &[(&str, &str)] = &[
         "rollouts_panicked",
         "A defect ended the thread that decides about rollouts; it begins again after `retry_after` seconds with what the store has. Report it.",
     ),
+    (
+        "signal_examples_failed",
+        "The vectors of the examples of a signal could not be made; the signal is absent until a later attempt succeeds (`retry_after`).",
+    ),
     ("signal_ignored", "A signal without a meaning for the gateway was ignored."),
     ("socket_malformed", "A side of a socket broke the framing of WebSocket; `side` says which."),
     (

@@ -61,6 +61,7 @@ const AT: Label = ("at", List(&["prompt", "answer"]));
 const ACTION: Label = ("action", List(&["redact", "mask", "refuse"]));
 
 const METRIC: Label = ("metric", Text("name of the metric, as in `abortWhen`"));
+const SIGNAL: Label = ("signal", Text("name of the signal"));
 const RECEIVER: Label = ("receiver", Text("scheme, host and port of the receiver"));
 
 /// Groups of series: title, and name, labels and unit of each.
@@ -430,6 +431,14 @@ const GROUPS: &[Group] = &[
             ("spillway_rollout_observations_lost", &[], "requests"),
             ("spillway_rollout_answers_unread", &[], "answers"),
             ("spillway_rollout_pairs", &[ROUTE, ("outcome", Enum("PairEnd"))], "requests"),
+        ],
+    ),
+    (
+        "Semantic routing",
+        &[
+            ("spillway_signal_results", &[SIGNAL, ("outcome", Enum("SignalOutcome"))], "requests"),
+            ("spillway_signal_duration_seconds", &[SIGNAL], "seconds"),
+            ("spillway_signal_example_vectors", &[SIGNAL], "vectors"),
         ],
     ),
     (

@@ -9,6 +9,7 @@ use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::histogram::Histogram;
 use super::live::Live;
 use crate::telemetry::label::{ByLabel, Label};
 
@@ -89,6 +90,19 @@ impl Values<'_, '_> {
             self.encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count.get(), None)?;
         }
         Ok(())
+    }
+
+    /// Writes a histogram; none before its first value.
+    pub(super) fn histogram(&mut self, histogram: &Histogram) -> Written {
+        let counts = histogram.counts();
+        let number: u64 = counts.iter().sum();
+        if number == 0 {
+            return Ok(());
+        }
+        let bounds = histogram.bounds().iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let mut encoder = self.encoder.encode_family(&self.own)?;
+        encoder.encode_histogram::<NoLabelSet>(histogram.total(), number, &buckets, None)
     }
 
     /// Writes a number that rises and falls.

@@ -12,6 +12,7 @@ mod live;
 mod now;
 mod plain;
 mod receivers;
+mod signals;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ pub use self::now::{
     RolloutSample, Samples,
 };
 pub use self::receivers::ReceiverMetrics;
+pub use self::signals::SignalMetrics;
 use super::label::{BodyRefusal, ByLabel, CacheLookup, CacheWrite, Label, RolloutEnd};
 
 /// Provider name of built-in models.
@@ -199,6 +201,7 @@ series! {
         live_listeners: Live<ListenerMetrics>,
         live_models: Live<ModelMetrics>,
         live_receivers: Arc<Live<ReceiverMetrics>>,
+        live_signals: Arc<Live<SignalMetrics>>,
     }
 }
 
@@ -321,6 +324,7 @@ impl Metrics {
         handles::register_routes(&mut registry, &families.live_routes);
         limits::register_limits(&mut registry, &families.live_limits);
         receivers::register_receivers(&mut registry, &families.live_receivers);
+        signals::register_signals(&mut registry, &families.live_signals);
         let process = ProcessMetrics::register(&mut registry);
         let version = Info::new(labels([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("spillway_build", "The version that runs", version);
@@ -377,6 +381,11 @@ impl Metrics {
     /// Handle on the series of a receiver of notifications.
     pub fn receiver(&self, server: &str) -> Arc<ReceiverMetrics> {
         self.families.live_receivers.get(server, |name| ReceiverMetrics::new(&self.families, name))
+    }
+
+    /// Handle on the series of a signal of conversations.
+    pub fn signal(&self, name: &str) -> Arc<SignalMetrics> {
+        self.families.live_signals.get(name, |name| SignalMetrics::new(&self.families, name))
     }
 
     /// Handle on the series of a limit rule.
