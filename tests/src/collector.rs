@@ -31,6 +31,11 @@ pub struct Logged {
     pub record: LogRecord,
 }
 
+/// Value of an attribute of a span; null where there is none.
+pub fn span_attribute(span: &Span, key: &str) -> serde_json::Value {
+    value(&span.attributes, key)
+}
+
 impl Logged {
     /// Value of an attribute; null where there is none.
     pub fn attribute(&self, key: &str) -> serde_json::Value {

@@ -41,7 +41,7 @@ mod word_classifier;
 pub use client::{Answer, Client, NoAnswer, Stream};
 pub use cluster::{Cluster, own_address};
 pub use coding::{decoded, encoded};
-pub use collector::{Collector, Logged};
+pub use collector::{Collector, Logged, span_attribute};
 pub use countries::write_countries;
 pub use cross_encoder::CrossEncoder;
 pub use dns::{Dns, Says};

@@ -2,7 +2,7 @@
 //! loaded, or is edited.
 
 use serde_json::{Value, json};
-use spillway_tests::{Client, Collector, Gateway, Upstream, eventually, minilm, reply};
+use spillway_tests::{Client, Collector, Gateway, Upstream, eventually, minilm, reply, span_attribute};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const CHAT: &str = "/v1/chat/completions";
@@ -108,12 +108,12 @@ async fn examples_choose_the_route_and_a_tool_loop_stays() {
         gateway.metric_becomes(&series, 5.0).await;
     }
     let span = eventually("the span of a request", || async {
-        collector.spans().into_iter().find(|span| span.attribute("spillway.signal.topic.label") == "cooking")
+        collector.spans().into_iter().find(|span| span_attribute(span, "spillway.signal.topic.label") == "cooking")
     })
     .await;
-    let similarity = span.attribute("spillway.signal.topic").as_f64().unwrap();
+    let similarity = span_attribute(&span, "spillway.signal.topic").as_f64().unwrap();
     assert!((0.45..=1.0).contains(&similarity), "{similarity}");
-    assert!(span.attribute("spillway.signal.code").as_f64().unwrap() < similarity);
+    assert!(span_attribute(&span, "spillway.signal.code").as_f64().unwrap() < similarity);
     let sent = String::from_utf8_lossy(&collector.bytes()).into_owned();
     assert!(!sent.contains("vegetables") && !gateway.log().contains("vegetables"));
 }
