@@ -102,6 +102,10 @@ async fn gateways_give_each_others_answers_again_and_keep_them_over_a_restart() 
     for (gateway, hits) in [(&one, 1.0), (&other, 1.0)] {
         gateway.metric_becomes("spillway_filter_cache_saved_usd_total{http_route=\"r\"}", 0.007 * hits).await;
     }
+    for key in keys(&redis) {
+        let left: u64 = String::from_utf8(redis.command(&[b"PTTL", &key]).remove(0)).unwrap().parse().unwrap();
+        assert!((1..=600_000).contains(&left), "{left}");
+    }
     let started_again = other.crash_and_restart(&yaml).await;
     reached(&started_again).await;
     assert_eq!(ask(&started_again, &[], body("hi", false)).await.header("x-spillway-cache"), "hit");
@@ -281,6 +285,23 @@ async fn a_server_without_memory_refuses_and_requests_pass() {
     assert_eq!(ask(&gateway, &[], body("b", false)).await.header("x-spillway-cache"), "miss");
     gateway.metric_becomes("spillway_cache_store_writes_total{result=\"failed\"}", 1.0).await;
     assert_eq!(ask(&gateway, &[], body("a", false)).await.header("x-spillway-cache"), "hit");
+}
+
+#[tokio::test]
+async fn what_waits_for_a_server_is_bounded_and_what_is_over_a_bound_passes() {
+    let (redis, upstream) = (Redis::start(), Upstream::start(echoing).await);
+    let settings = at(&redis).replace("timeout:", "maxLookups: 1, maxPendingBytes: 512B, timeout:");
+    let gateway = start(&yaml(&upstream, "", &settings, "")).await;
+    for n in 1..=2 {
+        assert_eq!(ask(&gateway, &[], body("a", false)).await.header("x-spillway-cache"), "miss");
+        gateway.metric_becomes("spillway_cache_store_writes_total{result=\"full\"}", f64::from(n)).await;
+    }
+    redis.signal("STOP");
+    futures::future::join_all((0..5).map(|n| ask(&gateway, &[], body(&format!("{n}"), false)))).await;
+    redis.signal("CONT");
+    assert_eq!(lookups(&gateway, "timeout").await, 1.0);
+    assert!(lookups(&gateway, "busy").await >= 1.0, "one alone waits for the server");
+    assert_eq!(keys(&redis).len(), 0);
 }
 
 #[tokio::test]

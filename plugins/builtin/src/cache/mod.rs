@@ -42,7 +42,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Number of the next filter.
 static FILTERS: AtomicU64 = AtomicU64::new(0);
 /// Memory of an entry beside its answer, bytes.
-const ENTRY: usize = 256;
+const ENTRY: usize = 448;
 
 /// Keeps answers of model APIs, and gives them to requests that ask the same again: chats, completions, embeddings,
 /// rankings and inferences whose body is the same but for the order of its members. Whole answers and streams are kept apart. Put
