@@ -180,8 +180,12 @@ pub(super) fn identify(mode: RouteAuthentication, exchange: &mut Exchange) -> Re
     let proof = mark.origin.proof.restored();
     let Some(consumer) = exchange.snapshot.identity.holder(&proof, &mark.owner, unix_now()) else {
         let message = "The key, certificate or token that the batch was made with identifies its consumer no longer.";
-        let (status, kind) = (StatusCode::UNAUTHORIZED, ErrorKind::Authentication);
-        return Err(End::refuse(Refusal::new(status, kind, "invalid_api_key", message)));
+        return Err(End::refuse(Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            ErrorKind::Authentication,
+            "invalid_api_key",
+            message,
+        )));
     };
     exchange.caller = Some(consumer);
     exchange.credential = mark.origin.credential;
@@ -214,8 +218,12 @@ pub(super) fn no_room(exchange: &mut Exchange) -> End {
     if let Some(line) = &exchange.line {
         line.mark.note_no_room();
     }
-    let (status, kind) = (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded);
-    End::refuse(Refusal::new(status, kind, "overloaded", "no target has room for a line of a batch"))
+    End::refuse(Refusal::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Overloaded,
+        "overloaded",
+        "no target has room for a line of a batch",
+    ))
 }
 
 /// True for a line that found no place.

@@ -206,8 +206,8 @@ fn unknown_path(methods: &'static str, session: &ClientSession, exchange: &Excha
     }
     let method = &session.req_header().method;
     let message = format!("this path has no {method}; expected {methods}");
-    let (status, kind) = (StatusCode::METHOD_NOT_ALLOWED, ErrorKind::InvalidRequest);
-    let refusal = Refusal::new(status, kind, "method_not_allowed", message);
+    let refusal =
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ErrorKind::InvalidRequest, "method_not_allowed", message);
     let id = exchange.request_id.to_str().unwrap_or_default();
     let rendered = protocol::render(&refusal, exchange.error_dialect(), id);
     let mut headers = rendered.headers;
@@ -313,9 +313,8 @@ fn new_batch(
         check_metadata(metadata)?;
     }
     let proof = exchange.caller_proof().ok_or_else(|| {
-        let (status, kind) = (StatusCode::FORBIDDEN, ErrorKind::Permission);
         let message = "Nothing shows who this caller is for longer than this request, so no batch can be made for it.";
-        Refusal::new(status, kind, "permission_denied", message)
+        Refusal::new(StatusCode::FORBIDDEN, ErrorKind::Permission, "permission_denied", message)
     })?;
     let origin = BatchOrigin {
         listener: listener.to_owned(),
@@ -350,9 +349,13 @@ async fn upload(
 ) -> Result<FileRecord, End> {
     let head = session.req_header();
     if Coding::of(&head.headers) != Coding::Identity {
-        let (status, kind) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorKind::InvalidRequest);
         let message = "A file is taken as it is: send the form without `Content-Encoding`.";
-        return Err(End::refuse(Refusal::new(status, kind, "unsupported_content_encoding", message)));
+        return Err(End::refuse(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorKind::InvalidRequest,
+            "unsupported_content_encoding",
+            message,
+        )));
     }
     let content_type = session.get_header(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let boundary = content_type.and_then(|value| multer::parse_boundary(value).ok()).ok_or_else(|| {
@@ -469,8 +472,9 @@ fn malformed(error: &multer::Error) -> End {
 
 fn too_long(batches: &Batches) -> End {
     let message = format!("The file is longer than {} bytes (`batch.maxFile`).", batches.max_file());
-    let (status, kind) = (StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequest);
-    End::refuse(Refusal::new(status, kind, "file_too_large", message).param("file"))
+    End::refuse(
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::InvalidRequest, "file_too_large", message).param("file"),
+    )
 }
 
 /// Reads a short field.

@@ -259,7 +259,8 @@ const EXAMPLES: &[Example] = &[
     backendRefs: [{name: chat}]
 ",
     },
-    Example { path: "signals{}", yaml: SIGNALS },
+    Example { path: "signals.NAME", yaml: SIGNALS },
+    Example { path: "signals.NAME.classifier", yaml: SIGNALS },
     Example { path: "routes[].filters[].cache.semantic", yaml: SEMANTIC },
     Example { path: "routes[].filters[].guard", yaml: GUARD },
     Example { path: "routes[].filters[].guard.classifier", yaml: CLASSIFIER },

@@ -9,10 +9,6 @@ use super::{GENERATED, cell, compare};
 
 /// Fields of a line for a request: name, meaning.
 const ACCESS: &[(&str, &str)] = &[
-    ("batch_ended", "A batch has ended, with its counts."),
-    ("batch_file_not_deleted", "The bytes of a file of a batch could not be deleted."),
-    ("batches_failed", "The store of batches, or the work on one of them, failed."),
-    ("batches_not_written", "The last writes to the store of batches took too long."),
     ("timestamp", "End of the request, RFC 3339 in UTC with milliseconds."),
     ("event", "`access`."),
     ("requestId", "Id of the request, as in `x-request-id`."),
@@ -121,6 +117,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("metrics_listening", "The address of the metrics alone takes connections."),
     ("answer_not_written", "An answer of a built-in model could not be written in the API of its caller: report it."),
     ("attempts_spent", "The last attempt of a request failed."),
+    ("batch_ended", "A batch has ended, with its counts."),
+    ("batch_file_not_deleted", "The bytes of a file of a batch could not be deleted."),
+    ("batches_failed", "The store of batches, or the work on one of them, failed."),
+    ("batches_not_written", "The last writes to the store of batches took too long."),
     (
         "budgets_not_written",
         "The file of budgets cannot be written. Budgets are counted in memory and lost when the process ends.",
