@@ -83,7 +83,7 @@ async fn examples_choose_the_route_and_a_tool_loop_stays() {
     let gateway = Gateway::start(&yaml(&upstream.url(), "", &signals, &routes, &tracing)).await;
     let client = gateway.client();
     let question = user("How should I cook rice with vegetables?");
-    assert_eq!(route(&client, &[question.clone()]).await, "cooking");
+    assert_eq!(route(&client, std::slice::from_ref(&question)).await, "cooking");
     assert_eq!(route(&client, &[user("My Python function does not sort the list")]).await, "code");
     assert_eq!(route(&client, &[user("Who was the first emperor of Rome?")]).await, "rest");
     // A text in windows: the one about code counts.
