@@ -478,13 +478,13 @@ pub fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     let name = name.to_lowercase();
     let distance = |known: &str| {
         let known = known.to_lowercase();
-        // `match` for `matches`, `backends` for `backend`.
+        // `match` for `matches`, before `batch`; `backends` for `backend`.
         let begins = name.len().min(known.len()) >= 4 && (known.starts_with(&name) || name.starts_with(&known));
-        if begins { 1 } else { strsim::damerau_levenshtein(&name, &known) }
+        if begins { (1, 0) } else { (strsim::damerau_levenshtein(&name, &known), 1) }
     };
-    let best = names.iter().take(MOST_COMPARED).map(|known| (distance(known), *known)).min()?;
+    let ((best, _), known) = names.iter().take(MOST_COMPARED).map(|known| (distance(known), *known)).min()?;
     let most = (name.chars().count() / 3).max(1);
-    (best.0 <= most).then_some(best.1)
+    (best <= most).then_some(known)
 }
 
 /// Names with `or` before the last.

@@ -60,7 +60,7 @@ fn bounds_are_bounds() {
     for (batch, what) in [
         ("listener: none", "6: unknown listener"),
         ("maxShare: 0", "6: found 0; expected more than 0"),
-        ("maxShare: 1.5", "6: found 1.5; expected"),
+        ("maxShare: 1.5", "6: 1.5 is too large; expected 1 or less"),
         ("maxShare: .nan", "6: "),
         ("maxLines: 0", "6: 0 is too small"),
         ("maxInFlight: 5000", "6: found 5000; expected at most 4096"),
