@@ -290,6 +290,13 @@ impl<'s> Checker<'s> {
                 _ => self.mismatch(node, A_STRING_OR_MAPPING, path),
             };
         }
+        if let Some((list, mapping)) = list_or_mapping(&branches) {
+            return match &node.value {
+                Value::Sequence(_) => self.walk(node, list, path),
+                Value::Mapping(_) => self.walk(node, mapping, path),
+                _ => self.mismatch(node, A_LIST_OR_MAPPING, path),
+            };
+        }
         let (words, keyed) = forms(&branches);
         let keys: Vec<&str> = keyed.iter().map(|(name, _)| *name).collect();
         let is_text = |branch: &&Json| {
@@ -327,6 +334,7 @@ impl<'s> Checker<'s> {
 const A_STRING: &str = "a string";
 const A_STRING_OR_MAPPING: &str = "a string or a mapping";
 const A_LIST: &str = "a list";
+const A_LIST_OR_MAPPING: &str = "a list or a mapping";
 
 /// Follows the references of a schema.
 pub(crate) fn resolve<'s>(root: &'s Json, mut schema: &'s Json) -> &'s Json {
@@ -358,6 +366,13 @@ fn text_or_mapping<'s>(branches: &[&'s Json]) -> Option<(&'s Json, &'s Json)> {
     (is_text && properties.is_some_and(|properties| properties.len() >= least)).then_some((*text, *mapping))
 }
 
+/// Schemas of a list and of a mapping of which these branches consist.
+fn list_or_mapping<'s>(branches: &[&'s Json]) -> Option<(&'s Json, &'s Json)> {
+    let [list, mapping] = branches else { return None };
+    let is = |branch: &Json, kind: &str| branch.get("type").and_then(Json::as_str) == Some(kind);
+    (is(list, "array") && is(mapping, "object")).then_some((*list, *mapping))
+}
+
 /// Words and mappings with one key, each with the schema of its value, of which these branches consist.
 fn forms<'s>(branches: &[&'s Json]) -> (Vec<&'s str>, Vec<(&'s str, &'s Json)>) {
     let words = branches
@@ -384,6 +399,7 @@ fn expectation(root: &Json, schema: &Json) -> String {
         [only] if !std::ptr::eq(*only, schema) => return expectation(root, only),
         [_] => {}
         several if text_or_mapping(several).is_some() => return A_STRING_OR_MAPPING.to_owned(),
+        several if list_or_mapping(several).is_some() => return A_LIST_OR_MAPPING.to_owned(),
         several => {
             let (words, keyed) = forms(several);
             return alternatives(&words, &keyed.iter().map(|(key, _)| *key).collect::<Vec<_>>());

@@ -63,7 +63,7 @@ fn bounds_are_bounds() {
         ("maxShare: 1.5", "6: 1.5 is too large; expected 1 or less"),
         ("maxShare: .nan", "6: "),
         ("maxLines: 0", "6: 0 is too small"),
-        ("maxInFlight: 5000", "6: found 5000; expected at most 4096"),
+        ("maxInFlight: 5000", "6: 5000 is too large; expected 4096 or less"),
         ("maxFile: 1B", "6: found 1B; expected 1KiB to 4GiB"),
         ("maxLine: 65MiB", "6: found 65MiB; expected 1KiB to 64MiB"),
         ("maxAnswer: 1B", "6: found 1B; expected 1KiB to 64MiB"),

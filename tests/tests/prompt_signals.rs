@@ -32,10 +32,7 @@ fn yaml(url: &str, signals: &Value, routes: &[(&str, Value)]) -> String {
     let mut all: Vec<Value> = routes.iter().map(|(name, one)| route(name, json!([one]))).collect();
     all.push(route("rest", json!([])));
     let backend = json!({"name": "b", "protocol": "openai", "endpoints": [{"url": url}]});
-    format!(
-        "listeners: [{{address: \"127.0.0.1:0\"}}]\nbackends: [{backend}]\nsignals: {signals}\nroutes: {}\n",
-        Value::Array(all)
-    )
+    format!("backends: [{backend}]\nsignals: {signals}\nroutes: {}\n", Value::Array(all))
 }
 
 fn when(condition: &str) -> Value {
@@ -305,7 +302,8 @@ async fn an_edit_of_a_signal_takes_effect() {
     let client = gateway.client();
     assert_eq!(route(&client, CHAT, chat(&[user("before")])).await, "secret");
     let edits = gateway.edits();
-    let edited = format!("admin: {{address: \"127.0.0.1:0\"}}\n{}", yaml(&upstream.url(), &signals("after"), &routes));
+    let edited = yaml(&upstream.url(), &signals("after"), &routes);
+    let edited = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\n{edited}");
     std::fs::write(gateway.config(), edited).unwrap();
     let event = gateway.reloads(edits).await;
     assert_eq!(event["event"], "config_reloaded", "{event}");

@@ -92,6 +92,8 @@ const SECRET_FILES: &[&str] = &[
 /// the language, paths of files, and files that are public.
 const NO_SECRETS: &[&str] = &[
     "include[]",
+    "batch.listener",
+    "batch.store",
     "discovery.kubernetes.gatewayClass",
     "discovery.kubernetes.namespaces[]",
     "discovery.kubernetes.spillTo",

@@ -34,8 +34,7 @@ fn yaml(url: &str, model: &str, signals: &Value, routes: &[(&str, &str)], furthe
     all.push(route("rest", json!([])));
     let backend = json!({"name": "b", "protocol": "openai", "endpoints": [{"url": url}]});
     format!(
-        "listeners: [{{address: \"127.0.0.1:0\"}}]
-models: [{{name: minilm, source: \"{}\", device: cpu{model}}}]
+        "models: [{{name: minilm, source: \"{}\", device: cpu{model}}}]
 backends: [{backend}]
 signals: {signals}
 routes: {}
@@ -152,7 +151,11 @@ async fn vectors_of_examples_are_kept_over_reloads() {
     assert_eq!(vectors(&gateway, "cooking").await, 3.0);
     let edit = async |yaml: String| {
         let edits = gateway.edits();
-        std::fs::write(gateway.config(), format!("admin: {{address: \"127.0.0.1:0\"}}\n{yaml}")).unwrap();
+        std::fs::write(
+            gateway.config(),
+            format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\n{yaml}"),
+        )
+        .unwrap();
         let event = gateway.reloads(edits).await;
         assert_eq!(event["event"], "config_reloaded", "{event}");
     };
