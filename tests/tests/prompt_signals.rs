@@ -210,7 +210,8 @@ async fn a_classifier_chooses_the_route() {
     ];
     let folder = tempfile::tempdir().unwrap();
     word_classifier(&folder.path().join("words"));
-    let yaml = format!("models: [{{name: words, source: words}}]\n{}", yaml(&upstream.url(), &signals, &routes));
+    let yaml = yaml(&upstream.url(), &signals, &routes);
+    let yaml = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nmodels: [{{name: words, source: words}}]\n{yaml}");
     let gateway = Gateway::start_in(folder, &yaml).await;
     let client = gateway.client();
     let padding = "word ".repeat(300);
@@ -239,7 +240,10 @@ async fn only_what_a_candidate_reads_is_worked_out() {
         ("picked", json!({"model": "auto", "when": "signals.s50"})),
         ("auto", json!({"model": "auto"})),
         ("many", json!({"path": {"exact": CHAT}, "headers": [{"name": "x-many", "exact": "1"}], "when": all})),
-        ("other", json!({"path": {"exact": CHAT}, "when": "request.headers['x-other'] == '1' && signals.s51"})),
+        (
+            "other",
+            json!({"path": {"exact": CHAT}, "headers": [{"name": "x-other", "exact": "1"}], "when": "signals.s51"}),
+        ),
     ];
     let gateway = gateway(&upstream.url(), &signals, &routes).await;
     let client = gateway.client();
@@ -334,52 +338,48 @@ routes:
     word_classifier(&folder.path().join("words"));
     for (signals, condition, parts) in [
         (
-            "secret: {keywords: [a]}",
-            "signals.secrte",
-            &["spillway.yaml:8", "`signals` has no `secrte`", "did you mean `secret`?"][..],
+            "topic: {keywords: [a]}",
+            "signals.topci",
+            &["spillway.yaml:8", "`signals` has no `topci`", "did you mean `topic`?"][..],
         ),
-        (
-            "secret: {keywords: [a]}",
-            "signals.secret > 0.5",
-            &["spillway.yaml:8", "`>` does not go with bool and double"],
-        ),
-        ("secret: {keywords: [a]}", "signals.secret && prompt.lang == 'a'", &["`prompt` has no `lang`"]),
-        ("secret: {keywords: []}", "signals.secret", &["spillway.yaml:5", "found 0 keywords"]),
-        ("secret: {keywords: [a, A]}", "signals.secret", &["`A` is in the list already"]),
-        ("secret: {keywords: [a], atLeast: 2}", "signals.secret", &["2 of 1 keywords never occur"]),
-        ("secret: {keywords: [a], timeout: 1s}", "signals.secret", &["no effect with `keywords`"]),
-        ("secret: {}", "true", &["expected one of `keywords`, `examples` and `classifier`"]),
+        ("topic: {keywords: [a]}", "signals.topic > 0.5", &["spillway.yaml:8", "`>` does not go with bool and double"]),
+        ("topic: {keywords: [a]}", "signals.topic && prompt.lang == 'a'", &["`prompt` has no `lang`"]),
+        ("topic: {keywords: []}", "signals.topic", &["spillway.yaml:5", "found 0 keywords"]),
+        ("topic: {keywords: [a, A]}", "signals.topic", &["`A` is in the list already"]),
+        ("topic: {keywords: [a], atLeast: 2}", "signals.topic", &["2 of 1 keywords never occur"]),
+        ("topic: {keywords: [a], timeout: 1s}", "signals.topic", &["no effect with `keywords`"]),
+        ("topic: {}", "true", &["expected one of `keywords`, `examples` and `classifier`"]),
         ("a-b: {keywords: [a]}", "true", &["expressions cannot read the name `a-b`"]),
         ("in: {keywords: [a]}", "true", &["a word of the language of expressions"]),
         (
-            "secret: {keywords: [a], examples: [b], model: words}",
-            "signals.secret",
+            "topic: {keywords: [a], examples: [b], model: words}",
+            "signals.topic",
             &["a signal with `keywords` cannot have this too"],
         ),
-        ("secret: {examples: [b]}", "signals.secret > 0.5", &["`model` is missing"]),
+        ("topic: {examples: [b]}", "signals.topic > 0.5", &["`model` is missing"]),
         (
-            "secret: {examples: [b], model: word}",
-            "signals.secret > 0.5",
+            "topic: {examples: [b], model: word}",
+            "signals.topic > 0.5",
             &["unknown built-in model `word`", "did you mean `words`?"],
         ),
-        ("secret: {examples: {a: [b], c: []}, model: words}", "signals.secret.a > 0.5", &["a label without examples"]),
+        ("topic: {examples: {a: [b], c: []}, model: words}", "signals.topic.a > 0.5", &["a label without examples"]),
         (
-            "secret: {examples: {a: [b]}, model: words}",
-            "signals.secret.b > 0.5",
-            &["`signals.secret` has no `b`; expected `a`"],
+            "topic: {examples: {a: [b]}, model: words}",
+            "signals.topic.b > 0.5",
+            &["`signals.topic` has no `b`; expected `a`"],
         ),
         (
-            "secret: {examples: [b], model: words}",
-            "signals.secret > 0.5",
-            &["signals.secret.model: `words` is a model for", "name one for embeddings"],
+            "topic: {examples: [b], model: words}",
+            "signals.topic > 0.5",
+            &["signals.topic.model: `words` is a model for", "name one for embeddings"],
         ),
         (
-            "secret: {classifier: {model: words, labels: [toxi]}}",
-            "signals.secret > 0.5",
+            "topic: {classifier: {model: words, labels: [toxi]}}",
+            "signals.topic > 0.5",
             &["`words` has no label `toxi`; expected some of `injection`, `toxic`, `threat`"],
         ),
-        ("secret: {keywords: [a], maxText: 1B}", "signals.secret", &["expected 1KiB to 1MiB"]),
-        ("secret: {keywords: [a]}", "true", &["warning", "no `matches[].when` reads `signals.secret`"]),
+        ("topic: {keywords: [a], maxText: 1B}", "signals.topic", &["expected 1KiB to 1MiB"]),
+        ("topic: {keywords: [a]}", "true", &["warning", "no `matches[].when` reads `signals.topic`"]),
     ] {
         let said = check(signals, condition);
         for part in parts {

@@ -86,12 +86,9 @@ async fn examples_choose_the_route_and_a_tool_loop_stays() {
     assert_eq!(route(&client, &[user("My Python function does not sort the list")]).await, "code");
     assert_eq!(route(&client, &[user("Who was the first emperor of Rome?")]).await, "rest");
     // A text in windows: the one about code counts.
-    let long = format!(
-        "{} My Rust program does not compile. {}",
-        "The sky is blue. ".repeat(150),
-        "Grass is green. ".repeat(150)
-    );
-    assert_eq!(route(&client, &[user(&long)]).await, "rest", "a short part of a long window is diluted");
+    let (sky, grass) = ("The sky is blue. ".repeat(150), "Grass is green. ".repeat(150));
+    let code = "My Rust program does not compile, and my Python function does not sort the list. ".repeat(40);
+    assert_eq!(route(&client, &[user(&format!("{sky}{code}{grass}"))]).await, "code");
     let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
     let result = "def sort(values): return sorted(values)  # Python function that sorts a list";
     let in_loop = [

@@ -28,17 +28,31 @@ type Key = (u64, [u8; 32]);
 
 /// Vectors of the examples of all configurations that are in use.
 #[derive(Debug, Default)]
-pub(super) struct Book(Mutex<HashMap<Key, Weak<TextVectors>>>);
+pub(super) struct Book {
+    known: Mutex<HashMap<Key, Weak<TextVectors>>>,
+    /// Turns at texts whose vectors are being made: signals that share a text make them once.
+    turns: Mutex<HashMap<Key, Weak<Turn>>>,
+}
+
+type Turn = tokio::sync::Mutex<()>;
 
 impl Book {
     fn find(&self, key: &Key) -> Option<Arc<TextVectors>> {
-        self.0.lock().get(key).and_then(Weak::upgrade)
+        self.known.lock().get(key).and_then(Weak::upgrade)
     }
 
     fn keep(&self, key: Key, vectors: &Arc<TextVectors>) {
-        let mut known = self.0.lock();
+        let mut known = self.known.lock();
         known.retain(|_, vectors| vectors.strong_count() > 0);
         known.insert(key, Arc::downgrade(vectors));
+    }
+
+    fn turn(&self, key: Key) -> Arc<Turn> {
+        let mut turns = self.turns.lock();
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = turns.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        turns.insert(key, Arc::downgrade(&turn));
+        turn
     }
 }
 
@@ -48,6 +62,8 @@ struct Example {
     text: Arc<str>,
     /// Index of its label.
     label: usize,
+    /// Its vectors, where an earlier set had them: that one may go before the vectors are used.
+    known: Option<Arc<TextVectors>>,
 }
 
 /// Vectors of an example, with the index of its label.
@@ -73,11 +89,15 @@ impl ExampleSet {
         book: Arc<Book>,
         metrics: Arc<SignalMetrics>,
     ) -> Self {
-        let examples = examples.map(|(label, text)| Example { text: text.into(), label }).collect();
+        let version = embedder.version();
+        let example = |(label, text): (usize, &str)| {
+            let known = book.find(&key(version, text));
+            Example { text: text.into(), label, known }
+        };
+        let examples = examples.map(example).collect();
         let ready = watch::Sender::new(None);
         let set = Self { embedder, examples, book, metrics, signal: signal.into(), ready, task: Mutex::default() };
-        let version = set.embedder.version();
-        let known = |example: &Example| Some((example.label, set.book.find(&key(version, &example.text))?));
+        let known = |example: &Example| Some((example.label, example.known.clone()?));
         let all: Option<Vec<Labelled>> = set.examples.iter().map(known).collect();
         if let Some(all) = all {
             set.ready.send_replace(Some(all.into()));
@@ -97,8 +117,10 @@ impl ExampleSet {
             for example in examples.iter() {
                 let key = key(version, &example.text);
                 let mut pause = FIRST_RETRY;
+                let turn = book.turn(key);
+                let _turn = turn.lock().await;
                 let vectors = loop {
-                    if let Some(known) = book.find(&key) {
+                    if let Some(known) = example.known.clone().or_else(|| book.find(&key)) {
                         break known;
                     }
                     match embedder.embed_whole(example.text.to_string(), TIMEOUT).await {
@@ -185,12 +207,14 @@ mod tests {
         assert_eq!((vectors.len(), count.example_vectors.get()), (2, 2));
         let second = set(&["north", "east"], &book, &metrics);
         assert!(second.ready.borrow().is_some(), "known vectors are there at once");
-        let third = set(&["east", "west"], &book, &metrics);
+        let third = set(&["west", "east"], &book, &metrics);
         assert!(third.ready.borrow().is_none());
+        // What it has in common with those before outlives them.
+        drop((first, second, vectors));
         third.make();
         third.vectors().await.unwrap();
         assert_eq!(count.example_vectors.get(), 3);
-        drop((first, second, third, vectors));
+        drop(third);
         assert!(set(&["east"], &book, &metrics).ready.borrow().is_none());
     }
 
