@@ -1,11 +1,17 @@
 //! Client of a Redis or Valkey server, as the configuration describes it: for the limits, the answers and the state that
 //! several gateways share. Makes no connection; owners of clients connect.
 
+use std::time::Duration;
+
 use redis::{Client, IntoConnectionInfo, TlsCertificates};
 use spillway_config::schema::{CacheRedis, RedisState};
 use spillway_config::values::{FilePath, Secret, ValueError};
 
 use crate::tls::TlsError;
+
+/// Longest wait of a connection for a server to connect or to answer: as long as any `timeout` of the configuration may be, so that
+/// a request waits for that and no shorter.
+pub(crate) const LONGEST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Reason why a server cannot be used. Nothing was sent to it.
 #[derive(Debug, thiserror::Error)]

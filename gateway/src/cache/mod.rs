@@ -25,12 +25,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::commit_steps::CommitSteps;
-use crate::redis_client::{self, ClientError};
+use crate::redis_client::{self, ClientError, LONGEST_ANSWER};
 use crate::telemetry::{CacheLookup, CacheWrite, LogThrottle, Metrics};
 use value::NoAnswer;
 
-/// Time limit of calls that no request waits for.
-const CALL: Duration = Duration::from_secs(1);
 /// Bytes of the digest of a route's name in keys: enough that no two routes share theirs.
 const ROUTE_DIGEST: usize = 16;
 
@@ -163,9 +161,9 @@ impl Drop for Server {
     }
 }
 
-/// Settings of a connection that no request waits for.
+/// Settings of a connection: requests have a time limit of their own, which is shorter.
 fn patient() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CALL)).set_response_timeout(Some(CALL))
+    AsyncConnectionConfig::new().set_connection_timeout(Some(LONGEST_ANSWER)).set_response_timeout(Some(LONGEST_ANSWER))
 }
 
 /// New generation: no other one is like it.

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{Settlement, SharedStore};
 use crate::clock::unix_now;
+use crate::redis_client::LONGEST_ANSWER;
 
 /// Most settlements of one round trip: some 20 KiB.
 const BATCH: usize = 256;
@@ -33,8 +34,8 @@ pub(super) async fn keep(
     let mut reported = false;
     loop {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(Duration::from_secs(1)));
+            .set_connection_timeout(Some(LONGEST_ANSWER))
+            .set_response_timeout(Some(LONGEST_ANSWER));
         let connected = async {
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             // Loads the script before the first request needs it: none pays a second round trip.
